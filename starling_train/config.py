@@ -1,0 +1,241 @@
+"""The configuration as typed dataclasses, its checks, and the one error class for a user's mistakes.
+
+`conf/` holds the same keys with the same defaults and a comment on each (a test compares them). Checks on one key
+stand beside the key, checks across keys in `check`. Only the standard library is used, so that a wrong key is told
+before anything heavy is imported.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+
+class UserError(ValueError):
+    """The user's input is wrong: one line that names the key or file, what is wrong, and what to do."""
+
+
+def choice(default: str | None, *choices: str | None) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+def number(default: float, low: float | None = None, high: float | None = None) -> Any:
+    """A number within [low, high]; None leaves a side open."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+def optional_number(low: float | None = None, high: float | None = None) -> Any:
+    return field(default=None, metadata={"range": (low, high)})
+
+
+@dataclass
+class ModelConfig:
+    path: str = "openchat/openchat-3.5-0106"
+    revision: str | None = None
+    dtype: str = choice("bfloat16", "bfloat16", "float16", "float32")
+    attention: str = choice("sdpa", "sdpa", "eager", "flash_attention_2")
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class FreezeConfig:
+    method: str = choice("snr", "snr", "layers", "last_layers", "random", "none")
+    unit: str = choice("matrix", "matrix", "layer")
+    top_percent: float = number(25.0, 0.0, 100.0)
+    layers: list[int] = field(default_factory=list)
+    last_layers: int = number(4, 1)
+    lowest_layer: int = number(0, 0)
+    dialect: str = choice("spectrum", "spectrum", "laserrmt", "gavish_donoho")
+    scan: str | None = None
+    embeddings: bool = False
+    head: bool = False
+    norms: bool = False
+
+
+@dataclass
+class RewardConfig:
+    kind: str = choice("starling_7b", "starling_7b", "starling_34b", "sequence_classification")
+    path: str = "berkeley-nest/Starling-RM-7B-alpha"
+    tokenizer: str | None = None
+    dtype: str = choice("bfloat16", "bfloat16", "float16", "float32")
+    load_in: str | None = choice(None, None, "8bit", "4bit")
+    position: str = choice("last_token", "last_token", "card")
+    trailing_newline: bool = False
+    max_length: int = number(2048, 8)
+    tokens_per_batch: int = number(16384, 1)
+    scale: str = choice("running", "none", "running")
+    clip: float = number(10.0, 0.0)
+
+
+@dataclass
+class DataConfig:
+    path: str = "berkeley-nest/Nectar"
+    max_prompt_tokens: int = number(1024, 1)
+    eval_prompts: int = number(64, 1)
+    good_natured_only: bool = False
+    exclude: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RolloutConfig:
+    engine: str = choice("hf", "hf")
+    slots: int = number(64, 1)
+    max_new_tokens: int = number(1024, 1)
+    temperature: float = number(1.0, 1e-3)
+    top_p: float = number(1.0, 1e-3, 1.0)
+    top_k: int = number(0, 0)
+    stop_strings: list[str] = field(default_factory=lambda: ["GPT4 Correct User:", "GPT4 Correct Assistant:"])
+
+
+@dataclass
+class KLConfig:
+    coefficient: float = number(0.01, 0.0)
+    target: float | None = optional_number(1e-6)
+    horizon: float = number(10000.0, 1.0)
+    estimator: str = choice("k1", "k1", "k2", "k3")
+    stop: float | None = optional_number(1e-6)
+
+
+@dataclass
+class AlgorithmConfig:
+    name: str = choice("ppo", "ppo", "apa")
+    steps: int = number(1000, 1)
+    prompts_per_step: int = number(64, 1)
+    epochs: int = number(2, 1)
+    minibatches: int = number(4, 1)
+    tokens_per_microbatch: int = number(8192, 1)
+    gamma: float = number(1.0, 0.0, 1.0)
+    gae_lambda: float = number(0.95, 0.0, 1.0)
+    clip: float = number(0.2, 1e-6)
+    value_clip: float = number(0.2, 0.0)
+    value_coefficient: float = number(1.0, 0.0)
+    apa_lambda: float = number(0.1, 1e-6)
+    critic: str = choice("head", "head", "twin", "separate")
+    critic_warmup_steps: int = number(0, 0)
+    missing_eos_penalty: float = number(1.0, 0.0)
+    length_penalty: float = number(0.0)
+    kl: KLConfig = field(default_factory=KLConfig)
+
+
+@dataclass
+class OptimConfig:
+    learning_rate: float = number(2e-7, 0.0)
+    critic_learning_rate: float | None = optional_number(0.0)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = number(1e-5, 0.0)
+    weight_decay: float = number(1e-6, 0.0)
+    schedule: str = choice("linear", "linear", "constant", "cosine")
+    warmup_steps: int = number(0, 0)
+    max_gradient_norm: float = number(1.0, 1e-9)
+
+
+@dataclass
+class ClusterConfig:
+    device: str = choice("auto", "auto", "cpu", "cuda")
+    threads: int | None = optional_number(1)
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = number(50, 0)
+    keep: int = number(2, 1)
+
+
+@dataclass
+class FunctionCallingConfig:
+    path: str | None = None
+    cases: int | None = optional_number(1)
+    max_new_tokens: int = number(256, 1)
+
+
+@dataclass
+class EvaluationConfig:
+    every: int = number(50, 0)
+    suites: list[str] = field(default_factory=list)
+    functions: dict[str, str] = field(default_factory=dict)
+    function_calling: FunctionCallingConfig = field(default_factory=FunctionCallingConfig)
+
+
+@dataclass
+class LoggingConfig:
+    wandb: str = choice("disabled", "disabled", "offline", "online")
+    samples: int = number(16, 1)
+
+
+@dataclass
+class Config:
+    name: str = "ppo"
+    run_dir: str | None = None
+    seed: int = number(0, 0)
+    dry_run: bool = False
+    debug: bool = False
+    prepare: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    """Check every key against its own choices and range. Raises UserError for the first that is wrong."""
+    for item in fields(config):
+        key, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if is_dataclass(value):
+            check_values(value, f"{key}.")
+        choices = item.metadata.get("choices")
+        if choices and value not in choices:
+            options = ", ".join("null" if c is None else c for c in choices)
+            raise UserError(f"{key}: '{value}' is not an option; use one of: {options}")
+        if "range" in item.metadata and value is not None:
+            _check_range(key, value, *item.metadata["range"])
+
+
+def _check_range(key: str, value: float, low: float | None, high: float | None) -> None:
+    # `not (a <= b)` rather than `a > b`: NaN fails too
+    if (low is not None and not low <= value) or (high is not None and not value <= high):
+        bounds = f"from {low:g} to {high:g}" if low is not None and high is not None else (
+            f"{low:g} or more" if low is not None else f"{high:g} or less"
+        )
+        raise UserError(f"{key}: {value:g} is out of range; give a number {bounds}")
+
+
+SUITES = ("function_calling",)
+
+
+def check(config: Config) -> None:
+    """Check a run's configuration, single keys first, then across keys. Raises UserError."""
+    check_values(config)
+    for key, value, what in (
+        ("model.path", config.model.path, "the policy: a Hugging Face directory or hub id"),
+        ("reward.path", config.reward.path, "the reward model: a Hugging Face directory or hub id"),
+        ("data.path", config.data.path, "the prompts: Nectar's parquet, JSONL, or a hub id"),
+    ):
+        if not value:
+            raise UserError(f"{key}: not set; give {what}, or start from a recipe (+recipe=small)")
+    if config.freeze.method == "layers" and not config.freeze.layers:
+        raise UserError("freeze.layers: empty with freeze.method=layers; give layer numbers, e.g. freeze.layers=[10,11]")
+    if config.freeze.method in ("snr", "random") and config.freeze.top_percent == 0:
+        raise UserError("freeze.top_percent: 0 selects nothing to train; give a percentage above 0, e.g. 25")
+    if config.algorithm.minibatches > config.algorithm.prompts_per_step:
+        raise UserError(
+            f"algorithm.minibatches: {config.algorithm.minibatches} is more than the "
+            f"{config.algorithm.prompts_per_step} of algorithm.prompts_per_step; lower it"
+        )
+    if len(config.optim.betas) != 2 or not all(0 <= b < 1 for b in config.optim.betas):
+        raise UserError(f"optim.betas: {config.optim.betas} is wrong; give two numbers in [0, 1), e.g. [0.9,0.95]")
+    for suite in config.evaluation.suites:
+        if suite not in SUITES:
+            raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
+    if "function_calling" in config.evaluation.suites and not config.evaluation.function_calling.path:
+        raise UserError(
+            "evaluation.function_calling.path: not set; give the directory with the leaderboard's BFCL_v4_*.json files, "
+            "or leave function_calling out of evaluation.suites"
+        )
+    for name, target in config.evaluation.functions.items():
+        if ":" not in target:
+            raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")

@@ -1,0 +1,164 @@
+"""Proximal policy optimisation for language models, as functions of tensors.
+
+Shapes: (sequences, tokens) over the positions of the responses, right-padded, with `is_response` True on real
+tokens, the end of turn included. Time index t; `v_tp1` is the value one token later. Units: rewards and values in
+the reward model's (scaled) score, KL in nats. Losses return a *sum* over real tokens divided by `count`, the number
+of real tokens of the whole global mini-batch, so that gradients added up over micro-batches and ranks do not depend
+on how the mini-batch was cut.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from starling_train.core.masked import masked_sum
+
+# exp(20) is 5e8: past that a ratio says nothing more, and float32 soon overflows
+MAX_LOG_RATIO = 20.0
+
+
+def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str = "k1") -> Tensor:
+    """Per-token estimate of KL(policy || reference) from tokens the policy drew, in nats; same shape as the inputs.
+
+    k1 = log p - log q (unbiased, signed); k2 = k1^2 / 2; k3 = exp(-k1) - 1 + k1 (unbiased, never negative).
+    Source: Schulman 2020, 'Approximating KL divergence'.
+    """
+    log_ratio = (logprobs - reference).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return log_ratio**2 / 2
+    assert estimator == "k3", estimator
+    return (-log_ratio).exp() - 1 + log_ratio
+
+
+def token_rewards(scores: Tensor, kl: Tensor, is_response: Tensor, kl_coefficient: float) -> Tensor:
+    """-coefficient x KL on every response token, plus the score on the last real one (the end of turn); 0 on padding.
+
+    scores: (sequences,), kl: (sequences, tokens). Source: Ziegler et al. 2019 (arXiv 1909.08593), equation 2.
+    """
+    rewards = torch.where(is_response, -kl_coefficient * kl, 0.0)
+    last = is_response.sum(-1) - 1
+    rows = torch.arange(len(scores), device=scores.device)
+    return rewards.index_put((rows, last), scores.to(rewards), accumulate=True)
+
+
+def gae(
+    rewards: Tensor, values: Tensor, is_response: Tensor, gamma: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates and returns (advantage + value), both 0 on padding.
+
+    delta_t = r_t + gamma v_{t+1} - v_t;  A_t = delta_t + gamma lambda A_{t+1};  v = A = 0 after the last token.
+    Source: Schulman et al. 2015 (arXiv 1506.02438), equation 16.
+    """
+    values = torch.where(is_response, values, 0.0)
+    rewards = torch.where(is_response, rewards, 0.0)
+    advantages = torch.zeros_like(values)
+    a_tp1 = torch.zeros_like(values[:, 0])
+    v_tp1 = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        delta_t = rewards[:, t] + gamma * v_tp1 - values[:, t]
+        a_t = delta_t + gamma * gae_lambda * a_tp1
+        # padding lies to the right: until the first real token from there nothing may accumulate
+        a_tp1 = torch.where(is_response[:, t], a_t, 0.0)
+        v_tp1 = values[:, t]
+        advantages[:, t] = a_tp1
+    return advantages, torch.where(is_response, advantages + values, 0.0)
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A loss and the sums, over the same tokens, that its metrics are made of (divide them by the token count)."""
+
+    loss: Tensor  # scalar, already divided by `count`
+    clipped: Tensor  # number of tokens whose ratio was clipped
+    approx_kl: Tensor  # sum of the k3 estimate of KL(rollout policy || current policy), nats
+    largest_ratio: Tensor  # largest |ratio - 1|
+
+
+def ppo_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, is_response: Tensor, clip: float, count: Tensor | float
+) -> PolicyLoss:
+    """Clipped surrogate: sum of max(-A ratio, -A clamp(ratio, 1 - clip, 1 + clip)) / count.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
+    """
+    log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    loss = masked_sum(torch.maximum(unclipped, clipped), is_response) / count
+    return _with_metrics(loss, log_ratio, clipped > unclipped, is_response)
+
+
+def apa_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    is_response: Tensor,
+    kl_coefficient: float,
+    count: Tensor | float,
+) -> PolicyLoss:
+    """Advantage-induced policy alignment: sum of (log pi - log pi_rollout - A / lambda)^2 / count.
+
+    kl_coefficient: the lambda of the paper, larger = smaller steps; must be positive.
+    Source: Zhu et al. 2023 (arXiv 2306.02231), equation 6, as in the Starling authors' training code.
+    """
+    log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    loss = masked_sum((log_ratio - advantages / kl_coefficient) ** 2, is_response) / count
+    return _with_metrics(loss, log_ratio, torch.zeros_like(is_response), is_response)
+
+
+def _with_metrics(loss: Tensor, log_ratio: Tensor, clipped: Tensor, is_response: Tensor) -> PolicyLoss:
+    with torch.no_grad():
+        ratio = log_ratio.exp()
+        return PolicyLoss(
+            loss=loss,
+            clipped=(clipped & is_response).sum(),
+            approx_kl=masked_sum(ratio - 1 - log_ratio, is_response),
+            largest_ratio=torch.where(is_response, (ratio - 1).abs(), 0.0).max(),
+        )
+
+
+@dataclass(frozen=True)
+class ValueLoss:
+    loss: Tensor  # scalar, already divided by `count`
+    clipped: Tensor  # number of tokens where the clipped error was the larger
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, is_response: Tensor, clip: float, count: Tensor | float
+) -> ValueLoss:
+    """Clipped squared error: sum of 0.5 max((v - R)^2, (clamp(v, v_old - clip, v_old + clip) - R)^2) / count.
+
+    clip <= 0 means no clipping. Source: the PPO reference implementation (openai/baselines, ppo2).
+    """
+    plain = (values - returns) ** 2
+    if clip <= 0:
+        return ValueLoss(0.5 * masked_sum(plain, is_response) / count, torch.zeros((), device=values.device))
+    near = torch.clamp(values, old_values - clip, old_values + clip)
+    clipped = (near - returns) ** 2
+    loss = 0.5 * masked_sum(torch.maximum(plain, clipped), is_response) / count
+    return ValueLoss(loss, ((clipped > plain) & is_response).sum())
+
+
+@dataclass
+class KLController:
+    """The coefficient of the KL penalty: fixed, or pulled towards a target KL per sequence.
+
+    coefficient: weight of the penalty, score units per nat. target: wanted KL summed over a response, in nats; None
+    keeps the coefficient fixed. horizon: episodes over which a full error multiplies the coefficient by about e^0.2.
+    Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2.
+    """
+
+    coefficient: float
+    target: float | None = None
+    horizon: float = 10000.0
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Take in the mean KL per sequence of the last `episodes` episodes."""
+        if self.target is None:
+            return
+        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+        self.coefficient *= 1.0 + error * episodes / self.horizon

@@ -1,0 +1,173 @@
+"""Singular values of a weight matrix and its signal-to-noise ratio (SNR).
+
+The SNR of laserRMT and Spectrum: singular values above a threshold T count as signal, the rest as noise. T has the
+form of a Marchenko-Pastur edge, but its sigma is the spread of the *singular values*, not of the matrix entries, so
+it is no edge in the strict sense and values compare within one module type only.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+# Interquartile range of a standard normal, rounded as laserRMT and Spectrum round it.
+IQR_OF_NORMAL = 1.349
+# A score is fragile when its noise is worth fewer singular values than this.
+FRAGILE_BELOW = 10.0
+# Error that the Gram matrix may leave in the lower quartile, relative; beyond it the SVD is used.
+GRAM_TOLERANCE = 1e-8
+# Rows of the Gram matrix computed at a time; only its lower triangle is needed.
+GRAM_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What a matrix's singular values say: its SNR and how far to trust it.
+
+    `snr` is `raw / s_max`; `raw` is `signal / noise`; `signal` and `noise` are sums of singular values above and not
+    above `threshold`; `rank` counts those above. `stable_rank` is ||W||_F^2 / s_max^2. `margin` is the distance from
+    the threshold to the nearest singular value, relative to the threshold (infinite at threshold 0). `fragile`: the
+    noise is empty or worth fewer than ten singular values of the size of its largest, so a value or two crossing the
+    threshold would change the score.
+    """
+
+    snr: float
+    raw: float
+    threshold: float
+    rank: int
+    s_max: float
+    signal: float
+    noise: float
+    stable_rank: float
+    margin: float
+    fragile: bool
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """All singular values of `matrix` (n, m) in fp64, descending, shape (min(n, m),), on the matrix's device.
+
+    Square roots of the eigenvalues of the fp64 Gram matrix of the short side. Its absolute error in a value s is about
+    eps * s_max^2 / s, far below what any score sees, unless a quarter of the values or more are tiny beside the
+    largest: such a matrix goes through the fp64 SVD. Values below the numerical rank tolerance are exact zeros.
+
+    Raises ValueError where an entry is nan or infinite.
+    """
+    assert matrix.ndim == 2, f"a matrix has two dimensions, not {matrix.ndim}"
+    products = gram(matrix)
+    if not torch.isfinite(products.diagonal()).all():
+        raise ValueError("nan or infinite entries")
+    values = torch.linalg.eigvalsh(products).clamp_min_(0.0).sqrt_().flip(0)
+    if not gram_is_accurate(values):
+        values = torch.linalg.svdvals(matrix.double())
+    tolerance = max(matrix.shape) * torch.finfo(torch.float64).eps * values[0]
+    return torch.where(values > tolerance, values, 0.0)
+
+
+def gram(matrix: Tensor) -> Tensor:
+    """Lower triangle, in blocks, of the fp64 Gram matrix of the short side of `matrix` (n, m): (k, k), k = min(n, m).
+
+    What lies above the blocks on the diagonal is left at zero.
+    """
+    rows = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T).double()
+    k = rows.shape[0]
+    result = rows.new_zeros(k, k)
+    for start in range(0, k, GRAM_BLOCK):
+        stop = min(start + GRAM_BLOCK, k)
+        torch.mm(rows[start:stop], rows[:stop].T, out=result[start:stop, :stop])
+    return result
+
+
+def gram_is_accurate(values: Tensor) -> bool:
+    """Whether square roots of Gram eigenvalues (descending) are right down to the lower quartile."""
+    lower_quartile = torch.quantile(values, 0.25)
+    error = 8 * torch.finfo(torch.float64).eps * (values[0] / lower_quartile) ** 2 / 2
+    return bool(error < GRAM_TOLERANCE)  # False for nan: the zero matrix
+
+
+def marchenko_pastur_threshold(values: Tensor, n: int, m: int) -> float:
+    """T = sigma (1 + sqrt(beta)) of laserRMT and Spectrum, sigma = (Q75 - Q25) / 1.349 of the singular values."""
+    quartiles = torch.quantile(values, torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device))
+    sigma = (quartiles[1] - quartiles[0]).item() / IQR_OF_NORMAL
+    return sigma * (1 + math.sqrt(min(n, m) / max(n, m)))
+
+
+def gavish_donoho_threshold(values: Tensor, n: int, m: int) -> float:
+    """T = omega(beta) * median singular value: the optimal hard threshold at unknown noise level.
+
+    Gavish and Donoho, 'The optimal hard threshold for singular values is 4/sqrt(3)' (arXiv 1305.5870), equations 3
+    to 5: omega(beta) = lambda(beta) / sqrt(median of the Marchenko-Pastur distribution).
+    """
+    beta = min(n, m) / max(n, m)
+    return _omega(beta) * torch.quantile(values, 0.5).item()
+
+
+@cache
+def _omega(beta: float) -> float:
+    root = math.sqrt(beta * beta + 14 * beta + 1)
+    optimal = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + root))
+    return optimal / math.sqrt(_marchenko_pastur_median(beta))
+
+
+def _marchenko_pastur_median(beta: float, points: int = 20_000) -> float:
+    """Median of the Marchenko-Pastur law of ratio beta in (0, 1], unit variance.
+
+    With x = middle + radius * sin(u) the density's square-root edges are smooth in u, so the midpoint rule converges.
+    """
+    middle, radius = 1 + beta, 2 * math.sqrt(beta)
+    u = (torch.arange(points, dtype=torch.float64) + 0.5) / points * math.pi - math.pi / 2
+    mass = torch.cumsum(torch.cos(u) ** 2 / (middle + radius * torch.sin(u)), dim=0)
+    cell = int(torch.searchsorted(mass, mass[-1] / 2))
+    below = mass[cell - 1] if cell else 0.0
+    inside = (mass[-1] / 2 - below) / (mass[cell] - below)
+    return middle + radius * math.sin((cell + float(inside)) / points * math.pi - math.pi / 2)
+
+
+THRESHOLDS: dict[str, Callable[[Tensor, int, int], float]] = {
+    "spectrum": marchenko_pastur_threshold,
+    "laserrmt": marchenko_pastur_threshold,
+    "gavish_donoho": gavish_donoho_threshold,
+}
+
+
+def snr(matrix: Tensor, dialect: str = "spectrum") -> Spectrum:
+    """Signal-to-noise ratio of a weight matrix (n, m) of any floating dtype.
+
+    Dialects: `spectrum` and `laserrmt` share the threshold and differ where no noise is left: Spectrum divides by 1.0,
+    laserRMT gives infinity. `gavish_donoho` takes the threshold of arXiv 1305.5870. A matrix of zeros scores 0.
+    """
+    return score(singular_values(matrix), *matrix.shape, dialect=dialect)
+
+
+def score(values: Tensor, n: int, m: int, dialect: str = "spectrum") -> Spectrum:
+    """SNR from the singular values (descending, fp64) of an (n, m) matrix; see `snr`."""
+    assert dialect in THRESHOLDS, f"unknown dialect {dialect}; one of {sorted(THRESHOLDS)}"
+    threshold = THRESHOLDS[dialect](values, n, m)
+    is_signal = values > threshold
+    signal = values[is_signal].sum().item()
+    noise = values[~is_signal].sum().item()
+    s_max = values[0].item()
+    raw = _ratio(signal, noise, dialect)
+    largest_noise = values[~is_signal].max().item() if noise > 0 else 0.0
+    return Spectrum(
+        snr=raw / s_max if s_max > 0 else 0.0,
+        raw=raw,
+        threshold=threshold,
+        rank=int(is_signal.sum()),
+        s_max=s_max,
+        signal=signal,
+        noise=noise,
+        stable_rank=(values.square().sum().item() / s_max**2) if s_max > 0 else 0.0,
+        margin=(values - threshold).abs().min().item() / threshold if threshold > 0 else math.inf,
+        fragile=noise < FRAGILE_BELOW * largest_noise or noise == 0,
+    )
+
+
+def _ratio(signal: float, noise: float, dialect: str) -> float:
+    if noise > 0:
+        return signal / noise
+    if signal == 0:  # a matrix of zeros has no signal either; 0 / 0 must not rank first
+        return 0.0
+    return math.inf if dialect == "laserrmt" else signal

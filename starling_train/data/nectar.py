@@ -1,0 +1,243 @@
+"""Nectar's rows: a conversation that waits for an answer, and ranked answers to it.
+
+Source: the berkeley-nest/Nectar data set card. A prompt is `\\n\\nHuman: ` and `\\n\\nAssistant: ` turns in
+alternation and ends in an empty Assistant turn; rank 1 is the best answer.
+
+What drops a row (counted in `Nectar.dropped`): a conversation that does not begin with a user turn and
+end with one, two turns of one speaker in a row, an empty turn, an excluded prompt, a prompt not marked
+good-natured when that is asked for. What is left out of the answers (counted in
+`Nectar.answers_changed`): empty ones, ones without a rank, and repetitions of a better-ranked answer,
+because a pair of equal texts has no order to learn. An answer that goes on to write `\\n\\nHuman:` is
+kept and counted: raters ranked it like that, some of them first.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from starling_train.config import UserError
+from starling_train.data import nectar_files
+
+SPEAKER = re.compile(r"\n\n(Human|Assistant):(?: |(?=\n)|\Z)")
+ROLE_OF = {"Human": "user", "Assistant": "assistant"}
+SPEAKER_OF = {"user": "Human", "assistant": "Assistant"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    model: str
+    rank: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """messages end with a user turn; answers are sorted best first and may be empty."""
+
+    messages: list[dict]
+    answers: list[Answer] = field(default_factory=list)
+    source: list[str] = field(default_factory=list)
+    good_natured: bool = True
+
+
+@dataclass(frozen=True)
+class Nectar:
+    """rows in file order; dropped counts rows by reason, answers_changed counts answers by what was odd."""
+
+    rows: list[Row]
+    dropped: dict[str, int]
+    answers_changed: dict[str, int]
+
+
+def load(
+    path: str | Path,
+    *,
+    good_natured_only: bool = False,
+    exclude: Sequence[str | Path] = (),
+    answers: bool = True,
+) -> Nectar:
+    """Rows with messages and ranked answers, and a count of what was dropped and why.
+
+    path: a directory with data/*.parquet, a .parquet file, a .jsonl file with `prompt` (Nectar's text,
+    or plain text as one user turn) or `messages`, and optionally `answers`, or a hub id through
+    `datasets`.
+    exclude: files whose prompts are dropped wherever a user turn says the same (letters and digits compared,
+    case ignored): JSONL with `turns`, `messages`, `prompt` or `question`, or .txt with a prompt a line.
+    answers: False leaves the answers unread, for callers that need prompts only.
+    Raises UserError naming file, column or line.
+    """
+    columns = ["prompt", *(["answers"] if answers else []), *(["good_natured"] if good_natured_only else [])]
+    excluded = {normalise(text) for file in exclude for text in _excluded_prompts(Path(file))}
+    rows, dropped, changed = [], Counter(), Counter()
+    for place, raw in nectar_files.read(path, columns):
+        messages = _messages(raw, place)
+        reason = _why_unusable(messages) or _why_unwanted(raw, messages, good_natured_only, excluded)
+        if reason:
+            dropped[reason] += 1
+            continue
+        ranked = _answers(raw, place, changed) if answers else []
+        rows.append(
+            Row(messages, ranked, list(raw.get("source") or []), raw.get("good_natured") is not False)
+        )
+    if not rows:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
+        raise UserError(f"{path}: no usable row is left ({reasons}); check the file and data.exclude")
+    return Nectar(rows, dict(dropped), dict(changed))
+
+
+def parse_prompt(text: str) -> list[dict]:
+    """Prompt text -> messages, without the empty Assistant turn at its end; outer space of turns is stripped.
+
+    Text without any `\\n\\nHuman:` or `\\n\\nAssistant:` is one user turn as it stands; text that has
+    one but does not begin with it is none of the two: [].
+    """
+    before, *parts = SPEAKER.split(text)
+    if not parts:
+        return [{"role": "user", "content": text}]
+    names, contents = parts[::2], parts[1::2]
+    turns = [
+        {"role": ROLE_OF[n], "content": content.strip()} for n, content in zip(names, contents, strict=True)
+    ]
+    # An empty turn behind another Assistant turn stays, so that the row counts as two of them in a row.
+    if turns[-1] == {"role": "assistant", "content": ""} and names[-2:-1] != ["Assistant"]:
+        turns.pop()
+    return [] if before.strip() else turns
+
+
+def prompt_text(messages: Sequence[dict]) -> str:
+    """Messages (user and assistant turns) as Nectar's prompt text."""
+    turns = [f"\n\n{SPEAKER_OF[message['role']]}: {message['content']}" for message in messages]
+    return "".join(turns) + "\n\nAssistant: "
+
+
+def normalise(text: str) -> str:
+    """Letters and digits, lower case, one space between words: the form in which prompts are compared."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+
+
+def write_parquet(rows: Iterable[Row], path: str | Path) -> None:
+    """Write rows in exactly Nectar's schema (`turns` counts user turns)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    text, integer = pyarrow.string(), pyarrow.int64()
+    answer = pyarrow.struct({"answer": text, "model": text, "rank": pyarrow.float64()})
+    schema = pyarrow.schema(
+        {
+            "prompt": text,
+            "answers": pyarrow.list_(answer),
+            "turns": integer,
+            "num_responses": integer,
+            "source": pyarrow.list_(text),
+            "good_natured": pyarrow.bool_(),
+        }
+    )
+    table = pyarrow.Table.from_pylist([_parquet_row(row) for row in rows], schema)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(table, path)
+
+
+def _parquet_row(row: Row) -> dict:
+    return {
+        "prompt": prompt_text(row.messages),
+        "answers": [{"answer": a.text, "model": a.model, "rank": a.rank} for a in row.answers],
+        "turns": sum(message["role"] == "user" for message in row.messages),
+        "num_responses": len(row.answers),
+        "source": row.source,
+        "good_natured": row.good_natured,
+    }
+
+
+def _messages(raw: dict, place: str) -> list[dict]:
+    if "messages" in raw:
+        return _checked_messages(raw["messages"], place)
+    if "prompt" not in raw:
+        raise UserError(f"{place}: neither `prompt` nor `messages`; every row needs one of them")
+    if not isinstance(raw["prompt"], str | None):
+        raise UserError(f"{place}: `prompt` is a {type(raw['prompt']).__name__}; it must be text")
+    return parse_prompt(raw["prompt"] or "")
+
+
+def _checked_messages(messages, place: str) -> list[dict]:
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise UserError(f"{place}: `messages` must be a list of objects with `role` and `content`")
+    for message in messages:
+        if message.get("role") not in ("system", *SPEAKER_OF):
+            raise UserError(f"{place}: role {message.get('role')!r}; use system, user or assistant")
+        if not isinstance(message.get("content"), str):
+            raise UserError(f"{place}: `content` of a {message['role']} message must be text")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _why_unusable(messages: list[dict]) -> str:
+    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    roles = [message["role"] for message in turns]
+    if "system" in roles:
+        return "system message after the first turn"
+    if not roles or roles[0] != "user":
+        return "does not begin with a user turn"
+    repeated = [first for first, second in pairwise(roles) if first == second]
+    if repeated:
+        return f"two {repeated[0]} turns in a row"
+    if roles[-1] != "user":
+        return "does not end with a user turn"
+    return "" if all(message["content"].strip() for message in turns) else "empty turn"
+
+
+def _why_unwanted(raw: dict, messages: list[dict], good_natured_only: bool, excluded: set[str]) -> str:
+    if good_natured_only and not raw.get("good_natured"):
+        return "not good-natured"
+    said = {normalise(message["content"]) for message in messages if message["role"] == "user"} - {""}
+    return "" if excluded.isdisjoint(said) else "in an excluded file"
+
+
+def _answers(raw: dict, place: str, changed: Counter) -> list[Answer]:
+    items = raw.get("answers") or []
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise UserError(f"{place}: `answers` must be a list of objects with `answer`, `model` and `rank`")
+    answers, seen = [], set()
+    for item in sorted(items, key=lambda item: (item.get("rank") is None, item.get("rank") or 0.0)):
+        text = item.get("answer") or ""
+        oddity = _oddity(text, item.get("rank"), seen)
+        if oddity:
+            changed[oddity] += 1
+            continue
+        if "\n\nHuman:" in text:
+            changed["kept: goes on to write a Human turn"] += 1
+        seen.add(text.strip())
+        answers.append(Answer(text, item.get("model") or "", float(item["rank"])))
+    return answers
+
+
+def _oddity(text: str, rank: float | None, seen: set[str]) -> str:
+    if not text.strip():
+        return "left out: empty"
+    if rank is None:
+        return "left out: no rank"
+    return "left out: repeats a better-ranked answer" if text.strip() in seen else ""
+
+
+def _excluded_prompts(file: Path) -> Iterable[str]:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; check data.exclude")
+    if file.suffix == ".txt":
+        return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+    prompts = []
+    for place, raw in nectar_files.jsonl_rows(file):
+        prompts += _excluded_turns(raw, place)
+    return prompts
+
+
+def _excluded_turns(raw: dict, place: str) -> list[str]:
+    if "messages" in raw:
+        return [m["content"] for m in _checked_messages(raw["messages"], place) if m["role"] == "user"]
+    turns = raw.get("turns") or raw.get("prompt") or raw.get("question")
+    texts = [turns] if isinstance(turns, str) else turns
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"{place}: no `turns`, `messages`, `prompt` or `question` with text; see data.exclude"
+        )
+    return texts

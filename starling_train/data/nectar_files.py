@@ -1,0 +1,128 @@
+"""Files that hold Nectar-like rows, read one raw dict at a time: parquet, JSONL, a hub data set."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from starling_train.config import UserError
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def read(path: str | Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
+    """Yield (place, raw row); place is what a message about the row should name.
+
+    path: a directory with data/*.parquet (or *.parquet), a .parquet file, a .jsonl file, or a hub id.
+    columns: the parquet columns that must be there; the others of Nectar's are read where they exist.
+    """
+    files = _local_files(path)
+    if files is None:
+        yield from _hub_rows(str(path), columns)
+    for file in files or []:
+        yield from (jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, columns))
+
+
+def jsonl_rows(file: Path) -> Iterator[tuple[str, dict]]:
+    """Yield (file:line, object) of a JSONL file, blank lines skipped. Raises UserError naming the line."""
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{file}:{number}", _json_object(line, f"{file}:{number}")
+
+
+def _json_object(line: bytes, place: str) -> dict:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not JSON ({error.msg}); every line must be one JSON object") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: a JSON {type(row).__name__}; every line must be one JSON object")
+    return row
+
+
+def _local_files(path: str | Path) -> list[Path] | None:
+    """The files behind a path, or None for a hub id."""
+    local = Path(path)
+    if local.is_dir():
+        files = sorted(local.glob("data/*.parquet")) or sorted(local.glob("*.parquet"))
+        if not files:
+            raise UserError(f"{path}: no .parquet file in it or in its data/; give a directory like Nectar's")
+        return files
+    if local.is_file():
+        if local.suffix not in (".parquet", ".jsonl"):
+            raise UserError(f"{path}: neither .parquet nor .jsonl; convert it to one of the two")
+        return [local]
+    if HUB_ID.fullmatch(str(path)) and local.suffix not in (".parquet", ".jsonl"):
+        return None
+    raise UserError(f"{path}: no such file or directory; check data.path")
+
+
+def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        parquet = ParquetFile(file)
+    except ArrowInvalid as error:
+        raise UserError(f"{file}: not a readable parquet file; download it again") from error
+    schema = parquet.schema_arrow
+    _check_columns(str(file), schema.names, columns)
+    _check_types(str(file), schema, columns)
+    wanted = [*columns, *({"source", "good_natured"} & set(schema.names) - set(columns))]
+    for batch in parquet.iter_batches(batch_size=4096, columns=wanted):
+        for row in batch.to_pylist():
+            yield str(file), row
+
+
+def _check_columns(source: str, present: list[str], columns: list[str]) -> None:
+    missing = [name for name in columns if name not in present]
+    if missing:
+        raise UserError(
+            f"{source}: column {', '.join(missing)} is missing (it has {', '.join(present)}); "
+            "give a file in Nectar's schema"
+        )
+
+
+def _check_types(source: str, schema, columns: list[str]) -> None:
+    prompt = schema.field("prompt").type
+    if not _is_text(prompt):
+        raise UserError(f"{source}: column prompt is {prompt}; it must be string")
+    if "answers" in columns and not _is_answers(schema.field("answers").type):
+        raise UserError(
+            f"{source}: column answers is {schema.field('answers').type}; it must be a list of "
+            "{answer: string, model: string, rank: double}"
+        )
+
+
+def _is_text(kind) -> bool:
+    return str(kind) in ("string", "large_string", "string_view")
+
+
+def _is_answers(kind) -> bool:
+    from pyarrow import types
+
+    if not (types.is_list(kind) or types.is_large_list(kind)) or not types.is_struct(kind.value_type):
+        return False
+    fields = {inner.name: inner.type for inner in kind.value_type}
+    return _is_text(fields.get("answer")) and (
+        types.is_floating(fields["rank"]) if "rank" in fields else False
+    )
+
+
+def _hub_rows(name: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
+    # datasets 4 and newer run no script of a repository, so a hub id cannot bring code along.
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(name, split="train")
+    except (FileNotFoundError, ConnectionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{name}: no such directory here, and not readable from the hub ({reason})"
+        ) from error
+    _check_columns(name, dataset.column_names, columns)
+    for row in dataset:
+        yield name, row

@@ -1,0 +1,96 @@
+"""From conversations to prompts that fit, a held-out part, and an endless order that needs no memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from starling_train.config import UserError
+from starling_train.data import openchat
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends with a user's turn, and its token ids up to where the answer begins."""
+
+    messages: list[dict]
+    ids: list[int]
+
+    def text(self) -> str:
+        """The last user turn, for people to read."""
+        return self.messages[-1]["content"]
+
+
+def tokenise(
+    conversations: Sequence[list[dict]], tokenizer: Any, max_tokens: int
+) -> tuple[list[Prompt], int]:
+    """Prompts of at most `max_tokens` tokens, in order, and how many were longer.
+
+    Raises UserError, naming `data.max_prompt_tokens`, if none fits.
+    """
+    prompts = [Prompt(messages, openchat.encode(messages, tokenizer)) for messages in conversations]
+    fitting = [prompt for prompt in prompts if len(prompt.ids) <= max_tokens]
+    if prompts and not fitting:
+        shortest = min(len(prompt.ids) for prompt in prompts)
+        raise UserError(
+            f"data.max_prompt_tokens: {max_tokens} is less than the shortest of {len(prompts)} prompts "
+            f"({shortest} tokens); raise it to {shortest} or more"
+        )
+    return fitting, len(prompts) - len(fitting)
+
+
+def hold_out(prompts: Sequence[Prompt], count: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """(training, held-out) prompts: `count` distinct conversations drawn by the seed, with all their duplicates.
+
+    Raises UserError, naming `data.eval_prompts`, if nothing would be left to train on.
+    """
+    distinct = list(dict.fromkeys(_key(prompt) for prompt in prompts))
+    if len(distinct) <= count:
+        raise UserError(
+            f"data.eval_prompts: {count} held-out prompts leave none of {len(distinct)} distinct usable prompts to "
+            f"train on; give more data or lower it"
+        )
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = {distinct[i]: place for place, i in enumerate(order[:count])}
+    first: dict[tuple, Prompt] = {}
+    for prompt in prompts:
+        first.setdefault(_key(prompt), prompt)
+    training = [prompt for prompt in prompts if _key(prompt) not in held]
+    return training, [first[key] for key in held]
+
+
+def _key(prompt: Prompt) -> tuple:
+    return tuple((message["role"], message["content"]) for message in prompt.messages)
+
+
+class PromptStream:
+    """Batches of prompts, each epoch in its own order. Batch k depends on the seed and k only: nothing to save."""
+
+    def __init__(self, prompts: Sequence[Prompt], batch: int, seed: int):
+        self._prompts, self._batch, self._seed = prompts, batch, seed
+
+    def batch(self, step: int) -> list[Prompt]:
+        """The prompts of one step, counted from 1."""
+        first = (step - 1) * self._batch
+        return [self._at(position) for position in range(first, first + self._batch)]
+
+    def _at(self, position: int) -> Prompt:
+        epoch, place = divmod(position, len(self._prompts))
+        return self._prompts[self._order(epoch)[place]]
+
+    def _order(self, epoch: int) -> list[int]:
+        if getattr(self, "_cached", (None,))[0] != epoch:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            self._cached = (epoch, torch.randperm(len(self._prompts), generator=generator).tolist())
+        return self._cached[1]
+
+
+def with_answer(
+    messages: list[dict], answer_ids: list[int], tokenizer: Any, stop_strings: Sequence[str] = ()
+) -> list[dict]:
+    """The conversation with a generated answer as its last turn, cut before the first stop string."""
+    text = openchat.decode(answer_ids, tokenizer)
+    for stop in stop_strings:
+        text = text.split(stop)[0]
+    return [*messages, {"role": "assistant", "content": text.rstrip() if stop_strings else text}]

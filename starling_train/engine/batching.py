@@ -1,0 +1,46 @@
+"""Sequences to micro-batches: sorted by length and cut by a budget of tokens, never padded to a common maximum."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from starling_train.models.actors import MicroBatch
+
+
+def cut_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped, longest sequences first, so that (sequences x longest) of a group stays within the budget.
+
+    A single sequence longer than the budget gets a group of its own. Every index appears exactly once.
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not groups or (len(groups[-1]) + 1) * longest > budget:
+            groups.append([])
+            longest = lengths[index]
+        groups[-1].append(index)
+    return groups
+
+
+def micro_batch(prompts: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device | str) -> MicroBatch:
+    """Prompts and responses side by side, right-padded, with the positions that predict response tokens.
+
+    The padding token is 0: no real position ever attends to it, and no padded position is read.
+    """
+    length = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    ids = torch.zeros(len(prompts), length, dtype=torch.long)
+    source: list[int] = []
+    targets: list[int] = []
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+        first = row * length + len(prompt) - 1
+        source.extend(range(first, first + len(response)))
+        targets.extend(response)
+    return MicroBatch(ids.to(device), torch.tensor(source).to(device), torch.tensor(targets).to(device))
+
+
+def response_mask(responses: Sequence[list[int]], device: torch.device | str) -> Tensor:
+    """(sequences, longest response), True on real tokens."""
+    lengths = torch.tensor([len(r) for r in responses])
+    return (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).to(device)

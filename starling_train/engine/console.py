@@ -1,0 +1,72 @@
+"""What a person watches: a progress bar with the numbers that matter, or one plain line per step without a terminal."""
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+WATCHED = (
+    ("reward", "reward/score_mean", "{:.3f}"),
+    ("KL", "kl/reference", "{:.3f}"),
+    ("length", "response/length_mean", "{:.1f}"),
+    ("held-out", "eval/score_mean", "{:.3f}"),
+)
+
+
+class Console:
+    """Used as a context: `phase` says what is going on, `step` that a step is done with these metrics."""
+
+    def __init__(self, steps: int, done: int = 0):
+        self._console = RichConsole()
+        self._steps, self._done = steps, done
+        self._numbers = ""
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[phase]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=steps, completed=done, numbers="", phase="")
+
+    def __enter__(self) -> "Console":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line of text, above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def phase(self, name: str) -> None:
+        self._progress.update(self._task, phase=name)
+
+    def step(self, metrics: dict[str, Any], left_s: float) -> None:
+        """A step is done; left_s: estimated seconds to the end of the run."""
+        self._done = metrics["step"]
+        self._numbers = numbers(metrics)
+        self._progress.update(self._task, completed=self._done, numbers=self._numbers, phase="")
+        if not self._console.is_terminal:
+            self.say(f"step {self._done}/{self._steps}  {self._numbers}  left {duration(left_s)}")
+
+
+def numbers(metrics: dict[str, Any]) -> str:
+    """The watched numbers that are there, on one line."""
+    return "  ".join(
+        f"{label} {form.format(metrics[key])}" for label, key, form in WATCHED if metrics.get(key) is not None
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,88 @@
+"""What a run would do, from config.json and tokenizer alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from starling_train.config import Config
+from starling_train.engine import setup
+from starling_train.models import load
+from starling_train.models.memory_plan import KNOWN_REWARD_MODELS, Shape, plan
+from starling_train.models.snr_scan import list_matrices
+
+
+def describe(config: Config) -> str:
+    """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
+    directory = load.resolve(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = load.load_config(directory, "model.path")
+    tokenizer = setup.load_tokenizer(config, directory)
+    setup.check_lengths(config, model_config)
+    model = load.build_empty(model_config)
+    freeze = config.freeze
+    if freeze.method == "snr" and not freeze.scan:
+        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
+        freeze = replace(freeze, method="random")
+    records = setup.scan(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
+    table = setup.apply(freeze, model, setup.select(freeze, records, config.seed))
+    which = "" if freeze.method == config.freeze.method else "  (counts; which ones, the SNR scan decides when the run starts)"
+    return "\n".join(
+        [
+            f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
+            f"{config.algorithm.prompts_per_step} prompts, up to {config.rollout.max_new_tokens} new tokens",
+            f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
+            f"{len(tokenizer)} tokens), {config.model.dtype}",
+            f"prompts    {config.data.path}{_prompt_report(config, tokenizer)}",
+            f"reward     {config.reward.path} ({config.reward.kind})",
+            f"trains     {_what_trains(config)}{which}",
+            "",
+            table.render(),
+            "",
+            "memory, one process",
+            _memory(config, model_config, table).render(),
+        ]
+    )
+
+
+def _what_trains(config: Config) -> str:
+    freeze = config.freeze
+    return {
+        "snr": f"the top {freeze.top_percent:g} % of each module type by SNR ({freeze.dialect}), by {freeze.unit}",
+        "random": f"a random {freeze.top_percent:g} % of each module type",
+        "layers": f"layers {freeze.layers}",
+        "last_layers": f"the last {freeze.last_layers} layers",
+        "none": "everything",
+    }[freeze.method]
+
+
+def _prompt_report(config: Config, tokenizer: Any) -> str:
+    if not Path(config.data.path).expanduser().exists():
+        return "  (not a local path: read when the run starts)"
+    return f": {setup.load_data(config, tokenizer).report}"
+
+
+def _memory(config: Config, model_config: Any, table: Any) -> Any:
+    shape = Shape.of(model_config)
+    return plan(
+        shape,
+        table.parameters_of,
+        table.parameters_trained,
+        _reward_shape(config).decoder_parameters(),
+        dtype=config.model.dtype,
+        reward_dtype=config.reward.dtype,
+        reward_load_in=config.reward.load_in,
+        critic=config.algorithm.critic,
+        slots=config.rollout.slots,
+        sequence_tokens=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
+        tokens_per_microbatch=config.algorithm.tokens_per_microbatch,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        # which layers the scan picks is not known yet: the lowest that it may pick
+        layers_above_lowest=shape.layers - min(config.freeze.lowest_layer, shape.layers),
+    )
+
+
+def _reward_shape(config: Config) -> Shape:
+    local = Path(config.reward.path).expanduser()
+    if not local.is_dir() and config.reward.kind in KNOWN_REWARD_MODELS:
+        return Shape.of(KNOWN_REWARD_MODELS[config.reward.kind])
+    directory = load.resolve(config.reward.path, "reward.path", weights=False)
+    return Shape.of(load.load_config(directory, "reward.path"))

@@ -1,0 +1,86 @@
+"""From responses and scores to what PPO learns from: log-probs, values, rewards, advantages, per response token."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from starling_train.config import AlgorithmConfig
+from starling_train.core.masked import whiten
+from starling_train.core.ppo import gae, kl_estimate, token_rewards
+from starling_train.engine.batching import cut_by_tokens, micro_batch, response_mask
+from starling_train.engine.rollout import Rollout
+from starling_train.models.actors import Actors
+
+
+@dataclass
+class Experience:
+    """A scored rollout. Tensors are (sequences, longest response) float32 on the device, 0 on padding."""
+
+    rollout: Rollout
+    is_response: Tensor  # bool
+    logprobs: Tensor  # of the policy that drew the responses, rescored by the training forward
+    reference: Tensor  # log-probs under the reference
+    values: Tensor
+    advantages: Tensor  # whitened over the whole batch
+    returns: Tensor
+    total: Tensor  # (sequences,): score minus KL penalty, what the policy is paid
+
+    def kl_per_sequence(self) -> Tensor:
+        """k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
+        return kl_estimate(self.logprobs, self.reference).where(self.is_response, 0.0).sum(-1)
+
+
+@torch.no_grad()
+def score_tokens(
+    actors: Actors, rollout: Rollout, scores: Tensor, config: AlgorithmConfig, kl_coefficient: float
+) -> Experience:
+    """Rescore a rollout under policy, reference and critic, and estimate advantages.
+
+    scores: (sequences,) what each response is paid at its last token, scaled and with penalties applied.
+    """
+    is_response, logprobs, reference, values = forward_all(actors, rollout, config.tokens_per_microbatch)
+    penalty = kl_estimate(logprobs, reference, config.kl.estimator)
+    rewards = token_rewards(scores.to(logprobs), penalty, is_response, kl_coefficient)
+    advantages, returns = gae(rewards, values, is_response, config.gamma, config.gae_lambda)
+    return Experience(
+        rollout=rollout,
+        is_response=is_response,
+        logprobs=logprobs,
+        reference=reference,
+        values=values,
+        advantages=whiten(advantages, is_response),
+        returns=returns,
+        total=rewards.sum(-1),
+    )
+
+
+@torch.no_grad()
+def forward_all(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(is_response, log-probs, reference log-probs, values) of every response token, (sequences, longest response)."""
+    device = next(actors.value_head.parameters()).device
+    is_response = response_mask(rollout.responses, device)
+    logprobs, reference, values = (torch.zeros(is_response.shape, device=device) for _ in range(3))
+    for rows in cut_by_tokens(rollout.lengths(), tokens_per_microbatch):
+        batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], device)
+        start = actors.start(batch.ids)
+        outputs = actors(batch, start)
+        index = positions(is_response, rows)
+        logprobs[index] = outputs.logprobs
+        values[index] = outputs.values
+        reference[index] = actors.reference_logprobs(batch, start)
+    return is_response, logprobs, reference, values
+
+
+def positions(is_response: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+    """Indices (row, token) of the response tokens of `rows`, in the order of a micro-batch's flat outputs."""
+    chosen = torch.tensor(rows, device=is_response.device)
+    row, token = is_response[chosen].nonzero(as_tuple=True)
+    return chosen[row], token
+
+
+def pay(scores: Tensor, rollout: Rollout, config: AlgorithmConfig) -> Tensor:
+    """Scaled scores less the stated penalties: for a response that did not end itself, and per 100 tokens."""
+    unfinished = torch.tensor([not e for e in rollout.ended], dtype=scores.dtype)
+    lengths = torch.tensor([len(r) for r in rollout.responses], dtype=scores.dtype)
+    return scores - config.missing_eos_penalty * unfinished - config.length_penalty * lengths / 100.0

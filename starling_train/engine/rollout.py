@@ -1,0 +1,90 @@
+"""Responses to prompts, drawn from the live training weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from starling_train.config import RolloutConfig
+from starling_train.data import openchat
+
+
+@dataclass
+class Rollout:
+    """Prompts and the responses drawn for them, as token ids, in the order of the prompts.
+
+    responses end with the end-of-turn token where `ended` is True; else they were cut by the limit or a stop string.
+    """
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    ended: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def lengths(self) -> list[int]:
+        """Tokens of prompt and response together, per sequence."""
+        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
+
+
+def generate(
+    policy: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], config: RolloutConfig, greedy: bool = False
+) -> Rollout:
+    """Draw one response per prompt with transformers' `generate`, `config.slots` prompts at a time.
+
+    Uses the global random generator (seed it first). greedy=True takes the likeliest token instead of sampling.
+    The policy is back in the mode it came in afterwards.
+    """
+    eos, pad = openchat.end_of_turn_id(tokenizer), openchat.pad_id(tokenizer)
+    settings = _settings(config, eos, pad, greedy)
+    responses: list[list[int]] = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    was_training = policy.training
+    policy.eval()  # gradient checkpointing in training mode would switch the cache off
+    for start in range(0, len(prompts), config.slots):
+        rows = by_length[start : start + config.slots]
+        ids, attention = _left_pad([prompts[i] for i in rows], pad, policy.device)
+        with torch.no_grad():
+            output = policy.generate(
+                ids,
+                attention_mask=attention,
+                generation_config=settings,
+                tokenizer=tokenizer if config.stop_strings else None,
+            )
+        for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+            responses[row] = _trim(generated, eos, pad)
+    policy.train(was_training)
+    return Rollout(list(prompts), responses, [r[-1] == eos for r in responses])
+
+
+def _settings(config: RolloutConfig, eos: int, pad: int, greedy: bool) -> GenerationConfig:
+    sampling = {} if greedy else {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+    return GenerationConfig(
+        do_sample=not greedy,
+        max_new_tokens=config.max_new_tokens,
+        eos_token_id=eos,
+        pad_token_id=pad,
+        stop_strings=list(config.stop_strings) or None,
+        **sampling,
+    )
+
+
+def _left_pad(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(len(p) for p in prompts)
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+    attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, attention
+
+
+def _trim(generated: list[int], eos: int, pad: int) -> list[int]:
+    """Cut after the end of turn; without one, drop the padding that follows a stop string."""
+    if eos in generated:
+        return generated[: generated.index(eos) + 1]
+    end = len(generated)
+    while end > 1 and generated[end - 1] == pad:
+        end -= 1
+    return generated[:end]

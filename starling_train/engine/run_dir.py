@@ -1,0 +1,75 @@
+"""The directory of a run: new, to be continued, or finished; never another run's."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from starling_train.config import Config, UserError
+
+# Changing these between two starts of a run changes neither its data nor what one step computes.
+FREE_TO_CHANGE = ("name", "run_dir", "dry_run", "debug", "prepare", "cluster", "checkpoint", "logging", "evaluation")
+FREE_TO_CHANGE_KEYS = ("algorithm.steps",)
+
+
+class RunDirectory:
+    """Paths of a run's files (see the README), `runs/<name>` or `run_dir`.
+
+    Raises UserError if the directory holds a run with other settings.
+    """
+
+    def __init__(self, config: Config):
+        self.path = Path(config.run_dir or Path("runs") / config.name).expanduser()
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.policy = self.path / "policy"
+        self.summary = self.path / "summary.json"
+        self.settings = asdict(config)
+        self._refuse_other_settings()
+
+    def is_finished(self) -> bool:
+        """True if the run has done all the steps that are asked for."""
+        if not self.summary.is_file():
+            return False
+        summary = json.loads(self.summary.read_text())
+        return bool(summary["finished"]) and summary["steps"] >= self.settings["algorithm"]["steps"]
+
+    def create(self) -> None:
+        """Make the directory and write the resolved configuration."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write("config.yaml", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file so that a reader sees the old or the new one, never half of it."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text)
+        partial.replace(self.path / name)
+
+    def _refuse_other_settings(self) -> None:
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            return
+        different = [
+            key
+            for key, value in _flat(self.settings)
+            if _is_fixed(key) and dict(_flat(yaml.safe_load(path.read_text()))).get(key) != value
+        ]
+        if different:
+            raise UserError(
+                f"run_dir: {self.path} holds a run with other settings ({', '.join(different[:5])}); "
+                "give another name= or run_dir=, or the settings in its config.yaml"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
+    return rows
+
+
+def _is_fixed(key: str) -> bool:
+    return key.split(".")[0] not in FREE_TO_CHANGE and key not in FREE_TO_CHANGE_KEYS

@@ -1,0 +1,162 @@
+"""What every training command needs before its first step: prompts, and a policy of which the selected part trains."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from starling_train.config import Config, FreezeConfig, RewardConfig, UserError
+from starling_train.data import nectar, openchat, prompts
+from starling_train.data.prompts import Prompt
+from starling_train.engine.checkpoint import Checkpoints
+from starling_train.engine.optim import Optimizer
+from starling_train.engine.runtime import Runtime
+from starling_train.engine.state import TrainState
+from starling_train.models import freeze, load, reward, selection, snr_scan
+from starling_train.models.actors import Actors
+from starling_train.models.running_stats import RunningMoments
+from starling_train.models.snr_scan import Record
+
+
+@dataclass
+class Data:
+    """Prompts to train on, prompts held out, and one line on what was dropped."""
+
+    training: list[Prompt]
+    held_out: list[Prompt]
+    report: str
+
+
+def load_data(config: Config, tokenizer: Any) -> Data:
+    """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter."""
+    rows = nectar.load(
+        config.data.path, good_natured_only=config.data.good_natured_only, exclude=config.data.exclude
+    )
+    if not rows.rows:
+        raise UserError(
+            f"data.path: no usable prompt in {config.data.path} (dropped: {_counts(rows.dropped)}); "
+            "loosen data.good_natured_only or data.exclude, or give other data"
+        )
+    fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], tokenizer, config.data.max_prompt_tokens)
+    training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
+    dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
+    report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {_counts(dropped)}"
+    return Data(training, held_out, report)
+
+
+def _counts(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
+
+
+def load_tokenizer(config: Config, directory: Path) -> Any:
+    """The policy's tokenizer, checked to speak Openchat's template."""
+    tokenizer = load.load_tokenizer(directory, "model.path")
+    openchat.check_tokenizer(tokenizer, f"model.path: {directory}")
+    return tokenizer
+
+
+def check_lengths(config: Config, model_config: Any) -> None:
+    """Raise UserError if prompt and response together can outgrow the model's positions."""
+    wanted = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    if wanted > model_config.max_position_embeddings:
+        raise UserError(
+            f"rollout.max_new_tokens: {config.rollout.max_new_tokens} and data.max_prompt_tokens "
+            f"{config.data.max_prompt_tokens} make {wanted} tokens, more than the model's "
+            f"{model_config.max_position_embeddings} positions; lower one of them"
+        )
+
+
+@dataclass
+class SelectedPolicy:
+    """A causal LM with its trainable parameters marked, the names selected, the table, and the scan if one was made."""
+
+    model: nn.Module
+    selected: list[str]
+    table: freeze.FreezeTable
+    records: dict[str, Record]
+
+
+def load_selected_policy(config: Config, directory: Path, runtime: Runtime) -> SelectedPolicy:
+    """Scan (or read a scan), select, load the weights, freeze the rest."""
+    records = scan(config.freeze, directory, str(runtime.device))
+    selected = select(config.freeze, records, config.seed)
+    model = load.load_causal_lm(
+        directory,
+        "model.path",
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+        device=str(runtime.device),
+    )
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return SelectedPolicy(model, selected, apply(config.freeze, model, selected), records)
+
+
+def scan(config: FreezeConfig, directory: Path, device: str) -> dict[str, Record]:
+    """SNR of the model's matrices: from `freeze.scan`, or computed; only names and shapes if the method needs no SNR."""
+    if config.method != "snr":
+        return snr_scan.list_matrices(directory)
+    if config.scan:
+        return snr_scan.read_scan(Path(config.scan).expanduser())
+    return snr_scan.scan(directory, dialect=config.dialect, device=device)
+
+
+def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
+    return selection.select(
+        records,
+        method=config.method,
+        unit=config.unit,
+        top_percent=config.top_percent,
+        last_layers=config.last_layers,
+        layers=config.layers,
+        lowest_layer=config.lowest_layer,
+        seed=seed,
+    )
+
+
+def apply(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze.FreezeTable:
+    return freeze.apply(model, selected, embeddings=config.embeddings, head=config.head, norms=config.norms)
+
+
+def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel:
+    """The reward model, with its own tokenizer, on the run's device."""
+    directory = load.resolve(config.path, "reward.path")
+    tokenizer = load.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else None
+    return reward.load_reward_model(
+        config.kind,
+        directory,
+        tokenizer=tokenizer,
+        dtype=config.dtype,
+        device=str(runtime.device),
+        position=config.position,
+        max_length=config.max_length,
+        tokens_per_batch=config.tokens_per_batch,
+        load_in=config.load_in,
+        trailing_newline=config.trailing_newline,
+    )
+
+
+def scale(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
+    """Scores as PPO is paid: centred and scaled by the running moments and clipped, or as they are."""
+    if config.scale == "none":
+        return scores
+    scaled = (scores - moments.mean) / max(moments.std, 1e-6)
+    return scaled.clamp(-config.clip, config.clip) if config.clip else scaled
+
+
+def restore(checkpoints: Checkpoints, actors: Actors, optimizer: Optimizer) -> TrainState | None:
+    """Load the newest intact checkpoint into actors and optimizer; None if there is none."""
+    found = checkpoints.newest()
+    if found is None:
+        return None
+    parameters = actors.trainable()
+    if found.trainable.keys() != parameters.keys():
+        raise UserError(
+            "run_dir: its checkpoint trained other tensors than this selection; give the same freeze.* settings, "
+            "or another run_dir"
+        )
+    for name, parameter in parameters.items():
+        parameter.data.copy_(found.trainable[name])
+    optimizer.load_state_tensors(found.optimizer)
+    return found.state

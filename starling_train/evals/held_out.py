@@ -1,0 +1,122 @@
+"""How good is the policy now? Held-out prompts scored, skills measured, the same way at every evaluation."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from starling_train.config import Config, UserError
+from starling_train.core.ppo import kl_estimate
+from starling_train.data import openchat
+from starling_train.data.prompts import Prompt, with_answer
+from starling_train.engine.experience import forward_all
+from starling_train.engine.rollout import Rollout, generate
+from starling_train.engine.runtime import Runtime
+from starling_train.evals import function_calling
+from starling_train.models.actors import Actors
+from starling_train.models.reward import RewardModel
+
+Measure = Callable[[list[list[dict]]], list[float]]
+
+
+@dataclass
+class HeldOut:
+    """Everything an evaluation needs, found and checked before training starts.
+
+    measures: own functions of conversations by name; cases: of the function-calling suite, empty if not asked for.
+    """
+
+    prompts: list[Prompt]
+    tokenizer: Any
+    measures: dict[str, Measure]
+    cases: list[function_calling.Case]
+
+    @classmethod
+    def from_config(cls, config: Config, prompts: list[Prompt], tokenizer: Any) -> "HeldOut":
+        """Raises UserError for a suite's missing files or a function that cannot be imported."""
+        measures = {name: _find(name, target) for name, target in config.evaluation.functions.items()}
+        cases: list[function_calling.Case] = []
+        if "function_calling" in config.evaluation.suites:
+            settings = config.evaluation.function_calling
+            cases = function_calling.load_cases(settings.path, limit=settings.cases)
+        return cls(prompts, tokenizer, measures, cases)
+
+
+def _find(name: str, target: str) -> Measure:
+    module, _, function = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"evaluation.functions.{name}: cannot import {target}: {error}; check the name") from error
+
+
+@torch.no_grad()
+def evaluate(
+    held_out: HeldOut, actors: Actors, reward_model: RewardModel, config: Config, runtime: Runtime
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(`eval/*` metrics, rows for samples.jsonl).
+
+    Responses are sampled as in training, with the same random numbers at every evaluation; scores are the reward
+    model's own, unscaled. Function calling is answered greedily, in percent.
+    """
+    runtime.seed_all("evaluation")
+    rollout = generate(actors.policy, held_out.tokenizer, [p.ids for p in held_out.prompts], config.rollout)
+    conversations = answered(held_out.prompts, rollout, held_out.tokenizer, config)
+    scores = torch.tensor(reward_model.score(conversations))
+    kl = _reference_kl(actors, rollout, config.algorithm.tokens_per_microbatch)
+    lengths = torch.tensor([float(len(r)) for r in rollout.responses])
+    metrics = {
+        "eval/score_mean": float(scores.mean()),
+        "eval/score_std": float(scores.std(correction=0)),
+        "eval/kl_reference": float(kl.mean()),
+        "eval/length_mean": float(lengths.mean()),
+        "eval/eos_fraction": sum(rollout.ended) / len(rollout),
+    }
+    measured = {name: measure(conversations) for name, measure in held_out.measures.items()}
+    metrics |= {f"eval/{name}_mean": sum(values) / len(values) for name, values in measured.items()}
+    metrics |= _function_calling(held_out, actors, config)
+    rows = [
+        {
+            "prompt": held_out.prompts[i].text(),
+            "response": conversations[i][-1]["content"],
+            "score": float(scores[i]),
+            "kl": float(kl[i]),
+            "ended": rollout.ended[i],
+        }
+        | {name: values[i] for name, values in measured.items()}
+        for i in range(min(config.logging.samples, len(rollout)))
+    ]
+    return metrics, rows
+
+
+def answered(prompts: list[Prompt], rollout: Rollout, tokenizer: Any, config: Config) -> list[list[dict]]:
+    """The prompts' conversations with the responses as last turns, decoded."""
+    return [
+        with_answer(prompt.messages, response, tokenizer, config.rollout.stop_strings)
+        for prompt, response in zip(prompts, rollout.responses, strict=True)
+    ]
+
+
+def _reference_kl(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) -> torch.Tensor:
+    is_response, logprobs, reference, _ = forward_all(actors, rollout, tokens_per_microbatch)
+    return kl_estimate(logprobs, reference).where(is_response, 0.0).sum(-1).cpu()
+
+
+def _function_calling(held_out: HeldOut, actors: Actors, config: Config) -> dict[str, float]:
+    if not held_out.cases:
+        return {}
+    from dataclasses import replace
+
+    limits = replace(config.rollout, max_new_tokens=config.evaluation.function_calling.max_new_tokens)
+
+    def answer(conversations: list[list[dict]]) -> list[str]:
+        prompts = [openchat.encode(messages, held_out.tokenizer) for messages in conversations]
+        rollout = generate(actors.policy, held_out.tokenizer, prompts, limits, greedy=True)
+        return [openchat.decode(ids, held_out.tokenizer) for ids in rollout.responses]
+
+    result = function_calling.evaluate(held_out.cases, answer)
+    return {"eval/function_calling": result.accuracy} | {
+        f"eval/function_calling_{name}": value for name, value in result.by_category.items()
+    }

@@ -1,0 +1,115 @@
+"""Policy, reference and critic in one module, each frozen tensor once."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from starling_train.core.logprobs import token_logprobs
+from starling_train.models.sharing import freeze_all, twin
+from starling_train.models.trunk import Trunk
+from starling_train.models.value import ValueHead
+
+
+class MicroBatch(NamedTuple):
+    """Sequences cut for one forward pass.
+
+    ids: (b, length) prompt + response, right-padded. source: (n,) indices into the flattened (b x length) positions
+    whose hidden state predicts a response token; targets: (n,) those tokens. Row by row, left to right.
+    """
+
+    ids: Tensor
+    source: Tensor
+    targets: Tensor
+
+
+class Outputs(NamedTuple):
+    """Per response token, (n,), float32: log-probability and entropy (nats), value."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+class Actors(nn.Module):
+    """The container that is handed to the engine: one policy, one reference, one critic.
+
+    policy: a causal LM with its final requires_grad flags. critic: `head` (a value head on the policy's own last
+    hidden state), `twin` (own copies of the trainable tensors), `separate` (own copies of everything, all trainable).
+    lowest: index of the lowest decoder layer with a trainable tensor.
+    """
+
+    def __init__(self, policy: nn.Module, critic: str, lowest: int, temperature: float = 1.0):
+        super().__init__()
+        self.policy = policy
+        self.reference = freeze_all(twin(policy))
+        self.critic = _critic_trunk(policy, critic)
+        self._critic_kind = critic
+        self.value_head = ValueHead(policy.config.hidden_size)
+        self.temperature = temperature
+        # plain attributes in a tuple, or Module would register the views' layers a second time
+        self._trunks = tuple(
+            None if m is None else Trunk(m, lowest) for m in (policy.model, self.reference.model, self.critic)
+        )
+
+    @torch.no_grad()
+    def start(self, ids: Tensor) -> Tensor | None:
+        """Hidden states (b, length, d) entering layer `lowest`, the same for policy, reference and twin critic, for ever.
+
+        None when the embeddings train: then nothing is shared.
+        """
+        if self.policy.get_input_embeddings().weight.requires_grad:
+            return None
+        return self._trunks[0].prefix(ids)
+
+    def forward(self, batch: MicroBatch, start: Tensor | None = None, train_policy: bool = True) -> Outputs:
+        """Log-probs, entropy and values of the response tokens under the current weights.
+
+        start: what `start` gave for these ids (computed here if None). train_policy=False (critic warm-up): the
+        policy's part runs without gradients, so that only the critic learns.
+        """
+        policy, _, critic = self._trunks
+        start = self.start(batch.ids) if start is None else start
+        with torch.set_grad_enabled(train_policy and torch.is_grad_enabled()):
+            hidden = _response_states(policy, batch, start)
+            logprobs, entropy = token_logprobs(hidden, self.policy.lm_head.weight, batch.targets, self.temperature)
+        if critic is not None:
+            hidden = _response_states(critic, batch, None if self._critic_kind == "separate" else start)
+        return Outputs(logprobs, entropy, self.value_head(hidden))
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: MicroBatch, start: Tensor | None = None) -> Tensor:
+        """Log-probs of the response tokens under the frozen starting policy: (n,)."""
+        start = self.start(batch.ids) if start is None else start
+        hidden = _response_states(self._trunks[1], batch, start)
+        return token_logprobs(hidden, self.reference.lm_head.weight, batch.targets, self.temperature)[0]
+
+    def policy_parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters of the policy, by name."""
+        return {f"policy.{n}": p for n, p in self.policy.named_parameters() if p.requires_grad}
+
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters of the critic, its value head included, by name."""
+        parameters = {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        if self.critic is not None:
+            parameters |= {f"critic.{n}": p for n, p in self.critic.named_parameters() if p.requires_grad}
+        return parameters
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return self.policy_parameters() | self.critic_parameters()
+
+
+def _response_states(trunk: Trunk, batch: MicroBatch, start: Tensor | None) -> Tensor:
+    hidden = trunk.suffix(trunk.prefix(batch.ids) if start is None else start)
+    # only positions that predict a response token go through the norm and the heads
+    return trunk.norm(hidden.flatten(0, 1)[batch.source])
+
+
+def _critic_trunk(policy: nn.Module, kind: str) -> nn.Module | None:
+    if kind == "head":
+        return None
+    if kind == "twin":
+        return twin(policy.model)
+    assert kind == "separate", kind
+    return copy.deepcopy(policy.model).requires_grad_(True)

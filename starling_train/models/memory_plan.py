@@ -1,0 +1,120 @@
+"""Memory of a run by part, by arithmetic: no weights are loaded."""
+
+from dataclasses import dataclass
+from typing import Any
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Layers of the published reward models, for plans made where their config.json is not at hand (model cards).
+KNOWN_REWARD_MODELS: dict[str, dict[str, int]] = {
+    "starling_7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+    },
+    "starling_34b": {
+        "hidden_size": 7168,
+        "intermediate_size": 20480,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 56,
+        "num_key_value_heads": 8,
+        "vocab_size": 64000,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic needs of a decoder."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: Any) -> "Shape":
+        """config: a transformers configuration, or a dict with its keys."""
+        values = config if isinstance(config, dict) else config.to_dict()
+        return cls(
+            values["hidden_size"],
+            values["intermediate_size"],
+            values["num_hidden_layers"],
+            values["num_attention_heads"],
+            values.get("num_key_value_heads") or values["num_attention_heads"],
+            values["vocab_size"],
+        )
+
+    def decoder_parameters(self) -> int:
+        """Embeddings, layers and norms, without an output head (Llama and Mistral, no biases)."""
+        head = self.hidden // self.heads
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_heads * head
+        mlp = 3 * self.hidden * self.intermediate
+        return self.layers * (attention + mlp + 2 * self.hidden) + self.vocabulary * self.hidden + self.hidden
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes by part; the parts before `fits_while` are held for the whole run, the rest only while needed."""
+
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+    def render(self) -> str:
+        """A line per part, decimal GB."""
+        width = max(len(name) for name in self.parts)
+        lines = [f"{name:<{width}}  {size / 1e9:8.2f} GB" for name, size in [*self.parts.items(), ("total", self.total)]]
+        return "\n".join(lines)
+
+
+def plan(
+    policy: Shape,
+    parameters: int,
+    trainable: int,
+    reward_parameters: int,
+    *,
+    dtype: str,
+    reward_dtype: str,
+    reward_load_in: str | None,
+    critic: str,
+    slots: int,
+    sequence_tokens: int,
+    tokens_per_microbatch: int,
+    gradient_checkpointing: bool,
+    layers_above_lowest: int,
+) -> Plan:
+    """Memory of PPO in one process. parameters, trainable: counts of the policy; sequence_tokens: prompt + response."""
+    size = BYTES[dtype]
+    value_head = 2 * policy.hidden * policy.hidden + 4 * policy.hidden + 1
+    critic_trunk = {"head": 0, "twin": trainable, "separate": policy.decoder_parameters()}[critic]
+    learning = trainable + critic_trunk
+    per_parameter = 8 if dtype == "float32" else 8 + 4 + 4  # Adam's two moments; master copy and its gradient
+    kv = 2 * policy.layers * policy.kv_heads * (policy.hidden // policy.heads) * size
+    return Plan(
+        {
+            "policy weights": parameters * size,
+            "reference: own copies of what trains": trainable * size,
+            f"critic ({critic})": critic_trunk * size + value_head * 4,
+            "gradients": learning * size + value_head * 4,
+            "optimizer": learning * per_parameter + value_head * 8,
+            "reward model": reward_parameters * {"8bit": 1.0, "4bit": 0.55, None: BYTES[reward_dtype]}[reward_load_in],
+            "KV cache of the rollout": slots * sequence_tokens * kv,
+            "activations of the update": tokens_per_microbatch
+            * _activation_bytes(policy, size, layers_above_lowest, gradient_checkpointing),
+            "logits, one chunk": 3 * 1024 * policy.vocabulary * 4,
+        }
+    )
+
+
+def _activation_bytes(shape: Shape, size: int, layers: int, checkpointing: bool) -> int:
+    """Bytes per token kept for the backward pass: inputs of the linear maps, norms and the gate, by layer."""
+    one_layer = (10 * shape.hidden + 4 * shape.intermediate) * size
+    return layers * shape.hidden * size + one_layer if checkpointing else layers * one_layer

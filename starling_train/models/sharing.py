@@ -1,0 +1,29 @@
+"""Copies of a model that share every frozen tensor: each exists once in memory, however many models use it."""
+
+import copy
+
+from torch import Tensor, nn
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A new module tree that shares every frozen parameter of `model` and owns a copy of every trainable one.
+
+    The copies keep requires_grad; buffers are copied. Outputs are bit-identical to those of a full copy, for any
+    selection of trainable parameters.
+    """
+    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, memo=frozen)
+
+
+def freeze_all(model: nn.Module) -> nn.Module:
+    """Make no parameter of the model trainable; returns the model."""
+    return model.requires_grad_(False)
+
+
+def unique_tensors(*models: nn.Module) -> list[Tensor]:
+    """The parameters and buffers of the models, each storage once, in order of first appearance."""
+    seen: dict[int, Tensor] = {}
+    for model in models:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            seen.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+    return list(seen.values())

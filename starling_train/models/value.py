@@ -1,0 +1,22 @@
+"""The value head."""
+
+from torch import Tensor, nn
+
+
+class ValueHead(nn.Module):
+    """Hidden state -> value: Linear(d, 2d), ReLU, Linear(2d, 1), float32, starting at exactly zero everywhere.
+
+    Shape from the Starling authors' training code; the zero start from facts known to matter in PPO (the first
+    advantages are then the rewards themselves, not noise of a random critic).
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.up = nn.Linear(hidden_size, 2 * hidden_size)
+        self.out = nn.Linear(2 * hidden_size, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: (..., d) -> values (...), in units of the scaled reward."""
+        return self.out(self.up(hidden.float()).relu()).squeeze(-1)

@@ -1,0 +1,186 @@
+"""python -m starling_train.ppo +recipe=NAME: PPO from AI feedback on the selected layers, from prompts to report."""
+
+import sys
+import time
+
+from starling_train import assets
+from starling_train.cli import command
+from starling_train.config import Config, check
+
+
+@command(check)
+def main(config: Config) -> None:
+    """Dry run, nothing to do, or train."""
+    # torch and transformers take seconds to import: only once the configuration is known to be right
+    from starling_train.engine.run_dir import RunDirectory
+
+    if config.prepare:
+        assets.ensure(config.prepare)
+    run = RunDirectory(config)
+    if config.dry_run:
+        from starling_train.engine import dry_run
+
+        print(dry_run.describe(config))
+    elif run.is_finished():
+        print(f"{run.path} is finished, nothing to do; its report: {run.path / 'report.html'}")
+    else:
+        train(config, run)
+        print(f"report: {(run.path / 'report.html').resolve()}")
+
+
+def train(config: Config, run) -> None:  # noqa: ANN001 (RunDirectory, imported above)
+    """All steps of one run, from wherever an earlier start left off."""
+    import torch
+
+    from starling_train.core.ppo import KLController
+    from starling_train.data.prompts import PromptStream
+    from starling_train.engine import setup, summary
+    from starling_train.engine.checkpoint import Checkpoints
+    from starling_train.engine.console import Console
+    from starling_train.engine.experience import pay, score_tokens
+    from starling_train.engine.metrics import JsonLines, tracker
+    from starling_train.engine.optim import Optimizer
+    from starling_train.engine.rollout import generate
+    from starling_train.engine.runtime import Runtime, StopRequest
+    from starling_train.engine.state import TrainState
+    from starling_train.engine.update import update
+    from starling_train.evals import held_out as held_out_suite
+    from starling_train.models import freeze, identity, load, save, snr_scan
+    from starling_train.models.actors import Actors
+    from starling_train.models.running_stats import RunningMoments
+    from starling_train.report import page
+
+    algorithm = config.algorithm
+    runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
+
+    # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
+    directory = load.resolve(config.model.path, "model.path", config.model.revision)
+    tokenizer = setup.load_tokenizer(config, directory)
+    setup.check_lengths(config, load.load_config(directory, "model.path"))
+    data = setup.load_data(config, tokenizer)
+    held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
+    reward_model = setup.load_reward(config.reward, runtime)
+    policy = setup.load_selected_policy(config, directory, runtime)
+
+    # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.
+    runtime.seed_all("value head")
+    actors = Actors(policy.model, algorithm.critic, policy.table.lowest_layer, config.rollout.temperature)
+    actors.to(runtime.device).train()
+    optimizer = Optimizer(actors.policy_parameters(), actors.critic_parameters(), config.optim)
+
+    # Where an earlier start left off.
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, identity.fingerprint(directory))
+    state = setup.restore(checkpoints, actors, optimizer) or TrainState(kl_coefficient=algorithm.kl.coefficient)
+    kl = KLController(state.kl_coefficient, algorithm.kl.target, algorithm.kl.horizon)
+    moments = RunningMoments()
+    moments.load_state_dict(state.reward_moments or moments.state_dict())
+    prompts = PromptStream(data.training, algorithm.prompts_per_step, config.seed)
+
+    run.create()
+    if config.freeze.method == "snr":
+        snr_scan.write_scan(policy.records, run.path / "snr.json")
+    freeze.write_unfrozen_yaml(policy.selected, policy.records, run.path / "unfrozen.yaml")
+    metrics_log, samples_log = JsonLines(run.metrics), JsonLines(run.samples)
+    tracking = tracker(config.logging.wandb, config.name, run.path, run.settings, state.tracker)
+    stop = StopRequest()
+
+    def evaluate() -> dict[str, float]:
+        console.phase("evaluating")
+        measured, samples = held_out_suite.evaluate(held_out, actors, reward_model, config, runtime)
+        samples_log.write([{"step": state.step} | sample for sample in samples])
+        return measured
+
+    with Console(algorithm.steps, state.step) as console:
+        console.say(data.report)
+        console.say(policy.table.render())
+        if state.step:
+            console.say(f"resumed after step {state.step}")
+        elif config.evaluation.every:
+            metrics = {"step": 0, "episodes": 0} | evaluate()
+            metrics_log.write([metrics])
+            tracking.log(metrics)
+            console.step(metrics, left_s=float("nan"))
+
+        while state.step < algorithm.steps:
+            step = state.step + 1
+            clock = Clock()
+
+            # 1. prompts, 2. responses on the live weights
+            console.phase("rollout")
+            batch = prompts.batch(step)
+            runtime.seed_all("rollout", step)
+            rollout = generate(actors.policy, tokenizer, [prompt.ids for prompt in batch], config.rollout)
+            clock.lap("rollout")
+
+            # 3. scores: decode, the reward model's own template and tokenizer, its head
+            console.phase("scoring")
+            scores = torch.tensor(reward_model.score(held_out_suite.answered(batch, rollout, tokenizer, config)))
+            moments.update(scores.tolist())
+            scaled = setup.scale(scores, moments, config.reward)
+            clock.lap("score")
+
+            # 4. log-probs, reference, values, advantages, 5. clipped PPO (or APA) on what trains
+            console.phase("update")
+            experience = score_tokens(actors, rollout, pay(scaled, rollout, algorithm), algorithm, kl.coefficient)
+            rate = optimizer.set_step(step, algorithm.steps)
+            order = runtime.generator("update", step)
+            stats = update(
+                actors, optimizer, experience, algorithm, order, train_policy=step > algorithm.critic_warmup_steps
+            )
+            clock.lap("update")
+
+            # 6. remember
+            metrics = summary.step_metrics(step, state.episodes + len(batch), experience, scores, kl.coefficient)
+            metrics |= stats | {"optim/learning_rate": rate} | clock.metrics(rollout)
+            metrics["memory/peak_gb"] = runtime.peak_memory_gb()
+            kl.update(metrics["kl/reference"], len(batch))
+            state.step, state.episodes, state.kl_coefficient = step, state.episodes + len(batch), kl.coefficient
+            state.reward_moments, state.tracker = moments.state_dict(), tracking.id
+            last = step == algorithm.steps
+            if config.evaluation.every and (last or step % config.evaluation.every == 0):
+                metrics |= evaluate()
+            state.seconds += clock.total()
+            metrics_log.write([metrics])
+            tracking.log(metrics)
+            console.step(metrics, left_s=state.seconds / step * (algorithm.steps - step))
+            if last or stop.exit_code or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                console.phase("saving")
+                checkpoints.save(actors.trainable(), optimizer.state_tensors(), state)
+            if stop.exit_code and not last:
+                console.say(f"stopped by a signal after step {step}, state saved; run the same command to go on")
+                sys.exit(stop.exit_code)
+
+    # The full model for whoever wants to use it, and the page for whoever wants to know what happened.
+    save.save_model(actors.policy, run.policy, tokenizer)
+    run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime))
+    tracking.finish()
+    page.write(run.path)
+
+
+class Clock:
+    """Seconds by phase of one step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._laps[phase] = now - self._last
+        self._last = now
+
+    def total(self) -> float:
+        return time.perf_counter() - self._start
+
+    def metrics(self, rollout) -> dict[str, float]:  # noqa: ANN001 (Rollout, imported where it is made)
+        """`time/*` and `throughput/*`; tokens are those of the responses."""
+        seconds = sum(self._laps.values())
+        return {f"time/{phase}_s": lap for phase, lap in self._laps.items()} | {
+            "time/step_s": seconds,
+            "throughput/samples_per_s": len(rollout) / seconds,
+            "throughput/tokens_per_s": sum(len(r) for r in rollout.responses) / seconds,
+        }
+
+
+if __name__ == "__main__":
+    main()

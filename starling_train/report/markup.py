@@ -1,0 +1,82 @@
+"""Small pieces of HTML. Everything that comes from a file or a model passes through `escape`."""
+
+import html
+import re
+from collections.abc import Iterable
+
+MINUS = "\N{MINUS SIGN}"
+NOT_MEASURED = "not measured"
+
+
+def clean(value: object) -> str:
+    """Text without what JSON can carry and a page can not.
+
+    Control characters other than tab and newline, and half surrogate pairs, become the replacement character.
+    """
+    text = str(value).replace("\r\n", "\n")
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def escape(value: object) -> str:
+    """Clean text made safe for HTML content and double-quoted attributes."""
+    return html.escape(clean(value))
+
+
+def plain(value: float, signed: bool = False) -> str:
+    """A number for people: about three figures, thousands separated, a real minus sign."""
+    size = abs(value)
+    if isinstance(value, int):
+        spec = ",d"
+    elif size and (size < 1e-3 or size >= 1e7):
+        spec = ".2e"
+    else:
+        spec = ",.0f" if size >= 1000 else ".1f" if size >= 10 else ".2f" if size >= 1 else ".3f"
+    return format(value, ("+" if signed else "") + spec).replace("-", MINUS)
+
+
+def number(value: object, unit: str = "", signed: bool = False) -> str:
+    """A `<data>` element: rounded for the eye, exact in its `value`; what is no number is "not measured"."""
+    if not isinstance(value, (int, float)):
+        return f'<span class="none">{NOT_MEASURED}</span>'
+    shown_unit = f'<span class="unit">&nbsp;{escape(unit)}</span>' if unit else ""
+    return f'<data value="{value!r}">{plain(value, signed)}</data>{shown_unit}'
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `42 s`, `3 min 5 s` or `2 h 7 min`."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def count(value: int) -> str:
+    """A parameter count: `1.75 B`, `23.1 M`, `361,600`."""
+    if value >= 1e9:
+        return f"{value / 1e9:.2f} B"
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value:,}"
+
+
+def table(head: list[str], rows: Iterable[list[str]], numeric: frozenset[int] = frozenset()) -> str:
+    """A table of cells that are HTML already; columns in `numeric` are right-aligned."""
+
+    def line(cells: list[str], tag: str) -> str:
+        shown = [f"<{tag}{' class=num' if i in numeric else ''}>{c}</{tag}>" for i, c in enumerate(cells)]
+        return "<tr>" + "".join(shown) + "</tr>"
+
+    body = "\n".join(line(row, "td") for row in rows)
+    return (
+        f'<div class="scroll"><table><thead>{line(head, "th")}</thead>\n<tbody>{body}</tbody></table></div>'
+    )
+
+
+def details(title: str, body: str) -> str:
+    """A part that is folded until asked for; `body` is HTML."""
+    return f"<details><summary>{escape(title)}</summary>\n{body}</details>"
+
+
+def redact(text: str) -> str:
+    """The text without secrets: values of keys such as `token` or `api_key`, and passwords inside URLs."""
+    secret = r"(?i)\b((?:[\w.]*[_.])?(?:token|password|secret|api_?key)[\"']?\s*[:=][ \t]*)(?!null\b|\s)\S+"
+    return re.sub(r"(://)[^/\s@]+@", r"\1***@", re.sub(secret, r"\1***", text))

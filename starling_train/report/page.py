@@ -1,0 +1,103 @@
+"""`report.html`: one self-contained page about a run, made from the run directory's files alone."""
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+from types import SimpleNamespace
+
+from starling_train.report import panels, plots, samples, sections
+from starling_train.report.markup import clean, escape
+from starling_train.report.read_run import Run, is_number, read, selected_modules
+
+
+def write(run_dir: Path) -> Path:
+    """Write `run_dir/report.html`, whole or not at all, and return its path.
+
+    Shows what the directory holds and says what is missing; the same files give the same bytes. Raises
+    `UserError` when `run_dir` is not a directory.
+    """
+    run = read(run_dir)
+    path = run.path / "report.html"
+    draft = run.path / "report.html.tmp"
+    draft.write_bytes(render(run).encode("utf-8", errors="replace"))
+    os.replace(draft, path)
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    template = resources.files("starling_train.report").joinpath("page.html").read_text(encoding="utf-8")
+    remarks = list(run.missing)
+    return Template(template).substitute(
+        name=escape(sections.run_name(run)),
+        status=sections.status(run),
+        headline=sections.headline(run),
+        facts=sections.facts(run),
+        tiles=sections.tiles(run),
+        findings=sections.findings_list(run),
+        plots=plot_cards(run, remarks),
+        heatmap=heatmap(run),
+        trained=sections.trained_table(run),
+        samples=samples.section(run),
+        appendix=sections.appendix(run),
+        missing=missing(remarks),
+    )
+
+
+def plot_cards(run: Run, remarks: list[str]) -> str:
+    """A figure with its caption for every panel that has numbers; the others are named in `remarks`."""
+    cards, without = [], []
+    for panel in (panels.PANELS[0], *panels.eval_panels(run), *panels.PANELS[1:]):
+        svg = plots.panel_svg(run, panel)
+        if not svg:
+            without.append(panel.title)
+            continue
+        caption = f"<figcaption>{escape(panel.reading)}</figcaption>" if panel.reading else ""
+        cards.append(f'<figure class="card"><h3>{escape(panel.title)}</h3>{svg}{caption}</figure>')
+    if without:
+        remarks.append(f"plots without any number in metrics.jsonl: {', '.join(without)}")
+    return "\n".join(cards) or '<p class="note">No step has been recorded yet.</p>'
+
+
+def heatmap(run: Run) -> str:
+    """The scan as a heatmap with the selection marked, on light ground in both themes."""
+    scanned = {name: record for name, record in scan_records(run).items() if record.layer is not None}
+    if not scanned:
+        return '<p class="note">No SNR scan belongs to this run (no snr.json).</p>'
+    import matplotlib
+
+    from starling_train.report.heatmap import draw
+
+    with matplotlib.rc_context({"svg.hashsalt": "snr", "svg.fonttype": "none"}):
+        svg = plots.inline_svg(
+            draw(scanned, selected_modules(run)), "snr", "Signal-to-noise ratio", themed=False
+        )
+    return (
+        f'<figure class="card"><div class="scroll paper">{svg}</div><figcaption>Signal-to-noise ratio of '
+        "every scanned matrix; framed matrices were trained. Compare within one module type only: the ratio "
+        "depends on the matrix’s shape. With selection by SNR the framed cells are the highest of their "
+        "column.</figcaption></figure>"
+    )
+
+
+def scan_records(run: Run) -> dict[str, SimpleNamespace]:
+    """The records of `snr.json` with `.type`, `.layer` (None outside the layers) and `.snr`."""
+    records = {}
+    for name, record in run.snr.items():
+        layer = re.search(r"\.(\d+)\.", name)
+        records[name] = SimpleNamespace(
+            type=clean(record.get("type", "unknown")),
+            layer=int(layer[1]) if layer else None,
+            snr=record["snr"] if is_number(record["snr"]) else None,
+        )
+    return records
+
+
+def missing(remarks: list[str]) -> str:
+    """What could not be shown, as a section; nothing when all is there."""
+    if not remarks:
+        return ""
+    items = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)
+    return f'<section><h2>What is missing</h2><ul class="note">{items}</ul></section>'

@@ -1,0 +1,140 @@
+"""What a run directory holds, read without trusting that any part of it is there or whole."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from starling_train.config import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run directory; absent files are empty values, and `missing` says so in words."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    snr: dict[str, dict[str, Any]] = field(default_factory=dict)
+    patterns: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+
+def read(run_dir: Path) -> Run:
+    """Read what is there. Raises `UserError` when `run_dir` is not a directory, and for nothing else."""
+    path = Path(run_dir)
+    if not path.is_dir():
+        raise UserError(
+            f"run_dir: {path} is not a directory; give the directory that a training command wrote"
+        )
+    missing: list[str] = []
+    metrics = _json_lines(path / "metrics.jsonl", missing)
+    samples = _json_lines(path / "samples.jsonl", missing)
+    snr = _parse(path / "snr.json", json.loads, missing)
+    unfrozen = _parse(path / "unfrozen.yaml", yaml.safe_load, missing).get("unfrozen_parameters")
+    return Run(
+        path=path,
+        config=_parse(path / "config.yaml", yaml.safe_load, missing),
+        config_text=_text(path / "config.yaml"),
+        metrics=[line for line in metrics if isinstance(line.get("step"), int)],
+        samples=[line for line in samples if isinstance(line.get("step"), int)],
+        snr={name: record for name, record in snr.items() if isinstance(record, dict) and "snr" in record},
+        patterns=[str(pattern) for pattern in unfrozen] if isinstance(unfrozen, list) else [],
+        summary=_parse(path / "summary.json", json.loads, missing),
+        missing=missing,
+    )
+
+
+def is_number(value: object) -> bool:
+    """True for a finite int or float; False for None, bool, NaN, infinities and text."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def series(run: Run, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one key of `metrics.jsonl`; lines without it, or with null, are left out."""
+    points = [(line["step"], line[key]) for line in run.metrics if is_number(line.get(key))]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def first_last(run: Run, key: str) -> tuple[float | None, float | None]:
+    """First and last value of a key: from the metrics, else (`eval/*`) from the summary.
+
+    The last is None where the key was measured once: one value is no change.
+    """
+    values = series(run, key)[1]
+    if values:
+        return values[0], values[-1] if len(values) > 1 else None
+    ends = [run.summary.get(name) for name in ("first_eval", "last_eval")]
+    found = [end.get(key) if isinstance(end, dict) else None for end in ends]
+    first, last = (value if is_number(value) else None for value in found)
+    return first, last
+
+
+def setting(tree: dict[str, Any], dotted: str) -> Any:
+    """The value at `a.b.c` of nested dictionaries, None where any part is absent."""
+    value: Any = tree
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def selected_modules(run: Run) -> set[str]:
+    """Scanned modules whose weight one of the patterns of `unfrozen.yaml` matches."""
+    if not run.patterns:
+        return set()
+    pattern = re.compile("|".join(f"(?:{pattern})" for pattern in run.patterns))
+    # Fused experts are parameters without a `.weight` of their own, so both spellings count.
+    return {name for name in run.snr if pattern.fullmatch(name + ".weight") or pattern.fullmatch(name)}
+
+
+def steps_done(run: Run) -> int:
+    """The last step that the run reports, 0 before the first."""
+    last = run.metrics[-1]["step"] if run.metrics else 0
+    recorded = run.summary.get("steps")
+    return max(last, recorded) if isinstance(recorded, int) else last
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _parse(path: Path, parse: Any, missing: list[str]) -> dict[str, Any]:
+    """A file that holds one mapping; a missing or broken one is an empty mapping and a remark."""
+    if not path.is_file():
+        missing.append(f"{path.name} is not there")
+        return {}
+    try:  # A run that was killed may leave half a file, and the page is how one looks into such a run.
+        content = parse(_text(path))
+    except (ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        missing.append(f"{path.name} cannot be read as a mapping")
+        return {}
+    return content
+
+
+def _json_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; broken lines are counted in a remark."""
+    if not path.is_file():
+        missing.append(f"{path.name} is not there")
+        return []
+    rows = [_json_object(line) for line in _text(path).split("\n") if line.strip()]
+    broken = rows.count(None)
+    if broken:
+        missing.append(f"{path.name}: {broken} of {len(rows)} lines are not JSON objects and were left out")
+    return [row for row in rows if row is not None]
+
+
+def _json_object(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

@@ -1,0 +1,98 @@
+"""Answers to the same held-out prompts before and after training, side by side."""
+
+from collections import defaultdict
+from typing import Any
+
+from starling_train.report.markup import details, escape, number
+from starling_train.report.read_run import Run, is_number
+
+SHOWN = 6  # prompts on the page; the others are folded
+
+Sample = dict[str, Any]
+
+
+def section(run: Run) -> str:
+    """The before/after section, or a sentence that there is nothing to compare."""
+    if not run.samples:
+        return '<p class="note">No samples were recorded (samples.jsonl is missing or empty).</p>'
+    steps = sorted({sample["step"] for sample in run.samples})
+    first, last = steps[0], steps[-1] if len(steps) > 1 else None
+    pairs = pair(run.samples, first, last)
+    cards = [_card(before, after, first, last) for before, after in pairs]
+    more = details(f"{len(cards) - SHOWN} more prompts", "\n".join(cards[SHOWN:])) if cards[SHOWN:] else ""
+    return _headline(pairs, first, last) + "\n" + "\n".join(cards[:SHOWN]) + more
+
+
+def pair(samples: list[Sample], first: int, last: int | None) -> list[tuple[Sample | None, Sample | None]]:
+    """Samples of the first step against those of the last with the same prompt, in file order.
+
+    The n-th answer to a prompt meets the n-th; an answer without a partner meets None.
+    """
+    before, after = _by_prompt(samples, first), _by_prompt(samples, last)
+    pairs: list[tuple[Sample | None, Sample | None]] = []
+    for prompt in before | after:
+        left, right = before.get(prompt, []), after.get(prompt, [])
+        for i in range(max(len(left), len(right))):
+            pairs.append((left[i] if i < len(left) else None, right[i] if i < len(right) else None))
+    return pairs
+
+
+def _by_prompt(samples: list[Sample], step: int | None) -> dict[str, list[Sample]]:
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample["step"] == step:
+            groups[str(sample.get("prompt", ""))].append(sample)
+    return groups
+
+
+def _headline(pairs: list[tuple[Sample | None, Sample | None]], first: int, last: int | None) -> str:
+    if last is None:
+        return f'<p class="note">Samples exist for step {first} only; there is no “after” yet.</p>'
+    scored = [(a["score"], b["score"]) for a, b in pairs if a and b and _has(a, "score") and _has(b, "score")]
+    better = sum(after > before for before, after in scored)
+    return (
+        f"<p>The same held-out prompts at step {first} and at step {last}. The score rose on "
+        f"<strong>{better} of {len(scored)}</strong> of them.</p>"
+    )
+
+
+def _has(sample: Sample, key: str) -> bool:
+    return is_number(sample.get(key))
+
+
+def _card(before: Sample | None, after: Sample | None, first: int, last: int | None) -> str:
+    prompt = escape(str((before or after or {}).get("prompt", "")))
+    right = "" if last is None else _answer(after, f"After, step {last}", before)
+    return (
+        f'<article class="sample"><div class="prompt"><h4>Prompt</h4>'
+        f'<div class="text" dir="auto">{prompt}</div></div>'
+        f'<div class="pair">{_answer(before, f"Before, step {first}")}{right}</div></article>'
+    )
+
+
+def _answer(sample: Sample | None, title: str, reference: Sample | None = None) -> str:
+    if sample is None:
+        return f'<div class="answer"><h4>{title}</h4><p class="note">No answer was recorded.</p></div>'
+    text = str(sample.get("response", ""))
+    shown = escape(text) if text else '<span class="none">(empty answer)</span>'
+    return (
+        f'<div class="answer"><h4>{title}</h4><div class="text" dir="auto">{shown}</div>'
+        f'<p class="facts">{_facts(sample, reference)}</p></div>'
+    )
+
+
+def _facts(sample: Sample, reference: Sample | None) -> str:
+    """Score (with its change), gold, KL, and whether the answer ended by itself."""
+    facts = []
+    for key, label, unit in (("score", "score", ""), ("gold", "gold", ""), ("kl", "KL", "nats")):
+        if not _has(sample, key):
+            continue
+        fact = f"{label} {number(sample[key], unit)}"
+        if reference and key != "kl" and _has(reference, key):
+            gain = sample[key] - reference[key]
+            mark = "up" if gain > 0 else "down" if gain < 0 else "same"
+            fact += f' <span class="{mark}">({number(gain, signed=True)})</span>'
+        facts.append(f"<span>{fact}</span>")
+    if sample.get("ended") is False:
+        facts.append('<span class="down">cut at the token limit</span>')
+    return " ".join(facts)

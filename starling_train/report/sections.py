@@ -1,0 +1,237 @@
+"""The parts of the page that are words and tables: headline, key numbers, findings, what trained."""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from starling_train.report.markup import count, details, duration, escape, number, plain, redact, table
+from starling_train.report.panels import HEADLINE_EVALS, eval_keys, is_skill, suite_label
+from starling_train.report.read_run import (
+    Run,
+    first_last,
+    is_number,
+    selected_modules,
+    series,
+    setting,
+    steps_done,
+)
+from starling_train.report.verdict import POINTS_ALLOWED, findings, score_change_in_spreads
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key number: `better` is +1 where more is better, -1 where less is, 0 where neither is."""
+
+    key: str
+    label: str
+    unit: str = ""
+    change_unit: str = ""
+    scale: float = 1.0
+    better: int = 0
+
+
+def run_name(run: Run) -> str:
+    """The run's name from its summary or config, else the directory's."""
+    return str(run.summary.get("name") or run.config.get("name") or run.path.resolve().name)
+
+
+def headline(run: Run) -> str:
+    """What was trained, on what, by which algorithm, as one sentence of HTML."""
+    if not run.config and not run.summary:
+        return "What was trained is not recorded."
+    parts = [f"<strong>{escape(algorithm(run).upper())}</strong>"]
+    sources = (
+        ("of", ("model.path",)),
+        ("on prompts of", ("data.path",)),
+        ("scored by", ("reward.path", "reward.url", "reward.kind")),
+    )
+    for phrase, keys in sources:
+        value = next((setting(run.config, key) for key in keys if setting(run.config, key)), None)
+        if value:
+            parts.append(f"{phrase} <code>{escape(redact(str(value)))}</code>")
+    trainable = run.summary.get("trainable")
+    if isinstance(trainable, dict) and is_number(trainable.get("parameters")) and trainable.get("of"):
+        share = 100 * trainable["parameters"] / trainable["of"]
+        parts.append(
+            f"training {number(trainable.get('matrices'))} matrices: {count(trainable['parameters'])} of "
+            f"{count(trainable['of'])} parameters ({plain(share)}&nbsp;%), the rest frozen"
+        )
+    return ", ".join([" ".join(parts[:2]), *parts[2:]]) + "."
+
+
+def algorithm(run: Run) -> str:
+    """`ppo` or `apa` from the configuration, or the command where that is another one, such as `dpo`."""
+    command = str(run.summary.get("command") or "")
+    if command.isalpha() and command != "ppo":
+        return command
+    return str(setting(run.config, "algorithm.name") or "training")
+
+
+def status(run: Run) -> str:
+    """Finished or not, with the steps done; the word carries the meaning, the colour repeats it."""
+    done, planned = steps_done(run), setting(run.config, "algorithm.steps")
+    of = f" of {planned:,}" if isinstance(planned, int) else ""
+    if run.summary.get("finished"):
+        return f'<span class="badge good">Finished, {done:,}{of} steps</span>'
+    return f'<span class="badge watch">Not finished, {done:,}{of} steps so far</span>'
+
+
+def facts(run: Run) -> str:
+    """Device, time, speed and memory as a definition list."""
+    summary = run.summary
+    rows = [("Device", escape(summary["device"]))] if summary.get("device") else []
+    if is_number(summary.get("wall_time_s")):
+        rows.append(
+            ("Time", f'<data value="{summary["wall_time_s"]!r}">{duration(summary["wall_time_s"])}</data>')
+        )
+    speed = summary.get("throughput")
+    for key, label, unit in (("tokens_per_s", "Speed", "tokens/s"), ("samples_per_s", "", "responses/s")):
+        value = (
+            next((speed[k] for k in (key, f"throughput/{key}") if k in speed), None)
+            if _is_dict(speed)
+            else None
+        )
+        if is_number(value):
+            rows.append((label or "Responses", number(value, unit)))
+    if is_number(summary.get("peak_memory_gb")):
+        rows.append(("Peak memory", number(summary["peak_memory_gb"], "GB")))
+    if summary.get("git_commit"):
+        rows.append(("Code", f"<code>{escape(str(summary['git_commit'])[:12])}</code>"))
+    items = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in rows)
+    return f'<dl class="facts-row">{items}</dl>' if items else ""
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def tiles(run: Run) -> str:
+    """First and last value of the numbers that matter, with the change, as a row of tiles."""
+    kl = next((key for key in eval_keys(run) if key.startswith("eval/kl")), "kl/reference")
+    length = next((key for key in eval_keys(run) if "length" in key), "response/length_mean")
+    held_out = first_last(run, "eval/score_mean")[0] is not None
+    score = (
+        Tile("eval/score_mean", "Reward score, held-out prompts", better=1)
+        if held_out
+        else Tile("reward/score_mean", "Reward score, training prompts", better=1)
+    )
+    chosen = [score, Tile("eval/gold_mean", "True quality (gold), held-out prompts", better=1)]
+    suites = [key for key in eval_keys(run) if key not in (*HEADLINE_EVALS, kl, length)]
+    for key in sorted(suites, key=lambda key: key != "eval/function_calling"):
+        label = suite_label(key).capitalize()
+        if is_skill(key):
+            chosen.append(Tile(key, f"{label}, right", "%", "points", 100.0, 1))
+        else:
+            chosen.append(Tile(key, label))
+    chosen += [Tile(kl, "KL to the starting policy", "nats"), Tile(length, "Response length, mean", "tokens")]
+    shown = [tile(run, item) for item in chosen]
+    return "".join(text for text in shown if text) or '<p class="note">No measurement was recorded yet.</p>'
+
+
+def tile(run: Run, item: Tile) -> str:
+    """One tile, empty where the run never measured the number."""
+    first, last = first_last(run, item.key)
+    if first is None:
+        return ""
+    first, last = (None if value is None else value * item.scale for value in (first, last))
+    if last is None:
+        values, note = number(first, item.unit), "measured once"
+    else:
+        values = f'{number(first)} <span class="arrow">→</span> <strong>{number(last, item.unit)}</strong>'
+        note = _change(run, item, last - first)
+    return (
+        f'<div class="tile" data-key="{escape(item.key)}"><h3>{escape(item.label)}</h3>'
+        f'<p class="value">{values}</p><p class="change">{note}</p></div>'
+    )
+
+
+def _change(run: Run, item: Tile, gain: float) -> str:
+    judged = gain * item.better
+    if item.change_unit == "points" and abs(gain) <= POINTS_ALLOWED:
+        judged = 0  # within what a run may lose: no alarm, and no praise for noise
+    mark = "up" if judged > 0 else "down" if judged < 0 else "same"
+    arrow = "▲" if gain > 0 else "▼" if gain < 0 else "="
+    text = f'<span class="{mark}">{arrow} {number(gain, item.change_unit or item.unit, signed=True)}</span>'
+    spreads = score_change_in_spreads(run) if item.key == "eval/score_mean" else None
+    if spreads is None:
+        return text
+    return f"{text}, {number(spreads, signed=True)} starting standard deviations"
+
+
+def findings_list(run: Run) -> str:
+    """The findings as a list; a word and a sign carry the judgement, not the colour alone."""
+    words = {"good": "✓ good", "watch": "! look", "bad": "✗ bad"}
+    items = [
+        f'<li><span class="badge {finding.state}">{words[finding.state]}</span> {escape(finding.text)}</li>'
+        for finding in findings(run)
+    ]
+    return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
+
+
+def trained_table(run: Run) -> str:
+    """What trained, a row per module type: matrices, parameters, layers."""
+    scanned = Counter(str(record.get("type", "unknown")) for record in run.snr.values())
+    trained: dict[str, list[str]] = defaultdict(list)
+    for name in selected_modules(run):
+        trained[str(run.snr[name].get("type", "unknown"))].append(name)
+    trainable = run.summary.get("trainable")
+    by_type = trainable.get("by_type") if isinstance(trainable, dict) else None
+    known = {str(row.get("type")): row for row in by_type or [] if isinstance(row, dict)}
+    rows = []
+    for kind in known | scanned:
+        row = known.get(kind, {"matrices": len(trained[kind])})
+        of = row.get("of", scanned.get(kind))
+        share = f"{number(row.get('matrices'))} of {number(of)}" if of else number(row.get("matrices"))
+        size = count(row["parameters"]) if is_number(row.get("parameters")) else ""
+        rows.append([f"<code>{escape(kind)}</code>", share, size, ranges(layers(trained[kind])) or "–"])
+    if not rows:
+        return '<p class="note">Neither a scan nor a list of what trained was recorded.</p>'
+    head = ["Module type", "Matrices trained", "Parameters", "Layers"]
+    return f'<div class="card">{table(head, rows, frozenset({1, 2}))}</div>'
+
+
+def layers(modules: list[str]) -> set[int]:
+    """The layer numbers in module names."""
+    found = (re.search(r"\.(\d+)\.", name) for name in modules)
+    return {int(match[1]) for match in found if match}
+
+
+def ranges(numbers: set[int]) -> str:
+    """`{1, 2, 3, 7}` -> `1–3, 7`."""
+    parts: list[list[int]] = []
+    for value in sorted(numbers):
+        if parts and value == parts[-1][1] + 1:
+            parts[-1][1] = value
+        else:
+            parts.append([value, value])
+    return ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in parts)
+
+
+def appendix(run: Run) -> str:
+    """Every metric's first and last value, the configuration, the selection and the versions, folded."""
+    keys = sorted({key for line in run.metrics for key in line if key != "step"})
+    rows = []
+    for key in keys:
+        values = series(run, key)[1]
+        if values:
+            ends = [values[0], values[-1], min(values), max(values)]
+            rows.append([f"<code>{escape(key)}</code>", *(number(value) for value in ends)])
+    parts = []
+    if rows:
+        head = ["Key of metrics.jsonl", "First", "Last", "Smallest", "Largest"]
+        parts.append(details("All metrics", table(head, rows, frozenset({1, 2, 3, 4}))))
+    if run.config_text:
+        parts.append(details("Configuration", f"<pre>{escape(redact(run.config_text))}</pre>"))
+    if run.patterns:
+        lines = "\n".join(run.patterns)
+        parts.append(details(f"Unfrozen parameters ({len(run.patterns)})", f"<pre>{escape(lines)}</pre>"))
+    versions = run.summary.get("versions")
+    if isinstance(versions, dict) and versions:
+        rows = [
+            [escape(name), f"<code>{escape(version)}</code>"] for name, version in sorted(versions.items())
+        ]
+        parts.append(details("Versions", table(["Package", "Version"], rows)))
+    if run.summary.get("command"):
+        parts.append(details("Command", f"<pre>{escape(redact(str(run.summary['command'])))}</pre>"))
+    return "\n".join(parts) or '<p class="note">Neither configuration nor versions were recorded.</p>'

@@ -1,0 +1,124 @@
+"""The toy world: 36 subjects of three kinds, four true attributes each, and the sentences that state them.
+
+Everything a sentence can say is decided by a program, so the true quality of an answer is known exactly (`gold`),
+which no real preference data set can offer.
+"""
+
+from dataclasses import dataclass
+
+# One row a subject: the values stand in the order of the kind's attributes below.
+_ANIMALS = """
+otter    river    fish    brown  dawn
+tiger    jungle   meat    orange night
+camel    desert   grass   yellow noon
+penguin  ice      fish    black  noon
+owl      forest   mice    brown  night
+horse    meadow   grass   brown  noon
+wolf     forest   meat    grey   night
+rabbit   meadow   roots   grey   dawn
+dolphin  sea      fish    grey   noon
+lizard   desert   insects green  noon
+bear     forest   berries black  dawn
+frog     river    insects green  night
+"""
+_CITIES = """
+Paris    France   bread   tower    mild
+Rome     Italy    pasta   fountain warm
+Cairo    Egypt    beans   museum   dry
+Tokyo    Japan    rice    temple   mild
+Lima     Peru     fish    market   dry
+Oslo     Norway   fish    harbour  cold
+Delhi    India    rice    temple   warm
+Sydney   Australia meat   harbour  warm
+Vienna   Austria  cake    museum   cold
+Lisbon   Portugal cake    tower    mild
+Nairobi  Kenya    beans   market   warm
+Toronto  Canada   soup    tower    cold
+"""
+_TOOLS = """
+hammer   building steel   shed     ten
+saw      cutting  steel   shed     twenty
+spade    digging  iron    garden   twenty
+drill    building steel   garage   fifty
+needle   sewing   iron    drawer   two
+ladder   climbing wood    garage   fifty
+kettle   boiling  copper  kitchen  twenty
+lamp     reading  glass   office   ten
+rake     digging  wood    garden   ten
+knife    cutting  steel   kitchen  ten
+brush    painting wood    drawer   two
+compass  sailing  copper  office   fifty
+"""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One property of a kind of subject: how it is asked for and how it is stated ({s} subject, {v} value)."""
+
+    name: str
+    questions: tuple[str, ...]
+    statement: str
+
+
+ATTRIBUTES = {
+    "animal": (
+        Attribute("home", ("Where does {s} live?", "What is the home of {s}?"), "{s} lives in the {v}."),
+        Attribute("food", ("What does {s} eat?", "What is the food of {s}?"), "{s} eats {v}."),
+        Attribute("colour", ("What colour is {s}?", "How does {s} look?"), "{s} is {v}."),
+        Attribute("hour", ("When is {s} active?", "At what hour can I see {s}?"), "{s} wakes at {v}."),
+    ),
+    "city": (
+        Attribute("country", ("Where is {s}?", "What country is {s} in?"), "{s} belongs to {v}."),
+        Attribute("dish", ("What can I eat in {s}?", "What is the food of {s}?"), "{s} serves {v}."),
+        Attribute("sight", ("What can I see in {s}?", "What is the sight of {s}?"), "{s} has a famous {v}."),
+        Attribute("weather", ("How is the weather in {s}?", "Is it warm in {s}?"), "{s} stays {v}."),
+    ),
+    "tool": (
+        Attribute("use", ("What is {s} for?", "How can I use {s}?"), "{s} helps with {v}."),
+        Attribute("material", ("What is {s} made of?", "What does {s} consist of?"), "{s} contains {v}."),
+        Attribute("place", ("Where do I keep {s}?", "Where can I find {s}?"), "{s} belongs in the {v}."),
+        Attribute("price", ("What does {s} cost?", "Is {s} expensive?"), "{s} costs {v} coins."),
+    ),
+}
+
+
+def _table(kind: str, text: str) -> dict[str, tuple[str, dict[str, str]]]:
+    names = [attribute.name for attribute in ATTRIBUTES[kind]]
+    rows = [line.split() for line in text.strip().splitlines()]
+    return {subject: (kind, dict(zip(names, values, strict=True))) for subject, *values in rows}
+
+
+_WORLD = _table("animal", _ANIMALS) | _table("city", _CITIES) | _table("tool", _TOOLS)
+SUBJECTS: tuple[str, ...] = tuple(_WORLD)
+
+
+def kind_of(subject: str) -> str:
+    """The kind of a subject: animal, city or tool."""
+    return _WORLD[subject][0]
+
+
+def attributes_of(subject: str) -> tuple[Attribute, ...]:
+    """The four attributes that the subject's kind has."""
+    return ATTRIBUTES[kind_of(subject)]
+
+
+def truth(subject: str, attribute: str) -> str:
+    """The true value of one attribute of a subject."""
+    return _WORLD[subject][1][attribute]
+
+
+def values(kind: str, attribute: str) -> tuple[str, ...]:
+    """Every value that an attribute takes in a kind, sorted."""
+    return tuple(sorted({facts[attribute] for k, facts in _WORLD.values() if k == kind}))
+
+
+def named(subject: str) -> str:
+    """The subject inside a sentence: cities have no article."""
+    return subject if kind_of(subject) == "city" else f"the {subject}"
+
+
+def statement(subject: str, attribute: Attribute, value: str, pronoun: bool = False) -> str:
+    """One sentence that claims `value`, true or not, with the subject named or as a pronoun."""
+    who = "it" if pronoun else named(subject)
+    sentence = attribute.statement.format(s=who, v=value)
+    return sentence[0].upper() + sentence[1:]

@@ -1,0 +1,69 @@
+"""Shared fixtures. Models here are real transformers models, small and random; nothing needs a network."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real data (nectar/, snr/, mt_bench/, bfcl/); the test is skipped without it."""
+    if not os.environ.get("STARLING_DATA"):
+        pytest.skip("STARLING_DATA is not set: no real data to test with")
+    return Path(os.environ["STARLING_DATA"])
+
+
+@pytest.fixture(scope="session")
+def toy() -> Path:
+    """The toy's assets, made once and cached where the `toy` recipe looks for them."""
+    from starling_train import assets
+
+    return assets.ensure("toy")
+
+
+@pytest.fixture
+def tiny_mistral():
+    """A function that builds a random Mistral of a few thousand parameters, the same for the same seed."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    def build(layers: int = 3, seed: int = 0, **settings):
+        torch.manual_seed(seed)
+        return MistralForCausalLM(
+            MistralConfig(
+                vocab_size=97,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=128,
+                attention_dropout=0.0,
+                pad_token_id=None,
+                **settings,
+            )
+        )
+
+    return build
+
+
+@pytest.fixture
+def run_command(tmp_path):
+    """Runs `python -m starling_train.<command> ...` in an empty directory; gives the completed process."""
+
+    def run(command: str, *arguments: str, cwd: Path = tmp_path, timeout: float = 280) -> subprocess.CompletedProcess:
+        root = Path(__file__).parent.parent
+        environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", f"starling_train.{command}", *arguments],
+            cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment, check=False,
+        )  # fmt: skip
+
+    return run

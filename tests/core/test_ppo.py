@@ -1,0 +1,158 @@
+import math
+
+import pytest
+import torch
+
+from starling_train.core.ppo import (
+    KLController,
+    apa_policy_loss,
+    gae,
+    kl_estimate,
+    ppo_policy_loss,
+    token_rewards,
+    value_loss,
+)
+
+# two responses of 3 and 2 tokens; the last entry of the second is padding
+IS_RESPONSE = torch.tensor([[True, True, True], [True, True, False]])
+
+
+def test_kl_estimates_by_hand():
+    p, q = torch.log(torch.tensor([0.5])), torch.log(torch.tensor([0.25]))
+    assert kl_estimate(p, q, "k1").item() == pytest.approx(math.log(2))
+    assert kl_estimate(p, q, "k2").item() == pytest.approx(math.log(2) ** 2 / 2)
+    assert kl_estimate(p, q, "k3").item() == pytest.approx(0.5 - 1 + math.log(2))
+
+
+def test_k1_and_k3_both_estimate_the_exact_kl():
+    p = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    q = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
+    exact = (p * (p / q).log()).sum()
+    for estimator in ("k1", "k3"):
+        torch.testing.assert_close((p * kl_estimate(p.log(), q.log(), estimator)).sum(), exact)
+
+
+def test_score_goes_on_the_last_real_token_and_kl_on_every_one():
+    kl = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 77.0]])
+    rewards = token_rewards(torch.tensor([10.0, 20.0]), kl, IS_RESPONSE, kl_coefficient=0.1)
+    torch.testing.assert_close(rewards, torch.tensor([[-0.1, -0.2, 9.7], [-0.4, 19.5, 0.0]]))
+
+
+def test_gae_by_hand():
+    rewards = torch.tensor([[1.0, 0.0, 2.0], [1.0, 3.0, 99.0]])
+    values = torch.tensor([[0.5, 1.0, 1.5], [2.0, 1.0, 99.0]])
+    advantages, returns = gae(rewards, values, IS_RESPONSE, gamma=0.9, gae_lambda=0.5)
+    # row 1: d = [1 + .9 - .5, 0 + 1.35 - 1, 2 - 1.5] = [1.4, .35, .5]; A3 = .5, A2 = .35 + .45 A3, A1 = 1.4 + .45 A2
+    # row 2: d = [1 + .9 - 2, 3 - 1] = [-.1, 2]; A2 = 2, A1 = -.1 + .9
+    torch.testing.assert_close(advantages, torch.tensor([[1.65875, 0.575, 0.5], [0.8, 2.0, 0.0]]))
+    torch.testing.assert_close(returns, torch.tensor([[2.15875, 1.575, 2.0], [2.8, 3.0, 0.0]]))
+
+
+def test_gae_with_lambda_1_gamma_1_is_the_reward_to_go():
+    rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.3, -7.0, 4.0]])
+    _, returns = gae(rewards, values, torch.ones(1, 3, dtype=torch.bool), 1.0, 1.0)
+    torch.testing.assert_close(returns, torch.tensor([[6.0, 5.0, 3.0]]))
+
+
+def test_gae_does_not_change_with_padding_or_row_order():
+    torch.manual_seed(0)
+    rewards, values = torch.randn(2, 3), torch.randn(2, 3)
+    plain = gae(rewards, values, IS_RESPONSE, 0.99, 0.95)
+    garbage = torch.full((2, 2), float("nan"))
+    wider = [torch.cat([x, garbage], 1).flip(0) for x in (rewards, values)]
+    mask = torch.cat([IS_RESPONSE, torch.zeros(2, 2, dtype=torch.bool)], 1).flip(0)
+    for short, long in zip(plain, gae(*wider, mask, 0.99, 0.95), strict=True):
+        assert torch.equal(torch.cat([short, torch.zeros(2, 2)], 1).flip(0), long)
+
+
+def test_ppo_loss_by_hand():
+    # ratios 1.5 and 0.5, clip 0.2, advantages +1 and +1: the first is clipped to 1.2, the second counts as it is
+    logprobs = torch.tensor([1.5, 0.5]).log()
+    loss = ppo_policy_loss(logprobs, torch.zeros(2), torch.ones(2), torch.tensor([True, True]), 0.2, count=2)
+    assert loss.loss.item() == pytest.approx(-(1.2 + 0.5) / 2)
+    assert loss.clipped.item() == 1
+    assert loss.largest_ratio.item() == pytest.approx(0.5)
+    expected_kl = (1.5 - 1 - math.log(1.5)) + (0.5 - 1 - math.log(0.5))
+    assert loss.approx_kl.item() == pytest.approx(expected_kl)
+
+
+def test_ppo_loss_with_negative_advantage_is_pessimistic():
+    # A = -1: max(ratio, clamped ratio): 1.5 stays 1.5, 0.5 is clipped to 0.8
+    logprobs = torch.tensor([1.5, 0.5]).log()
+    loss = ppo_policy_loss(logprobs, torch.zeros(2), -torch.ones(2), torch.tensor([True, True]), 0.2, count=2)
+    assert loss.loss.item() == pytest.approx((1.5 + 0.8) / 2)
+    assert loss.clipped.item() == 1
+
+
+def test_a_clipped_token_has_no_gradient():
+    logprobs = torch.tensor([1.5, 1.1]).log().requires_grad_()
+    real = torch.tensor([True, True])
+    ppo_policy_loss(logprobs, torch.zeros(2), torch.ones(2), real, 0.2, count=2).loss.backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, -1.1 / 2]))
+
+
+def test_extreme_log_ratios_stay_finite():
+    logprobs = torch.tensor([200.0], requires_grad=True)
+    loss = ppo_policy_loss(logprobs, torch.zeros(1), -torch.ones(1), torch.tensor([True]), 0.2, count=1)
+    loss.loss.backward()
+    assert loss.loss.item() == pytest.approx(math.exp(20), rel=1e-5)
+    assert logprobs.grad.isfinite().all()
+
+
+def test_apa_loss_by_hand():
+    logprobs, old, advantages = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -2.0]), torch.tensor([0.1, -0.2])
+    loss = apa_policy_loss(logprobs, old, advantages, torch.tensor([True, True]), kl_coefficient=0.5, count=2)
+    assert loss.loss.item() == pytest.approx(((0.5 - 0.2) ** 2 + (0.0 + 0.4) ** 2) / 2)
+    assert loss.clipped.item() == 0
+
+
+def test_value_loss_by_hand():
+    values, old, returns = torch.tensor([1.0, 0.1]), torch.tensor([0.0, 0.0]), torch.tensor([2.0, 1.0])
+    # token 1: clipped to 0.2: max(1, 1.8^2) = 3.24; token 2: 0.81 both ways
+    loss = value_loss(values, old, returns, torch.tensor([True, True]), clip=0.2, count=2)
+    assert loss.loss.item() == pytest.approx(0.5 * (3.24 + 0.81) / 2)
+    assert loss.clipped.item() == 1
+    unclipped = value_loss(values, old, returns, torch.tensor([True, True]), clip=0.0, count=2)
+    assert unclipped.loss.item() == pytest.approx(0.5 * (1.0 + 0.81) / 2)
+
+
+@pytest.mark.parametrize("name", ["ppo", "apa", "value"])
+def test_losses_do_not_change_with_padding_order_or_micro_batches(name):
+    torch.manual_seed(1)
+    a, b, c = torch.randn(3, 6, 4)
+    mask = torch.arange(4)[None, :] < torch.tensor([4, 1, 3, 2, 4, 2])[:, None]
+    count = int(mask.sum())
+
+    def loss(rows):
+        wide = [torch.cat([x[rows], torch.full((len(rows), 2), float("nan"))], 1) for x in (a, b, c)]
+        wide_mask = torch.cat([mask[rows], torch.zeros(len(rows), 2, dtype=torch.bool)], 1)
+        return _loss(name, *wide, wide_mask, count)
+
+    whole = _loss(name, a, b, c, mask, count)
+    cut = [loss([5, 0]), loss([3]), loss([1, 4, 2])]
+    torch.testing.assert_close(sum(part.loss for part in cut), whole.loss)
+    assert sum(part.clipped for part in cut) == whole.clipped
+
+
+def _loss(name, a, b, c, mask, count):
+    if name == "ppo":
+        return ppo_policy_loss(a, b, c, mask, 0.2, count)
+    if name == "apa":
+        return apa_policy_loss(a, b, c, mask, 0.5, count)
+    return value_loss(a, b, c, mask, 0.2, count)
+
+
+def test_adaptive_kl_by_hand():
+    control = KLController(coefficient=0.1, target=6.0, horizon=10000.0)
+    control.update(kl=6.6, episodes=1000)  # error 0.1
+    assert control.coefficient == pytest.approx(0.1 * (1 + 0.1 * 1000 / 10000))
+    control.update(kl=60.0, episodes=10000)  # error 9, clipped to 0.2
+    assert control.coefficient == pytest.approx(0.101 * 1.2)
+    control.update(kl=0.0, episodes=10000)  # error -1, clipped to -0.2
+    assert control.coefficient == pytest.approx(0.101 * 1.2 * 0.8)
+
+
+def test_fixed_kl_stays():
+    control = KLController(coefficient=0.1)
+    control.update(kl=1e9, episodes=1000)
+    assert control.coefficient == 0.1

@@ -1,0 +1,305 @@
+"""Loading Nectar-like files: turns, ranked answers, what is dropped and why, and messages for wrong files."""
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from starling_train.config import UserError
+from starling_train.data.nectar import Answer, Nectar, Row, load, normalise, parse_prompt, write_parquet
+
+USER, ASSISTANT = "user", "assistant"
+ONE_TURN = "\n\nHuman: Hi there\n\nAssistant: "
+
+
+def turns(*contents):
+    return [{"role": (USER, ASSISTANT)[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def raw_row(prompt=ONE_TURN, answers=("a", "b"), **columns):
+    ranked = [{"answer": text, "model": f"m{i}", "rank": float(i + 1)} for i, text in enumerate(answers)]
+    return {"prompt": prompt, "answers": ranked, "source": ["s"], "good_natured": True} | columns
+
+
+def parquet(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    return path
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_prompt_text_becomes_turns():
+    text = "\n\nHuman: One\n\ntwo \n\nAssistant:  Yes\n\nHuman: And?\n\nAssistant: "
+    assert parse_prompt(text) == turns("One\n\ntwo", "Yes", "And?")
+    assert parse_prompt("\n\nHuman: Hi\n\nAssistant:\n\nHuman: Still?\n\nAssistant:") == turns(
+        "Hi", "", "Still?"
+    )
+    assert parse_prompt("Say Human: x") == turns("Say Human: x")
+
+
+def test_answers_are_sorted_best_first(tmp_path):
+    row = raw_row()
+    row["answers"] = [
+        {"answer": text, "model": text.upper(), "rank": rank}
+        for text, rank in zip("cab", (3.0, 1.0, 2.0), strict=True)
+    ]
+    loaded = load(parquet(tmp_path / "x.parquet", row)).rows[0]
+    assert loaded == Row(
+        turns("Hi there"), [Answer("a", "A", 1), Answer("b", "B", 2), Answer("c", "C", 3)], ["s"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("\n\nHuman: a\n\nAssistant: b\n\nAssistant: ", "two assistant turns in a row"),
+        (
+            "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d\n\nAssistant: ",
+            "two assistant turns in a row",
+        ),
+        ("\n\nHuman: a\n\nHuman: b\n\nAssistant: ", "two user turns in a row"),
+        ("\n\nAssistant: a\n\nHuman: b\n\nAssistant: ", "does not begin with a user turn"),
+        ("preface\n\nHuman: b\n\nAssistant: ", "does not begin with a user turn"),
+        ("\n\nHuman: a\n\nAssistant: already answered", "does not end with a user turn"),
+        ("\n\nHuman: a\n\nAssistant: \n\nHuman: b\n\nAssistant: ", "empty turn"),
+        ("\n\nHuman: \n\nAssistant: ", "empty turn"),
+        (None, "empty turn"),
+        ("", "empty turn"),
+    ],
+)
+def test_rows_that_are_dropped(tmp_path, prompt, reason):
+    data = load(parquet(tmp_path / "x.parquet", raw_row(prompt), raw_row()))
+    assert data.dropped == {reason: 1}
+    assert [row.messages for row in data.rows] == [turns("Hi there")]
+
+
+def test_odd_answers_are_left_out_and_counted(tmp_path):
+    ran_on = "Yes.\n\nHuman: Thanks\n\nAssistant: Welcome"
+    row = raw_row(answers=["best", " ", "best ", ran_on, "", "worst"])
+    row["answers"][5]["rank"] = None
+    data = load(parquet(tmp_path / "x.parquet", row))
+    assert [(answer.text, answer.rank) for answer in data.rows[0].answers] == [("best", 1.0), (ran_on, 4.0)]
+    assert data.answers_changed == {
+        "left out: empty": 2,
+        "left out: repeats a better-ranked answer": 1,
+        "left out: no rank": 1,
+        "kept: goes on to write a Human turn": 1,
+    }
+    assert data.dropped == {}
+
+
+def test_good_natured_only(tmp_path):
+    file = parquet(tmp_path / "x.parquet", raw_row(good_natured=False), raw_row(good_natured=True))
+    assert [row.good_natured for row in load(file).rows] == [False, True]
+    data = load(file, good_natured_only=True)
+    assert [row.good_natured for row in data.rows] == [True] and data.dropped == {"not good-natured": 1}
+
+
+def test_directory_file_and_extra_columns(tmp_path):
+    parquet(tmp_path / "data" / "a.parquet", raw_row("\n\nHuman: 1\n\nAssistant: ", extra=7))
+    parquet(tmp_path / "data" / "b.parquet", raw_row("\n\nHuman: 2\n\nAssistant: ", turns=1))
+    assert [row.messages[0]["content"] for row in load(tmp_path).rows] == ["1", "2"]
+    assert len(load(tmp_path / "data" / "b.parquet").rows) == 1
+
+
+def test_jsonl_prompts_messages_and_answers(tmp_path):
+    system = [{"role": "system", "content": "Be brief."}]
+    answers = [{"answer": "x", "model": "m", "rank": 2}, {"answer": "y", "rank": 1}]
+    file = jsonl(
+        tmp_path / "x.jsonl",
+        {"prompt": " plain text\n"},
+        {"prompt": ONE_TURN, "answers": answers},
+        {"messages": [*system, *turns("a", "b", "c ")]},
+        {"messages": turns("a", "b")},
+        {"messages": [*turns("a", "b"), *system, *turns("c")]},
+    )
+    data = load(file)
+    assert [row.messages for row in data.rows] == [
+        turns(" plain text\n"),
+        turns("Hi there"),
+        [*system, *turns("a", "b", "c ")],
+    ]
+    assert [answer.text for answer in data.rows[1].answers] == ["y", "x"]
+    assert data.dropped == {"does not end with a user turn": 1, "system message after the first turn": 1}
+
+
+def test_answers_can_be_left_unread(tmp_path):
+    file = parquet(tmp_path / "x.parquet", {"prompt": ONE_TURN})
+    assert load(file, answers=False).rows == [Row(turns("Hi there"))]
+
+
+def test_excluded_prompts_are_dropped_wherever_they_are_said(tmp_path):
+    questions = jsonl(
+        tmp_path / "q.jsonl", {"question_id": 81, "turns": ["Compose a POST, now!", "Rewrite it."]}
+    )
+    lines = tmp_path / "lines.txt"
+    lines.write_text("hi there\n\n!!!\n")
+    rows = [
+        raw_row("\n\nHuman: compose a post  now\n\nAssistant: "),
+        raw_row("\n\nHuman: x\n\nAssistant: y\n\nHuman: rewrite it\n\nAssistant: "),
+        raw_row("\n\nHuman: Compose a post, now! And more.\n\nAssistant: "),
+        raw_row(),
+        raw_row("\n\nHuman: ???\n\nAssistant: "),
+    ]
+    data = load(parquet(tmp_path / "x.parquet", *rows), exclude=[questions, lines])
+    assert data.dropped == {"in an excluded file": 3}
+    assert [row.messages[0]["content"] for row in data.rows] == ["Compose a post, now! And more.", "???"]
+
+
+def test_normalise_keeps_letters_of_every_script():
+    assert normalise("  Wie_geht's, 你好?\n") == "wie geht s 你好"
+
+
+def test_what_is_written_is_nectars_schema_and_loads_again(tmp_path):
+    rows = [
+        Row(turns("a", "b", "c"), [Answer("x", "m", 1.0), Answer("y", "n", 2.0)], ["toy", "x"], False),
+        Row(turns("only a prompt")),
+    ]
+    write_parquet(rows, tmp_path / "data" / "train.parquet")
+    answers = "list<element: struct<answer: string, model: string, rank: double>>"
+    schema = pq.read_schema(tmp_path / "data" / "train.parquet")
+    assert {field.name: str(field.type) for field in schema} == {
+        "prompt": "string",
+        "answers": answers,
+        "turns": "int64",
+        "num_responses": "int64",
+        "source": "list<element: string>",
+        "good_natured": "bool",
+    }
+    table = pq.read_table(tmp_path / "data" / "train.parquet").to_pylist()
+    assert table[0]["prompt"] == "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
+    assert [(row["turns"], row["num_responses"]) for row in table] == [(2, 2), (1, 0)]
+    assert load(tmp_path) == Nectar(rows, {}, {})
+
+
+def text_file(name, text):
+    def make(directory):
+        (directory / name).write_bytes(text.encode("latin-1"))
+        return directory / name
+
+    return make
+
+
+def parquet_of(row):
+    return lambda directory: parquet(directory / "x.parquet", row)
+
+
+WRONG_FILES = {
+    "nowhere": (lambda d: d / "nowhere" / "at" / "all", "no such file or directory"),
+    "no file": (lambda d: Path("nectar/x.parquet"), "no such file or directory"),
+    "empty directory": (lambda d: d, "no .parquet file"),
+    "suffix": (text_file("x.csv", "prompt\n"), "neither .parquet nor .jsonl"),
+    "not parquet": (text_file("x.parquet", "text"), "not a readable parquet file"),
+    "column": (parquet_of({"prompt": ONE_TURN}), "column answers is missing (it has prompt)"),
+    "columns": (parquet_of({"text": "x"}), "column prompt, answers is missing"),
+    "prompt type": (parquet_of(raw_row() | {"prompt": 3}), "column prompt is int64"),
+    "no rank": (parquet_of({"prompt": ONE_TURN, "answers": [{"answer": "x"}]}), "column answers is list<"),
+    "answers type": (parquet_of(raw_row() | {"answers": "x"}), "column answers is string"),
+    "not UTF-8": (text_file("x.jsonl", '{"prompt": "ok"}\n{"prompt": "caf\xe9"}\n'), "x.jsonl:2: not UTF-8"),
+    "not JSON": (text_file("x.jsonl", '{"prompt": "ok"}\n\n{"prompt": \n'), "x.jsonl:3: not JSON"),
+    "not an object": (text_file("x.jsonl", '["x"]'), "x.jsonl:1: a JSON list"),
+    "no key": (text_file("x.jsonl", '{"text": "x"}'), "x.jsonl:1: neither `prompt` nor `messages`"),
+    "number": (text_file("x.jsonl", '{"prompt": 3}'), "x.jsonl:1: `prompt` is a int"),
+    "messages": (text_file("x.jsonl", '{"messages": "x"}'), "x.jsonl:1: `messages` must be a list"),
+    "role": (
+        text_file("x.jsonl", '{"messages": [{"role": "tool", "content": ""}]}'),
+        "x.jsonl:1: role 'tool'",
+    ),
+    "content": (text_file("x.jsonl", '{"messages": [{"role": "user"}]}'), "x.jsonl:1: `content` of a user"),
+    "answers": (text_file("x.jsonl", '{"prompt": "x", "answers": ["y"]}'), "x.jsonl:1: `answers` must be"),
+    "nothing left": (text_file("x.jsonl", '{"prompt": " "}\n'), "no usable row is left (1 empty turn)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+def test_wrong_files_are_named(tmp_path, case):
+    make, wrong = WRONG_FILES[case]
+    path = make(tmp_path)
+    with pytest.raises(UserError) as error:
+        load(path)
+    message = str(error.value)
+    assert message.startswith(str(path)) and wrong in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wrong"),
+    [("gone.txt", None, "no such file"), ("q.jsonl", '{"id": 1}\n', "q.jsonl:1: no `turns`")],
+)
+def test_wrong_exclude_files_are_named(tmp_path, name, text, wrong):
+    if text:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(wrong)):
+        load(parquet(tmp_path / "x.parquet", raw_row()), exclude=[tmp_path / name])
+
+
+def test_hub_id_that_cannot_be_read(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"^somebody/Nectar: .*no route"):
+        load("somebody/Nectar")
+    assert asked == [(("somebody/Nectar",), {"split": "train"})]
+
+
+@pytest.fixture
+def real_data():
+    if "STARLING_DATA" not in os.environ:
+        pytest.skip("STARLING_DATA is not set: no real Nectar rows")
+    return Path(os.environ["STARLING_DATA"])
+
+
+def test_real_rows(real_data):
+    table = pq.read_table(real_data / "nectar/data/rlaif.parquet").to_pylist()
+    data = load(real_data / "nectar")
+    assert len(data.rows) == len(table) == 206 and data.dropped == {}
+    assert sum(row.good_natured for row in data.rows) == sum(raw["good_natured"] for raw in table) == 184
+    speakers = Counter(len(re.findall(r"\n\n(?:Human|Assistant):", raw["prompt"])) - 1 for raw in table)
+    assert Counter(len(row.messages) for row in data.rows) == speakers
+    repeats = sum(len(raw["answers"]) - len({a["answer"].strip() for a in raw["answers"]}) for raw in table)
+    ran_on = sum(
+        "\n\nHuman:" in text for raw in table for text in {a["answer"].strip() for a in raw["answers"]}
+    )
+    assert data.answers_changed == {
+        "left out: repeats a better-ranked answer": repeats,
+        "kept: goes on to write a Human turn": ran_on,
+    }
+    assert repeats >= 17 and ran_on == 4
+    for row, raw in zip(data.rows, table, strict=True):
+        assert "".join(
+            f"\n\n{'Human' if m['role'] == USER else 'Assistant'}: {m['content']}" for m in row.messages
+        ) == (raw["prompt"].removesuffix("\n\nAssistant: "))
+        best = min(raw["answers"], key=lambda answer: answer["rank"])
+        assert (row.answers[0].text, row.answers[0].model) == (best["answer"], best["model"])
+        ranks = [answer.rank for answer in row.answers]
+        assert ranks == sorted(set(ranks))
+
+
+def test_real_rows_against_mt_bench(real_data, tmp_path):
+    """MT-Bench's questions are found in a copy of the data that has one put in; the real rows have none."""
+    questions = real_data / "mt_bench/question.jsonl"
+    data = load(real_data / "nectar", exclude=[questions])
+    assert data.dropped == {} and len(data.rows) == 206
+    second_turn = json.loads(questions.read_text().splitlines()[0])["turns"][1]
+    write_parquet([*data.rows, Row(turns("x", "y", second_turn.upper()))], tmp_path / "x.parquet")
+    assert load(tmp_path / "x.parquet", exclude=[questions]).dropped == {"in an excluded file": 1}
+
+
+def test_written_real_rows_load_equal(real_data, tmp_path):
+    data = load(real_data / "nectar")
+    write_parquet(data.rows, tmp_path / "again.parquet")
+    assert load(tmp_path / "again.parquet").rows == data.rows

@@ -1,0 +1,269 @@
+"""Answers to calls and back; nothing that a model writes is evaluated, crashes or stalls."""
+
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from starling_train.evals.call_parser import MAX_CHARACTERS, Call, answer_text, attempts_call, parse_calls
+
+F1 = Call("f", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("[f(a=1)]", [F1]),
+        ("f(a=1)", [F1]),
+        ("  [f(a=1)]\n", [F1]),
+        ("`f(a=1)`", [F1]),
+        ("```\n[f(a=1)]\n```", [F1]),
+        ("```python\n[f(a=1)]\n```", [F1]),
+        ("```[f(a=1)]```", [F1]),
+        ("[f(a=1), g()]", [F1, Call("g", {})]),
+        ("f(a=1), g()", [F1, Call("g", {})]),
+        ("[\n  f(a=1),\n  g(),\n]", [F1, Call("g", {})]),
+        ("[math.special.gamma(x=0.5)]", [Call("math.special.gamma", {"x": 0.5})]),
+        ("[]", []),
+    ],
+)
+def test_accepted_forms(text, calls):
+    assert parse_calls(text) == calls
+
+
+@pytest.mark.parametrize(
+    ("literal", "value"),
+    [
+        ("-3", -3),
+        ("+3", 3),
+        ("-2.5e3", -2500.0),
+        ("True", True),
+        ("None", None),
+        ("'it''s'", "its"),
+        ('"don\'t"', "don't"),
+        ("'\\u00e9 é 日本'", "é é 日本"),
+        ("[]", []),
+        ("[1, [2, -3]]", [1, [2, -3]]),
+        ("(1, 'b')", (1, "b")),
+        ("{'k': [1], 2: {'n': None}}", {"k": [1], 2: {"n": None}}),
+    ],
+)
+def test_literals(literal, value):
+    parsed = parse_calls(f"[f(x={literal})]")[0].arguments["x"]
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "I cannot help with that.",
+        "[f]",
+        "f",
+        "1",
+        "[f(a=1)",
+        "f(a=1)]",
+        "[f(a=1)] is what you want",
+        "Use [f(a=1)]",
+        "[f(a=1); g()]",
+        "x = f(a=1)",
+        "import os",
+        "f(1)",
+        "f(a=1, *[2])",
+        "f(**{'a': 1})",
+        "f(a=1, a=1)",
+        "f(a=b)",
+        "f(a=b.c)",
+        "f(a=g())",
+        "f(g(a=1))",
+        "f(a=1)(b=2)",
+        "f.g().h(a=1)",
+        "f[0](a=1)",
+        "(lambda: 0)()",
+        "f(a=lambda: 0)",
+        "f(a=1 + 1)",
+        "f(a=2 ** 9)",
+        "f(a='x' * 9)",
+        "f(a=not True)",
+        "f(a=-True)",
+        "f(a=--1)",
+        "f(a=-'x')",
+        "f(a=1j)",
+        "f(a=1 + 2j)",
+        "f(a=b'x')",
+        "f(a=...)",
+        "f(a={1, 2})",
+        "f(a={[]: 1})",
+        "f(a={(1,): 1})",
+        "f(a={**{}})",
+        "f(a=f'{1}')",
+        "f(a=[x for x in [1]])",
+        "f(a=(b := 1))",
+        "f(a=__import__('os').system('true'))",
+        "[f(a=1), 2]",
+        "[f(a=1), [g()]]",
+        "[*f(a=1)]",
+        "await f(a=1)",
+        "f(a=1) if True else g()",
+        "f(a=1)\ng()",
+        "{'f': {'a': 1}}",
+        '[{"name": "f", "arguments": {"a": 1}}]',
+    ],
+)
+def test_everything_else_is_no_call(text):
+    assert parse_calls(text) is None
+
+
+def test_identifiers_must_be_spelled_plainly():
+    """Python's parser folds these to `f` and `a` (NFKC); what calls functions by their name would not."""
+    assert parse_calls("[ｆ(a=1)]") is None
+    assert parse_calls("[f(ａ=1)]") is None
+    assert parse_calls("[préfixe(é=1)]") == [Call("préfixe", {"é": 1})]
+
+
+HOSTILE = {
+    "open brackets": "[" * 30_000,
+    "closed brackets": "[f(a=" + "[" * 15_000 + "]" * 15_000 + ")]",
+    "as deep as the parser goes": "[f(a=" + "[" * 190 + "]" * 190 + ")]",
+    "open calls": "f(a=" * 7_000,
+    "nested calls": "f(a=" * 90 + "1" + ")" * 90,
+    "nested dicts with an error": "f(a=" + "{1:" * 90 + "1 1" + "}" * 90 + ")",
+    "mixed nesting with an error": "f(a=[{1:(" * 45 + "1 1" + ")}])" * 45,
+    "minus signs": "f(a=" + "-" * 30_000 + "1)",
+    "some minus signs": "f(a=" + "-" * 900 + "1)",
+    "dots": "a" + ".a" * 15_000 + "()",
+    "chained calls": "a" + "()" * 15_000,
+    "subscripts": "a" + "[0]" * 10_000 + "()",
+    "sum": "f(a=" + "1+" * 15_000 + "1)",
+    "powers": "f(a=" + "9**" * 9_000 + "9)",
+    "not": "f(a=" + "not " * 7_000 + "1)",
+    "lambdas": "f(a=" + "lambda:" * 4_000 + "1)",
+    "conditionals": "f(a=" + "1 if 1 else " * 2_500 + "1)",
+    "escaped quotes": 'f(a="' + '\\"' * 15_000,
+    "f-strings": "f(a=f'" + "{" * 15_000 + "')",
+    "digits": "f(a=" + "9" * 30_000 + ")",
+    "exponent": "f(a=1e" + "9" * 5_000 + ")",
+    "null byte": "f(a=1)\x00",
+    "null byte in a string": "f(a='\x00')",
+    "lone surrogate": "f(a='\ud800')",
+    "backticks": "`" * 30_000,
+    "a million characters": "f(a='" + "x" * 1_000_000 + "')",
+    "control characters": "".join(map(chr, range(32))) * 900,
+    "right-to-left": "f(a=\u202e1)",
+    "prose": "f " * 15_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_answers_end_quickly(text):
+    begin = time.perf_counter()
+    calls = parse_calls(text)
+    attempts_call(text)
+    assert time.perf_counter() - begin < 1.0
+    assert calls is None or (len(text) <= MAX_CHARACTERS and all(isinstance(call, Call) for call in calls))
+
+
+def test_long_literals_are_read_as_data():
+    text = "x" * (MAX_CHARACTERS - 9)
+    assert parse_calls(f"[f(a='{text}')]") == [Call("f", {"a": text})]
+    assert parse_calls(f"[f(a='{text}x')]") is None
+    assert parse_calls("f(a=0x" + "f" * 20_000 + ")")[0].arguments["a"] == 16**20_000 - 1
+
+
+def test_random_token_soup_ends_quickly():
+    rng = random.Random(0)
+    tokens = [
+        *"[](){},:=.-+*'\"\\\n` ",
+        "f",
+        "a=",
+        "1",
+        "1.5",
+        "f(a=",
+        ")]",
+        "lambda ",
+        "if ",
+        "f'{",
+        "not ",
+        "é",
+        "\0",
+    ]
+    begin = time.perf_counter()
+    for _ in range(400):
+        parse_calls("".join(rng.choices(tokens, k=rng.randrange(1, 4_000))))
+    assert time.perf_counter() - begin < 10.0
+
+
+def test_nothing_is_evaluated_or_printed(tmp_path):
+    """In a fresh process: no file appears, and no warning about an odd escape reaches the terminal."""
+    marker = tmp_path / "marker"
+    script = (
+        "from starling_train.evals.call_parser import parse_calls\n"
+        f"parse_calls('''f(a=open({str(marker)!r}, 'w'))''')\n"
+        f"parse_calls('''[open({str(marker)!r}, 'w')]''')\n"
+        f"parse_calls('''open(file={str(marker)!r}, mode='w')''')\n"
+        "assert parse_calls(r'f(a=\"\\d\")') is not None\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "always", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "attempt"),
+    [
+        ("[f(a=1)]", True),
+        ("```python\nf(x)\n```", True),
+        ("[math.f(a=", True),
+        ("f(g(1))", True),
+        ("None of the functions (f, g) fits.", False),
+        ("I would call f(a=1) but cannot.", False),
+        ("", False),
+        ("[]", False),
+    ],
+)
+def test_attempts_call(text, attempt):
+    assert attempts_call(text) is attempt
+
+
+def test_answer_text_by_hand():
+    calls = [
+        Call("f", {"a": 1, "b": "x"}),
+        Call("m.g", {"c": [1.5, -2], "d": {"k": ("é", None)}, "e": True, "t": (1,), "u": ()}),
+    ]
+    assert answer_text(calls) == (
+        '[f(a=1, b="x"), m.g(c=[1.5, -2], d={"k": ("é", None)}, e=True, t=(1,), u=())]'
+    )
+    assert answer_text([]) == "[]"
+
+
+def test_round_trip_of_random_calls():
+    rng = random.Random(0)
+    strings = [
+        "",
+        "a b",
+        'say "hi"',
+        "it's",
+        "back\\slash",
+        "new\nline\ttab",
+        "日本",
+        "😀",
+        "\x00\x1b",
+        "\u2028",
+        "{x}",
+    ]
+
+    def value(depth: int):
+        scalars = [rng.choice(strings), rng.randrange(-9, 10**20), rng.uniform(-1e9, 1e9), 1e-300, True, None]
+        if depth == 0 or rng.random() < 0.6:
+            return rng.choice(scalars)
+        items = [value(depth - 1) for _ in range(rng.randrange(3))]
+        return rng.choice([items, tuple(items), {rng.choice(strings): item for item in items}])
+
+    for _ in range(300):
+        calls = [Call("a.b", {f"p{i}": value(3) for i in range(3)}) for _ in range(rng.randrange(3))]
+        assert parse_calls(answer_text(calls)) == calls
