@@ -8,16 +8,15 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from starling_train import assets
 from starling_train.config import Config, UserError
@@ -41,7 +40,7 @@ def command(check: Callable[[Any], None], schema: type = Config, config_name: st
             except (UserError, HydraException, OmegaConfBaseException) as error:
                 if debug:
                     raise
-                print(f"error: {_one_line(error)}", file=sys.stderr)
+                print(f"error: {_one_line(error, schema)}", file=sys.stderr)
                 sys.exit(2)
 
         return main
@@ -78,15 +77,34 @@ def typed(composed: DictConfig, schema: type = Config) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
 
 
-def to_yaml(config: Any) -> str:
-    """A typed configuration as YAML text."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
-
-
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, schema: type) -> str:
+    """The error as one line: key, what is wrong, what to do. Hydra's and OmegaConf's own texts run over several."""
     text = str(error)
+    if found := re.search(r"Could not override '(?P<key>[\w.]+)'", text):
+        return f"{found['key']}: no such key; {_keys_beside(found['key'], schema)}"
+    if found := re.search(r"Could not find '([\w/]+)/([^']+)'\s+Available options in '[^']+':([^:]*)\n", text):
+        group, name, listed = found.groups()
+        options = ", ".join(listed.split())
+        return f"{group}: there is no '{name}'; use one of: {options}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        text = f"{error.full_key}: {error.msg or text}"
-    text = re.sub(r"\s*\n\s*(full_key|reference_type|object_type|object):.*", "", text)
-    text = re.sub(r"To append to your config use \S+", "see --cfg job for the keys that exist", text)
+        what = str(error.msg or text).strip().splitlines()[0]
+        if isinstance(error, ConfigKeyError):
+            return f"{error.full_key}: no such key; {_keys_beside(error.full_key, schema)}"
+        return f"{error.full_key}: {what}; see --cfg job for the kinds of values"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read ({text.splitlines()[0]}); write section.key=value, and quote odd values"
     return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def _keys_beside(key: str, schema: type) -> str:
+    """The keys that the section of a mistyped key has."""
+    if key == "recipe":
+        return "write +recipe=NAME, with a plus"
+    *sections, _ = key.split(".")
+    for section in sections:
+        types = {field.name: field.type for field in fields(schema)}
+        if not is_dataclass(types.get(section)):
+            break
+        schema = types[section]
+    names = ", ".join(field.name for field in fields(schema))
+    return f"use one of: {names}"

@@ -49,35 +49,46 @@ class Spectrum:
 def singular_values(matrix: Tensor) -> Tensor:
     """All singular values of `matrix` (n, m) in fp64, descending, shape (min(n, m),), on the matrix's device.
 
-    Square roots of the eigenvalues of the fp64 Gram matrix of the short side. Its absolute error in a value s is about
-    eps * s_max^2 / s, far below what any score sees, unless a quarter of the values or more are tiny beside the
-    largest: such a matrix goes through the fp64 SVD. Values below the numerical rank tolerance are exact zeros.
+    Square roots of the eigenvalues of the fp64 Gram matrix of the short side. The absolute error in a value s is
+    about eps * s_max^2 / s, far below what any score sees, unless a quarter of the values or more are tiny beside
+    the largest: such a matrix goes through the fp64 SVD. Values below the numerical rank tolerance are exact zeros.
 
     Raises ValueError where an entry is nan or infinite.
     """
-    assert matrix.ndim == 2, f"a matrix has two dimensions, not {matrix.ndim}"
-    products = gram(matrix)
-    if not torch.isfinite(products.diagonal()).all():
-        raise ValueError("nan or infinite entries")
-    values = torch.linalg.eigvalsh(products).clamp_min_(0.0).sqrt_().flip(0)
-    if not gram_is_accurate(values):
-        values = torch.linalg.svdvals(matrix.double())
-    tolerance = max(matrix.shape) * torch.finfo(torch.float64).eps * values[0]
-    return torch.where(values > tolerance, values, 0.0)
+    return values_of_grams([gram(matrix)], [matrix])[0]
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """Lower triangle, in blocks, of the fp64 Gram matrix of the short side of `matrix` (n, m): (k, k), k = min(n, m).
+    """fp64 Gram matrix of the short side of `matrix` (n, m): (k, k), k = min(n, m).
 
-    What lies above the blocks on the diagonal is left at zero.
+    Only the lower triangle, in blocks; what lies above the blocks on the diagonal is left at zero. Raises ValueError
+    where an entry of `matrix` is nan or infinite.
     """
+    assert matrix.ndim == 2, f"a matrix has two dimensions, not {matrix.ndim}"
     rows = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T).double()
     k = rows.shape[0]
     result = rows.new_zeros(k, k)
     for start in range(0, k, GRAM_BLOCK):
         stop = min(start + GRAM_BLOCK, k)
         torch.mm(rows[start:stop], rows[:stop].T, out=result[start:stop, :stop])
+    if not torch.isfinite(result.diagonal()).all():
+        raise ValueError("nan or infinite values")
     return result
+
+
+def values_of_grams(grams: list[Tensor], matrices: list[Tensor]) -> list[Tensor]:
+    """Singular values of `matrices` from their `gram` matrices, which must be of one size; see `singular_values`."""
+    stacked = grams[0][None] if len(grams) == 1 else torch.stack(grams)
+    eigenvalues = torch.linalg.eigvalsh(stacked, UPLO="L").flip(1)
+    return [_values(one, matrix) for one, matrix in zip(eigenvalues, matrices, strict=True)]
+
+
+def _values(eigenvalues: Tensor, matrix: Tensor) -> Tensor:
+    values = eigenvalues.clamp_min(0.0).sqrt()
+    if not gram_is_accurate(values):
+        values = torch.linalg.svdvals(matrix.double())
+    tolerance = max(matrix.shape) * torch.finfo(torch.float64).eps * values[0]
+    return torch.where(values > tolerance, values, 0.0)
 
 
 def gram_is_accurate(values: Tensor) -> bool:

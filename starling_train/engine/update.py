@@ -82,7 +82,7 @@ def accumulate(
         total.backward()
         sums.setdefault("first_ratio", float(losses.pop("largest_ratio")))
         for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + float(value)
+            sums[key] = sums.get(key, 0.0) + float(value.detach())
     return sums
 
 

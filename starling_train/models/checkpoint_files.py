@@ -4,6 +4,8 @@ No model is built and no pickled code runs: `.bin` shards are read with weights_
 """
 
 import json
+import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the checkpoint, not yet read: its name, file, shape and dtype (safetensors' spelling)."""
+    """A tensor of the checkpoint, not yet read: name, file, shape, and dtype in safetensors' spelling (or `meta`)."""
 
     name: str
     file: Path
@@ -28,31 +30,89 @@ class Entry:
     dtype: str
 
 
-def weight_files(path: Path) -> list[Path]:
-    """Files that hold the weights of the model directory `path`; empty where there are none (config only).
+def entries(path: Path) -> list[Entry]:
+    """Every tensor of the model directory `path`, from headers alone; empty where there are no weights.
 
-    Raises UserError for a directory that does not exist and for an index that names a missing file.
+    Raises UserError for a missing directory, an index that names what is not there, and files that cannot be read.
     """
     if not path.is_dir():
         raise UserError(f"model.path: {path} is not a directory; give a Hugging Face model directory")
-    for name in INDEXES:
-        if (path / name).is_file():
-            return _indexed_files(path / name)
-    return [path / name for name in SINGLES if (path / name).is_file()][:1]
+    for index in (path / name for name in INDEXES):
+        if index.is_file():
+            return _indexed_entries(index)
+    single = [path / name for name in SINGLES if (path / name).is_file()]
+    return _file_entries(single[0]) if single else []
 
 
-def _indexed_files(index: Path) -> list[Path]:
+def _indexed_entries(index: Path) -> list[Entry]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: no weight_map; the index is damaged, download it again")
-    files = sorted({index.parent / file for file in weight_map.values()})
-    for file in files:
-        if not file.is_file():
-            tensor = next(name for name, shard in weight_map.items() if index.parent / shard == file)
-            raise UserError(
-                f"{index}: names {file.name} (tensor {tensor}), which is missing; download that shard"
-            )
-    return files
+    found: dict[str, Entry] = {}
+    for name in dict.fromkeys(weight_map.values()):
+        first = next(tensor for tensor, shard in weight_map.items() if shard == name)
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index}: names {name} (tensor {first}), which is missing; download that shard")
+        found |= {entry.name: entry for entry in _file_entries(index.parent / name)}
+    if missing := [name for name in weight_map if name not in found]:
+        raise UserError(
+            f"{index}: names tensor {missing[0]}, which is not in {weight_map[missing[0]]}; download that shard again"
+        )
+    return [found[name] for name in weight_map]
+
+
+def _file_entries(file: Path) -> list[Entry]:
+    if file.suffix == ".bin":
+        return [Entry(name, file, tuple(t.shape), _spelling(t)) for name, t in _load_bin(file).items()]
+    with _open(file) as shard:
+        slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
+        return [Entry(name, file, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
+
+
+def _spelling(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "meta"
+    return next((name for name, dtype in FLOATS.items() if dtype == tensor.dtype), str(tensor.dtype)[6:])
+
+
+def check_readable(entry: Entry) -> None:
+    """Raises UserError for a tensor without values (meta) and for quantised or integer weights."""
+    if entry.dtype == "meta":
+        raise UserError(
+            f"{entry.file}: tensor {entry.name} is on the meta device, without values; save the loaded model again"
+        )
+    if entry.dtype not in FLOATS:
+        raise UserError(
+            f"{entry.file}: tensor {entry.name} is {entry.dtype}, a quantised type; "
+            "give the unquantised model (bf16, fp16 or fp32)"
+        )
+
+
+def read(entry: Entry, index: tuple[int | slice, ...] = ()) -> Tensor:
+    """The tensor of `entry`, or the part of it that `index` cuts out, in its own dtype, contiguous, on the CPU."""
+    check_readable(entry)
+    if entry.file.suffix == ".bin":
+        return _load_bin(entry.file)[entry.name][index].contiguous()
+    with _open(entry.file) as shard:
+        return shard.get_slice(entry.name)[index or slice(None)].contiguous()
+
+
+def _open(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{file}: truncated or damaged ({error}); download that file again") from None
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    # The format before torch 1.6 is no zip file and cannot be mapped.
+    is_zip = zipfile.is_zipfile(file)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{file}: truncated, damaged or not only weights ({reason}); download it again") from None
+    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
 def read_json(path: Path) -> dict:
@@ -60,58 +120,13 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); download or write the file again") from None
+        raise UserError(f"{path}: not JSON ({error}); write or download it again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object; download or write the file again")
+        raise UserError(f"{path}: not a JSON object; write or download it again")
     return content
 
 
-def entries(path: Path) -> list[Entry]:
-    """Every tensor of the checkpoint from the files' headers alone, in the order of the files."""
-    return [entry for file in weight_files(path) for entry in _file_entries(file)]
-
-
-def _file_entries(file: Path) -> list[Entry]:
-    if file.suffix == ".bin":
-        tensors = _load_bin(file)
-        return [Entry(name, file, tuple(t.shape), _spelling(t.dtype)) for name, t in tensors.items()]
-    with _open(file) as shard:
-        slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
-        return [Entry(name, file, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
-
-
-def read(entry: Entry) -> Tensor:
-    """The tensor of `entry`, in its own dtype, on the CPU, backed by the file where the format allows."""
-    if entry.dtype not in FLOATS:
-        raise UserError(
-            f"{entry.file}: tensor {entry.name} is {entry.dtype}, a quantised or integer type; "
-            "scan the unquantised model (bf16, fp16 or fp32)"
-        )
-    if entry.file.suffix == ".bin":
-        return _load_bin(entry.file)[entry.name]
-    with _open(entry.file) as shard:
-        return shard.get_tensor(entry.name)
-
-
-def _open(file: Path):
-    try:
-        return safe_open(file, framework="pt")
-    except SafetensorError as error:
-        raise UserError(
-            f"{file}: not a readable safetensors file ({error}); download that file again"
-        ) from None
-
-
-def _load_bin(file: Path) -> dict[str, Tensor]:
-    tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-
-
-def _spelling(dtype: torch.dtype) -> str:
-    return next((name for name, known in FLOATS.items() if known == dtype), str(dtype).removeprefix("torch."))
-
-
-def model_type(path: Path) -> str | None:
-    """`model_type` of the directory's config.json; None where there is no such file."""
+def read_config(path: Path) -> dict:
+    """config.json of the model directory `path`; empty where there is none."""
     config = path / "config.json"
-    return read_json(config).get("model_type") if config.is_file() else None
+    return read_json(config) if config.is_file() else {}

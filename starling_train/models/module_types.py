@@ -1,16 +1,22 @@
-"""What kind each weight of a decoder is: matrix of a layer, embedding, head, vector, or unknown.
+"""What each weight of a decoder is: matrices of a layer with their types, embeddings, head, vector, or unknown.
 
-By architecture (`model_type` of config.json) and exact name, never by substring: a vision tower's `q_proj` is not the
-language model's, and a matrix that no table knows is reported as unknown.
+By architecture (`model_type` of config.json) and exact name, never by substring: a vision tower's `q_proj` is not
+the language model's, and a matrix that no table knows is reported as unknown.
+
+One tensor may hold several matrices: the experts of a layer in one 3-D tensor, q, k and v in one 2-D tensor. Each
+is a matrix of its own here, because the singular values of the stack say nothing about its parts.
 """
 
 import re
 from dataclasses import dataclass, field
 
-# Decoder layers in front of the layer number: transformers v5, bare base models, and heads around a `transformer`.
-LAYER = re.compile(r"(?:model\.|transformer\.|model\.model\.|model\.language_model\.)?layers\.(\d+)\.(.+)")
-EMBEDDINGS = re.compile(r"(?:model\.|transformer\.|model\.model\.|model\.language_model\.)?embed_tokens")
-HEADS = re.compile(r"(?:model\.)?lm_head|v_head|score")
+from starling_train.config import UserError
+
+# What stands before the layer number: transformers v5, bare decoders, reward models around a `transformer`.
+_PREFIX = r"(?:model\.|transformer\.|model\.model\.|model\.language_model\.)?"
+LAYER = re.compile(_PREFIX + r"layers\.(\d+)\.(.+)")
+EMBEDDINGS = re.compile(_PREFIX + r"embed_tokens")
+HEADS = re.compile(r"(?:model\.)?lm_head|v_head(?:\.summary)?|score")
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -18,67 +24,145 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 @dataclass(frozen=True)
 class Architecture:
-    """The matrices of one decoder layer, in the order of the forward pass: module name in the layer -> type."""
+    """The matrices of one decoder layer in the order of the forward pass; `*` stands for the expert's number.
 
-    types: dict[str, str] = field(default_factory=dict)
+    `parts`: tensors that hold several matrices -> the names of those. A name in brackets (`qkv_proj[q_proj]`) is a
+    part that no checkpoint holds by itself; the others are names that other checkpoints of the architecture use.
+    """
+
+    matrices: tuple[str, ...]
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def _same_names(*groups: tuple[str, ...]) -> dict[str, str]:
-    return {name: name for group in groups for name in group}
+_SWIGLU_EXPERTS = tuple(f"mlp.experts.*.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
+_PHI3_QKV = tuple(f"self_attn.qkv_proj[{name}]" for name in ("q_proj", "k_proj", "v_proj"))
+_PHI3_GATE_UP = ("mlp.gate_up_proj[gate_proj]", "mlp.gate_up_proj[up_proj]")
 
-
-LLAMA = Architecture(_same_names(ATTENTION, MLP))
-ARCHITECTURES = dict.fromkeys(
-    (
-        "llama",
-        "mistral",
-        "mistral3",
-        "ministral",
-        "qwen2",
-        "qwen3",
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "olmo2",
-    ),
-    LLAMA,
+LLAMA = Architecture(ATTENTION + MLP)
+MIXTRAL = Architecture(
+    (*ATTENTION, "block_sparse_moe.gate", *(f"block_sparse_moe.experts.*.{w}" for w in ("w1", "w3", "w2"))),
+    {
+        "mlp.gate": ("block_sparse_moe.gate",),
+        "mlp.experts.gate_up_proj": ("block_sparse_moe.experts.*.w1", "block_sparse_moe.experts.*.w3"),
+        "mlp.experts.down_proj": ("block_sparse_moe.experts.*.w2",),
+    },
 )
+SWIGLU_MOE = Architecture(  # the dense layers that some of them have are Llama's
+    (*ATTENTION, *MLP, "mlp.gate", *(f"mlp.shared_expert.{n}" for n in ("gate_proj", "up_proj", "down_proj")))
+    + _SWIGLU_EXPERTS,
+    {"mlp.experts.gate_up_proj": _SWIGLU_EXPERTS[:2], "mlp.experts.down_proj": _SWIGLU_EXPERTS[2:]},
+)
+PHI3 = Architecture(
+    (*_PHI3_QKV, "self_attn.o_proj", *_PHI3_GATE_UP, "mlp.down_proj"),
+    {"self_attn.qkv_proj": _PHI3_QKV, "mlp.gate_up_proj": _PHI3_GATE_UP},
+)
+ARCHITECTURES = {
+    "mixtral": MIXTRAL,
+    "qwen2_moe": SWIGLU_MOE,
+    "qwen3_moe": SWIGLU_MOE,
+    "olmoe": SWIGLU_MOE,
+    "phi3": PHI3,
+    "phi": Architecture((*ATTENTION[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2")),
+    "starcoder2": Architecture((*ATTENTION, "mlp.c_fc", "mlp.c_proj")),
+}
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a weight is. `kind`: matrix, embeddings, head, vector, unknown. `type` and `layer` are a matrix's."""
+class Matrix:
+    """A matrix of a decoder layer and where it lies in its tensor.
+
+    `module` names it without `.weight`; `index` cuts it out of its tensor (empty: the whole tensor); `order` sorts
+    matrices by layer and then as in the forward pass.
+    """
+
+    module: str
+    type: str
+    layer: int
+    shape: tuple[int, int]
+    index: tuple[int | slice, ...]
+    order: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of a checkpoint. `kind`: matrices, embeddings, head, vector, unknown."""
 
     kind: str
-    type: str = ""
-    layer: int | None = None
+    matrices: tuple[Matrix, ...] = ()
 
 
-def classify(module: str, shape: tuple[int, ...], model_type: str | None) -> Kind:
-    """Kind of the weight of `module` (its name without `.weight`) in a checkpoint of architecture `model_type`."""
-    if len(shape) < 2:
-        return Kind("vector")
+def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
+    """What the weight `module` (its name without `.weight`) of `shape` is in the model that config.json describes.
+
+    Architectures without a table of their own get Llama's names. A matrix of one row or column is a vector.
+    """
     if EMBEDDINGS.fullmatch(module):
-        return Kind("embeddings")
+        return Weight("embeddings")
     if HEADS.fullmatch(module):
-        return Kind("head")
+        return Weight("head")
+    if len(shape) < 2 or min(shape[-2:]) == 1:
+        return Weight("vector")
     found = LAYER.fullmatch(module)
-    types = ARCHITECTURES.get(model_type or "", LLAMA).types
-    if found and len(shape) == 2 and found[2] in types:
-        return Kind("matrix", types[found[2]], int(found[1]))
-    return Kind("unknown")
+    if not found:
+        return Weight("unknown")
+    config = config.get("text_config") or config
+    architecture = ARCHITECTURES.get(config.get("model_type"), LLAMA)
+    matrices = _matrices(module, found[2], int(found[1]), shape, architecture, config)
+    return Weight("matrices", matrices) if matrices else Weight("unknown")
 
 
-def order(kind: Kind, model_type: str | None) -> tuple[int, int]:
-    """Sort key that puts matrices in the order of the forward pass, whatever the order of the files."""
-    types = list(ARCHITECTURES.get(model_type or "", LLAMA).types.values())
-    return (
-        -1 if kind.layer is None else kind.layer,
-        types.index(kind.type) if kind.type in types else len(types),
-    )
+def _matrices(
+    module: str, name: str, layer: int, shape: tuple[int, ...], architecture: Architecture, config: dict
+) -> tuple[Matrix, ...]:
+    """Matrices of the tensor `name` (inside its layer); none where the architecture does not know it."""
+    prefix = module.removesuffix(name)
+    template = re.sub(r"(?<=experts)\.\d+\.", ".*.", name)
+    number = re.search(r"experts\.(\d+)\.", name)
+    if len(shape) == 2 and template in architecture.matrices:
+        order = (layer, architecture.matrices.index(template), int(number[1]) if number else 0)
+        return (Matrix(module, type_of(template), layer, shape, (), order),)
+    parts = architecture.parts.get(name, ())
+    stacked = any("*" in part for part in parts)
+    if not parts or len(shape) != (3 if stacked else 2):
+        return ()
+    found = []
+    for expert in range(shape[0]) if stacked else (None,):
+        for part, (start, stop) in zip(parts, _rows(module, parts, shape[-2], config), strict=True):
+            whole = len(parts) == 1
+            index = (() if expert is None else (expert,)) + (() if whole else (slice(start, stop),))
+            order = (layer, architecture.matrices.index(part), expert or 0)
+            part_module = prefix + part.replace("*", str(expert))
+            found.append(
+                Matrix(part_module, type_of(part), layer, (stop - start, shape[-1]), index, order)
+            )
+    return tuple(found)
+
+
+def _rows(module: str, parts: tuple[str, ...], rows: int, config: dict) -> list[tuple[int, int]]:
+    """First and last row of each part: q, k and v by the numbers of heads, everything else in equal shares."""
+    shares = [1] * len(parts)
+    if len(parts) == 3:
+        heads = config.get("num_attention_heads")
+        if not heads:
+            raise UserError(f"config.json: no num_attention_heads, which splits {module}; download it again")
+        shares = [heads, *[config.get("num_key_value_heads") or heads] * 2]
+    if rows % sum(shares):
+        raise UserError(f"config.json: {rows} rows of {module} do not split {shares}; it is of another model")
+    ends = [rows // sum(shares) * sum(shares[: i + 1]) for i in range(len(shares))]
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def type_of(template: str) -> str:
+    """Module type of a name inside its layer: without expert number, a part by its own name (`self_attn.q_proj`)."""
+    return re.sub(r"[^.]+\[(\w+)\]", r"\1", template.replace(".*", ""))
 
 
 def layer_of(module: str) -> int | None:
     """Number of the decoder layer that `module` lies in; None outside the decoder layers."""
     found = LAYER.match(module)
     return int(found[1]) if found else None
+
+
+def tensor_of(module: str) -> str:
+    """The module whose weight holds `module`: itself, or for a part in brackets the tensor it is a part of."""
+    return re.sub(r"\[\w+\]$", "", module)

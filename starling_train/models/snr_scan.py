@@ -1,174 +1,180 @@
 """SNR of every matrix of a checkpoint, streamed from its files: peak memory is a few matrices."""
 
-import json
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from starling_train.config import UserError
 from starling_train.core import spectrum
 from starling_train.models import checkpoint_files as files
-from starling_train.models.module_types import classify, layer_of, order
+from starling_train.models.module_types import LAYER, Matrix, classify
+from starling_train.models.scan_journal import Journal, content_hash
+from starling_train.models.scan_records import Record, match, read_scan, write_scan
+
+__all__ = ["Record", "list_matrices", "match", "read_scan", "scan", "unscanned", "write_scan"]
+
+# Matrices whose eigenvalues are computed together on a GPU: eight fp64 Gram matrices of 4096 are 1.1 GB.
+GPU_BATCH = 8
+Progress = Callable[[int, int, Record], None]
+In, Out = TypeVar("In"), TypeVar("Out")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One matrix: name without `.weight`, module type, shape, and its `core.spectrum.Spectrum` once scanned.
+class Job:
+    """A matrix to scan: its record without a score, and where it lies."""
 
-    Where a list was made without scanning, or a published file holds less, the fields it lacks are None.
-    """
-
-    module: str
-    type: str
-    shape: tuple[int, ...] = ()
-    snr: float | None = None
-    raw: float | None = None
-    threshold: float | None = None
-    rank: int | None = None
-    s_max: float | None = None
-    signal: float | None = None
-    noise: float | None = None
-    stable_rank: float | None = None
-    margin: float | None = None
-    fragile: bool | None = None
-
-    @property
-    def layer(self) -> int | None:
-        """Number of the decoder layer."""
-        return layer_of(self.module)
-
-    @property
-    def size(self) -> int:
-        """Number of entries; 0 where the shape is not known."""
-        return math.prod(self.shape) if self.shape else 0
-
-
-MEASURED = tuple(field.name for field in fields(spectrum.Spectrum))
-Progress = Callable[[int, int, Record], None]
+    record: Record
+    entry: files.Entry
+    index: tuple[int | slice, ...]
 
 
 def list_matrices(path: Path) -> dict[str, Record]:
     """The matrices of a model directory, names, types and shapes only; from config.json alone if need be."""
-    return {module: record for module, (record, _) in _matrices(Path(path)).items()}
+    return {job.record.module: job.record for job in _jobs(Path(path))}
 
 
-def _matrices(path: Path) -> dict[str, tuple[Record, files.Entry | None]]:
-    """Records and where to read them, in the order of the forward pass."""
-    known = files.entries(path) or _entries_of_config(path)
-    model_type = files.model_type(path)
-    found = []
-    for entry in known:
-        module = entry.name.removesuffix(".weight")
-        kind = classify(module, entry.shape, model_type)
-        if kind.kind == "matrix":
-            found.append((order(kind, model_type), Record(module, kind.type, entry.shape), entry))
+def unscanned(path: Path) -> dict[str, int]:
+    """Weights of two or more dimensions that are no known matrix, embedding or head -> how many of them.
+
+    Layer and expert numbers are replaced by `*`. What stands here has no score and cannot be selected.
+    """
+    config, counts = files.read_config(Path(path)), {}
+    for entry in _entries(Path(path)):
+        if classify(_module(entry), entry.shape, config).kind == "unknown":
+            name = ".".join("*" if part.isdigit() else part for part in entry.name.split("."))
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _module(entry: files.Entry) -> str:
+    return entry.name.removesuffix(".weight")
+
+
+def _jobs(path: Path) -> list[Job]:
+    """All matrices, by layer and then in the order of the forward pass."""
+    config = files.read_config(path)
+    found: list[tuple[Matrix, files.Entry]] = []
+    for entry in _entries(path):
+        found += [(matrix, entry) for matrix in classify(_module(entry), entry.shape, config).matrices]
     if not found:
         raise UserError(
-            f"model.path: {path} holds no matrix of a known decoder layer (model_type {model_type})"
+            f"model.path: no matrix of a known decoder layer in {path} (model_type {config.get('model_type')}); "
+            "give a decoder such as Mistral, Llama or Mixtral"
         )
-    found.sort(key=lambda item: item[0])
-    return {record.module: (record, entry) for _, record, entry in found}
+    found.sort(key=lambda pair: pair[0].order)
+    return [Job(Record(matrix.module, matrix.type, matrix.shape), entry, matrix.index) for matrix, entry in found]
+
+
+def _entries(path: Path) -> list[files.Entry]:
+    return files.entries(path) or _entries_of_config(path)
 
 
 def _entries_of_config(path: Path) -> list[files.Entry]:
     """The parameters of the model that config.json describes, built on the meta device."""
     if not (path / "config.json").is_file():
-        raise UserError(
-            f"model.path: {path} has neither weights nor config.json; give a Hugging Face model directory"
-        )
+        raise UserError(f"model.path: {path} has neither weights nor config.json; give a Hugging Face model directory")
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path / 'config.json'}: {str(error).strip().splitlines()[0]}") from None
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
-    return [files.Entry(n, path, tuple(p.shape), "meta") for n, p in model.named_parameters()]
+        model = AutoModelForCausalLM.from_config(config)
+    return [files.Entry(name, path, tuple(p.shape), "meta") for name, p in model.named_parameters()]
 
 
 def scan(
-    path: Path, *, dialect: str = "spectrum", device: str = "cpu", on_progress: Progress | None = None
+    path: Path,
+    *,
+    dialect: str = "spectrum",
+    device: str = "cpu",
+    on_progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> dict[str, Record]:
     """SNR of every matrix of the model directory `path`, keyed by module name, in the order of the forward pass.
 
-    Raises UserError that names tensor and file for weights that are nan, infinite or quantised.
+    `journal` keeps what is done, and gives back what an interrupted scan of the same weights has done. A thread reads
+    ahead of the computation. Raises UserError that names tensor and file for weights that are nan, infinite,
+    quantised or on the meta device.
     """
     path = Path(path)
-    if not files.entries(path):
-        raise UserError(f"model.path: {path} has no weights to scan (*.safetensors or *.bin)")
-    matrices = _matrices(path)
-    records = {}
-    for done, (module, (record, entry)) in enumerate(matrices.items(), start=1):
-        records[module] = measure(record, entry, dialect, device)
+    entries = files.entries(path)
+    if not entries:
+        raise UserError(f"model.path: {path} has no weights (*.safetensors or *.bin); a scan needs them")
+    for entry in entries:
+        if LAYER.match(entry.name):
+            files.check_readable(entry)
+    jobs, done = _jobs(path), {}
+    for record in _results(jobs, dialect, torch.device(device), journal):
+        done[record.module] = record
         if on_progress:
-            on_progress(done, len(matrices), records[module])
-    return records
+            on_progress(len(done), len(jobs), record)
+    return {job.record.module: done[job.record.module] for job in jobs}
 
 
-def measure(record: Record, entry: files.Entry, dialect: str, device: str) -> Record:
-    """`record` with the spectrum of the tensor that `entry` points at."""
-    tensor = files.read(entry).to(device)
-    try:
-        values = spectrum.snr(tensor, dialect)
-    except ValueError as error:
-        raise UserError(f"{entry.file}: tensor {entry.name} has {error}; the checkpoint is damaged") from None
-    return Record(record.module, record.type, record.shape, **vars(values))
+def _results(jobs: list[Job], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
+    """Finished records, on a GPU in batches of one short side."""
+    batches: dict[int, list[_Loaded]] = {}
+    for loaded in read_ahead(jobs, lambda job: _load(job, device)):
+        known = journal.find(loaded.record, loaded.content, dialect) if journal else None
+        if known:
+            yield known
+            continue
+        batch = batches.setdefault(min(loaded.record.shape), [])
+        batch.append(loaded)
+        if len(batch) == (GPU_BATCH if device.type == "cuda" else 1):
+            yield from _finish(batches.pop(min(loaded.record.shape)), dialect, device, journal)
+    for batch in batches.values():
+        yield from _finish(batch, dialect, device, journal)
 
 
-def write_scan(records: dict[str, Record], path: Path) -> None:
-    """Writes `{module: {"snr": ..., "type": ..., ...}}` as strict JSON: what is infinite or unknown becomes null.
-
-    A superset of Spectrum's schema. Infinite scores come back on reading, from a noise of 0 in a raw score of null.
-    """
-    content = {record.module: _to_json(record) for record in records.values()}
-    partial = Path(path).with_suffix(".tmp")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)  # so that no half-written file ever carries the name
+@dataclass(frozen=True)
+class _Loaded:
+    record: Record
+    entry: files.Entry
+    matrix: Tensor
+    content: str
 
 
-def _to_json(record: Record) -> dict:
-    values = {"snr": record.snr, "type": record.type}
-    if record.shape:
-        values["shape"] = list(record.shape)
-    values |= {key: getattr(record, key) for key in MEASURED if getattr(record, key) is not None}
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+def _load(job: Job, device: torch.device) -> _Loaded:
+    matrix = files.read(job.entry, job.index)
+    content = content_hash(matrix)
+    if device.type == "cuda":
+        matrix = matrix.pin_memory().to(device, non_blocking=True)
+    return _Loaded(job.record, job.entry, matrix, content)
 
 
-def read_scan(path: Path) -> dict[str, Record]:
-    """Records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
-
-    Raises UserError for a file that is neither. Scores of nan (published scans of meta tensors) become None.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"freeze.scan: {path} does not exist; run starling_train.snr on the model first")
-    content = files.read_json(path)
-    if not content or not all(isinstance(value, dict) and value for value in content.values()):
-        raise UserError(f"freeze.scan: {path} is not an SNR scan; expected {{module: {{snr, type}}}}")
-    by_module = all("snr" in value and "type" in value for value in content.values())
-    by_type = all(_is_score(score) for value in content.values() for score in value.values())
-    if not by_module and not by_type:
-        raise UserError(f"freeze.scan: {path} is not an SNR scan; expected {{module: {{snr, type}}}}")
-    if by_module:
-        return {module: _from_json(module, value) for module, value in content.items()}
-    return {
-        m: Record(m, kind, snr=_finite(score))
-        for kind, scores in content.items()
-        for m, score in scores.items()
-    }
+def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> Iterator[Out]:
+    """`load(item)` of each item in order, `ahead` items being loaded by a thread while the caller works."""
+    with ThreadPoolExecutor(max_workers=ahead) as pool:
+        waiting = deque(pool.submit(load, item) for item in items[:ahead])
+        for item in [*items[ahead:], *[None] * min(ahead, len(items))]:
+            ready = waiting.popleft().result()
+            if item is not None:
+                waiting.append(pool.submit(load, item))
+            yield ready
+            del ready
 
 
-def _is_score(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _finite(score: float | None) -> float | None:
-    return None if score is None or math.isnan(score) else float(score)
-
-
-def _from_json(module: str, value: dict) -> Record:
-    measured = {key: value.get(key) for key in MEASURED}
-    if measured["snr"] is None and measured["noise"] == 0:
-        measured |= {"snr": math.inf, "raw": math.inf}
-    measured["snr"] = _finite(measured["snr"])
-    return Record(module, value["type"], tuple(value.get("shape", ())), **measured)
+def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
+    grams = []
+    for loaded in batch:
+        try:
+            grams.append(spectrum.gram(loaded.matrix))
+        except ValueError as error:
+            raise UserError(
+                f"{loaded.entry.file}: tensor {loaded.entry.name} has {error}; repair or download the checkpoint again"
+            ) from None
+    for loaded, values in zip(batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True):
+        score = spectrum.score(values, *loaded.matrix.shape, dialect=dialect)
+        record = replace(loaded.record, **vars(score), dialect=dialect, content=loaded.content)
+        if journal:
+            journal.add(record)
+        yield record

@@ -1,5 +1,6 @@
 """What the plots of a report show, as data: keys, labels with units, colours, and how to read each one."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -10,10 +11,8 @@ from starling_train.report.read_run import Run, series
 # variables, so that plots follow light and dark.
 INK, GRID = "#24292f", "#d8dee4"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"
-CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE)
 
-HEADLINE_EVALS = ("eval/score_mean", "eval/score_std", "eval/gold_mean")
-SKILL_WORDS = ("function_calling", "accuracy", "fraction", "rate")
+SKILL_WORDS = ("function_calling", "accuracy", "rate")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,10 @@ PANELS = (
         (
             Row(
                 "KL (nats)",
-                (Line("kl/reference", "KL to reference", BLUE),),
+                (
+                    Line("kl/reference", "training", BLUE),
+                    Line("eval/kl_reference", "held-out", RED, points=True),
+                ),
                 target="algorithm.kl.target",
                 target_label="target",
             ),
@@ -104,14 +106,18 @@ PANELS = (
             Row(
                 "tokens",
                 (
-                    Line("response/length_mean", "mean", BLUE),
                     Line("response/length_max", "longest", ORANGE),
+                    Line("response/length_mean", "mean", BLUE),
+                    Line("eval/length_mean", "mean, held-out", RED, points=True),
                 ),
                 floor=0.0,
             ),
             Row(
                 "ended by itself, %",
-                (Line("response/eos_fraction", "end-of-turn", GREEN, scale=100.0),),
+                (
+                    Line("response/eos_fraction", "training", BLUE, scale=100.0),
+                    Line("eval/eos_fraction", "held-out", RED, points=True, scale=100.0),
+                ),
                 floor=0.0,
                 ceiling=103.0,
             ),
@@ -180,15 +186,27 @@ PANELS = (
 )
 
 
-def is_skill(key: str) -> bool:
-    """True for `eval/*` keys that are shares between 0 and 1, by their name."""
-    return key.startswith("eval/") and any(word in key for word in SKILL_WORDS)
-
-
-def eval_keys(run: Run) -> list[str]:
-    """Every `eval/*` key with at least one number, in alphabetical order."""
+def suites(run: Run) -> list[str]:
+    """Every measured `eval/*` key that has no place in `PANELS`, in alphabetical order."""
+    placed = {line.key for panel in PANELS for row in panel.rows for line in row.lines}
     keys = {key for line in run.metrics for key in line if key.startswith("eval/")}
-    return sorted(key for key in keys if series(run, key)[1])
+    return sorted(key for key in keys - placed - {"eval/score_std"} if series(run, key)[1])
+
+
+def is_skill(key: str) -> bool:
+    """True for `eval/*` keys that are shares of right answers, by their name."""
+    return any(word in key for word in SKILL_WORDS)
+
+
+def percent_scale(run: Run, key: str) -> float:
+    """What turns a skill into percent: 1 where it is logged so, 100 where it is logged as a share."""
+    in_percent = "function_calling" in key or any(value > 1 for value in series(run, key)[1])
+    return 1.0 if in_percent else 100.0
+
+
+def parent(key: str, keys: list[str]) -> str | None:
+    """The key that `key` is a category of: `eval/skill` for `eval/skill_simple` and `eval/skill/simple`."""
+    return next((other for other in keys if key.startswith((f"{other}_", f"{other}/"))), None)
 
 
 def suite_label(key: str) -> str:
@@ -197,27 +215,40 @@ def suite_label(key: str) -> str:
 
 
 def skill_row(curves: tuple[Line, ...]) -> Row:
-    """Shares in percent from 0 to 100, with a line 3 points below the first function-calling result."""
+    """Percent from 0 to 100, with a line 3 points below the first function-calling result."""
     limits = {"floor": 0.0, "ceiling": 103.0}
     return Row("right, %", curves, "eval/function_calling", "3 points lost", tolerance=-3.0, **limits)
 
 
 def eval_panels(run: Run) -> list[Panel]:
-    """Skills in percent on one axis, and every other held-out measurement on an axis of its own."""
-    rest = [key for key in eval_keys(run) if key not in HEADLINE_EVALS]
-    skills = [key for key in rest if is_skill(key)]
-    curves = tuple(
-        Line(key, suite_label(key), CYCLE[(index + 2) % len(CYCLE)], points=True, scale=100.0)
-        for index, key in enumerate(skills)
-    )
+    """Skills in percent, their categories, and an axis for each other number."""
+    keys = suites(run)
+    skills = [key for key in keys if is_skill(key)]
+    whole = [key for key in skills if parent(key, skills) is None]
     reading = (
-        "Skills that the reward does not train, on held-out tasks. Good: flat or rising. Bad: a loss of "
-        "more than 3 points: the policy pays for the score with something else."
+        "Skills that the reward does not train, on held-out tasks. Good: flat or rising. Bad: a loss of more "
+        "than 3 points: the policy pays for the score with something else."
     )
-    panels = [Panel("skills", "Skill kept", reading, (skill_row(curves),))]
-    for key in rest:
+    panels = [Panel("skills", "Skill kept", reading, (skill_row(_curves(run, whole)),))]
+    for skill in whole:
+        categories = [key for key in skills if parent(key, skills) == skill]
+        row = Row("right, %", _curves(run, categories, skill), floor=0.0, ceiling=103.0)
+        if categories:
+            title = f"{suite_label(skill).capitalize()}, by category"
+            panels.append(Panel(clean(skill).replace("/", "-"), title, "", (row,)))
+    for key in keys:
         if key not in skills:
             line = Line(key, "held-out", PURPLE, points=True)
             title = f"Held-out: {suite_label(key)}"
             panels.append(Panel(clean(key).replace("/", "-"), title, "", (Row("value", (line,)),)))
     return panels
+
+
+def _curves(run: Run, keys: list[str], skill: str = "eval") -> tuple[Line, ...]:
+    """A curve a key, labelled by what its name adds to that of the skill."""
+    colours = itertools.cycle((GREEN, BLUE, ORANGE, PURPLE, RED))
+    labels = [clean(key[len(skill) + 1 :]).replace("_", " ")[:30] for key in keys]
+    return tuple(
+        Line(key, label, colour, points=True, scale=percent_scale(run, key))
+        for key, label, colour in zip(keys, labels, colours, strict=False)
+    )

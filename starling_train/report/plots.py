@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEW_POINTS = 25  # a line this short also gets markers, or a run of one step would be an empty axis
+LEGEND_CHARACTERS = 58  # what fits beside one another above an axis, six a label for its line
 THEME = {
     INK: "ink",
     GRID: "grid",
@@ -104,9 +105,10 @@ def draw_row(axis: "Axes", run: Run, row: Row) -> None:
     axis.set_ylabel(row.ylabel)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    if len(axis.get_legend_handles_labels()[1]) > 1:
+    labels = axis.get_legend_handles_labels()[1]
+    if len(labels) > 1:
         # Above the axis: a legend inside would hide a curve sooner or later.
-        columns = 4 if row.stacked else 3 if len(row.lines) < 3 else 2
+        columns = max(1, LEGEND_CHARACTERS // (max(map(len, labels)) + 6))
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1}
         axis.legend(**place, ncols=columns, handlelength=1.2, columnspacing=1.2)
 
@@ -115,7 +117,7 @@ def target_level(run: Run, row: Row) -> float | None:
     """Height of the dashed line: a setting, or a fixed distance from the first value of a curve."""
     if row.tolerance is not None:
         values = series(run, row.target)[1]
-        return values[0] * row.lines[0].scale + row.tolerance if values else None
+        return values[0] + row.tolerance if values else None
     level = setting(run.config, row.target) if row.target else None
     return level if is_number(level) else None
 
@@ -164,6 +166,11 @@ def inline_svg(figure: "Figure", slug: str, title: str, themed: bool) -> str:
     """A figure as an `<svg>` element for HTML; `themed` exchanges the palette for the page's variables."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    engine = figure.get_layout_engine()
+    if engine is not None:  # lay out once, here: `savefig` alone would draw every figure an extra time
+        figure.set_dpi(72)
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(buffer, format="svg", transparent=themed, metadata=nothing)
     svg = buffer.getvalue()
     box = re.search(r'viewBox="0 0 ([0-9.]+) [0-9.]+"', svg)
@@ -171,7 +178,7 @@ def inline_svg(figure: "Figure", slug: str, title: str, themed: bool) -> str:
     body = svg[svg.index(">", box.end()) + 1 :]
     body = re.sub(r"<style type=\"text/css\">.*?</style>", "", body, count=1, flags=re.S)
     body = re.sub(
-        r'<g id="[A-Za-z0-9_]+_\d+">', "<g>", body
+        r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", body
     )  # the same in every figure; nothing refers to them
     body = re.sub(r"xlink:href=", "href=", body)
     body = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", body)
@@ -196,7 +203,7 @@ def reward_png(run_dir: Path, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     run = read(run_dir)
-    skill = (Line("eval/function_calling", "held-out tasks", GREEN, points=True, scale=100.0),)
+    skill = (Line("eval/function_calling", "held-out tasks", GREEN, points=True),)
     shown = (
         ("Reward-model score", panels.REWARD.rows[0]),
         ("True quality (gold)", panels.REWARD.rows[1]),

@@ -2,11 +2,11 @@
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starling_train.report.markup import count, details, duration, escape, number, plain, redact, table
-from starling_train.report.panels import HEADLINE_EVALS, eval_keys, is_skill, suite_label
+from starling_train.report.panels import is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.read_run import (
     Run,
     first_last,
@@ -108,25 +108,32 @@ def _is_dict(value: Any) -> bool:
 
 def tiles(run: Run) -> str:
     """First and last value of the numbers that matter, with the change, as a row of tiles."""
-    kl = next((key for key in eval_keys(run) if key.startswith("eval/kl")), "kl/reference")
-    length = next((key for key in eval_keys(run) if "length" in key), "response/length_mean")
-    held_out = first_last(run, "eval/score_mean")[0] is not None
-    score = (
-        Tile("eval/score_mean", "Reward score, held-out prompts", better=1)
-        if held_out
-        else Tile("reward/score_mean", "Reward score, training prompts", better=1)
-    )
-    chosen = [score, Tile("eval/gold_mean", "True quality (gold), held-out prompts", better=1)]
-    suites = [key for key in eval_keys(run) if key not in (*HEADLINE_EVALS, kl, length)]
-    for key in sorted(suites, key=lambda key: key != "eval/function_calling"):
+    keys = suites(run)
+    gold = Tile("eval/gold_mean", "True quality (gold), held-out prompts", better=1)
+    chosen = [_held_out(run, "score_mean", "reward/score_mean", Tile("", "Reward score", better=1)), gold]
+    for key in sorted(keys, key=lambda key: key != "eval/function_calling"):
+        if parent(key, keys) is not None:
+            continue
         label = suite_label(key).capitalize()
         if is_skill(key):
-            chosen.append(Tile(key, f"{label}, right", "%", "points", 100.0, 1))
+            chosen.append(Tile(key, f"{label}, right", "%", "points", percent_scale(run, key), 1))
         else:
             chosen.append(Tile(key, label))
-    chosen += [Tile(kl, "KL to the starting policy", "nats"), Tile(length, "Response length, mean", "tokens")]
+    chosen.append(
+        _held_out(run, "kl_reference", "kl/reference", Tile("", "KL to the starting policy", "nats"))
+    )
+    chosen.append(
+        _held_out(run, "length_mean", "response/length_mean", Tile("", "Response length", "tokens"))
+    )
     shown = [tile(run, item) for item in chosen]
     return "".join(text for text in shown if text) or '<p class="note">No measurement was recorded yet.</p>'
+
+
+def _held_out(run: Run, suite: str, training: str, item: Tile) -> Tile:
+    """The held-out version of a number where it was measured, else that of the training prompts."""
+    if first_last(run, f"eval/{suite}")[0] is not None:
+        return replace(item, key=f"eval/{suite}", label=f"{item.label}, held-out prompts")
+    return replace(item, key=training, label=f"{item.label}, training prompts")
 
 
 def tile(run: Run, item: Tile) -> str:
@@ -183,7 +190,7 @@ def trained_table(run: Run) -> str:
         row = known.get(kind, {"matrices": len(trained[kind])})
         of = row.get("of", scanned.get(kind))
         share = f"{number(row.get('matrices'))} of {number(of)}" if of else number(row.get("matrices"))
-        size = count(row["parameters"]) if is_number(row.get("parameters")) else ""
+        size = count(row["parameters"]) if is_number(row.get("parameters")) else "–"
         rows.append([f"<code>{escape(kind)}</code>", share, size, ranges(layers(trained[kind])) or "–"])
     if not rows:
         return '<p class="note">Neither a scan nor a list of what trained was recorded.</p>'

@@ -63,7 +63,6 @@ def _skill(run: Run) -> Finding | None:
     points = change(run, "eval/function_calling")
     if points is None:
         return None
-    points *= 100
     state = GOOD if points >= -POINTS_ALLOWED else BAD
     return Finding(state, f"Function calling changed by {plain(points, signed=True)} percentage points.")
 

@@ -6,10 +6,11 @@ ever seen with that function in training: what is measured is reading the docume
 
 import json
 import random
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from starling_train.toy import world
+from starling_train.evals import function_calling
 
 CATEGORIES = ("simple_python", "multiple", "irrelevance")
 REFUSAL = "None of these functions can do that."
@@ -27,34 +28,39 @@ class Parameter:
     pool: tuple
 
 
-def _subjects(kind: str) -> tuple[str, ...]:
-    return tuple(subject for subject in world.SUBJECTS if world.kind_of(subject) == kind)
-
-
-_PEOPLE = ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Hugo")
-_COLOURS = world.values("animal", "colour") + ("red", "blue", "white")
-_CITY = Parameter("city", "string", "The city.", _subjects("city"))
-_PET = Parameter("pet", "string", "The animal.", _subjects("animal"))
-_TOOL = Parameter("tool", "string", "The tool.", _subjects("tool"))
-_COLOUR = Parameter("colour", "string", "The colour.", _COLOURS)
-_PERSON = Parameter("person", "string", "The person.", _PEOPLE)
+# One pool for all names: with many values and many functions, copying is easier to learn than remembering.
+_NAMES = (
+    "Anna Boris Clara David Emma Felix Greta Hugo Irene Jonas Klara Linus Maria Nils Olga Peter "
+    "apple bird cloud dream eagle flower giant honey island jewel king lemon moon night orange pearl "
+    "queen rain star thunder uncle violet winter yellow zebra autumn bridge candle dragon echo feather"
+).split()
+_FILE = Parameter("file", "string", "The file.", tuple(_NAMES))
+_SONG = Parameter("song", "string", "The song.", tuple(_NAMES))
+_PERSON = Parameter("person", "string", "The person.", tuple(_NAMES))
+_WORD = Parameter("word", "string", "The word.", tuple(_NAMES))
 _COUNT = Parameter("count", "integer", "The number.", tuple(range(2, 10)))
 
 # name -> (description, parameters, ways to ask)
 FUNCTIONS: dict[str, tuple[str, tuple[Parameter, ...], tuple[str, ...]]] = {
-    "forecast": ("Show the forecast.", (_CITY,), ("Show the forecast for {city}.", "Forecast for {city} please.")),
-    "hotel": ("Book a hotel.", (_CITY, _COUNT), ("Book a hotel in {city} for {count} nights.",)),
-    "map": ("Open a map.", (_CITY,), ("Open a map of {city}.", "I need the map of {city}.")),
-    "feed": ("Feed an animal.", (_PET, _COUNT), ("Feed the {pet} {count} times.",)),
-    "track": ("Track an animal.", (_PET,), ("Track the {pet} now.", "Start to track the {pet}.")),
-    "order": ("Order a tool.", (_TOOL, _COUNT), ("Order the {tool} and make it {count} pieces.",)),
-    "repair": ("Repair a tool.", (_TOOL,), ("Repair the {tool}.", "The {tool} needs a repair.")),
-    "paint": ("Paint a wall.", (_COLOUR,), ("Paint the wall {colour}.", "I want to paint it {colour}.")),
-    "shirt": ("Buy a shirt.", (_COLOUR, _COUNT), ("Buy a {colour} shirt and pack {count} of it.",)),
-    "call": ("Call a person.", (_PERSON,), ("Call {person}.", "Make a call to {person}.")),
-    "mail": ("Send a mail.", (_PERSON,), ("Send a mail to {person}.", "Write {person} a mail.")),
-    "alarm": ("Set an alarm.", (_COUNT,), ("Set an alarm for {count}.", "I need an alarm at {count}.")),
+    "open": ("Open a file.", (_FILE,), ("Open the file {file}.", "I want to open {file}.")),
+    "print": ("Print a file.", (_FILE, _COUNT), ("Print the file {file} {count} times.",)),
+    "delete": ("Delete a file.", (_FILE,), ("Delete the file {file}.", "Please delete {file} now.")),
+    "play": ("Play a song.", (_SONG,), ("Play the song {song}.", "I want to play {song}.")),
+    "repeat": ("Repeat a song.", (_SONG, _COUNT), ("Repeat the song {song} {count} times.",)),
+    "call": ("Call a person.", (_PERSON,), ("Call {person}.", "Please call {person} now.")),
+    "mail": ("Mail a person.", (_PERSON,), ("Mail {person}.", "I want to mail {person}.")),
+    "invite": ("Invite a person.", (_PERSON, _COUNT), ("Invite {person} at {count}.",)),
+    "search": ("Search a word.", (_WORD,), ("Search the word {word}.", "Please search {word} now.")),
+    "spell": ("Spell a word.", (_WORD,), ("Spell the word {word}.", "I want to spell {word}.")),
+    "alarm": ("Set an alarm.", (_COUNT,), ("Set an alarm for {count}.", "I want an alarm at {count}.")),
+    "wait": ("Wait some hours.", (_COUNT,), ("Wait {count} hours.", "Please wait {count} hours now.")),
 }
+# What no function does.
+OTHER_REQUESTS = tuple(
+    f"{ask} {what}."
+    for ask in ("Sing", "Please sing", "Dance to", "Invent", "Please invent", "Translate", "Please translate")
+    for what in ("a song", "a poem", "a joke", "a tale", "my letter", "this word")
+)
 
 
 def document(name: str) -> dict:
@@ -66,8 +72,8 @@ def document(name: str) -> dict:
 
 
 def is_held_out(name: str, parameter: Parameter, value: object) -> bool:
-    """Whether `value` is kept out of training for this function: every third of its pool, at a shift of its own."""
-    return (parameter.pool.index(value) + list(FUNCTIONS).index(name)) % 3 == 0
+    """Whether `value` is kept out of training for this function: every fourth of its pool, at a shift of its own."""
+    return (parameter.pool.index(value) + list(FUNCTIONS).index(name)) % 4 == 0
 
 
 def case(category: str, held_out: bool, rng: random.Random) -> tuple[Row, Row]:
@@ -77,7 +83,10 @@ def case(category: str, held_out: bool, rng: random.Random) -> tuple[Row, Row]:
     arguments = {
         p.name: rng.choice([v for v in p.pool if is_held_out(name, p, v) == held_out]) for p in parameters
     }
-    question = rng.choice(templates).format(**arguments)
+    shown = {key: json.dumps(value) for key, value in arguments.items()}
+    question = rng.choice(templates).format(**shown)
+    if category == "irrelevance":
+        question = rng.choice([text for i, text in enumerate(OTHER_REQUESTS) if (i % 3 == 0) == held_out])
     others = rng.sample([other for other in FUNCTIONS if other != name], rng.choice((1, 2)))
     offered = {"simple_python": [name], "multiple": [name, *others], "irrelevance": others}[category]
     rng.shuffle(offered)
@@ -115,3 +124,22 @@ def write(directory: Path, draws: int, held_out: bool, seed: str) -> None:
 
 def _write_lines(path: Path, rows: list[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def load(draws: int, held_out: bool, seed: str) -> list[function_calling.Case]:
+    """The cases as the evaluation would read them from files."""
+    with tempfile.TemporaryDirectory() as directory:
+        write(Path(directory), draws, held_out, seed)
+        return function_calling.load_cases(directory, CATEGORIES)
+
+
+def right_answer(case: function_calling.Case) -> str:
+    """The answer that a case asks for: its call, or a plain sentence where no function fits."""
+    if case.ground_truth is None:
+        return REFUSAL
+    calls = [
+        function_calling.Call(name, {key: allowed[0] for key, allowed in arguments.items()})
+        for truth in case.ground_truth
+        for name, arguments in truth.items()
+    ]
+    return function_calling.answer_text(calls)

@@ -1,4 +1,4 @@
-"""The toy world: 36 subjects of three kinds, four true attributes each, and the sentences that state them.
+"""The toy world: 24 subjects of three kinds, four true attributes each, and the sentences that state them.
 
 Everything a sentence can say is decided by a program, so the true quality of an answer is known exactly (`gold`),
 which no real preference data set can offer.
@@ -14,37 +14,25 @@ camel    desert   grass   yellow noon
 penguin  ice      fish    black  noon
 owl      forest   mice    brown  night
 horse    meadow   grass   brown  noon
-wolf     forest   meat    grey   night
-rabbit   meadow   roots   grey   dawn
 dolphin  sea      fish    grey   noon
-lizard   desert   insects green  noon
 bear     forest   berries black  dawn
-frog     river    insects green  night
 """
 _CITIES = """
 Paris    France   bread   tower    mild
 Rome     Italy    pasta   fountain warm
 Cairo    Egypt    beans   museum   dry
 Tokyo    Japan    rice    temple   mild
-Lima     Peru     fish    market   dry
 Oslo     Norway   fish    harbour  cold
 Delhi    India    rice    temple   warm
 Sydney   Australia meat   harbour  warm
 Vienna   Austria  cake    museum   cold
-Lisbon   Portugal cake    tower    mild
-Nairobi  Kenya    beans   market   warm
-Toronto  Canada   soup    tower    cold
 """
 _TOOLS = """
 hammer   building steel   shed     ten
-saw      cutting  steel   shed     twenty
-spade    digging  iron    garden   twenty
 drill    building steel   garage   fifty
 needle   sewing   iron    drawer   two
-ladder   climbing wood    garage   fifty
 kettle   boiling  copper  kitchen  twenty
 lamp     reading  glass   office   ten
-rake     digging  wood    garden   ten
 knife    cutting  steel   kitchen  ten
 brush    painting wood    drawer   two
 compass  sailing  copper  office   fifty

@@ -1,7 +1,6 @@
 """Loading Nectar-like files: turns, ranked answers, what is dropped and why, and messages for wrong files."""
 
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -256,16 +255,9 @@ def test_hub_id_that_cannot_be_read(monkeypatch):
     assert asked == [(("somebody/Nectar",), {"split": "train"})]
 
 
-@pytest.fixture
-def real_data():
-    if "STARLING_DATA" not in os.environ:
-        pytest.skip("STARLING_DATA is not set: no real Nectar rows")
-    return Path(os.environ["STARLING_DATA"])
-
-
-def test_real_rows(real_data):
-    table = pq.read_table(real_data / "nectar/data/rlaif.parquet").to_pylist()
-    data = load(real_data / "nectar")
+def test_real_rows(data_dir):
+    table = pq.read_table(data_dir / "nectar/data/rlaif.parquet").to_pylist()
+    data = load(data_dir / "nectar")
     assert len(data.rows) == len(table) == 206 and data.dropped == {}
     assert sum(row.good_natured for row in data.rows) == sum(raw["good_natured"] for raw in table) == 184
     speakers = Counter(len(re.findall(r"\n\n(?:Human|Assistant):", raw["prompt"])) - 1 for raw in table)
@@ -289,17 +281,17 @@ def test_real_rows(real_data):
         assert ranks == sorted(set(ranks))
 
 
-def test_real_rows_against_mt_bench(real_data, tmp_path):
+def test_real_rows_against_mt_bench(data_dir, tmp_path):
     """MT-Bench's questions are found in a copy of the data that has one put in; the real rows have none."""
-    questions = real_data / "mt_bench/question.jsonl"
-    data = load(real_data / "nectar", exclude=[questions])
+    questions = data_dir / "mt_bench/question.jsonl"
+    data = load(data_dir / "nectar", exclude=[questions])
     assert data.dropped == {} and len(data.rows) == 206
     second_turn = json.loads(questions.read_text().splitlines()[0])["turns"][1]
     write_parquet([*data.rows, Row(turns("x", "y", second_turn.upper()))], tmp_path / "x.parquet")
     assert load(tmp_path / "x.parquet", exclude=[questions]).dropped == {"in an excluded file": 1}
 
 
-def test_written_real_rows_load_equal(real_data, tmp_path):
-    data = load(real_data / "nectar")
+def test_written_real_rows_load_equal(data_dir, tmp_path):
+    data = load(data_dir / "nectar")
     write_parquet(data.rows, tmp_path / "again.parquet")
     assert load(tmp_path / "again.parquet").rows == data.rows

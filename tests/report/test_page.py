@@ -1,4 +1,4 @@
-"""The report page: safe with hostile text, true to the files, whole without some of them, fit for a browser."""
+"""The report page: safe with hostile text, true to the files, whole without some of them, fit to print."""
 
 import json
 import re
@@ -119,7 +119,9 @@ def test_hostile_names_are_escaped_everywhere(tmp_path):
     assert not names & {"script", "img"}
 
 
-@pytest.mark.parametrize("key", ["eval/score_mean", "eval/gold_mean", "kl/reference", "response/length_mean"])
+@pytest.mark.parametrize(
+    "key", ["eval/score_mean", "eval/gold_mean", "eval/kl_reference", "eval/length_mean"]
+)
 def test_tiles_show_first_last_and_change_of_the_file(full_run, html, key):
     lines = [json.loads(line) for line in (full_run / "metrics.jsonl").read_text().splitlines()]
     values = [line[key] for line in lines if key in line]
@@ -138,8 +140,8 @@ def test_function_calling_is_in_percent_and_points(html):
 
 
 def test_every_panel_is_drawn_once(parsed):
-    drawn = ["reward", "skills", "kl", "length", "policy", "value", "optimiser", "time", "snr"]
-    assert parsed.plots() == drawn
+    drawn = ["reward", "skills", "eval-function_calling", "kl", "length", "policy", "value", "optimiser"]
+    assert parsed.plots() == [*drawn, "time", "snr"]
     assert "What is missing" not in parsed.text
 
 
@@ -167,16 +169,15 @@ def test_ids_are_unique_so_that_plots_do_not_borrow_from_each_other(parsed):
     assert ids and len(ids) == len(set(ids))
 
 
-def test_two_writes_give_the_same_bytes(tmp_path):
-    run = write_run(tmp_path / "run", steps=3, every=1, prompts=2)
-    first = page.write(run).read_bytes()
-    assert page.write(run).read_bytes() == first
-    assert sorted(path.name for path in run.glob("report*")) == ["report.html"]
+def test_the_same_files_give_the_same_bytes(full_run, html, tmp_path):
+    copy = shutil.copytree(full_run, tmp_path / full_run.name)
+    assert page.write(copy).read_text(encoding="utf-8") == html
+    assert [path.name for path in copy.glob("report*")] == ["report.html"]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_short_runs(tmp_path, steps):
-    run = write_run(tmp_path / "run", steps=steps, every=10)
+    run = write_run(tmp_path / "run", steps=steps, every=10, slim=steps != 1)
     shown = rendered(run)
     assert f"Finished, {steps} of {steps} steps" in shown.text
     assert "reward" in shown.plots()
@@ -188,7 +189,7 @@ def test_short_runs(tmp_path, steps):
     "name", ["metrics.jsonl", "samples.jsonl", "snr.json", "unfrozen.yaml", "config.yaml", "summary.json"]
 )
 def test_a_missing_file_is_named_and_the_rest_is_shown(tmp_path, name):
-    run = write_run(tmp_path / "run", steps=1, every=1, layers=2, prompts=1)
+    run = write_run(tmp_path / "run", steps=1, every=1, layers=2, slim=True)
     (run / name).unlink()
     shown = rendered(run)
     assert f"{name} is not there" in shown.text
@@ -204,14 +205,14 @@ def test_empty_directory_gives_a_page(tmp_path):
 
 
 def test_first_and_last_come_from_the_summary_where_the_metrics_are_gone(tmp_path):
-    run = write_run(tmp_path / "run", steps=4, every=2)
+    run = write_run(tmp_path / "run", steps=4, every=2, slim=True)
     (run / "metrics.jsonl").unlink()
     text = page.write(run).read_text()
     assert tile(text, "eval/score_mean")[:2] == [-0.512345, pytest.approx(1.237655)]
 
 
 def test_half_written_lines_and_broken_files_are_reported(tmp_path):
-    run = write_run(tmp_path / "run", steps=2, every=1)
+    run = write_run(tmp_path / "run", steps=2, every=1, slim=True)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "reward/sc')
     (run / "snr.json").write_text('{"model.layers.0')
@@ -233,12 +234,18 @@ def test_nulls_are_gaps_and_not_zeros(tmp_path):
 def test_other_suites_get_a_tile_and_a_plot(tmp_path):
     run = write_run(tmp_path / "run", steps=2, every=1)
     lines = [
-        {"step": s, "eval/preference_accuracy": 0.6 + s / 10, "eval/perplexity": 9.0 - s} for s in range(3)
+        {
+            "step": s,
+            "eval/preference_accuracy": 0.6 + s / 10,
+            "eval/perplexity": 9.0 - s,
+            "eval/preference_accuracy/ties": 0.5,
+        }
+        for s in range(3)
     ]
     write_lines(run / "metrics.jsonl", lines)
     shown = rendered(run)
-    assert shown.plots() == ["skills", "eval-perplexity", "snr"]
-    assert "Held-out: perplexity" in shown.text and "preference accuracy" in shown.text
+    assert shown.plots() == ["skills", "eval-preference_accuracy", "eval-perplexity", "snr"]
+    assert "Held-out: perplexity" in shown.text and "Preference accuracy, right" in shown.text
 
 
 def test_not_a_directory_is_the_users_mistake(tmp_path):
@@ -279,8 +286,8 @@ def test_findings_tell_good_from_bad(tmp_path):
     assert judged(tmp_path, start, {"eval/score_mean": 1.4}) == [WATCH]
     assert judged(tmp_path, start, {"eval/score_mean": 0.9}) == [BAD]
     assert judged(tmp_path, {"eval/gold_mean": 0.5}, {"eval/gold_mean": 0.4}) == [BAD]
-    assert judged(tmp_path, {"eval/function_calling": 0.9}, {"eval/function_calling": 0.875}) == [GOOD]
-    assert judged(tmp_path, {"eval/function_calling": 0.9}, {"eval/function_calling": 0.86}) == [BAD]
+    assert judged(tmp_path, {"eval/function_calling": 90.0}, {"eval/function_calling": 87.5}) == [GOOD]
+    assert judged(tmp_path, {"eval/function_calling": 90.0}, {"eval/function_calling": 86.0}) == [BAD]
     assert judged(tmp_path, {}, {"kl/reference": -0.5}) == [BAD]
     assert judged(tmp_path, {}, {"response/eos_fraction": 0.5}) == [WATCH]
     assert judged(tmp_path, {}, {"policy/ratio_first": 0.5}) == [WATCH]
@@ -312,6 +319,7 @@ MEASURE = """<!DOCTYPE html>
 <script>
 onload = () => {{
   const view = document.querySelector("iframe").contentDocument.documentElement;
+  view.querySelectorAll("details").forEach((part) => (part.open = true));
   document.body.textContent = `inner=${{view.clientWidth}} content=${{view.scrollWidth}}`;
 }};
 </script></body>"""
@@ -323,7 +331,7 @@ def chromium(tmp_path: Path, file: Path) -> subprocess.CompletedProcess:
     if program is None:
         pytest.skip("no Chromium is installed")
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-    flags += "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
+    flags += "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr --dump-dom"
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     return subprocess.run(
         [program, *flags.split(), profile, file.as_uri()], capture_output=True, text=True, timeout=60
@@ -332,7 +340,7 @@ def chromium(tmp_path: Path, file: Path) -> subprocess.CompletedProcess:
 
 def test_chromium_shows_the_page_without_a_console_message(full_run, tmp_path):
     done = chromium(tmp_path, full_run / "report.html")
-    assert done.stdout.count("<svg") == 9 and "<script" not in done.stdout
+    assert done.stdout.count("<svg") == 10 and "<script" not in done.stdout
     assert "CONSOLE" not in done.stderr
 
 

@@ -1,0 +1,186 @@
+"""Reward models: conversations -> scores, batched by length, the same whatever shares the batch.
+
+Three kinds. starling_7b and starling_34b are a Llama transformer with a linear head `v_head` on the last
+hidden state (their model cards); sequence_classification is any transformers classifier with one label.
+
+Where the head is read (`position`): `last_token` is the last real token, as in the authors' training code and
+Starling-RM-34B's card. `card` follows the scoring code on Starling-RM-7B-alpha's card: it takes the id of BOS
+for the id of the padding, pads to max_length (2048) and so reads the head on the last *padded* position.
+Which of the two the checkpoint was trained with is not documented.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from starling_train.config import UserError
+from starling_train.models import reward_loading, reward_templates
+from starling_train.models.reward_checkpoint import write_starling_7b, write_starling_34b
+from starling_train.models.reward_net import RewardNet
+from starling_train.models.reward_templates import encode_conversation
+
+__all__ = [
+    "RewardModel",
+    "RewardNet",
+    "encode_conversation",
+    "load_reward_model",
+    "write_starling_7b",
+    "write_starling_34b",
+]
+
+
+class RewardModel:
+    """Scores conversations, longest first, under a budget of tokens a forward pass.
+
+    `truncated` counts answers that lost their beginning, `shortened` all conversations that were cut.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        tokenizer,
+        kind: str,
+        *,
+        device: str | torch.device = "cpu",
+        position: str = "last_token",
+        max_length: int = 2048,
+        tokens_per_batch: int = 16384,
+        trailing_newline: bool = False,
+        skipped_id: int | None = None,
+    ) -> None:
+        """skipped_id: a token id that the head skips at the end of a conversation (see `_read_at`)."""
+        assert position in ("last_token", "card"), position
+        self.net, self.tokenizer, self.kind, self.device = net.eval(), tokenizer, kind, device
+        self.position, self.max_length, self.tokens_per_batch = position, max_length, tokens_per_batch
+        self.trailing_newline, self.skipped_id = trailing_newline, skipped_id
+        self.truncated = 0
+        self.shortened = 0
+
+    def score(self, conversations: Sequence[list[dict]]) -> list[float]:
+        """One score a conversation, in order; each conversation ends with the assistant's answer."""
+        encoded = [self.encode(messages) for messages in conversations]
+        scores = [0.0] * len(encoded)
+        for group in batches([len(ids) for ids in encoded], self.tokens_per_batch):
+            with torch.inference_mode():
+                values = self.net(**self._inputs([encoded[index] for index in group]))
+            for index, value in zip(group, values.tolist(), strict=True):
+                scores[index] = value
+        return scores
+
+    def encode(self, messages: list[dict]) -> list[int]:
+        """Token ids in the model's template; above max_length the beginning is cut (not BOS) and counted."""
+        ids = reward_templates.encode_conversation(
+            self.kind, messages, self.tokenizer, trailing_newline=self.trailing_newline
+        )
+        surplus = len(ids) - self.max_length
+        if surplus <= 0:
+            return ids
+        bos = 1 if self.kind == "starling_7b" else 0
+        prompt = reward_templates.encode_prompt(self.kind, messages, self.tokenizer)
+        self.shortened += 1
+        self.truncated += bos + surplus > len(prompt)
+        return ids[:bos] + ids[bos + surplus :]
+
+    def _inputs(self, encoded: list[list[int]]) -> dict[str, Tensor]:
+        card = self.position == "card"
+        width = max(map(len, encoded)) + card
+        input_ids = torch.full((len(encoded), width), self._pad_id())
+        attention_mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(encoded):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            attention_mask[row, : len(ids)] = 1
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs["read_at"] = torch.tensor([self._read_at(ids) for ids in encoded])
+        if card:
+            inputs["position_ids"] = self._card_positions(attention_mask)
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    def _read_at(self, ids: list[int]) -> int:
+        """Index that the head reads.
+
+        transformers' classifiers skip ids equal to the config's pad token at the end, even where that is the
+        real end of turn; they were trained like that, so it is kept.
+        """
+        if self.position == "card" and len(ids) < self.max_length:
+            return len(ids)
+        return max((index for index, token in enumerate(ids) if token != self.skipped_id), default=0)
+
+    def _card_positions(self, attention_mask: Tensor) -> Tensor:
+        """Of all padding only the token at max_length - 1 counts, for no position attends to the others."""
+        positions = torch.arange(attention_mask.shape[1]).repeat(len(attention_mask), 1)
+        return torch.where(attention_mask == 1, positions, self.max_length - 1)
+
+    def _pad_id(self) -> int:
+        """The card pads with `<unk>`; elsewhere padding is never seen and any id of the vocabulary does."""
+        unknown, padding = self.tokenizer.unk_token_id, self.tokenizer.pad_token_id
+        return next((i for i in (unknown, padding) if i is not None), 0)
+
+
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped, longest first, so that (conversations x longest) of a group stays within the budget.
+
+    budget: padded tokens; a conversation above it gets a group of its own.
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or (len(groups[-1]) + 1) * longest > budget:
+            groups.append([])
+            longest = lengths[index]
+        groups[-1].append(index)
+    return groups
+
+
+def load_reward_model(
+    kind: str,
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+    position: str = "last_token",
+    max_length: int = 2048,
+    tokens_per_batch: int = 16384,
+    load_in: str | None = None,
+    trailing_newline: bool = False,
+) -> RewardModel:
+    """A reward model from a local directory.
+
+    tokenizer: directory of its tokenizer (and of config.json, where `path` has none); `path` if None.
+    device: one device, or auto to spread the transformer over all GPUs. load_in: 8bit or 4bit (GPUs,
+    bitsandbytes). Raises UserError that names the file, and the tensors that are missing, unknown or
+    misshapen.
+    """
+    directory, tokenizer_directory = Path(path), Path(tokenizer or path)
+    if kind not in reward_templates.KINDS:
+        raise UserError(f"reward.kind: {kind!r} is unknown; use one of {', '.join(reward_templates.KINDS)}")
+    if position == "card" and kind != "starling_7b":
+        raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {kind}'s; use last_token")
+    if not directory.is_dir():
+        raise UserError(f"reward.path: no directory {directory}; download the reward model first")
+    config = reward_loading.load_config(directory, tokenizer_directory)
+    own_tokenizer = reward_loading.load_tokenizer(tokenizer_directory)
+    reward_templates.check_tokenizer(kind, own_tokenizer, str(tokenizer_directory))
+    if config.vocab_size < len(own_tokenizer):
+        raise UserError(
+            f"{directory}: vocabulary of {config.vocab_size}, but the tokenizer in {tokenizer_directory} has "
+            f"{len(own_tokenizer)} tokens; set reward.tokenizer to the one it was trained with"
+        )
+    options = reward_loading.loading_options(dtype, device, load_in)
+    if kind == "sequence_classification":
+        net = reward_loading.load_classifier(directory, config, options)
+    else:
+        net = reward_loading.load_starling(kind, directory, config, options)
+    return RewardModel(
+        net if "device_map" in options else net.to(device),
+        own_tokenizer,
+        kind,
+        device="cuda" if device == "auto" else device,
+        position=position,
+        max_length=max_length,
+        tokens_per_batch=tokens_per_batch,
+        trailing_newline=trailing_newline,
+        skipped_id=config.pad_token_id if kind == "sequence_classification" else None,
+    )

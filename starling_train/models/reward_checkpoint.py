@@ -1,0 +1,159 @@
+"""The two Starling reward checkpoints on disk: what tensors they hold, checked reading, and writing.
+
+starling_7b: `pytorch_model.bin` with the causal LM (`model.model.*`, `model.lm_head.weight`), the transformer
+again (`transformer.*`) and `v_head.weight`. starling_34b: sharded safetensors, `transformer.*` and
+`v_head.weight`.
+"""
+
+import json
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from starling_train.config import UserError
+
+SEVEN_B_FILE = "pytorch_model.bin"
+INDEX_FILE = "model.safetensors.index.json"
+ONE_FILE = "model.safetensors"
+
+
+def read_7b(directory: Path) -> dict[str, Tensor]:
+    """`transformer.*` and `v_head.weight`, memory-mapped; second transformer and LM head stay on disk.
+
+    Where both copies are there, `transformer.*` is the one that counts: the card's loading code writes it
+    last.
+    """
+    file = directory / SEVEN_B_FILE
+    if not file.is_file():
+        raise UserError(
+            f"{directory}: no {SEVEN_B_FILE}; reward.kind=starling_7b reads Starling-RM-7B-alpha's layout"
+        )
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{file}: not a readable file of plain tensors; download it again") from error
+    copy = {
+        f"transformer.{name.removeprefix('model.model.')}": name
+        for name in tensors
+        if name.startswith("model.model.")
+    }
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
+    if any(name.startswith("transformer.") for name in own):
+        return own
+    return own | {target: tensors[name] for target, name in copy.items()}
+
+
+def read_34b(directory: Path) -> dict[str, Tensor]:
+    """All tensors of the safetensors shards, memory-mapped."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in _shards(directory):
+        if not file.is_file():
+            raise UserError(f"{file}: missing, though {INDEX_FILE} names it; download it again")
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise UserError(f"{file}: not a readable safetensors file; download it again") from error
+    return tensors
+
+
+def check(tensors: dict[str, Tensor], expected: dict[str, torch.Size], source: str) -> None:
+    """Raise UserError, naming `source` and tensors, unless names and shapes are the expected ones."""
+    if "v_head.weight" not in tensors:
+        raise UserError(f"{source}: no v_head.weight in it, so it is no reward model; check reward.path")
+    missing = sorted(expected.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - expected.keys())
+    shaped = [name for name in expected.keys() & tensors.keys() if tensors[name].shape != expected[name]]
+    if missing:
+        raise UserError(f"{source}: {_names(missing)} missing; is config.json this checkpoint's?")
+    if extra:
+        raise UserError(f"{source}: {_names(extra)} unknown; is config.json this checkpoint's?")
+    if shaped:
+        name = sorted(shaped)[0]
+        raise UserError(
+            f"{source}: {name} has shape {tuple(tensors[name].shape)}, config.json says "
+            f"{tuple(expected[name])} ({len(shaped)} such tensors); is config.json this checkpoint's?"
+        )
+
+
+def drop_rotary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the rotary frequencies that older transformers saved; they are computed from the config."""
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def write_starling_7b(net: nn.Module, directory: str | Path, tokenizer) -> None:
+    """Write a RewardNet in Starling-RM-7B-alpha's layout, with config and tokenizer.
+
+    The two copies of the transformer share their bytes in the file, and the embedding matrix stands in for
+    the causal LM's head: nothing reads either.
+    """
+    directory = _with_config(net, directory, tokenizer, "LlamaForCausalLM")
+    transformer = net.transformer.state_dict()
+    tensors = {f"model.model.{name}": tensor for name, tensor in transformer.items()}
+    tensors["model.lm_head.weight"] = transformer["embed_tokens.weight"]
+    tensors |= {f"transformer.{name}": tensor for name, tensor in transformer.items()}
+    tensors["v_head.weight"] = net.v_head.weight.detach()
+    torch.save(tensors, directory / SEVEN_B_FILE)
+
+
+def write_starling_34b(
+    net: nn.Module, directory: str | Path, tokenizer, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write a RewardNet in Starling-RM-34B's layout, in shards of at most `shard_bytes` or one tensor."""
+    from safetensors.torch import save_file
+
+    directory = _with_config(net, directory, tokenizer, "LlamaForCausalLM")
+    tensors = {f"transformer.{name}": tensor for name, tensor in net.transformer.state_dict().items()}
+    tensors["v_head.weight"] = net.v_head.weight.detach()
+    shards = _cut(tensors, shard_bytes)
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: tensors[name].contiguous() for name in names}, directory / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2))
+
+
+def _with_config(net: nn.Module, directory: str | Path, tokenizer, architecture: str) -> Path:
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    net.transformer.config.save_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text()) | {"architectures": [architecture]}
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    tokenizer.save_pretrained(str(directory))
+    return directory
+
+
+def _shards(directory: Path) -> list[Path]:
+    index = directory / INDEX_FILE
+    if index.is_file():
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        return [directory / name for name in sorted(set(weight_map.values()))]
+    if (directory / ONE_FILE).is_file():
+        return [directory / ONE_FILE]
+    raise UserError(f"{directory}: neither {INDEX_FILE} nor {ONE_FILE}; check reward.path and reward.kind")
+
+
+def _cut(tensors: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + tensor.nbytes > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += tensor.nbytes
+    return shards
+
+
+def _names(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,120 @@
+"""From a local directory to the network and tokenizer of a reward model, with every mismatch named."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starling_train.config import UserError
+from starling_train.models import reward_checkpoint
+from starling_train.models.reward_net import ClassifierNet, RewardNet
+
+
+def load_config(directory: Path, tokenizer_directory: Path) -> Any:
+    """The transformers config of `directory`, or of the tokenizer's (Llama-2's) where it has none."""
+    from transformers import AutoConfig
+
+    source = directory if (directory / "config.json").is_file() else tokenizer_directory
+    if not (source / "config.json").is_file():
+        raise UserError(
+            f"{directory}: no config.json; copy the base model's there (Llama-2-7b-chat's, Yi-34B-Chat's)"
+        )
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{source}/config.json: {_first_line(error)}; download it again") from error
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer exactly as tokenizer.json describes it, or what transformers makes of the other files.
+
+    transformers 5 rebuilds a Llama tokenizer from its vocabulary alone and guesses where spaces go in front
+    of text.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    loader = PreTrainedTokenizerFast if (directory / "tokenizer.json").is_file() else AutoTokenizer
+    try:
+        return loader.from_pretrained(directory)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"{directory}: no usable tokenizer ({_first_line(error)}); "
+            "set reward.tokenizer to a directory that has one"
+        ) from error
+
+
+def loading_options(
+    dtype: str | torch.dtype, device: str | torch.device, load_in: str | None
+) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: precision, quantisation, placement."""
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
+    if device == "auto":
+        options["device_map"] = "auto"
+    if load_in:
+        assert load_in in ("8bit", "4bit"), load_in
+        options["quantization_config"] = _quantisation(load_in, options["dtype"])
+        options.setdefault("device_map", {"": device})
+    return options
+
+
+def load_starling(kind: str, directory: Path, config: Any, options: dict[str, Any]) -> RewardNet:
+    """A checkpoint in one of the two Starling layouts. Raises UserError naming tensors that do not fit."""
+    from transformers import AutoModel, LlamaModel
+
+    if config.model_type != "llama":
+        raise UserError(f"{directory}: config.json is a {config.model_type}'s; reward.kind={kind} is a Llama")
+    read = reward_checkpoint.read_7b if kind == "starling_7b" else reward_checkpoint.read_34b
+    tensors = reward_checkpoint.drop_rotary(read(directory))
+    with torch.device("meta"):
+        empty = AutoModel.from_config(config)
+    expected = {f"transformer.{name}": tensor.shape for name, tensor in empty.state_dict().items()}
+    expected["v_head.weight"] = torch.Size([1, config.hidden_size])
+    reward_checkpoint.check(tensors, expected, str(directory))
+    head = _head(tensors.pop("v_head.weight"), options["dtype"])
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    transformer = LlamaModel.from_pretrained(None, config=config, state_dict=weights, **options)
+    return RewardNet(transformer, head.to(next(transformer.parameters()).device))
+
+
+def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> RewardNet | ClassifierNet:
+    """A transformers sequence classifier with one label; a decoder's head is read where we say."""
+    from transformers import AutoModelForSequenceClassification
+
+    if config.num_labels != 1:
+        raise UserError(
+            f"{directory}: config.json has {config.num_labels} labels; a reward model has num_labels 1"
+        )
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            directory, config=config, output_loading_info=True, trust_remote_code=False, **options
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(f"{directory}: {_first_line(error)}; check reward.path and reward.kind") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{directory}: {', '.join(missing[:3])} missing; it is no trained sequence classifier"
+        )
+    if isinstance(getattr(model, "score", None), nn.Linear):
+        return RewardNet(model.base_model, model.score)
+    return ClassifierNet(model)
+
+
+def _head(weight: Tensor, dtype: torch.dtype) -> nn.Linear:
+    head = nn.Linear(weight.shape[1], 1, bias=False, dtype=dtype)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head
+
+
+def _quantisation(load_in: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

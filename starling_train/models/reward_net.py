@@ -1,0 +1,55 @@
+"""The networks behind a reward model: token ids -> one score a row. They can be trained as any module."""
+
+import torch
+from torch import Tensor, nn
+
+
+class RewardNet(nn.Module):
+    """A decoder without a language-model head, and a linear head that makes one score of a hidden state."""
+
+    def __init__(self, transformer: nn.Module, v_head: nn.Linear) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.v_head = v_head
+
+    @classmethod
+    def from_config(cls, config, dtype: torch.dtype = torch.float32) -> "RewardNet":
+        """A fresh one; its head is zero, so that the K-wise loss starts at its known value, log(K!)/(K-1)."""
+        from transformers import AutoModel
+
+        head = nn.Linear(config.hidden_size, 1, bias=False, dtype=dtype)
+        nn.init.zeros_(head.weight)
+        return cls(AutoModel.from_config(config, dtype=dtype), head)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        read_at: Tensor | None = None,
+    ) -> Tensor:
+        """Scores (batch,), float32, of right-padded ids (batch, tokens).
+
+        read_at: (batch,) the position that the head reads; the last one of the mask if None.
+        position_ids: only for `position=card`, where padding is attended from.
+        """
+        # Padding on the right is never attended to by what is left of it. Without a mask the attention
+        # kernels are the fast causal ones.
+        mask = None if position_ids is None else attention_mask
+        hidden = self.transformer(
+            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        read_at = attention_mask.sum(-1) - 1 if read_at is None else read_at
+        last = hidden[torch.arange(len(hidden), device=hidden.device), read_at.to(hidden.device)]
+        return self.v_head(last.to(self.v_head.weight.device)).squeeze(-1).float()
+
+
+class ClassifierNet(nn.Module):
+    """An encoder with a classification head of its own, which reads where it always reads."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids=None, read_at=None) -> Tensor:
+        return self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()

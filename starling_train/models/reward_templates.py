@@ -1,0 +1,134 @@
+"""Conversations -> the token ids of a reward model, in its own template and with its own tokenizer.
+
+Sources: the model cards of Starling-RM-7B-alpha (Llama-2's template, one BOS, `</s>` after each answer) and
+Starling-RM-34B (ChatML as in Yi-34B-Chat, no BOS); system messages as in Llama-2-chat and ChatML.
+"""
+
+from collections.abc import Callable, Sequence
+
+from starling_train.config import UserError
+
+KINDS = ("starling_7b", "starling_34b", "sequence_classification")
+# Stand-ins for special strings that somebody wrote into a message, from a range of Unicode that means
+# nothing.
+PRIVATE_USE = range(0xE000, 0xF8FF)
+
+
+def encode_conversation(
+    kind: str, messages: Sequence[dict], tokenizer, *, trailing_newline: bool = False
+) -> list[int]:
+    """Token ids of a conversation that ends with the answer to score, not truncated.
+
+    trailing_newline: starling_34b only, a newline after the last `<|im_end|>`, as in its training.
+    A special token's string inside a message stays text. Raises UserError for a conversation that does not
+    alternate between user and assistant or does not end with the assistant.
+    """
+    check_conversation(messages)
+    return _encode(kind, messages, tokenizer, trailing_newline)
+
+
+def encode_prompt(kind: str, messages: Sequence[dict], tokenizer) -> list[int]:
+    """The part of `encode_conversation` in front of the last answer."""
+    check_conversation(messages)
+    return _encode(kind, messages[:-1], tokenizer, False)
+
+
+def check_conversation(messages: Sequence[dict]) -> None:
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
+        raise UserError(
+            f"conversation: the roles are {', '.join(roles) or 'none'}; after an optional system message, "
+            "user and assistant must alternate and the assistant's answer to score must be last"
+        )
+
+
+def check_tokenizer(kind: str, tokenizer, source: str) -> None:
+    """Raise UserError, naming `source`, unless the tokenizer has what the template needs."""
+    specials = set(special_strings(tokenizer))
+    if kind == "starling_7b" and (tokenizer.bos_token is None or tokenizer.eos_token is None):
+        raise UserError(f"{source}: the tokenizer has no BOS or no EOS token; use Llama-2-7b-chat's")
+    if kind == "starling_34b" and not {"<|im_start|>", "<|im_end|>"} <= specials:
+        raise UserError(f"{source}: the tokenizer lacks <|im_start|> or <|im_end|>; use Yi-34B-Chat's")
+    if kind == "sequence_classification" and not tokenizer.chat_template:
+        raise UserError(
+            f"{source}: the tokenizer has no chat template; add chat_template.jinja to the directory"
+        )
+
+
+def special_strings(tokenizer) -> list[str]:
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def _encode(kind: str, messages: Sequence[dict], tokenizer, trailing_newline: bool) -> list[int]:
+    stand_ins = _stand_ins(messages, tokenizer)
+    hidden = [{**message, "content": _replace(message["content"], stand_ins)} for message in messages]
+    text = _renderer(kind, tokenizer)(hidden) + ("\n" if trailing_newline and kind == "starling_34b" else "")
+    # BOS as an id: as text in front of the template it would change how the first word is tokenised.
+    bos = [tokenizer.bos_token_id] if kind == "starling_7b" else []
+    return bos + _text_ids(text, tokenizer, {mark: special for special, mark in stand_ins.items()})
+
+
+def _renderer(kind: str, tokenizer) -> Callable[[Sequence[dict]], str]:
+    assert kind in KINDS, kind
+    if kind == "starling_7b":
+        return lambda messages: _llama2(messages, tokenizer.eos_token)
+    if kind == "starling_34b":
+        return _chatml
+    return lambda messages: tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
+    )
+
+
+def _llama2(messages: Sequence[dict], eos: str) -> str:
+    """`[INST] {user} [/INST] {assistant}</s> [INST] ...`; a system message stands in the first user turn."""
+    text, system = "", ""
+    for message in messages:
+        if message["role"] == "system":
+            system = f"<<SYS>>\n{message['content']}\n<</SYS>>\n\n"
+        elif message["role"] == "user":
+            text += f"{' ' if text else ''}[INST] {system}{message['content']} [/INST]"
+            system = ""
+        else:
+            text += f" {message['content']}{eos}"
+    return text
+
+
+def _chatml(messages: Sequence[dict]) -> str:
+    turns = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>" for message in messages]
+    return "\n".join([*turns, "<|im_start|>assistant\n"] if messages[-1]["role"] == "user" else turns)
+
+
+def _stand_ins(messages: Sequence[dict], tokenizer) -> dict[str, str]:
+    """Special strings that occur in messages -> characters that do not."""
+    written = "".join(message["content"] for message in messages)
+    found = sorted((s for s in special_strings(tokenizer) if s in written), key=len, reverse=True)
+    free = (chr(code) for code in PRIVATE_USE if chr(code) not in written)
+    return dict(zip(found, free, strict=False))
+
+
+def _replace(text: str, stand_ins: dict[str, str]) -> str:
+    for special, mark in stand_ins.items():
+        text = text.replace(special, mark)
+    return text
+
+
+def _text_ids(text: str, tokenizer, written: dict[str, str]) -> list[int]:
+    """Ids of rendered text; each character in `written` is tokenised as the plain text it stands for.
+
+    In the usual case (nothing to stand in for) the whole text is tokenised at once, like the authors did.
+    """
+    ids, piece = [], ""
+    for character in text if written else ():
+        if character in written:
+            ids += _ids(piece, tokenizer, False) + _ids(written[character], tokenizer, True)
+            piece = ""
+        else:
+            piece += character
+    return ids + _ids(piece if written else text, tokenizer, False)
+
+
+def _ids(text: str, tokenizer, as_plain_text: bool) -> list[int]:
+    if not text:
+        return []
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=as_plain_text).input_ids

@@ -1,0 +1,148 @@
+"""Records of an SNR scan and the files that hold them: ours, Spectrum's and laserRMT's, PEFT's target modules.
+
+Strict JSON: nan and infinity never reach a file.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from starling_train.config import UserError
+from starling_train.core.spectrum import Spectrum
+from starling_train.models.checkpoint_files import read_json
+from starling_train.models.module_types import layer_of, tensor_of
+
+
+@dataclass(frozen=True)
+class Record:
+    """One matrix: name without `.weight`, module type, shape, and its `core.spectrum.Spectrum` once scanned.
+
+    `content` is a hash of the weights, `dialect` what the score means. Where a list was made without scanning, or a
+    published file holds less, the fields it lacks are None (the shape is empty).
+    """
+
+    module: str
+    type: str
+    shape: tuple[int, ...] = ()
+    snr: float | None = None
+    raw: float | None = None
+    threshold: float | None = None
+    rank: int | None = None
+    s_max: float | None = None
+    signal: float | None = None
+    noise: float | None = None
+    stable_rank: float | None = None
+    margin: float | None = None
+    fragile: bool | None = None
+    dialect: str | None = None
+    content: str | None = None
+
+    @property
+    def layer(self) -> int | None:
+        """Number of the decoder layer."""
+        return layer_of(self.module)
+
+    @property
+    def size(self) -> int:
+        """Number of entries; 0 where the shape is not known."""
+        return math.prod(self.shape) if self.shape else 0
+
+
+MEASURED = tuple(field.name for field in fields(Spectrum))
+STORED = (*MEASURED, "dialect", "content")
+
+
+def write_scan(records: dict[str, Record], path: Path) -> None:
+    """Writes `{module: {"snr": ..., "type": ..., ...}}`: Spectrum's schema with more keys; infinity becomes null."""
+    write_json({module: to_json(record) for module, record in records.items()}, path)
+
+
+def write_spectrum_scan(records: dict[str, Record], path: Path) -> None:
+    """Writes exactly Spectrum's schema, `{module: {"snr", "type"}}`; infinity becomes null."""
+    content = {m: {"snr": _finite(r.snr), "type": r.type} for m, r in records.items()}
+    write_json(content, path)
+
+
+def write_target_modules(selected: Iterable[str], path: Path) -> None:
+    """Writes `{"target_modules": [...]}` for a PEFT LoraConfig: full names, which match one module each."""
+    write_json({"target_modules": list(dict.fromkeys(tensor_of(module) for module in selected))}, path)
+
+
+def write_json(content: dict, path: Path) -> None:
+    """Strict JSON, complete or absent: no half-written file ever carries the name."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text + "\n")
+    partial.replace(path)
+
+
+def to_json(record: Record) -> dict:
+    """`record` without its name as strict JSON values; fields that are None are left out, but for `snr`."""
+    values = {"snr": _finite(record.snr), "type": record.type}
+    if record.shape:
+        values["shape"] = list(record.shape)
+    stored = {key: getattr(record, key) for key in STORED if key != "snr"}
+    return values | {key: _finite(value) for key, value in stored.items() if value is not None}
+
+
+def _finite(value: float | str | None) -> float | str | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_json(module: str, values: dict) -> Record:
+    """The record that `to_json` stored, or a published one; what is infinite by its parts is infinite again."""
+    known = {key: values[key] for key in STORED if key in values}
+    record = Record(module, values["type"], tuple(values.get("shape", ())), **known)
+    if record.snr is not None:
+        return replace(record, snr=None if math.isnan(record.snr) else float(record.snr))
+    if record.noise == 0 and "raw" in values:  # laserRMT's dialect, no noise left
+        record = replace(record, snr=math.inf, raw=math.inf)
+    return replace(record, margin=math.inf) if record.threshold == 0 and "margin" in values else record
+
+
+def read_scan(path: Path) -> dict[str, Record]:
+    """Records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
+
+    Raises UserError for a file that is neither. A score of nan (published scans of meta tensors) becomes None.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"freeze.scan: {path} does not exist; make it with starling_train.snr")
+    content = read_json(path)
+    if content and all(_is_record(value) for value in content.values()):
+        return {module: from_json(module, values) for module, values in content.items()}
+    if content and all(_are_scores(value) for value in content.values()):
+        pairs = [(kind, module) for kind, scores in content.items() for module in scores]
+        return {m: from_json(m, {"snr": content[kind][m], "type": kind}) for kind, m in pairs}
+    raise UserError(f"freeze.scan: {path} is not an SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr")
+
+
+def _is_record(value: object) -> bool:
+    return isinstance(value, dict) and _is_score(value.get("snr", "")) and isinstance(value.get("type"), str)
+
+
+def _are_scores(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(_is_score(score) for score in value.values())
+
+
+def _is_score(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def match(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
+    """`scan` in the order of `listing`, with the shapes that a published file lacks.
+
+    Raises UserError where the two are not of the same model: a name that only one of them has, or another shape.
+    """
+    for module in [*listing, *scan]:
+        if module not in scan or module not in listing:
+            where = "the model" if module not in listing else source
+            raise UserError(f"freeze.scan: {module} is not in {where}; give the scan of this model")
+        if scan[module].shape and scan[module].shape != listing[module].shape:
+            raise UserError(
+                f"freeze.scan: {source} has {module} as {scan[module].shape}, the model as "
+                f"{listing[module].shape}; give the scan of this model"
+            )
+    return {module: replace(scan[module], shape=record.shape) for module, record in listing.items()}

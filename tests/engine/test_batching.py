@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from starling_train.engine.batching import cut_by_tokens, micro_batch, response_mask
+
+
+@pytest.mark.parametrize("budget", [1, 10, 37, 10_000])
+def test_every_sequence_once_and_within_the_budget(budget):
+    lengths = [5, 9, 2, 9, 7, 3, 1, 30]
+    groups = cut_by_tokens(lengths, budget)
+    assert sorted(i for group in groups for i in group) == list(range(8))
+    for group in groups:
+        padded = len(group) * max(lengths[i] for i in group)
+        assert padded <= budget or len(group) == 1
+
+
+def test_groups_hold_neighbours_in_length():
+    assert cut_by_tokens([1, 8, 2, 7], 16) == [[1, 3], [2, 0]]
+
+
+def test_micro_batch_by_hand():
+    batch = micro_batch([[1, 2], [3]], [[7], [8, 9, 5]], "cpu")
+    assert batch.ids.tolist() == [[1, 2, 7, 0], [3, 8, 9, 5]]
+    assert batch.source.tolist() == [1, 4, 5, 6]  # position of 2; then of 3, 8, 9 in the second row
+    assert batch.targets.tolist() == [7, 8, 9, 5]
+    assert torch.equal(batch.ids.flatten()[batch.source + 1], batch.targets)
+
+
+def test_response_mask_by_hand():
+    assert response_mask([[7], [8, 9, 5]], "cpu").tolist() == [[True, False, False], [True, True, True]]

@@ -1,0 +1,116 @@
+"""Checkpoints, metrics and the run directory, as files."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from starling_train.config import Config, UserError
+from starling_train.engine.checkpoint import Checkpoints
+from starling_train.engine.metrics import JsonLines
+from starling_train.engine.run_dir import RunDirectory
+from starling_train.engine.state import TrainState
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((2, 3), value), "b": torch.full((1,), value, dtype=torch.bfloat16)}
+
+
+def test_checkpoints_come_back_and_only_the_newest_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, base="base")
+    assert checkpoints.newest() is None
+    for step in (1, 2, 3):
+        checkpoints.save(tensors(step), tensors(-step), TrainState(step=step, kl_coefficient=0.1 * step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000002", "step_000003"]
+    found = checkpoints.newest()
+    assert found.state == TrainState(step=3, kl_coefficient=0.1 * 3)
+    assert all(torch.equal(found.trainable[k], v) for k, v in tensors(3).items())
+    assert all(torch.equal(found.optimizer[k], v) for k, v in tensors(-3).items())
+
+
+@pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, capsys, name, damage):
+    checkpoints = Checkpoints(tmp_path, keep=2, base="base")
+    for step in (1, 2):
+        checkpoints.save(tensors(step), tensors(step), TrainState(step=step))
+    path = tmp_path / "step_000002" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "flip":
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-1])
+    else:
+        path.unlink()
+    assert checkpoints.newest().state.step == 1
+    assert "step_000002" in capsys.readouterr().err
+
+
+def test_another_base_model_is_refused(tmp_path):
+    Checkpoints(tmp_path, 2, base="one").save(tensors(1), tensors(1), TrainState(step=1))
+    with pytest.raises(UserError, match=r"model\.path"):
+        Checkpoints(tmp_path, 2, base="other").newest()
+
+
+def test_half_written_checkpoints_are_ignored(tmp_path):
+    Checkpoints(tmp_path, 2, "base").save(tensors(1), tensors(1), TrainState(step=1))
+    (tmp_path / ".step_000002.partial").mkdir()
+    assert Checkpoints(tmp_path, 2, "base").newest().state.step == 1
+
+
+def test_metrics_go_on_without_gap_or_repeat(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = JsonLines(path)
+    for step in range(4):
+        log.write([{"step": step, "x": 1.0 / (step + 1)}])
+    before = path.read_text()
+    path.write_text(before + '{"step": 4, "x"')  # killed while writing
+    again = JsonLines(path)
+    for step in (2, 3):  # repeated since the last checkpoint
+        again.write([{"step": step, "x": 9.0}])
+    assert path.read_text() == before
+    again.write([{"step": 4, "x": float("nan"), "y": float("inf")}])
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert rows[-1] == {"step": 4, "x": None, "y": None}
+
+
+def test_a_file_cut_in_its_first_line_starts_again(tmp_path):
+    (tmp_path / "m").write_text('{"step": 0, "x"')
+    JsonLines(tmp_path / "m").write([{"step": 0, "x": 1}])
+    assert (tmp_path / "m").read_text() == '{"step": 0, "x": 1}\n'
+
+
+def test_a_run_directory_refuses_other_settings_and_takes_harmless_ones(tmp_path):
+    config = Config(run_dir=str(tmp_path / "run"))
+    run = RunDirectory(config)
+    assert not run.path.exists()
+    run.create()
+    config.evaluation.every = 7
+    config.algorithm.steps = 2000
+    RunDirectory(config)
+    config.optim.learning_rate = 1e-3
+    config.algorithm.kl.target = 6.0
+    with pytest.raises(UserError, match=r"algorithm\.kl\.target, optim\.learning_rate"):
+        RunDirectory(config)
+
+
+def test_finished_means_all_steps_that_are_asked_for(tmp_path):
+    config = Config(run_dir=str(tmp_path))
+    run = RunDirectory(config)
+    run.create()
+    assert not run.is_finished()
+    run.write("summary.json", json.dumps({"finished": True, "steps": 1000}))
+    assert run.is_finished()
+    config.algorithm.steps = 1001
+    assert not RunDirectory(config).is_finished()
+
+
+def test_the_written_configuration_is_the_one_that_ran(tmp_path):
+    import yaml
+
+    config = Config(run_dir=str(tmp_path))
+    RunDirectory(config).create()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == asdict(config)

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import nn
+
+from starling_train.config import OptimConfig
+from starling_train.engine.optim import Optimizer, schedule
+
+
+def test_schedules_by_hand():
+    assert [schedule("linear", s, 4, 0) for s in (1, 2, 3, 4)] == [1.0, 0.75, 0.5, 0.25]
+    assert [schedule("constant", s, 4, 0) for s in (1, 4)] == [1.0, 1.0]
+    assert schedule("cosine", 3, 4, 0) == pytest.approx(0.5)
+    assert [schedule("linear", s, 6, 2) for s in (1, 2, 3, 4)] == [1 / 3, 2 / 3, 1.0, 0.75]
+
+
+def parameters(dtype):
+    torch.manual_seed(0)
+    return {"a": nn.Parameter(torch.randn(4, 3, dtype=dtype))}, {"b": nn.Parameter(torch.randn(5, dtype=dtype))}
+
+
+def train(policy, critic, optimizer, steps, first=0):
+    for step in range(first, first + steps):
+        optimizer.set_step(step + 1, 20)
+        generator = torch.Generator().manual_seed(step)
+        for p in [*policy.values(), *critic.values()]:
+            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        optimizer.step()
+
+
+def test_float32_equals_plain_adamw_with_clipping():
+    policy, critic = parameters(torch.float32)
+    config = OptimConfig(learning_rate=1e-2, critic_learning_rate=5e-2, schedule="constant", weight_decay=0.1)
+    train(policy, critic, Optimizer(policy, critic, config), 5)
+
+    a, b = (next(iter(group.values())) for group in parameters(torch.float32))
+    adam = torch.optim.AdamW(
+        [{"params": [a], "lr": 1e-2}, {"params": [b], "lr": 5e-2}], betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1
+    )
+    for step in range(5):
+        generator = torch.Generator().manual_seed(step)
+        for p in (a, b):
+            p.grad = torch.randn(p.shape, generator=generator)
+        total = (a.grad.square().sum() + b.grad.square().sum()).sqrt()
+        for p in (a, b):
+            p.grad *= min(1.0, 1.0 / float(total))
+        adam.step()
+    torch.testing.assert_close(policy["a"].data, a.data, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(critic["b"].data, b.data, atol=1e-6, rtol=1e-5)
+
+
+def test_bfloat16_moves_at_rates_that_its_own_precision_would_swallow():
+    policy, critic = parameters(torch.bfloat16)
+    before = policy["a"].detach().clone()
+    optimizer = Optimizer(policy, critic, OptimConfig(learning_rate=1e-5, schedule="constant", weight_decay=0.0))
+    for _ in range(600):
+        for p in [*policy.values(), *critic.values()]:
+            p.grad = torch.ones_like(p)
+        optimizer.step_count = optimizer.set_step(1, 10)
+        optimizer.step()
+    moved = (before - policy["a"]).float()
+    assert policy["a"].dtype == torch.bfloat16
+    assert moved.mean().item() == pytest.approx(600 * 1e-5, rel=0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_goes_on_exactly(dtype):
+    config = OptimConfig(learning_rate=1e-2)
+    policy, critic = parameters(dtype)
+    straight = Optimizer(policy, critic, config)
+    train(policy, critic, straight, 3)
+    saved = {n: t.clone() for n, t in straight.state_tensors().items()}
+    values = {n: p.detach().clone() for n, p in (policy | critic).items()}
+    train(policy, critic, straight, 3, first=3)
+
+    again_policy, again_critic = parameters(dtype)
+    for name, parameter in (again_policy | again_critic).items():
+        parameter.data.copy_(values[name])
+    resumed = Optimizer(again_policy, again_critic, config)
+    resumed.load_state_tensors(saved)
+    train(again_policy, again_critic, resumed, 3, first=3)
+    assert torch.equal(policy["a"], again_policy["a"])
+    assert torch.equal(critic["b"], again_critic["b"])

@@ -1,0 +1,177 @@
+"""One PPO step against the same step written out plainly, and what must not change it."""
+
+import copy
+
+import pytest
+import torch
+
+from starling_train.config import AlgorithmConfig, KLConfig, OptimConfig
+from starling_train.core.masked import whiten
+from starling_train.core.ppo import gae, ppo_policy_loss, token_rewards, value_loss
+from starling_train.engine.experience import pay, score_tokens
+from starling_train.engine.optim import Optimizer
+from starling_train.engine.rollout import Rollout
+from starling_train.engine.update import accumulate, update
+from starling_train.models.actors import Actors
+
+SCORES = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0])
+
+
+def settings(**changes) -> AlgorithmConfig:
+    return AlgorithmConfig(**({"epochs": 2, "minibatches": 2, "tokens_per_microbatch": 40} | changes))
+
+
+def rollout() -> Rollout:
+    random = torch.Generator().manual_seed(3)
+    sizes = [(4, 6), (7, 2), (3, 9), (5, 1), (2, 4)]
+    draw = [[torch.randint(97, (n,), generator=random).tolist() for n in pair] for pair in sizes]
+    return Rollout([p for p, _ in draw], [r for _, r in draw], [True, True, False, True, False])
+
+
+def actors(tiny_mistral, critic="twin") -> Actors:
+    policy = tiny_mistral()
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_("layers.1.mlp.down_proj" in name or "layers.2.self_attn.q_proj" in name)
+    torch.manual_seed(5)
+    made = Actors(policy, critic, lowest=1)
+    torch.nn.init.normal_(made.value_head.out.weight, std=0.1)
+    for parameter in made.policy_parameters().values():  # away from the reference, or every KL is 0
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return made.train()
+
+
+def gradients(model: Actors) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.trainable().items()}
+
+
+def test_scoring_equals_the_plain_way(tiny_mistral):
+    model, config = actors(tiny_mistral), settings()
+    found = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.3)
+    for i, (prompt, response) in enumerate(zip(rollout().prompts, rollout().responses, strict=True)):
+        ids, n = torch.tensor([prompt + response]), len(response)
+        for network, expected in ((model.policy, found.logprobs), (model.reference, found.reference)):
+            logits = network(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            plain = logits.gather(-1, torch.tensor(response)[:, None])[:, 0]
+            torch.testing.assert_close(expected[i, :n], plain.detach(), atol=1e-5, rtol=1e-5)
+            assert expected[i, n:].abs().sum() == 0
+    kl = found.logprobs - found.reference
+    assert kl.abs().max() > 1e-3
+    rewards = token_rewards(SCORES, kl, found.is_response, 0.3)
+    advantages, returns = gae(rewards, found.values, found.is_response, 1.0, 0.95)
+    torch.testing.assert_close(found.returns, returns)
+    torch.testing.assert_close(found.advantages, whiten(advantages, found.is_response))
+    torch.testing.assert_close(found.total, rewards.sum(-1))
+
+
+@pytest.mark.parametrize("critic", ["head", "twin", "separate"])
+@pytest.mark.parametrize("name", ["ppo", "apa"])
+def test_gradients_do_not_depend_on_micro_batches_or_order(tiny_mistral, critic, name):
+    model = actors(tiny_mistral, critic)
+    found = {}
+    for budget, rows in ((10_000, [0, 1, 2, 3, 4]), (12, [0, 1, 2, 3, 4]), (25, [3, 1, 4, 0, 2])):
+        config = settings(name=name, tokens_per_microbatch=budget)
+        experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+        model.zero_grad()
+        sums = accumulate(model, experience, rows, config)
+        found[budget] = (gradients(model), sums)
+    plain, plain_sums = found.pop(10_000)
+    for grads, sums in found.values():
+        for key in plain:
+            torch.testing.assert_close(grads[key], plain[key], atol=1e-6, rtol=1e-4)
+        for key in sums.keys() - {"first_ratio"}:
+            assert sums[key] == pytest.approx(plain_sums[key], rel=1e-4, abs=1e-5)
+
+
+def test_one_update_equals_a_padded_batch_written_out(tiny_mistral):
+    model, config = actors(tiny_mistral), settings(value_clip=0.0)
+    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    accumulate(model, experience, [0, 1, 2, 3, 4], config)
+    ours = gradients(model)
+
+    plain = copy.deepcopy({n: p.detach() for n, p in model.trainable().items()})
+    model.zero_grad()
+    prompts, responses = rollout().prompts, rollout().responses
+    width = max(len(r) for r in responses)
+    logprobs, values = [], []
+    for prompt, response in zip(prompts, responses, strict=True):
+        ids = torch.tensor([prompt + response + [0] * (width - len(response))])
+        positions = slice(len(prompt) - 1, len(prompt) - 1 + width)
+        logits = model.policy(ids).logits[0, positions].log_softmax(-1)
+        logprobs.append(logits.gather(-1, ids[0, len(prompt) :, None])[:, 0])
+        values.append(model.value_head(model.critic(ids).last_hidden_state[0, positions]))
+    count = experience.is_response.sum()
+    loss = ppo_policy_loss(
+        torch.stack(logprobs), experience.logprobs, experience.advantages, experience.is_response, 0.2, count
+    ).loss
+    loss = loss + value_loss(
+        torch.stack(values), experience.values, experience.returns, experience.is_response, 0.0, count
+    ).loss
+    loss.backward()
+    assert plain.keys() == ours.keys()
+    for name, parameter in model.trainable().items():
+        torch.testing.assert_close(ours[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_first_ratio_is_one(tiny_mistral):
+    model = actors(tiny_mistral)
+    stats = update_once(model, settings())
+    assert stats["policy/ratio_first"] < 1e-5
+    assert 0 <= stats["policy/clip_fraction"] <= 1
+    assert stats["optim/skipped"] == 0
+
+
+def update_once(model, config, optim=None, **options):
+    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), optim or OptimConfig())
+    optimizer.set_step(1, 10)
+    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    return update(model, optimizer, experience, config, torch.Generator().manual_seed(0), **options)
+
+
+def test_only_what_was_selected_moves(tiny_mistral):
+    model = actors(tiny_mistral)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    update_once(model, settings(), OptimConfig(learning_rate=1e-2))
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == set(model.trainable())
+
+
+def test_critic_warm_up_moves_only_the_critic(tiny_mistral):
+    model = actors(tiny_mistral, "head")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    update_once(model, settings(), OptimConfig(learning_rate=1e-2), train_policy=False)
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == set(model.critic_parameters())
+
+
+def test_kl_stop_ends_the_epochs(tiny_mistral):
+    model = actors(tiny_mistral)
+    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
+    optimizer.set_step(1, 10)
+    calls = []
+    step = optimizer.step
+    optimizer.step = lambda: calls.append(1) or step()
+    config = settings(epochs=5, minibatches=1, kl=KLConfig(stop=1e-6))
+    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
+    assert len(calls) == 2  # the first epoch's KL is 0; the second's is not
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny_mistral):
+    model = actors(tiny_mistral)
+    config = settings(epochs=1)
+    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
+    optimizer.set_step(1, 10)
+    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    experience.returns[0, 0] = float("nan")
+    before = {n: p.detach().clone() for n, p in model.trainable().items()}
+    stats = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
+    assert stats["optim/skipped"] == 1
+    assert all(p.isfinite().all() for p in model.trainable().values())
+    assert any(not torch.equal(p, before[n]) for n, p in model.trainable().items())  # the other mini-batch counted
+
+
+def test_pay_by_hand():
+    config = settings(missing_eos_penalty=1.0, length_penalty=2.0)
+    # lengths 6, 2, 9, 1, 4; the third and fifth did not end
+    expected = torch.tensor([1 - 0.12, -0.5 - 0.04, 0.3 - 1 - 0.18, 2 - 0.02, -1 - 1 - 0.08])
+    torch.testing.assert_close(pay(SCORES, rollout(), config), expected)

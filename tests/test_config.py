@@ -1,0 +1,169 @@
+"""Configuration: what ships composes, says what it promises, and refuses what is wrong in one line."""
+
+import re
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from starling_train import cli
+from starling_train.config import Config, UserError, check, check_values
+
+RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
+GROUPS = [
+    f"{path.parent.name}={path.stem}" for path in sorted(cli.find("conf").glob("*/*.yaml")) if path.parent.name != "recipe"
+]
+
+
+def composed(*overrides: str) -> Config:
+    cli.store_recipes()
+    with initialize_config_dir(str(cli.find("conf")), version_base="1.3"):
+        return cli.typed(compose("config", list(overrides)))
+
+
+def test_conf_and_dataclasses_have_the_same_defaults():
+    assert asdict(composed()) == asdict(Config())
+
+
+def test_every_key_has_a_comment():
+    """What it is and its unit, on the key's own line; an option that changes another one has its header."""
+    silent = []
+    for path in [cli.find("conf") / "config.yaml", *sorted(cli.find("conf").glob("*/*.yaml"))]:
+        text = path.read_text()
+        assert text.startswith("#"), f"{path} has no header"
+        if "defaults:" in text and path.name != "config.yaml":
+            continue
+        keys = [line for line in text.splitlines() if re.match(r"\s*[a-z_]+: \S", line) and "- " not in line]
+        silent += [f"{path.name}: {line.strip()}" for line in keys if "#" not in line]
+    assert silent == []
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_and_is_valid(recipe):
+    config = composed(f"+recipe={recipe}")
+    check(config)
+    assert config.name == recipe
+
+
+@pytest.mark.parametrize("option", GROUPS)
+def test_every_option_composes(option):
+    config = composed(option)
+    check_values(config)
+
+
+def test_recipes_stack_and_overrides_win():
+    config = composed("+recipe=[toy,small]", "algorithm.steps=3")
+    assert (config.name, config.prepare, config.algorithm.steps) == ("small", "toy", 3)
+
+
+def test_recipes_and_options_exist():
+    assert {"toy", "debug", "small"} <= set(RECIPES)
+    assert {"algorithm=apa", "freeze=last_layers", "reward=starling_34b"} <= set(GROUPS)
+
+
+def test_small_is_the_real_job():
+    config = composed("+recipe=small")
+    assert config.model.path == "openchat/openchat-3.5-0106"
+    assert config.reward.kind == "starling_7b"
+    assert (config.freeze.method, config.freeze.top_percent) == ("snr", 25)
+    assert config.data.path == "berkeley-nest/Nectar"
+
+
+@pytest.mark.parametrize(
+    "key,value,says",
+    [
+        ("freeze.top_percent", 101.0, "from 0 to 100"),
+        ("freeze.top_percent", -1.0, "from 0 to 100"),
+        ("freeze.top_percent", float("nan"), "out of range"),
+        ("freeze.top_percent", 0.0, "selects nothing"),
+        ("freeze.method", "lucky", "last_layers"),
+        ("algorithm.gamma", 1.5, "from 0 to 1"),
+        ("algorithm.steps", 0, "1 or more"),
+        ("algorithm.minibatches", 65, "algorithm.prompts_per_step"),
+        ("rollout.temperature", 0.0, "or more"),
+        ("reward.load_in", "2bit", "null, 8bit, 4bit"),
+        ("model.path", "", "not set"),
+        ("evaluation.suites", ["chess"], "function_calling"),
+        ("evaluation.functions", {"gold": "nocolon"}, "package.module:function"),
+        ("optim.betas", [0.9], "two numbers"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line_that_names_the_key(key, value, says):
+    config = Config()
+    section, _, name = key.rpartition(".")
+    setattr(getattr(config, section) if section else config, name, value)
+    with pytest.raises(UserError) as caught:
+        check(config)
+    message = str(caught.value)
+    assert message.startswith(key) and says in message and "\n" not in message
+
+
+def test_a_suite_needs_its_files():
+    config = Config()
+    config.evaluation.suites = ["function_calling"]
+    with pytest.raises(UserError, match=r"^evaluation\.function_calling\.path: not set"):
+        check(config)
+
+
+def test_every_field_is_checked_or_free():
+    """Text with a fixed set of values must say which; a number must have a range."""
+
+    def walk(config):
+        for item in fields(config):
+            value = getattr(config, item.name)
+            if is_dataclass(value):
+                yield from walk(value)
+            elif isinstance(value, (int, float)) and not isinstance(value, bool) and not item.metadata:
+                yield item.name
+
+    assert list(walk(Config())) == []
+
+
+def test_the_written_yaml_reads_back():
+    assert yaml.safe_load(yaml.safe_dump(asdict(Config()))) == asdict(Config())
+
+
+@pytest.mark.parametrize(
+    "argument,says",
+    [
+        ("+recipe=nope", "recipe: there is no 'nope'; use one of: debug, small, toy"),
+        ("model.pth=x", "model.pth: no such key; use one of: path"),
+        ("modl.path=x", "modl.path: no such key"),
+        ("algorithm.kl.tgt=1", "algorithm.kl.tgt: no such key; use one of: coefficient"),
+        ("algorithm.steps=many", "algorithm.steps: "),
+        ("freeze=zz", "freeze: there is no 'zz'"),
+        ("recipe=toy", "+recipe=NAME"),
+        ("freeze.top_percent=200", "freeze.top_percent: 200 is out of range"),
+        ("name=[1", "name=[1"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(argument, says, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ppo", argument])
+    with pytest.raises(SystemExit) as stopped:
+        cli.command(check)(pytest.fail)()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("error: ") and says in error and error.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ppo", "freeze.top_percent=200", "debug=true"])
+    with pytest.raises(UserError):
+        cli.command(check)(pytest.fail)()
+
+
+def test_private_recipes_are_found(tmp_path, monkeypatch):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\nname: mine\nseed: 7\n")
+    monkeypatch.setattr("sys.argv", ["ppo", "-cd", str(tmp_path), "+recipe=mine"])
+    got = []
+    cli.command(check)(got.append)()
+    assert (got[0].name, got[0].seed) == ("mine", 7)
+
+
+def test_paths_of_conf_and_recipes_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(cli.find("conf"), Path) and cli.find("conf").is_absolute()
+    assert (cli.find("recipes") / "toy.yaml").is_file()
