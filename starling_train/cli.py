@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -51,6 +51,8 @@ def command(check: Callable[[Any], None], schema: type = Config, config_name: st
 def _compose(config_name: str) -> list[DictConfig]:
     """What the command line asks for: one configuration; none after --help and --cfg; several with --multirun."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let its errors through to us instead of printing and exiting
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: no bars in log files
     store_recipes()
     composed: list[DictConfig] = []
     hydra.main(version_base="1.3", config_path=str(find("conf")), config_name=config_name)(composed.append)()
@@ -100,9 +102,10 @@ def _keys_beside(key: str, schema: type) -> str:
     """The keys that the section of a mistyped key has."""
     if key == "recipe":
         return "write +recipe=NAME, with a plus"
-    *sections, _ = key.split(".")
-    for section in sections:
+    for section in key.split("."):
         types = {field.name: field.type for field in fields(schema)}
+        if get_origin(types.get(section)) is dict:
+            return f"add to {section} with a plus: +{key}=..."
         if not is_dataclass(types.get(section)):
             break
         schema = types[section]

@@ -37,9 +37,12 @@ class ModelConfig:
 
 @dataclass
 class FreezeConfig:
-    method: str = choice("snr", "snr", "layers", "last_layers", "random", "none")
+    method: str = choice("snr", "snr", "layers", "last_layers", "random", "lowest", "none")
     unit: str = choice("matrix", "matrix", "layer")
+    scope: str = choice("type", "type", "global")
     top_percent: float = number(25.0, 0.0, 100.0)
+    max_trainable: int | None = optional_number(1)
+    max_memory_gb: float | None = optional_number(0.0)
     layers: list[int] = field(default_factory=list)
     last_layers: int = number(4, 1)
     lowest_layer: int = number(0, 0)
@@ -181,6 +184,15 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
+@dataclass
+class SnrConfig(Config):
+    """Configuration of the `snr` command: a run's, so that recipes fit, and what only a scan has."""
+
+    name: str = "snr"
+    compare: str | None = None
+    spectra: list[str] = field(default_factory=list)
+
+
 def check_values(config: Any, prefix: str = "") -> None:
     """Check every key against its own choices and range. Raises UserError for the first that is wrong."""
     for item in fields(config):
@@ -207,6 +219,22 @@ def _check_range(key: str, value: float, low: float | None, high: float | None) 
 SUITES = ("function_calling",)
 
 
+def check_freeze(freeze: FreezeConfig) -> None:
+    """Check the keys of `freeze` against one another. Raises UserError."""
+    if freeze.method == "layers" and not freeze.layers:
+        raise UserError("freeze.layers: empty with freeze.method=layers; give layer numbers, e.g. freeze.layers=[10,11]")
+    if freeze.method in ("snr", "random", "lowest") and freeze.top_percent == 0:
+        raise UserError("freeze.top_percent: 0 selects nothing to train; give a percentage above 0, e.g. 25")
+
+
+def check_snr(config: SnrConfig) -> None:
+    """Check the configuration of a scan. Raises UserError."""
+    check_values(config)
+    check_freeze(config.freeze)
+    if not config.model.path:
+        raise UserError("model.path: not set; give the model to scan: a Hugging Face directory or hub id")
+
+
 def check(config: Config) -> None:
     """Check a run's configuration, single keys first, then across keys. Raises UserError."""
     check_values(config)
@@ -217,10 +245,7 @@ def check(config: Config) -> None:
     ):
         if not value:
             raise UserError(f"{key}: not set; give {what}, or start from a recipe (+recipe=small)")
-    if config.freeze.method == "layers" and not config.freeze.layers:
-        raise UserError("freeze.layers: empty with freeze.method=layers; give layer numbers, e.g. freeze.layers=[10,11]")
-    if config.freeze.method in ("snr", "random") and config.freeze.top_percent == 0:
-        raise UserError("freeze.top_percent: 0 selects nothing to train; give a percentage above 0, e.g. 25")
+    check_freeze(config.freeze)
     if config.algorithm.minibatches > config.algorithm.prompts_per_step:
         raise UserError(
             f"algorithm.minibatches: {config.algorithm.minibatches} is more than the "

@@ -1,8 +1,8 @@
 """Singular values of a weight matrix and its signal-to-noise ratio (SNR).
 
-The SNR of laserRMT and Spectrum: singular values above a threshold T count as signal, the rest as noise. T has the
-form of a Marchenko-Pastur edge, but its sigma is the spread of the *singular values*, not of the matrix entries, so
-it is no edge in the strict sense and values compare within one module type only.
+The SNR of laserRMT and Spectrum: singular values above a threshold T count as signal, the rest as noise.
+T has the form of a Marchenko-Pastur edge, but its sigma is the spread of the *singular values*, not of
+the matrix entries, so it is no edge in the strict sense and values compare within one module type only.
 """
 
 import math
@@ -27,11 +27,11 @@ GRAM_BLOCK = 512
 class Spectrum:
     """What a matrix's singular values say: its SNR and how far to trust it.
 
-    `snr` is `raw / s_max`; `raw` is `signal / noise`; `signal` and `noise` are sums of singular values above and not
-    above `threshold`; `rank` counts those above. `stable_rank` is ||W||_F^2 / s_max^2. `margin` is the distance from
-    the threshold to the nearest singular value, relative to the threshold (infinite at threshold 0). `fragile`: the
-    noise is empty or worth fewer than ten singular values of the size of its largest, so a value or two crossing the
-    threshold would change the score.
+    `snr` is `raw / s_max`; `raw` is `signal / noise`; `signal` and `noise` are sums of singular values
+    above and not above `threshold`; `rank` counts those above. `stable_rank` is ||W||_F^2 / s_max^2.
+    `margin` is the distance from the threshold to the nearest singular value, relative to the threshold
+    (infinite at threshold 0). `fragile`: the noise is empty or worth fewer than ten singular values of
+    the size of its largest, so a value or two crossing the threshold would change the score.
     """
 
     snr: float
@@ -49,9 +49,10 @@ class Spectrum:
 def singular_values(matrix: Tensor) -> Tensor:
     """All singular values of `matrix` (n, m) in fp64, descending, shape (min(n, m),), on the matrix's device.
 
-    Square roots of the eigenvalues of the fp64 Gram matrix of the short side. The absolute error in a value s is
-    about eps * s_max^2 / s, far below what any score sees, unless a quarter of the values or more are tiny beside
-    the largest: such a matrix goes through the fp64 SVD. Values below the numerical rank tolerance are exact zeros.
+    Square roots of the eigenvalues of the fp64 Gram matrix of the short side. The absolute error in a
+    value s is about eps * s_max^2 / s, far below what any score sees, unless a quarter of the values or
+    more are tiny beside the largest: such a matrix goes through the fp64 SVD. Values below the numerical
+    rank tolerance are exact zeros.
 
     Raises ValueError where an entry is nan or infinite.
     """
@@ -61,8 +62,8 @@ def singular_values(matrix: Tensor) -> Tensor:
 def gram(matrix: Tensor) -> Tensor:
     """fp64 Gram matrix of the short side of `matrix` (n, m): (k, k), k = min(n, m).
 
-    Only the lower triangle, in blocks; what lies above the blocks on the diagonal is left at zero. Raises ValueError
-    where an entry of `matrix` is nan or infinite.
+    Only the lower triangle, in blocks; what lies above the blocks on the diagonal is left at zero. Raises
+    ValueError where an entry of `matrix` is nan or infinite.
     """
     assert matrix.ndim == 2, f"a matrix has two dimensions, not {matrix.ndim}"
     rows = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T).double()
@@ -77,7 +78,9 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 def values_of_grams(grams: list[Tensor], matrices: list[Tensor]) -> list[Tensor]:
-    """Singular values of `matrices` from their `gram` matrices, which must be of one size; see `singular_values`."""
+    """Singular values of `matrices` from their `gram` matrices, which must be of one size; see
+    `singular_values`.
+    """
     stacked = grams[0][None] if len(grams) == 1 else torch.stack(grams)
     eigenvalues = torch.linalg.eigvalsh(stacked, UPLO="L").flip(1)
     return [_values(one, matrix) for one, matrix in zip(eigenvalues, matrices, strict=True)]
@@ -99,7 +102,9 @@ def gram_is_accurate(values: Tensor) -> bool:
 
 
 def marchenko_pastur_threshold(values: Tensor, n: int, m: int) -> float:
-    """T = sigma (1 + sqrt(beta)) of laserRMT and Spectrum, sigma = (Q75 - Q25) / 1.349 of the singular values."""
+    """T = sigma (1 + sqrt(beta)) of laserRMT and Spectrum, sigma = (Q75 - Q25) / 1.349 of the singular
+    values.
+    """
     quartiles = torch.quantile(values, torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device))
     sigma = (quartiles[1] - quartiles[0]).item() / IQR_OF_NORMAL
     return sigma * (1 + math.sqrt(min(n, m) / max(n, m)))
@@ -108,8 +113,8 @@ def marchenko_pastur_threshold(values: Tensor, n: int, m: int) -> float:
 def gavish_donoho_threshold(values: Tensor, n: int, m: int) -> float:
     """T = omega(beta) * median singular value: the optimal hard threshold at unknown noise level.
 
-    Gavish and Donoho, 'The optimal hard threshold for singular values is 4/sqrt(3)' (arXiv 1305.5870), equations 3
-    to 5: omega(beta) = lambda(beta) / sqrt(median of the Marchenko-Pastur distribution).
+    Gavish and Donoho, 'The optimal hard threshold for singular values is 4/sqrt(3)' (arXiv 1305.5870),
+    equations 3 to 5: omega(beta) = lambda(beta) / sqrt(median of the Marchenko-Pastur distribution).
     """
     beta = min(n, m) / max(n, m)
     return _omega(beta) * torch.quantile(values, 0.5).item()
@@ -125,7 +130,8 @@ def _omega(beta: float) -> float:
 def _marchenko_pastur_median(beta: float, points: int = 20_000) -> float:
     """Median of the Marchenko-Pastur law of ratio beta in (0, 1], unit variance.
 
-    With x = middle + radius * sin(u) the density's square-root edges are smooth in u, so the midpoint rule converges.
+    With x = middle + radius * sin(u) the density's square-root edges are smooth in u, so the midpoint
+    rule converges.
     """
     middle, radius = 1 + beta, 2 * math.sqrt(beta)
     u = (torch.arange(points, dtype=torch.float64) + 0.5) / points * math.pi - math.pi / 2
@@ -146,8 +152,9 @@ THRESHOLDS: dict[str, Callable[[Tensor, int, int], float]] = {
 def snr(matrix: Tensor, dialect: str = "spectrum") -> Spectrum:
     """Signal-to-noise ratio of a weight matrix (n, m) of any floating dtype.
 
-    Dialects: `spectrum` and `laserrmt` share the threshold and differ where no noise is left: Spectrum divides by 1.0,
-    laserRMT gives infinity. `gavish_donoho` takes the threshold of arXiv 1305.5870. A matrix of zeros scores 0.
+    Dialects: `spectrum` and `laserrmt` share the threshold and differ where no noise is left: Spectrum
+    divides by 1.0, laserRMT gives infinity. `gavish_donoho` takes the threshold of arXiv 1305.5870. A
+    matrix of zeros scores 0.
     """
     return score(singular_values(matrix), *matrix.shape, dialect=dialect)
 

@@ -1,6 +1,7 @@
 """Responses to prompts, drawn from the live training weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,25 +41,35 @@ def generate(
     The policy is back in the mode it came in afterwards.
     """
     eos, pad = openchat.end_of_turn_id(tokenizer), openchat.pad_id(tokenizer)
-    settings = _settings(config, eos, pad, greedy)
     responses: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    was_training = policy.training
-    policy.eval()  # gradient checkpointing in training mode would switch the cache off
-    for start in range(0, len(prompts), config.slots):
-        rows = by_length[start : start + config.slots]
-        ids, attention = _left_pad([prompts[i] for i in rows], pad, policy.device)
-        with torch.no_grad():
-            output = policy.generate(
-                ids,
-                attention_mask=attention,
-                generation_config=settings,
-                tokenizer=tokenizer if config.stop_strings else None,
-            )
-        for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
-            responses[row] = _trim(generated, eos, pad)
-    policy.train(was_training)
+    with _generating(policy, _settings(config, eos, pad, greedy)):
+        for start in range(0, len(prompts), config.slots):
+            rows = by_length[start : start + config.slots]
+            ids, attention = _left_pad([prompts[i] for i in rows], pad, policy.device)
+            stop = {"tokenizer": tokenizer} if config.stop_strings else {}
+            output = policy.generate(ids, attention_mask=attention, **stop)
+            for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+                responses[row] = _trim(generated, eos, pad)
     return Rollout(list(prompts), responses, [r[-1] == eos for r in responses])
+
+
+@contextmanager
+def _generating(policy: nn.Module, settings: GenerationConfig) -> Iterator[None]:
+    """The policy without gradients, with exactly these settings, and afterwards as it was.
+
+    Its own generation_config is put aside: `generate` would fill in what it says of penalties and samplers, and what
+    is sampled would no longer be what is scored. Training mode would, with gradient checkpointing, switch the cache off.
+    """
+    was_training, own = policy.training, policy.generation_config
+    policy.eval()
+    policy.generation_config = settings
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        policy.train(was_training)
+        policy.generation_config = own
 
 
 def _settings(config: RolloutConfig, eos: int, pad: int, greedy: bool) -> GenerationConfig:

@@ -22,7 +22,9 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the checkpoint, not yet read: name, file, shape, and dtype in safetensors' spelling (or `meta`)."""
+    """A tensor of the checkpoint, not yet read: name, file, shape, and dtype in safetensors' spelling (or
+    `meta`).
+    """
 
     name: str
     file: Path
@@ -33,7 +35,8 @@ class Entry:
 def entries(path: Path) -> list[Entry]:
     """Every tensor of the model directory `path`, from headers alone; empty where there are no weights.
 
-    Raises UserError for a missing directory, an index that names what is not there, and files that cannot be read.
+    Raises UserError for a missing directory, an index that names what is not there, and files that cannot
+    be read.
     """
     if not path.is_dir():
         raise UserError(f"model.path: {path} is not a directory; give a Hugging Face model directory")
@@ -56,7 +59,7 @@ def _indexed_entries(index: Path) -> list[Entry]:
         found |= {entry.name: entry for entry in _file_entries(index.parent / name)}
     if missing := [name for name in weight_map if name not in found]:
         raise UserError(
-            f"{index}: names tensor {missing[0]}, which is not in {weight_map[missing[0]]}; download that shard again"
+            f"{index}: names tensor {missing[0]}, not in {weight_map[missing[0]]}; download that shard again"
         )
     return [found[name] for name in weight_map]
 
@@ -79,7 +82,7 @@ def check_readable(entry: Entry) -> None:
     """Raises UserError for a tensor without values (meta) and for quantised or integer weights."""
     if entry.dtype == "meta":
         raise UserError(
-            f"{entry.file}: tensor {entry.name} is on the meta device, without values; save the loaded model again"
+            f"{entry.file}: tensor {entry.name} is on the meta device, without values; save the model again"
         )
     if entry.dtype not in FLOATS:
         raise UserError(
@@ -89,7 +92,9 @@ def check_readable(entry: Entry) -> None:
 
 
 def read(entry: Entry, index: tuple[int | slice, ...] = ()) -> Tensor:
-    """The tensor of `entry`, or the part of it that `index` cuts out, in its own dtype, contiguous, on the CPU."""
+    """The tensor of `entry`, or the part of it that `index` cuts out, in its own dtype, contiguous, on
+    the CPU.
+    """
     check_readable(entry)
     if entry.file.suffix == ".bin":
         return _load_bin(entry.file)[entry.name][index].contiguous()
@@ -111,7 +116,9 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{file}: truncated, damaged or not only weights ({reason}); download it again") from None
+        raise UserError(
+            f"{file}: truncated, damaged or not only weights ({reason}); download it again"
+        ) from None
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 

@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 from torch import nn
 
 from starling_train.config import UserError
-from starling_train.models.module_types import classify, layer_of
+from starling_train.models.module_types import LAYER, Matrix, classify, layer_of, tensor_of
+from starling_train.models.scan_records import Record
 from starling_train.models.selection import EVERYTHING
-from starling_train.models.snr_scan import Record
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,28 @@ class Row:
     """Of one module type: tensors and parameters that train, and how many there are."""
 
     type: str
-    trained: int
-    of: int
-    parameters_trained: int
-    parameters_of: int
+    trained: int = 0
+    of: int = 0
+    parameters_trained: int = 0
+    parameters_of: int = 0
+
+    def plus(self, other: "Row") -> "Row":
+        return replace(
+            self,
+            trained=self.trained + other.trained,
+            of=self.of + other.of,
+            parameters_trained=self.parameters_trained + other.parameters_trained,
+            parameters_of=self.parameters_of + other.parameters_of,
+        )
 
 
 @dataclass(frozen=True)
 class FreezeTable:
-    """What trains after `apply`: a row per module type and the names of the trainable parameters in model order.
+    """What trains after `apply`: a row per module type, and the names of the trainable parameters in
+    model order.
 
-    `lowest_layer` is the lowest decoder layer with a trainable tensor: 0 where embeddings train, the number of
-    layers where only the final norm or the head does.
+    `lowest_layer` is the lowest decoder layer with a trainable tensor: 0 where embeddings train, the
+    number of layers where only the final norm or the head does.
     """
 
     rows: tuple[Row, ...]
@@ -38,35 +48,59 @@ class FreezeTable:
     lowest_layer: int
 
     @property
+    def total(self) -> Row:
+        """All rows together."""
+        total = Row("total")
+        for row in self.rows:
+            total = total.plus(row)
+        return total
+
+    @property
     def parameters_trained(self) -> int:
         """Parameters that train."""
-        return sum(row.parameters_trained for row in self.rows)
+        return self.total.parameters_trained
 
     @property
     def parameters_of(self) -> int:
         """Parameters of the model, tied ones counted once."""
-        return sum(row.parameters_of for row in self.rows)
+        return self.total.parameters_of
 
     def render(self) -> str:
         """A plain text table, one line per module type and one for the total."""
-        total = Row(
-            "total",
-            sum(row.trained for row in self.rows),
-            sum(row.of for row in self.rows),
-            self.parameters_trained,
-            self.parameters_of,
-        )
-        width = max(len(row.type) for row in (*self.rows, total))
+        rows = (*self.rows, self.total)
+        width = max(len(row.type) for row in rows)
         lines = [
-            f"{'module type':<{width}}  {'tensors':>11}  {'parameters trained':>18}  {'of':>15}  {'share':>6}"
+            f"{'module type':<{width}}   {'tensors':>11} {'parameters trained':>20} {'of':>15}  {'share':>6}"
         ]
-        for row in (*self.rows, total):
+        for row in rows:
             share = row.parameters_trained / max(row.parameters_of, 1)
             lines.append(
-                f"{row.type:<{width}}  {row.trained:>4} of {row.of:>3}  {row.parameters_trained:>18,}"
-                f"  {row.parameters_of:>15,}  {share:>6.1%}"
+                f"{row.type:<{width}}  {row.trained:>4} of {row.of:>4} {row.parameters_trained:>20,}"
+                f" {row.parameters_of:>15,}  {share:>6.1%}"
             )
         return "\n".join(lines)
+
+
+def besides(
+    groups: dict[str, str], names: Iterable[str], *, embeddings: bool, head: bool, norms: bool
+) -> list[str]:
+    """Parameters that train besides the matrices `names`: whole groups, but norms only where something
+    trains.
+
+    `groups` maps parameter names to embeddings, head, norms or anything else.
+    """
+    wanted = {"embeddings": embeddings, "head": head, "norms": norms}
+    layers = {layer_of(name) for name in names} | {None}  # None: the final norm lies outside the layers
+    chosen = [name for name, group in groups.items() if wanted.get(group, False)]
+    return [name for name in chosen if groups[name] != "norms" or layer_of(name) in layers]
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    name: str
+    group: str  # module type, or embeddings, head, norms, other
+    size: int
+    matrices: tuple[Matrix, ...]
 
 
 def apply(
@@ -77,115 +111,148 @@ def apply(
     head: bool = False,
     norms: bool = False,
 ) -> FreezeTable:
-    """Sets requires_grad on a causal LM: the weights of the `selected` modules and the asked-for groups, no others.
+    """Sets requires_grad on a causal LM: the weights of the `selected` modules and the asked-for groups,
+    no others.
 
-    `selected` holds exact module names (`model.layers.3.mlp.down_proj`; its bias stays frozen), or `["*"]` for every
-    parameter. Raises UserError for a name that matches nothing, when nothing would train, and when embeddings and
-    head are one tensor but only one of the two was asked for.
+    `selected` holds exact module names (`model.layers.3.mlp.down_proj`; a bias stays frozen), or `["*"]`
+    for every parameter. `norms` means the final norm and those of the layers in which something else
+    trains. Raises UserError for a name that matches nothing, for a part of a tensor that can only train
+    as a whole, when nothing would train, and when embeddings and head are one tensor but only one of the
+    two was asked for.
     """
     selected = list(selected)
-    groups = _groups(model)
-    wanted = {"embeddings": embeddings, "head": head, "norms": norms}
-    _check_tied(model, embeddings, head, selected)
-    names = _match(selected, groups) | {name for name, group in groups.items() if wanted.get(group, False)}
+    parameters = _parameters(model)
+    names = _match(selected, parameters)
+    if selected != [EVERYTHING]:
+        _check_tied(model, embeddings, head)
+        groups = {p.name: p.group for p in parameters}
+        names |= set(besides(groups, names, embeddings=embeddings, head=head, norms=norms))
     if not names:
         raise UserError(
-            "freeze.method: nothing would train; select matrices or set freeze.embeddings, head or norms"
+            "freeze.method: nothing would train; select matrices, or set freeze.embeddings, head or norms"
         )
-    rows: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-        row = rows.setdefault(groups[name], [0, 0, 0, 0])
-        counts = (name in names, 1, (name in names) * parameter.numel(), parameter.numel())
-        rows[groups[name]] = [total + count for total, count in zip(row, counts, strict=True)]
-    trained = tuple(name for name, _ in model.named_parameters() if name in names)
-    return FreezeTable(
-        tuple(Row(group, *counts) for group, counts in rows.items()),
-        trained,
-        _lowest_layer(model, groups, names),
-    )
+    trained = tuple(p.name for p in parameters if p.name in names)
+    return FreezeTable(_rows(parameters, names), trained, _lowest_layer(model, parameters, names))
 
 
-def _groups(model: nn.Module) -> dict[str, str]:
-    """Parameter name -> module type, or embeddings, head, norms, other."""
+def _parameters(model: nn.Module) -> list[_Parameter]:
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    parts = {id(embeddings.weight): "embeddings"}
-    if head is not None:
-        parts.setdefault(id(head.weight), "head")
-    groups = {}
+    known = {} if head is None else {id(head.weight): "head"}
+    known[id(embeddings.weight)] = "embeddings"  # last: a tied head counts as embeddings
+    config = model.config.to_dict()
+    found = []
     for name, parameter in model.named_parameters():
-        kind = classify(name.removesuffix(".weight"), tuple(parameter.shape), model.config.model_type)
-        # Every 1-D weight of a decoder scales or shifts a norm; biases of linear layers end in `.bias`.
-        is_norm = kind.kind == "vector" and "norm" in name.split(".")[-2]
-        groups[name] = parts.get(id(parameter)) or kind.type or ("norms" if is_norm else "other")
-    return groups
+        weight = classify(name.removesuffix(".weight"), tuple(parameter.shape), config)
+        types = dict.fromkeys(matrix.type for matrix in weight.matrices)
+        if len(types) == 1:
+            group = next(iter(types))
+        elif types:  # several matrices in one tensor
+            group = LAYER.fullmatch(name.removesuffix(".weight"))[2]
+        else:
+            group = known.get(id(parameter), "norms" if weight.kind == "norm" else "other")
+        found.append(_Parameter(name, group, parameter.numel(), weight.matrices))
+    return found
 
 
-def _check_tied(model: nn.Module, embeddings: bool, head: bool, selected: list[str]) -> None:
+def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
+    """Names of the parameters that hold exactly the `selected` modules."""
+    if selected == [EVERYTHING]:
+        return {parameter.name for parameter in parameters}
+    left, names = set(selected), set()
+    for parameter in parameters:
+        modules = {m.module for m in parameter.matrices} or {parameter.name.removesuffix(".weight")}
+        if not modules & left:
+            continue
+        if missing := sorted(modules - left):
+            raise UserError(
+                f"freeze.method: {parameter.name} is one tensor, and {missing[0]} in it is not selected; "
+                "select by freeze.unit=layer"
+            )
+        names.add(parameter.name)
+        left -= modules
+    if left:
+        first = next(module for module in selected if module in left)
+        raise UserError(
+            f"freeze.scan: the model has no {first}, which is selected; give the scan of this model"
+        )
+    return names
+
+
+def _check_tied(model: nn.Module, embeddings: bool, head: bool) -> None:
     output = model.get_output_embeddings()
-    tied = output is not None and output.weight is model.get_input_embeddings().weight
-    if tied and embeddings != head and selected != [EVERYTHING]:
+    if output is not None and output.weight is model.get_input_embeddings().weight and embeddings != head:
         raise UserError(
             "freeze.head: this model's head and embeddings are one tensor; "
             "set freeze.embeddings and freeze.head both or neither"
         )
 
 
-def _match(selected: list[str], groups: dict[str, str]) -> set[str]:
-    if selected == [EVERYTHING]:
-        return set(groups)
-    names = set()
-    for module in selected:
-        name = module if module in groups else f"{module}.weight"
-        if name not in groups:
-            raise UserError(
-                f"freeze.scan: {module} is selected but the model has no such parameter; scan this model"
-            )
-        names.add(name)
-    return names
+def _rows(parameters: list[_Parameter], names: set[str]) -> tuple[Row, ...]:
+    rows: dict[str, Row] = {}
+    for p in parameters:
+        trains = p.name in names
+        row = rows.get(p.group, Row(p.group))
+        rows[p.group] = row.plus(Row(p.group, int(trains), 1, p.size * trains, p.size))
+    return tuple(rows.values())
 
 
-def _lowest_layer(model: nn.Module, groups: dict[str, str], names: set[str]) -> int:
-    if any(groups[name] == "embeddings" for name in names):
+def _lowest_layer(model: nn.Module, parameters: list[_Parameter], names: set[str]) -> int:
+    if any(p.group == "embeddings" and p.name in names for p in parameters):
         return 0
     layers = [layer for name in names if (layer := layer_of(name)) is not None]
     return min(layers, default=model.config.num_hidden_layers)
 
 
-def write_unfrozen_yaml(selected: Iterable[str], records: dict[str, Record], path: Path) -> None:
-    """Writes axolotl's `unfrozen_parameters`: an anchored, escaped pattern per weight, a comment line per type."""
-    selected = set(selected)
+def write_unfrozen_yaml(
+    selected: Iterable[str], records: dict[str, Record], path: Path, parameters: Iterable[str] = ()
+) -> None:
+    """Writes axolotl's `unfrozen_parameters`: an anchored, escaped pattern per weight, a comment line per
+    type.
+
+    `parameters` names parameters that train besides (a head, norms); those of `selected` in it are not
+    repeated.
+    """
+    chosen = list(selected)
+    names: dict[str, list[str]] = {"everything": ["^.*$"]} if chosen == [EVERYTHING] else {}
+    weights = {module: f"{tensor_of(module)}.weight" for module in chosen if module != EVERYTHING}
+    for record in (record for record in records.values() if record.module in weights):
+        names.setdefault(f"{record.type} layers", []).append(pattern_of(weights[record.module]))
+    others = [] if chosen == [EVERYTHING] else [name for name in parameters if name not in weights.values()]
+    if others:
+        names["others"] = [pattern_of(name) for name in others]
     lines = ["unfrozen_parameters:"]
-    if selected == {EVERYTHING}:
-        lines += ["# every parameter", "- '^.*$'"]
-    for kind in dict.fromkeys(record.type for record in records.values()):
-        patterns = [pattern_of(m) for m, r in records.items() if r.type == kind and m in selected]
-        lines += [f"# {kind} layers", *(f"- '{pattern}'" for pattern in patterns)] if patterns else []
-    partial = Path(path).with_suffix(".tmp")
+    for comment, patterns in names.items():
+        lines += [f"# {comment}", *(f"- '{pattern}'" for pattern in dict.fromkeys(patterns))]
+    partial = path.with_name(f".{path.name}.partial")
     partial.write_text("\n".join(lines) + "\n")
     partial.replace(path)
 
 
-def pattern_of(module: str) -> str:
-    """The regular expression that matches the weight of `module` and nothing else."""
-    return f"^{re.escape(module)}\\.weight$"
+def pattern_of(parameter: str) -> str:
+    """The regular expression that matches the name `parameter` and nothing else."""
+    return f"^{re.escape(parameter)}$"
 
 
 def read_unfrozen_yaml(path: Path, names: Iterable[str]) -> list[str]:
-    """Names of modules whose weights an `unfrozen_parameters` file selects among the parameter `names`.
+    """Modules whose weights an `unfrozen_parameters` file selects among the parameter `names`, in their
+    order.
 
-    Patterns match at the start of a name, as axolotl matches them. Raises UserError for a pattern that matches nothing.
+    Patterns match from the start of a name, as axolotl applies them. Raises UserError for a pattern that
+    matches nothing and for a file of another kind.
     """
-    content = yaml.safe_load(Path(path).read_text())
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); write it again") from None
     patterns = content.get("unfrozen_parameters") if isinstance(content, dict) else None
     if not isinstance(patterns, list):
-        raise UserError(f"{path}: no list `unfrozen_parameters`; write the file again")
+        raise UserError(f"{path}: no list `unfrozen_parameters`; write it with starling_train.snr")
     names, matched = list(names), set()
     for pattern in patterns:
-        hits = {name for name in names if re.match(pattern, name)}
+        hits = {name for name in names if re.match(str(pattern), name)}
         if not hits:
-            raise UserError(
-                f"{path}: pattern {pattern} matches no parameter of the model; check it against the model"
-            )
+            raise UserError(f"{path}: pattern {pattern} matches no parameter; give the file of this model")
         matched |= hits
     return [name.removesuffix(".weight") for name in names if name in matched]

@@ -1,10 +1,12 @@
-"""What each weight of a decoder is: matrices of a layer with their types, embeddings, head, vector, or unknown.
+"""What each weight of a decoder is: matrices of a layer with their types, embeddings, head, vector, or
+unknown.
 
-By architecture (`model_type` of config.json) and exact name, never by substring: a vision tower's `q_proj` is not
-the language model's, and a matrix that no table knows is reported as unknown.
+By architecture (`model_type` of config.json) and exact name, never by substring: a vision tower's
+`q_proj` is not the language model's, and a matrix that no table knows is reported as unknown.
 
-One tensor may hold several matrices: the experts of a layer in one 3-D tensor, q, k and v in one 2-D tensor. Each
-is a matrix of its own here, because the singular values of the stack say nothing about its parts.
+One tensor may hold several matrices: the experts of a layer in one 3-D tensor, q, k and v in one 2-D
+tensor. Each is a matrix of its own here, because the singular values of the stack say nothing about its
+parts.
 """
 
 import re
@@ -18,6 +20,8 @@ LAYER = re.compile(_PREFIX + r"layers\.(\d+)\.(.+)")
 EMBEDDINGS = re.compile(_PREFIX + r"embed_tokens")
 HEADS = re.compile(r"(?:model\.)?lm_head|v_head(?:\.summary)?|score")
 
+NORM = re.compile(r"(?:.+_)?(?:layer)?norm|ln_\w+")
+
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -26,8 +30,9 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 class Architecture:
     """The matrices of one decoder layer in the order of the forward pass; `*` stands for the expert's number.
 
-    `parts`: tensors that hold several matrices -> the names of those. A name in brackets (`qkv_proj[q_proj]`) is a
-    part that no checkpoint holds by itself; the others are names that other checkpoints of the architecture use.
+    `parts`: tensors that hold several matrices -> the names of those. A name in brackets
+    (`qkv_proj[q_proj]`) is a part that no checkpoint holds by itself; the others are names that other
+    checkpoints of the architecture use.
     """
 
     matrices: tuple[str, ...]
@@ -35,6 +40,7 @@ class Architecture:
 
 
 _SWIGLU_EXPERTS = tuple(f"mlp.experts.*.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
+_SHARED_EXPERT = tuple(f"mlp.shared_expert.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
 _PHI3_QKV = tuple(f"self_attn.qkv_proj[{name}]" for name in ("q_proj", "k_proj", "v_proj"))
 _PHI3_GATE_UP = ("mlp.gate_up_proj[gate_proj]", "mlp.gate_up_proj[up_proj]")
 
@@ -48,8 +54,7 @@ MIXTRAL = Architecture(
     },
 )
 SWIGLU_MOE = Architecture(  # the dense layers that some of them have are Llama's
-    (*ATTENTION, *MLP, "mlp.gate", *(f"mlp.shared_expert.{n}" for n in ("gate_proj", "up_proj", "down_proj")))
-    + _SWIGLU_EXPERTS,
+    (*ATTENTION, *MLP, "mlp.gate", *_SHARED_EXPERT, *_SWIGLU_EXPERTS),
     {"mlp.experts.gate_up_proj": _SWIGLU_EXPERTS[:2], "mlp.experts.down_proj": _SWIGLU_EXPERTS[2:]},
 )
 PHI3 = Architecture(
@@ -71,8 +76,8 @@ ARCHITECTURES = {
 class Matrix:
     """A matrix of a decoder layer and where it lies in its tensor.
 
-    `module` names it without `.weight`; `index` cuts it out of its tensor (empty: the whole tensor); `order` sorts
-    matrices by layer and then as in the forward pass.
+    `module` names it without `.weight`; `index` cuts it out of its tensor (empty: the whole tensor);
+    `order` sorts matrices by layer and then as in the forward pass.
     """
 
     module: str
@@ -85,14 +90,15 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of a checkpoint. `kind`: matrices, embeddings, head, vector, unknown."""
+    """A tensor of a checkpoint. `kind`: matrices, embeddings, head, norm, vector (a bias), unknown."""
 
     kind: str
     matrices: tuple[Matrix, ...] = ()
 
 
 def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
-    """What the weight `module` (its name without `.weight`) of `shape` is in the model that config.json describes.
+    """What the weight `module` (its name without `.weight`) of `shape` is in the model that config.json
+    describes.
 
     Architectures without a table of their own get Llama's names. A matrix of one row or column is a vector.
     """
@@ -101,7 +107,8 @@ def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
     if HEADS.fullmatch(module):
         return Weight("head")
     if len(shape) < 2 or min(shape[-2:]) == 1:
-        return Weight("vector")
+        # `input_layernorm`, `norm`, `q_norm`, `ln_f`...: the last part of the name, never some part of it
+        return Weight("norm" if NORM.fullmatch(module.rsplit(".", 1)[-1]) else "vector")
     found = LAYER.fullmatch(module)
     if not found:
         return Weight("unknown")
@@ -132,14 +139,14 @@ def _matrices(
             index = (() if expert is None else (expert,)) + (() if whole else (slice(start, stop),))
             order = (layer, architecture.matrices.index(part), expert or 0)
             part_module = prefix + part.replace("*", str(expert))
-            found.append(
-                Matrix(part_module, type_of(part), layer, (stop - start, shape[-1]), index, order)
-            )
+            found.append(Matrix(part_module, type_of(part), layer, (stop - start, shape[-1]), index, order))
     return tuple(found)
 
 
 def _rows(module: str, parts: tuple[str, ...], rows: int, config: dict) -> list[tuple[int, int]]:
-    """First and last row of each part: q, k and v by the numbers of heads, everything else in equal shares."""
+    """First and last row of each part: q, k and v by the numbers of heads, everything else in equal
+    shares.
+    """
     shares = [1] * len(parts)
     if len(parts) == 3:
         heads = config.get("num_attention_heads")
@@ -153,7 +160,9 @@ def _rows(module: str, parts: tuple[str, ...], rows: int, config: dict) -> list[
 
 
 def type_of(template: str) -> str:
-    """Module type of a name inside its layer: without expert number, a part by its own name (`self_attn.q_proj`)."""
+    """Module type of a name inside its layer: without expert number, a part by its own name
+    (`self_attn.q_proj`).
+    """
     return re.sub(r"[^.]+\[(\w+)\]", r"\1", template.replace(".*", ""))
 
 
@@ -164,5 +173,7 @@ def layer_of(module: str) -> int | None:
 
 
 def tensor_of(module: str) -> str:
-    """The module whose weight holds `module`: itself, or for a part in brackets the tensor it is a part of."""
+    """The module whose weight holds `module`: itself, or for a part in brackets the tensor it is a part
+    of.
+    """
     return re.sub(r"\[\w+\]$", "", module)

@@ -1,6 +1,8 @@
-"""The journal of a scan: records are kept as they come, so that an interrupted scan continues where it stopped.
+"""The journal of a scan: records are kept as they come, so that an interrupted scan continues where it
+stopped.
 
-A record is found again by the content of its matrix, not by its name: a matrix that has changed is scanned again.
+A record is found again by the content of its matrix, not by its name: a matrix that has changed is
+scanned again.
 """
 
 import hashlib
@@ -25,8 +27,8 @@ def content_hash(matrix: Tensor) -> str:
 class Journal:
     """Records by (content, dialect), appended to a file of one JSON object per line.
 
-    `earlier` adds records of a finished scan. `changed` names the modules whose content differs from what an earlier
-    scan saw. A line that a kill cut short is dropped.
+    `earlier` adds records of a finished scan. `changed` names the modules whose content differs from what
+    an earlier scan saw. A line that a kill cut short is dropped.
     """
 
     def __init__(self, path: Path, earlier: Iterable[Record] = ()) -> None:
@@ -50,11 +52,6 @@ class Journal:
         """Appends a finished record. Flushed at once, so that a killed process loses at most one line."""
         self._file.write(_line(record))
         self._file.flush()
-
-    def remove(self) -> None:
-        """Deletes the file, once the scan's own files hold everything."""
-        self._file.close()
-        self.path.unlink()
 
 
 def _line(record: Record) -> str:

@@ -1,4 +1,5 @@
-"""Records of an SNR scan and the files that hold them: ours, Spectrum's and laserRMT's, PEFT's target modules.
+"""Records of an SNR scan and the files that hold them: ours, Spectrum's and laserRMT's, PEFT's target
+modules.
 
 Strict JSON: nan and infinity never reach a file.
 """
@@ -19,8 +20,8 @@ from starling_train.models.module_types import layer_of, tensor_of
 class Record:
     """One matrix: name without `.weight`, module type, shape, and its `core.spectrum.Spectrum` once scanned.
 
-    `content` is a hash of the weights, `dialect` what the score means. Where a list was made without scanning, or a
-    published file holds less, the fields it lacks are None (the shape is empty).
+    `content` is a hash of the weights, `dialect` what the score means. Where a list was made without
+    scanning, or a published file holds less, the fields it lacks are None (the shape is empty).
     """
 
     module: str
@@ -55,7 +56,9 @@ STORED = (*MEASURED, "dialect", "content")
 
 
 def write_scan(records: dict[str, Record], path: Path) -> None:
-    """Writes `{module: {"snr": ..., "type": ..., ...}}`: Spectrum's schema with more keys; infinity becomes null."""
+    """Writes `{module: {"snr": ..., "type": ..., ...}}`: Spectrum's schema with more keys; infinity
+    becomes null.
+    """
     write_json({module: to_json(record) for module, record in records.items()}, path)
 
 
@@ -92,7 +95,9 @@ def _finite(value: float | str | None) -> float | str | None:
 
 
 def from_json(module: str, values: dict) -> Record:
-    """The record that `to_json` stored, or a published one; what is infinite by its parts is infinite again."""
+    """The record that `to_json` stored, or a published one; what is infinite by its parts is infinite
+    again.
+    """
     known = {key: values[key] for key in STORED if key in values}
     record = Record(module, values["type"], tuple(values.get("shape", ())), **known)
     if record.snr is not None:
@@ -102,21 +107,24 @@ def from_json(module: str, values: dict) -> Record:
     return replace(record, margin=math.inf) if record.threshold == 0 and "margin" in values else record
 
 
-def read_scan(path: Path) -> dict[str, Record]:
+def read_scan(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
     """Records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
 
-    Raises UserError for a file that is neither. A score of nan (published scans of meta tensors) becomes None.
+    `key` is the configuration key to name in messages. Raises UserError for a file that is neither. A
+    score of nan (published scans of meta tensors) becomes None.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"freeze.scan: {path} does not exist; make it with starling_train.snr")
+        raise UserError(f"{key}: {path} does not exist; make it with starling_train.snr")
     content = read_json(path)
     if content and all(_is_record(value) for value in content.values()):
         return {module: from_json(module, values) for module, values in content.items()}
     if content and all(_are_scores(value) for value in content.values()):
         pairs = [(kind, module) for kind, scores in content.items() for module in scores]
         return {m: from_json(m, {"snr": content[kind][m], "type": kind}) for kind, m in pairs}
-    raise UserError(f"freeze.scan: {path} is not an SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr")
+    raise UserError(
+        f"{key}: {path} is no SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr"
+    )
 
 
 def _is_record(value: object) -> bool:
@@ -134,7 +142,8 @@ def _is_score(value: object) -> bool:
 def match(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
     """`scan` in the order of `listing`, with the shapes that a published file lacks.
 
-    Raises UserError where the two are not of the same model: a name that only one of them has, or another shape.
+    Raises UserError where the two are not of the same model: a name that only one of them has, or another
+    shape.
     """
     for module in [*listing, *scan]:
         if module not in scan or module not in listing:

@@ -1,13 +1,32 @@
 """Which matrices train: the highest SNR of each module type, or a control to compare it with."""
 
+import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starling_train.config import UserError
-from starling_train.models.snr_scan import Record
+from starling_train.models.scan_records import Record
 
-# What `method="none"` selects: no name but every parameter, norms and embeddings included.
+# What method `none` selects: no name but every parameter, norms and embeddings included.
 EVERYTHING = "*"
+RANKED = ("snr", "lowest", "random")
+# What one parameter costs more when it trains in bf16: gradient 2, the reference's own copy 2, fp32
+# master copy and its gradient 4 + 4, Adam's moments 8.
+BYTES_PER_TRAINED_PARAMETER = 20
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is selected as one: a matrix, or all matrices of a layer. `kind` is what it is ranked within."""
+
+    records: tuple[Record, ...]
+    kind: str
+    layer: int
+
+    @property
+    def size(self) -> int:
+        return sum(record.size for record in self.records)
 
 
 def select(
@@ -15,100 +34,161 @@ def select(
     *,
     method: str,
     unit: str = "matrix",
+    scope: str = "type",
     top_percent: float = 25.0,
+    max_trainable: int | None = None,
+    max_memory_gb: float | None = None,
     last_layers: int = 4,
     layers: Sequence[int] = (),
     lowest_layer: int = 0,
     seed: int = 0,
 ) -> list[str]:
-    """Names of the modules to train, in model order; `["*"]` for method none, which `freeze.apply` understands.
+    """Names of the modules to train, in model order; `["*"]` for method none, which `freeze.apply`
+    understands.
 
-    `snr` takes the highest normalised SNR of each type, `int(n * top_percent / 100)` of n, ties in model order, as
-    Spectrum does; infinite scores (laserRMT's, where no noise is left) rank first. `random` takes as many of each
-    type. Layers below `lowest_layer` are no candidates. Raises UserError for an empty selection.
+    Methods: `snr` takes the highest normalised SNR, `lowest` (a control) the lowest, `random` (a control)
+    as many at random, `layers` and `last_layers` whole decoder layers. The first three take `int(n *
+    top_percent / 100)` of the n matrices of each type (scope `type`) or of all n (scope `global`), equal
+    scores in model order; with unit `layer`, of all layers. Infinite scores (laserRMT's, where no noise
+    is left) rank as the highest.
+
+    A budget replaces the percentage: `max_trainable` parameters, or `max_memory_gb` (decimal GB of what
+    training adds, 20 bytes a parameter). Matrices are then taken by their place within the type, best
+    first, until the next would not fit. Layers below `lowest_layer` are passed over: as many matrices, of
+    lower rank. Raises UserError for an empty selection, and where a score or shape that is needed is
+    missing.
     """
+    _check(method, unit, scope, top_percent)
     if method == "none":
         return [EVERYTHING]
-    _check(top_percent, method)
-    order = {m: (r.layer or 0, i) for i, (m, r) in enumerate(records.items())}
-    candidates = [
-        r for r in sorted(records.values(), key=lambda r: order[r.module]) if (r.layer or 0) >= lowest_layer
-    ]
+    ordered = _in_model_order(records)
     if method in ("layers", "last_layers"):
-        chosen = _of_layers(candidates, _wanted_layers(records, method, last_layers, layers))
+        wanted = _wanted_layers(ordered, method, last_layers, layers)
+        chosen = [record for record in ordered if record.layer in wanted and record.layer >= lowest_layer]
     else:
-        chosen = _top(candidates, method, unit, top_percent, seed)
+        groups = _groups(ordered, unit, scope)
+        ranks = _ranks(groups, method, seed, ordered)
+        candidates = [group for group in groups if group.layer >= lowest_layer]
+        budget = _budget(max_trainable, max_memory_gb)
+        if budget is None:
+            taken = _by_percent(groups, candidates, ranks, top_percent)
+        else:
+            taken = _by_budget(groups, candidates, ranks, budget)
+        names = {record.module for group in taken for record in group.records}
+        chosen = [record for record in ordered if record.module in names]
     if not chosen:
-        raise UserError(
-            f"freeze.method: {method} selects none of {len(records)} matrices "
-            f"(freeze.top_percent={top_percent:g}, freeze.lowest_layer={lowest_layer}); "
-            "raise freeze.top_percent or lower freeze.lowest_layer"
-        )
+        raise UserError(_nothing(method, top_percent, max_trainable, max_memory_gb, lowest_layer))
     return [record.module for record in chosen]
 
 
-def _check(top_percent: float, method: str) -> None:
-    if not 0 < top_percent <= 100:
-        raise UserError(f"freeze.top_percent: {top_percent:g} is not in (0, 100]; give a percentage")
-    if method not in ("snr", "random", "layers", "last_layers"):
-        raise UserError(f"freeze.method: {method} is unknown; one of snr, random, layers, last_layers, none")
+def _check(method: str, unit: str, scope: str, top_percent: float) -> None:
+    for key, value, choices in (
+        ("method", method, (*RANKED, "layers", "last_layers", "none")),
+        ("unit", unit, ("matrix", "layer")),
+        ("scope", scope, ("type", "global")),
+    ):
+        if value not in choices:
+            raise UserError(f"freeze.{key}: '{value}' is not an option; use one of: {', '.join(choices)}")
+    if not 0 <= top_percent <= 100:
+        raise UserError(f"freeze.top_percent: {top_percent:g} is out of range; give a number from 0 to 100")
 
 
-def _wanted_layers(
-    records: dict[str, Record], method: str, last_layers: int, layers: Sequence[int]
-) -> set[int]:
-    present = sorted({r.layer for r in records.values() if r.layer is not None})
+def _nothing(
+    method: str, percent: float, trainable: int | None, memory: float | None, lowest_layer: int
+) -> str:
+    if method in ("layers", "last_layers"):
+        return f"freeze.{method}: selects no matrix (freeze.lowest_layer={lowest_layer}); name other layers"
+    if trainable is not None or memory is not None:
+        key, value = ("max_trainable", trainable) if trainable is not None else ("max_memory_gb", memory)
+        return f"freeze.{key}: {value:g} is less than the best matrix takes; raise it"
+    return (
+        f"freeze.top_percent: {percent:g} selects no matrix (freeze.lowest_layer={lowest_layer}); "
+        "raise it, or lower freeze.lowest_layer"
+    )
+
+
+def _in_model_order(records: dict[str, Record]) -> list[Record]:
+    """Records of decoder layers, by layer; published files are ordered by type."""
+    return sorted((r for r in records.values() if r.layer is not None), key=lambda record: record.layer)
+
+
+def _wanted_layers(ordered: list[Record], method: str, last_layers: int, layers: Sequence[int]) -> set[int]:
+    present = sorted({record.layer for record in ordered})
     if method == "last_layers":
         return set(present[-last_layers:] if last_layers > 0 else [])
     if missing := sorted(set(layers) - set(present)):
         raise UserError(
-            f"freeze.layers: the model has no layer {missing[0]}; it has {present[0]} to {present[-1]}"
+            f"freeze.layers: the model has no layer {missing[0]}, only {present[0]} to {present[-1]}"
         )
     return set(layers)
 
 
-def _of_layers(candidates: list[Record], wanted: set[int]) -> list[Record]:
-    return [record for record in candidates if record.layer in wanted]
+def _groups(ordered: list[Record], unit: str, scope: str) -> list[Group]:
+    if unit == "matrix":
+        return [Group((record,), record.type if scope == "type" else "", record.layer) for record in ordered]
+    layers = sorted({record.layer for record in ordered})
+    return [Group(tuple(r for r in ordered if r.layer == layer), "", layer) for layer in layers]
 
 
-def _top(candidates: list[Record], method: str, unit: str, top_percent: float, seed: int) -> list[Record]:
-    rank = _by_snr if method == "snr" else _Shuffle(seed)
-    if unit == "layer":
-        return _of_layers(candidates, _top_layers(candidates, rank, top_percent))
-    if unit != "matrix":
-        raise UserError(f"freeze.unit: {unit} is unknown; matrix or layer")
-    chosen: set[str] = set()
-    for kind in dict.fromkeys(record.type for record in candidates):
-        of_type = [record for record in candidates if record.type == kind]
-        chosen |= {record.module for record in rank(of_type)[: int(len(of_type) * top_percent / 100)]}
-    return [record for record in candidates if record.module in chosen]
+def _ranks(groups: list[Group], method: str, seed: int, ordered: list[Record]) -> dict[Group, float]:
+    """A number to sort by within each kind, lowest first.
 
-
-def _by_snr(records: list[Record]) -> list[Record]:
-    for record in records:
-        if record.snr is None or record.snr != record.snr:
-            raise UserError(f"freeze.scan: {record.module} has no SNR; scan the model again")
-    return sorted(records, key=lambda record: -record.snr)
-
-
-class _Shuffle:
-    """Ranks at random, the same way for the same seed."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = random.Random(seed)
-
-    def __call__(self, records: list[Record]) -> list[Record]:
-        return self.generator.sample(records, len(records))
-
-
-def _top_layers(candidates: list[Record], rank, top_percent: float) -> set[int]:
-    """Layers by the mean of their matrices' ranks within the type (0 = best), the lowest mean first.
-
-    Ranks, because SNR values of different module types do not compare.
+    A layer's is the mean place of its matrices within their types, because scores of different types do
+    not compare.
     """
-    places: dict[int, list[int]] = {}
-    for kind in dict.fromkeys(record.type for record in candidates):
-        for place, record in enumerate(rank([r for r in candidates if r.type == kind])):
-            places.setdefault(record.layer, []).append(place)
-    ranked = sorted(places, key=lambda layer: (sum(places[layer]) / len(places[layer]), layer))
-    return set(ranked[: int(len(ranked) * top_percent / 100)])
+    if method == "random":
+        shuffled = random.Random(seed).sample(range(len(groups)), len(groups))
+        return dict(zip(groups, shuffled, strict=True))
+    scores = {record: _score(record, method) for record in ordered}
+    if all(len(group.records) == 1 for group in groups):
+        return {group: scores[group.records[0]] for group in groups}
+    places: dict[Record, int] = {}
+    for kind in {record.type for record in ordered}:
+        of_type = sorted((record for record in ordered if record.type == kind), key=scores.__getitem__)
+        places |= {record: place for place, record in enumerate(of_type)}
+    return {group: sum(places[r] for r in group.records) / len(group.records) for group in groups}
+
+
+def _score(record: Record, method: str) -> float:
+    if record.snr is None or math.isnan(record.snr):
+        raise UserError(f"freeze.scan: {record.module} has no SNR; scan the model again (starling_train.snr)")
+    return -record.snr if method == "snr" else record.snr
+
+
+def _by_percent(
+    groups: list[Group], candidates: list[Group], ranks: dict[Group, float], percent: float
+) -> list[Group]:
+    taken = []
+    for kind in dict.fromkeys(group.kind for group in candidates):
+        of_kind = sorted((group for group in candidates if group.kind == kind), key=ranks.__getitem__)
+        taken += of_kind[: int(sum(group.kind == kind for group in groups) * percent / 100)]
+    return taken
+
+
+def _budget(max_trainable: int | None, max_memory_gb: float | None) -> int | None:
+    """Parameters that may train; the smaller of two budgets."""
+    limits = [] if max_trainable is None else [max_trainable]
+    if max_memory_gb is not None:
+        limits.append(int(max_memory_gb * 1e9 / BYTES_PER_TRAINED_PARAMETER))
+    return min(limits, default=None)
+
+
+def _by_budget(
+    groups: list[Group], candidates: list[Group], ranks: dict[Group, float], budget: int
+) -> list[Group]:
+    """The best of every kind first, then the second best of every kind: as with a percentage that grows."""
+    queue = []
+    for kind in dict.fromkeys(group.kind for group in candidates):
+        of_kind = sorted((group for group in candidates if group.kind == kind), key=ranks.__getitem__)
+        total = sum(group.kind == kind for group in groups)
+        queue += [((place + 1) / total, group) for place, group in enumerate(of_kind)]
+    taken, used = [], 0
+    for _, group in sorted(queue, key=lambda item: item[0]):
+        if unknown := [record.module for record in group.records if not record.size]:
+            raise UserError(
+                f"freeze.scan: {unknown[0]} has no shape, which a budget needs; scan the model again"
+            )
+        if used + group.size > budget:
+            break
+        taken, used = [*taken, group], used + group.size
+    return taken

@@ -17,7 +17,17 @@ from starling_train.models.module_types import LAYER, Matrix, classify
 from starling_train.models.scan_journal import Journal, content_hash
 from starling_train.models.scan_records import Record, match, read_scan, write_scan
 
-__all__ = ["Record", "list_matrices", "match", "read_scan", "scan", "unscanned", "write_scan"]
+__all__ = [
+    "Record",
+    "list_matrices",
+    "match",
+    "other_weights",
+    "read_matrix",
+    "read_scan",
+    "scan",
+    "unscanned",
+    "write_scan",
+]
 
 # Matrices whose eigenvalues are computed together on a GPU: eight fp64 Gram matrices of 4096 are 1.1 GB.
 GPU_BATCH = 8
@@ -52,6 +62,16 @@ def unscanned(path: Path) -> dict[str, int]:
     return counts
 
 
+def other_weights(path: Path) -> dict[str, str]:
+    """Names of weights besides the matrices -> embeddings, head, norms or other."""
+    config, groups = (
+        files.read_config(Path(path)),
+        {"norm": "norms", "embeddings": "embeddings", "head": "head"},
+    )
+    kinds = {e.name: classify(_module(e), e.shape, config).kind for e in _entries(Path(path))}
+    return {name: groups.get(kind, "other") for name, kind in kinds.items() if kind != "matrices"}
+
+
 def _module(entry: files.Entry) -> str:
     return entry.name.removesuffix(".weight")
 
@@ -64,11 +84,19 @@ def _jobs(path: Path) -> list[Job]:
         found += [(matrix, entry) for matrix in classify(_module(entry), entry.shape, config).matrices]
     if not found:
         raise UserError(
-            f"model.path: no matrix of a known decoder layer in {path} (model_type {config.get('model_type')}); "
+            f"model.path: no matrix of a known type in {path} (model_type {config.get('model_type')}); "
             "give a decoder such as Mistral, Llama or Mixtral"
         )
     found.sort(key=lambda pair: pair[0].order)
-    return [Job(Record(matrix.module, matrix.type, matrix.shape), entry, matrix.index) for matrix, entry in found]
+    return [
+        Job(Record(matrix.module, matrix.type, matrix.shape), entry, matrix.index) for matrix, entry in found
+    ]
+
+
+def read_matrix(path: Path, module: str) -> Tensor:
+    """The weight of `module`, a name of `list_matrices`, in its own dtype on the CPU."""
+    job = next(job for job in _jobs(Path(path)) if job.record.module == module)
+    return files.read(job.entry, job.index)
 
 
 def _entries(path: Path) -> list[files.Entry]:
@@ -78,7 +106,9 @@ def _entries(path: Path) -> list[files.Entry]:
 def _entries_of_config(path: Path) -> list[files.Entry]:
     """The parameters of the model that config.json describes, built on the meta device."""
     if not (path / "config.json").is_file():
-        raise UserError(f"model.path: {path} has neither weights nor config.json; give a Hugging Face model directory")
+        raise UserError(
+            f"model.path: {path} has neither weights nor config.json; give a Hugging Face model directory"
+        )
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -90,6 +120,16 @@ def _entries_of_config(path: Path) -> list[files.Entry]:
     return [files.Entry(name, path, tuple(p.shape), "meta") for name, p in model.named_parameters()]
 
 
+def check_weights(path: Path) -> None:
+    """Raises UserError if a scan of `path` cannot even start: no weights, or quantised or meta tensors."""
+    entries = files.entries(path)
+    if not entries:
+        raise UserError(f"model.path: {path} has no weights (*.safetensors or *.bin); a scan needs them")
+    for entry in entries:
+        if LAYER.match(entry.name):
+            files.check_readable(entry)
+
+
 def scan(
     path: Path,
     *,
@@ -98,19 +138,15 @@ def scan(
     on_progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> dict[str, Record]:
-    """SNR of every matrix of the model directory `path`, keyed by module name, in the order of the forward pass.
+    """SNR of every matrix of the model directory `path`, keyed by module name, in the order of the
+    forward pass.
 
-    `journal` keeps what is done, and gives back what an interrupted scan of the same weights has done. A thread reads
-    ahead of the computation. Raises UserError that names tensor and file for weights that are nan, infinite,
-    quantised or on the meta device.
+    `journal` keeps what is done, and gives back what an interrupted scan of the same weights has done. A
+    thread reads ahead of the computation. Raises UserError that names tensor and file for weights that
+    are nan, infinite, quantised or on the meta device.
     """
     path = Path(path)
-    entries = files.entries(path)
-    if not entries:
-        raise UserError(f"model.path: {path} has no weights (*.safetensors or *.bin); a scan needs them")
-    for entry in entries:
-        if LAYER.match(entry.name):
-            files.check_readable(entry)
+    check_weights(path)
     jobs, done = _jobs(path), {}
     for record in _results(jobs, dialect, torch.device(device), journal):
         done[record.module] = record
@@ -119,7 +155,9 @@ def scan(
     return {job.record.module: done[job.record.module] for job in jobs}
 
 
-def _results(jobs: list[Job], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
+def _results(
+    jobs: list[Job], dialect: str, device: torch.device, journal: Journal | None
+) -> Iterator[Record]:
     """Finished records, on a GPU in batches of one short side."""
     batches: dict[int, list[_Loaded]] = {}
     for loaded in read_ahead(jobs, lambda job: _load(job, device)):
@@ -163,16 +201,20 @@ def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> It
             del ready
 
 
-def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
+def _finish(
+    batch: list[_Loaded], dialect: str, device: torch.device, journal: Journal | None
+) -> Iterator[Record]:
     grams = []
     for loaded in batch:
         try:
             grams.append(spectrum.gram(loaded.matrix))
         except ValueError as error:
             raise UserError(
-                f"{loaded.entry.file}: tensor {loaded.entry.name} has {error}; repair or download the checkpoint again"
+                f"{loaded.entry.file}: tensor {loaded.entry.name} has {error}; download or repair the checkpoint"
             ) from None
-    for loaded, values in zip(batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True):
+    for loaded, values in zip(
+        batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True
+    ):
         score = spectrum.score(values, *loaded.matrix.shape, dialect=dialect)
         record = replace(loaded.record, **vars(score), dialect=dialect, content=loaded.content)
         if journal:

@@ -2,63 +2,86 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FRAME = "#d1495b"
 
-def draw(records: dict, selected: Iterable[str], title: str = "SNR by layer and module type") -> "Figure":
-    """A matplotlib figure: rows are layers (0 at the bottom), columns module types, colour the rank within the type.
 
-    `records` maps module names to objects with `.type`, `.layer`, `.snr`. Values of different types do not compare, so
-    the colour is each matrix's rank in its column and the number in the cell is the score. A frame marks `selected`.
+def draw(
+    records: dict[str, Any], selected: Iterable[str], title: str = "SNR by layer and module type"
+) -> "Figure":
+    """A matplotlib figure: a row per layer (0 at the bottom), a column per module type.
+
+    `records` maps module names to objects with `.type`, `.layer`, `.snr` (None where there is no score).
+    Values of different types do not compare, so the colour is the rank within the column and the score is
+    printed. A frame marks `selected` (`["*"]`: all). Experts of one layer share a cell: mean rank, mean
+    score, and how many of them are selected.
     """
     from matplotlib.figure import Figure
 
-    selected = set(selected)
-    everything = selected == {"*"}
+    selected = set(records) if set(selected) == {"*"} else set(selected)
     types = list(dict.fromkeys(record.type for record in records.values()))
     layers = sorted({record.layer for record in records.values()})
     ranks = _ranks(records)
-    height = max(2.8, 1.6 + 0.24 * len(layers))
-    figure = Figure(figsize=(1.8 + 1.05 * len(types), height), layout="constrained")
+    cells: dict[tuple[int, int], list[str]] = {}
+    for module, record in records.items():
+        cells.setdefault((types.index(record.type), layers.index(record.layer)), []).append(module)
+    figure = Figure(
+        figsize=(2.2 + 1.05 * len(types), max(3.0, 1.7 + 0.26 * len(layers))), layout="constrained"
+    )
     axes = figure.add_subplot()
     grid = [[float("nan")] * len(types) for _ in layers]
-    for module, record in records.items():
-        grid[layers.index(record.layer)][types.index(record.type)] = ranks[module]
-    image = axes.imshow(grid, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=1)
-    for module, record in records.items():
-        place = (types.index(record.type), layers.index(record.layer))
-        _cell(axes, place, record.snr, ranks[module], everything or module in selected)
-    axes.set_xticks(range(len(types)), [name.split(".")[-1] for name in types], rotation=30, ha="right")
+    for (x, y), modules in cells.items():
+        grid[y][x] = _mean([ranks[module] for module in modules])
+    image = axes.imshow(grid, aspect="auto", origin="lower", cmap="Blues", vmin=-0.15, vmax=1.15)
+    for place, modules in cells.items():
+        dark = grid[place[1]][place[0]] > 0.6
+        _cell(axes, place, [records[m].snr for m in modules], sum(m in selected for m in modules), dark)
+    axes.set_xticks(range(len(types)), _short(types), rotation=30, ha="right")
     axes.set_yticks(range(len(layers)), [str(layer) for layer in layers], fontsize=8)
     axes.set_ylabel("layer")
-    axes.set_title(f"{title}\n(framed: trains)", fontsize=10)
-    figure.colorbar(image, ax=axes, label="rank within type (1 = highest SNR)")
+    axes.set_title(f"{title}; framed: trains", fontsize=11)
+    bar = figure.colorbar(image, ax=axes, ticks=[0, 1], shrink=min(1.0, 4 / figure.get_figheight()))
+    bar.ax.set_yticklabels(["lowest of\nits type", "highest of\nits type"], fontsize=8)
+    bar.ax.set_ylim(0, 1)
     return figure
 
 
-def _ranks(records: dict) -> dict[str, float]:
+def _ranks(records: dict[str, Any]) -> dict[str, float]:
     """Module -> place within its type, 1 for the highest SNR, 0 for the lowest, nan without a score."""
-    ranks = {}
+    ranks = dict.fromkeys(records, float("nan"))
     for kind in {record.type for record in records.values()}:
         scored = [(r.snr, m) for m, r in records.items() if r.type == kind and r.snr is not None]
         for place, (_, module) in enumerate(sorted(scored, key=lambda item: item[0])):
-            ranks[module] = place / max(len(scored) - 1, 1)
-    return {module: ranks.get(module, float("nan")) for module in records}
+            ranks[module] = place / (len(scored) - 1) if len(scored) > 1 else 0.5
+    return ranks
 
 
-def _cell(axes, place: tuple[int, int], score: float | None, rank: float, is_selected: bool) -> None:
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _short(types: list[str]) -> list[str]:
+    """Last parts of the type names, where those differ."""
+    last = [name.split(".")[-1] for name in types]
+    return last if len(set(last)) == len(last) else types
+
+
+def _cell(axes: "Axes", place: tuple[int, int], scores: list[float | None], chosen: int, dark: bool) -> None:
     from matplotlib.patches import Rectangle
 
-    x, y = place
-    text = "" if score is None else f"{score:.3g}"
-    axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color="black" if rank > 0.6 else "white")
-    if is_selected:
-        axes.add_patch(
-            Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, fill=False, edgecolor="red", linewidth=1.6)
-        )
+    known = [score for score in scores if score is not None]
+    text = f"{_mean(known):.3g}" if known else ""
+    if len(scores) > 1:
+        text += f" ({chosen}/{len(scores)})"
+    axes.text(*place, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    if chosen:
+        corner = (place[0] - 0.46, place[1] - 0.42)
+        axes.add_patch(Rectangle(corner, 0.92, 0.84, fill=False, edgecolor=FRAME, linewidth=2))
 
 
 def save(figure: "Figure", path: Path, dpi: int = 130) -> None:

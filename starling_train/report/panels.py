@@ -108,7 +108,7 @@ PANELS = (
                 (
                     Line("response/length_max", "longest", ORANGE),
                     Line("response/length_mean", "mean", BLUE),
-                    Line("eval/length_mean", "mean, held-out", RED, points=True),
+                    Line("eval/length_mean", "held-out", RED, points=True),
                 ),
                 floor=0.0,
             ),

@@ -11,11 +11,14 @@ ANSWER = {"role": "assistant", "content": "  Fine,\n\nthanks"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 TEXTS = {
     "starling_7b": "[INST] How are\nyou?  [/INST]   Fine,\n\nthanks</s>",
-    "starling_34b": "<|im_start|>user\nHow are\nyou? <|im_end|>\n<|im_start|>assistant\n  Fine,\n\nthanks<|im_end|>",
+    "starling_34b": (
+        "<|im_start|>user\nHow are\nyou? <|im_end|>\n<|im_start|>assistant\n  Fine,\n\nthanks<|im_end|>"
+    ),
     "sequence_classification": "Q: How are\nyou? <|im_end|>A:   Fine,\n\nthanks<|im_end|>",
 }
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ {'user': 'Q', 'assistant': 'A', 'system': 'S'}[m.role] + ': ' + m.content }}<|im_end|>"
+    "{% for m in messages %}"
+    "{{ {'user': 'Q', 'assistant': 'A', 'system': 'S'}[m.role] + ': ' + m.content + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
 )
 
@@ -104,8 +107,8 @@ def test_tokenizers_that_do_not_fit_the_template_are_named():
     check_tokenizer("starling_7b", tokenizer, "dir")
     with pytest.raises(UserError, match=r"^dir: the tokenizer lacks <\|im_start\|>"):
         check_tokenizer("starling_34b", tokenizer, "dir")
-    with pytest.raises(UserError, match="^dir: the tokenizer has no chat template"):
+    with pytest.raises(UserError, match=r"^dir: the tokenizer has no chat template"):
         check_tokenizer("sequence_classification", tokenizer, "dir")
     tokenizer.bos_token = None
-    with pytest.raises(UserError, match="^dir: the tokenizer has no BOS"):
+    with pytest.raises(UserError, match=r"^dir: the tokenizer has no BOS"):
         check_tokenizer("starling_7b", tokenizer, "dir")

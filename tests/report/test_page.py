@@ -181,7 +181,7 @@ def test_short_runs(tmp_path, steps):
     shown = rendered(run)
     assert f"Finished, {steps} of {steps} steps" in shown.text
     assert "reward" in shown.plots()
-    assert ("measured once" in shown.text) == (steps < 2)  # kl and length exist from step 1 on
+    assert ("measured once" in shown.text) == (steps == 0)
     assert ("there is no “after” yet" in shown.text) == (steps == 0)
 
 
@@ -225,6 +225,7 @@ def test_half_written_lines_and_broken_files_are_reported(tmp_path):
 
 def test_nulls_are_gaps_and_not_zeros(tmp_path):
     run = write_run(tmp_path / "run", steps=2, every=10)
+    (run / "summary.json").unlink()
     lines = [{"step": step, "kl/reference": value} for step, value in enumerate([None, 2.5, None, 3.5])]
     write_lines(run / "metrics.jsonl", lines)
     text = page.write(run).read_text()
@@ -261,6 +262,16 @@ def test_selection_is_the_best_of_each_type_and_layer_1_is_not_layer_11(tmp_path
     assert selected_modules(read(run)) == {"model.layers.1.mlp.down_proj"}
     (run / "unfrozen.yaml").write_text("unfrozen_parameters:\n- '^.*$'\n")
     assert len(selected_modules(read(run))) == 12 * len(TYPES)
+
+
+def test_shares_become_percent_and_categories_get_no_tile(html, tmp_path):
+    write_lines(
+        tmp_path / "metrics.jsonl", [{"step": s, "eval/preference_accuracy": 0.5 + s / 4} for s in (0, 1)]
+    )
+    shares = page.write(tmp_path).read_text()
+    assert tile(shares, "eval/preference_accuracy") == [50.0, 75.0, 25.0]
+    assert 'data-key="eval/function_calling"' in html
+    assert 'data-key="eval/function_calling_simple"' not in html
 
 
 def test_samples_are_paired_by_prompt_in_order():

@@ -29,7 +29,7 @@ def refused(small_run, prompts, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stopped:
             ppo.main()
         assert stopped.value.code == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if "Loading weights" not in line]
+        lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("error: "), lines
         assert not (tmp_path / "run").exists() and not (tmp_path / "runs").exists()
         return lines[0]
@@ -130,7 +130,7 @@ def test_a_scan_that_is_not_there(refused):
 
 
 def test_a_function_that_cannot_be_imported(refused):
-    line = refused("evaluation.functions={gold: no.such.module:f}")
+    line = refused("+evaluation.functions.gold=no.such.module:f")
     assert "evaluation.functions.gold" in line
 
 
