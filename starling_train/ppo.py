@@ -33,6 +33,7 @@ def train(config: Config, run) -> None:  # noqa: ANN001 (RunDirectory, imported 
     import torch
 
     from starling_train.core.ppo import KLController
+    from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import setup, summary
     from starling_train.engine.checkpoint import Checkpoints
@@ -99,7 +100,7 @@ def train(config: Config, run) -> None:  # noqa: ANN001 (RunDirectory, imported 
             metrics = {"step": 0, "episodes": 0} | evaluate()
             metrics_log.write([metrics])
             tracking.log(metrics)
-            console.step(metrics, left_s=float("nan"))
+            console.step(metrics)
 
         while state.step < algorithm.steps:
             step = state.step + 1
@@ -151,7 +152,7 @@ def train(config: Config, run) -> None:  # noqa: ANN001 (RunDirectory, imported 
                 sys.exit(stop.exit_code)
 
     # The full model for whoever wants to use it, and the page for whoever wants to know what happened.
-    save.save_model(actors.policy, run.policy, tokenizer)
+    save.save_model(actors.policy, run.policy, lambda directory: openchat.save_tokenizer(tokenizer, directory))
     run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime))
     tracking.finish()
     page.write(run.path)

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from starling_train.models.scan_records import Record
 
 JOURNAL = "snr.partial.jsonl"
+# Every file that a scan writes, and no other: the directory may hold more than ours.
 RESULTS = (
     "snr.json",
-    "snr_results_*.json",
+    "snr_results_{slug}.json",
     "unfrozen.yaml",
     "target_modules.json",
-    "*.png",
     "comparison.json",
+    "heatmap.png",
+    "spectrum_*.png",
 )
 SCORED = ("snr", "lowest")  # methods that cannot select without a score
 
@@ -47,7 +49,9 @@ def main(config: SnrConfig) -> None:
         return
 
     # 2. Scan, or read a scan.
-    records = read_scan(config, listing, run) if config.freeze.scan else scan(config, directory, run)
+    records = (
+        read_scan(config, directory, run, listing) if config.freeze.scan else scan(config, directory, run)
+    )
 
     # 3. Select and write.
     selected = select(config, records)
@@ -111,7 +115,9 @@ def select(config: SnrConfig, records: "dict[str, Record]", method: str | None =
     )
 
 
-def read_scan(config: SnrConfig, listing: "dict[str, Record]", run: Path) -> "dict[str, Record]":
+def read_scan(
+    config: SnrConfig, directory: Path, run: Path, listing: "dict[str, Record]"
+) -> "dict[str, Record]":
     """The scan that `freeze.scan` names, checked to be of this model."""
     from starling_train.models import scan_records
 
@@ -119,7 +125,7 @@ def read_scan(config: SnrConfig, listing: "dict[str, Record]", run: Path) -> "di
     records = scan_records.match(scan_records.read_scan(source), listing, str(source))
     if config.freeze.method in SCORED:
         select(config, records)  # before anything is removed: the source may be one of the results
-    remove_results(run)
+    remove_results(run, directory)
     return records
 
 
@@ -135,7 +141,7 @@ def scan(config: SnrConfig, directory: Path, run: Path) -> "dict[str, Record]":
     finished = run / "snr.json"
     earlier = scan_records.read_scan(finished, "run_dir").values() if finished.is_file() else ()
     journal = Journal(run / JOURNAL, earlier)
-    remove_results(run)
+    remove_results(run, directory)
     console = Console()
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("scanning", total=None)
@@ -157,11 +163,16 @@ def scan(config: SnrConfig, directory: Path, run: Path) -> "dict[str, Record]":
     return records
 
 
-def remove_results(run: Path) -> None:
+def remove_results(run: Path, directory: Path) -> None:
     """Delete an earlier scan's files: nothing in the directory looks like a result before there is one."""
     for pattern in RESULTS:
-        for path in run.glob(pattern):
+        for path in run.glob(pattern.format(slug=slug_of(directory))):
             path.unlink()
+
+
+def slug_of(directory: Path) -> str:
+    """The model's name in the names of files."""
+    return directory.resolve().name
 
 
 def write(
@@ -173,7 +184,7 @@ def write(
     from starling_train.report import heatmap
 
     run.mkdir(parents=True, exist_ok=True)
-    slug = directory.resolve().name
+    slug = slug_of(directory)
     names = list(records) if selected == [EVERYTHING] else selected
     besides = freeze.besides(
         snr_scan.other_weights(directory),

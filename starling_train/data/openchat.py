@@ -164,7 +164,7 @@ def check_tokenizer(tokenizer, source: str) -> None:
 
 
 def save_tokenizer(tokenizer, directory: str | Path) -> None:
-    """Save a tokenizer with our chat template, such that loading it gives the same ids.
+    """Save a tokenizer, with our chat template if it has none, such that loading it gives the same ids.
 
     transformers 5 drops `legacy` on saving; without it a reloaded Llama tokenizer no longer puts a space in
     front of text that follows a special token: `apply_chat_template` gives ids the model was not trained on.
@@ -172,7 +172,7 @@ def save_tokenizer(tokenizer, directory: str | Path) -> None:
     scheme = getattr(tokenizer.backend_tokenizer.pre_tokenizer, "prepend_scheme", None)
     if scheme is not None:
         tokenizer.init_kwargs["legacy"] = scheme == "always"
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
     tokenizer.save_pretrained(str(directory))
 
 

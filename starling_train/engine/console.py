@@ -49,13 +49,14 @@ class Console:
     def phase(self, name: str) -> None:
         self._progress.update(self._task, phase=name)
 
-    def step(self, metrics: dict[str, Any], left_s: float) -> None:
-        """A step is done; left_s: estimated seconds to the end of the run."""
+    def step(self, metrics: dict[str, Any], left_s: float | None = None) -> None:
+        """A step is done; left_s: estimated seconds to the end of the run, if known."""
         self._done = metrics["step"]
         self._numbers = numbers(metrics)
         self._progress.update(self._task, completed=self._done, numbers=self._numbers, phase="")
         if not self._console.is_terminal:
-            self.say(f"step {self._done}/{self._steps}  {self._numbers}  left {duration(left_s)}")
+            left = "" if left_s is None else f"  left {duration(left_s)}"
+            self.say(f"step {self._done}/{self._steps}  {self._numbers}{left}")
 
 
 def numbers(metrics: dict[str, Any]) -> str:

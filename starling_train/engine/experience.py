@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from starling_train.config import AlgorithmConfig
+from starling_train.core.batching import cut_by_tokens
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, kl_estimate, token_rewards
-from starling_train.engine.batching import cut_by_tokens, micro_batch, response_mask
+from starling_train.engine.batching import micro_batch, response_mask
 from starling_train.engine.rollout import Rollout
 from starling_train.models.actors import Actors
 

@@ -31,13 +31,11 @@ class Data:
 def load_data(config: Config, tokenizer: Any) -> Data:
     """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter."""
     rows = nectar.load(
-        config.data.path, good_natured_only=config.data.good_natured_only, exclude=config.data.exclude
+        config.data.path,
+        good_natured_only=config.data.good_natured_only,
+        exclude=config.data.exclude,
+        answers=False,
     )
-    if not rows.rows:
-        raise UserError(
-            f"data.path: no usable prompt in {config.data.path} (dropped: {_counts(rows.dropped)}); "
-            "loosen data.good_natured_only or data.exclude, or give other data"
-        )
     fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], tokenizer, config.data.max_prompt_tokens)
     training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
@@ -121,7 +119,8 @@ def apply(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze
 
 def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel:
     """The reward model, with its own tokenizer, on the run's device."""
-    directory = load.resolve(config.path, "reward.path")
+    # Starling-RM-7B-alpha comes without config.json: the tokenizer's directory, its base model's, then has it
+    directory = load.resolve(config.path, "reward.path", needs_config=not config.tokenizer)
     tokenizer = load.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else None
     return reward.load_reward_model(
         config.kind,

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from starling_train.config import AlgorithmConfig
+from starling_train.core.batching import cut_by_tokens
 from starling_train.core.masked import explained_variance
 from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss, value_loss
-from starling_train.engine.batching import cut_by_tokens, micro_batch
+from starling_train.engine.batching import micro_batch
 from starling_train.engine.experience import Experience, positions
 from starling_train.engine.optim import Optimizer
 from starling_train.models.actors import Actors, Outputs

@@ -9,7 +9,9 @@ from torch import nn
 from starling_train.config import UserError
 
 
-def resolve(path: str, key: str, revision: str | None = None, weights: bool = True) -> Path:
+def resolve(
+    path: str, key: str, revision: str | None = None, *, weights: bool = True, needs_config: bool = True
+) -> Path:
     """The local directory of a model: `path` itself, or the snapshot of a hub id (downloaded if it must be).
 
     key: the configuration key, for the message. weights=False fetches configuration and tokenizer only.
@@ -17,7 +19,7 @@ def resolve(path: str, key: str, revision: str | None = None, weights: bool = Tr
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        if not (local / "config.json").is_file():
+        if needs_config and not (local / "config.json").is_file():
             raise UserError(f"{key}: {local} has no config.json; give a Hugging Face model directory")
         return local
     if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:

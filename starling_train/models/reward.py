@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config import UserError
+from starling_train.core.batching import cut_by_tokens
 from starling_train.models import reward_loading, reward_templates
 from starling_train.models.reward_checkpoint import write_starling_7b, write_starling_34b
 from starling_train.models.reward_net import RewardNet
@@ -62,7 +63,7 @@ class RewardModel:
         """One score a conversation, in order; each conversation ends with the assistant's answer."""
         encoded = [self.encode(messages) for messages in conversations]
         scores = [0.0] * len(encoded)
-        for group in batches([len(ids) for ids in encoded], self.tokens_per_batch):
+        for group in cut_by_tokens([len(ids) for ids in encoded], self.tokens_per_batch):
             with torch.inference_mode():
                 values = self.net(**self._inputs([encoded[index] for index in group]))
             for index, value in zip(group, values.tolist(), strict=True):
@@ -116,21 +117,6 @@ class RewardModel:
         """The card pads with `<unk>`; elsewhere padding is never seen and any id of the vocabulary does."""
         unknown, padding = self.tokenizer.unk_token_id, self.tokenizer.pad_token_id
         return next((i for i in (unknown, padding) if i is not None), 0)
-
-
-def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped, longest first, so that (conversations x longest) of a group stays within the budget.
-
-    budget: padded tokens; a conversation above it gets a group of its own.
-    """
-    groups: list[list[int]] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not groups or (len(groups[-1]) + 1) * longest > budget:
-            groups.append([])
-            longest = lengths[index]
-        groups[-1].append(index)
-    return groups
 
 
 def load_reward_model(

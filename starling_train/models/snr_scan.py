@@ -210,7 +210,7 @@ def _finish(
             grams.append(spectrum.gram(loaded.matrix))
         except ValueError as error:
             raise UserError(
-                f"{loaded.entry.file}: tensor {loaded.entry.name} has {error}; download or repair the checkpoint"
+                f"{loaded.entry.file}: tensor {loaded.entry.name} has {error}; download or repair it"
             ) from None
     for loaded, values in zip(
         batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True

@@ -1,4 +1,6 @@
-"""Singular values and SNR: the golden values of laserRMT and Spectrum, ill-conditioned matrices, hand-made ones."""
+"""Singular values and SNR: the golden values of laserRMT and Spectrum, ill-conditioned matrices,
+hand-made ones.
+"""
 
 import json
 import math
@@ -40,7 +42,12 @@ def reference(matrix: torch.Tensor) -> dict[str, float]:
     threshold = (high - low) / 1.349 * (1 + math.sqrt(min(n, m) / max(n, m)))
     signal, noise = values[values > threshold].sum(), values[values <= threshold].sum()
     raw = signal / noise if noise else signal
-    return {"snr": raw / values[0], "threshold": threshold, "rank": int((values > threshold).sum()), "raw": raw}
+    return {
+        "snr": raw / values[0],
+        "threshold": threshold,
+        "rank": int((values > threshold).sum()),
+        "raw": raw,
+    }
 
 
 def with_values(values: list[float], n: int, m: int, seed: int = 0) -> torch.Tensor:
@@ -96,7 +103,9 @@ def test_agrees_with_an_svd_of_another_library(recipe, cast):
 
 @pytest.mark.parametrize("condition", [1e3, 1e4, 1e6, 1e9, 1e12])
 def test_ill_conditioned_in_fp64(condition):
-    """Geometric decay: half of the values lie below s_max / sqrt(condition), where a Gram matrix alone goes wrong."""
+    """Geometric decay: half of the values lie below s_max / sqrt(condition), where a Gram matrix alone
+    goes wrong.
+    """
     values = np.geomspace(1.0, 1 / condition, 200)
     matrix = with_values(list(values), 200, 320)
     found = singular_values(matrix).numpy()

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from starling_train.engine.batching import cut_by_tokens, micro_batch, response_mask
+from starling_train.core.batching import cut_by_tokens
+from starling_train.engine.batching import micro_batch, response_mask
 
 
 @pytest.mark.parametrize("budget", [1, 10, 37, 10_000])

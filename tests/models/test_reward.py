@@ -20,7 +20,6 @@ from transformers import (
 from starling_train.core.preference import kwise_loss
 from starling_train.models.reward import (
     RewardNet,
-    batches,
     encode_conversation,
     load_reward_model,
     write_starling_7b,
@@ -100,14 +99,6 @@ def test_scores_do_not_depend_on_who_shares_the_batch(seven_b, position):
         assert model.score(several[::-1]) == pytest.approx(alone[::-1], abs=1e-5)
     assert max(alone) - min(alone) > 0.1
     assert model.score([]) == []
-
-
-def test_batches_keep_the_budget_and_lose_nobody():
-    lengths = [5, 100, 7, 6, 60, 1, 100]
-    groups = batches(lengths, 120)
-    assert sorted(index for group in groups for index in group) == list(range(7))
-    assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= 120 for g in groups)
-    assert groups == [[1], [6], [4, 2], [3, 0, 5]]
 
 
 def test_long_conversations_lose_their_beginning_and_are_counted(seven_b, tokenizer):

@@ -98,7 +98,7 @@ def test_missing_data(refused, tmp_path):
 
 def test_no_usable_prompt_left_after_filters(refused, prompts):
     line = refused(f"data.exclude=[{prompts}]")
-    assert "data.path" in line and "data.exclude" in line
+    assert str(prompts) in line and "data.exclude" in line
 
 
 def test_every_prompt_longer_than_the_limit(refused):
