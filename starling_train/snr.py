@@ -1,5 +1,6 @@
 """python -m starling_train.snr model.path=DIR: signal-to-noise ratio of every matrix, and what it selects."""
 
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,7 +167,7 @@ def scan(config: SnrConfig, directory: Path, run: Path) -> "dict[str, Record]":
 def remove_results(run: Path, directory: Path) -> None:
     """Delete an earlier scan's files: nothing in the directory looks like a result before there is one."""
     for pattern in RESULTS:
-        for path in run.glob(pattern.format(slug=slug_of(directory))):
+        for path in run.glob(pattern.format(slug=escape(slug_of(directory)))):
             path.unlink()
 
 

@@ -5,7 +5,6 @@ No model is built and no pickled code runs: `.bin` shards are read with weights_
 
 import json
 import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,11 +109,11 @@ def _open(file: Path):
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:
-    # The format before torch 1.6 is no zip file and cannot be mapped.
-    is_zip = zipfile.is_zipfile(file)
+    with file.open("rb") as start:
+        is_zip = start.read(4) == b"PK\x03\x04"  # the format before torch 1.6 is none, and cannot be mapped
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{file}: truncated, damaged or not only weights ({reason}); download it again"

@@ -60,19 +60,27 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by part; the parts before `fits_while` are held for the whole run, the rest only while needed."""
+    """Bytes by part: `held` for the whole run, and what the rollout and the update need on top, one after the other."""
 
-    parts: dict[str, float]
+    held: dict[str, float]
+    rollout: dict[str, float]
+    update: dict[str, float]
 
     @property
     def total(self) -> float:
-        return sum(self.parts.values())
+        """The peak: what is held and the larger of the two phases."""
+        return sum(self.held.values()) + max(sum(self.rollout.values()), sum(self.update.values()))
 
     def render(self) -> str:
         """A line per part, decimal GB."""
-        width = max(len(name) for name in self.parts)
-        lines = [f"{name:<{width}}  {size / 1e9:8.2f} GB" for name, size in [*self.parts.items(), ("total", self.total)]]
-        return "\n".join(lines)
+        rows = [*self.held.items(), *_during("rollout", self.rollout), *_during("update", self.update)]
+        rows.append(("peak", self.total))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {size / 1e9:8.2f} GB" for name, size in rows)
+
+
+def _during(phase: str, parts: dict[str, float]) -> list[tuple[str, float]]:
+    return [(f"during {phase}: {name}", size) for name, size in parts.items()]
 
 
 def plan(
@@ -96,21 +104,23 @@ def plan(
     value_head = 2 * policy.hidden * policy.hidden + 4 * policy.hidden + 1
     critic_trunk = {"head": 0, "twin": trainable, "separate": policy.decoder_parameters()}[critic]
     learning = trainable + critic_trunk
-    per_parameter = 8 if dtype == "float32" else 8 + 4 + 4  # Adam's two moments; master copy and its gradient
+    master = 0 if dtype == "float32" else 4  # bytes of a float32 copy, and of its gradient
     kv = 2 * policy.layers * policy.kv_heads * (policy.hidden // policy.heads) * size
+    activations = _activation_bytes(policy, size, layers_above_lowest, gradient_checkpointing)
     return Plan(
-        {
+        held={
             "policy weights": parameters * size,
             "reference: own copies of what trains": trainable * size,
             f"critic ({critic})": critic_trunk * size + value_head * 4,
-            "gradients": learning * size + value_head * 4,
-            "optimizer": learning * per_parameter + value_head * 8,
+            "optimizer: moments, master copies": learning * (8 + master) + value_head * 8,
             "reward model": reward_parameters * {"8bit": 1.0, "4bit": 0.55, None: BYTES[reward_dtype]}[reward_load_in],
-            "KV cache of the rollout": slots * sequence_tokens * kv,
-            "activations of the update": tokens_per_microbatch
-            * _activation_bytes(policy, size, layers_above_lowest, gradient_checkpointing),
+        },
+        rollout={"KV cache": slots * sequence_tokens * kv},
+        update={
+            "gradients": learning * (size + master) + value_head * 4,
+            "activations": tokens_per_microbatch * activations,
             "logits, one chunk": 3 * 1024 * policy.vocabulary * 4,
-        }
+        },
     )
 
 

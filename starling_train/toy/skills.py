@@ -56,11 +56,8 @@ FUNCTIONS: dict[str, tuple[str, tuple[Parameter, ...], tuple[str, ...]]] = {
     "wait": ("Wait some hours.", (_COUNT,), ("Wait {count} hours.", "Please wait {count} hours now.")),
 }
 # What no function does.
-OTHER_REQUESTS = tuple(
-    f"{ask} {what}."
-    for ask in ("Sing", "Please sing", "Dance to", "Invent", "Please invent", "Translate", "Please translate")
-    for what in ("a song", "a poem", "a joke", "a tale", "my letter", "this word")
-)
+_OTHER_VERBS = ("Sing", "Please sing", "Invent", "Please invent", "Translate", "Please translate", "Paint", "Cook")
+_OTHER_OBJECTS = ("a poem", "a joke", "a tale", "a letter", "a dinner", "a picture", "a ballad")
 
 
 def document(name: str) -> dict:
@@ -76,6 +73,15 @@ def is_held_out(name: str, parameter: Parameter, value: object) -> bool:
     return (parameter.pool.index(value) + list(FUNCTIONS).index(name)) % 4 == 0
 
 
+def _other_requests(held_out: bool) -> list[str]:
+    return [
+        f"{verb} {what}."
+        for i, verb in enumerate(_OTHER_VERBS)
+        for j, what in enumerate(_OTHER_OBJECTS)
+        if ((i + j) % 4 == 0) == held_out
+    ]
+
+
 def case(category: str, held_out: bool, rng: random.Random) -> tuple[Row, Row]:
     """One random case: (question row, answer row), both without an id; `irrelevance` has an empty answer."""
     name = rng.choice(tuple(FUNCTIONS))
@@ -86,8 +92,8 @@ def case(category: str, held_out: bool, rng: random.Random) -> tuple[Row, Row]:
     shown = {key: json.dumps(value) for key, value in arguments.items()}
     question = rng.choice(templates).format(**shown)
     if category == "irrelevance":
-        question = rng.choice([text for i, text in enumerate(OTHER_REQUESTS) if (i % 3 == 0) == held_out])
-    others = rng.sample([other for other in FUNCTIONS if other != name], rng.choice((1, 2)))
+        question = rng.choice(_other_requests(held_out))
+    others = rng.sample([other for other in FUNCTIONS if other != name], rng.choice((1, 1, 2)))
     offered = {"simple_python": [name], "multiple": [name, *others], "irrelevance": others}[category]
     rng.shuffle(offered)
     row = {
