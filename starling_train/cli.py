@@ -94,7 +94,9 @@ def _one_line(error: Exception, schema: type) -> str:
             return f"{error.full_key}: no such key; {_keys_beside(error.full_key, schema)}"
         return f"{error.full_key}: {what}; see --cfg job for the kinds of values"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read ({text.splitlines()[0]}); write section.key=value, and quote odd values"
+        return (
+            f"{error.override}: cannot be read ({text.splitlines()[0]}); write section.key=value, and quote odd values"
+        )
     return re.sub(r"\s*\n\s*", " ", text.strip())
 
 

@@ -210,8 +210,10 @@ def check_values(config: Any, prefix: str = "") -> None:
 def _check_range(key: str, value: float, low: float | None, high: float | None) -> None:
     # `not (a <= b)` rather than `a > b`: NaN fails too
     if (low is not None and not low <= value) or (high is not None and not value <= high):
-        bounds = f"from {low:g} to {high:g}" if low is not None and high is not None else (
-            f"{low:g} or more" if low is not None else f"{high:g} or less"
+        bounds = (
+            f"from {low:g} to {high:g}"
+            if low is not None and high is not None
+            else (f"{low:g} or more" if low is not None else f"{high:g} or less")
         )
         raise UserError(f"{key}: {value:g} is out of range; give a number {bounds}")
 
@@ -222,7 +224,9 @@ SUITES = ("function_calling",)
 def check_freeze(freeze: FreezeConfig) -> None:
     """Check the keys of `freeze` against one another. Raises UserError."""
     if freeze.method == "layers" and not freeze.layers:
-        raise UserError("freeze.layers: empty with freeze.method=layers; give layer numbers, e.g. freeze.layers=[10,11]")
+        raise UserError(
+            "freeze.layers: empty with freeze.method=layers; give layer numbers, e.g. freeze.layers=[10,11]"
+        )
     if freeze.method in ("snr", "random", "lowest") and freeze.top_percent == 0:
         raise UserError("freeze.top_percent: 0 selects nothing to train; give a percentage above 0, e.g. 25")
 
@@ -258,7 +262,7 @@ def check(config: Config) -> None:
             raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
     if "function_calling" in config.evaluation.suites and not config.evaluation.function_calling.path:
         raise UserError(
-            "evaluation.function_calling.path: not set; give the directory with the leaderboard's BFCL_v4_*.json files, "
+            "evaluation.function_calling.path: not set; give the directory of the leaderboard's BFCL_v4_*.json, "
             "or leave function_calling out of evaluation.suites"
         )
     for name, target in config.evaluation.functions.items():

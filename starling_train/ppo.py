@@ -2,10 +2,15 @@
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
 from starling_train.config import Config, check
+
+if TYPE_CHECKING:
+    from starling_train.engine.rollout import Rollout
+    from starling_train.engine.run_dir import RunDirectory
 
 
 @command(check)
@@ -28,7 +33,7 @@ def main(config: Config) -> None:
         print(f"report: {(run.path / 'report.html').resolve()}")
 
 
-def train(config: Config, run) -> None:  # noqa: ANN001 (RunDirectory, imported above)
+def train(config: Config, run: "RunDirectory") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     import torch
 
@@ -173,7 +178,7 @@ class Clock:
     def total(self) -> float:
         return time.perf_counter() - self._start
 
-    def metrics(self, rollout) -> dict[str, float]:  # noqa: ANN001 (Rollout, imported where it is made)
+    def metrics(self, rollout: "Rollout") -> dict[str, float]:
         """`time/*` and `throughput/*`; tokens are those of the responses."""
         seconds = sum(self._laps.values())
         return {f"time/{phase}_s": lap for phase, lap in self._laps.items()} | {

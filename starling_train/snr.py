@@ -72,13 +72,9 @@ def model_directory(config: SnrConfig) -> Path:
     """`model.path` itself, or the snapshot of a hub id. A scan alone needs no config.json."""
     from starling_train.models import load
 
-    path = Path(config.model.path).expanduser()
     weights = not (config.dry_run or config.freeze.scan)
-    return (
-        path
-        if path.is_dir()
-        else load.resolve(config.model.path, "model.path", config.model.revision, weights)
-    )
+    model = config.model
+    return load.resolve(model.path, "model.path", model.revision, weights=weights, needs_config=False)
 
 
 def device_of(config: SnrConfig) -> str:

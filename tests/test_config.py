@@ -13,7 +13,9 @@ from starling_train.config import Config, UserError, check, check_values
 
 RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
 GROUPS = [
-    f"{path.parent.name}={path.stem}" for path in sorted(cli.find("conf").glob("*/*.yaml")) if path.parent.name != "recipe"
+    f"{path.parent.name}={path.stem}"
+    for path in sorted(cli.find("conf").glob("*/*.yaml"))
+    if path.parent.name != "recipe"
 ]
 
 

@@ -41,7 +41,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 
 def part(module: str) -> str:
     """`starling_train.engine.rollout` -> `engine`; the package itself -> ''."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def own_part(path: Path) -> str:

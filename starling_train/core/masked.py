@@ -26,7 +26,9 @@ class Moments(NamedTuple):
 def moments(x: Tensor, mask: Tensor) -> Moments:
     """Moments of x where mask (same shape) is True."""
     chosen = x[mask].double()
-    return Moments(torch.tensor(float(chosen.numel()), dtype=torch.float64), chosen.sum().cpu(), (chosen**2).sum().cpu())
+    return Moments(
+        torch.tensor(float(chosen.numel()), dtype=torch.float64), chosen.sum().cpu(), (chosen**2).sum().cpu()
+    )
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:

@@ -44,9 +44,7 @@ def token_rewards(scores: Tensor, kl: Tensor, is_response: Tensor, kl_coefficien
     return rewards.index_put((rows, last), scores.to(rewards), accumulate=True)
 
 
-def gae(
-    rewards: Tensor, values: Tensor, is_response: Tensor, gamma: float, gae_lambda: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, is_response: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and returns (advantage + value), both 0 on padding.
 
     delta_t = r_t + gamma v_{t+1} - v_t;  A_t = delta_t + gamma lambda A_{t+1};  v = A = 0 after the last token.

@@ -22,9 +22,7 @@ class Prompt:
         return self.messages[-1]["content"]
 
 
-def tokenise(
-    conversations: Sequence[list[dict]], tokenizer: Any, max_tokens: int
-) -> tuple[list[Prompt], int]:
+def tokenise(conversations: Sequence[list[dict]], tokenizer: Any, max_tokens: int) -> tuple[list[Prompt], int]:
     """Prompts of at most `max_tokens` tokens, in order, and how many were longer.
 
     Raises UserError, naming `data.max_prompt_tokens`, if none fits.

@@ -24,7 +24,11 @@ def describe(config: Config) -> str:
         freeze = replace(freeze, method="random")
     records = setup.scan(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
     table = setup.apply(freeze, model, setup.select(freeze, records, config.seed))
-    which = "" if freeze.method == config.freeze.method else "  (counts; which ones, the SNR scan decides when the run starts)"
+    which = (
+        ""
+        if freeze.method == config.freeze.method
+        else "  (counts; which ones, the SNR scan decides when the run starts)"
+    )
     return "\n".join(
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "

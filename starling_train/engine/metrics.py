@@ -64,6 +64,8 @@ class WandbTracker:
         self._run.finish()
 
 
-def tracker(mode: str, name: str, run_dir: Path, config: dict[str, Any], run_id: str | None) -> NoTracker | WandbTracker:
+def tracker(
+    mode: str, name: str, run_dir: Path, config: dict[str, Any], run_id: str | None
+) -> NoTracker | WandbTracker:
     """The tracker that `logging.wandb` asks for. Raises ImportError with pip's name if wandb is not installed."""
     return NoTracker() if mode == "disabled" else WandbTracker(mode, name, run_dir, config, run_id)

@@ -39,7 +39,7 @@ class Optimizer:
         return self._rates[0] * factor
 
     def step(self) -> float:
-        """Clip and apply the gradients, unless they are not finite; clears them. Returns their L2 norm before clipping."""
+        """Clip, apply (if finite) and clear the gradients. Returns their L2 norm before clipping."""
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             if master is not parameter:
@@ -86,7 +86,7 @@ class Optimizer:
 
 
 def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
-    """Factor of the learning rate in step `step` (from 1): linear rise over `warmup`, then linear or cosine to 0, or 1."""
+    """Factor of the learning rate in a step, from 1: linear rise over `warmup`, then linear or cosine to 0, or 1."""
     if step <= warmup:
         return step / (warmup + 1)
     progress = (step - 1 - warmup) / max(1, steps - warmup)

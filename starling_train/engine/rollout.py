@@ -59,7 +59,7 @@ def _generating(policy: nn.Module, settings: GenerationConfig) -> Iterator[None]
     """The policy without gradients, with exactly these settings, and afterwards as it was.
 
     Its own generation_config is put aside: `generate` would fill in what it says of penalties and samplers, and what
-    is sampled would no longer be what is scored. Training mode would, with gradient checkpointing, switch the cache off.
+    is sampled would no longer be what is scored. Training mode with gradient checkpointing would switch the cache off.
     """
     was_training, own = policy.training, policy.generation_config
     policy.eval()

@@ -67,7 +67,7 @@ def check_lengths(config: Config, model_config: Any) -> None:
 
 @dataclass
 class SelectedPolicy:
-    """A causal LM with its trainable parameters marked, the names selected, the table, and the scan if one was made."""
+    """A causal LM with its trainable parameters marked, the names selected, the table, and the scan."""
 
     model: nn.Module
     selected: list[str]
@@ -92,7 +92,7 @@ def load_selected_policy(config: Config, directory: Path, runtime: Runtime) -> S
 
 
 def scan(config: FreezeConfig, directory: Path, device: str) -> dict[str, Record]:
-    """SNR of the model's matrices: from `freeze.scan`, or computed; only names and shapes if the method needs no SNR."""
+    """SNR of the model's matrices: from `freeze.scan` or computed; names and shapes if the method needs none."""
     if config.method != "snr":
         return snr_scan.list_matrices(directory)
     if config.scan:

@@ -55,7 +55,7 @@ class Actors(nn.Module):
 
     @torch.no_grad()
     def start(self, ids: Tensor) -> Tensor | None:
-        """Hidden states (b, length, d) entering layer `lowest`, the same for policy, reference and twin critic, for ever.
+        """Hidden states (b, length, d) entering layer `lowest`: those of policy, reference and twin critic alike.
 
         None when the embeddings train: then nothing is shared.
         """

@@ -122,9 +122,7 @@ def read_scan(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
     if content and all(_are_scores(value) for value in content.values()):
         pairs = [(kind, module) for kind, scores in content.items() for module in scores]
         return {m: from_json(m, {"snr": content[kind][m], "type": kind}) for kind, m in pairs}
-    raise UserError(
-        f"{key}: {path} is no SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr"
-    )
+    raise UserError(f"{key}: {path} is no SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr")
 
 
 def _is_record(value: object) -> bool:

@@ -93,9 +93,7 @@ def _check(method: str, unit: str, scope: str, top_percent: float) -> None:
         raise UserError(f"freeze.top_percent: {top_percent:g} is out of range; give a number from 0 to 100")
 
 
-def _nothing(
-    method: str, percent: float, trainable: int | None, memory: float | None, lowest_layer: int
-) -> str:
+def _nothing(method: str, percent: float, trainable: int | None, memory: float | None, lowest_layer: int) -> str:
     if method in ("layers", "last_layers"):
         return f"freeze.{method}: selects no matrix (freeze.lowest_layer={lowest_layer}); name other layers"
     if trainable is not None or memory is not None:
@@ -117,9 +115,7 @@ def _wanted_layers(ordered: list[Record], method: str, last_layers: int, layers:
     if method == "last_layers":
         return set(present[-last_layers:] if last_layers > 0 else [])
     if missing := sorted(set(layers) - set(present)):
-        raise UserError(
-            f"freeze.layers: the model has no layer {missing[0]}, only {present[0]} to {present[-1]}"
-        )
+        raise UserError(f"freeze.layers: the model has no layer {missing[0]}, only {present[0]} to {present[-1]}")
     return set(layers)
 
 
@@ -155,9 +151,7 @@ def _score(record: Record, method: str) -> float:
     return -record.snr if method == "snr" else record.snr
 
 
-def _by_percent(
-    groups: list[Group], candidates: list[Group], ranks: dict[Group, float], percent: float
-) -> list[Group]:
+def _by_percent(groups: list[Group], candidates: list[Group], ranks: dict[Group, float], percent: float) -> list[Group]:
     taken = []
     for kind in dict.fromkeys(group.kind for group in candidates):
         of_kind = sorted((group for group in candidates if group.kind == kind), key=ranks.__getitem__)
@@ -173,9 +167,7 @@ def _budget(max_trainable: int | None, max_memory_gb: float | None) -> int | Non
     return min(limits, default=None)
 
 
-def _by_budget(
-    groups: list[Group], candidates: list[Group], ranks: dict[Group, float], budget: int
-) -> list[Group]:
+def _by_budget(groups: list[Group], candidates: list[Group], ranks: dict[Group, float], budget: int) -> list[Group]:
     """The best of every kind first, then the second best of every kind: as with a percentage that grows."""
     queue = []
     for kind in dict.fromkeys(group.kind for group in candidates):
@@ -185,9 +177,7 @@ def _by_budget(
     taken, used = [], 0
     for _, group in sorted(queue, key=lambda item: item[0]):
         if unknown := [record.module for record in group.records if not record.size]:
-            raise UserError(
-                f"freeze.scan: {unknown[0]} has no shape, which a budget needs; scan the model again"
-            )
+            raise UserError(f"freeze.scan: {unknown[0]} has no shape, which a budget needs; scan the model again")
         if used + group.size > budget:
             break
         taken, used = [*taken, group], used + group.size

@@ -88,9 +88,7 @@ def _jobs(path: Path) -> list[Job]:
             "give a decoder such as Mistral, Llama or Mixtral"
         )
     found.sort(key=lambda pair: pair[0].order)
-    return [
-        Job(Record(matrix.module, matrix.type, matrix.shape), entry, matrix.index) for matrix, entry in found
-    ]
+    return [Job(Record(matrix.module, matrix.type, matrix.shape), entry, matrix.index) for matrix, entry in found]
 
 
 def read_matrix(path: Path, module: str) -> Tensor:
@@ -106,9 +104,7 @@ def _entries(path: Path) -> list[files.Entry]:
 def _entries_of_config(path: Path) -> list[files.Entry]:
     """The parameters of the model that config.json describes, built on the meta device."""
     if not (path / "config.json").is_file():
-        raise UserError(
-            f"model.path: {path} has neither weights nor config.json; give a Hugging Face model directory"
-        )
+        raise UserError(f"model.path: {path} has neither weights nor config.json; give a Hugging Face model directory")
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -155,9 +151,7 @@ def scan(
     return {job.record.module: done[job.record.module] for job in jobs}
 
 
-def _results(
-    jobs: list[Job], dialect: str, device: torch.device, journal: Journal | None
-) -> Iterator[Record]:
+def _results(jobs: list[Job], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
     """Finished records, on a GPU in batches of one short side."""
     batches: dict[int, list[_Loaded]] = {}
     for loaded in read_ahead(jobs, lambda job: _load(job, device)):
@@ -201,9 +195,7 @@ def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> It
             del ready
 
 
-def _finish(
-    batch: list[_Loaded], dialect: str, device: torch.device, journal: Journal | None
-) -> Iterator[Record]:
+def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
     grams = []
     for loaded in batch:
         try:
@@ -212,9 +204,7 @@ def _finish(
             raise UserError(
                 f"{loaded.entry.file}: tensor {loaded.entry.name} has {error}; download or repair it"
             ) from None
-    for loaded, values in zip(
-        batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True
-    ):
+    for loaded, values in zip(batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True):
         score = spectrum.score(values, *loaded.matrix.shape, dialect=dialect)
         record = replace(loaded.record, **vars(score), dialect=dialect, content=loaded.content)
         if journal:

@@ -22,7 +22,9 @@ def test_values_and_gradients_equal_the_plain_way_for_any_chunk(chunk, temperatu
         logprobs, entropy = function(hidden, head, tokens, temperature, *extra)
         (logprobs * weights[0] + entropy * weights[1]).sum().backward()
     with torch.no_grad():
-        for a, b in zip(plain(*inputs[0], tokens, temperature), token_logprobs(*inputs[1], tokens, temperature, chunk), strict=True):
+        for a, b in zip(
+            plain(*inputs[0], tokens, temperature), token_logprobs(*inputs[1], tokens, temperature, chunk), strict=True
+        ):
             torch.testing.assert_close(a, b)
     for a, b in zip(*inputs, strict=True):
         torch.testing.assert_close(a.grad, b.grad)

@@ -86,7 +86,9 @@ def test_settings_saved_with_the_model_do_not_leak_into_sampling(model, tokenize
     torch.manual_seed(0)
     plain = generate(model, tokenizer, PROMPTS, settings()).responses
     saved = model.generation_config.to_dict()
-    model.generation_config.update(temperature=0.01, top_k=1, repetition_penalty=5.0, max_new_tokens=1, min_new_tokens=9)
+    model.generation_config.update(
+        temperature=0.01, top_k=1, repetition_penalty=5.0, max_new_tokens=1, min_new_tokens=9
+    )
     torch.manual_seed(0)
     changed = generate(model, tokenizer, PROMPTS, settings()).responses
     model.generation_config.update(**saved)
@@ -97,7 +99,9 @@ def test_a_stop_string_ends_a_response_which_then_has_not_ended_itself(model, to
     greedy = generate(model, tokenizer, PROMPTS[:1], settings(max_new_tokens=8), greedy=True)
     text = openchat.decode(greedy.responses[0][:4], tokenizer)
     assert text.strip()
-    stopped = generate(model, tokenizer, PROMPTS[:1], settings(max_new_tokens=8, stop_strings=[text.strip()]), greedy=True)
+    stopped = generate(
+        model, tokenizer, PROMPTS[:1], settings(max_new_tokens=8, stop_strings=[text.strip()]), greedy=True
+    )
     assert len(stopped.responses[0]) <= 4 and stopped.ended == [False]
 
 

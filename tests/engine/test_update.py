@@ -103,9 +103,12 @@ def test_one_update_equals_a_padded_batch_written_out(tiny_mistral):
     loss = ppo_policy_loss(
         torch.stack(logprobs), experience.logprobs, experience.advantages, experience.is_response, 0.2, count
     ).loss
-    loss = loss + value_loss(
-        torch.stack(values), experience.values, experience.returns, experience.is_response, 0.0, count
-    ).loss
+    loss = (
+        loss
+        + value_loss(
+            torch.stack(values), experience.values, experience.returns, experience.is_response, 0.0, count
+        ).loss
+    )
     loss.backward()
     assert plain.keys() == ours.keys()
     for name, parameter in model.trainable().items():

@@ -69,9 +69,18 @@ def test_nan_of_a_published_scan_is_no_score(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[1]", "{}", '{"a": 1}', '{"a": {}}', '{"a": {"b": "c"}}', '{"a": {"snr": "1", "type": "t"}}',
-                '{"a": {"snr": 1, "type": "t"}, "b": {"c": 1}}']
-)  # fmt: skip
+    "content",
+    [
+        "",
+        "[1]",
+        "{}",
+        '{"a": 1}',
+        '{"a": {}}',
+        '{"a": {"b": "c"}}',
+        '{"a": {"snr": "1", "type": "t"}}',
+        '{"a": {"snr": 1, "type": "t"}, "b": {"c": 1}}',
+    ],
+)
 def test_what_is_no_scan(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=r"x\.json"):

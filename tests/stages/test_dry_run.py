@@ -51,7 +51,10 @@ def test_small_says_what_trains_on_what_and_the_memory_by_part(dry_run):
     assert gigabytes(text, "reference: own copies of what trains") == pytest.approx(1.74483 * 2, abs=0.01)
     assert gigabytes(text, "reward model") == pytest.approx(6.6073 * 2, abs=0.01)
     held = [float(x) for x in re.findall(r"^(?!peak|during).*?([\d.]+) GB$", text, re.M)]
-    phases = [[float(x) for x in re.findall(rf"^during {name}: .*?([\d.]+) GB$", text, re.M)] for name in ("rollout", "update")]
+    phases = [
+        [float(x) for x in re.findall(rf"^during {name}: .*?([\d.]+) GB$", text, re.M)]
+        for name in ("rollout", "update")
+    ]
     assert gigabytes(text, "peak") == pytest.approx(sum(held) + max(map(sum, phases)), abs=0.05)
     assert gigabytes(text, "peak") < 80
 

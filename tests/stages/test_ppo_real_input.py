@@ -20,7 +20,11 @@ def test_three_steps(small_models, small_run, data_dir, run_command, tmp_path, a
 
     trained = AutoModelForCausalLM.from_pretrained(run / "policy")
     base = AutoModelForCausalLM.from_pretrained(small_models / "policy")
-    different = {n for (n, a), (_, b) in zip(trained.named_parameters(), base.named_parameters(), strict=True) if not torch.equal(a, b)}
+    different = {
+        n
+        for (n, a), (_, b) in zip(trained.named_parameters(), base.named_parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
     assert len(different) == 14  # two of four layers, of each of seven module types
     tokenizer = AutoTokenizer.from_pretrained(run / "policy")
     messages = [{"role": "user", "content": "Hello"}]

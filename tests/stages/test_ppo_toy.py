@@ -1,0 +1,195 @@
+"""`ppo` on the toy: what a run writes, exact resume, and, in full, what the toy must show."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PROMISED = {
+    "step", "episodes", "reward/score_mean", "reward/score_std", "reward/total_mean", "kl/reference", "kl/coefficient",
+    "policy/loss", "policy/entropy", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_first", "value/loss",
+    "value/explained_variance", "value/clip_fraction", "response/length_mean", "response/length_max",
+    "response/eos_fraction", "optim/learning_rate", "optim/gradient_norm", "optim/skipped", "time/rollout_s",
+    "time/score_s", "time/update_s", "time/step_s", "throughput/samples_per_s", "throughput/tokens_per_s",
+    "memory/peak_gb",
+}  # fmt: skip
+EVALUATED = {"eval/score_mean", "eval/score_std", "eval/function_calling", "eval/gold_mean"}
+ROOT = Path(__file__).parents[2]
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line, parse_constant=pytest.fail) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "throughput/", "memory/"))} for row in rows]
+
+
+def weights(run: Path) -> str:
+    return hashlib.sha256((run / "policy" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def straight(toy, tmp_path_factory) -> Path:
+    """A run of `debug` in one go."""
+    folder = tmp_path_factory.mktemp("straight")
+    done = start(folder, "run_dir=run")
+    out, error = done.communicate(timeout=280)
+    assert done.returncode == 0, error
+    assert out.splitlines()[-1] == f"report: {folder / 'run' / 'report.html'}"
+    return folder / "run"
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "starling_train.ppo", "+recipe=debug", "algorithm.steps=3", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_the_run_directory_holds_what_is_promised(straight):
+    names = {p.name for p in straight.iterdir()}
+    assert names == {
+        "config.yaml", "snr.json", "unfrozen.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "policy",
+        "summary.json", "report.html",
+    }  # fmt: skip
+    assert sorted(p.name for p in (straight / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
+
+
+def test_metrics_have_every_promised_key_and_one_line_a_step(straight):
+    rows = metrics(straight)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0].keys() >= EVALUATED
+    for row in rows[1:]:
+        assert row.keys() >= PROMISED
+        assert row["policy/ratio_first"] < 1e-4
+    assert [row.keys() >= EVALUATED for row in rows] == [True, False, True, True]  # every 2 steps, and the last
+    assert [row["episodes"] for row in rows] == [0, 16, 32, 48]
+
+
+def test_samples_are_the_same_prompts_at_every_evaluation(straight):
+    rows = [json.loads(line) for line in (straight / "samples.jsonl").read_text().splitlines()]
+    by_step = {step: [r["prompt"] for r in rows if r["step"] == step] for step in (0, 2, 3)}
+    assert by_step[0] == by_step[2] == by_step[3] and len(by_step[0]) == 16
+    assert {"step", "prompt", "response", "score", "kl"} <= rows[0].keys()
+    assert all(row["kl"] == 0 for row in rows if row["step"] == 0)
+
+
+def test_the_final_model_loads_and_only_the_selection_moved(straight, toy):
+    trained = AutoModelForCausalLM.from_pretrained(straight / "policy")
+    base = AutoModelForCausalLM.from_pretrained(toy / "policy")
+    pairs = zip(trained.named_parameters(), base.named_parameters(), strict=True)
+    moved = {name for (name, a), (_, b) in pairs if not a.equal(b)}
+    listed = [line for line in (straight / "unfrozen.yaml").read_text().splitlines() if line.startswith("- ")]
+    assert len(moved) == len(listed) == 7  # one of two matrices, of each of seven types
+    scan = json.loads((straight / "snr.json").read_text())
+    for name in moved:
+        module = name.removesuffix(".weight")
+        rival = module.replace(".0.", ".#.").replace(".1.", ".0.").replace(".#.", ".1.")
+        assert scan[module]["snr"] >= scan[rival]["snr"]
+    tokenizer, original = (AutoTokenizer.from_pretrained(p / "policy") for p in (straight, toy))
+    messages = [{"role": "user", "content": "Hello"}]
+    ids = [t.apply_chat_template(messages, add_generation_prompt=True) for t in (tokenizer, original)]
+    assert ids[0] == ids[1]
+
+
+def test_summary_and_checkpoint_hold_what_they_say(straight):
+    summary = json.loads((straight / "summary.json").read_text())
+    rows = metrics(straight)
+    assert summary["finished"] and summary["steps"] == 3
+    assert summary["first_eval"]["eval/score_mean"] == rows[0]["eval/score_mean"]
+    assert summary["last_eval"]["eval/score_mean"] == rows[-1]["eval/score_mean"]
+    assert summary["trainable"]["matrices"] == 7
+    from safetensors.torch import load_file
+
+    tensors = load_file(straight / "checkpoints" / "step_000003" / "trainable.safetensors")
+    policy = [name for name in tensors if name.startswith("policy.")]
+    assert len(policy) == 7 and all(name.startswith(("policy.", "value_head.")) for name in tensors)
+
+
+def test_run_again_says_that_it_is_finished_and_does_nothing(straight):
+    before = {p: p.stat().st_mtime_ns for p in straight.rglob("*")}
+    done = start(straight.parent, "run_dir=run")
+    out, _ = done.communicate(timeout=120)
+    assert done.returncode == 0 and "finished" in out
+    assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
+
+
+def test_other_settings_in_the_same_directory_are_refused(straight):
+    done = start(straight.parent, "run_dir=run", "optim.learning_rate=0.5")
+    _, error = done.communicate(timeout=120)
+    assert done.returncode == 2 and "optim.learning_rate" in error and error.count("\n") == 1
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    while process.poll() is None:
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) > step:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"ended before step {step}: {process.stderr.read()}")
+
+
+@pytest.mark.parametrize("sent,code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGKILL, -9)])
+def test_a_run_that_was_stopped_goes_on_exactly(straight, tmp_path, sent, code):
+    process = start(tmp_path, "run_dir=run")
+    wait_for_step(tmp_path / "run", 1, process)
+    process.send_signal(sent)
+    process.communicate(timeout=120)
+    assert process.returncode == code
+    assert not (tmp_path / "run" / "summary.json").exists()
+    again = start(tmp_path, "run_dir=run")
+    _, error = again.communicate(timeout=280)
+    assert again.returncode == 0, error
+    assert weights(tmp_path / "run") == weights(straight)
+    assert without_times(metrics(tmp_path / "run")) == without_times(metrics(straight))
+    samples = [(p / "samples.jsonl").read_text() for p in (tmp_path / "run", straight)]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["algorithm.critic=twin", "algorithm.kl.target=6", "rollout.temperature=0.8"],
+        ["algorithm.critic=separate", "algorithm=apa", "freeze=last_layers", "freeze.last_layers=1"],
+        ["freeze=none", "reward.scale=none", "algorithm.critic_warmup_steps=1", "model.dtype=bfloat16"],
+        ["freeze=random", "model.gradient_checkpointing=true", "algorithm.length_penalty=0.5", "evaluation.every=0"],
+    ],
+    ids=["twin", "separate-apa", "everything-bf16", "random-checkpointing"],
+)
+def test_other_ways_to_train_run(toy, tmp_path, monkeypatch, changes):
+    from starling_train import ppo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ppo", "+recipe=debug", "run_dir=run", "algorithm.steps=1", *changes])
+    ppo.main()
+    row = metrics(tmp_path / "run")[-1]
+    limit = 0.2 if "model.dtype=bfloat16" in changes else 1e-4
+    assert row["policy/ratio_first"] < limit and row["optim/skipped"] == 0
+
+
+@pytest.mark.slow
+def test_the_toy_shows_what_it_promises(toy, tmp_path):
+    """The demo: reward rises by a standard deviation, true quality rises, the skill stays."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "starling_train.ppo", "+recipe=toy"], cwd=tmp_path, check=True, env=environment
+    )
+    print(f"seconds: {time.monotonic() - began:.0f}")
+    rows = metrics(tmp_path / "runs" / "toy")
+    first, last = rows[0], rows[-1]
+    assert last["eval/score_mean"] >= first["eval/score_mean"] + first["eval/score_std"]
+    assert last["eval/gold_mean"] > first["eval/gold_mean"]
+    assert last["eval/function_calling"] >= first["eval/function_calling"] - 3.0
+    kl = [row["kl/reference"] for row in rows[1:]]
+    assert all(0 <= k < float("inf") for k in kl[1:]) and kl[-1] > 0
+    assert max(row["policy/ratio_first"] for row in rows[1:]) < 1e-4
+    assert (tmp_path / "runs" / "toy" / "report.html").stat().st_size > 10_000
