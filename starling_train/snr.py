@@ -50,9 +50,7 @@ def main(config: SnrConfig) -> None:
         return
 
     # 2. Scan, or read a scan.
-    records = (
-        read_scan(config, directory, run, listing) if config.freeze.scan else scan(config, directory, run)
-    )
+    records = read_scan(config, directory, run, listing) if config.freeze.scan else scan(config, directory, run)
 
     # 3. Select and write.
     selected = select(config, records)
@@ -112,9 +110,7 @@ def select(config: SnrConfig, records: "dict[str, Record]", method: str | None =
     )
 
 
-def read_scan(
-    config: SnrConfig, directory: Path, run: Path, listing: "dict[str, Record]"
-) -> "dict[str, Record]":
+def read_scan(config: SnrConfig, directory: Path, run: Path, listing: "dict[str, Record]") -> "dict[str, Record]":
     """The scan that `freeze.scan` names, checked to be of this model."""
     from starling_train.models import scan_records
 
@@ -172,9 +168,7 @@ def slug_of(directory: Path) -> str:
     return directory.resolve().name
 
 
-def write(
-    config: SnrConfig, directory: Path, run: Path, records: "dict[str, Record]", selected: list[str]
-) -> None:
+def write(config: SnrConfig, directory: Path, run: Path, records: "dict[str, Record]", selected: list[str]) -> None:
     """The files; `snr.json` last, which says that the others are there."""
     from starling_train.models import freeze, scan_records, snr_scan
     from starling_train.models.selection import EVERYTHING
@@ -223,7 +217,8 @@ def plot_spectrum(config: SnrConfig, directory: Path, run: Path, module: str) ->
 
     matrix = snr_scan.read_matrix(directory, module)
     values = spectrum.singular_values(matrix.to(device_of(config)))
-    score = spectrum.score(values, *matrix.shape, dialect=config.freeze.dialect)
+    n, m = matrix.shape
+    score = spectrum.score(values, n, m, config.freeze.dialect)
     heatmap.save(spectrum_plot.draw(values.tolist(), score, module), run / f"spectrum_{module}.png")
 
 

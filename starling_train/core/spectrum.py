@@ -156,7 +156,8 @@ def snr(matrix: Tensor, dialect: str = "spectrum") -> Spectrum:
     divides by 1.0, laserRMT gives infinity. `gavish_donoho` takes the threshold of arXiv 1305.5870. A
     matrix of zeros scores 0.
     """
-    return score(singular_values(matrix), *matrix.shape, dialect=dialect)
+    n, m = matrix.shape
+    return score(singular_values(matrix), n, m, dialect)
 
 
 def score(values: Tensor, n: int, m: int, dialect: str = "spectrum") -> Spectrum:

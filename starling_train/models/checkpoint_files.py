@@ -115,9 +115,7 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"{file}: truncated, damaged or not only weights ({reason}); download it again"
-        ) from None
+        raise UserError(f"{file}: truncated, damaged or not only weights ({reason}); download it again") from None
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 

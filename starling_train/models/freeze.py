@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from starling_train.config import UserError
-from starling_train.models.module_types import LAYER, Matrix, classify, layer_of, tensor_of
+from starling_train.models.module_types import Matrix, classify, layer_of, tensor_of
 from starling_train.models.scan_records import Record
 from starling_train.models.selection import EVERYTHING
 
@@ -69,9 +69,7 @@ class FreezeTable:
         """A plain text table, one line per module type and one for the total."""
         rows = (*self.rows, self.total)
         width = max(len(row.type) for row in rows)
-        lines = [
-            f"{'module type':<{width}}   {'tensors':>11} {'parameters trained':>20} {'of':>15}  {'share':>6}"
-        ]
+        lines = [f"{'module type':<{width}}   {'tensors':>11} {'parameters trained':>20} {'of':>15}  {'share':>6}"]
         for row in rows:
             share = row.parameters_trained / max(row.parameters_of, 1)
             lines.append(
@@ -81,9 +79,7 @@ class FreezeTable:
         return "\n".join(lines)
 
 
-def besides(
-    groups: dict[str, str], names: Iterable[str], *, embeddings: bool, head: bool, norms: bool
-) -> list[str]:
+def besides(groups: dict[str, str], names: Iterable[str], *, embeddings: bool, head: bool, norms: bool) -> list[str]:
     """Parameters that train besides the matrices `names`: whole groups, but norms only where something
     trains.
 
@@ -128,9 +124,7 @@ def apply(
         groups = {p.name: p.group for p in parameters}
         names |= set(besides(groups, names, embeddings=embeddings, head=head, norms=norms))
     if not names:
-        raise UserError(
-            "freeze.method: nothing would train; select matrices, or set freeze.embeddings, head or norms"
-        )
+        raise UserError("freeze.method: nothing would train; select matrices, or set freeze.embeddings, head or norms")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     trained = tuple(p.name for p in parameters if p.name in names)
@@ -149,7 +143,7 @@ def _parameters(model: nn.Module) -> list[_Parameter]:
         if len(types) == 1:
             group = next(iter(types))
         elif types:  # several matrices in one tensor
-            group = LAYER.fullmatch(name.removesuffix(".weight"))[2]
+            group = name.removesuffix(".weight").split(f".{weight.matrices[0].layer}.", 1)[1]
         else:
             group = known.get(id(parameter), "norms" if weight.kind == "norm" else "other")
         found.append(_Parameter(name, group, parameter.numel(), weight.matrices))
@@ -174,9 +168,7 @@ def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
         left -= modules
     if left:
         first = next(module for module in selected if module in left)
-        raise UserError(
-            f"freeze.scan: the model has no {first}, which is selected; give the scan of this model"
-        )
+        raise UserError(f"freeze.scan: the model has no {first}, which is selected; give the scan of this model")
     return names
 
 

@@ -31,8 +31,12 @@ __all__ = [
 
 # Matrices whose eigenvalues are computed together on a GPU: eight fp64 Gram matrices of 4096 are 1.1 GB.
 GPU_BATCH = 8
+# Matrices read ahead: memory decides on a CPU; on a GPU reading and hashing would be slower than the
+# arithmetic.
+READ_AHEAD = {"cpu": 1, "cuda": 6}
 Progress = Callable[[int, int, Record], None]
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def unscanned(path: Path) -> dict[str, int]:
 
     Layer and expert numbers are replaced by `*`. What stands here has no score and cannot be selected.
     """
-    config, counts = files.read_config(Path(path)), {}
+    config = files.read_config(Path(path))
+    counts: dict[str, int] = {}
     for entry in _entries(Path(path)):
         if classify(_module(entry), entry.shape, config).kind == "unknown":
             name = ".".join("*" if part.isdigit() else part for part in entry.name.split("."))
@@ -154,7 +159,7 @@ def scan(
 def _results(jobs: list[Job], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
     """Finished records, on a GPU in batches of one short side."""
     batches: dict[int, list[_Loaded]] = {}
-    for loaded in read_ahead(jobs, lambda job: _load(job, device)):
+    for loaded in read_ahead(jobs, lambda job: _load(job, device), READ_AHEAD.get(device.type, 1)):
         known = journal.find(loaded.record, loaded.content, dialect) if journal else None
         if known:
             yield known
@@ -177,10 +182,7 @@ class _Loaded:
 
 def _load(job: Job, device: torch.device) -> _Loaded:
     matrix = files.read(job.entry, job.index)
-    content = content_hash(matrix)
-    if device.type == "cuda":
-        matrix = matrix.pin_memory().to(device, non_blocking=True)
-    return _Loaded(job.record, job.entry, matrix, content)
+    return _Loaded(job.record, job.entry, matrix.to(device), content_hash(matrix))
 
 
 def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> Iterator[Out]:
@@ -205,7 +207,8 @@ def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: J
                 f"{loaded.entry.file}: tensor {loaded.entry.name} has {error}; download or repair it"
             ) from None
     for loaded, values in zip(batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True):
-        score = spectrum.score(values, *loaded.matrix.shape, dialect=dialect)
+        n, m = loaded.matrix.shape
+        score = spectrum.score(values, n, m, dialect)
         record = replace(loaded.record, **vars(score), dialect=dialect, content=loaded.content)
         if journal:
             journal.add(record)

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 FRAME = "#d1495b"
 
 
-def draw(
-    records: dict[str, Any], selected: Iterable[str], title: str = "SNR by layer and module type"
-) -> "Figure":
+def draw(records: dict[str, Any], selected: Iterable[str], title: str = "SNR by layer and module type") -> "Figure":
     """A matplotlib figure: a row per layer (0 at the bottom), a column per module type.
 
     `records` maps module names to objects with `.type`, `.layer`, `.snr` (None where there is no score).
@@ -30,9 +28,7 @@ def draw(
     cells: dict[tuple[int, int], list[str]] = {}
     for module, record in records.items():
         cells.setdefault((types.index(record.type), layers.index(record.layer)), []).append(module)
-    figure = Figure(
-        figsize=(2.2 + 1.05 * len(types), max(3.0, 1.7 + 0.26 * len(layers))), layout="constrained"
-    )
+    figure = Figure(figsize=(2.2 + 1.05 * len(types), max(3.0, 1.7 + 0.26 * len(layers))), layout="constrained")
     axes = figure.add_subplot()
     grid = [[float("nan")] * len(types) for _ in layers]
     for (x, y), modules in cells.items():

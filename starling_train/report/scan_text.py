@@ -33,9 +33,7 @@ def table(records: dict[str, Any], selected: Iterable[str]) -> str:
 
 def plan(records: dict[str, Any], method: str, count: int) -> str:
     """What would be scanned, a line per module type, and how many matrices `method` would select."""
-    lines = [
-        f"{sum(record.type == kind for record in records.values()):>6} x {kind}" for kind in types_of(records)
-    ]
+    lines = [f"{sum(record.type == kind for record in records.values()):>6} x {kind}" for kind in types_of(records)]
     total = sum(record.size for record in records.values())
     what = "everything" if method == "none" else f"{count} of {len(records)} matrices"
     return "\n".join([*lines, f"{total:,} parameters; freeze.method={method} would select {what}"])

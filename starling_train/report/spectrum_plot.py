@@ -19,9 +19,7 @@ def draw(values: Sequence[float], score: Any, title: str) -> "Figure":
     numbers = range(1, len(values) + 1)
     signal, noise = slice(None, score.rank), slice(score.rank, None)
     axes.plot(numbers[signal], values[signal], ".", markersize=3, label=f"signal: {score.rank} values")
-    axes.plot(
-        numbers[noise], values[noise], ".", markersize=3, label=f"noise: {len(values) - score.rank} values"
-    )
+    axes.plot(numbers[noise], values[noise], ".", markersize=3, label=f"noise: {len(values) - score.rank} values")
     if score.threshold > 0:
         axes.axhline(score.threshold, color="black", linewidth=1, label=f"threshold {score.threshold:.4g}")
     axes.set_yscale("log")

@@ -7,25 +7,32 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from starling_train.config import RolloutConfig
 from starling_train.data import openchat
+from starling_train.engine.rollout import generate
 from starling_train.evals import function_calling
 from starling_train.toy import language, skills
 from starling_train.toy.training import batches, right_padded, train
 
-STEPS = 400
-BATCH = 64
-HIDDEN = 96
-LEARNING_RATE = 3e-3
+STEPS = 300
+CHATS_PER_BATCH = 40
+CALLS_PER_BATCH = 24
+HIDDEN = 128
+LEARNING_RATE = 5e-3
 ANSWERS_PER_REQUEST = 4
 
 Conversation = list[dict]
 
 
-def conversations(requests: list[language.Request], cases: list[function_calling.Case], seed: str) -> list[Conversation]:
-    """What the policy learns from: answers in mixed styles, and right calls."""
+def chats(requests: list[language.Request], seed: str) -> list[Conversation]:
+    """Requests answered in mixed styles, several times each."""
     rng = random.Random(f"answers {seed}")
-    mixed = [r.conversation(language.answer(r, rng)[1]) for r in requests for _ in range(ANSWERS_PER_REQUEST)]
-    return mixed + [[*function_calling.conversation(c), _assistant(skills.right_answer(c))] for c in cases]
+    return [r.conversation(language.answer(r, rng)[1]) for r in requests for _ in range(ANSWERS_PER_REQUEST)]
+
+
+def calls(cases: list[function_calling.Case]) -> list[Conversation]:
+    """Function-calling cases with their right answers."""
+    return [[*function_calling.conversation(case), _assistant(skills.right_answer(case))] for case in cases]
 
 
 def _assistant(content: str) -> dict:
@@ -59,28 +66,62 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> MistralForCausal
     return model
 
 
-def fit(model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, data: list[Conversation], seed: str) -> list[float]:
-    """Supervised training on the answers' tokens; returns the loss of every step, nats per token."""
-    prompts = [len(openchat.encode(c[:-1], tokenizer)) for c in data]
-    sequences = [openchat.encode(c, tokenizer, add_generation_prompt=False) for c in data]
-    chosen = batches([len(ids) for ids in sequences], BATCH, seed)
+def fit(
+    model: MistralForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    chat: list[Conversation],
+    call: list[Conversation],
+    seed: str,
+) -> list[float]:
+    """Supervised training on the answers' tokens, both kinds in every step; returns the losses, nats per token.
+
+    Kinds are batched apart, because a function's documents make its conversations three times as long.
+    """
+    kinds = [_Stream(chat, tokenizer, CHATS_PER_BATCH, seed), _Stream(call, tokenizer, CALLS_PER_BATCH, seed)]
 
     def loss_of_batch(_: int) -> Tensor:
-        rows = next(chosen)
-        ids = right_padded([sequences[i] for i in rows], tokenizer.pad_token_id)
-        return answer_loss(model, ids, [(prompts[i], len(sequences[i])) for i in rows])
+        return torch.stack([answer_loss(model, *kind.batch()) for kind in kinds]).mean()
 
     return train(model.train(), loss_of_batch, STEPS, LEARNING_RATE, weight_decay=0.01)
 
 
+class _Stream:
+    """Endless batches of one kind of conversation, as `answer_loss` takes them."""
+
+    def __init__(self, data: list[Conversation], tokenizer: PreTrainedTokenizerFast, size: int, seed: str) -> None:
+        self._prompts = [len(openchat.encode(c[:-1], tokenizer)) for c in data]
+        self._sequences = [openchat.encode(c, tokenizer, add_generation_prompt=False) for c in data]
+        self._chosen = batches([len(ids) for ids in self._sequences], size, seed)
+        self._pad = tokenizer.pad_token_id
+
+    def batch(self) -> tuple[Tensor, list[tuple[int, int]]]:
+        rows = next(self._chosen)
+        ids = right_padded([self._sequences[i] for i in rows], self._pad)
+        return ids, [(self._prompts[i], len(self._sequences[i])) for i in rows]
+
+
 def answer_loss(model: MistralForCausalLM, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
-    """Mean cross-entropy of the answers' tokens. ids: (b, length); spans: (first, one past the last) of each answer."""
+    """Mean cross-entropy of the answers' tokens. ids: (b, length); spans: (first, one past the last) of each."""
     start, end = torch.tensor(spans).T[..., None]
     position = torch.arange(ids.shape[1])
     is_answer = (position >= start) & (position < end)
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     logits = model.lm_head(hidden[:, :-1][is_answer[:, 1:]])
     return nn.functional.cross_entropy(logits, ids[is_answer])
+
+
+def accuracy(
+    model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, cases: list[function_calling.Case]
+) -> float:
+    """Function-calling accuracy of greedy answers, percent."""
+    limits = RolloutConfig(max_new_tokens=32, slots=128, stop_strings=[])
+
+    def answers(asked: list[Conversation]) -> list[str]:
+        prompts = [openchat.encode(messages, tokenizer) for messages in asked]
+        rollout = generate(model, tokenizer, prompts, limits, greedy=True)
+        return [openchat.decode(ids, tokenizer) for ids in rollout.responses]
+
+    return function_calling.evaluate(cases, answers).accuracy
 
 
 def save(model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:

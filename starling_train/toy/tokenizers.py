@@ -18,7 +18,9 @@ _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _SCHEMA_WORDS = "name|description|parameters|type|dict|properties|string|integer|required"
 _MARKS = r'["\[\](){}:,=]'
 # A word, a run of JSON marks with the schema words between them, or one other character; each may have its space.
-_PIECE = Regex(rf"▁?(?!:){_MARKS}+(?:▁?{_MARKS}+|(?:{_SCHEMA_WORDS})(?={_MARKS}))*|[0-9]|▁?[A-Za-z_]+|▁?[^▁A-Za-z0-9]|▁")
+_PIECE = Regex(
+    rf"▁?(?!:){_MARKS}+(?:▁?{_MARKS}+|(?:{_SCHEMA_WORDS})(?={_MARKS}))*|[0-9]|▁?[A-Za-z_]+|▁?[^▁A-Za-z0-9]|▁"
+)
 
 
 def policy_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

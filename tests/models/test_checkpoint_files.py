@@ -47,9 +47,7 @@ def test_every_layout_gives_the_same_scan(model, layout):
     else:
         tensors = load_file(model / "model.safetensors")
         (model / "model.safetensors").unlink()
-        torch.save(
-            tensors, model / "pytorch_model.bin", _use_new_zipfile_serialization=layout == "single bin"
-        )
+        torch.save(tensors, model / "pytorch_model.bin", _use_new_zipfile_serialization=layout == "single bin")
     found = scan(model)
     assert found == expected and list(found) == list(expected)
 

@@ -18,9 +18,7 @@ def trainable(model) -> set[str]:
 
 
 def records_of(model) -> dict[str, Record]:
-    names = [
-        n.removesuffix(".weight") for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n
-    ]
+    names = [n.removesuffix(".weight") for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     return {n: Record(n, ".".join(n.split(".")[3:])) for n in names}
 
 
@@ -80,9 +78,7 @@ def test_only_the_selection_moves(tiny_mistral):
     model = tiny_mistral()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     apply(model, [DOWN, Q])
-    optimizer = torch.optim.AdamW(
-        (p for p in model.parameters() if p.requires_grad), lr=0.1, weight_decay=0.1
-    )
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1, weight_decay=0.1)
     ids = torch.arange(8)[None]
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
@@ -133,9 +129,7 @@ def test_experts_that_share_a_tensor_train_together():
     table = apply(model, experts)
     assert trainable(model) == {"model.layers.1.mlp.experts.gate_up_proj"}
     assert table.lowest_layer == 1 and table.parameters_trained == 2 * 96 * 32
-    with pytest.raises(
-        UserError, match=r"gate_up_proj is one tensor, and .*experts\.1\.w1 in it is not selected"
-    ):
+    with pytest.raises(UserError, match=r"gate_up_proj is one tensor, and .*experts\.1\.w1 in it is not selected"):
         apply(model, experts[:2])
     # the router has one name in the model and another in the checkpoint
     apply(model, ["model.layers.0.block_sparse_moe.gate"])
@@ -172,9 +166,7 @@ def test_yaml_names_what_trains_besides(tmp_path, tiny_mistral):
     table = apply(model, [DOWN], head=True, norms=True)
     write_unfrozen_yaml([DOWN], records_of(model), path, table.names)
     names = [n for n, _ in model.named_parameters()]
-    assert {n for n in names if n.removesuffix(".weight") in read_unfrozen_yaml(path, names)} == set(
-        table.names
-    )
+    assert {n for n in names if n.removesuffix(".weight") in read_unfrozen_yaml(path, names)} == set(table.names)
 
 
 def test_yaml_of_everything(tmp_path, tiny_mistral):

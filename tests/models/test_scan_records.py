@@ -105,9 +105,7 @@ def test_target_modules_are_those_that_peft_adapts(tmp_path, tiny_mistral):
     write_target_modules(names, tmp_path / "t.json")
     lora = peft.get_peft_model(tiny_mistral(layers=12), peft.LoraConfig(r=2, **strict(tmp_path / "t.json")))
     adapted = {
-        n.removeprefix("base_model.model.").split(".lora_")[0]
-        for n, _ in lora.named_parameters()
-        if "lora_" in n
+        n.removeprefix("base_model.model.").split(".lora_")[0] for n, _ in lora.named_parameters() if "lora_" in n
     }
     assert adapted == set(names)
 

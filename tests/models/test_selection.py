@@ -142,9 +142,7 @@ def test_budget_is_a_growing_percentage(mistral):
     does.
     """
     sizes = {"mlp.down_proj": (4096, 14336), "mlp.gate_proj": (14336, 4096), "mlp.up_proj": (14336, 4096)}
-    sizes |= {f"self_attn.{x}_proj": (4096, 4096) for x in "qo"} | {
-        f"self_attn.{x}_proj": (1024, 4096) for x in "kv"
-    }
+    sizes |= {f"self_attn.{x}_proj": (4096, 4096) for x in "qo"} | {f"self_attn.{x}_proj": (1024, 4096) for x in "kv"}
     records = {n: Record(n, r.type, sizes[r.type], snr=r.snr) for n, r in mistral.items()}
     quarter = select(records, method="snr", top_percent=25)
     parameters = sum(records[name].size for name in quarter)

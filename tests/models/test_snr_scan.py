@@ -143,9 +143,7 @@ def test_killed_ten_times_ends_in_the_same_file(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     names = [f"model.layers.{i}.mlp.{n}_proj.weight" for i in range(24) for n in ("gate", "up", "down")]
-    save_file(
-        {n: torch.randn(640, 640, generator=generator).bfloat16() for n in names}, model / "model.safetensors"
-    )
+    save_file({n: torch.randn(640, 640, generator=generator).bfloat16() for n in names}, model / "model.safetensors")
 
     def start(run_dir: Path) -> subprocess.Popen:
         command = [sys.executable, "-m", "starling_train.snr", f"model.path={model}", f"run_dir={run_dir}"]

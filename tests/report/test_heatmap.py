@@ -18,9 +18,7 @@ def make(layers, types=TYPES, experts=1):
             for expert in range(experts):
                 name = f"model.layers.{layer}.{expert}.{kind}"
                 snr = 1.0 + layer + 0.1 * expert + 100 * column
-                records[name] = SimpleNamespace(
-                    module=name, type=kind, layer=layer, snr=snr, size=10, fragile=False
-                )
+                records[name] = SimpleNamespace(module=name, type=kind, layer=layer, snr=snr, size=10, fragile=False)
     return records
 
 

@@ -67,9 +67,7 @@ def test_a_changed_checkpoint_and_a_damaged_one(run_command, model, tmp_path):
     tensors[f"{DOWN}.weight"][0, 0] += 1
     save_file(tensors, weights)
     changed = run_command(*arguments)
-    assert (
-        changed.returncode == 0 and f"1 matrices changed since the last scan, {DOWN} first" in changed.stdout
-    )
+    assert changed.returncode == 0 and f"1 matrices changed since the last scan, {DOWN} first" in changed.stdout
     after = json.loads((tmp_path / "out" / "snr.json").read_text())
     assert {m for m in before if before[m] != after[m]} == {DOWN}
 

@@ -1,0 +1,134 @@
+"""How fast and how exact the SNR scan is, beside the full SVD that it replaces.
+
+python benchmarks/snr.py kernel                    one 4096 x 4096 and one 4096 x 14336 matrix, beside
+svdvals python benchmarks/snr.py write DIR --layers 32     a checkpoint of Mistral-7B's shapes, random
+bf16 weights python benchmarks/snr.py scan DIR [--device cuda]  seconds and peak memory of a whole
+scan
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from starling_train.core import spectrum
+from starling_train.models.snr_scan import list_matrices, scan
+
+HIDDEN, INTERMEDIATE, KEY_VALUE, VOCABULARY = 4096, 14336, 1024, 32000
+LAYER = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (KEY_VALUE, HIDDEN),
+    "self_attn.v_proj": (KEY_VALUE, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
+    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
+}
+
+
+def timed(work: Callable, repeats: int, device: str) -> tuple[float, object]:
+    """Best wall seconds of `repeats`, and the result."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best, result
+
+
+def kernel(arguments: argparse.Namespace) -> None:
+    """Seconds of ours and of svdvals in fp32, and the error of both SNRs against svdvals in fp64."""
+    print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
+    for n, m in ((4096, 4096), (4096, 14336)):
+        generator = torch.Generator().manual_seed(n + m)
+        # noise with 64 planted directions, down to a condition of a few thousand
+        matrix = 0.02 * torch.randn(n, m, generator=generator)
+        planted = torch.randn(n, 64, generator=generator) * torch.logspace(0, -2, 64)
+        matrix = (matrix + planted @ torch.randn(64, m, generator=generator) / 20).to(arguments.device)
+        ours, score = timed(lambda w=matrix: spectrum.snr(w), arguments.repeats, arguments.device)
+        svd, values = timed(lambda w=matrix: torch.linalg.svdvals(w), arguments.repeats, arguments.device)
+        print(f"{n} x {m}: ours {ours:.2f} s, svdvals fp32 {svd:.2f} s, {svd / ours:.1f} times faster", flush=True)
+        if arguments.exact:
+            exact = spectrum.score(torch.linalg.svdvals(matrix.double()), n, m)
+            fp32 = spectrum.score(values.double(), n, m)
+            errors = [abs(one.snr / exact.snr - 1) for one in (score, fp32)]
+            print(f"  relative error of the SNR: ours {errors[0]:.1e}, svdvals fp32 {errors[1]:.1e}", flush=True)
+
+
+def write(arguments: argparse.Namespace) -> None:
+    """A checkpoint of Mistral-7B's shapes in shards of one layer, and its index."""
+    from safetensors.torch import save_file
+
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (0.02 * torch.randn(*shape, generator=generator)).bfloat16()
+
+    shards = [
+        {f"model.layers.{layer}.{name}.weight": shape for name, shape in LAYER.items()}
+        for layer in range(arguments.layers)
+    ]
+    shards.append({"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN)})
+    weight_map = {}
+    for number, shapes in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: draw(*shape) for name, shape in shapes.items()}, arguments.directory / file)
+        weight_map |= dict.fromkeys(shapes, file)
+    (arguments.directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (arguments.directory / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+
+
+def whole(arguments: argparse.Namespace) -> None:
+    """Seconds, peak resident memory, and on a GPU what share of the copy bandwidth and arithmetic that is."""
+    listing = list_matrices(arguments.directory)
+    start = time.perf_counter()
+    records = scan(arguments.directory, device=arguments.device)
+    if arguments.device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    # Gram matrix (its lower triangle) n^2 m and eigenvalues 4/3 n^3 fp64 operations, n the short side
+    work = sum(min(r.shape) * r.size + 4 / 3 * min(r.shape) ** 3 for r in listing.values())
+    read = 2 * sum(record.size for record in listing.values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(
+        f"{len(records)} matrices, {read / 1e9:.2f} GB: {seconds:.1f} s, {work / seconds / 1e9:.1f} GFLOP/s (fp64), "
+        f"{read / seconds / 1e9:.2f} GB/s read, peak resident memory {peak / 1e9:.2f} GB"
+    )
+    if arguments.device == "cuda":
+        print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 1e9:.2f} GB, {torch.cuda.get_device_name()}")
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("kernel")
+    one.add_argument("--repeats", type=int, default=3)
+    one.add_argument("--exact", action="store_true", help="error against svdvals in fp64 (minutes)")
+    one.set_defaults(run=kernel)
+    writer = commands.add_parser("write")
+    writer.add_argument("directory", type=Path)
+    writer.add_argument("--layers", type=int, default=32)
+    writer.set_defaults(run=write)
+    scanner = commands.add_parser("scan")
+    scanner.add_argument("directory", type=Path)
+    scanner.set_defaults(run=whole)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""python -m starling_train.toy [out=DIR]: make the toy's models and data, once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from starling_train import assets
+
+PARTS = ("policy", "reward")
+HELP = """python -m starling_train.toy [out=DIR]
+
+Makes the assets of the `toy` recipe: a 2-layer policy, a reward model with another tokenizer, preference data in
+Nectar's schema, and held-out function-calling cases. Deterministic; about a minute on two CPU cores.
+out: where to (a folder that is there already is left alone); default: the cache that recipes/toy.yaml reads.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Read `out=DIR` (and, within, `part=NAME`) and make what is missing."""
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if {"--help", "-h"} & given.keys():
+        print(HELP)
+        return
+    if unknown := given.keys() - {"out", "part"}:
+        print(f"error: {sorted(unknown)[0]}: no such option; use out=DIR", file=sys.stderr)
+        sys.exit(2)
+    out = Path(given.get("out") or assets.directory("toy")).expanduser()
+    if "part" in given:
+        from starling_train.toy import making
+
+        making.make_part(given["part"], out)
+    elif out.exists():
+        print(f"{out} is there already; nothing to do")
+    else:
+        make(out)
+
+
+def make(out: Path) -> Path:
+    """Make all parts side by side in a folder next to `out`, then rename it into place."""
+    began = time.perf_counter()
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    print(f"making the toy's models and data in {out} (about a minute, once)", flush=True)
+    # a process a part: each computes on one thread, which makes its result independent of the number of cores
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "starling_train.toy", f"out={partial}"]
+    running = [subprocess.Popen([*command, f"part={part}"], env=environment) for part in PARTS]
+    if any([process.wait() for process in running]):
+        shutil.rmtree(partial)
+        raise RuntimeError("a part of the toy could not be made; its message stands above")
+    facts = {part: json.loads((partial / f"{part}.json").read_text()) for part in PARTS}
+    for part in PARTS:
+        (partial / f"{part}.json").unlink()
+    (partial / "toy.json").write_text(json.dumps(facts, indent=1) + "\n")
+    if out.exists():  # somebody else was faster
+        shutil.rmtree(partial)
+    else:
+        partial.rename(out)
+    print(f"made in {time.perf_counter() - began:.0f} s: {json.dumps(facts)}")
+    return out
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

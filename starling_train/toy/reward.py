@@ -1,0 +1,95 @@
+"""The toy reward model: a small Llama with a scalar head, trained on ranked toy answers; it only estimates the gold."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from starling_train.core.preference import kwise_loss, pair_accuracy
+from starling_train.data.nectar import Answer, Row
+from starling_train.models.reward import RewardNet, encode_conversation, load_reward_model
+from starling_train.toy import gold, language
+from starling_train.toy.training import right_padded, train
+
+STEPS = 220
+ROWS_PER_BATCH = 12
+LEARNING_RATE = 3e-3
+ANSWERS = 7
+NOISE = 0.5  # deviation of the judge's error: rankings follow the gold score, but not always
+
+
+def rows(requests: Sequence[language.Request], seed: str) -> list[Row]:
+    """Requests with seven answers each, ranked by gold score plus noise, as a judge would rank them."""
+    rng = random.Random(f"rows {seed}")
+    return [Row(request.conversation(), _ranked(request, rng), ["toy"], True) for request in requests]
+
+
+def _ranked(request: language.Request, rng: random.Random) -> list[Answer]:
+    drawn: dict[str, str] = {}
+    while len(drawn) < ANSWERS:
+        style, text = language.answer(request, rng)
+        drawn.setdefault(text, style)
+    judged = {text: gold.score(request.conversation(text)) + rng.gauss(0.0, NOISE) for text in drawn}
+    best_first = sorted(judged, key=lambda text: -judged[text])
+    return [Answer(text, drawn[text], float(place)) for place, text in enumerate(best_first, start=1)]
+
+
+def new_net(tokenizer: PreTrainedTokenizerFast, seed: int) -> RewardNet:
+    """Untrained."""
+    torch.manual_seed(seed)
+    return RewardNet.from_config(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=512,
+            initializer_range=0.05,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=None,
+            dtype="float32",
+        )
+    )
+
+
+def fit(net: RewardNet, tokenizer: PreTrainedTokenizerFast, ranked: Sequence[Row], seed: str) -> list[float]:
+    """K-wise training on ranked rows; returns the loss of every step, which starts at log(7!)/6 = 1.42."""
+    encoded = [[_encode(row, answer, tokenizer) for answer in row.answers] for row in ranked]
+    rng = random.Random(f"batches {seed}")
+
+    def loss_of_batch(_: int) -> Tensor:
+        chosen = rng.sample(encoded, ROWS_PER_BATCH)
+        return kwise_loss(_scores(net, [ids for row in chosen for ids in row]).reshape(-1, ANSWERS))
+
+    return train(net.train(), loss_of_batch, STEPS, LEARNING_RATE, weight_decay=0.01)
+
+
+def _encode(row: Row, answer: Answer, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    conversation = [*row.messages, {"role": "assistant", "content": answer.text}]
+    return encode_conversation("starling_7b", conversation, tokenizer)
+
+
+def _scores(net: RewardNet, sequences: list[list[int]]) -> Tensor:
+    ids = right_padded(sequences, 0)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return net(ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long())
+
+
+def measure(directory: Path, held_out: Sequence[Row]) -> dict[str, float]:
+    """Held-out pair accuracy, and correlation with the gold score, of the reward model as PPO would load it."""
+    model = load_reward_model("starling_7b", directory, dtype="float32")
+    conversations = [[*row.messages, {"role": "assistant", "content": a.text}] for row in held_out for a in row.answers]
+    scores = torch.tensor(model.score(conversations))
+    true = torch.tensor(gold.scores(conversations))
+    return {
+        "pair_accuracy": float(pair_accuracy(scores.reshape(-1, ANSWERS))),
+        "correlation_with_gold": float(torch.corrcoef(torch.stack([scores, true]))[0, 1]),
+        "score_mean": float(scores.mean()),
+        "score_std": float(scores.std()),
+    }
