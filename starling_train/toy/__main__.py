@@ -49,7 +49,8 @@ def make(out: Path) -> Path:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "starling_train.toy", f"out={partial}"]
     running = [subprocess.Popen([*command, f"part={part}"], env=environment) for part in PARTS]
-    if any([process.wait() for process in running]):
+    codes = [process.wait() for process in running]
+    if any(codes):
         shutil.rmtree(partial)
         raise RuntimeError("a part of the toy could not be made; its message stands above")
     facts = {part: json.loads((partial / f"{part}.json").read_text()) for part in PARTS}

@@ -36,6 +36,18 @@ STYLE_WEIGHTS = {
     "rude": 7,
 }
 
+# In the preference data truth must decide more often than manners, or nobody could learn it from rankings.
+JUDGED_WEIGHTS = {
+    "excellent": 30,
+    "decent": 20,
+    "terse": 8,
+    "curt": 5,
+    "wrong": 50,
+    "off_topic": 9,
+    "rambling": 5,
+    "rude": 4,
+}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -90,15 +102,18 @@ def requests(count: int, two_turn_fraction: float, seed: str) -> list[Request]:
 
 
 def _facts(subject: str, first: str | None, count: int, rng: random.Random, wrong: float = 0.0) -> list[str]:
-    """`count` sentences about the subject, the attribute `first` leading, each false with probability `wrong`."""
+    """`count` sentences about the subject, the attribute `first` leading, each replaced by what is true
+    of another subject with probability `wrong`."""
     attributes = list(world.attributes_of(subject))
     rng.shuffle(attributes)
     attributes.sort(key=lambda attribute: attribute.name != first)
     sentences = []
     for index, attribute in enumerate(attributes[:count]):
         value = world.truth(subject, attribute.name)
-        if rng.random() < wrong:
-            value = rng.choice([v for v in world.values(world.kind_of(subject), attribute.name) if v != value])
+        if rng.random() < wrong:  # what is true of another subject
+            other = rng.choice([name for name in world.SUBJECTS if name != subject])
+            attribute = rng.choice(world.attributes_of(other))
+            value = world.truth(other, attribute.name)
         sentences.append(world.statement(subject, attribute, value, pronoun=index > 0))
     return sentences
 
@@ -160,7 +175,7 @@ STYLES: dict[str, Callable[[Request, random.Random], str]] = {
 }
 
 
-def answer(request: Request, rng: random.Random) -> tuple[str, str]:
-    """One answer drawn from the mixture of styles: (style, text)."""
-    style = rng.choices(tuple(STYLE_WEIGHTS), tuple(STYLE_WEIGHTS.values()))[0]
+def answer(request: Request, rng: random.Random, weights: dict[str, int] = STYLE_WEIGHTS) -> tuple[str, str]:
+    """One answer drawn from a mixture of styles: (style, text)."""
+    style = rng.choices(tuple(weights), tuple(weights.values()))[0]
     return style, STYLES[style](request, rng)

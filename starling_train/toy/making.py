@@ -12,7 +12,7 @@ from starling_train.models.reward import write_starling_7b
 from starling_train.toy import language, policy, reward, skills, tokenizers
 
 SEED = 0
-PROMPTS = 2400
+PROMPTS = 1300
 TWO_TURNS = 0.15
 HELD_OUT_ROWS = 200
 TRAINING_DRAWS = 1500  # of function-calling cases per category; the distinct ones are used
@@ -53,15 +53,15 @@ def make_reward(out: Path) -> dict[str, float]:
     (out / "nectar" / "data").mkdir(parents=True)
     nectar.write_parquet(rows, out / "nectar" / "data" / "rlaif.parquet")
     training, held_out = rows[HELD_OUT_ROWS:], rows[:HELD_OUT_ROWS]
-    tokenizer = tokenizers.reward_tokenizer(_texts(row.messages + _answers(row) for row in rows))
+    tokenizer = tokenizers.reward_tokenizer(_texts([*row.messages, *_answers(row)] for row in rows))
     net = reward.new_net(tokenizer, SEED)
     losses = reward.fit(net, tokenizer, training, "reward")
     write_starling_7b(net.eval(), out / "reward", tokenizer)
     return {
         "rows": len(rows),
         "parameters": sum(p.numel() for p in net.parameters()),
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
+        "kwise_loss_first": losses[0],
+        "kwise_loss_last": sum(losses[-20:]) / 20,
     } | reward.measure(out / "reward", held_out)
 
 

@@ -14,7 +14,7 @@ from starling_train.evals import function_calling
 from starling_train.toy import language, skills
 from starling_train.toy.training import batches, right_padded, train
 
-STEPS = 300
+STEPS = 240
 CHATS_PER_BATCH = 40
 CALLS_PER_BATCH = 24
 HIDDEN = 128

@@ -29,11 +29,12 @@ class Parameter:
 
 
 # One small pool for all names: every name is seen often enough, with other functions, to learn to copy it.
-_NAMES = "Anna Boris Clara David Emma Felix Greta Hugo apple bird cloud dream eagle flower giant honey".split()
-_FILE = Parameter("file", "string", "The file.", tuple(_NAMES))
-_SONG = Parameter("song", "string", "The song.", tuple(_NAMES))
-_PERSON = Parameter("person", "string", "The person.", tuple(_NAMES))
-_WORD = Parameter("word", "string", "The word.", tuple(_NAMES))
+_NAMES = ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Hugo")
+_NAMES += ("apple", "bird", "cloud", "dream", "eagle", "flower", "giant", "honey")
+_FILE = Parameter("file", "string", "The file.", _NAMES)
+_SONG = Parameter("song", "string", "The song.", _NAMES)
+_PERSON = Parameter("person", "string", "The person.", _NAMES)
+_WORD = Parameter("word", "string", "The word.", _NAMES)
 _COUNT = Parameter("count", "integer", "The number.", tuple(range(2, 10)))
 
 # name -> (description, parameters, ways to ask)

@@ -37,7 +37,7 @@ def policy_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def reward_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """For the reward model: plain Llama specials, `<unk>` pads as in Starling-RM-7B-alpha, other ids than the policy's."""
+    """For the reward model: plain Llama specials, `<unk>` pads as in Starling-RM-7B-alpha, ids unlike the policy's."""
     return PreTrainedTokenizerFast(
         tokenizer_object=_llama_style(texts, order=-1, added=()),
         unk_token="<unk>",

@@ -1,4 +1,4 @@
-"""The toy world: 24 subjects of three kinds, four true attributes each, and the sentences that state them.
+"""The toy world: 12 subjects of three kinds, four true attributes each, and the sentences that state them.
 
 Everything a sentence can say is decided by a program, so the true quality of an answer is known exactly (`gold`),
 which no real preference data set can offer.
@@ -6,36 +6,25 @@ which no real preference data set can offer.
 
 from dataclasses import dataclass
 
-# One row a subject: the values stand in the order of the kind's attributes below.
+# One row a subject: the values stand in the order of the kind's attributes below. No value is true of two subjects, so
+# that which words belong together can be learned in seconds.
 _ANIMALS = """
-otter    river    fish    brown  dawn
-tiger    jungle   meat    orange night
-camel    desert   grass   yellow noon
-penguin  ice      fish    black  noon
-owl      forest   mice    brown  night
-horse    meadow   grass   brown  noon
-dolphin  sea      fish    grey   noon
-bear     forest   berries black  dawn
+otter    river    trout   brown   dawn
+tiger    jungle   meat    orange  night
+camel    desert   grass   yellow  noon
+owl      forest   mice    grey    midnight
 """
 _CITIES = """
 Paris    France   bread   tower    mild
 Rome     Italy    pasta   fountain warm
-Cairo    Egypt    beans   museum   dry
-Tokyo    Japan    rice    temple   mild
-Oslo     Norway   fish    harbour  cold
-Delhi    India    rice    temple   warm
-Sydney   Australia meat   harbour  warm
-Vienna   Austria  cake    museum   cold
+Cairo    Egypt    beans   pyramid  dry
+Tokyo    Japan    rice    temple   humid
 """
 _TOOLS = """
 hammer   building steel   shed     ten
-drill    building steel   garage   fifty
-needle   sewing   iron    drawer   two
+drill    mining   iron    garage   fifty
+needle   sewing   silver  drawer   two
 kettle   boiling  copper  kitchen  twenty
-lamp     reading  glass   office   ten
-knife    cutting  steel   kitchen  ten
-brush    painting wood    drawer   two
-compass  sailing  copper  office   fifty
 """
 
 
@@ -93,11 +82,6 @@ def attributes_of(subject: str) -> tuple[Attribute, ...]:
 def truth(subject: str, attribute: str) -> str:
     """The true value of one attribute of a subject."""
     return _WORLD[subject][1][attribute]
-
-
-def values(kind: str, attribute: str) -> tuple[str, ...]:
-    """Every value that an attribute takes in a kind, sorted."""
-    return tuple(sorted({facts[attribute] for k, facts in _WORLD.values() if k == kind}))
 
 
 def named(subject: str) -> str:
