@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.starling_train
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-slow check wheel
+.PHONY: help install demo toy test test-slow check wheel
 
 help:       ## what there is
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -19,11 +19,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## train the toy from its reward model in minutes, and print where the report is
 	$(RUN) -m starling_train.ppo +recipe=toy
 
-test: $(STAMP)  ## the CPU test suite
-	$(RUN) -m pytest -m 'not slow'
+# two processes of one thread each: tiny tensors gain nothing from a second thread, and lose much
+test: $(STAMP) toy  ## the CPU test suite
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not slow' -n 2
 
-test-slow: $(STAMP)  ## what takes minutes: whole toy runs
-	$(RUN) -m pytest -m slow
+toy: $(STAMP)
+	@$(RUN) -m starling_train.toy
+
+test-slow: $(STAMP) toy  ## what takes minutes: whole runs
+	$(RUN) -m pytest -m slow -s
 
 check: $(STAMP)  ## lint and format
 	$(RUN) -m ruff check .
