@@ -55,7 +55,7 @@ class FreezeConfig:
 
 @dataclass
 class RewardConfig:
-    kind: str = choice("starling_7b", "starling_7b", "starling_34b", "sequence_classification")
+    kind: str = choice("starling_7b", "starling_7b", "starling_34b", "sequence_classification", "server")
     path: str = "berkeley-nest/Starling-RM-7B-alpha"
     tokenizer: str | None = None
     dtype: str = choice("bfloat16", "bfloat16", "float16", "float32")
@@ -66,6 +66,17 @@ class RewardConfig:
     tokens_per_batch: int = number(16384, 1)
     scale: str = choice("running", "none", "running")
     clip: float = number(10.0, 0.0)
+    url: str | None = None
+    protocol: str = choice("starling", "starling", "openrlhf")
+    token_env: str | None = "STARLING_REWARD_TOKEN"
+    connections: int = number(8, 1)
+    conversations_per_request: int = number(8, 1)
+    timeout_s: float = number(120.0, 0.001)
+    patience_s: float = number(300.0, 0.0)
+
+    def place(self) -> str | None:
+        """Where the reward model is."""
+        return self.url if self.kind == "server" else self.path
 
 
 @dataclass
@@ -231,6 +242,11 @@ def check_freeze(freeze: FreezeConfig) -> None:
         raise UserError("freeze.top_percent: 0 selects nothing to train; give a percentage above 0, e.g. 25")
 
 
+def check_betas(betas: list[float]) -> None:
+    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+        raise UserError(f"optim.betas: {betas} is wrong; give two numbers in [0, 1), e.g. [0.9,0.95]")
+
+
 def check_snr(config: SnrConfig) -> None:
     """Check the configuration of a scan. Raises UserError."""
     check_values(config)
@@ -239,24 +255,34 @@ def check_snr(config: SnrConfig) -> None:
         raise UserError("model.path: not set; give the model to scan: a Hugging Face directory or hub id")
 
 
+def check_reward(reward: RewardConfig) -> None:
+    """Check the keys of `reward` against one another. Raises UserError."""
+    if reward.kind == "server":
+        if not reward.url:
+            raise UserError("reward.url: not set; give the address of a reward server, e.g. http://127.0.0.1:8000")
+        if reward.protocol == "openrlhf" and not reward.tokenizer:
+            raise UserError("reward.tokenizer: not set; with reward.protocol=openrlhf its chat template makes the text")
+    elif not reward.path:
+        raise UserError("reward.path: not set; give the reward model: a Hugging Face directory or hub id")
+
+
 def check(config: Config) -> None:
     """Check a run's configuration, single keys first, then across keys. Raises UserError."""
     check_values(config)
     for key, value, what in (
         ("model.path", config.model.path, "the policy: a Hugging Face directory or hub id"),
-        ("reward.path", config.reward.path, "the reward model: a Hugging Face directory or hub id"),
         ("data.path", config.data.path, "the prompts: Nectar's parquet, JSONL, or a hub id"),
     ):
         if not value:
             raise UserError(f"{key}: not set; give {what}, or start from a recipe (+recipe=small)")
+    check_reward(config.reward)
     check_freeze(config.freeze)
     if config.algorithm.minibatches > config.algorithm.prompts_per_step:
         raise UserError(
             f"algorithm.minibatches: {config.algorithm.minibatches} is more than the "
             f"{config.algorithm.prompts_per_step} of algorithm.prompts_per_step; lower it"
         )
-    if len(config.optim.betas) != 2 or not all(0 <= b < 1 for b in config.optim.betas):
-        raise UserError(f"optim.betas: {config.optim.betas} is wrong; give two numbers in [0, 1), e.g. [0.9,0.95]")
+    check_betas(config.optim.betas)
     for suite in config.evaluation.suites:
         if suite not in SUITES:
             raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")

@@ -1,15 +1,13 @@
 """python -m starling_train.ppo +recipe=NAME: PPO from AI feedback on the selected layers, from prompts to report."""
 
 import sys
-import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starling_train import assets
 from starling_train.cli import command
 from starling_train.config import Config, check
 
 if TYPE_CHECKING:
-    from starling_train.engine.rollout import Rollout
     from starling_train.engine.run_dir import RunDirectory
 
 
@@ -42,16 +40,17 @@ def train(config: Config, run: "RunDirectory") -> None:
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import setup, summary
     from starling_train.engine.checkpoint import Checkpoints
+    from starling_train.engine.clock import Clock
     from starling_train.engine.console import Console
     from starling_train.engine.experience import pay, score_tokens
-    from starling_train.engine.metrics import JsonLines, tracker
+    from starling_train.engine.metrics import JsonLines, strict, tracker
     from starling_train.engine.optim import Optimizer
     from starling_train.engine.rollout import generate
     from starling_train.engine.runtime import Runtime, StopRequest
     from starling_train.engine.state import TrainState
     from starling_train.engine.update import update
     from starling_train.evals import held_out as held_out_suite
-    from starling_train.models import freeze, identity, load, save, snr_scan
+    from starling_train.models import freeze, identity, load, reward_client, save, snr_scan
     from starling_train.models.actors import Actors
     from starling_train.models.running_stats import RunningMoments
     from starling_train.report import page
@@ -76,7 +75,8 @@ def train(config: Config, run: "RunDirectory") -> None:
 
     # Where an earlier start left off.
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, identity.fingerprint(directory))
-    state = setup.restore(checkpoints, actors, optimizer) or TrainState(kl_coefficient=algorithm.kl.coefficient)
+    fresh = TrainState(kl_coefficient=algorithm.kl.coefficient)
+    state = setup.restore(checkpoints, actors.trainable(), optimizer) or fresh
     kl = KLController(state.kl_coefficient, algorithm.kl.target, algorithm.kl.horizon)
     moments = RunningMoments()
     moments.load_state_dict(state.reward_moments or moments.state_dict())
@@ -96,16 +96,27 @@ def train(config: Config, run: "RunDirectory") -> None:
         samples_log.write([{"step": state.step} | sample for sample in samples])
         return measured
 
-    with Console(algorithm.steps, state.step) as console:
+    def record(metrics: dict[str, Any], left_s: float | None = None) -> None:
+        metrics_log.write([metrics])
+        tracking.log(metrics)
+        console.step(metrics, left_s)
+
+    def keep() -> None:
+        if state.step:
+            checkpoints.save(actors.trainable(), optimizer.state_tensors(), state)
+            console.say(f"state saved after step {state.step}; run the same command to go on")
+
+    # A served reward model may be lost: while it scores, everything in memory is of one finished step.
+    with Console(algorithm.steps, state.step) as console, reward_client.keep_if_lost(keep):
         console.say(data.report)
         console.say(policy.table.render())
         if state.step:
             console.say(f"resumed after step {state.step}")
+            if state.unlogged:
+                record(state.unlogged | evaluate())
+                state.unlogged = {}
         elif config.evaluation.every:
-            metrics = {"step": 0, "episodes": 0} | evaluate()
-            metrics_log.write([metrics])
-            tracking.log(metrics)
-            console.step(metrics)
+            record({"step": 0, "episodes": 0} | evaluate())
 
         while state.step < algorithm.steps:
             step = state.step + 1
@@ -137,18 +148,19 @@ def train(config: Config, run: "RunDirectory") -> None:
 
             # 6. remember
             metrics = summary.step_metrics(step, state.episodes + len(batch), experience, scores, kl.coefficient)
-            metrics |= stats | {"optim/learning_rate": rate} | clock.metrics(rollout)
+            metrics |= stats | {"optim/learning_rate": rate}
+            metrics |= clock.metrics(len(rollout), sum(map(len, rollout.responses)))
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
             kl.update(metrics["kl/reference"], len(batch))
             state.step, state.episodes, state.kl_coefficient = step, state.episodes + len(batch), kl.coefficient
             state.reward_moments, state.tracker = moments.state_dict(), tracking.id
             last = step == algorithm.steps
             if config.evaluation.every and (last or step % config.evaluation.every == 0):
+                state.unlogged = strict(metrics)
                 metrics |= evaluate()
+                state.unlogged = {}
             state.seconds += clock.total()
-            metrics_log.write([metrics])
-            tracking.log(metrics)
-            console.step(metrics, left_s=state.seconds / step * (algorithm.steps - step))
+            record(metrics, left_s=state.seconds / step * (algorithm.steps - step))
             if last or stop.exit_code or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 console.phase("saving")
                 checkpoints.save(actors.trainable(), optimizer.state_tensors(), state)
@@ -161,31 +173,6 @@ def train(config: Config, run: "RunDirectory") -> None:
     run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime))
     tracking.finish()
     page.write(run.path)
-
-
-class Clock:
-    """Seconds by phase of one step."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self._laps[phase] = now - self._last
-        self._last = now
-
-    def total(self) -> float:
-        return time.perf_counter() - self._start
-
-    def metrics(self, rollout: "Rollout") -> dict[str, float]:
-        """`time/*` and `throughput/*`; tokens are those of the responses."""
-        seconds = sum(self._laps.values())
-        return {f"time/{phase}_s": lap for phase, lap in self._laps.items()} | {
-            "time/step_s": seconds,
-            "throughput/samples_per_s": len(rollout) / seconds,
-            "throughput/tokens_per_s": sum(len(r) for r in rollout.responses) / seconds,
-        }
 
 
 if __name__ == "__main__":

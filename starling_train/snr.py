@@ -4,6 +4,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starling_train import assets
 from starling_train.cli import command
 from starling_train.config import SnrConfig, UserError, check_snr
 
@@ -35,8 +36,10 @@ def main(config: SnrConfig) -> None:
 
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
+    if config.prepare:
+        assets.ensure(config.prepare)
     directory = model_directory(config)
-    run = Path(config.run_dir or Path("runs") / config.name).expanduser()
+    run = run_directory(config)
 
     # 1. What there is, from headers alone: a wrong setting is told before the scan, not after it.
     listing = snr_scan.list_matrices(directory)
@@ -64,6 +67,14 @@ def main(config: SnrConfig) -> None:
         plot_spectrum(config, directory, run, module)
     (run / JOURNAL).unlink(missing_ok=True)
     print(f"results: {run.resolve()}")
+
+
+def run_directory(config: SnrConfig) -> Path:
+    """Where the results go. Raises UserError for the directory of a training run, whose scan must stay what it is."""
+    run = Path(config.run_dir or Path("runs") / config.name).expanduser()
+    if (run / "metrics.jsonl").exists():
+        raise UserError(f"run_dir: {run} holds a training run; give the scan another run_dir= or name=")
+    return run
 
 
 def model_directory(config: SnrConfig) -> Path:

@@ -27,9 +27,7 @@ def small_tokenizer():
     pieces = {piece: index for index, piece in enumerate(PIECES)}
     backend = Tokenizer(models.BPE(pieces, [], unk_token="<unk>", byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     backend.add_special_tokens(list(SPECIAL))
     template = "{% for m in messages %}{{ m.role + '\n' + m.content }}<|im_end|>{% endfor %}"
@@ -53,8 +51,7 @@ def conversations(count=7, seed=1):
         return " ".join(draw.choices(words, k=draw.randint(1, longest)))
 
     return [
-        [{"role": "user", "content": text(8)}, {"role": "assistant", "content": text(12)}]
-        * draw.randint(1, 2)
+        [{"role": "user", "content": text(8)}, {"role": "assistant", "content": text(12)}] * draw.randint(1, 2)
         for _ in range(count)
     ]
 

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf.errors import OmegaConfBaseException
 
 from starling_train import cli
 from starling_train.config import Config, UserError, check, check_values
+from starling_train.config_rm import RmConfig, check_rm
 
 RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
+# what a recipe's first line can begin with -> the command's configuration file, schema and check
+COMMANDS = {"ppo": ("config", Config, check), "rm": ("rm", RmConfig, check_rm)}
 GROUPS = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(cli.find("conf").glob("*/*.yaml"))
@@ -19,23 +23,34 @@ GROUPS = [
 ]
 
 
-def composed(*overrides: str) -> Config:
+def composed(*overrides: str, command: str = "ppo") -> Config:
+    name, schema, _ = COMMANDS[command]
     cli.store_recipes()
     with initialize_config_dir(str(cli.find("conf")), version_base="1.3"):
-        return cli.typed(compose("config", list(overrides)))
+        return cli.typed(compose(name, list(overrides)), schema)
 
 
-def test_conf_and_dataclasses_have_the_same_defaults():
-    assert asdict(composed()) == asdict(Config())
+def command_of(recipe: str) -> str:
+    """The command that a recipe is for: its first line says `# command: what it is`."""
+    first = (cli.find("recipes") / f"{recipe}.yaml").read_text().splitlines()[0]
+    found = re.match(r"# ([a-z_]+): \S", first)
+    assert found and found[1] in COMMANDS, f"{recipe}.yaml begins with {first!r}, not with `# command: what it is`"
+    return found[1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_conf_and_dataclasses_have_the_same_defaults(command):
+    assert asdict(composed(command=command)) == asdict(COMMANDS[command][1]())
 
 
 def test_every_key_has_a_comment():
     """What it is and its unit, on the key's own line; an option that changes another one has its header."""
     silent = []
-    for path in [cli.find("conf") / "config.yaml", *sorted(cli.find("conf").glob("*/*.yaml"))]:
+    whole = [cli.find("conf") / f"{name}.yaml" for name, _, _ in COMMANDS.values()]
+    for path in [*whole, *sorted(cli.find("conf").glob("*/*.yaml"))]:
         text = path.read_text()
         assert text.startswith("#"), f"{path} has no header"
-        if "defaults:" in text and path.name != "config.yaml":
+        if "defaults:" in text and path not in whole:
             continue
         keys = [line for line in text.splitlines() if re.match(r"\s*[a-z_]+: \S", line) and "- " not in line]
         silent += [f"{path.name}: {line.strip()}" for line in keys if "#" not in line]
@@ -44,9 +59,17 @@ def test_every_key_has_a_comment():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_composes_and_is_valid(recipe):
-    config = composed(f"+recipe={recipe}")
-    check(config)
+    command = command_of(recipe)
+    config = composed(f"+recipe={recipe}", command=command)
+    COMMANDS[command][2](config)
     assert config.name == recipe
+
+
+def test_a_recipe_of_another_command_is_refused():
+    with pytest.raises(OmegaConfBaseException, match="'rm'"):
+        composed("+recipe=toy_rm")
+    with pytest.raises(OmegaConfBaseException, match="'critic_learning_rate'"):
+        composed("+recipe=small", command="rm")
 
 
 @pytest.mark.parametrize("option", GROUPS)
@@ -61,7 +84,7 @@ def test_recipes_stack_and_overrides_win():
 
 
 def test_recipes_and_options_exist():
-    assert {"toy", "debug", "small"} <= set(RECIPES)
+    assert {"toy", "debug", "small", "toy_rm", "starling_rm_7b"} <= set(RECIPES)
     assert {"algorithm=apa", "freeze=last_layers", "reward=starling_34b"} <= set(GROUPS)
 
 
@@ -120,7 +143,7 @@ def test_every_field_is_checked_or_free():
             elif isinstance(value, (int, float)) and not isinstance(value, bool) and not item.metadata:
                 yield item.name
 
-    assert list(walk(Config())) == []
+    assert [name for _, schema, _ in COMMANDS.values() for name in walk(schema())] == []
 
 
 def test_the_written_yaml_reads_back():
@@ -130,7 +153,7 @@ def test_the_written_yaml_reads_back():
 @pytest.mark.parametrize(
     "argument,says",
     [
-        ("+recipe=nope", "recipe: there is no 'nope'; use one of: debug, small, toy"),
+        ("+recipe=nope", f"recipe: there is no 'nope'; use one of: {', '.join(RECIPES)}"),
         ("model.pth=x", "model.pth: no such key; use one of: path"),
         ("modl.path=x", "modl.path: no such key"),
         ("algorithm.kl.tgt=1", "algorithm.kl.tgt: no such key; use one of: coefficient"),
@@ -169,3 +192,25 @@ def test_paths_of_conf_and_recipes_do_not_depend_on_the_working_directory(tmp_pa
     monkeypatch.chdir(tmp_path)
     assert isinstance(cli.find("conf"), Path) and cli.find("conf").is_absolute()
     assert (cli.find("recipes") / "toy.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    "section,key,value,says",
+    [
+        ("rm", "kind", "sequence_classification", "starling_34b"),
+        ("rm", "epochs", 0.0, "or more"),
+        ("rm", "fresh", True, "freeze.method=snr"),
+        ("rm", "trailing_newline", True, "starling_7b has none"),
+        ("data", "path", "", "not set"),
+        ("optim", "warmup_percent", 101.0, "from 0 to 100"),
+        ("optim", "betas", [1.0, 0.9], "two numbers"),
+    ],
+)
+def test_a_wrong_value_of_rm_is_told_in_one_line(section, key, value, says):
+    config = RmConfig()
+    config.freeze.method = "snr"
+    setattr(getattr(config, section), key, value)
+    with pytest.raises(UserError) as caught:
+        check_rm(config)
+    message = str(caught.value)
+    assert message.startswith(f"{section}.{key}: ") and says in message and "\n" not in message

@@ -1,38 +1,73 @@
-"""Losses on ranked answers."""
+"""Losses and counts on ranked answers.
+
+Everywhere: scores (prompts, K), best answer first; is_answer (prompts, K), True for real answers where rows have fewer
+than K (all real if None); place (prompts, K), integers that grow along a row, equal where answers are tied (no ties
+if None).
+"""
 
 import torch
 from torch import Tensor
 
 
-def kwise_loss(scores: Tensor, is_answer: Tensor | None = None) -> Tensor:
-    """Negative log-likelihood of a ranking under the Plackett-Luce model, per choice made.
+def kwise_loss(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of a ranking under the Plackett-Luce model, per choice made: a scalar.
 
-    scores: (prompts, K) rewards, best answer first. is_answer: (prompts, K), True for real answers where the rows
-    have fewer than K (real ones first); all are real if None. Returns a scalar: for every prompt
+    For every prompt with n answers and no ties
 
         L = - sum_{k < n} [ r_k - log sum_{j >= k} exp r_j ] / (n - 1)
 
-    averaged over prompts with n >= 2 answers. K = 7 equal scores give log(7!) / 6 = 1.4209.
+    averaged over prompts with a choice to make. K = 7 equal scores give log(7!) / 6 = 1.4209.
+    Tied answers are not compared: the sum over j runs over k itself and all that are placed below it, and the loss is
+    divided by the number of answers that something is placed below.
     Source: Zhu, Jordan and Jiao 2023 (arXiv 2301.11270), the K-wise maximum likelihood estimator; Starling-RM card.
     """
-    if is_answer is None:
-        is_answer = torch.ones_like(scores, dtype=torch.bool)
-    masked = scores.masked_fill(~is_answer, -torch.inf)
-    log_rest = masked.flip(-1).logcumsumexp(-1).flip(-1)
-    choices = torch.where(is_answer, log_rest - scores, 0.0)  # the last real answer contributes exactly 0
-    answers = is_answer.sum(-1)
-    per_prompt = choices.sum(-1) / (answers - 1).clamp(min=1)
-    return per_prompt.sum() / (answers >= 2).sum().clamp(min=1)
+    losses = kwise_losses(scores, is_answer, place)
+    return losses.sum() / _beats(*_filled(scores, is_answer, place)).any((-1, -2)).sum().clamp(min=1)
 
 
-def pair_accuracy(scores: Tensor, is_answer: Tensor | None = None) -> Tensor:
-    """Share of answer pairs, within a row, that the scores order as the ranking does; a tie counts half.
+def kwise_losses(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+    """The loss of every prompt, (prompts,); 0 where there is no choice to make. See `kwise_loss`."""
+    is_answer, place = _filled(scores, is_answer, place)
+    beats = _beats(is_answer, place)
+    scores = torch.where(is_answer, scores, 0.0)
+    rivals = beats | torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+    log_rest = torch.where(rivals, scores[:, None, :], -torch.inf).logsumexp(-1)
+    chooses = beats.any(-1)
+    return torch.where(chooses, log_rest - scores, 0.0).sum(-1) / chooses.sum(-1).clamp(min=1)
 
-    scores: (prompts, K) best answer first, is_answer as in `kwise_loss`. Returns a scalar in [0, 1], NaN if no pairs.
+
+def pair_accuracy(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+    """Share of answer pairs, within a row, that the scores order as the ranking does; equal scores count half.
+
+    Pairs that the ranking ties are left out. Returns a scalar in [0, 1], NaN if no pairs.
     """
+    right, pairs = pairs_by_distance(scores, is_answer, place)
+    return (right.sum() / pairs.sum()).to(scores.dtype)
+
+
+def pairs_by_distance(
+    scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(right, pairs), each (D + 1,) float64: at index d the pairs whose places differ by d; index 0 stays 0.
+
+    right counts the pairs that the scores order as the ranking does, equal scores as a half. D: the largest distance.
+    """
+    is_answer, place = _filled(scores, is_answer, place)
+    difference = scores[:, :, None] - scores[:, None, :]
+    right = (difference > 0).double() + 0.5 * (difference == 0).double()
+    is_pair = _beats(is_answer, place)
+    distance = (place[:, None, :] - place[:, :, None])[is_pair]
+    return torch.bincount(distance, right[is_pair]).double(), torch.bincount(distance).double()
+
+
+def _filled(scores: Tensor, is_answer: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor]:
     if is_answer is None:
         is_answer = torch.ones_like(scores, dtype=torch.bool)
-    difference = scores[:, :, None] - scores[:, None, :]
-    right = (difference > 0).float() + 0.5 * (difference == 0).float()
-    is_pair = (is_answer[:, :, None] & is_answer[:, None, :]).triu(1)
-    return right[is_pair].mean()
+    if place is None:
+        place = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
+    return is_answer, place
+
+
+def _beats(is_answer: Tensor, place: Tensor) -> Tensor:
+    """(prompts, K, K), True at [k, j] where real answer k is placed above real answer j."""
+    return (place[:, :, None] < place[:, None, :]) & is_answer[:, :, None] & is_answer[:, None, :]

@@ -17,8 +17,9 @@ from torch import Tensor
 IQR_OF_NORMAL = 1.349
 # A score is fragile when its noise is worth fewer singular values than this.
 FRAGILE_BELOW = 10.0
-# Error that the Gram matrix may leave in the lower quartile, relative; beyond it the SVD is used.
-GRAM_TOLERANCE = 1e-8
+# Bound on the relative error that the Gram matrix may leave in the lower quartile; beyond it the SVD is used. The
+# error measured is a hundred times smaller than the bound.
+GRAM_TOLERANCE = 1e-6
 # Rows of the Gram matrix computed at a time; only its lower triangle is needed.
 GRAM_BLOCK = 512
 

@@ -79,9 +79,7 @@ def load(
             dropped[reason] += 1
             continue
         ranked = _answers(raw, place, changed) if answers else []
-        rows.append(
-            Row(messages, ranked, list(raw.get("source") or []), raw.get("good_natured") is not False)
-        )
+        rows.append(Row(messages, ranked, list(raw.get("source") or []), raw.get("good_natured") is not False))
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
         raise UserError(f"{path}: no usable row is left ({reasons}); check the file and data.exclude")
@@ -98,9 +96,7 @@ def parse_prompt(text: str) -> list[dict]:
     if not parts:
         return [{"role": "user", "content": text}]
     names, contents = parts[::2], parts[1::2]
-    turns = [
-        {"role": ROLE_OF[n], "content": content.strip()} for n, content in zip(names, contents, strict=True)
-    ]
+    turns = [{"role": ROLE_OF[n], "content": content.strip()} for n, content in zip(names, contents, strict=True)]
     # An empty turn behind another Assistant turn stays, so that the row counts as two of them in a row.
     if turns[-1] == {"role": "assistant", "content": ""} and names[-2:-1] != ["Assistant"]:
         turns.pop()
@@ -237,7 +233,5 @@ def _excluded_turns(raw: dict, place: str) -> list[str]:
     turns = raw.get("turns") or raw.get("prompt") or raw.get("question")
     texts = [turns] if isinstance(turns, str) else turns
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(
-            f"{place}: no `turns`, `messages`, `prompt` or `question` with text; see data.exclude"
-        )
+        raise UserError(f"{place}: no `turns`, `messages`, `prompt` or `question` with text; see data.exclude")
     return texts

@@ -107,9 +107,7 @@ def _is_answers(kind) -> bool:
     if not (types.is_list(kind) or types.is_large_list(kind)) or not types.is_struct(kind.value_type):
         return False
     fields = {inner.name: inner.type for inner in kind.value_type}
-    return _is_text(fields.get("answer")) and (
-        types.is_floating(fields["rank"]) if "rank" in fields else False
-    )
+    return _is_text(fields.get("answer")) and (types.is_floating(fields["rank"]) if "rank" in fields else False)
 
 
 def _hub_rows(name: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
@@ -120,9 +118,7 @@ def _hub_rows(name: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
         dataset = load_dataset(name, split="train")
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{name}: no such directory here, and not readable from the hub ({reason})"
-        ) from error
+        raise UserError(f"{name}: no such directory here, and not readable from the hub ({reason})") from error
     _check_columns(name, dataset.column_names, columns)
     for row in dataset:
         yield name, row

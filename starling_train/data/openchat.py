@@ -141,20 +141,14 @@ def check_tokenizer(tokenizer, source: str) -> None:
     """
     vocabulary = tokenizer.get_vocab()
     if END_OF_TURN not in vocabulary:
-        raise UserError(
-            f"{source}: the tokenizer has no {END_OF_TURN} token; use an Openchat-3.5 descendant's"
-        )
+        raise UserError(f"{source}: the tokenizer has no {END_OF_TURN} token; use an Openchat-3.5 descendant's")
     special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     if vocabulary[END_OF_TURN] not in special:
         raise UserError(f"{source}: {END_OF_TURN} is not a special token; add it with special=true")
-    special.pop(
-        tokenizer.unk_token_id, None
-    )  # stands for unknown characters too, so it may come from any text
+    special.pop(tokenizer.unk_token_id, None)  # stands for unknown characters too, so it may come from any text
     for text in special.values():
         if not special.keys().isdisjoint(text_ids(text, tokenizer)):
-            raise UserError(
-                f"{source}: {text!r} written by a user becomes the special token; use a fast tokenizer"
-            )
+            raise UserError(f"{source}: {text!r} written by a user becomes the special token; use a fast tokenizer")
     if tokenizer.bos_token_id is None:
         raise UserError(f"{source}: the tokenizer has no BOS token; Openchat's prompts begin with one")
     if pad_id(tokenizer) is None:

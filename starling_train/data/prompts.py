@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -22,6 +22,16 @@ class Prompt:
         return self.messages[-1]["content"]
 
 
+class Conversation(Protocol):
+    """Anything with messages."""
+
+    @property
+    def messages(self) -> list[dict]: ...
+
+
+Item = TypeVar("Item", bound=Conversation)
+
+
 def tokenise(conversations: Sequence[list[dict]], tokenizer: Any, max_tokens: int) -> tuple[list[Prompt], int]:
     """Prompts of at most `max_tokens` tokens, in order, and how many were longer.
 
@@ -38,7 +48,7 @@ def tokenise(conversations: Sequence[list[dict]], tokenizer: Any, max_tokens: in
     return fitting, len(prompts) - len(fitting)
 
 
-def hold_out(prompts: Sequence[Prompt], count: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+def hold_out(prompts: Sequence[Item], count: int, seed: int) -> tuple[list[Item], list[Item]]:
     """(training, held-out) prompts: `count` distinct conversations drawn by the seed, with all their duplicates.
 
     Raises UserError, naming `data.eval_prompts`, if nothing would be left to train on.
@@ -51,29 +61,29 @@ def hold_out(prompts: Sequence[Prompt], count: int, seed: int) -> tuple[list[Pro
         )
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed)).tolist()
     held = {distinct[i]: place for place, i in enumerate(order[:count])}
-    first: dict[tuple, Prompt] = {}
+    first: dict[tuple, Item] = {}
     for prompt in prompts:
         first.setdefault(_key(prompt), prompt)
     training = [prompt for prompt in prompts if _key(prompt) not in held]
     return training, [first[key] for key in held]
 
 
-def _key(prompt: Prompt) -> tuple:
+def _key(prompt: Conversation) -> tuple:
     return tuple((message["role"], message["content"]) for message in prompt.messages)
 
 
-class PromptStream:
+class PromptStream(Generic[Item]):
     """Batches of prompts, each epoch in its own order. Batch k depends on the seed and k only: nothing to save."""
 
-    def __init__(self, prompts: Sequence[Prompt], batch: int, seed: int):
+    def __init__(self, prompts: Sequence[Item], batch: int, seed: int):
         self._prompts, self._batch, self._seed = prompts, batch, seed
 
-    def batch(self, step: int) -> list[Prompt]:
+    def batch(self, step: int) -> list[Item]:
         """The prompts of one step, counted from 1."""
         first = (step - 1) * self._batch
         return [self._at(position) for position in range(first, first + self._batch)]
 
-    def _at(self, position: int) -> Prompt:
+    def _at(self, position: int) -> Item:
         epoch, place = divmod(position, len(self._prompts))
         return self._prompts[self._order(epoch)[place]]
 

@@ -11,6 +11,10 @@ WATCHED = (
     ("KL", "kl/reference", "{:.3f}"),
     ("length", "response/length_mean", "{:.1f}"),
     ("held-out", "eval/score_mean", "{:.3f}"),
+    ("loss", "rm/loss", "{:.3f}"),
+    ("accuracy", "rm/accuracy", "{:.1%}"),
+    ("held-out loss", "eval/kwise_loss", "{:.3f}"),
+    ("held-out accuracy", "eval/preference_accuracy", "{:.1%}"),
 )
 
 

@@ -36,7 +36,7 @@ def describe(config: Config) -> str:
             f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
             f"{len(tokenizer)} tokens), {config.model.dtype}",
             f"prompts    {config.data.path}{_prompt_report(config, tokenizer)}",
-            f"reward     {config.reward.path} ({config.reward.kind})",
+            f"reward     {config.reward.place()} ({config.reward.kind})",
             f"trains     {_what_trains(config)}{which}",
             "",
             table.render(),
@@ -70,7 +70,7 @@ def _memory(config: Config, model_config: Any, table: Any) -> Any:
         shape,
         table.parameters_of,
         table.parameters_trained,
-        _reward_shape(config).decoder_parameters(),
+        0 if config.reward.kind == "server" else _reward_shape(config).decoder_parameters(),
         dtype=config.model.dtype,
         reward_dtype=config.reward.dtype,
         reward_load_in=config.reward.load_in,

@@ -8,10 +8,19 @@ from typing import Any
 import yaml
 
 from starling_train.config import Config, UserError
+from starling_train.config_rm import RmConfig
 
 # Changing these between two starts of a run changes neither its data nor what one step computes.
 FREE_TO_CHANGE = ("name", "run_dir", "dry_run", "debug", "prepare", "cluster", "checkpoint", "logging", "evaluation")
-FREE_TO_CHANGE_KEYS = ("algorithm.steps",)
+FREE_TO_CHANGE_KEYS = (
+    "algorithm.steps",
+    "reward.url",
+    "reward.token_env",
+    "reward.connections",
+    "reward.conversations_per_request",
+    "reward.timeout_s",
+    "reward.patience_s",
+)
 
 
 class RunDirectory:
@@ -20,12 +29,13 @@ class RunDirectory:
     Raises UserError if the directory holds a run with other settings.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config | RmConfig):
         self.path = Path(config.run_dir or Path("runs") / config.name).expanduser()
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"
+        self.reward = self.path / "reward"
         self.summary = self.path / "summary.json"
         self.settings = asdict(config)
         self._refuse_other_settings()
@@ -35,7 +45,9 @@ class RunDirectory:
         if not self.summary.is_file():
             return False
         summary = json.loads(self.summary.read_text())
-        return bool(summary["finished"]) and summary["steps"] >= self.settings["algorithm"]["steps"]
+        # where the number of steps follows from fixed settings, no more of them can be asked for
+        wanted = self.settings.get("algorithm", {}).get("steps", 0)
+        return bool(summary["finished"]) and summary["steps"] >= wanted
 
     def create(self) -> None:
         """Make the directory and write the resolved configuration."""

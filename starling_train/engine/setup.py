@@ -14,7 +14,7 @@ from starling_train.engine.optim import Optimizer
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.state import TrainState
 from starling_train.models import freeze, load, reward, selection, snr_scan
-from starling_train.models.actors import Actors
+from starling_train.models.reward_client import RewardClient
 from starling_train.models.running_stats import RunningMoments
 from starling_train.models.snr_scan import Record
 
@@ -117,8 +117,10 @@ def apply(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze
     return freeze.apply(model, selected, embeddings=config.embeddings, head=config.head, norms=config.norms)
 
 
-def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel:
-    """The reward model, with its own tokenizer, on the run's device."""
+def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel | RewardClient:
+    """The reward model, with its own tokenizer, on the run's device; or the client of a served one that answers."""
+    if config.kind == "server":
+        return _reward_client(config)
     # Starling-RM-7B-alpha comes without config.json: the tokenizer's directory, its base model's, then has it
     directory = load.resolve(config.path, "reward.path", needs_config=not config.tokenizer)
     tokenizer = load.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else None
@@ -136,6 +138,16 @@ def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel:
     )
 
 
+def _reward_client(config: RewardConfig) -> RewardClient:
+    tokenizer = None
+    if config.protocol == "openrlhf":
+        directory = load.resolve(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
+        tokenizer = load.load_tokenizer(directory, "reward.tokenizer")
+    client = RewardClient(config, tokenizer)
+    client.check()
+    return client
+
+
 def scale(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
     """Scores as PPO is paid: centred and scaled by the running moments and clipped, or as they are."""
     if config.scale == "none":
@@ -144,12 +156,11 @@ def scale(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tens
     return scaled.clamp(-config.clip, config.clip) if config.clip else scaled
 
 
-def restore(checkpoints: Checkpoints, actors: Actors, optimizer: Optimizer) -> TrainState | None:
-    """Load the newest intact checkpoint into actors and optimizer; None if there is none."""
+def restore(checkpoints: Checkpoints, parameters: dict[str, nn.Parameter], optimizer: Optimizer) -> TrainState | None:
+    """Load the newest intact checkpoint into trainable parameters and optimizer; None if there is none."""
     found = checkpoints.newest()
     if found is None:
         return None
-    parameters = actors.trainable()
     if found.trainable.keys() != parameters.keys():
         raise UserError(
             "run_dir: its checkpoint trained other tensors than this selection; give the same freeze.* settings, "

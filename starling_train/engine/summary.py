@@ -11,6 +11,7 @@ from torch import Tensor
 
 import starling_train
 from starling_train.config import Config
+from starling_train.config_rm import RmConfig
 from starling_train.engine.experience import Experience
 from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.runtime import Runtime
@@ -37,7 +38,14 @@ def step_metrics(
     }
 
 
-def to_json(config: Config, run: RunDirectory, table: FreezeTable, state: TrainState, runtime: Runtime) -> str:
+def to_json(
+    config: Config | RmConfig,
+    run: RunDirectory,
+    table: FreezeTable,
+    state: TrainState,
+    runtime: Runtime,
+    command: str = "ppo",
+) -> str:
     """The content of summary.json for a run that has done all its steps."""
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     evaluations = [{k: v for k, v in row.items() if k.startswith(("eval/", "step"))} for row in rows]
@@ -45,7 +53,7 @@ def to_json(config: Config, run: RunDirectory, table: FreezeTable, state: TrainS
     steps = [row for row in rows if "throughput/samples_per_s" in row]
     summary = {
         "name": config.name,
-        "command": "ppo",
+        "command": command,
         "finished": True,
         "steps": state.step,
         "episodes": state.episodes,

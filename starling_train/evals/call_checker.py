@@ -70,9 +70,7 @@ def _is_right_call(call: Call, functions: Sequence[dict], truth: dict) -> bool:
     if any("" not in allowed for key, allowed in allowed_values.items() if key not in call.arguments):
         return False
     return all(
-        key in properties
-        and key in allowed_values
-        and _is_allowed(value, allowed_values[key], properties[key])
+        key in properties and key in allowed_values and _is_allowed(value, allowed_values[key], properties[key])
         for key, value in call.arguments.items()
     )
 

@@ -28,9 +28,7 @@ __all__ = [
 ]
 
 CATEGORIES = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance")
-INSTRUCTION = (
-    "Answer only with calls, as [name(parameter=value)]. If no function fits, answer with one plain sentence."
-)
+INSTRUCTION = "Answer only with calls, as [name(parameter=value)]. If no function fits, answer with one plain sentence."
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,7 @@ class Result:
     records: list[dict]
 
 
-def load_cases(
-    directory: str | Path, categories: Sequence[str] | None = None, limit: int | None = None
-) -> list[Case]:
+def load_cases(directory: str | Path, categories: Sequence[str] | None = None, limit: int | None = None) -> list[Case]:
     """The cases of the leaderboard's files, categories one after another.
 
     `categories` None takes every Python subset whose file is there. `limit` keeps that many cases in all, the
@@ -66,9 +62,7 @@ def load_cases(
     if categories is None:
         categories = [name for name in CATEGORIES if _questions_path(directory, name).is_file()]
         if not categories:
-            raise UserError(
-                f"{directory}: no BFCL_v4_*.json of {', '.join(CATEGORIES)}; give the leaderboard's data"
-            )
+            raise UserError(f"{directory}: no BFCL_v4_*.json of {', '.join(CATEGORIES)}; give the leaderboard's data")
     for name in categories:
         if name not in CATEGORIES:
             raise UserError(f"categories: {name!r} is not supported; choose among {', '.join(CATEGORIES)}")
@@ -81,9 +75,7 @@ def load_cases(
 
 def conversation(case: Case) -> list[dict]:
     """The prompt: the instruction and the functions as compact JSON, one a line, then the user's turns."""
-    functions = (
-        json.dumps(function, separators=(",", ":"), ensure_ascii=False) for function in case.functions
-    )
+    functions = (json.dumps(function, separators=(",", ":"), ensure_ascii=False) for function in case.functions)
     return [{"role": "system", "content": "\n".join([INSTRUCTION, *functions])}, *case.messages]
 
 
@@ -120,13 +112,9 @@ def _load_category(directory: Path, category: str) -> list[Case]:
     cases = []
     for where, row in _read_lines(path):
         turns = _list_of(_is_turn, row, "question", "a list of lists of {role, content}", where)
-        functions = _list_of(
-            _is_function, row, "function", "a list of {name, parameters: {properties}}", where
-        )
+        functions = _list_of(_is_function, row, "function", "a list of {name, parameters: {properties}}", where)
         if truths is not None and row["id"] not in truths:
-            raise UserError(
-                f"{where}: {row['id']} is not in possible_answer/{path.name}; add it or drop the case"
-            )
+            raise UserError(f"{where}: {row['id']} is not in possible_answer/{path.name}; add it or drop the case")
         truth = truths[row["id"]] if truths is not None else None
         cases.append(Case(row["id"], category, list(chain.from_iterable(turns)), functions, truth))
     if not cases:

@@ -7,8 +7,9 @@ EDGE = 1 << 20  # bytes read at both ends of a weight file: reading 14 GB in ful
 
 
 def fingerprint(directory: Path) -> str:
-    """SHA-256 over config.json and, of every weight file, its name, size, first and last megabyte."""
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    """SHA-256 over config.json, if there is one, and, of every weight file, its name, size, first and last megabyte."""
+    config = directory / "config.json"
+    digest = hashlib.sha256(config.read_bytes() if config.is_file() else b"")
     for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())

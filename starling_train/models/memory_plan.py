@@ -124,6 +124,30 @@ def plan(
     )
 
 
+def plan_ranking(
+    model: Shape,
+    parameters: int,
+    trainable: int,
+    *,
+    dtype: str,
+    tokens_per_microbatch: int,
+    gradient_checkpointing: bool,
+    layers_above_lowest: int,
+) -> Plan:
+    """Memory of training a reward model on ranked answers, in one process."""
+    size = BYTES[dtype]
+    master = 0 if dtype == "float32" else 4  # bytes of a float32 copy, and of its gradient
+    activations = _activation_bytes(model, size, layers_above_lowest, gradient_checkpointing)
+    return Plan(
+        held={"weights": parameters * size, "optimizer: moments, master copies": trainable * (8 + master)},
+        rollout={},
+        update={
+            "gradients": trainable * (size + master),
+            "activations": tokens_per_microbatch * activations,
+        },
+    )
+
+
 def _activation_bytes(shape: Shape, size: int, layers: int, checkpointing: bool) -> int:
     """Bytes per token kept for the backward pass: inputs of the linear maps, norms and the gate, by layer."""
     one_layer = (10 * shape.hidden + 4 * shape.intermediate) * size

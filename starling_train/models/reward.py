@@ -61,7 +61,23 @@ class RewardModel:
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
         """One score a conversation, in order; each conversation ends with the assistant's answer."""
-        encoded = [self.encode(messages) for messages in conversations]
+        return self.score_ids([self.encode(messages) for messages in conversations])
+
+    def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
+        """As `score`, with the error in place of the score of a conversation that the template cannot take."""
+        results: list[float | UserError] = [0.0] * len(conversations)
+        encoded: dict[int, list[int]] = {}
+        for index, messages in enumerate(conversations):
+            try:
+                encoded[index] = self.encode(messages)
+            except UserError as error:
+                results[index] = error
+        for index, score in zip(encoded, self.score_ids(list(encoded.values())), strict=True):
+            results[index] = score
+        return results
+
+    def score_ids(self, encoded: Sequence[list[int]]) -> list[float]:
+        """One score for each of `encode`'s results, in order."""
         scores = [0.0] * len(encoded)
         for group in cut_by_tokens([len(ids) for ids in encoded], self.tokens_per_batch):
             with torch.inference_mode():

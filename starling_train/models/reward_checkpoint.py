@@ -28,17 +28,13 @@ def read_7b(directory: Path) -> dict[str, Tensor]:
     """
     file = directory / SEVEN_B_FILE
     if not file.is_file():
-        raise UserError(
-            f"{directory}: no {SEVEN_B_FILE}; reward.kind=starling_7b reads Starling-RM-7B-alpha's layout"
-        )
+        raise UserError(f"{directory}: no {SEVEN_B_FILE}; reward.kind=starling_7b reads Starling-RM-7B-alpha's layout")
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{file}: not a readable file of plain tensors; download it again") from error
     copy = {
-        f"transformer.{name.removeprefix('model.model.')}": name
-        for name in tensors
-        if name.startswith("model.model.")
+        f"transformer.{name.removeprefix('model.model.')}": name for name in tensors if name.startswith("model.model.")
     }
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
     if any(name.startswith("transformer.") for name in own):
@@ -101,9 +97,7 @@ def write_starling_7b(net: nn.Module, directory: str | Path, tokenizer) -> None:
     torch.save(tensors, directory / SEVEN_B_FILE)
 
 
-def write_starling_34b(
-    net: nn.Module, directory: str | Path, tokenizer, shard_bytes: int = 5 * 10**9
-) -> None:
+def write_starling_34b(net: nn.Module, directory: str | Path, tokenizer, shard_bytes: int = 5 * 10**9) -> None:
     """Write a RewardNet in Starling-RM-34B's layout, in shards of at most `shard_bytes` or one tensor."""
     from safetensors.torch import save_file
 

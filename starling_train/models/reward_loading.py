@@ -17,9 +17,7 @@ def load_config(directory: Path, tokenizer_directory: Path) -> Any:
 
     source = directory if (directory / "config.json").is_file() else tokenizer_directory
     if not (source / "config.json").is_file():
-        raise UserError(
-            f"{directory}: no config.json; copy the base model's there (Llama-2-7b-chat's, Yi-34B-Chat's)"
-        )
+        raise UserError(f"{directory}: no config.json; copy the base model's there (Llama-2-7b-chat's, Yi-34B-Chat's)")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (ValueError, OSError) as error:
@@ -39,14 +37,11 @@ def load_tokenizer(directory: Path) -> Any:
         return loader.from_pretrained(directory)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(
-            f"{directory}: no usable tokenizer ({_first_line(error)}); "
-            "set reward.tokenizer to a directory that has one"
+            f"{directory}: no usable tokenizer ({_first_line(error)}); set reward.tokenizer to a directory that has one"
         ) from error
 
 
-def loading_options(
-    dtype: str | torch.dtype, device: str | torch.device, load_in: str | None
-) -> dict[str, Any]:
+def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:
     """Arguments of `from_pretrained`: precision, quantisation, placement."""
     options: dict[str, Any] = {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
     if device == "auto":
@@ -82,9 +77,7 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
     from transformers import AutoModelForSequenceClassification
 
     if config.num_labels != 1:
-        raise UserError(
-            f"{directory}: config.json has {config.num_labels} labels; a reward model has num_labels 1"
-        )
+        raise UserError(f"{directory}: config.json has {config.num_labels} labels; a reward model has num_labels 1")
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             directory, config=config, output_loading_info=True, trust_remote_code=False, **options
@@ -93,9 +86,7 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
         raise UserError(f"{directory}: {_first_line(error)}; check reward.path and reward.kind") from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise UserError(
-            f"{directory}: {', '.join(missing[:3])} missing; it is no trained sequence classifier"
-        )
+        raise UserError(f"{directory}: {', '.join(missing[:3])} missing; it is no trained sequence classifier")
     if isinstance(getattr(model, "score", None), nn.Linear):
         return RewardNet(model.base_model, model.score)
     return ClassifierNet(model)

@@ -1,5 +1,7 @@
 """The networks behind a reward model: token ids -> one score a row. They can be trained as any module."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,17 @@ class RewardNet(nn.Module):
         head = nn.Linear(config.hidden_size, 1, bias=False, dtype=dtype)
         nn.init.zeros_(head.weight)
         return cls(AutoModel.from_config(config, dtype=dtype), head)
+
+    # What `models.freeze` asks of a causal language model; here the output head is the reward head.
+    @property
+    def config(self) -> Any:
+        return self.transformer.config
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.transformer.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.v_head
 
     def forward(
         self,

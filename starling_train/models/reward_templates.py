@@ -14,9 +14,7 @@ KINDS = ("starling_7b", "starling_34b", "sequence_classification")
 PRIVATE_USE = range(0xE000, 0xF8FF)
 
 
-def encode_conversation(
-    kind: str, messages: Sequence[dict], tokenizer, *, trailing_newline: bool = False
-) -> list[int]:
+def encode_conversation(kind: str, messages: Sequence[dict], tokenizer, *, trailing_newline: bool = False) -> list[int]:
     """Token ids of a conversation that ends with the answer to score, not truncated.
 
     trailing_newline: starling_34b only, a newline after the last `<|im_end|>`, as in its training.
@@ -51,9 +49,7 @@ def check_tokenizer(kind: str, tokenizer, source: str) -> None:
     if kind == "starling_34b" and not {"<|im_start|>", "<|im_end|>"} <= specials:
         raise UserError(f"{source}: the tokenizer lacks <|im_start|> or <|im_end|>; use Yi-34B-Chat's")
     if kind == "sequence_classification" and not tokenizer.chat_template:
-        raise UserError(
-            f"{source}: the tokenizer has no chat template; add chat_template.jinja to the directory"
-        )
+        raise UserError(f"{source}: the tokenizer has no chat template; add chat_template.jinja to the directory")
 
 
 def special_strings(tokenizer) -> list[str]:
@@ -75,9 +71,18 @@ def _renderer(kind: str, tokenizer) -> Callable[[Sequence[dict]], str]:
         return lambda messages: _llama2(messages, tokenizer.eos_token)
     if kind == "starling_34b":
         return _chatml
-    return lambda messages: tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
-    )
+    return lambda messages: _own_template(messages, tokenizer)
+
+
+def _own_template(messages: Sequence[dict], tokenizer) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
+        )
+    except TemplateError as error:  # a template may refuse, e.g. a system message
+        raise UserError(f"conversation: the tokenizer's chat template refuses it ({error})") from error
 
 
 def _llama2(messages: Sequence[dict], eos: str) -> str:

@@ -140,10 +140,10 @@ def _is_score(value: object) -> bool:
 def match(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
     """`scan` in the order of `listing`, with the shapes that a published file lacks.
 
-    Raises UserError where the two are not of the same model: a name that only one of them has, or another
-    shape.
+    What a scan holds outside the decoder layers (a head, embeddings) is left out. Raises UserError where
+    the two are not of the same model: a name that only one of them has, or another shape.
     """
-    for module in [*listing, *scan]:
+    for module in [*listing, *(name for name, record in scan.items() if record.layer is not None)]:
         if module not in scan or module not in listing:
             where = "the model" if module not in listing else source
             raise UserError(f"freeze.scan: {module} is not in {where}; give the scan of this model")

@@ -66,9 +66,7 @@ def table(head: list[str], rows: Iterable[list[str]], numeric: frozenset[int] = 
         return "<tr>" + "".join(shown) + "</tr>"
 
     body = "\n".join(line(row, "td") for row in rows)
-    return (
-        f'<div class="scroll"><table><thead>{line(head, "th")}</thead>\n<tbody>{body}</tbody></table></div>'
-    )
+    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead>\n<tbody>{body}</tbody></table></div>'
 
 
 def details(title: str, body: str) -> str:

@@ -49,7 +49,7 @@ def render(run: Run) -> str:
 def plot_cards(run: Run, remarks: list[str]) -> str:
     """A figure with its caption for every panel that has numbers; the others are named in `remarks`."""
     cards, without = [], []
-    for panel in (panels.PANELS[0], *panels.eval_panels(run), *panels.PANELS[1:]):
+    for panel in panels.of(run):
         svg = plots.panel_svg(run, panel)
         if not svg:
             without.append(panel.title)
@@ -71,9 +71,7 @@ def heatmap(run: Run) -> str:
     from starling_train.report.heatmap import draw
 
     with matplotlib.rc_context({"svg.hashsalt": "snr", "svg.fonttype": "none"}):
-        svg = plots.inline_svg(
-            draw(scanned, selected_modules(run)), "snr", "Signal-to-noise ratio", themed=False
-        )
+        svg = plots.inline_svg(draw(scanned, selected_modules(run)), "snr", "Signal-to-noise ratio", themed=False)
     return (
         f'<figure class="card"><div class="scroll paper">{svg}</div><figcaption>Signal-to-noise ratio of '
         "every scanned matrix; framed matrices were trained. Compare within one module type only: the ratio "

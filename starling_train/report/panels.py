@@ -148,9 +148,7 @@ PANELS = (
         "(the axis ends at -1). Good: it rises in the first steps and stays up. Bad: around or below 0 "
         "throughout, so that advantages are mostly noise.",
         (
-            Row(
-                "explained variance", (Line("value/explained_variance", "", BLUE),), ceiling=1.05, lowest=-1.0
-            ),
+            Row("explained variance", (Line("value/explained_variance", "", BLUE),), ceiling=1.05, lowest=-1.0),
             Row("value loss", (Line("value/loss", "", ORANGE),), floor=0.0),
         ),
     ),
@@ -184,6 +182,39 @@ PANELS = (
         ),
     ),
 )
+
+
+RANKING = Panel(
+    "ranking",
+    "Ranking of answers",
+    "K-wise loss (1.42 before training, with seven answers) and share of answer pairs in the right order, over all "
+    "pairs and by how many places lie between the two. Good: held-out follows training; distant pairs come out best. "
+    "Bad: training improves alone, so that rows are memorised.",
+    (
+        Row("loss", (Line("rm/loss", "training", BLUE), Line("eval/kwise_loss", "held-out", RED, points=True))),
+        Row(
+            "pairs right, %",
+            (
+                Line("rm/accuracy", "training", BLUE, scale=100.0),
+                Line("eval/preference_accuracy", "held-out", RED, points=True, scale=100.0),
+            ),
+        ),
+        Row(
+            "by distance, %",
+            tuple(
+                Line(f"eval/preference_accuracy_distance_{d}", f"{d} apart", colour, points=True, scale=100.0)
+                for d, colour in enumerate((BLUE, ORANGE, GREEN, RED, PURPLE, INK), start=1)
+            ),
+        ),
+    ),
+)
+
+
+def of(run: Run) -> tuple[Panel, ...]:
+    """The panels of a run's page, in order: those of a reward model's training, or of a policy's."""
+    if series(run, "rm/loss")[1]:
+        return (RANKING, *(panel for panel in PANELS if panel.slug in ("optimiser", "time")))
+    return (PANELS[0], *eval_panels(run), *PANELS[1:])
 
 
 def suites(run: Run) -> list[str]:

@@ -131,9 +131,7 @@ def draw_line(axis: "Axes", run: Run, line: Line) -> None:
     shape = "o" if line.points or len(values) <= FEW_POINTS else ""
     width = 1.0 if line.points else 1.6
     size = 4.5 if line.points else 2.5
-    axis.plot(
-        steps, scaled, color=line.colour, marker=shape, markersize=size, linewidth=width, label=line.label
-    )
+    axis.plot(steps, scaled, color=line.colour, marker=shape, markersize=size, linewidth=width, label=line.label)
     if line.spread:
         spread = dict(zip(*series(run, line.spread), strict=True))
         inside = [(s, v, spread[s]) for s, v in zip(steps, values, strict=True) if s in spread]
@@ -177,9 +175,7 @@ def inline_svg(figure: "Figure", slug: str, title: str, themed: bool) -> str:
     assert box is not None
     body = svg[svg.index(">", box.end()) + 1 :]
     body = re.sub(r"<style type=\"text/css\">.*?</style>", "", body, count=1, flags=re.S)
-    body = re.sub(
-        r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", body
-    )  # the same in every figure; nothing refers to them
+    body = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", body)  # the same in every figure; nothing refers to them
     body = re.sub(r"xlink:href=", "href=", body)
     body = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", body)
     if themed:
@@ -211,9 +207,7 @@ def reward_png(run_dir: Path, path: Path) -> Path:
     )
     kept = [(title, row) for title, row in shown if any(series(run, line.key)[1] for line in row.lines)]
     if not kept:
-        raise UserError(
-            f"{Path(run_dir) / 'metrics.jsonl'}: holds nothing to plot; give a run that has trained"
-        )
+        raise UserError(f"{Path(run_dir) / 'metrics.jsonl'}: holds nothing to plot; give a run that has trained")
     with matplotlib.rc_context(style("readme") | {"axes.titlelocation": "left", "axes.titlesize": 10.5}):
         figure = Figure(figsize=(3.4 * len(kept), 2.9), layout="constrained", facecolor="white")
         for place, (title, row) in enumerate(kept, start=1):

@@ -31,9 +31,7 @@ def read(run_dir: Path) -> Run:
     """Read what is there. Raises `UserError` when `run_dir` is not a directory, and for nothing else."""
     path = Path(run_dir)
     if not path.is_dir():
-        raise UserError(
-            f"run_dir: {path} is not a directory; give the directory that a training command wrote"
-        )
+        raise UserError(f"run_dir: {path} is not a directory; give the directory that a training command wrote")
     missing: list[str] = []
     metrics = _json_lines(path / "metrics.jsonl", missing)
     samples = _json_lines(path / "samples.jsonl", missing)

@@ -82,16 +82,10 @@ def facts(run: Run) -> str:
     summary = run.summary
     rows = [("Device", escape(summary["device"]))] if summary.get("device") else []
     if is_number(summary.get("wall_time_s")):
-        rows.append(
-            ("Time", f'<data value="{summary["wall_time_s"]!r}">{duration(summary["wall_time_s"])}</data>')
-        )
+        rows.append(("Time", f'<data value="{summary["wall_time_s"]!r}">{duration(summary["wall_time_s"])}</data>'))
     speed = summary.get("throughput")
     for key, label, unit in (("tokens_per_s", "Speed", "tokens/s"), ("samples_per_s", "", "responses/s")):
-        value = (
-            next((speed[k] for k in (key, f"throughput/{key}") if k in speed), None)
-            if _is_dict(speed)
-            else None
-        )
+        value = next((speed[k] for k in (key, f"throughput/{key}") if k in speed), None) if _is_dict(speed) else None
         if is_number(value):
             rows.append((label or "Responses", number(value, unit)))
     if is_number(summary.get("peak_memory_gb")):
@@ -119,12 +113,8 @@ def tiles(run: Run) -> str:
             chosen.append(Tile(key, f"{label}, right", "%", "points", percent_scale(run, key), 1))
         else:
             chosen.append(Tile(key, label))
-    chosen.append(
-        _held_out(run, "kl_reference", "kl/reference", Tile("", "KL to the starting policy", "nats"))
-    )
-    chosen.append(
-        _held_out(run, "length_mean", "response/length_mean", Tile("", "Response length", "tokens"))
-    )
+    chosen.append(_held_out(run, "kl_reference", "kl/reference", Tile("", "KL to the starting policy", "nats")))
+    chosen.append(_held_out(run, "length_mean", "response/length_mean", Tile("", "Response length", "tokens")))
     shown = [tile(run, item) for item in chosen]
     return "".join(text for text in shown if text) or '<p class="note">No measurement was recorded yet.</p>'
 
@@ -235,9 +225,7 @@ def appendix(run: Run) -> str:
         parts.append(details(f"Unfrozen parameters ({len(run.patterns)})", f"<pre>{escape(lines)}</pre>"))
     versions = run.summary.get("versions")
     if isinstance(versions, dict) and versions:
-        rows = [
-            [escape(name), f"<code>{escape(version)}</code>"] for name, version in sorted(versions.items())
-        ]
+        rows = [[escape(name), f"<code>{escape(version)}</code>"] for name, version in sorted(versions.items())]
         parts.append(details("Versions", table(["Package", "Version"], rows)))
     if run.summary.get("command"):
         parts.append(details("Command", f"<pre>{escape(redact(str(run.summary['command'])))}</pre>"))

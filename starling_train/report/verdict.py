@@ -40,9 +40,7 @@ def _score(run: Run) -> Finding | None:
     if gain is None:
         return None
     if gain >= 1:
-        return Finding(
-            GOOD, f"Held-out score rose by {plain(gain)} standard deviations of the starting policy."
-        )
+        return Finding(GOOD, f"Held-out score rose by {plain(gain)} standard deviations of the starting policy.")
     if gain > 0:
         text = f"Held-out score rose by only {plain(gain)} standard deviations of the starting policy."
         return Finding(WATCH, text)
@@ -90,9 +88,7 @@ def _ratio(run: Run) -> Finding | None:
     # In half precision two passes over the same tokens differ by rounding alone.
     allowed = 1e-4 if setting(run.config, "model.dtype") == "float32" else 0.1
     if max(values) <= allowed:
-        return Finding(
-            GOOD, f"Generation and training agree on log-probabilities (within {plain(max(values))})."
-        )
+        return Finding(GOOD, f"Generation and training agree on log-probabilities (within {plain(max(values))}).")
     text = f"Generation and training disagree on log-probabilities: ratio off by up to {plain(max(values))}"
     return Finding(WATCH, f"{text}, where {plain(allowed)} is expected at this precision.")
 
@@ -102,9 +98,7 @@ def _ended(run: Run) -> Finding | None:
     share = last[0] if last[1] is None else last[1]
     if share is None or share >= 0.8:
         return None
-    text = (
-        f"Only {plain(100 * share)} % of responses end by themselves; the others are cut at the token limit."
-    )
+    text = f"Only {plain(100 * share)} % of responses end by themselves; the others are cut at the token limit."
     return Finding(WATCH, text)
 
 

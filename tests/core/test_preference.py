@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from starling_train.core.preference import kwise_loss, pair_accuracy
+from starling_train.core.preference import kwise_loss, kwise_losses, pair_accuracy, pairs_by_distance
 
 
 def test_seven_equal_scores_give_log_7_factorial_over_6():
@@ -46,3 +46,39 @@ def test_pair_accuracy_by_hand():
     scores = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 50.0]])
     is_answer = torch.tensor([[True, True, True], [True, True, False]])
     assert pair_accuracy(scores, is_answer).item() == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+
+
+def test_tied_answers_are_not_compared():
+    # first, second and third share a place: only the last is chosen against; a: 3 - log(e^3 + e^1), b and c likewise
+    scores = torch.tensor([[3.0, 2.0, 0.5, 1.0]])
+    place = torch.tensor([[1, 1, 1, 2]])
+    terms = [math.log(math.exp(r) + math.e) - r for r in (3.0, 2.0, 0.5)]
+    assert kwise_loss(scores, None, place).item() == pytest.approx(sum(terms) / 3)
+    # a tie at the bottom: one choice is made, against both
+    place = torch.tensor([[1, 2, 2]])
+    expected = math.log(math.exp(3.0) + math.exp(2.0) + math.exp(0.5)) - 3.0
+    assert kwise_loss(scores[:, :3], None, place).item() == pytest.approx(expected)
+
+
+def test_the_order_of_tied_answers_does_not_matter():
+    scores = torch.randn(1, 5, generator=torch.Generator().manual_seed(1))
+    place = torch.tensor([[1, 2, 2, 2, 3]])
+    torch.testing.assert_close(kwise_loss(scores, None, place), kwise_loss(scores[:, [0, 3, 1, 2, 4]], None, place))
+
+
+def test_rows_without_an_order_say_nothing():
+    scores = torch.tensor([[1.0, 0.0], [5.0, -5.0]], requires_grad=True)
+    place = torch.tensor([[1, 2], [4, 4]])
+    loss = kwise_loss(scores, None, place)
+    torch.testing.assert_close(loss, kwise_loss(scores[:1]))
+    loss.backward()
+    assert scores.grad[1].tolist() == [0.0, 0.0]
+    assert kwise_losses(scores, None, place)[1] == 0
+    assert pair_accuracy(scores, None, place) == 1.0
+
+
+def test_pairs_by_distance_by_hand():
+    # places 1, 2, 2, 4: distances of (a,b) 1, (a,c) 1, (a,d) 3, (b,d) 2, (c,d) 2; b and c are tied
+    right, pairs = pairs_by_distance(torch.tensor([[1.0, 2.0, 1.0, 0.0]]), None, torch.tensor([[1, 2, 2, 4]]))
+    assert pairs.tolist() == [0, 2, 2, 1]
+    assert right.tolist() == [0, 0.5, 2, 1]

@@ -39,22 +39,17 @@ def jsonl(path, *rows):
 def test_prompt_text_becomes_turns():
     text = "\n\nHuman: One\n\ntwo \n\nAssistant:  Yes\n\nHuman: And?\n\nAssistant: "
     assert parse_prompt(text) == turns("One\n\ntwo", "Yes", "And?")
-    assert parse_prompt("\n\nHuman: Hi\n\nAssistant:\n\nHuman: Still?\n\nAssistant:") == turns(
-        "Hi", "", "Still?"
-    )
+    assert parse_prompt("\n\nHuman: Hi\n\nAssistant:\n\nHuman: Still?\n\nAssistant:") == turns("Hi", "", "Still?")
     assert parse_prompt("Say Human: x") == turns("Say Human: x")
 
 
 def test_answers_are_sorted_best_first(tmp_path):
     row = raw_row()
     row["answers"] = [
-        {"answer": text, "model": text.upper(), "rank": rank}
-        for text, rank in zip("cab", (3.0, 1.0, 2.0), strict=True)
+        {"answer": text, "model": text.upper(), "rank": rank} for text, rank in zip("cab", (3.0, 1.0, 2.0), strict=True)
     ]
     loaded = load(parquet(tmp_path / "x.parquet", row)).rows[0]
-    assert loaded == Row(
-        turns("Hi there"), [Answer("a", "A", 1), Answer("b", "B", 2), Answer("c", "C", 3)], ["s"]
-    )
+    assert loaded == Row(turns("Hi there"), [Answer("a", "A", 1), Answer("b", "B", 2), Answer("c", "C", 3)], ["s"])
 
 
 @pytest.mark.parametrize(
@@ -137,9 +132,7 @@ def test_answers_can_be_left_unread(tmp_path):
 
 
 def test_excluded_prompts_are_dropped_wherever_they_are_said(tmp_path):
-    questions = jsonl(
-        tmp_path / "q.jsonl", {"question_id": 81, "turns": ["Compose a POST, now!", "Rewrite it."]}
-    )
+    questions = jsonl(tmp_path / "q.jsonl", {"question_id": 81, "turns": ["Compose a POST, now!", "Rewrite it."]})
     lines = tmp_path / "lines.txt"
     lines.write_text("hi there\n\n!!!\n")
     rows = [
@@ -263,9 +256,7 @@ def test_real_rows(data_dir):
     speakers = Counter(len(re.findall(r"\n\n(?:Human|Assistant):", raw["prompt"])) - 1 for raw in table)
     assert Counter(len(row.messages) for row in data.rows) == speakers
     repeats = sum(len(raw["answers"]) - len({a["answer"].strip() for a in raw["answers"]}) for raw in table)
-    ran_on = sum(
-        "\n\nHuman:" in text for raw in table for text in {a["answer"].strip() for a in raw["answers"]}
-    )
+    ran_on = sum("\n\nHuman:" in text for raw in table for text in {a["answer"].strip() for a in raw["answers"]})
     assert data.answers_changed == {
         "left out: repeats a better-ranked answer": repeats,
         "kept: goes on to write a Human turn": ran_on,

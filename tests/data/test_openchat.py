@@ -43,9 +43,7 @@ def test_card_ids_code_mode(tokenizer):
 def test_render_every_mode():
     assert openchat.render(chat("Hi")) == "GPT4 Correct User: Hi<|end_of_turn|>GPT4 Correct Assistant:"
     assert openchat.render(chat("Hi"), "code") == "Code User: Hi<|end_of_turn|>Code Assistant:"
-    assert (
-        openchat.render(chat("Hi"), "math") == "Math Correct User: Hi<|end_of_turn|>Math Correct Assistant:"
-    )
+    assert openchat.render(chat("Hi"), "math") == "Math Correct User: Hi<|end_of_turn|>Math Correct Assistant:"
 
 
 def test_finished_answer_ends_with_the_end_of_turn(tokenizer):
@@ -129,9 +127,7 @@ def test_encode_survives_a_tokenizer_that_forgot_legacy(tokenizer, tmp_path):
 
 
 def small_tokenizer(*special, pad=None, special_flag=True):
-    letters = {
-        letter: i for i, letter in enumerate(["<unk>", "<s>", *"abcdefghijklmnopqrstuvwxyz▁:GPTCUAM4<|_>"])
-    }
+    letters = {letter: i for i, letter in enumerate(["<unk>", "<s>", *"abcdefghijklmnopqrstuvwxyz▁:GPTCUAM4<|_>"])}
     backend = Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from starling_train.core.batching import cut_by_tokens
+from starling_train.core.batching import cut_bundles_by_tokens, cut_by_tokens
 from starling_train.engine.batching import micro_batch, response_mask
 
 
@@ -29,3 +29,14 @@ def test_micro_batch_by_hand():
 
 def test_response_mask_by_hand():
     assert response_mask([[7], [8, 9, 5]], "cpu").tolist() == [[True, False, False], [True, True, True]]
+
+
+@pytest.mark.parametrize("budget", [1, 30, 100, 10_000])
+def test_bundles_stay_whole_and_within_the_budget(budget):
+    bundles = [[5, 9], [2, 1, 1], [9], [3, 3, 3, 3], [30, 1]]
+    groups = cut_bundles_by_tokens(bundles, budget)
+    assert sorted(i for group in groups for i in group) == list(range(5))
+    for group in groups:
+        lengths = [length for i in group for length in bundles[i]]
+        assert len(lengths) * max(lengths) <= budget or len(group) == 1
+    assert len(cut_bundles_by_tokens(bundles, 10_000)) == 1

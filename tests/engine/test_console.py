@@ -14,7 +14,9 @@ def test_without_a_terminal_one_plain_line_per_step(capsys):
     with Console(steps=3) as console:
         console.phase("rollout")
         console.step({"step": 0, "eval/score_mean": -1.0})
-        console.step({"step": 1, "reward/score_mean": 2.0, "kl/reference": 0.25, "response/length_mean": 7.0}, left_s=61)
+        console.step(
+            {"step": 1, "reward/score_mean": 2.0, "kl/reference": 0.25, "response/length_mean": 7.0}, left_s=61
+        )
     assert capsys.readouterr().out.splitlines() == [
         "step 0/3  held-out -1.000",
         "step 1/3  reward 2.000  KL 0.250  length 7.0  left 0:01:01",

@@ -65,9 +65,7 @@ def test_an_optional_parameter_without_the_mark_must_be_given():
 
 
 def test_a_declared_parameter_that_the_truth_lacks_is_wrong():
-    assert not is_correct(
-        "[area(base=1, height=2, unit='cm')]", [AREA], [{"area": {"base": [1], "height": [2]}}]
-    )
+    assert not is_correct("[area(base=1, height=2, unit='cm')]", [AREA], [{"area": {"base": [1], "height": [2]}}])
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,7 @@ def true_calls(case: Case, leave_out: bool = False) -> list[Call]:
     for truth in case.ground_truth:
         ((name, allowed),) = truth.items()
         required = declaration(case, name)["required"]
-        left_out = {
-            key for key, values in allowed.items() if leave_out and "" in values and key not in required
-        }
+        left_out = {key for key, values in allowed.items() if leave_out and "" in values and key not in required}
         values = {key: next((v for v in values if v != ""), "") for key, values in allowed.items()}
         calls.append(Call(name, {key: first_value(values[key]) for key in allowed if key not in left_out}))
     return calls
@@ -43,9 +41,7 @@ def declaration(case: Case, name: str) -> dict:
 
 def all_allowed(case: Case, name: str, key: str) -> list:
     """What any ground-truth call of this function allows for a parameter."""
-    return [
-        v for truth in case.ground_truth for n, args in truth.items() if n == name for v in args.get(key, [])
-    ]
+    return [v for truth in case.ground_truth for n, args in truth.items() if n == name for v in args.get(key, [])]
 
 
 def wrong_values(value, allowed: list) -> list:
@@ -100,11 +96,7 @@ def corrupted_calls(case: Case, call: Call) -> list[Call]:
     properties, required = (declaration(case, name)[key] for key in ("properties", "required"))
     names = [f"{name}_x", f"x_{name}", f"x.{name}", name[:-1] + "_", name.swapcase()]
     wrong = [Call(other, arguments) for other in names]
-    wrong += [
-        Call(f["name"], arguments)
-        for f in case.functions
-        if not any(f["name"] in t for t in case.ground_truth)
-    ]
+    wrong += [Call(f["name"], arguments) for f in case.functions if not any(f["name"] in t for t in case.ground_truth)]
     wrong += [Call(name, {**arguments, extra: 1}) for extra in ("unknown_parameter", "self")]
     for key, value in arguments.items():
         rest = {other: v for other, v in arguments.items() if other != key}
@@ -199,9 +191,7 @@ def test_corruptions_of_every_ground_truth_are_rejected(real_cases, leave_out):
 def test_an_evaluation_of_perfect_and_of_silent_answers(real_cases):
     def perfect(conversations):
         assert [turns[-1] for turns in conversations] == [case.messages[-1] for case in real_cases]
-        return [
-            answer_text(true_calls(case)) if case.ground_truth else "Nothing fits." for case in real_cases
-        ]
+        return [answer_text(true_calls(case)) if case.ground_truth else "Nothing fits." for case in real_cases]
 
     assert evaluate(real_cases, perfect).accuracy == 100.0
     silent = evaluate(real_cases, lambda conversations: ["Nothing fits."] * len(conversations))

@@ -206,9 +206,7 @@ def test_nothing_is_evaluated_or_printed(tmp_path):
         f"parse_calls('''open(file={str(marker)!r}, mode='w')''')\n"
         "assert parse_calls(r'f(a=\"\\d\")') is not None\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-W", "always", "-c", script], capture_output=True, text=True, timeout=60
-    )
+    run = subprocess.run([sys.executable, "-W", "always", "-c", script], capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert not marker.exists()
 
@@ -235,9 +233,7 @@ def test_answer_text_by_hand():
         Call("f", {"a": 1, "b": "x"}),
         Call("m.g", {"c": [1.5, -2], "d": {"k": ("é", None)}, "e": True, "t": (1,), "u": ()}),
     ]
-    assert answer_text(calls) == (
-        '[f(a=1, b="x"), m.g(c=[1.5, -2], d={"k": ("é", None)}, e=True, t=(1,), u=())]'
-    )
+    assert answer_text(calls) == ('[f(a=1, b="x"), m.g(c=[1.5, -2], d={"k": ("é", None)}, e=True, t=(1,), u=())]')
     assert answer_text([]) == "[]"
 
 

@@ -150,9 +150,7 @@ def test_evaluate_by_hand(directory):
     result = evaluate(cases, generate)
     assert asked == list(map(conversation, cases))
     assert result.accuracy == pytest.approx(50.0)
-    assert result.by_category == pytest.approx(
-        {"simple_python": 25.0, "multiple": 100.0, "irrelevance": 200 / 3}
-    )
+    assert result.by_category == pytest.approx({"simple_python": 25.0, "multiple": 100.0, "irrelevance": 200 / 3})
     assert result.records[1] == {
         "id": "simple_python_1",
         "category": "simple_python",

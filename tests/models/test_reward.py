@@ -51,9 +51,7 @@ def test_7b_scores_are_those_of_a_plain_forward(seven_b, tokenizer, position):
     """`card`: everything padded to max_length with <unk> (0), the head read at the last position."""
     tensors = torch.load(seven_b / "pytorch_model.bin", weights_only=True)
     causal = LlamaForCausalLM(AutoConfig.from_pretrained(seven_b)).eval()
-    causal.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
+    causal.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     expected = []
     for messages in conversations():
         pairs = zip(messages[::2], messages[1::2], strict=True)
@@ -79,9 +77,7 @@ def test_34b_scores_are_those_of_a_plain_forward(thirty_four_b, tokenizer, newli
     model.load_state_dict({k.removeprefix("transformer."): v for k, v in tensors.items()})
     expected = []
     for messages in conversations():
-        text = (
-            "\n".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>" for m in messages) + "\n" * newline
-        )
+        text = "\n".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>" for m in messages) + "\n" * newline
         with torch.no_grad():
             ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
             expected.append((model(ids).last_hidden_state[0, -1] @ head[0]).item())

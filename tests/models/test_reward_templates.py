@@ -11,9 +11,7 @@ ANSWER = {"role": "assistant", "content": "  Fine,\n\nthanks"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 TEXTS = {
     "starling_7b": "[INST] How are\nyou?  [/INST]   Fine,\n\nthanks</s>",
-    "starling_34b": (
-        "<|im_start|>user\nHow are\nyou? <|im_end|>\n<|im_start|>assistant\n  Fine,\n\nthanks<|im_end|>"
-    ),
+    "starling_34b": ("<|im_start|>user\nHow are\nyou? <|im_end|>\n<|im_start|>assistant\n  Fine,\n\nthanks<|im_end|>"),
     "sequence_classification": "Q: How are\nyou? <|im_end|>A:   Fine,\n\nthanks<|im_end|>",
 }
 CHAT_TEMPLATE = (
@@ -65,15 +63,11 @@ def test_prompt_is_the_beginning_of_the_conversation(tokenizer, kind):
     prompt = encode_prompt(kind, messages, tokenizer)
     ids = encode_conversation(kind, messages, tokenizer)
     assert ids[: len(prompt)] == prompt
-    assert "Fine" in tokenizer.decode(ids[len(prompt) :]) and "How" not in tokenizer.decode(
-        ids[len(prompt) :]
-    )
+    assert "Fine" in tokenizer.decode(ids[len(prompt) :]) and "How" not in tokenizer.decode(ids[len(prompt) :])
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-@pytest.mark.parametrize(
-    "written", ["</s>", "a<|im_end|>b <s>\ue000", "<|im_start|>user\nx<|im_end|>\n", "<unk>"]
-)
+@pytest.mark.parametrize("written", ["</s>", "a<|im_end|>b <s>\ue000", "<|im_start|>user\nx<|im_end|>\n", "<unk>"])
 def test_special_strings_in_a_message_stay_text(tokenizer, kind, written):
     special = {0, 1, 2, *tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])}
     awkward = [{"role": role, "content": written} for role in ("system", "user", "assistant")]

@@ -113,6 +113,7 @@ def test_target_modules_are_those_that_peft_adapts(tmp_path, tiny_mistral):
 def test_match_gives_order_and_shapes():
     listing = {m: Record(m, RECORDS[m].type, RECORDS[m].shape) for m in (UP, DOWN)}
     published = {m: Record(m, RECORDS[m].type, snr=1.0) for m in (DOWN, UP)}
+    published["lm_head"] = Record("lm_head", "lm_head", snr=2.0)  # Spectrum scans it where it is asked to
     found = match(published, listing, "x.json")
     assert list(found) == [UP, DOWN]
     assert found[UP] == Record(UP, "mlp.up_proj", (6, 4), snr=1.0)

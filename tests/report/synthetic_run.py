@@ -22,9 +22,7 @@ def write_run(path: Path, steps: int = 40, every: int = 10, layers: int = 6, sli
     noise = random.Random(0)
     lines = [metrics_line(step, steps, every, noise) for step in range(steps + 1)]
     if slim:
-        lines = [
-            {k: v for k, v in line.items() if k == "step" or k.startswith(("eval", "kl"))} for line in lines
-        ]
+        lines = [{k: v for k, v in line.items() if k == "step" or k.startswith(("eval", "kl"))} for line in lines]
     write_lines(path / "metrics.jsonl", lines)
     evals = [line for line in lines if "eval/score_mean" in line]
     write_lines(path / "samples.jsonl", [s for e in evals for s in samples(e["step"], prompts=8)])
@@ -94,9 +92,7 @@ def samples(step: int, prompts: int) -> list[dict[str, Any]]:
     for index in range(prompts):
         prompt = HOSTILE if index == 0 else f"Prompt number {index}: what should I cook tonight?"
         answer = (
-            HOSTILE
-            if index == 0
-            else f"Answer {index} at step {step}. " + "Soup, bread and a salad. " * (index + 1)
+            HOSTILE if index == 0 else f"Answer {index} at step {step}. " + "Soup, bread and a salad. " * (index + 1)
         )
         row = {"step": step, "prompt": prompt, "response": answer, "score": -0.4 + step / 30 + index / 10}
         rows.append(row | {"kl": step / 7, "gold": 0.3 + step / 100, "ended": index != 3})
@@ -111,13 +107,9 @@ def write_selection(path: Path, layers: int, noise: random.Random) -> None:
             records[f"model.layers.{layer}.{kind}"] = {"snr": round(noise.uniform(1, 20), 4), "type": kind}
     lines = ["# highest 25 percent of each type", "unfrozen_parameters:"]
     for kind in TYPES:
-        ranked = sorted(
-            (n for n, r in records.items() if r["type"] == kind), key=lambda n: -records[n]["snr"]
-        )
+        ranked = sorted((n for n, r in records.items() if r["type"] == kind), key=lambda n: -records[n]["snr"])
         lines.append(f"# {kind}")
-        lines += [
-            f"- ^{name.replace('.', chr(92) + '.')}\\.weight$" for name in ranked[: max(1, layers // 4)]
-        ]
+        lines += [f"- ^{name.replace('.', chr(92) + '.')}\\.weight$" for name in ranked[: max(1, layers // 4)]]
     (path / "snr.json").write_text(json.dumps(records, allow_nan=False))
     (path / "unfrozen.yaml").write_text("\n".join(lines) + "\n")
 

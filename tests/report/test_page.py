@@ -119,9 +119,7 @@ def test_hostile_names_are_escaped_everywhere(tmp_path):
     assert not names & {"script", "img"}
 
 
-@pytest.mark.parametrize(
-    "key", ["eval/score_mean", "eval/gold_mean", "eval/kl_reference", "eval/length_mean"]
-)
+@pytest.mark.parametrize("key", ["eval/score_mean", "eval/gold_mean", "eval/kl_reference", "eval/length_mean"])
 def test_tiles_show_first_last_and_change_of_the_file(full_run, html, key):
     lines = [json.loads(line) for line in (full_run / "metrics.jsonl").read_text().splitlines()]
     values = [line[key] for line in lines if key in line]
@@ -256,18 +254,14 @@ def test_not_a_directory_is_the_users_mistake(tmp_path):
 
 def test_selection_is_the_best_of_each_type_and_layer_1_is_not_layer_11(tmp_path):
     run = write_run(tmp_path / "run", steps=0, layers=12)
-    (run / "unfrozen.yaml").write_text(
-        "unfrozen_parameters:\n- ^model\\.layers\\.1\\.mlp\\.down_proj\\.weight$\n"
-    )
+    (run / "unfrozen.yaml").write_text("unfrozen_parameters:\n- ^model\\.layers\\.1\\.mlp\\.down_proj\\.weight$\n")
     assert selected_modules(read(run)) == {"model.layers.1.mlp.down_proj"}
     (run / "unfrozen.yaml").write_text("unfrozen_parameters:\n- '^.*$'\n")
     assert len(selected_modules(read(run))) == 12 * len(TYPES)
 
 
 def test_shares_become_percent_and_categories_get_no_tile(html, tmp_path):
-    write_lines(
-        tmp_path / "metrics.jsonl", [{"step": s, "eval/preference_accuracy": 0.5 + s / 4} for s in (0, 1)]
-    )
+    write_lines(tmp_path / "metrics.jsonl", [{"step": s, "eval/preference_accuracy": 0.5 + s / 4} for s in (0, 1)])
     shares = page.write(tmp_path).read_text()
     assert tile(shares, "eval/preference_accuracy") == [50.0, 75.0, 25.0]
     assert 'data-key="eval/function_calling"' in html
@@ -344,9 +338,7 @@ def chromium(tmp_path: Path, file: Path) -> subprocess.CompletedProcess:
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
     flags += "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr --dump-dom"
     profile = f"--user-data-dir={tmp_path / 'profile'}"
-    return subprocess.run(
-        [program, *flags.split(), profile, file.as_uri()], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([program, *flags.split(), profile, file.as_uri()], capture_output=True, text=True, timeout=60)
 
 
 def test_chromium_shows_the_page_without_a_console_message(full_run, tmp_path):

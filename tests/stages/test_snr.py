@@ -81,6 +81,15 @@ def test_a_changed_checkpoint_and_a_damaged_one(run_command, model, tmp_path):
     assert files(tmp_path / "out") == {"snr.partial.jsonl", "notes.json"}
 
 
+def test_a_training_run_keeps_its_own_scan(run_command, model, tmp_path):
+    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    for name in ("metrics.jsonl", "snr.json"):
+        (tmp_path / "runs" / "toy" / name).write_text("{}")
+    done = run_command("snr", f"model.path={model}", "name=toy")
+    assert done.returncode == 2 and "run_dir: runs/toy holds a training run" in done.stderr
+    assert files(tmp_path / "runs" / "toy") == {"metrics.jsonl", "snr.json"}
+
+
 def test_dry_run_needs_no_weights(run_command, model, tmp_path):
     (model / "model.safetensors").unlink()
     done = run_command("snr", f"model.path={model}", "dry_run=true", "freeze.top_percent=50")

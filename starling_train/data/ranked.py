@@ -1,0 +1,36 @@
+"""Ranked answers as a reward model learns from them."""
+
+from collections.abc import Sequence
+
+from starling_train.config import UserError
+from starling_train.data.nectar import Answer, Row
+
+NO_ORDER = "without two answers of different rank"
+
+
+def places(answers: Sequence[Answer]) -> list[int]:
+    """Place of each answer, best first and counted from 1; answers of equal rank share one.
+
+    Places rather than ranks: what `nectar.load` left out leaves no gap, and a rank may be any number.
+    """
+    place_of = {rank: place for place, rank in enumerate(sorted({answer.rank for answer in answers}), start=1)}
+    return [place_of[answer.rank] for answer in answers]
+
+
+def with_an_order(rows: Sequence[Row], source: str) -> tuple[list[Row], int]:
+    """The rows that have something to learn from, in order, and how many have not: fewer than two places.
+
+    Raises UserError, naming `source`, if none is left.
+    """
+    usable = [row for row in rows if len({answer.rank for answer in row.answers}) >= 2]
+    if not usable:
+        raise UserError(
+            f"data.path: {source}: all {len(rows)} rows are {NO_ORDER}; every row needs `answers` with "
+            "`answer` and `rank`, as in Nectar"
+        )
+    return usable, len(rows) - len(usable)
+
+
+def conversations(row: Row) -> list[list[dict]]:
+    """The prompt with each of its answers, best first."""
+    return [[*row.messages, {"role": "assistant", "content": answer.text}] for answer in row.answers]

@@ -1,0 +1,142 @@
+"""A step of a reward model's training on ranked answers, and its validation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from starling_train.config_rm import RankingConfig
+from starling_train.core.batching import cut_bundles_by_tokens
+from starling_train.core.preference import kwise_losses, pairs_by_distance
+from starling_train.data.nectar import Row
+from starling_train.data.ranked import conversations, places
+from starling_train.engine.optim import Optimizer
+from starling_train.models.reward import RewardModel
+from starling_train.models.reward_net import RewardNet
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """The answers to one prompt, best first: token ids of each whole conversation, and places (equal ones are tied)."""
+
+    sequences: list[list[int]]
+    places: list[int]
+
+    def tokens(self) -> int:
+        return sum(map(len, self.sequences))
+
+
+def encode(rows: Sequence[Row], model: RewardModel) -> list[EncodedRow]:
+    """Rows in the reward model's template and tokenizer, truncated on the left as in scoring."""
+    return [EncodedRow([model.encode(c) for c in conversations(row)], places(row.answers)) for row in rows]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the rows of a step or of the validation set. right, pairs: by distance, see `pairs_by_distance`."""
+
+    rows: int
+    loss: float
+    scores: Tensor  # (answers,)
+    totals: Tensor  # (rows,) sum of each row's scores
+    right: Tensor
+    pairs: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.sum() / self.pairs.sum())
+
+
+def update(net: RewardNet, optimizer: Optimizer, rows: Sequence[EncodedRow], config: RankingConfig) -> dict[str, float]:
+    """One optimizer step; returns the `rm/` and `optim/` metrics. A gradient that is not finite is not applied."""
+    sums = accumulate(net, rows, config)
+    norm = optimizer.step()
+    return {
+        "rm/loss": sums.loss / sums.rows,
+        "rm/accuracy": sums.accuracy,
+        "rm/score_mean": float(sums.scores.mean()),
+        "rm/score_std": float(sums.scores.std(correction=0)),
+        "rm/centring": float(sums.totals.square().mean()),
+        "optim/gradient_norm": norm,
+        "optim/skipped": int(not optimizer.is_finite(norm)),
+    }
+
+
+def accumulate(net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig) -> Sums:
+    """Add the gradients of the mean over rows of (K-wise loss + centring x (sum of scores)^2).
+
+    Every row counts the same, whichever micro-batch it falls into: its answers are never cut apart.
+    """
+    found = []
+    for scores, is_answer, place in _forward(net, rows, config.tokens_per_microbatch):
+        losses = kwise_losses(scores, is_answer, place)
+        totals = torch.where(is_answer, scores, 0.0).sum(-1)
+        ((losses + config.centring * totals.square()).sum() / len(rows)).backward()
+        found.append(_sums(losses, scores, is_answer, place))
+    return _together(found)
+
+
+@torch.no_grad()
+def evaluate(net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig) -> dict[str, float]:
+    """Mean K-wise loss and pair accuracy, also by the distance of the two places; equal scores count half."""
+    parts = _forward(net, rows, config.tokens_per_microbatch)
+    sums = _together([_sums(kwise_losses(*part), *part) for part in parts])
+    by_distance = {
+        f"eval/preference_accuracy_distance_{distance}": float(right / pairs)
+        for distance, (right, pairs) in enumerate(zip(sums.right, sums.pairs, strict=True))
+        if pairs
+    }
+    return {
+        "eval/kwise_loss": sums.loss / sums.rows,
+        "eval/preference_accuracy": sums.accuracy,
+    } | by_distance
+
+
+def _forward(net: RewardNet, rows: Sequence[EncodedRow], budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(scores, is_answer, place), each (rows, K), micro-batch by micro-batch of whole rows."""
+    device = net.v_head.weight.device
+    for group in cut_bundles_by_tokens([list(map(len, row.sequences)) for row in rows], budget):
+        chosen = [rows[index] for index in group]
+        sequences = [ids for row in chosen for ids in row.sequences]
+        flat = net(*(tensor.to(device) for tensor in _padded(sequences)))
+        counts = torch.tensor([len(row.sequences) for row in chosen])
+        is_answer = torch.arange(int(counts.max()))[None, :] < counts[:, None]
+        place = torch.zeros(is_answer.shape, dtype=torch.long)
+        place[is_answer] = torch.tensor([place for row in chosen for place in row.places])
+        is_answer = is_answer.to(device)
+        # masked_scatter keeps the graph, and its backward is deterministic
+        scores = torch.zeros(is_answer.shape, device=device).masked_scatter(is_answer, flat)
+        yield scores, is_answer, place.to(device)
+
+
+def _padded(sequences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """ids and mask, (b, longest), padded on the right, where no real position attends to."""
+    longest = max(map(len, sequences))
+    ids = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences])
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return ids, (torch.arange(longest) < lengths[:, None]).long()
+
+
+def _sums(losses: Tensor, scores: Tensor, is_answer: Tensor, place: Tensor) -> Sums:
+    scores = scores.detach()
+    right, pairs = pairs_by_distance(scores, is_answer, place)
+    totals = torch.where(is_answer, scores, 0.0).sum(-1)
+    loss = float(losses.detach().sum())
+    return Sums(len(losses), loss, scores[is_answer].cpu(), totals.cpu(), right.cpu(), pairs.cpu())
+
+
+def _together(parts: Sequence[Sums]) -> Sums:
+    distances = max(len(part.pairs) for part in parts)
+    right, pairs = (
+        torch.stack([torch.nn.functional.pad(x, (0, distances - len(x))) for x in counts]).sum(0)
+        for counts in ([part.right for part in parts], [part.pairs for part in parts])
+    )
+    return Sums(
+        sum(part.rows for part in parts),
+        sum(part.loss for part in parts),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.totals for part in parts]),
+        right,
+        pairs,
+    )

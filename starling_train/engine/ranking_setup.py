@@ -1,0 +1,200 @@
+"""What the training of a reward model needs before its first step: ranked rows, and a network to train."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from starling_train.config import OptimConfig
+from starling_train.config_rm import RmConfig, RmOptimConfig
+from starling_train.data import nectar, prompts, ranked
+from starling_train.data.nectar import Row
+from starling_train.engine import setup
+from starling_train.engine.optim import Optimizer
+from starling_train.engine.runtime import Runtime
+from starling_train.models import freeze, load, reward_start
+from starling_train.models.memory_plan import Shape, plan_ranking
+from starling_train.models.module_types import LAYER
+from starling_train.models.reward import RewardModel, write_starling_7b, write_starling_34b
+from starling_train.models.reward_net import RewardNet
+from starling_train.models.scan_records import Record
+
+
+@dataclass
+class Start:
+    """The model's directory, and what is known without its weights: tokenizer, configuration."""
+
+    directory: Path
+    tokenizer: Any
+    config: Any
+
+
+@dataclass
+class Trainee:
+    """The network with its trainable parameters marked, the names selected, the table, and the scan."""
+
+    net: RewardNet
+    selected: list[str]
+    table: freeze.FreezeTable
+    records: dict[str, Record]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+
+
+@dataclass
+class Data:
+    """Rows to train on, rows held out (other prompts), and one line on what was dropped."""
+
+    training: list[Row]
+    held_out: list[Row]
+    report: str
+
+
+def find(config: RmConfig) -> Start:
+    """Resolve model and tokenizer, and check them. Raises UserError."""
+    weights = not (config.dry_run or config.rm.fresh)
+    path, key = config.rm.tokenizer, "rm.tokenizer"
+    directory = load.resolve(
+        config.model.path, "model.path", config.model.revision, weights=weights, needs_config=not path
+    )
+    source = load.resolve(path, key, weights=False) if path else directory
+    tokenizer = reward_start.load_tokenizer(config.rm.kind, source)
+    return Start(directory, tokenizer, reward_start.read_config(directory, source, tokenizer, config.rm.max_length))
+
+
+def load_data(config: RmConfig) -> Data:
+    """Read the ranked rows, drop what says nothing, split by prompt. Raises UserError when none is left."""
+    data = config.data
+    rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
+    usable, without = ranked.with_an_order(rows.rows, data.path)
+    training, held_out = prompts.hold_out(usable, data.eval_prompts, config.seed)
+    dropped = rows.dropped | {ranked.NO_ORDER: without}
+    report = (
+        f"{len(training)} training rows, {len(held_out)} held out; dropped: {_counts(dropped)}; "
+        f"answers: {_counts(rows.answers_changed)}"
+    )
+    return Data(training, held_out, report)
+
+
+def _counts(counted: dict[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"
+
+
+def load_trainee(config: RmConfig, start: Start, runtime: Runtime) -> Trainee:
+    """Scan (or read a scan), select, load the weights, freeze the rest. The reward head always trains."""
+    records = scan(config, start.directory, str(runtime.device))
+    selected = setup.select(config.freeze, records, config.seed)
+    runtime.seed_all("fresh weights")
+    net = reward_start.start(
+        start.directory,
+        start.config,
+        fresh=config.rm.fresh,
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+        device=str(runtime.device),
+    )
+    if config.model.gradient_checkpointing:
+        net.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    return Trainee(net, selected, _apply(config, net, selected), records)
+
+
+def scan(config: RmConfig, directory: Path, device: str) -> dict[str, Record]:
+    """The records of the model's matrices under the names that they have in the reward model.
+
+    `model.layers.0...` of a language model, and both copies in Starling-RM-7B-alpha, are `transformer.layers.0...`.
+    """
+    if config.freeze.method == "none":
+        return {}
+    records = {}
+    for module, record in setup.scan(config.freeze, directory, device).items():
+        name = "transformer." + module[LAYER.match(module).start(1) - len("layers.") :]
+        records[name] = replace(record, module=name)
+    return records
+
+
+def _apply(config: RmConfig, net: RewardNet, selected: list[str]) -> freeze.FreezeTable:
+    return setup.apply(replace(config.freeze, head=True), net, selected)
+
+
+def steps(config: RmConfig, rows: int) -> int:
+    return max(1, math.ceil(config.rm.epochs * rows / config.rm.prompts_per_step))
+
+
+def optimizer(trainee: Trainee, config: RmOptimConfig, total: int) -> Optimizer:
+    """AdamW over what trains, with the head's own rate. total: steps of the run, which the warm-up is a share of."""
+    values = OptimConfig(
+        learning_rate=config.learning_rate,
+        critic_learning_rate=config.head_learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup_steps=int(total * config.warmup_percent / 100),
+        max_gradient_norm=config.max_gradient_norm,
+    )
+    head = {name: p for name, p in trainee.trainable().items() if name.startswith("v_head.")}
+    rest = {name: p for name, p in trainee.trainable().items() if name not in head}
+    return Optimizer(rest, head, values)
+
+
+def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> RewardModel:
+    """The network as the reward model that it becomes: its template, tokenizer and truncation."""
+    ranking = config.rm
+    return RewardModel(
+        net,
+        start.tokenizer,
+        ranking.kind,
+        device=runtime.device,
+        max_length=ranking.max_length,
+        tokens_per_batch=ranking.tokens_per_microbatch,
+        trailing_newline=ranking.trailing_newline,
+    )
+
+
+def writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
+    """Writes the reward model in the layout of `rm.kind` into a directory."""
+    write = write_starling_7b if config.rm.kind == "starling_7b" else write_starling_34b
+    return lambda directory: write(net, directory, tokenizer)
+
+
+def describe(config: RmConfig) -> str:
+    """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
+    start = find(config)
+    net = reward_start.empty(start.config)
+    sized = config.freeze
+    if sized.method in ("snr", "lowest") and not sized.scan:
+        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
+        sized = replace(sized, method="random")
+    shown = replace(config, freeze=sized)
+    selected = setup.select(sized, scan(shown, start.directory, "cpu"), config.seed)
+    table = _apply(shown, net, selected)
+    local = Path(config.data.path).expanduser().exists()
+    memory = plan_ranking(
+        Shape.of(start.config),
+        table.parameters_of,
+        table.parameters_trained,
+        dtype=config.model.dtype,
+        tokens_per_microbatch=max(config.rm.tokens_per_microbatch, config.rm.max_length),
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        layers_above_lowest=start.config.num_hidden_layers - min(table.lowest_layer, config.freeze.lowest_layer),
+    )
+    return "\n".join(
+        [
+            f"run        {config.name}: K-wise training of a {config.rm.kind} reward model, "
+            f"{config.rm.epochs:g} epochs, {config.rm.prompts_per_step} prompts a step",
+            f"from       {config.model.path} ({start.config.num_hidden_layers} layers, {len(start.tokenizer)} tokens)"
+            f"{', shape only: fresh weights' if config.rm.fresh else ''}, {config.model.dtype}",
+            f"rows       {config.data.path}"
+            + (f": {load_data(config).report}" if local else "  (not a local path: read when the run starts)"),
+            f"trains     by freeze.method={config.freeze.method}, and the reward head",
+            "",
+            table.render(),
+            "",
+            "memory, one process",
+            memory.render(),
+        ]
+    )

@@ -1,0 +1,150 @@
+"""The HTTP face of a reward model: routes, bearer token, body limit, and a message for everything that is wrong."""
+
+import asyncio
+import hmac
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from starling_train import __version__
+from starling_train.config import UserError
+from starling_train.engine.reward_queue import RewardQueue
+from starling_train.models import conversations, plain_text
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+
+
+DISCARDED = 64_000_000
+
+
+class Refusal(Exception):
+    """A request that is answered with an HTTP status and a message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about: dict[str, Any]) -> "FastAPI":
+    """The application. token: asked for as `Authorization: Bearer`, not on /health. about: what /health says besides.
+
+    POST /score {"conversations": [[{role, content}, ...], ...]} -> {"scores": [...]}
+    POST /get_reward, OpenRLHF's {"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...]};
+    `models.plain_text` says how text becomes a conversation.
+    """
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # they would load scripts from elsewhere
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "version": __version__, **about}
+
+    async def answer(request: Request, read: Callable[[Any], list[list[dict]]], key: str) -> JSONResponse:
+        check_token(request.headers.get("authorization"), token)
+        asked = read(conversations.parse(await body(request, max_body_bytes)))
+        return JSONResponse({key: checked(await asyncio.wrap_future(scores.submit(asked)))})
+
+    async def score(request: Request) -> JSONResponse:
+        return await answer(request, of_score_request, "scores")
+
+    async def get_reward(request: Request) -> JSONResponse:
+        return await answer(request, of_openrlhf_request, "rewards")
+
+    # plain routes: the bodies are read and checked above, FastAPI's own reading would only cost time
+    app.add_route("/score", score, methods=["POST"])
+    app.add_route("/get_reward", get_reward, methods=["POST"])
+
+    def refuse(status: int, message: str) -> JSONResponse:
+        # the connection is closed where part of a body may still be on its way
+        headers = {401: {"WWW-Authenticate": "Bearer", "Connection": "close"}, 413: {"Connection": "close"}}
+        return JSONResponse({"error": message}, status, headers=headers.get(status))
+
+    routes = "POST /score, POST /get_reward, GET /health"
+    for kind, say in (
+        (Refusal, lambda error: (error.status, str(error))),
+        (UserError, lambda error: (400, str(error))),
+        (404, lambda error: (404, f"no such route; use {routes}")),
+        (405, lambda error: (405, f"wrong method; use {routes}")),
+        (Exception, lambda error: (500, f"the server failed: {type(error).__name__}")),
+    ):
+
+        async def handle(request: Request, error: Exception, say: Callable = say) -> JSONResponse:
+            return refuse(*say(error))
+
+        app.add_exception_handler(kind, handle)
+    return app
+
+
+def check_token(header: str | None, token: str | None) -> None:
+    """Raise Refusal (401) unless the header carries the token; compared in constant time."""
+    if token is None:
+        return
+    scheme, _, given = (header or "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        raise Refusal(401, "no token, or a wrong one; send Authorization: Bearer TOKEN")
+
+
+async def body(request: "Request", limit: int) -> bytes:
+    """The body. Raises Refusal (413) if it is larger than the limit.
+
+    What is too much is read and thrown away, up to DISCARDED bytes: a client that is still writing when its connection
+    closes sees an error instead of the answer.
+    """
+    read, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            read += chunk
+        elif size > limit + DISCARDED:
+            break
+    if size > limit:
+        raise Refusal(413, f"the body is larger than {limit} bytes; send fewer conversations, or raise max_body_mb")
+    return bytes(read)
+
+
+def of_score_request(request: Any) -> list[list[dict]]:
+    """The conversations of POST /score. An empty answer is scored: a policy can give one. Raises UserError."""
+    asked = request.get("conversations") if isinstance(request, dict) else None
+    if not isinstance(asked, list):
+        raise UserError('no conversations; send {"conversations": [[{"role", "content"}, ...], ...]}')
+    return [_at("conversations", index, _scorable, value) for index, value in enumerate(asked)]
+
+
+def of_openrlhf_request(request: Any) -> list[list[dict]]:
+    """The conversations of OpenRLHF's request: text, with or without the prompts that the texts begin with."""
+    queries = request.get("query") if isinstance(request, dict) else None
+    if not _are_texts(queries):
+        raise UserError('no query; send {"query": [text, ...], "prompts": [text, ...]}')
+    prompts = request.get("prompts") or [None] * len(queries)
+    if request.get("prompts") and (not _are_texts(prompts) or len(prompts) != len(queries)):
+        raise UserError(f"prompts: give one text for each of the {len(queries)} queries, or none at all")
+
+    def read(pair: tuple[str, str | None]) -> list[dict]:
+        return _scorable(plain_text.to_conversation(*pair))
+
+    return [_at("query", i, read, pair) for i, pair in enumerate(zip(queries, prompts, strict=True))]
+
+
+def checked(scores: list[float]) -> list[float]:
+    """The scores, or Refusal (500) for those that JSON cannot carry and nothing can learn from."""
+    if not all(map(math.isfinite, scores)):
+        raise Refusal(500, "the reward model gave a score that is not finite")
+    return scores
+
+
+def _scorable(row: Any) -> list[dict]:
+    return conversations.of_row(row, allow_empty=True)
+
+
+def _at(name: str, index: int, read: Callable[[Any], list[dict]], value: Any) -> list[dict]:
+    try:
+        return read(value)
+    except UserError as error:
+        raise UserError(f"{name}[{index}]: {error}") from error
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

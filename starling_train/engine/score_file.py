@@ -1,0 +1,172 @@
+"""A file of conversations -> a file of scores, a chunk at a time, so that a stopped job goes on where it was.
+
+Beside the output lies `<output>.progress.json`: how many bytes of the input are done, their SHA-256, how long the
+output was then, and the settings that scores depend on. A chunk is in the output first and in that file second, so
+what a kill left behind the last count is cut off and done again. Input that was only added to is gone on with.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from starling_train.config import RewardConfig, UserError
+from starling_train.models import conversations
+
+BLOCK = 1 << 20
+CHUNK_BYTES = 32_000_000  # of input held at a time, however few lines that is
+SETTINGS = ("kind", "path", "tokenizer", "dtype", "load_in", "position", "trailing_newline", "max_length")
+
+Line = tuple[int, bytes]  # number, from 1, and text
+
+
+class Scorer(Protocol):
+    """A reward model, or the client of one."""
+
+    def score_each(self, conversations: list[list[dict]]) -> list[float | UserError]: ...
+
+
+@dataclass
+class Progress:
+    """What is done. settings: of the reward model. first_wrong: number of the first line that was wrong, 0 if none."""
+
+    settings: dict[str, Any]
+    input_bytes: int = 0
+    input_sha256: str = hashlib.sha256().hexdigest()
+    output_bytes: int = 0
+    lines: int = 0
+    scored: int = 0
+    wrong: int = 0
+    first_wrong: int = 0
+
+    def write(self, path: Path) -> None:
+        """Replace the file, whole."""
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        partial.replace(path)
+
+
+def progress_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.progress.json")
+
+
+def resume(source: Path, output: Path, config: RewardConfig) -> Progress:
+    """Where an earlier start left off, or the beginning.
+
+    Raises UserError if the input was changed, the model is another one, or the output is not ours.
+    """
+    settings = {key: getattr(config, key) for key in SETTINGS}
+    path = progress_path(output)
+    if not output.exists():
+        return Progress(settings)
+    again = f"delete {output} to score everything again, or give another output"
+    if not path.is_file():
+        raise UserError(f"output: {output} is there already and `score` did not write it; {again}")
+    progress = Progress(**json.loads(path.read_text()))
+    changed = [key for key in SETTINGS if progress.settings[key] != settings[key]]
+    if changed:
+        raise UserError(f"output: {output} holds scores with another reward.{changed[0]}; {again}")
+    if output.stat().st_size < progress.output_bytes:
+        raise UserError(f"output: {output} was shortened since it was written; {again}")
+    if not _begins_with(source, progress):
+        raise UserError(f"input: {source} was changed since its scores were written; {again}")
+    return progress
+
+
+def score_file(
+    source: Path,
+    output: Path,
+    model: Scorer,
+    progress: Progress,
+    chunk_lines: int,
+    on_wrong: Callable[[int, UserError], None],
+    on_chunk: Callable[[Progress], None],
+) -> None:
+    """Score what `progress` (of `resume`) lacks, and advance it; blank lines are passed over.
+
+    on_wrong: called with the number of a line that could not be scored; on_chunk: after every chunk that is safe.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    progress.write(progress_path(output))  # before the output: that it is ours must be known from its first byte
+    with source.open("rb") as lines, output.open("ab") as rows:
+        digest = _digest(lines, progress.input_bytes)
+        rows.truncate(progress.output_bytes)
+        for chunk in chunks(lines, progress.lines, chunk_lines):
+            numbered = [(number, line) for number, line in chunk if line.strip()]
+            for (number, _), result in zip(numbered, score_lines(numbered, model), strict=True):
+                rows.write(row(number, result))
+                progress.scored += not isinstance(result, UserError)
+                if isinstance(result, UserError):
+                    progress.wrong += 1
+                    progress.first_wrong = progress.first_wrong or number
+                    on_wrong(number, result)
+            rows.flush()
+            os.fsync(rows.fileno())
+            digest.update(b"".join(line for _, line in chunk))
+            progress.lines, progress.output_bytes = chunk[-1][0], rows.tell()
+            progress.input_bytes += sum(len(line) for _, line in chunk)
+            progress.input_sha256 = digest.hexdigest()
+            progress.write(progress_path(output))
+            on_chunk(progress)
+
+
+def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[Line]]:
+    """Up to `count` lines, or CHUNK_BYTES, at a time, numbered on from `done`."""
+    chunk: list[Line] = []
+    size = 0
+    for number, line in enumerate(lines, start=done + 1):
+        chunk.append((number, line))
+        size += len(line)
+        if len(chunk) == count or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def score_lines(lines: list[Line], model: Scorer) -> list[float | UserError]:
+    """A score for every line, or what is wrong with it."""
+    read = [_conversation(line) for _, line in lines]
+    good = [index for index, conversation in enumerate(read) if not isinstance(conversation, UserError)]
+    results: list[Any] = list(read)
+    for index, result in zip(good, model.score_each([read[index] for index in good]), strict=True):
+        finite = isinstance(result, UserError) or math.isfinite(result)
+        results[index] = result if finite else UserError("the reward model gave a score that is not finite")
+    return results
+
+
+def row(number: int, result: float | UserError) -> bytes:
+    """One line of output."""
+    said = {"error": str(result)} if isinstance(result, UserError) else {"score": result}
+    return (json.dumps({"line": number} | said, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _conversation(line: bytes) -> list[dict] | UserError:
+    try:
+        return conversations.of_row(conversations.parse(line))
+    except UserError as error:
+        return error
+
+
+def _begins_with(source: Path, progress: Progress) -> bool:
+    """Whether the lines that are done still are the file's first."""
+    with source.open("rb") as lines:
+        if _digest(lines, progress.input_bytes).hexdigest() != progress.input_sha256:
+            return False
+        following = lines.read(1)
+        lines.seek(max(progress.input_bytes - 1, 0))
+        # a last line without an end that was written on is another line
+        return lines.read(1) == b"\n" or following in (b"", b"\n")
+
+
+def _digest(lines: BinaryIO, size: int) -> Any:
+    """The running SHA-256 of the next `size` bytes."""
+    digest = hashlib.sha256()
+    while size > 0 and (block := lines.read(min(size, BLOCK))):
+        digest.update(block)
+        size -= len(block)
+    return digest

@@ -1,0 +1,133 @@
+"""python -m starling_train.rm +recipe=NAME: a reward model from ranked answers, by K-wise maximum likelihood."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from starling_train import assets
+from starling_train.cli import command
+from starling_train.config_rm import RmConfig, check_rm
+
+if TYPE_CHECKING:
+    from starling_train.engine.run_dir import RunDirectory
+
+
+@command(check_rm, RmConfig, "rm")
+def main(config: RmConfig) -> None:
+    """Dry run, nothing to do, or train."""
+    # torch and transformers take seconds to import: only once the configuration is known to be right
+    from starling_train.engine.run_dir import RunDirectory
+
+    if config.prepare:
+        assets.ensure(config.prepare)
+    run = RunDirectory(config)
+    if config.dry_run:
+        from starling_train.engine import ranking_setup
+
+        print(ranking_setup.describe(config))
+    elif run.is_finished():
+        print(f"{run.path} is finished, nothing to do; its reward model: {run.reward}")
+    else:
+        train(config, run)
+        print(f"reward model: {run.reward.resolve()}")
+        print(f"report: {(run.path / 'report.html').resolve()}")
+
+
+def train(config: RmConfig, run: "RunDirectory") -> None:
+    """All steps of one run, from wherever an earlier start left off."""
+    from starling_train.data.prompts import PromptStream
+    from starling_train.engine import ranking, ranking_setup, setup, summary
+    from starling_train.engine.checkpoint import Checkpoints
+    from starling_train.engine.clock import Clock
+    from starling_train.engine.console import Console
+    from starling_train.engine.metrics import JsonLines, tracker
+    from starling_train.engine.runtime import Runtime, StopRequest
+    from starling_train.engine.state import TrainState
+    from starling_train.models import freeze, identity, save, snr_scan
+    from starling_train.report import page
+
+    runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
+
+    # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
+    start = ranking_setup.find(config)
+    data = ranking_setup.load_data(config)
+    trainee = ranking_setup.load_trainee(config, start, runtime)
+    net = trainee.net
+    model = ranking_setup.scorer(config, start, net, runtime)
+    held_out = ranking.encode(data.held_out, model)
+    steps = ranking_setup.steps(config, len(data.training))
+    stream = PromptStream(data.training, config.rm.prompts_per_step, config.seed)
+    optimizer = ranking_setup.optimizer(trainee, config.optim, steps)
+
+    # Where an earlier start left off.
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, identity.fingerprint(start.directory))
+    state = setup.restore(checkpoints, trainee.trainable(), optimizer) or TrainState()
+
+    run.create()
+    if config.freeze.method == "snr":
+        snr_scan.write_scan(trainee.records, run.path / "snr.json")
+    freeze.write_unfrozen_yaml(trainee.selected, trainee.records, run.path / "unfrozen.yaml", trainee.table.names)
+    metrics_log = JsonLines(run.metrics)
+    tracking = tracker(config.logging.wandb, config.name, run.path, run.settings, state.tracker)
+    stop = StopRequest()
+
+    def evaluate() -> dict[str, float]:
+        console.phase("evaluating")
+        net.eval()
+        return ranking.evaluate(net, held_out, config.rm)
+
+    with Console(steps, state.step) as console:
+        console.say(data.report)
+        console.say(trainee.table.render())
+        if state.step:
+            console.say(f"resumed after step {state.step}")
+        elif config.evaluation.every:
+            metrics = {"step": 0, "episodes": 0} | evaluate()
+            metrics_log.write([metrics])
+            tracking.log(metrics)
+            console.step(metrics)
+
+        while state.step < steps:
+            step = state.step + 1
+            clock = Clock()
+
+            # 1. ranked rows, in the reward model's own template
+            truncated = model.truncated
+            batch = ranking.encode(stream.batch(step), model)
+            clock.lap("encode")
+
+            # 2. K-wise loss, one optimizer step
+            console.phase("update")
+            net.train()  # no dropout in it: only gradient checkpointing asks
+            rate = optimizer.set_step(step, steps)
+            metrics = {"step": step, "episodes": state.episodes + len(batch)}
+            metrics |= ranking.update(net, optimizer, batch, config.rm) | {"optim/learning_rate": rate}
+            clock.lap("update")
+
+            # 3. remember
+            metrics["rm/truncated_answers"] = model.truncated - truncated
+            metrics |= clock.metrics(sum(len(row.sequences) for row in batch), sum(row.tokens() for row in batch))
+            metrics["memory/peak_gb"] = runtime.peak_memory_gb()
+            state.step, state.episodes, state.tracker = step, state.episodes + len(batch), tracking.id
+            last = step == steps
+            if config.evaluation.every and (last or step % config.evaluation.every == 0):
+                metrics |= evaluate()
+            state.seconds += clock.total()
+            metrics_log.write([metrics])
+            tracking.log(metrics)
+            console.step(metrics, left_s=state.seconds / step * (steps - step))
+            if last or stop.exit_code or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                console.phase("saving")
+                checkpoints.save(trainee.trainable(), optimizer.state_tensors(), state)
+            if stop.exit_code and not last:
+                console.say(f"stopped by a signal after step {step}, state saved; run the same command to go on")
+                sys.exit(stop.exit_code)
+
+    # The reward model for whoever wants to score with it, and the page for whoever wants to know what happened.
+    save.write_whole(run.reward, ranking_setup.writer(config, net, start.tokenizer))
+    run.write("summary.json", summary.to_json(config, run, trainee.table, state, runtime, command="rm"))
+    tracking.finish()
+    page.write(run.path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""python -m starling_train.score reward.path=DIR input=FILE.jsonl output=FILE.jsonl: a score for each conversation."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starling_train import assets
+from starling_train.cli import command
+from starling_train.config import Config, UserError, check_reward, check_values, number
+
+if TYPE_CHECKING:
+    from starling_train.engine.score_file import Progress, Scorer
+
+
+@dataclass
+class ScoreConfig(Config):
+    """A run's configuration, so that recipes fit, and the two files."""
+
+    name: str = "score"
+    input: str | None = None
+    output: str | None = None
+    chunk: int = number(1024, 1)
+
+
+def check(config: ScoreConfig) -> None:
+    """Check the configuration. Raises UserError."""
+    check_values(config)
+    check_reward(config.reward)
+    for key, value, what in (("input", config.input, "conversations"), ("output", config.output, "their scores")):
+        if not value:
+            raise UserError(f"{key}: not set; give {key}=FILE.jsonl, the file of {what}")
+
+
+@command(check, ScoreConfig, "score")
+def main(config: ScoreConfig) -> None:
+    """Look where an earlier start left off, load the model, score the rest."""
+    from starling_train.engine import score_file
+
+    source, output = Path(config.input).expanduser(), Path(config.output).expanduser()
+    check_files(source, output)
+    if config.prepare:
+        assets.ensure(config.prepare)
+    progress = score_file.resume(source, output, config.reward)
+    done, size = progress.input_bytes, source.stat().st_size
+    if config.dry_run:
+        print(
+            f"would score {size - done:,} of {size:,} bytes of {source} with {config.reward.place()} ({config.reward.kind})"
+        )
+        return
+    if done:
+        print(f"{progress.lines} lines of {source} are done already")
+    if done < size or not output.exists():
+        model = load_model(config)
+        score(config, model, source, output, progress)
+        if model.truncated:
+            print(f"{model.truncated} answers longer than reward.max_length were scored without their beginning")
+    print(f"{progress.scored} scores: {output.resolve()}")
+    if progress.wrong:
+        raise UserError(
+            f"input: {progress.wrong} lines of {source} could not be scored, line {progress.first_wrong} first; "
+            f"{output} says why"
+        )
+
+
+def check_files(source: Path, output: Path) -> None:
+    """Raise UserError unless the input can be read and the output is another file."""
+    if not source.is_file():
+        raise UserError(f"input: no file {source}; give a JSONL file of conversations")
+    if output.is_dir():
+        raise UserError(f"output: {output} is a directory; give a file, e.g. {output / 'scores.jsonl'}")
+    if output.resolve() == source.resolve():
+        raise UserError(f"output: {output} is the input; give another file")
+
+
+def load_model(config: ScoreConfig) -> "Scorer":
+    from starling_train.engine import setup
+    from starling_train.engine.runtime import Runtime
+
+    return setup.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
+
+
+def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, progress: "Progress") -> None:
+    """Score with a progress bar over the file's bytes, or a plain line per chunk where there is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from starling_train.engine import score_file
+
+    console = Console()
+    said = TextColumn("{task.description}")
+    columns = (TextColumn("scoring"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), said)
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=source.stat().st_size, completed=progress.input_bytes)
+
+        def on_wrong(line: int, error: UserError) -> None:
+            print(f"{source}:{line}: {error}", file=sys.stderr, flush=True)
+
+        def on_chunk(now: "Progress") -> None:
+            numbers = f"{now.scored} scored, {now.wrong} wrong"
+            bar.update(task, completed=now.input_bytes, description=numbers)
+            if not console.is_terminal:
+                print(f"{100 * now.input_bytes / source.stat().st_size:.1f} %  {numbers}", flush=True)
+
+        score_file.score_file(source, output, model, progress, config.chunk, on_wrong, on_chunk)
+
+
+if __name__ == "__main__":
+    main()

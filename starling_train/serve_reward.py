@@ -1,0 +1,136 @@
+"""python -m starling_train.serve_reward reward.path=DIR port=8000: a reward model over HTTP, for runs and others."""
+
+import ipaddress
+import socket
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starling_train import assets
+from starling_train.cli import command
+from starling_train.config import Config, UserError, check_reward, check_values, number
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+BACKLOG = 2048  # connections that the kernel holds until they are accepted
+
+
+@dataclass
+class ServeConfig(Config):
+    """A run's configuration, so that recipes fit, and where and how the server answers."""
+
+    name: str = "serve_reward"
+    host: str = "127.0.0.1"
+    port: int = number(8000, 0, 65535)
+    token_env: str | None = "STARLING_REWARD_TOKEN"
+    max_body_mb: float = number(16.0, 0.001)
+    max_wait_ms: float = number(5.0, 0.0)
+    max_connections: int = number(1024, 1)
+    shutdown_s: int = number(60, 0)
+
+
+def check(config: ServeConfig) -> None:
+    """Check the configuration of the server. Raises UserError."""
+    check_values(config)
+    check_reward(config.reward)
+    if config.reward.kind == "server":
+        raise UserError("reward.kind: a server cannot serve a server; give the kind and path of a model")
+
+
+@command(check, ServeConfig, "serve_reward")
+def main(config: ServeConfig) -> None:
+    """Take the address, load the model, answer until a signal comes."""
+    from starling_train.engine import reward_app, setup
+    from starling_train.engine.reward_queue import RewardQueue
+    from starling_train.engine.runtime import Runtime
+    from starling_train.models.reward_client import token_of
+
+    # 1. What is cheap to find wrong, before minutes of loading.
+    token = token_of(config.token_env)
+    if config.token_env and not token and not is_loopback(config.host):
+        raise UserError(
+            f"host: others can reach {config.host}; set the environment variable {config.token_env} to a token that "
+            "clients must send, or give token_env=null to let everybody in"
+        )
+    if config.prepare:
+        assets.ensure(config.prepare)
+    if config.dry_run:
+        asked = f"for the token in {config.token_env}" if token else "for no token"
+        print(f"would serve {config.reward.path} ({config.reward.kind}) on {config.host}:{config.port}, asking {asked}")
+        return
+    listener = listen(config.host, config.port)
+
+    # 2. The model, and the one thread that owns it.
+    model = setup.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
+    scores = RewardQueue(model, config.max_wait_ms / 1000)
+    about = {"kind": config.reward.kind, "position": config.reward.position, "max_length": config.reward.max_length}
+    app = reward_app.build(scores, token=token, max_body_bytes=int(config.max_body_mb * 1e6), about=about)
+
+    # 3. Answer.
+    serve(app, listener, config)
+    scores.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, not yet answering. Raises UserError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise UserError(f"host: '{host}' is no address of this machine ({error.strerror}); try 127.0.0.1") from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections
+    try:
+        listener.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"port: cannot listen on {host}:{port} ({error.strerror}); give another port or host"
+        ) from error
+    return listener
+
+
+def serve(app: "FastAPI", listener: socket.socket, config: ServeConfig) -> None:
+    """Answer until SIGTERM (exit code 143) or Ctrl-C (130), then finish what is under way and end."""
+    import signal
+
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Uvicorn's, which says where it listens once it does."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            host, port = listener.getsockname()[:2]
+            print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    stopped: list[int] = []
+    for handled in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(handled, lambda received, frame: stopped.append(received))
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        backlog=BACKLOG,
+        limit_concurrency=config.max_connections,
+        timeout_graceful_shutdown=config.shutdown_s,
+        timeout_keep_alive=75,  # longer than a PPO step of a small run: clients keep their connections
+        server_header=False,
+        http="httptools",
+    )
+    # uvicorn handles the signals while it runs, and sends them again to the handlers above when it is done
+    Server(settings).run(sockets=[listener])
+    if stopped:
+        print("stopped by a signal, all requests answered")
+        sys.exit(128 + stopped[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Ranked rows: loss, gradients and validation do not depend on how the rows are cut."""
+
+import pytest
+import torch
+from reward_checkpoints import fresh_net
+
+from starling_train.config import OptimConfig
+from starling_train.config_rm import RankingConfig
+from starling_train.core.preference import kwise_losses
+from starling_train.engine import ranking
+from starling_train.engine.optim import Optimizer
+from starling_train.engine.ranking import EncodedRow
+
+
+def rows() -> list[EncodedRow]:
+    draw = torch.Generator().manual_seed(0)
+
+    def sequence() -> list[int]:
+        return torch.randint(5, 200, (int(torch.randint(3, 30, (1,), generator=draw)),), generator=draw).tolist()
+
+    return [
+        EncodedRow([sequence() for _ in places], places)
+        for places in ([1, 2, 3], [1, 2], [1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 2], [1, 2, 2, 3])
+    ]
+
+
+def gradients(config: RankingConfig) -> tuple[ranking.Sums, dict[str, torch.Tensor]]:
+    net = fresh_net()
+    sums = ranking.accumulate(net, rows(), config)
+    return sums, {name: p.grad for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("centring", [0.0, 0.1])
+def test_gradients_do_not_depend_on_the_micro_batches(centring):
+    _, whole = gradients(RankingConfig(tokens_per_microbatch=100_000, centring=centring))
+    for budget in (1, 150, 400):
+        _, cut = gradients(RankingConfig(tokens_per_microbatch=budget, centring=centring))
+        for name in whole:
+            torch.testing.assert_close(cut[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_is_the_mean_over_rows_of_each_row_alone():
+    net, centring = fresh_net(), 0.1
+    expected, totals = [], []
+    for row in rows():
+        scores = torch.stack(
+            [net(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)).squeeze(0) for ids in row.sequences]
+        )
+        expected.append(kwise_losses(scores[None], None, torch.tensor([row.places])).squeeze(0))
+        totals.append(scores.sum())
+    total = torch.stack(expected).mean() + centring * torch.stack(totals).square().mean()
+    total.backward()
+    sums, found = gradients(RankingConfig(centring=centring))
+    assert sums.loss / sums.rows == pytest.approx(float(torch.stack(expected).mean().detach()), abs=1e-5)
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_validation_by_hand_and_however_it_is_cut():
+    net = fresh_net()
+    measured = [ranking.evaluate(net, rows(), RankingConfig(tokens_per_microbatch=b)) for b in (1, 100_000)]
+    assert measured[0].keys() == measured[1].keys()
+    assert measured[0] == pytest.approx(measured[1], abs=1e-5)
+    keys = [key for key in measured[0] if "distance" in key]
+    assert keys == [f"eval/preference_accuracy_distance_{d}" for d in range(1, 7)]
+    # one row of two answers: right or wrong as a whole
+    one = ranking.evaluate(net, rows()[1:2], RankingConfig())
+    assert one["eval/preference_accuracy"] in (0.0, 1.0)
+    other = ranking.evaluate(net, [EncodedRow(rows()[1].sequences[::-1], [1, 2])], RankingConfig())
+    assert one["eval/preference_accuracy"] + other["eval/preference_accuracy"] == 1.0
+
+
+def test_an_update_lowers_the_loss_and_one_that_is_not_finite_is_skipped():
+    net = fresh_net()
+    optimizer = Optimizer(dict(net.named_parameters()), {}, OptimConfig(learning_rate=1e-2, schedule="constant"))
+    optimizer.set_step(1, 10)
+    losses = [ranking.update(net, optimizer, rows(), RankingConfig())["rm/loss"] for _ in range(5)]
+    assert losses[-1] < losses[0]
+    with torch.no_grad():
+        net.v_head.weight[0, 0] = torch.nan
+    before = net.transformer.layers[0].mlp.up_proj.weight.clone()
+    assert ranking.update(net, optimizer, rows(), RankingConfig())["optim/skipped"] == 1
+    assert torch.equal(net.transformer.layers[0].mlp.up_proj.weight, before)

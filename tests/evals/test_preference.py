@@ -1,0 +1,69 @@
+"""Pair accuracy of a reward model: hand-counted pairs, the forms of a preference set, and real ranked answers."""
+
+import json
+import math
+
+import pytest
+
+from starling_train.config import UserError
+from starling_train.evals import preference
+
+
+def length(conversations):
+    return [float(len(messages[-1]["content"])) for messages in conversations]
+
+
+def test_pairs_counted_by_hand():
+    # ranks 1 2 2 4: the pair of twos is no pair; distances 1, 1, 3, 2, 2
+    result = preference.pair_accuracy([[3.0, 5.0, 3.0, 1.0]], [[1.0, 2.0, 2.0, 4.0]])
+    assert (result.right, result.pairs) == (3.5, 5)
+    assert result.by_distance == {1.0: (0.5, 2), 2.0: (2.0, 2), 3.0: (1.0, 1)}
+    assert result.accuracy == 0.7
+
+
+def test_the_order_of_answers_does_not_matter():
+    one = preference.pair_accuracy([[3.0, 1.0, 2.0], [0.0, 9.0]], [[1, 3, 2], [2, 1]])
+    assert (one.right, one.pairs) == (4.0, 4)
+
+
+def test_no_pairs_have_no_accuracy():
+    assert math.isnan(preference.pair_accuracy([[1.0]], [[1.0]]).accuracy)
+
+
+def test_the_forms_of_a_preference_set(tmp_path):
+    talk = [{"role": "user", "content": "hi"}]
+    rows = [
+        {"prompt": "hi", "chosen": "hello there", "rejected": "go"},
+        {"prompt": talk, "chosen": [*talk, {"role": "assistant", "content": "no"}], "rejected": "longer"},
+        {"prompt": "\n\nHuman: hi\n\nAssistant: ",
+         "answers": [{"answer": "abc", "rank": 2}, {"answer": "abcd", "rank": 1}, {"answer": "", "rank": 3}]},
+    ]  # fmt: skip
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comparisons = preference.load(path)
+    assert all(messages[0] == talk[0] for row in comparisons for messages in row.conversations)
+    result = preference.evaluate(comparisons, length)
+    assert (result.right, result.pairs) == (4.0, 5)
+    assert result.by_distance == {1.0: (3.0, 4), 2.0: (1.0, 1)}
+
+
+@pytest.mark.parametrize(
+    "line,says",
+    [
+        ('{"prompt": "hi"}', "pairs.jsonl:1: no preference"),
+        ('{"prompt": "hi", "chosen": "a", "rejected": 3}', "pairs.jsonl:1: the assistant's content is no text"),
+        ('{"prompt": "hi", "answers": [{"answer": "a"}]}', "pairs.jsonl:1: an answer without a rank"),
+        ("nonsense", "pairs.jsonl:1: not JSON"),
+        ("", "no comparison in it"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, says):
+    (tmp_path / "pairs.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=says):
+        preference.load(tmp_path / "pairs.jsonl")
+
+
+def test_real_rows(data_dir):
+    comparisons = preference.load(data_dir / "nectar")
+    result = preference.evaluate(comparisons, length)
+    assert result.pairs > 3000 and 0.5 < result.accuracy < 1  # longer answers were preferred, not always

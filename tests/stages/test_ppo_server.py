@@ -1,0 +1,129 @@
+"""`ppo` with a served reward model: the same run, through a restart of the server, and a clean end when it is lost."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from reward_server import Scripted, Served, honest
+
+from starling_train import ppo
+
+ROOT = Path(ppo.__file__).parents[1]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"What is {i} and {i}?"}) + "\n" for i in range(40)))
+    return f"data.path={path}"
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def of_training(run: Path) -> list[dict]:
+    """Metrics that do not depend on the clock."""
+    return [{k: v for k, v in r.items() if not k.startswith(("time/", "throughput/", "memory/"))} for r in rows(run)]
+
+
+@pytest.fixture
+def train(small_run, prompts, tmp_path, monkeypatch, capsys):
+    """Runs ppo in this process against a server; gives exit code and stderr."""
+
+    def run(port: int, *changes: str) -> tuple[int, str]:
+        served = ["reward=server", f"reward.url=http://127.0.0.1:{port}", "reward.patience_s=0.3"]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["ppo", *small_run, prompts, *served, *changes])
+        code = 0
+        try:
+            ppo.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_server_lost_while_scoring_or_evaluating_loses_nothing(train, tmp_path):
+    """checkpoint.every=0: what is there after the loss was saved because of it. 8 prompts a step, 6 held out."""
+    run = tmp_path / "run"
+    with Scripted() as server:
+        assert train(server.server_port, "run_dir=straight", "checkpoint.every=0")[0] == 0
+
+    def answer_until(scored: int, evaluated: int):
+        def answer(request: dict) -> tuple[int, object]:
+            count = len(request["conversations"])
+            left[count] = left.get(count, 1000) - 1
+            return honest(request) if left[count] >= 0 else (503, {"error": "gone"})
+
+        left = {8: scored, 6: evaluated}
+        return answer
+
+    for scored, evaluated, step, written in ((2, 1, 2, [0, 1, 2]), (1, 0, 3, [0, 1, 2])):
+        with Scripted(answer=answer_until(scored, evaluated)) as server:
+            code, error = train(server.server_port, "checkpoint.every=0")
+        assert code == 2
+        last = error.splitlines()[-1]
+        assert last.startswith("error: reward.url: http://127.0.0.1:") and "503: gone" in last
+        assert [p.name for p in (run / "checkpoints").iterdir()][-1:] and (
+            run / f"checkpoints/step_{step:06d}"
+        ).is_dir()
+        assert [row["step"] for row in rows(run)] == written
+    with Scripted() as server:
+        assert train(server.server_port, "checkpoint.every=0")[0] == 0
+    assert of_training(run) == of_training(tmp_path / "straight")
+    assert json.loads((run / "summary.json").read_text())["finished"]
+
+
+def test_no_server_at_the_start_writes_nothing(train, tmp_path):
+    with Scripted() as server:
+        port = server.server_port
+    code, error = train(port)
+    assert code == 2 and "gave no scores for 0.3 s" in error.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "starling_train.ppo", *arguments],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_of_a_step_and_restarted_10_s_later(small_models, small_run, prompts, tmp_path):
+    """The run goes on and is the run of the reward model in the process itself."""
+    settings = [*small_run, prompts, "algorithm.steps=8"]
+    done = start(tmp_path, *settings, "run_dir=straight")
+    _, error = done.communicate(timeout=280)
+    assert done.returncode == 0, error
+
+    model = [f"reward.path={small_models / 'reward'}", "reward.dtype=float32"]
+    with Served(*model) as first:
+        port = first.port
+        process = start(tmp_path, *settings, "reward=server", f"reward.url={first.url}", "reward.token_env=null")
+        while process.poll() is None and not ((tmp_path / "run").exists() and len(lines(tmp_path / "run")) > 2):
+            time.sleep(0.01)
+        first.process.kill()
+    killed_at = len(lines(tmp_path / "run"))
+    time.sleep(10)
+    assert process.poll() is None and len(lines(tmp_path / "run")) <= killed_at + 1
+    with Served(*model, port=port) as second:
+        assert second.url
+        _, error = process.communicate(timeout=280)
+    assert process.returncode == 0, error
+    assert "trying again" in error and "answers again" in error
+    got, expected = of_training(tmp_path / "run"), of_training(tmp_path / "straight")
+    assert [row["step"] for row in got] == list(range(9))
+    for row, other in zip(got, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+
+def lines(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []

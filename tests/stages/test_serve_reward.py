@@ -1,0 +1,210 @@
+"""`serve_reward` over real HTTP on loopback: scores, batching, everything that is refused, and its end."""
+
+import json
+import random
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+
+import pytest
+import torch
+from reward_checkpoints import MAX_LENGTH, SIZE, conversations, load, small_tokenizer
+from reward_server import Served, ask, ask_all
+from transformers import LlamaConfig
+
+from starling_train import serve_reward
+from starling_train.models.reward import RewardNet, write_starling_7b
+
+TOKEN = "correct-horse"
+HELLO = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Eight thin layers: starting a forward pass costs more than its tokens, as it does on a GPU."""
+    path = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(0)
+    net = RewardNet.from_config(LlamaConfig(**SIZE | {"num_hidden_layers": 8}))
+    torch.nn.init.normal_(net.v_head.weight)
+    write_starling_7b(net, path, small_tokenizer())
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    return load("starling_7b", directory)
+
+
+@pytest.fixture(scope="module")
+def arguments(directory):
+    return [f"reward.path={directory}", "reward.dtype=float32", f"reward.max_length={MAX_LENGTH}"]
+
+
+@pytest.fixture(scope="module")
+def server(arguments):
+    with Served(*arguments, "max_body_mb=0.1") as served:
+        assert served.url
+        yield served
+
+
+@pytest.fixture
+def connection(server):
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
+    yield connection
+    connection.close()
+
+
+def short_conversations(count):
+    draw = random.Random(5)
+
+    def text(longest):
+        return " ".join(draw.choices(["the", "model", "answers", "a", "question"], k=draw.randint(1, longest)))
+
+    return [[{"role": "user", "content": text(3)}, {"role": "assistant", "content": text(6)}] for _ in range(count)]
+
+
+def test_a_thousand_requests_from_32_connections(server, model):
+    """No error, every score the in-process one's, at least three times the throughput of one at a time."""
+    asked = short_conversations(1000)
+    expected = model.score(asked)
+    one_at_a_time, together = [], []
+    for _ in range(3):  # the machine may be busy with something else for a moment: the best of each counts
+        alone, seconds = ask_all(server.port, asked[:100], 1)
+        one_at_a_time.append(100 / seconds)
+        scores, seconds = ask_all(server.port, asked, 32)
+        together.append(1000 / seconds)
+        assert scores == pytest.approx(expected, abs=1e-5)
+        assert alone == pytest.approx(expected[:100], abs=1e-5)
+        if max(together) >= 3 * max(one_at_a_time):
+            break
+    print(f"requests/s one at a time {one_at_a_time}, from 32 connections {together}")
+    assert max(together) >= 3 * max(one_at_a_time)
+
+
+def test_health_says_what_is_served(connection):
+    connection.request("GET", "/health")
+    response = connection.getresponse()
+    assert response.status == 200
+    assert json.loads(response.read()).items() >= {"status": "ok", "kind": "starling_7b"}.items()
+
+
+def test_many_conversations_in_one_request_keep_their_order(connection, model):
+    asked = [*conversations(40), [*HELLO[:1], {"role": "assistant", "content": ""}]]  # a policy can say nothing
+    status, answer = ask(connection, json.dumps({"conversations": asked}))
+    assert status == 200
+    assert answer["scores"] == pytest.approx(model.score(asked), abs=1e-5)
+    assert ask(connection, '{"conversations": []}') == (200, {"scores": []})
+
+
+def test_openrlhf_s_request_is_answered(connection, model):
+    prompt = "GPT4 Correct User: hi<|end_of_turn|>GPT4 Correct Assistant:"
+    request = {"query": [f"<s>{prompt} hello<|end_of_turn|>"], "prompts": [prompt], "labels": [""]}
+    status, answer = ask(connection, json.dumps(request), "/get_reward")
+    assert (status, list(answer)) == (200, ["rewards"])
+    assert answer["rewards"] == pytest.approx(model.score([HELLO]), abs=1e-5)
+    del request["prompts"], request["labels"]
+    assert ask(connection, json.dumps(request), "/get_reward") == (status, answer)
+
+
+@pytest.mark.parametrize(
+    "path,body,says",
+    [
+        ("/score", b"{", "not JSON"),
+        ("/score", b"", "not JSON"),
+        ("/score", b"\xff\xfe", "not UTF-8"),
+        ("/score", b"[" * 90_000, "not JSON"),
+        ("/score", b"1" * 9000, "not JSON"),
+        ("/score", b"[]", "no conversations"),
+        ("/score", b'{"conversations": "hi"}', "no conversations"),
+        ("/score", b'{"conversations": [[]]}', "conversations[0]: conversation: the roles are none"),
+        ("/score", json.dumps({"conversations": [HELLO, HELLO[:1]]}).encode(), "[1]: the conversation ends"),
+        ("/score", b'{"conversations": [["hi"]]}', "conversations[0]: a message without a role"),
+        ("/score", b'{"conversations": [[{"role": "user", "content": 1}]]}', "content is no text"),
+        ("/score", b'{"conversations": [[{"role": "user", "content": "\\ud800"}]]}', "surrogate"),
+        ("/get_reward", b'{"query": "hi"}', "no query"),
+        ("/get_reward", b'{"query": ["hi"]}', "query[0]: a query in no known template"),
+        ("/get_reward", b'{"query": ["hi"], "prompts": ["a", "b"]}', "prompts"),
+        ("/get_reward", b'{"query": ["hi"], "prompts": ["hello"]}', "does not begin with its prompt"),
+    ],
+)  # fmt: skip
+def test_malformed_requests_get_400_and_a_message(connection, path, body, says):
+    status, answer = ask(connection, body, path)
+    assert status == 400 and says in answer["error"]
+    assert ask(connection, json.dumps({"conversations": [HELLO]}))[0] == 200  # and the server goes on
+
+
+def test_wrong_route_and_method(connection):
+    assert ask(connection, b"{}", "/docs")[0] == 404
+    connection.request("GET", "/score")
+    response = connection.getresponse()
+    assert response.status == 405 and "POST /score" in response.read().decode()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_gets_413(server, chunked):
+    body = json.dumps({"conversations": [[HELLO[0], {"role": "assistant", "content": "a" * 150_000}]]}).encode()
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/score", iter([body]) if chunked else body, encode_chunked=chunked, headers=(
+        {"Transfer-Encoding": "chunked"} if chunked else {}
+    ))  # fmt: skip
+    response = connection.getresponse()
+    assert response.status == 413 and "max_body_mb" in response.read().decode()
+
+
+def test_a_token_is_asked_for_and_sigterm_lets_requests_under_way_end(arguments, model):
+    asked = conversations(300, seed=9)
+    with Served(*arguments, STARLING_REWARD_TOKEN=TOKEN) as served, ThreadPoolExecutor(1) as pool:
+        connection = HTTPConnection("127.0.0.1", served.port, timeout=60)
+        body = json.dumps({"conversations": [HELLO]})
+        for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
+            for path in ("/score", "/get_reward"):
+                status, answer = ask(connection, body, path, **given)
+                assert status == 401 and "token" in answer["error"] and TOKEN not in json.dumps(answer)
+        assert ask(connection, body, Authorization=f"Bearer {TOKEN}")[0] == 200
+        connection.request("GET", "/health")
+        response = connection.getresponse()
+        assert response.read() and response.status == 200
+
+        body = json.dumps({"conversations": asked})
+        answer = pool.submit(ask, connection, body, Authorization=f"Bearer {TOKEN}")
+        time.sleep(0.15)
+        served.process.send_signal(signal.SIGTERM)
+        status, said = answer.result()
+        out, error = served.process.communicate(timeout=30)
+    assert status == 200 and said["scores"] == pytest.approx(model.score(asked), abs=1e-5)
+    assert (served.process.returncode, error) == (143, "")  # nothing on stderr, so no token either
+    assert TOKEN not in out and "stopped by a signal" in out
+
+
+@pytest.fixture
+def refused(arguments, monkeypatch, capsys):
+    def run(*changes: str) -> str:
+        monkeypatch.setattr("sys.argv", ["serve_reward", *arguments, *changes])
+        with pytest.raises(SystemExit) as stopped:
+            serve_reward.main()
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    return run
+
+
+def test_wrong_settings_end_in_one_line(refused, monkeypatch, tmp_path):
+    monkeypatch.delenv("STARLING_REWARD_TOKEN", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "port: cannot listen on 127.0.0.1" in refused(f"port={taken.getsockname()[1]}")
+    assert "host: others can reach 0.0.0.0" in refused("host=0.0.0.0", "port=0")
+    assert "host: 'no such host'" in refused("host=no such host", "port=0", "token_env=null")
+    assert "reward.kind: a server" in refused("reward=server", "reward.url=http://127.0.0.1:1")
+    assert "reward.path" in refused(f"reward.path={tmp_path / 'nowhere'}", "port=0")
+    monkeypatch.setenv("STARLING_REWARD_TOKEN", "two words")
+    assert "STARLING_REWARD_TOKEN: the token has spaces" in refused()
+
+
+def test_dry_run_says_what_would_be_served(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["serve_reward", *arguments, "dry_run=true"])
+    serve_reward.main()
+    out = capsys.readouterr().out
+    assert "would serve" in out and "127.0.0.1:8000" in out
