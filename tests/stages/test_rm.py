@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import openchat_tokenizer
@@ -169,17 +168,34 @@ def test_finished_and_other_settings(straight, bases, rows, capsys):
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
 
 
+KILLED_IN_STEP_4 = """
+import os, signal
+from starling_train import rm
+from starling_train.engine import ranking
+
+update, steps = ranking.update, []
+
+def killed(*arguments):
+    steps.append(None)
+    if len(steps) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(*arguments)
+
+ranking.update = killed
+rm.main()
+"""
+
+
 def test_after_a_kill_it_goes_on_exactly(straight, bases, rows, tmp_path, capsys):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "starling_train.rm", *arguments(bases, rows, "cluster.threads=1")]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment)
-    path = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not (path.exists() and len(path.read_text().splitlines()) > 3):
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL and not (tmp_path / "run" / "summary.json").exists()
+    (tmp_path / "killed.py").write_text(KILLED_IN_STEP_4)
+    done = subprocess.run(
+        [sys.executable, "killed.py", *arguments(bases, rows, "cluster.threads=1")],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
     run_here(tmp_path, arguments(bases, rows))
-    assert "resumed after step" in capsys.readouterr().out
+    assert "resumed after step 2" in capsys.readouterr().out
     same(tmp_path / "run", straight)
 
 
