@@ -30,7 +30,7 @@ def optional_number(low: float | None = None, high: float | None = None) -> Any:
 class ModelConfig:
     path: str = "openchat/openchat-3.5-0106"
     revision: str | None = None
-    dtype: str = choice("bfloat16", "bfloat16", "float16", "float32")
+    dtype: str = choice("bfloat16", "bfloat16", "float32")
     attention: str = choice("sdpa", "sdpa", "eager", "flash_attention_2")
     gradient_checkpointing: bool = False
 

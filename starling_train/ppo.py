@@ -61,11 +61,13 @@ def train(config: Config, run: "RunDirectory") -> None:
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     directory = load.resolve(config.model.path, "model.path", config.model.revision)
     tokenizer = setup.load_tokenizer(config, directory)
-    setup.check_lengths(config, load.load_config(directory, "model.path"))
+    setup.check_lengths(config, load.load_config(directory, "model.path"), tokenizer)
     data = setup.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
+    records = setup.scan(config.freeze, directory, str(runtime.device))
+    selected = setup.select(config.freeze, records, config.seed)
     reward_model = setup.load_reward(config.reward, runtime)
-    policy = setup.load_selected_policy(config, directory, runtime)
+    policy = setup.load_selected_policy(config, directory, runtime, records, selected)
 
     # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.
     runtime.seed_all("value head")
@@ -83,9 +85,9 @@ def train(config: Config, run: "RunDirectory") -> None:
     prompts = PromptStream(data.training, algorithm.prompts_per_step, config.seed)
 
     run.create()
-    if config.freeze.method == "snr":
+    if config.freeze.method in setup.SCORED:
         snr_scan.write_scan(policy.records, run.path / "snr.json")
-    freeze.write_unfrozen_yaml(policy.selected, policy.records, run.path / "unfrozen.yaml")
+    freeze.write_unfrozen_yaml(policy.selected, policy.records, run.path / "unfrozen.yaml", policy.table.names)
     metrics_log, samples_log = JsonLines(run.metrics), JsonLines(run.samples)
     tracking = tracker(config.logging.wandb, config.name, run.path, run.settings, state.tracker)
     stop = StopRequest()

@@ -45,7 +45,8 @@ def main(config: ScoreConfig) -> None:
     done, size = progress.input_bytes, source.stat().st_size
     if config.dry_run:
         print(
-            f"would score {size - done:,} of {size:,} bytes of {source} with {config.reward.place()} ({config.reward.kind})"
+            f"would score {size - done:,} of {size:,} bytes of {source} "
+            f"with {config.reward.place()} ({config.reward.kind})"
         )
         return
     if done:

@@ -16,10 +16,10 @@ def describe(config: Config) -> str:
     directory = load.resolve(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = load.load_config(directory, "model.path")
     tokenizer = setup.load_tokenizer(config, directory)
-    setup.check_lengths(config, model_config)
+    setup.check_lengths(config, model_config, tokenizer)
     model = load.build_empty(model_config)
     freeze = config.freeze
-    if freeze.method == "snr" and not freeze.scan:
+    if freeze.method in setup.SCORED and not freeze.scan:
         # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
         freeze = replace(freeze, method="random")
     records = setup.scan(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
@@ -51,6 +51,7 @@ def _what_trains(config: Config) -> str:
     freeze = config.freeze
     return {
         "snr": f"the top {freeze.top_percent:g} % of each module type by SNR ({freeze.dialect}), by {freeze.unit}",
+        "lowest": f"the lowest {freeze.top_percent:g} % of each module type by SNR ({freeze.dialect}), a control",
         "random": f"a random {freeze.top_percent:g} % of each module type",
         "layers": f"layers {freeze.layers}",
         "last_layers": f"the last {freeze.last_layers} layers",

@@ -29,6 +29,7 @@ class Optimizer:
             betas=tuple(config.betas),
             eps=config.eps,
             weight_decay=config.weight_decay,
+            fused=all(p.is_cuda for p in self._masters.values()),  # the default there makes temporary copies of all
         )
 
     def set_step(self, step: int, steps: int) -> float:

@@ -10,7 +10,8 @@ import yaml
 from starling_train.config import Config, UserError
 from starling_train.config_rm import RmConfig
 
-# Changing these between two starts of a run changes neither its data nor what one step computes.
+# May be changed between two starts of a run: they change neither its data nor what one step computes, but for
+# algorithm.steps, which makes a run longer and with it a schedule that falls to 0 at its end.
 FREE_TO_CHANGE = ("name", "run_dir", "dry_run", "debug", "prepare", "cluster", "checkpoint", "logging", "evaluation")
 FREE_TO_CHANGE_KEYS = (
     "algorithm.steps",
@@ -37,12 +38,13 @@ class RunDirectory:
         self.policy = self.path / "policy"
         self.reward = self.path / "reward"
         self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
         self.settings = asdict(config)
         self._refuse_other_settings()
 
     def is_finished(self) -> bool:
         """True if the run has done all the steps that are asked for."""
-        if not self.summary.is_file():
+        if not (self.summary.is_file() and self.report.is_file()):
             return False
         summary = json.loads(self.summary.read_text())
         # where the number of steps follows from fixed settings, no more of them can be asked for
@@ -50,8 +52,11 @@ class RunDirectory:
         return bool(summary["finished"]) and summary["steps"] >= wanted
 
     def create(self) -> None:
-        """Make the directory and write the resolved configuration."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Make the directory and write the resolved configuration. Raises UserError if it cannot be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir: {self.path} cannot be made ({error.strerror}); give another one") from error
         self.write("config.yaml", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
 
     def write(self, name: str, text: str) -> None:

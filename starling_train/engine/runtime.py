@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import signal
+import time
 from types import FrameType
 
 import torch
@@ -63,7 +64,9 @@ class Runtime:
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGUSR1, so that the loop can save at a safe point; a second signal exits at once.
+    """Remembers SIGTERM and SIGUSR1, so that the loop can save at a safe point.
+
+    A second signal, a second or more after the first, exits at once (launchers may deliver one signal twice).
 
     `exit_code` is None until a signal came, then 128 + 15 or 128 + 10.
     """
@@ -74,6 +77,7 @@ class StopRequest:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code is not None:
+        if self.exit_code is None:
+            self.exit_code, self._since = 128 + number, time.monotonic()
+        elif time.monotonic() - self._since > 1.0:
             os._exit(128 + number)
-        self.exit_code = 128 + number

@@ -13,7 +13,7 @@ from starling_train.engine.checkpoint import Checkpoints
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.state import TrainState
-from starling_train.models import freeze, load, reward, selection, snr_scan
+from starling_train.models import freeze, load, reward, scan_records, selection, snr_scan
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.running_stats import RunningMoments
 from starling_train.models.snr_scan import Record
@@ -54,8 +54,13 @@ def load_tokenizer(config: Config, directory: Path) -> Any:
     return tokenizer
 
 
-def check_lengths(config: Config, model_config: Any) -> None:
-    """Raise UserError if prompt and response together can outgrow the model's positions."""
+def check_lengths(config: Config, model_config: Any, tokenizer: Any) -> None:
+    """Raise UserError if prompt and response together can outgrow the model's positions, or ids its vocabulary."""
+    if (highest := max(tokenizer.get_vocab().values())) >= model_config.vocab_size:
+        raise UserError(
+            f"model.path: the tokenizer has ids up to {highest}, the model only {model_config.vocab_size} embeddings; "
+            "use the tokenizer that belongs to the model"
+        )
     wanted = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if wanted > model_config.max_position_embeddings:
         raise UserError(
@@ -63,6 +68,9 @@ def check_lengths(config: Config, model_config: Any) -> None:
             f"{config.data.max_prompt_tokens} make {wanted} tokens, more than the model's "
             f"{model_config.max_position_embeddings} positions; lower one of them"
         )
+
+
+SCORED = ("snr", "lowest")  # methods that need the scan
 
 
 @dataclass
@@ -75,10 +83,10 @@ class SelectedPolicy:
     records: dict[str, Record]
 
 
-def load_selected_policy(config: Config, directory: Path, runtime: Runtime) -> SelectedPolicy:
-    """Scan (or read a scan), select, load the weights, freeze the rest."""
-    records = scan(config.freeze, directory, str(runtime.device))
-    selected = select(config.freeze, records, config.seed)
+def load_selected_policy(
+    config: Config, directory: Path, runtime: Runtime, records: dict[str, Record], selected: list[str]
+) -> SelectedPolicy:
+    """Load the weights and freeze what is not selected."""
     model = load.load_causal_lm(
         directory,
         "model.path",
@@ -93,10 +101,11 @@ def load_selected_policy(config: Config, directory: Path, runtime: Runtime) -> S
 
 def scan(config: FreezeConfig, directory: Path, device: str) -> dict[str, Record]:
     """SNR of the model's matrices: from `freeze.scan` or computed; names and shapes if the method needs none."""
-    if config.method != "snr":
+    if config.method not in SCORED:
         return snr_scan.list_matrices(directory)
     if config.scan:
-        return snr_scan.read_scan(Path(config.scan).expanduser())
+        source = Path(config.scan).expanduser()
+        return scan_records.match(scan_records.read_scan(source), snr_scan.list_matrices(directory), str(source))
     return snr_scan.scan(directory, dialect=config.dialect, device=device)
 
 
@@ -105,7 +114,10 @@ def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[
         records,
         method=config.method,
         unit=config.unit,
+        scope=config.scope,
         top_percent=config.top_percent,
+        max_trainable=config.max_trainable,
+        max_memory_gb=config.max_memory_gb,
         last_layers=config.last_layers,
         layers=config.layers,
         lowest_layer=config.lowest_layer,

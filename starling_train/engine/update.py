@@ -35,7 +35,7 @@ def update(
     skipped = updates = 0
     for _ in range(config.epochs):
         order = torch.randperm(len(experience.rollout), generator=generator)
-        for minibatch in order.chunk(config.minibatches):
+        for minibatch in order.tensor_split(config.minibatches):
             sums = accumulate(actors, experience, minibatch.tolist(), config, train_policy)
             norm = optimizer.step()
             norms.append(norm)

@@ -114,7 +114,8 @@ def _function_calling(held_out: HeldOut, actors: Actors, config: Config) -> dict
     def answer(conversations: list[list[dict]]) -> list[str]:
         prompts = [openchat.encode(messages, held_out.tokenizer) for messages in conversations]
         rollout = generate(actors.policy, held_out.tokenizer, prompts, limits, greedy=True)
-        return [openchat.decode(ids, held_out.tokenizer) for ids in rollout.responses]
+        stops = config.rollout.stop_strings
+        return [with_answer([], ids, held_out.tokenizer, stops)[-1]["content"] for ids in rollout.responses]
 
     result = function_calling.evaluate(held_out.cases, answer)
     return {"eval/function_calling": result.accuracy} | {

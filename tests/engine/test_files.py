@@ -103,6 +103,8 @@ def test_finished_means_all_steps_that_are_asked_for(tmp_path):
     run.create()
     assert not run.is_finished()
     run.write("summary.json", json.dumps({"finished": True, "steps": 1000}))
+    assert not run.is_finished()  # killed before the report: a rerun writes it
+    run.write("report.html", "<html></html>")
     assert run.is_finished()
     config.algorithm.steps = 1001
     assert not RunDirectory(config).is_finished()

@@ -7,9 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "apa"])
-def test_three_steps(small_models, small_run, data_dir, run_command, tmp_path, algorithm):
-    done = run_command("ppo", *small_run, f"data.path={data_dir / 'nectar'}", f"algorithm={algorithm}")
+def test_three_steps(small_models, small_run, data_dir, run_command, tmp_path):
+    done = run_command("ppo", *small_run, f"data.path={data_dir / 'nectar'}")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

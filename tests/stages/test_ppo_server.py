@@ -50,6 +50,7 @@ def train(small_run, prompts, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_server_lost_while_scoring_or_evaluating_loses_nothing(train, tmp_path):
     """With checkpoint.every=0: what is there after the loss was saved because of it. 8 prompts a step, 6 held out."""
     run = tmp_path / "run"
@@ -72,8 +73,6 @@ def test_a_server_lost_while_scoring_or_evaluating_loses_nothing(train, tmp_path
         last = error.splitlines()[-1]
         assert last.startswith("error: reward.url: http://127.0.0.1:") and "503: gone" in last
         assert (run / "checkpoints" / f"step_{step:06d}").is_dir()
-            run / f"checkpoints/step_{step:06d}"
-        ).is_dir()
         assert [row["step"] for row in rows(run)] == [0, 1]
     with Scripted() as server:
         assert train(server.server_port)[0] == 0

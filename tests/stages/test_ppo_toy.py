@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,14 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
     pytest.fail(f"ended before step {step}: {process.stderr.read()}")
 
 
-@pytest.mark.parametrize("sent,code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    "sent,code",
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_was_stopped_goes_on_exactly(straight, tmp_path, sent, code):
     process = start(tmp_path, "run_dir=run")
     wait_for_step(tmp_path / "run", 1, process)
@@ -173,6 +181,29 @@ def test_other_ways_to_train_run(toy, tmp_path, monkeypatch, changes):
     row = metrics(tmp_path / "run")[-1]
     limit = 0.2 if "model.dtype=bfloat16" in changes else 1e-4
     assert row["policy/ratio_first"] < limit and row["optim/skipped"] == 0
+
+
+def test_adaptive_kl_and_critic_warm_up(toy, tmp_path, monkeypatch):
+    """The coefficient of a step follows from the KL of the step before; a policy that waits does not move."""
+    from safetensors.torch import load_file
+
+    from starling_train import ppo
+
+    changes = ["algorithm.steps=3", "algorithm.critic_warmup_steps=1", "algorithm.kl.target=2", "evaluation.every=0"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ppo", "+recipe=debug", "run_dir=run", "checkpoint.keep=3", *changes])
+    ppo.main()
+    rows = metrics(tmp_path / "run")
+    for before, after in pairwise(rows):
+        error = min(max(before["kl/reference"] / 2 - 1, -0.2), 0.2)
+        assert after["kl/coefficient"] == pytest.approx(before["kl/coefficient"] * (1 + error * 16 / 10000))
+    saved = [tmp_path / "run" / "checkpoints" / f"step_{n:06d}" / "trainable.safetensors" for n in (1, 2)]
+    base = AutoModelForCausalLM.from_pretrained(toy / "policy").state_dict()
+    moved = [
+        any(not t.equal(base[n.removeprefix("policy.")]) for n, t in load_file(path).items() if n.startswith("policy."))
+        for path in saved
+    ]
+    assert moved == [False, True]
 
 
 @pytest.mark.slow

@@ -1,0 +1,87 @@
+"""How the configuration reaches what it configures."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from starling_train.config import Config, FreezeConfig, RewardConfig, RolloutConfig
+from starling_train.core.ppo import kl_estimate, token_rewards
+from starling_train.engine import setup
+from starling_train.engine.experience import score_tokens
+from starling_train.engine.rollout import Rollout
+from starling_train.models import load, selection
+from starling_train.models.actors import Actors
+from starling_train.models.running_stats import RunningMoments
+
+
+def test_scores_are_centred_scaled_and_clipped_by_hand():
+    moments = RunningMoments()
+    moments.update([1.0, 3.0, 5.0])  # mean 3, sample deviation 2
+    scores = torch.tensor([1.0, 4.0, 103.0])
+    assert setup.scale(scores, moments, RewardConfig(clip=10.0)).tolist() == [-1.0, 0.5, 10.0]
+    assert setup.scale(scores, moments, RewardConfig(clip=0.0)).tolist() == [-1.0, 0.5, 50.0]
+    assert setup.scale(scores, moments, RewardConfig(scale="none")).tolist() == [1.0, 4.0, 103.0]
+
+
+def test_every_freeze_key_that_selects_reaches_the_selection(monkeypatch):
+    given = {}
+    monkeypatch.setattr(selection, "select", lambda records, **settings: given.update(settings) or [])
+    setup.select(FreezeConfig(), {}, seed=3)
+    elsewhere = {"dialect", "scan", "embeddings", "head", "norms"}
+    assert set(given) == {field.name for field in fields(FreezeConfig)} - elsewhere | {"seed"}
+
+
+def test_dropout_is_off_whatever_the_model_directory_says(tiny_mistral, tmp_path):
+    model = tiny_mistral()
+    model.config.attention_dropout = 0.5
+    model.save_pretrained(tmp_path)
+    loaded = load.load_causal_lm(tmp_path, "model.path", dtype="float32").train()
+    ids = torch.arange(20)[None]
+    assert loaded.config.attention_dropout == 0.0
+    assert torch.equal(loaded(ids).logits, loaded(ids).logits)
+
+
+def test_the_temperature_of_the_rollout_is_that_of_the_scored_log_probs(tiny_mistral):
+    """What `generate` samples from, token by token, is what `score_tokens` scores."""
+    policy = tiny_mistral().eval()
+    prompt = [5, 6, 7]
+    torch.manual_seed(0)
+    output = policy.generate(
+        torch.tensor([prompt]), do_sample=True, temperature=0.7, top_k=0, max_new_tokens=8, pad_token_id=0,
+        eos_token_id=96, return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    response = output.sequences[0, 3:].tolist()
+    sampled = torch.stack([s[0].log_softmax(-1)[t] for s, t in zip(output.scores, response, strict=True)])
+    actors = Actors(policy, "head", 0, RolloutConfig(temperature=0.7).temperature)
+    rollout = Rollout([prompt], [response], [True])
+    found = score_tokens(actors, rollout, torch.zeros(1), Config().algorithm, 0.0)
+    torch.testing.assert_close(found.logprobs[0], sampled, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_estimator_of_the_penalty_is_the_one_asked_for(tiny_mistral, estimator):
+    actors = Actors(tiny_mistral(), "head", 0)
+    with torch.no_grad():
+        actors.reference.lm_head.weight.add_(0.3 * torch.randn_like(actors.reference.lm_head.weight))
+    config = Config().algorithm
+    config.kl.estimator = estimator
+    rollout = Rollout([[1, 2]], [[3, 4, 5]], [True])
+    found = score_tokens(actors, rollout, torch.ones(1), config, 0.5)
+    kl = kl_estimate(found.logprobs, found.reference, estimator)
+    assert kl.abs().max() > 1e-4
+    torch.testing.assert_close(found.total, token_rewards(torch.ones(1), kl, found.is_response, 0.5).sum(-1))
+
+
+def test_a_scan_of_another_model_is_refused(tiny_mistral, tmp_path):
+    from starling_train.config import UserError
+    from starling_train.models import scan_records, snr_scan
+
+    tiny_mistral(layers=3).save_pretrained(tmp_path / "three")
+    tiny_mistral(layers=2).save_pretrained(tmp_path / "two")
+    scan_records.write_scan(snr_scan.scan(tmp_path / "two"), tmp_path / "scan.json")
+    config = FreezeConfig(scan=str(tmp_path / "scan.json"))
+    assert len(setup.scan(config, tmp_path / "two", "cpu")) == 14
+    with pytest.raises(UserError, match=r"freeze\.scan"):
+        setup.scan(config, Path(tmp_path / "three"), "cpu")
