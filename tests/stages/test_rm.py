@@ -339,10 +339,3 @@ def test_dry_run_loads_no_weights(bases, rows, tmp_path, monkeypatch, capsys):
     assert "24 training rows, 6 held out" in out and "6 left out: empty" in out
     assert "peak" in out and "mlp.down_proj" in out
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_the_toy_recipe_orders_held_out_answers(toy, run_command, tmp_path):
-    done = run_command("rm", "+recipe=toy_rm", timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert metrics(tmp_path / "runs" / "toy_rm")[-1]["eval/preference_accuracy"] > 0.8
