@@ -90,7 +90,7 @@ class DataConfig:
 
 @dataclass
 class RolloutConfig:
-    engine: str = choice("hf", "hf")
+    engine: str = choice("slots", "slots", "hf")
     slots: int = number(64, 1)
     max_new_tokens: int = number(1024, 1)
     temperature: float = number(1.0, 1e-3)
@@ -116,6 +116,7 @@ class AlgorithmConfig:
     epochs: int = number(2, 1)
     minibatches: int = number(4, 1)
     tokens_per_microbatch: int = number(8192, 1)
+    prefix_device_gb: float = number(8.0, 0.0)
     gamma: float = number(1.0, 0.0, 1.0)
     gae_lambda: float = number(0.95, 0.0, 1.0)
     clip: float = number(0.2, 1e-6)

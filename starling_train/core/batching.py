@@ -2,27 +2,41 @@
 
 from collections.abc import Sequence
 
+# What one more micro-batch costs, in tokens of padding that are worth having to avoid it.
+OVERHEAD = 64
 
-def cut_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+
+def cut_by_tokens(lengths: Sequence[int], budget: int, overhead: int = OVERHEAD) -> list[list[int]]:
     """Indices grouped, longest sequences first, so that (sequences x longest) of a group stays within the budget.
 
-    A single sequence longer than the budget gets a group of its own. Every index appears exactly once.
+    Among all ways to cut the sorted sequences, the one with the fewest padded tokens, each group counting `overhead`
+    tokens more. A single sequence longer than the budget gets a group of its own. Every index appears exactly once.
     """
-    return cut_bundles_by_tokens([[length] for length in lengths], budget)
+    return cut_bundles_by_tokens([[length] for length in lengths], budget, overhead)
 
 
-def cut_bundles_by_tokens(bundles: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+def cut_bundles_by_tokens(bundles: Sequence[Sequence[int]], budget: int, overhead: int = OVERHEAD) -> list[list[int]]:
     """As `cut_by_tokens`, for bundles of sequences that stay together, such as the answers to one prompt.
 
     bundles: lengths of the sequences of each. Returns indices of bundles.
     """
-    groups: list[list[int]] = []
-    longest = count = 0
-    for index in sorted(range(len(bundles)), key=lambda i: (-max(bundles[i]), i)):
-        size = len(bundles[index])
-        if not groups or (count + size) * longest > budget:
-            groups.append([])
-            longest, count = max(bundles[index]), 0
-        groups[-1].append(index)
-        count += size
+    order = sorted(range(len(bundles)), key=lambda i: (-max(bundles[i]), i))
+    longest = [max(bundles[i]) for i in order]
+    counts = [len(bundles[i]) for i in order]
+    # least[k]: cost of the best way to cut the bundles from k on; end[k]: where its first group ends
+    least, end = [0] * (len(order) + 1), [0] * len(order)
+    for first in reversed(range(len(order))):
+        least[first], count = -1, 0
+        for last in range(first, len(order)):
+            count += counts[last]
+            # a bundle that is shorter than the first by more than a group costs is better off in the next group
+            if last > first and (count * longest[first] > budget or longest[first] - longest[last] > overhead):
+                break
+            cost = count * longest[first] + overhead + least[last + 1]
+            if least[first] < 0 or cost <= least[first]:
+                least[first], end[first] = cost, last + 1
+    groups, first = [], 0
+    while first < len(order):
+        groups.append(order[first : end[first]])
+        first = end[first]
     return groups

@@ -1,23 +1,31 @@
 """Log-probabilities of given tokens without ever holding the tokens x vocabulary matrix."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+# Logits held at a time: enough rows for full speed, few enough to stay small beside the model.
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
+
 
 def token_logprobs(
-    hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float = 1.0, chunk: int = 1024
+    hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float = 1.0, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of the distribution it was drawn from.
 
     hidden: (n, d) last hidden states after the final norm, row i predicting tokens[i]; head: (vocabulary, d);
     tokens: (n,). Returns two (n,) float32 tensors, in nats. Logits are divided by the temperature, as in sampling.
-    Rows go through the head `chunk` at a time, and are recomputed in the backward pass, so that memory holds
-    chunk x vocabulary logits at most.
+    Rows go through the head `chunk` at a time (None = by the size of the vocabulary), so that memory holds chunk x
+    vocabulary logits at most. The entropy has no gradient where the head is frozen.
     """
+    chunk = chunk or max(16, CHUNK_ELEMENTS.get(hidden.device.type, 2**21) // len(head))
+    if torch.is_grad_enabled() and hidden.requires_grad and not head.requires_grad:
+        return _FrozenHead.apply(hidden, head, tokens, temperature, chunk)
     logprobs, entropies = [], []
     for rows, wanted in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and head.requires_grad:
             logprob, entropy = checkpoint(_chunk, rows, head, wanted, temperature, use_reentrant=False)
         else:
             logprob, entropy = _chunk(rows, head, wanted, temperature)
@@ -27,7 +35,40 @@ def token_logprobs(
 
 
 def _chunk(hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = torch.nn.functional.linear(hidden, head).float() / temperature
-    distribution = logits.log_softmax(-1)
+    distribution = _log_distribution(hidden, head, temperature)
     logprob = distribution.gather(-1, tokens[:, None]).squeeze(-1)
     return logprob, -(distribution.exp() * distribution).sum(-1)
+
+
+def _log_distribution(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+    return (torch.nn.functional.linear(hidden, head).float() / temperature).log_softmax(-1)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """The gradient of a log-probability in the hidden state, kept from the forward pass: logits are made once.
+
+    d log p(token) / d hidden = (head[token] - sum_v p_v head[v]) / temperature: (n, d), however large the vocabulary.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        gradient = torch.empty_like(hidden)
+        logprobs, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            distribution = _log_distribution(hidden[rows], head, temperature)
+            logprobs[rows] = distribution.gather(-1, tokens[rows, None]).squeeze(-1)
+            probabilities = distribution.exp()
+            entropies[rows] = -torch.einsum("nv,nv->n", probabilities, distribution)
+            mean = probabilities.to(head.dtype) @ head
+            gradient[rows] = (head[tokens[rows]] - mean) / temperature
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, of_logprobs: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (of_logprobs[:, None] * gradient).to(gradient.dtype), None, None, None, None

@@ -10,6 +10,7 @@ from starling_train.core.batching import cut_by_tokens
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, kl_estimate, token_rewards
 from starling_train.engine.batching import micro_batch, response_mask
+from starling_train.engine.prefix import Prefix
 from starling_train.engine.rollout import Rollout
 from starling_train.models.actors import Actors
 
@@ -26,6 +27,7 @@ class Experience:
     advantages: Tensor  # whitened over the whole batch
     returns: Tensor
     total: Tensor  # (sequences,): score minus KL penalty, what the policy is paid
+    prefix: Prefix | None = None  # hidden states below the lowest layer that trains; None where nothing is shared
 
     def kl_per_sequence(self) -> Tensor:
         """k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
@@ -40,7 +42,10 @@ def score_tokens(
 
     scores: (sequences,) what each response is paid at its last token, scaled and with penalties applied.
     """
-    is_response, logprobs, reference, values = forward_all(actors, rollout, config.tokens_per_microbatch)
+    prefix = None
+    if actors.shares_start:
+        prefix = Prefix(rollout.lengths(), actors.device, config.prefix_device_gb)
+    is_response, logprobs, reference, values = forward_all(actors, rollout, config.tokens_per_microbatch, prefix)
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
     rewards = token_rewards(scores.to(logprobs), penalty, is_response, kl_coefficient)
     advantages, returns = gae(rewards, values, is_response, config.gamma, config.gae_lambda)
@@ -53,18 +58,25 @@ def score_tokens(
         advantages=whiten(advantages, is_response),
         returns=returns,
         total=rewards.sum(-1),
+        prefix=prefix,
     )
 
 
 @torch.no_grad()
-def forward_all(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(is_response, log-probs, reference log-probs, values) of every response token, (sequences, longest response)."""
-    device = next(actors.value_head.parameters()).device
-    is_response = response_mask(rollout.responses, device)
-    logprobs, reference, values = (torch.zeros(is_response.shape, device=device) for _ in range(3))
+def forward_all(
+    actors: Actors, rollout: Rollout, tokens_per_microbatch: int, prefix: Prefix | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(is_response, log-probs, reference log-probs, values) of every response token, (sequences, longest response).
+
+    prefix: takes up the hidden states that policy, reference and critic share.
+    """
+    is_response = response_mask(rollout.responses, actors.device)
+    logprobs, reference, values = (torch.zeros(is_response.shape, device=actors.device) for _ in range(3))
     for rows in cut_by_tokens(rollout.lengths(), tokens_per_microbatch):
-        batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], device)
+        batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], actors.device)
         start = actors.start(batch.ids)
+        if prefix is not None:
+            prefix.put(rows, start)
         outputs = actors(batch, start)
         index = positions(is_response, rows)
         logprobs[index] = outputs.logprobs

@@ -29,7 +29,7 @@ class Optimizer:
             betas=tuple(config.betas),
             eps=config.eps,
             weight_decay=config.weight_decay,
-            fused=all(p.is_cuda for p in self._masters.values()),  # the default there makes temporary copies of all
+            fused=True,  # torch's other ways make temporary copies of all tensors, or a loop over them
         )
 
     def set_step(self, step: int, steps: int) -> float:

@@ -11,6 +11,8 @@ from transformers import GenerationConfig
 
 from starling_train.config import RolloutConfig
 from starling_train.data import openchat
+from starling_train.engine import slots
+from starling_train.engine.stop_strings import StopStrings
 
 
 @dataclass
@@ -35,41 +37,70 @@ class Rollout:
 def generate(
     policy: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], config: RolloutConfig, greedy: bool = False
 ) -> Rollout:
-    """Draw one response per prompt with transformers' `generate`, `config.slots` prompts at a time.
+    """Draw one response per prompt, at most `config.slots` side by side, with the engine that `config` names.
 
     Uses the global random generator (seed it first). greedy=True takes the likeliest token instead of sampling.
-    The policy is back in the mode it came in afterwards.
+    The policy is back in the mode it came in afterwards. Engine `slots` draws each response with random numbers of
+    its own, so that it depends on its place among the prompts and on nothing else; `hf` is transformers' `generate`.
     """
-    eos, pad = openchat.end_of_turn_id(tokenizer), openchat.pad_id(tokenizer)
-    responses: list[list[int]] = [[] for _ in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with _generating(policy, _settings(config, eos, pad, greedy)):
-        for start in range(0, len(prompts), config.slots):
-            rows = by_length[start : start + config.slots]
-            ids, attention = _left_pad([prompts[i] for i in rows], pad, policy.device)
-            stop = {"tokenizer": tokenizer} if config.stop_strings else {}
-            output = policy.generate(ids, attention_mask=attention, **stop)
-            for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
-                responses[row] = _trim(generated, eos, pad)
+    eos = openchat.end_of_turn_id(tokenizer)
+    with _generating(policy):
+        if config.engine == "hf":
+            responses = _generate_hf(policy, tokenizer, prompts, config, greedy)
+        else:
+            seed = int(torch.randint(2**62, ()))
+            how = slots.Sampling(
+                eos=eos,
+                max_new_tokens=config.max_new_tokens,
+                stops=StopStrings(tokenizer, config.stop_strings),
+                seeds=None if greedy else [(seed, index) for index in range(len(prompts))],
+                temperature=config.temperature,
+                top_p=config.top_p,
+                top_k=config.top_k,
+            )
+            responses = slots.generate(policy, prompts, how, config.slots)
     return Rollout(list(prompts), responses, [r[-1] == eos for r in responses])
 
 
-@contextmanager
-def _generating(policy: nn.Module, settings: GenerationConfig) -> Iterator[None]:
-    """The policy without gradients, with exactly these settings, and afterwards as it was.
+def _generate_hf(
+    policy: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], config: RolloutConfig, greedy: bool
+) -> list[list[int]]:
+    """Batch after batch, each until its longest response ends."""
+    eos, pad = openchat.end_of_turn_id(tokenizer), openchat.pad_id(tokenizer)
+    responses: list[list[int]] = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    policy.generation_config = _settings(config, eos, pad, greedy)
+    for start in range(0, len(prompts), config.slots):
+        rows = by_length[start : start + config.slots]
+        ids, attention = _left_pad([prompts[i] for i in rows], pad, policy.device)
+        stop = {"tokenizer": tokenizer} if config.stop_strings else {}
+        output = policy.generate(ids, attention_mask=attention, **stop)
+        for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+            responses[row] = _trim(generated, eos, pad)
+    return responses
 
-    Its own generation_config is put aside: `generate` would fill in what it says of penalties and samplers, and what
-    is sampled would no longer be what is scored. Training mode with gradient checkpointing would switch the cache off.
+
+@contextmanager
+def _generating(policy: nn.Module) -> Iterator[None]:
+    """The policy without gradients, and afterwards as it was.
+
+    Its own generation_config comes back: `generate` is given exactly our settings, because it would fill in what a
+    model's own say of penalties and samplers, and what is sampled would no longer be what is scored. Training mode
+    with gradient checkpointing would switch the cache off. Rows of different lengths need a mask, which flash
+    attention has none of.
     """
-    was_training, own = policy.training, policy.generation_config
+    was_training, own, attention = policy.training, policy.generation_config, policy.config._attn_implementation
     policy.eval()
-    policy.generation_config = settings
+    if attention.startswith("flash"):
+        policy.set_attn_implementation("sdpa")
     try:
         with torch.no_grad():
             yield
     finally:
         policy.train(was_training)
         policy.generation_config = own
+        if attention.startswith("flash"):
+            policy.set_attn_implementation(attention)
 
 
 def _settings(config: RolloutConfig, eos: int, pad: int, greedy: bool) -> GenerationConfig:

@@ -1,5 +1,7 @@
 """The update of one step: a few epochs of clipped PPO, or APA, over the experience."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss
 from starling_train.engine.batching import micro_batch
 from starling_train.engine.experience import Experience, positions
 from starling_train.engine.optim import Optimizer
-from starling_train.models.actors import Actors, Outputs
+from starling_train.models.actors import Actors, MicroBatch
 
 Sums = dict[str, float]
 
@@ -66,46 +68,77 @@ def accumulate(
     actors: Actors, experience: Experience, rows: list[int], config: AlgorithmConfig, train_policy: bool = True
 ) -> Sums:
     """Add the gradients of one mini-batch, micro-batch by micro-batch; returns the sums that metrics are made of."""
-    rollout = experience.rollout
+    rollout, prefix = experience.rollout, experience.prefix
     lengths = rollout.lengths()
     count = int(experience.is_response[rows].sum())
-    sums: Sums = {"tokens": count}
+    # tensors until the end: on a GPU every number that is read would wait for all work in flight
+    sums: dict[str, Tensor] = {}
     for group in cut_by_tokens([lengths[i] for i in rows], config.tokens_per_microbatch):
         chosen = [rows[i] for i in group]
         batch = micro_batch(
             [rollout.prompts[i] for i in chosen], [rollout.responses[i] for i in chosen], experience.logprobs.device
         )
-        outputs = actors(batch, train_policy=train_policy)
-        losses = _losses(outputs, experience, positions(experience.is_response, chosen), config, count)
-        total = config.value_coefficient * losses["value_loss"]
-        if train_policy:
-            total = total + losses["policy_loss"]
-        total.backward()
-        sums.setdefault("first_ratio", float(losses.pop("largest_ratio")))
-        for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + float(value.detach())
-    return sums
+        start = prefix.get(chosen) if prefix is not None else actors.start(batch.ids)
+        part = _Part(experience, positions(experience.is_response, chosen), config, count)
+        found = _backward(actors, batch, start, part, train_policy)
+        sums.setdefault("first_ratio", found.pop("largest_ratio"))
+        for key, value in found.items():
+            sums[key] = sums[key] + value if key in sums else value
+    return {key: float(value) for key, value in sums.items()} | {"tokens": count}
 
 
-def _losses(
-    outputs: Outputs, experience: Experience, index: tuple[Tensor, Tensor], config: AlgorithmConfig, count: int
+@dataclass(frozen=True)
+class _Part:
+    """What the losses of one micro-batch need besides the forward pass. index: its response tokens, flat."""
+
+    experience: Experience
+    index: tuple[Tensor, Tensor]
+    config: AlgorithmConfig
+    count: int  # real tokens of the whole mini-batch
+
+    def policy(self, logprobs: Tensor, entropy: Tensor) -> dict[str, Tensor]:
+        """Loss and sums over the real tokens; logprobs, entropy: (n,)."""
+        old, advantages = self.experience.logprobs[self.index], self.experience.advantages[self.index]
+        real = torch.ones_like(logprobs, dtype=torch.bool)
+        found = _policy_loss(logprobs, old, advantages, real, self.config, self.count)
+        return {
+            "policy_loss": found.loss,
+            "entropy": entropy.detach().sum(),
+            "clipped": found.clipped,
+            "approx_kl": found.approx_kl,
+            "largest_ratio": found.largest_ratio,
+        }
+
+    def value(self, values: Tensor) -> dict[str, Tensor]:
+        """The same for values (n,)."""
+        old, returns = self.experience.values[self.index], self.experience.returns[self.index]
+        real = torch.ones_like(values, dtype=torch.bool)
+        found = value_loss(values, old, returns, real, self.config.value_clip, self.count)
+        return {"value_loss": found.loss, "value_clipped": found.clipped}
+
+
+def _backward(
+    actors: Actors, batch: MicroBatch, start: Tensor | None, part: _Part, train_policy: bool
 ) -> dict[str, Tensor]:
-    """Losses and sums over the real tokens of one micro-batch; everything here is flat, (n,)."""
-    real = torch.ones_like(outputs.logprobs, dtype=torch.bool)
-    old, advantages = experience.logprobs[index], experience.advantages[index]
-    policy = _policy_loss(outputs.logprobs, old, advantages, real, config, count)
-    value = value_loss(
-        outputs.values, experience.values[index], experience.returns[index], real, config.value_clip, count
-    )
-    return {
-        "policy_loss": policy.loss,
-        "value_loss": value.loss,
-        "entropy": outputs.entropy.detach().sum(),
-        "clipped": policy.clipped,
-        "approx_kl": policy.approx_kl,
-        "value_clipped": value.clipped,
-        "largest_ratio": policy.largest_ratio,
-    }
+    """Forward and backward of one micro-batch; returns detached losses and sums.
+
+    A critic of its own comes after the policy is done, so that the activations of only one of them are held.
+    """
+    weight = part.config.value_coefficient
+    if actors.critic is None:
+        outputs = actors(batch, start, train_policy)
+        policy, value = part.policy(outputs.logprobs, outputs.entropy), part.value(outputs.values)
+        total = weight * value["value_loss"]
+        (total + policy["policy_loss"] if train_policy else total).backward()
+    else:
+        with torch.set_grad_enabled(train_policy):
+            policy = part.policy(*actors.policy_outputs(batch, start))
+        if train_policy:
+            policy["policy_loss"].backward()
+        policy["policy_loss"] = policy["policy_loss"].detach()  # lets go of the policy's graph
+        value = part.value(actors.values(batch, start))
+        (weight * value["value_loss"]).backward()
+    return {key: tensor.detach() for key, tensor in (policy | value).items()}
 
 
 def _policy_loss(

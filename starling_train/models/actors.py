@@ -45,7 +45,7 @@ class Actors(nn.Module):
         self.policy = policy
         self.reference = freeze_all(twin(policy))
         self.critic = _critic_trunk(policy, critic)
-        self._critic_kind = critic
+        self._critic_kind, self._lowest = critic, lowest
         self.value_head = ValueHead(policy.config.hidden_size)
         self.temperature = temperature
         # plain attributes in a tuple, or Module would register the views' layers a second time
@@ -53,15 +53,22 @@ class Actors(nn.Module):
             None if m is None else Trunk(m, lowest) for m in (policy.model, self.reference.model, self.critic)
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self.value_head.out.weight.device
+
+    @property
+    def shares_start(self) -> bool:
+        """Whether policy, reference and twin critic have layers below the lowest that trains in common."""
+        return self._lowest > 0 and not self.policy.get_input_embeddings().weight.requires_grad
+
     @torch.no_grad()
     def start(self, ids: Tensor) -> Tensor | None:
         """Hidden states (b, length, d) entering layer `lowest`: those of policy, reference and twin critic alike.
 
-        None when the embeddings train: then nothing is shared.
+        None where no layers are shared: the embeddings are then looked up again, or train.
         """
-        if self.policy.get_input_embeddings().weight.requires_grad:
-            return None
-        return self._trunks[0].prefix(ids)
+        return self._trunks[0].prefix(ids) if self.shares_start else None
 
     def forward(self, batch: MicroBatch, start: Tensor | None = None, train_policy: bool = True) -> Outputs:
         """Log-probs, entropy and values of the response tokens under the current weights.
@@ -69,14 +76,26 @@ class Actors(nn.Module):
         start: what `start` gave for these ids (computed here if None). train_policy=False (critic warm-up): the
         policy's part runs without gradients, so that only the critic learns.
         """
-        policy, _, critic = self._trunks
         start = self.start(batch.ids) if start is None else start
         with torch.set_grad_enabled(train_policy and torch.is_grad_enabled()):
-            hidden = _response_states(policy, batch, start)
-            logprobs, entropy = token_logprobs(hidden, self.policy.lm_head.weight, batch.targets, self.temperature)
-        if critic is not None:
-            hidden = _response_states(critic, batch, None if self._critic_kind == "separate" else start)
-        return Outputs(logprobs, entropy, self.value_head(hidden))
+            hidden = _response_states(self._trunks[0], batch, start)
+            logprobs, entropy = self._logprobs(hidden, batch)
+        values = self.value_head(hidden) if self.critic is None else self.values(batch, start)
+        return Outputs(logprobs, entropy, values)
+
+    def _logprobs(self, hidden: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        return token_logprobs(hidden, self.policy.lm_head.weight, batch.targets, self.temperature)
+
+    def policy_outputs(self, batch: MicroBatch, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropy of the response tokens alone: (n,) each."""
+        return self._logprobs(_response_states(self._trunks[0], batch, start), batch)
+
+    def values(self, batch: MicroBatch, start: Tensor | None = None) -> Tensor:
+        """Values of the response tokens, (n,), by a critic with tensors of its own (not `head`)."""
+        assert self.critic is not None, "a value head on the policy's states comes with the policy's pass"
+        return self.value_head(
+            _response_states(self._trunks[2], batch, None if self._critic_kind == "separate" else start)
+        )
 
     @torch.no_grad()
     def reference_logprobs(self, batch: MicroBatch, start: Tensor | None = None) -> Tensor:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -17,6 +19,19 @@ def test_every_sequence_once_and_within_the_budget(budget):
 
 def test_groups_hold_neighbours_in_length():
     assert cut_by_tokens([1, 8, 2, 7], 16) == [[1, 3], [2, 0]]
+
+
+def test_the_cuts_are_the_cheapest_of_all():
+    lengths, overhead = [90, 70, 66, 20, 19, 4, 3, 1], 30
+    for budget in (100, 150, 10_000):
+        costs = []
+        for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+            ends = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(lengths)]
+            groups = [lengths[a:b] for a, b in itertools.pairwise(ends)]
+            if all(len(group) == 1 or len(group) * group[0] <= budget for group in groups):
+                costs.append(sum(len(group) * group[0] + overhead for group in groups))
+        found = cut_by_tokens(lengths, budget, overhead)
+        assert sum(len(group) * lengths[group[0]] + overhead for group in found) == min(costs)
 
 
 def test_micro_batch_by_hand():
@@ -39,4 +54,4 @@ def test_bundles_stay_whole_and_within_the_budget(budget):
     for group in groups:
         lengths = [length for i in group for length in bundles[i]]
         assert len(lengths) * max(lengths) <= budget or len(group) == 1
-    assert len(cut_bundles_by_tokens(bundles, 10_000)) == 1
+    assert len(cut_bundles_by_tokens(bundles, 10_000, overhead=10_000)) == 1

@@ -1,0 +1,94 @@
+"""One decoding step: a token for every row, its keys and values into the cache, logits for the next one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from starling_train.engine.slot_cache import SlotCache
+
+BUCKET = 256  # positions: a CUDA graph attends over a multiple of this
+
+
+class DecodeStep:
+    """A step for the first rows of the cache, as many as there are tokens. Weights are the model's own, live."""
+
+    def __init__(self, policy: nn.Module, cache: SlotCache):
+        self._policy, self._cache, self._device = policy, cache, policy.device
+
+    def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Token i of row i stands at positions[i] (from 0); returns logits (rows, vocabulary)."""
+        ids, places = torch.tensor([tokens, positions], device=self._device)
+        return self._forward(ids, places, max(positions) + 1)
+
+    def _forward(self, ids: Tensor, positions: Tensor, used: int) -> Tensor:
+        self._cache.aim(torch.arange(len(ids), device=ids.device), positions, used)
+        hidden = self._policy.get_decoder()(
+            input_ids=ids[:, None],
+            position_ids=positions[:, None],
+            attention_mask=_masks(self._policy, positions, used),
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self._policy.get_output_embeddings()(hidden[:, -1])
+
+
+class GraphStep(DecodeStep):
+    """The same on a GPU with always the same rows: captured once for every BUCKET of positions, then replayed.
+
+    A 7B step is some 700 kernels; launched one by one from Python they take longer than they run.
+    """
+
+    def __init__(self, policy: nn.Module, cache: SlotCache, slots: int, capacity: int):
+        super().__init__(policy, cache)
+        cache.touch(capacity)
+        self._capacity, self._slots = capacity, slots
+        self._inputs = torch.zeros(2, slots, dtype=torch.long, device=self._device)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+        assert len(tokens) == self._slots, "a graph's rows are fixed"
+        used = min(self._capacity, -(-(max(positions) + 1) // BUCKET) * BUCKET)
+        self._inputs.copy_(torch.tensor([tokens, positions]))
+        if used not in self._graphs:
+            self._graphs[used] = self._capture(used)
+        graph, logits = self._graphs[used]
+        graph.replay()
+        return logits
+
+    def _capture(self, used: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # warm-up: libraries take their workspaces, which no graph may do
+            for _ in range(2):
+                self._forward(*self._inputs, used)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = self._forward(*self._inputs, used)
+        return graph, logits
+
+
+def _masks(policy: nn.Module, positions: Tensor, used: int) -> Tensor | dict[str, Tensor]:
+    """Which of the `used` positions each row attends to, (rows, 1, 1, used): up to its own, within a sliding window.
+
+    A dictionary by layer type where the decoder has layers of several types, as its own forward expects.
+    """
+    config = policy.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    places = torch.arange(used, device=positions.device)
+    full = places <= positions[:, None]
+    near = full if window is None else full & (places > positions[:, None] - window)
+    if kinds == {"full_attention"}:
+        near = full
+    shaped = {"full_attention": full[:, None, None], "sliding_attention": near[:, None, None]}
+    if policy.config._attn_implementation == "eager":  # adds its mask to the scores
+        shaped = {kind: _added(mask, policy.dtype) for kind, mask in shaped.items()}
+    return {kind: shaped[kind] for kind in kinds} if len(kinds) > 1 else shaped["sliding_attention"]
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where the mask is True, the lowest number elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

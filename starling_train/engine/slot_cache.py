@@ -1,0 +1,69 @@
+"""Keys and values of sequences that step together, each at its own length, in memory that is taken once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GROWTH = 32  # tokens by which the part of the cache that is touched grows
+
+
+class SlotCache:
+    """A cache for transformers' decoders: per layer (slots, heads, capacity, head size), for keys and for values.
+
+    `admit` copies in what prompts left behind. For a decoding step, `aim` says where each row's next token goes; the
+    attention layers then call `update`, which writes it there and gives back the used part of every row.
+    """
+
+    is_compileable = False  # transformers asks; nothing here is for torch.compile
+
+    def __init__(self, like: Any, slots: int, capacity: int):
+        """like: a transformers cache that holds something: its layers' shapes, dtype and device are taken over."""
+        self._keys, self._values = (
+            [tensor.new_empty(slots, tensor.shape[1], capacity, tensor.shape[3]) for tensor in tensors]
+            for tensors in _tensors(like)
+        )
+        self._capacity, self._touched, self._used = capacity, 0, 0
+        self._rows = self._positions = torch.empty(0, dtype=torch.long)
+
+    def admit(self, prompts: Any, rows: list[int]) -> None:
+        """Take over `prompts` (a transformers cache of one right-padded batch), one into each of `rows`."""
+        keys, values = _tensors(prompts)
+        longest = keys[0].shape[2]
+        self.touch(longest)
+        index = torch.tensor(rows, device=keys[0].device)
+        for mine, theirs in zip([*self._keys, *self._values], [*keys, *values], strict=True):
+            mine[index, :, :longest] = theirs
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of one row over another."""
+        for tensor in [*self._keys, *self._values]:
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+    def touch(self, used: int) -> None:
+        """Make the first `used` positions of all rows finite: what is masked weighs 0 in attention, and 0 x nan is nan.
+
+        Memory that no position needs yet stays untouched, and on a CPU costs nothing.
+        """
+        if used > self._touched:
+            end = min(self._capacity, used + GROWTH)
+            for tensor in [*self._keys, *self._values]:
+                tensor[:, :, self._touched : end] = 0
+            self._touched = end
+
+    def aim(self, rows: Tensor, positions: Tensor, used: int) -> None:
+        """The next `update` is for `rows`, 0 to n - 1, at these positions (n,), all below `used`."""
+        self.touch(used)
+        self._rows, self._positions, self._used = rows, positions, used
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one token a row, (n, heads, 1, head size); returns (n, heads, used, head size) of both."""
+        found = []
+        for tensor, new in ((self._keys[layer], keys), (self._values[layer], values)):
+            tensor[self._rows, :, self._positions] = new[:, :, 0]
+            found.append(tensor[: len(new), :, : self._used])
+        return found[0], found[1]
+
+
+def _tensors(cache: Any) -> tuple[list[Tensor], list[Tensor]]:
+    return [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]

@@ -1,0 +1,185 @@
+"""The rollout engine `slots`: a fixed number of sequences step together, and a place that falls free is filled again.
+
+On a CPU the rows that run are kept together at the front, so that a step computes nothing for the others. On a GPU
+all places take part in every step, whose shapes then never change: it is captured as a CUDA graph.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from starling_train.core import sampling
+from starling_train.core.batching import cut_by_tokens
+from starling_train.engine.decode_step import DecodeStep, GraphStep
+from starling_train.engine.slot_cache import SlotCache
+from starling_train.engine.stop_strings import StopStrings
+
+PREFILL_TOKENS = 8192  # of prompts in one forward pass, padded
+REFILL_SHARE = 8  # places are filled again once an eighth of them is free: the prompts share a forward pass
+CACHE_SHARE = 0.8  # of a GPU's free memory, at most, for keys and values
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn and when a response ends.
+
+    eos: the token that ends it. seeds: one per prompt; None takes the likeliest token instead of drawing.
+    """
+
+    eos: int
+    max_new_tokens: int
+    stops: StopStrings
+    seeds: Sequence[tuple[int, ...]] | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@torch.no_grad()
+def generate(policy: nn.Module, prompts: Sequence[list[int]], how: Sampling, slots: int) -> list[list[int]]:
+    """Responses as token ids, in the order of the prompts, each with its end-of-turn token if it came to one.
+
+    A response depends on its prompt, its seed and the weights, not on `slots` or on what is generated beside it (but
+    for rounding: a matrix product of another shape differs in its last bits). slots: sequences side by side at most;
+    fewer where a GPU has no room for their keys and values.
+    """
+    return _Rollout(policy, prompts, how, slots).run()
+
+
+class _Rollout:
+    """State: `_places[i]` is the index of the prompt whose response grows in row i of the cache, None if it is free."""
+
+    def __init__(self, policy: nn.Module, prompts: Sequence[list[int]], how: Sampling, slots: int):
+        self._policy, self._prompts, self._how = policy, prompts, how
+        self._on_gpu = policy.device.type == "cuda"
+        self._capacity = max(map(len, prompts), default=0) + how.max_new_tokens
+        self._slots = min(slots, len(prompts))
+        if self._on_gpu:
+            self._slots = max(1, min(self._slots, _rows_that_fit(policy, self._capacity)))
+        self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # longest last: taken from the end
+        self._responses: list[list[int]] = [[] for _ in prompts]
+        self._places: list[int | None] = []
+        self._step: DecodeStep | None = None
+        if how.seeds is not None and prompts:
+            self._uniforms = _uniforms(how.seeds, how.max_new_tokens).to(policy.device)
+
+    def run(self) -> list[list[int]]:
+        while self._waiting or self._running():
+            free = self._slots - self._running()
+            if self._waiting and (free == self._slots or free * REFILL_SHARE >= self._slots):
+                self._admit(min(free, len(self._waiting)))
+            else:
+                self._advance()
+        return self._responses
+
+    def _running(self) -> int:
+        return sum(sequence is not None for sequence in self._places)
+
+    def _admit(self, count: int) -> None:
+        """Prompts into free places, a forward pass at a time, and the first token of each response."""
+        chosen = [self._waiting.pop() for _ in range(count)]
+        for group in cut_by_tokens([len(self._prompts[i]) for i in chosen], PREFILL_TOKENS):
+            sequences = [chosen[index] for index in group]
+            logits, keys_and_values = self._prefill(sequences)
+            if self._step is None:
+                self._make_room(keys_and_values)
+            places = [place for place, held in enumerate(self._places) if held is None][: len(sequences)]
+            self._cache.admit(keys_and_values, places)
+            for place, sequence in zip(places, sequences, strict=True):
+                self._places[place] = sequence
+            self._take(places, sequences, self._draw(logits, sequences))
+
+    def _prefill(self, sequences: list[int]) -> tuple[Tensor, DynamicCache]:
+        """Logits after each prompt, (n, vocabulary), and the keys and values of the prompts, right-padded."""
+        prompts = [self._prompts[i] for i in sequences]
+        longest = max(map(len, prompts))
+        # attention is causal and padding lies to the right: no real position sees it, whatever it is
+        ids = torch.tensor(
+            [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=self._policy.device
+        )
+        cache = DynamicCache()
+        hidden = self._policy.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)
+        return self._policy.get_output_embeddings()(hidden[torch.arange(len(ids), device=ids.device), ends]), cache
+
+    def _make_room(self, example: DynamicCache) -> None:
+        """The cache, in the shapes of the first prompts' own, and as many places as it has rows."""
+        self._cache = SlotCache(example, self._slots, self._capacity)
+        self._places = [None] * self._slots
+        if self._on_gpu:
+            self._step = GraphStep(self._policy, self._cache, self._slots, self._capacity)
+        else:
+            self._step = DecodeStep(self._policy, self._cache)
+
+    def _advance(self) -> None:
+        """One more token for every response that grows."""
+        if not self._on_gpu:
+            self._close_ranks()
+        rows = self._places if self._on_gpu else self._places[: self._running()]
+        # a free place on a GPU takes part: it writes over its own first position
+        tokens = [0 if sequence is None else self._responses[sequence][-1] for sequence in rows]
+        filled = [0 if sequence is None else self._length(sequence) - 1 for sequence in rows]
+        sequences = [0 if sequence is None else sequence for sequence in rows]
+        self._take(list(range(len(rows))), rows, self._draw(self._step(tokens, filled), sequences))
+
+    def _length(self, sequence: int) -> int:
+        return len(self._prompts[sequence]) + len(self._responses[sequence])
+
+    def _close_ranks(self) -> None:
+        """Move rows from the end into free places, so that the rows that run are the first."""
+        count = self._running()
+        free = [place for place, held in enumerate(self._places[:count]) if held is None]
+        behind = [place for place, held in enumerate(self._places) if held is not None and place >= count]
+        for target, source in zip(free, behind, strict=True):
+            sequence = self._places[source]
+            self._cache.move(source, target, self._length(sequence) - 1)
+            self._places[target], self._places[source] = sequence, None
+
+    def _draw(self, logits: Tensor, sequences: Sequence[int]) -> list[int]:
+        """A token for each row of logits; `sequences` says whose random numbers are used."""
+        how = self._how
+        if how.seeds is None:
+            return logits.argmax(-1).tolist()
+        probabilities = sampling.distribution(logits, how.temperature, how.top_p, how.top_k)
+        count = [min(len(self._responses[sequence]), how.max_new_tokens - 1) for sequence in sequences]
+        where = torch.tensor([list(sequences), count], device=logits.device)
+        return sampling.draw(probabilities, self._uniforms[where[0], where[1]]).tolist()
+
+    def _take(self, places: list[int], sequences: Sequence[int | None], tokens: list[int]) -> None:
+        """Add a token to each response; those that end with it leave their places."""
+        for place, sequence, token in zip(places, sequences, tokens, strict=False):
+            if sequence is None:
+                continue
+            response = self._responses[sequence]
+            response.append(token)
+            is_over = token == self._how.eos or len(response) == self._how.max_new_tokens
+            if is_over or self._how.stops.due(len(response)):
+                end = self._how.stops.end(response)
+                if end is not None:
+                    del response[end:]
+                if is_over or end is not None:
+                    self._places[place] = None
+
+
+def _rows_that_fit(policy: nn.Module, capacity: int) -> int:
+    """Sequences whose keys and values fit into CACHE_SHARE of a GPU's memory that is free, or cached by torch."""
+    config = policy.config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * policy.dtype.itemsize
+    free = torch.cuda.mem_get_info(policy.device)[0]
+    free += torch.cuda.memory_reserved(policy.device) - torch.cuda.memory_allocated(policy.device)
+    return int(CACHE_SHARE * free / (per_token * capacity))
+
+
+def _uniforms(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:
+    """`count` uniform float32 numbers in [0, 1) for each seed, (len(seeds), count), on the CPU.
+
+    A seed is a tuple of numbers >= 0. Streams of different seeds are independent, and the first numbers of a stream
+    do not depend on how many are asked for.
+    """
+    streams = [np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))) for seed in seeds]
+    return torch.from_numpy(np.stack([stream.random(count, dtype=np.float32) for stream in streams]))

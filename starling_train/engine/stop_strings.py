@@ -1,0 +1,30 @@
+"""Strings that end a response."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+from starling_train.data import openchat
+
+EVERY = 8  # tokens between two looks at a response: decoding costs more than a few tokens too many
+
+
+class StopStrings:
+    """Where the text of a response first contains one of some strings; a string may end in the middle of a token."""
+
+    def __init__(self, tokenizer: Any, strings: Sequence[str]):
+        self._tokenizer, self._strings = tokenizer, tuple(strings)
+
+    def due(self, length: int) -> bool:
+        """Whether a response that is still growing is looked at when it has `length` tokens."""
+        return bool(self._strings) and length % EVERY == 0
+
+    def end(self, response: Sequence[int]) -> int | None:
+        """The number of tokens with which the first of the strings is complete; None without one."""
+        if not self._strings or not self._found(response):
+            return None
+        return bisect_left(range(len(response)), True, key=lambda length: self._found(response[:length]))
+
+    def _found(self, ids: Sequence[int]) -> bool:
+        text = openchat.decode(ids, self._tokenizer)
+        return any(string in text for string in self._strings)
