@@ -36,8 +36,12 @@ def settings(**changes) -> RolloutConfig:
     return RolloutConfig(**({"max_new_tokens": 12, "slots": 3, "stop_strings": []} | changes))
 
 
-def test_greedy_responses_equal_one_by_one_argmax_without_cache(model, tokenizer):
-    rollout = generate(model, tokenizer, PROMPTS, settings(), greedy=True)
+ENGINES = pytest.mark.parametrize("engine", ["slots", "hf"])
+
+
+@ENGINES
+def test_greedy_responses_equal_one_by_one_argmax_without_cache(model, tokenizer, engine):
+    rollout = generate(model, tokenizer, PROMPTS, settings(engine=engine), greedy=True)
     for prompt, response in zip(PROMPTS, rollout.responses, strict=True):
         ids = list(prompt)
         while len(ids) < len(prompt) + 12 and ids[-1] != END:
@@ -46,16 +50,19 @@ def test_greedy_responses_equal_one_by_one_argmax_without_cache(model, tokenizer
     assert rollout.prompts == PROMPTS
 
 
-def test_the_number_of_slots_does_not_change_greedy_responses(model, tokenizer):
-    found = [generate(model, tokenizer, PROMPTS, settings(slots=n), greedy=True).responses for n in (1, 2, 4)]
+@ENGINES
+def test_the_number_of_slots_does_not_change_greedy_responses(model, tokenizer, engine):
+    options = [settings(engine=engine, slots=n) for n in (1, 2, 4)]
+    found = [generate(model, tokenizer, PROMPTS, option, greedy=True).responses for option in options]
     assert found[0] == found[1] == found[2]
 
 
-def test_the_same_seed_draws_the_same_responses(model, tokenizer):
+@ENGINES
+def test_the_same_seed_draws_the_same_responses(model, tokenizer, engine):
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn.append(generate(model, tokenizer, PROMPTS * 4, settings()))
+        drawn.append(generate(model, tokenizer, PROMPTS * 4, settings(engine=engine)))
     assert drawn[0].responses == drawn[1].responses != drawn[2].responses
     assert 0 < sum(drawn[0].ended) < 16
     for response, ended in zip(drawn[0].responses, drawn[0].ended, strict=True):
@@ -63,45 +70,48 @@ def test_the_same_seed_draws_the_same_responses(model, tokenizer):
         assert ended or len(response) == 12
 
 
-def test_sampling_frequencies_follow_the_temperature(model, tokenizer):
+@ENGINES
+def test_sampling_frequencies_follow_the_temperature(model, tokenizer, engine):
     torch.manual_seed(0)
-    options = settings(max_new_tokens=1, slots=600, temperature=0.7)
+    options = settings(engine=engine, max_new_tokens=1, slots=600, temperature=0.7)
     first = [r[0] for r in generate(model, tokenizer, [PROMPTS[0]] * 600, options).responses]
     expected = (model(torch.tensor([PROMPTS[0]])).logits[0, -1] / 0.7).softmax(-1)
     observed = torch.bincount(torch.tensor(first), minlength=32002) / 600
     assert (observed - expected).abs().sum() / 2 < 0.12  # total variation; at temperature 1 it is over 0.2
 
 
-def test_the_model_keeps_its_mode_and_its_own_generation_settings(model, tokenizer):
+@ENGINES
+def test_the_model_keeps_its_mode_and_its_own_generation_settings(model, tokenizer, engine):
     model.generation_config.temperature = 0.123
     for mode in (True, False):
         model.train(mode)
-        generate(model, tokenizer, PROMPTS[:1], settings())
+        generate(model, tokenizer, PROMPTS[:1], settings(engine=engine))
         assert model.training == mode
     assert model.generation_config.temperature == 0.123
 
 
-def test_settings_saved_with_the_model_do_not_leak_into_sampling(model, tokenizer):
+@ENGINES
+def test_settings_saved_with_the_model_do_not_leak_into_sampling(model, tokenizer, engine):
     """A model directory's generation_config must not change what is sampled: it would no longer be what is scored."""
     torch.manual_seed(0)
-    plain = generate(model, tokenizer, PROMPTS, settings()).responses
+    plain = generate(model, tokenizer, PROMPTS, settings(engine=engine)).responses
     saved = model.generation_config.to_dict()
     model.generation_config.update(
         temperature=0.01, top_k=1, repetition_penalty=5.0, max_new_tokens=1, min_new_tokens=9
     )
     torch.manual_seed(0)
-    changed = generate(model, tokenizer, PROMPTS, settings()).responses
+    changed = generate(model, tokenizer, PROMPTS, settings(engine=engine)).responses
     model.generation_config.update(**saved)
     assert changed == plain
 
 
-def test_a_stop_string_ends_a_response_which_then_has_not_ended_itself(model, tokenizer):
-    greedy = generate(model, tokenizer, PROMPTS[:1], settings(max_new_tokens=8), greedy=True)
+@ENGINES
+def test_a_stop_string_ends_a_response_which_then_has_not_ended_itself(model, tokenizer, engine):
+    greedy = generate(model, tokenizer, PROMPTS[:1], settings(engine=engine, max_new_tokens=8), greedy=True)
     text = openchat.decode(greedy.responses[0][:4], tokenizer)
     assert text.strip()
-    stopped = generate(
-        model, tokenizer, PROMPTS[:1], settings(max_new_tokens=8, stop_strings=[text.strip()]), greedy=True
-    )
+    options = settings(engine=engine, max_new_tokens=8, stop_strings=[text.strip()])
+    stopped = generate(model, tokenizer, PROMPTS[:1], options, greedy=True)
     assert len(stopped.responses[0]) <= 4 and stopped.ended == [False]
 
 

@@ -1,0 +1,173 @@
+"""The rollout engine `slots` beside transformers' generate, and what must not change its responses."""
+
+import openchat_tokenizer
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen3Config
+
+from starling_train.config import RolloutConfig
+from starling_train.engine import slots
+from starling_train.engine.rollout import generate
+from starling_train.engine.slots import Sampling
+from starling_train.engine.stop_strings import StopStrings
+
+END = 32000
+SIZES = {
+    "vocab_size": 32002, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+MODELS = {
+    "mistral": MistralConfig(**SIZES),
+    "mistral with a short window": MistralConfig(**SIZES, sliding_window=6),
+    "llama": LlamaConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen2 with layers of two kinds": Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16),
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
+}
+
+
+def make(config, attention="sdpa"):
+    """A model that ends its responses now and then: logits far enough apart that rounding decides nothing."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    with torch.no_grad():
+        model.lm_head.weight[200:] = 0.0
+        model.lm_head.weight[END] = model.lm_head.weight[10:14].sum(0)
+        model.lm_head.weight *= 60
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return openchat_tokenizer.build()
+
+
+def prompts(count=11):
+    random = torch.Generator().manual_seed(4)
+    lengths = torch.randint(2, 20, (count,), generator=random).tolist()
+    return [torch.randint(3, 200, (n,), generator=random).tolist() for n in lengths]
+
+
+def settings(**changes):
+    return RolloutConfig(**({"max_new_tokens": 20, "slots": 4, "stop_strings": []} | changes))
+
+
+def greedy(limit=20):
+    return Sampling(eos=END, max_new_tokens=limit, stops=StopStrings(None, ()))
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_responses_are_those_of_generate(config, attention, tokenizer):
+    model = make(config, attention)
+    found = generate(model, tokenizer, prompts(), settings(), greedy=True)
+    expected = generate(model, tokenizer, prompts(), settings(engine="hf"), greedy=True)
+    assert found == expected
+    assert len({len(response) for response in found.responses}) > 3  # some end early, some do not
+
+
+def drawn(model, chosen, slots_count, seeds=None, **changes):
+    how = {"eos": END, "max_new_tokens": 20, "stops": StopStrings(None, ())} | changes
+    seeds = [(7, index) for index in range(len(chosen))] if seeds is None else seeds
+    return slots.generate(model, chosen, Sampling(seeds=seeds, **how), slots_count)
+
+
+def test_a_response_depends_on_its_prompt_and_seed_alone():
+    model, chosen = make(MODELS["mistral"]), prompts()
+    together = drawn(model, chosen, 4)
+    assert together == drawn(model, chosen, 1) == drawn(model, chosen, 100)
+    order = [5, 2, 9, 0]
+    assert [together[i] for i in order] == drawn(model, [chosen[i] for i in order], 3, seeds=[(7, i) for i in order])
+    assert drawn(model, chosen, 4, seeds=[(8, i) for i in range(11)]) != together
+    # the first tokens do not depend on how many may follow
+    shorter = drawn(model, chosen, 4, max_new_tokens=5)
+    assert shorter == [response[:5] for response in together]
+
+
+def test_prompts_that_are_equal_get_different_responses():
+    model = make(MODELS["mistral"])
+    with torch.no_grad():
+        model.lm_head.weight /= 60
+    assert len({tuple(response) for response in drawn(model, [[1, 5, 9]] * 8, 8)}) == 8
+
+
+def test_more_prompts_than_places_and_fewer():
+    model, chosen = make(MODELS["mistral"]), prompts(24)
+    expected = slots.generate(model, chosen, greedy(), 24)
+    for count in (1, 7, 23, 1000):
+        assert slots.generate(model, chosen, greedy(), count) == expected
+    assert slots.generate(model, [], greedy(), 4) == []
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_shortest_limits(limit):
+    found = slots.generate(make(MODELS["mistral"]), prompts(), greedy(limit=limit), 4)
+    assert max(map(len, found)) == limit and min(map(len, found)) >= 1
+
+
+def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
+    """On a GPU all places take part in every step, free ones too; here with the plain step in place of the graph."""
+    from starling_train.engine.decode_step import DecodeStep
+
+    class FixedStep(DecodeStep):
+        def __init__(self, policy, cache, count, capacity):
+            super().__init__(policy, cache)
+            self.count = count
+
+        def __call__(self, tokens, positions):
+            assert len(tokens) == self.count
+            return super().__call__(tokens, positions)
+
+    model, chosen = make(MODELS["mistral"]), prompts(30)
+    expected = slots.generate(model, chosen, greedy(), 5)
+    made = slots._Rollout.__init__
+
+    def on_gpu(self, policy, *rest):
+        made(self, policy, *rest)
+        self._on_gpu = True
+
+    monkeypatch.setattr(slots._Rollout, "__init__", on_gpu)
+    monkeypatch.setattr(slots, "GraphStep", FixedStep)
+    assert slots.generate(model, chosen, greedy(), 5) == expected
+
+
+def test_what_was_never_written_does_not_poison_attention(monkeypatch):
+    """Fresh memory may hold nan; nothing that a row attends to with weight 0 may reach it."""
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *size, **how: empty(self, *size, **how).fill_(torch.nan)
+                        if self.is_floating_point() else empty(self, *size, **how))  # fmt: skip
+    model, chosen = make(MODELS["mistral"]), prompts()
+    found = slots.generate(model, chosen, greedy(), 4)
+    monkeypatch.undo()
+    assert found == slots.generate(model, chosen, greedy(), 4)
+
+
+def test_stop_strings_end_a_response_with_the_token_that_completes_them(tokenizer):
+    text = "one two three GPT4 Correct User: more and more words to come after it"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    stops = StopStrings(tokenizer, ["GPT4 Correct User:", "never"])
+    end = stops.end(ids)
+    assert "GPT4 Correct User:" in tokenizer.decode(ids[:end])
+    assert "GPT4 Correct User:" not in tokenizer.decode(ids[: end - 1])
+    assert stops.end(ids[: end - 1]) is None
+    assert StopStrings(tokenizer, []).end(ids) is None
+
+
+@pytest.mark.parametrize("cut", [3, 8, 11])
+def test_a_stop_string_anywhere_gives_what_generate_gives(tokenizer, cut):
+    model = make(MODELS["mistral"])
+    with torch.no_grad():  # tokens that are words, not bytes
+        model.lm_head.weight[5000:5200] = model.lm_head.weight[:200]
+        model.lm_head.weight[:200] = 0.0
+    plain = generate(model, tokenizer, prompts(), settings(), greedy=True).responses
+    longest = max(plain, key=len)
+    word = tokenizer.decode(longest[cut - 2 : cut]).strip()
+    assert word
+    options = {"stop_strings": [word]}
+    found = generate(model, tokenizer, prompts(), settings(**options), greedy=True)
+    assert found == generate(model, tokenizer, prompts(), settings(engine="hf", **options), greedy=True)
+    assert found.responses != plain
