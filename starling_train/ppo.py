@@ -42,7 +42,7 @@ def train(config: Config, run: "RunDirectory") -> None:
     from starling_train.engine.checkpoint import Checkpoints
     from starling_train.engine.clock import Clock
     from starling_train.engine.console import Console
-    from starling_train.engine.experience import pay, score_tokens
+    from starling_train.engine.experience import layer_to_keep, pay, score_tokens
     from starling_train.engine.metrics import JsonLines, strict, tracker
     from starling_train.engine.optim import Optimizer
     from starling_train.engine.rollout import generate
@@ -50,7 +50,7 @@ def train(config: Config, run: "RunDirectory") -> None:
     from starling_train.engine.state import TrainState
     from starling_train.engine.update import update
     from starling_train.evals import held_out as held_out_suite
-    from starling_train.models import freeze, identity, load, reward_client, save, snr_scan
+    from starling_train.models import freeze, identity, load, reward_client, save
     from starling_train.models.actors import Actors
     from starling_train.models.running_stats import RunningMoments
     from starling_train.report import page
@@ -64,7 +64,7 @@ def train(config: Config, run: "RunDirectory") -> None:
     setup.check_lengths(config, load.load_config(directory, "model.path"), tokenizer)
     data = setup.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
-    records = setup.scan(config.freeze, directory, str(runtime.device))
+    records = setup.scan(config.freeze, directory, str(runtime.device), run.path)
     selected = setup.select(config.freeze, records, config.seed)
     reward_model = setup.load_reward(config.reward, runtime)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
@@ -86,7 +86,7 @@ def train(config: Config, run: "RunDirectory") -> None:
 
     run.create()
     if config.freeze.method in setup.SCORED:
-        snr_scan.write_scan(policy.records, run.path / "snr.json")
+        setup.write_scan(policy.records, run.path)
     freeze.write_unfrozen_yaml(policy.selected, policy.records, run.path / "unfrozen.yaml", policy.table.names)
     metrics_log, samples_log = JsonLines(run.metrics), JsonLines(run.samples)
     tracking = tracker(config.logging.wandb, config.name, run.path, run.settings, state.tracker)
@@ -128,11 +128,14 @@ def train(config: Config, run: "RunDirectory") -> None:
             console.phase("rollout")
             batch = prompts.batch(step)
             runtime.seed_all("rollout", step)
-            rollout = generate(actors.policy, tokenizer, [prompt.ids for prompt in batch], config.rollout)
+            ids = [prompt.ids for prompt in batch]
+            keep_layer = layer_to_keep(actors, ids, config)
+            rollout = generate(actors.policy, tokenizer, ids, config.rollout, keep_layer=keep_layer)
             clock.lap("rollout")
 
             # 3. scores: decode, the reward model's own template and tokenizer, its head
             console.phase("scoring")
+            truncated = reward_model.truncated
             scores = torch.tensor(reward_model.score(held_out_suite.answered(batch, rollout, tokenizer, config)))
             moments.update(scores.tolist())
             scaled = setup.scale(scores, moments, config.reward)
@@ -151,6 +154,7 @@ def train(config: Config, run: "RunDirectory") -> None:
             # 6. remember
             metrics = summary.step_metrics(step, state.episodes + len(batch), experience, scores, kl.coefficient)
             metrics |= stats | {"optim/learning_rate": rate}
+            metrics["reward/truncated_answers"] = reward_model.truncated - truncated
             metrics |= clock.metrics(len(rollout), sum(map(len, rollout.responses)))
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
             kl.update(metrics["kl/reference"], len(batch))

@@ -1,6 +1,6 @@
 """One decoding step: a token for every row, its keys and values into the cache, logits for the next one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +11,20 @@ BUCKET = 256  # positions: a CUDA graph attends over a multiple of this
 
 
 class DecodeStep:
-    """A step for the first rows of the cache, as many as there are tokens. Weights are the model's own, live."""
+    """A step for the first rows of the cache, as many as there are tokens. Weights are the model's own, live.
 
-    def __init__(self, policy: nn.Module, cache: SlotCache):
-        self._policy, self._cache, self._device = policy, cache, policy.device
+    keep: gives what the last forward pass left behind, to be kept (see `Kept`), or None.
+    """
 
-    def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Token i of row i stands at positions[i] (from 0); returns logits (rows, vocabulary)."""
+    def __init__(self, policy: nn.Module, cache: SlotCache, keep: Callable[[], Tensor | None]):
+        self._policy, self._cache, self._device, self._keep = policy, cache, policy.device, keep
+
+    def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Token i of row i stands at positions[i] (from 0); returns logits (rows, vocabulary), and what is kept."""
         ids, places = torch.tensor([tokens, positions], device=self._device)
         return self._forward(ids, places, max(positions) + 1)
 
-    def _forward(self, ids: Tensor, positions: Tensor, used: int) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, used: int) -> tuple[Tensor, Tensor | None]:
         self._cache.aim(torch.arange(len(ids), device=ids.device), positions, used)
         hidden = self._policy.get_decoder()(
             input_ids=ids[:, None],
@@ -30,7 +33,7 @@ class DecodeStep:
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        return self._policy.get_output_embeddings()(hidden[:, -1])
+        return self._policy.get_output_embeddings()(hidden[:, -1]), self._keep()
 
 
 class GraphStep(DecodeStep):
@@ -39,25 +42,27 @@ class GraphStep(DecodeStep):
     A 7B step is some 700 kernels; launched one by one from Python they take longer than they run.
     """
 
-    def __init__(self, policy: nn.Module, cache: SlotCache, slots: int, capacity: int):
-        super().__init__(policy, cache)
+    def __init__(
+        self, policy: nn.Module, cache: SlotCache, keep: Callable[[], Tensor | None], slots: int, capacity: int
+    ):
+        super().__init__(policy, cache, keep)
         cache.touch(capacity)
         self._capacity, self._slots = capacity, slots
         self._inputs = torch.zeros(2, slots, dtype=torch.long, device=self._device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor | None]]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+    def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         assert len(tokens) == self._slots, "a graph's rows are fixed"
         used = min(self._capacity, -(-(max(positions) + 1) // BUCKET) * BUCKET)
         self._inputs.copy_(torch.tensor([tokens, positions]))
         if used not in self._graphs:
             self._graphs[used] = self._capture(used)
-        graph, logits = self._graphs[used]
+        graph, (logits, kept) = self._graphs[used]
         graph.replay()
-        return logits
+        return logits, None if kept is None else kept.clone()  # the next replay writes over it
 
-    def _capture(self, used: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, used: int) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor | None]]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # warm-up: libraries take their workspaces, which no graph may do
@@ -66,8 +71,8 @@ class GraphStep(DecodeStep):
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._forward(*self._inputs, used)
-        return graph, logits
+            found = self._forward(*self._inputs, used)
+        return graph, found
 
 
 def _masks(policy: nn.Module, positions: Tensor, used: int) -> Tensor | dict[str, Tensor]:

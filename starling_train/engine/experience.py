@@ -1,11 +1,12 @@
 """From responses and scores to what PPO learns from: log-probs, values, rewards, advantages, per response token."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from starling_train.config import AlgorithmConfig
+from starling_train.config import AlgorithmConfig, Config
 from starling_train.core.batching import cut_by_tokens
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, kl_estimate, token_rewards
@@ -34,6 +35,18 @@ class Experience:
         return kl_estimate(self.logprobs, self.reference).where(self.is_response, 0.0).sum(-1)
 
 
+def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: Config) -> int | None:
+    """The layer whose inputs a rollout should keep (`rollout.generate`): the lowest that trains, if they fit.
+
+    None where nothing is shared below it, or where prefix_device_gb is too little for the longest responses; the
+    states are then computed when the rollout is scored.
+    """
+    tokens = sum(len(prompt) + config.rollout.max_new_tokens for prompt in prompts)
+    size = tokens * actors.policy.config.hidden_size * actors.policy.dtype.itemsize
+    fits = size <= config.algorithm.prefix_device_gb * 1e9
+    return actors.lowest if actors.shares_start and fits else None
+
+
 @torch.no_grad()
 def score_tokens(
     actors: Actors, rollout: Rollout, scores: Tensor, config: AlgorithmConfig, kl_coefficient: float
@@ -45,6 +58,9 @@ def score_tokens(
     prefix = None
     if actors.shares_start:
         prefix = Prefix(rollout.lengths(), actors.device, config.prefix_device_gb)
+        for row, states in enumerate(rollout.entering or ()):
+            prefix.put([row], states[None])
+        rollout.entering = None
     is_response, logprobs, reference, values = forward_all(actors, rollout, config.tokens_per_microbatch, prefix)
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
     rewards = token_rewards(scores.to(logprobs), penalty, is_response, kl_coefficient)
@@ -74,9 +90,12 @@ def forward_all(
     logprobs, reference, values = (torch.zeros(is_response.shape, device=actors.device) for _ in range(3))
     for rows in cut_by_tokens(rollout.lengths(), tokens_per_microbatch):
         batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], actors.device)
-        start = actors.start(batch.ids)
-        if prefix is not None:
-            prefix.put(rows, start)
+        if prefix is not None and prefix.is_full:
+            start = prefix.get(rows)
+        else:
+            start = actors.start(batch.ids)
+            if prefix is not None:
+                prefix.put(rows, start)
         outputs = actors(batch, start)
         index = positions(is_response, rows)
         logprobs[index] = outputs.logprobs

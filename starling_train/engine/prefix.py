@@ -17,14 +17,21 @@ class Prefix:
         self._lengths, self._device, self._limit = list(lengths), device, device_gb * 1e9
         self._ends = torch.tensor(self._lengths).cumsum(0).tolist()
         self._states: Tensor | None = None
+        self._missing = len(self._lengths)
 
     def put(self, rows: Sequence[int], states: Tensor) -> None:
-        """Keep states (len(rows), longest, d) of the sequences `rows`, right-padded."""
+        """Keep states (len(rows), longest, d) of the sequences `rows`, right-padded; each sequence once."""
+        self._missing -= len(rows)
         if self._states is None:
             self._states = self._room(states)
         for row, state in zip(rows, states, strict=True):
             end, length = self._ends[row], self._lengths[row]
             self._states[end - length : end].copy_(state[:length], non_blocking=True)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every sequence was put in."""
+        return self._missing == 0
 
     def _room(self, like: Tensor) -> Tensor:
         shape = (self._ends[-1], like.shape[-1])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,29 +20,38 @@ class Rollout:
     """Prompts and the responses drawn for them, as token ids, in the order of the prompts.
 
     responses end with the end-of-turn token where `ended` is True; else they were cut by the limit or a stop string.
+    entering: the hidden states that entered a layer that was asked for, per sequence, of all its tokens but the last.
     """
 
     prompts: list[list[int]]
     responses: list[list[int]]
     ended: list[bool]
+    entering: list[Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def lengths(self) -> list[int]:
-        """Tokens of prompt and response together, per sequence."""
-        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
+        """Tokens of prompt and response together but for the last, which predicts nothing, per sequence."""
+        return [len(p) + len(r) - 1 for p, r in zip(self.prompts, self.responses, strict=True)]
 
 
 def generate(
-    policy: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], config: RolloutConfig, greedy: bool = False
+    policy: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    config: RolloutConfig,
+    greedy: bool = False,
+    keep_layer: int | None = None,
 ) -> Rollout:
     """Draw one response per prompt, at most `config.slots` side by side, with the engine that `config` names.
 
     Uses the global random generator (seed it first). greedy=True takes the likeliest token instead of sampling.
     The policy is back in the mode it came in afterwards. Engine `slots` draws each response with random numbers of
     its own, so that it depends on its place among the prompts and on nothing else; `hf` is transformers' `generate`.
+    keep_layer: with `slots`, keep the hidden states that enter this decoder layer (`Rollout.entering`).
     """
+    entering = None
     eos = openchat.end_of_turn_id(tokenizer)
     with _generating(policy):
         if config.engine == "hf":
@@ -58,8 +67,8 @@ def generate(
                 top_p=config.top_p,
                 top_k=config.top_k,
             )
-            responses = slots.generate(policy, prompts, how, config.slots)
-    return Rollout(list(prompts), responses, [r[-1] == eos for r in responses])
+            responses, entering = slots.generate(policy, prompts, how, config.slots, keep_layer)
+    return Rollout(list(prompts), responses, [r[-1] == eos for r in responses], entering)
 
 
 def _generate_hf(

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from starling_train.core import sampling
 from starling_train.core.batching import cut_by_tokens
 from starling_train.engine.decode_step import DecodeStep, GraphStep
+from starling_train.engine.kept_states import Kept
 from starling_train.engine.slot_cache import SlotCache
 from starling_train.engine.stop_strings import StopStrings
 
@@ -40,20 +41,26 @@ class Sampling:
 
 
 @torch.no_grad()
-def generate(policy: nn.Module, prompts: Sequence[list[int]], how: Sampling, slots: int) -> list[list[int]]:
-    """Responses as token ids, in the order of the prompts, each with its end-of-turn token if it came to one.
+def generate(
+    policy: nn.Module, prompts: Sequence[list[int]], how: Sampling, slots: int, keep_layer: int | None = None
+) -> tuple[list[list[int]], list[Tensor] | None]:
+    """(responses, hidden states): token ids in the order of the prompts, with the end-of-turn token if they came to it.
 
     A response depends on its prompt, its seed and the weights, not on `slots` or on what is generated beside it (but
     for rounding: a matrix product of another shape differs in its last bits). slots: sequences side by side at most;
-    fewer where a GPU has no room for their keys and values.
+    fewer where a GPU has no room for their keys and values. keep_layer: keep the states that enter this decoder layer,
+    (tokens of prompt and response but for the last, d) per sequence; otherwise None.
     """
-    return _Rollout(policy, prompts, how, slots).run()
+    return _Rollout(policy, prompts, how, slots, keep_layer).run()
 
 
 class _Rollout:
     """State: `_places[i]` is the index of the prompt whose response grows in row i of the cache, None if it is free."""
 
-    def __init__(self, policy: nn.Module, prompts: Sequence[list[int]], how: Sampling, slots: int):
+    def __init__(
+        self, policy: nn.Module, prompts: Sequence[list[int]], how: Sampling, slots: int, keep_layer: int | None
+    ):
+        self._kept = Kept(policy.get_decoder(), keep_layer, len(prompts))
         self._policy, self._prompts, self._how = policy, prompts, how
         self._on_gpu = policy.device.type == "cuda"
         self._capacity = max(map(len, prompts), default=0) + how.max_new_tokens
@@ -67,14 +74,15 @@ class _Rollout:
         if how.seeds is not None and prompts:
             self._uniforms = _uniforms(how.seeds, how.max_new_tokens).to(policy.device)
 
-    def run(self) -> list[list[int]]:
-        while self._waiting or self._running():
-            free = self._slots - self._running()
-            if self._waiting and (free == self._slots or free * REFILL_SHARE >= self._slots):
-                self._admit(min(free, len(self._waiting)))
-            else:
-                self._advance()
-        return self._responses
+    def run(self) -> tuple[list[list[int]], list[Tensor] | None]:
+        with self._kept.watching():
+            while self._waiting or self._running():
+                free = self._slots - self._running()
+                if self._waiting and (free == self._slots or free * REFILL_SHARE >= self._slots):
+                    self._admit(min(free, len(self._waiting)))
+                else:
+                    self._advance()
+        return self._responses, self._kept.collect([self._length(i) - 1 for i in range(len(self._prompts))])
 
     def _running(self) -> int:
         return sum(sequence is not None for sequence in self._places)
@@ -85,6 +93,7 @@ class _Rollout:
         for group in cut_by_tokens([len(self._prompts[i]) for i in chosen], PREFILL_TOKENS):
             sequences = [chosen[index] for index in group]
             logits, keys_and_values = self._prefill(sequences)
+            self._kept.add(sequences, self._kept.last(), [len(self._prompts[i]) for i in sequences])
             if self._step is None:
                 self._make_room(keys_and_values)
             places = [place for place, held in enumerate(self._places) if held is None][: len(sequences)]
@@ -111,9 +120,9 @@ class _Rollout:
         self._cache = SlotCache(example, self._slots, self._capacity)
         self._places = [None] * self._slots
         if self._on_gpu:
-            self._step = GraphStep(self._policy, self._cache, self._slots, self._capacity)
+            self._step = GraphStep(self._policy, self._cache, self._kept.last, self._slots, self._capacity)
         else:
-            self._step = DecodeStep(self._policy, self._cache)
+            self._step = DecodeStep(self._policy, self._cache, self._kept.last)
 
     def _advance(self) -> None:
         """One more token for every response that grows."""
@@ -124,7 +133,9 @@ class _Rollout:
         tokens = [0 if sequence is None else self._responses[sequence][-1] for sequence in rows]
         filled = [0 if sequence is None else self._length(sequence) - 1 for sequence in rows]
         sequences = [0 if sequence is None else sequence for sequence in rows]
-        self._take(list(range(len(rows))), rows, self._draw(self._step(tokens, filled), sequences))
+        logits, entered = self._step(tokens, filled)
+        self._kept.add(rows, entered, [1] * len(rows))
+        self._take(list(range(len(rows))), rows, self._draw(logits, sequences))
 
     def _length(self, sequence: int) -> int:
         return len(self._prompts[sequence]) + len(self._responses[sequence])

@@ -15,8 +15,9 @@ from starling_train.models.value import ValueHead
 class MicroBatch(NamedTuple):
     """Sequences cut for one forward pass.
 
-    ids: (b, length) prompt + response, right-padded. source: (n,) indices into the flattened (b x length) positions
-    whose hidden state predicts a response token; targets: (n,) those tokens. Row by row, left to right.
+    ids: (b, length) prompt + response without its last token, which predicts nothing, right-padded. source: (n,)
+    indices into the flattened (b x length) positions whose hidden state predicts a response token; targets: (n,) those
+    tokens. Row by row, left to right.
     """
 
     ids: Tensor
@@ -45,7 +46,7 @@ class Actors(nn.Module):
         self.policy = policy
         self.reference = freeze_all(twin(policy))
         self.critic = _critic_trunk(policy, critic)
-        self._critic_kind, self._lowest = critic, lowest
+        self._critic_kind, self.lowest = critic, lowest
         self.value_head = ValueHead(policy.config.hidden_size)
         self.temperature = temperature
         # plain attributes in a tuple, or Module would register the views' layers a second time
@@ -60,7 +61,7 @@ class Actors(nn.Module):
     @property
     def shares_start(self) -> bool:
         """Whether policy, reference and twin critic have layers below the lowest that trains in common."""
-        return self._lowest > 0 and not self.policy.get_input_embeddings().weight.requires_grad
+        return self.lowest > 0 and not self.policy.get_input_embeddings().weight.requires_grad
 
     @torch.no_grad()
     def start(self, ids: Tensor) -> Tensor | None:
@@ -120,9 +121,7 @@ class Actors(nn.Module):
 
 
 def _response_states(trunk: Trunk, batch: MicroBatch, start: Tensor | None) -> Tensor:
-    hidden = trunk.suffix(trunk.prefix(batch.ids) if start is None else start)
-    # only positions that predict a response token go through the norm and the heads
-    return trunk.norm(hidden.flatten(0, 1)[batch.source])
+    return trunk.suffix(trunk.prefix(batch.ids) if start is None else start, batch.source)
 
 
 def _critic_trunk(policy: nn.Module, kind: str) -> nn.Module | None:

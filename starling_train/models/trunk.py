@@ -7,6 +7,7 @@ the model's own attention masks and rotary embeddings.
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,22 +22,52 @@ class Trunk:
         layers = list(decoder.layers)
         assert 0 <= lowest <= len(layers), lowest
         self._prefix = _view(decoder, layers[:lowest])
-        self._suffix = _view(decoder, layers[lowest:])
+        self._last = _WhereRead(layers[-1]) if lowest < len(layers) and hasattr(layers[-1], "mlp") else None
+        self._suffix = _view(decoder, layers[lowest:] if self._last is None else [*layers[lowest:-1], self._last.layer])
         self._norm = decoder.norm
 
     def prefix(self, ids: Tensor) -> Tensor:
         """ids: (b, length), right-padded -> hidden states (b, length, d) entering layer `lowest`."""
         return self._prefix(input_ids=ids, use_cache=False).last_hidden_state
 
-    def suffix(self, hidden: Tensor) -> Tensor:
-        """hidden: (b, length, d) entering layer `lowest` -> hidden states after the last layer, not yet normed.
+    def suffix(self, hidden: Tensor, read: Tensor) -> Tensor:
+        """hidden: (b, length, d) entering layer `lowest` -> states (n, d) after the last layer and the final norm.
 
-        No padding mask is needed: attention is causal and padding lies to the right of every real token.
+        read: (n,) the positions, flat in (b x length), that are asked for. Nothing follows the last layer's MLP but
+        them, so they alone go through it, through the norm, and through what comes after. No padding mask is needed:
+        attention is causal and padding lies to the right of every real token.
         """
-        return self._suffix(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        if self._last is not None:
+            self._last.prepare(read)
+        states = self._suffix(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        return self._norm(states.flatten(0, 1)[read])
 
-    def norm(self, hidden: Tensor) -> Tensor:
-        return self._norm(hidden)
+
+class _WhereRead:
+    """A view of a decoder layer whose MLP computes only the positions that are read; the others keep what they had."""
+
+    def __init__(self, layer: nn.Module):
+        self._original = layer
+        self.layer = copy.copy(layer)
+        self._mlp = _ChosenPositions(layer.mlp)
+        self.layer._modules = dict(layer._modules) | {"mlp": self._mlp}
+
+    def prepare(self, read: Tensor) -> None:
+        """For the next forward pass, and its repetition under gradient checkpointing."""
+        self._mlp.read = read
+        self.layer.training = self._original.training
+
+
+class _ChosenPositions(nn.Module):
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.mlp = mlp
+        self.read = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        flat = hidden.flatten(0, 1)
+        chosen = self.mlp(flat[self.read][None])[0]
+        return torch.zeros_like(flat).index_copy(0, self.read, chosen).view_as(hidden)
 
 
 def _view(decoder: nn.Module, layers: list[nn.Module]) -> nn.Module:

@@ -73,7 +73,7 @@ def test_greedy_responses_are_those_of_generate(config, attention, tokenizer):
 def drawn(model, chosen, slots_count, seeds=None, **changes):
     how = {"eos": END, "max_new_tokens": 20, "stops": StopStrings(None, ())} | changes
     seeds = [(7, index) for index in range(len(chosen))] if seeds is None else seeds
-    return slots.generate(model, chosen, Sampling(seeds=seeds, **how), slots_count)
+    return slots.generate(model, chosen, Sampling(seeds=seeds, **how), slots_count)[0]
 
 
 def test_a_response_depends_on_its_prompt_and_seed_alone():
@@ -97,15 +97,15 @@ def test_prompts_that_are_equal_get_different_responses():
 
 def test_more_prompts_than_places_and_fewer():
     model, chosen = make(MODELS["mistral"]), prompts(24)
-    expected = slots.generate(model, chosen, greedy(), 24)
+    expected = slots.generate(model, chosen, greedy(), 24)[0]
     for count in (1, 7, 23, 1000):
-        assert slots.generate(model, chosen, greedy(), count) == expected
-    assert slots.generate(model, [], greedy(), 4) == []
+        assert slots.generate(model, chosen, greedy(), count)[0] == expected
+    assert slots.generate(model, [], greedy(), 4)[0] == []
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_the_shortest_limits(limit):
-    found = slots.generate(make(MODELS["mistral"]), prompts(), greedy(limit=limit), 4)
+    found, _ = slots.generate(make(MODELS["mistral"]), prompts(), greedy(limit=limit), 4)
     assert max(map(len, found)) == limit and min(map(len, found)) >= 1
 
 
@@ -114,8 +114,8 @@ def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
     from starling_train.engine.decode_step import DecodeStep
 
     class FixedStep(DecodeStep):
-        def __init__(self, policy, cache, count, capacity):
-            super().__init__(policy, cache)
+        def __init__(self, policy, cache, keep, count, capacity):
+            super().__init__(policy, cache, keep)
             self.count = count
 
         def __call__(self, tokens, positions):
@@ -123,7 +123,7 @@ def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
             return super().__call__(tokens, positions)
 
     model, chosen = make(MODELS["mistral"]), prompts(30)
-    expected = slots.generate(model, chosen, greedy(), 5)
+    expected = slots.generate(model, chosen, greedy(), 5)[0]
     made = slots._Rollout.__init__
 
     def on_gpu(self, policy, *rest):
@@ -132,7 +132,7 @@ def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
 
     monkeypatch.setattr(slots._Rollout, "__init__", on_gpu)
     monkeypatch.setattr(slots, "GraphStep", FixedStep)
-    assert slots.generate(model, chosen, greedy(), 5) == expected
+    assert slots.generate(model, chosen, greedy(), 5)[0] == expected
 
 
 def test_what_was_never_written_does_not_poison_attention(monkeypatch):
@@ -141,9 +141,9 @@ def test_what_was_never_written_does_not_poison_attention(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *size, **how: empty(self, *size, **how).fill_(torch.nan)
                         if self.is_floating_point() else empty(self, *size, **how))  # fmt: skip
     model, chosen = make(MODELS["mistral"]), prompts()
-    found = slots.generate(model, chosen, greedy(), 4)
+    found = slots.generate(model, chosen, greedy(), 4)[0]
     monkeypatch.undo()
-    assert found == slots.generate(model, chosen, greedy(), 4)
+    assert found == slots.generate(model, chosen, greedy(), 4)[0]
 
 
 def test_stop_strings_end_a_response_with_the_token_that_completes_them(tokenizer):
@@ -171,3 +171,16 @@ def test_a_stop_string_anywhere_gives_what_generate_gives(tokenizer, cut):
     found = generate(model, tokenizer, prompts(), settings(**options), greedy=True)
     assert found == generate(model, tokenizer, prompts(), settings(engine="hf", **options), greedy=True)
     assert found.responses != plain
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_kept_states_are_those_that_enter_the_layer(layer):
+    model, chosen = make(MODELS["mistral"]), prompts()
+    how = Sampling(eos=END, max_new_tokens=20, stops=StopStrings(None, ()), seeds=[(1, i) for i in range(11)])
+    responses, entering = slots.generate(model, chosen, how, 3, keep_layer=layer)
+    for prompt, response, states in zip(chosen, responses, entering, strict=True):
+        ids = torch.tensor([(prompt + response)[:-1]])
+        expected = model(ids, output_hidden_states=True, use_cache=False).hidden_states[layer][0]
+        torch.testing.assert_close(states, expected.detach(), atol=1e-5, rtol=1e-5)
+    assert slots.generate(model, chosen, how, 3)[1] is None
+    assert not model.model.layers[layer]._forward_pre_hooks

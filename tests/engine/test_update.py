@@ -115,6 +115,26 @@ def test_one_update_equals_a_padded_batch_written_out(tiny_mistral):
         torch.testing.assert_close(ours[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("budget", [10_000, 20])
+@pytest.mark.parametrize("device_gb", [0.0, 8.0])
+def test_states_kept_in_the_rollout_give_the_same_experience_and_gradients(tiny_mistral, budget, device_gb):
+    model, config = actors(tiny_mistral), settings(tokens_per_microbatch=budget, prefix_device_gb=device_gb)
+    found = []
+    for keeps in (False, True):
+        drawn = rollout()
+        if keeps:
+            sequences = [torch.tensor([(p + r)[:-1]]) for p, r in zip(drawn.prompts, drawn.responses, strict=True)]
+            drawn.entering = [model.start(ids)[0] for ids in sequences]
+        experience = score_tokens(model, drawn, SCORES, config, kl_coefficient=0.1)
+        model.zero_grad()
+        accumulate(model, experience, [3, 0, 4, 1], config)
+        found.append((experience, gradients(model)))
+    for name in ("logprobs", "reference", "values", "advantages", "returns"):
+        torch.testing.assert_close(getattr(found[0][0], name), getattr(found[1][0], name), atol=1e-6, rtol=1e-5)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
 def test_the_first_ratio_is_one(tiny_mistral):
     model = actors(tiny_mistral)
     stats = update_once(model, settings())
