@@ -140,6 +140,7 @@ class OptimConfig:
     schedule: str = choice("linear", "linear", "constant", "cosine")
     warmup_steps: int = number(0, 0)
     max_gradient_norm: float = number(1.0, 1e-9)
+    eight_bit: bool = False
 
 
 @dataclass

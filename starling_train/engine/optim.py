@@ -1,11 +1,12 @@
 """AdamW over the trainable tensors, float32 master copies where they are kept in a shorter type, and the schedule."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from starling_train.config import OptimConfig
+from starling_train.config import OptimConfig, UserError
 
 
 class Optimizer:
@@ -24,13 +25,13 @@ class Optimizer:
         self._config = config
         critic_rate = config.critic_learning_rate
         self._rates = [config.learning_rate, config.learning_rate if critic_rate is None else critic_rate]
-        self._adam = torch.optim.AdamW(
-            [{"params": [self._masters[n] for n in names], "lr": 0.0} for names in (policy, critic)],
-            betas=tuple(config.betas),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,  # torch's other ways make temporary copies of all tensors, or a loop over them
-        )
+        groups = [{"params": [self._masters[n] for n in names], "lr": 0.0} for names in (policy, critic)]
+        options = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
+        if config.eight_bit:
+            self._adam = _eight_bit_adam(all(p.is_cuda for p in self._masters.values()))(groups, **options)
+        else:
+            # torch's other ways make temporary copies of all tensors, or a loop over them
+            self._adam = torch.optim.AdamW(groups, fused=True, **options)
 
     def set_step(self, step: int, steps: int) -> float:
         """Set the rates for one training step (counted from 1, of `steps`); returns the policy's rate."""
@@ -68,7 +69,7 @@ class Optimizer:
         tensors = {f"{n}/master": m.detach() for n, m in self._masters.items() if m is not self._parameters[n]}
         for name, master in self._masters.items():
             for key, value in self._adam.state.get(master, {}).items():
-                tensors[f"{name}/{key}"] = value
+                tensors[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
         return tensors
 
     @torch.no_grad()
@@ -77,13 +78,27 @@ class Optimizer:
         for name, master in self._masters.items():
             if master is not self._parameters[name]:
                 master.copy_(tensors[f"{name}/master"])
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors]
-            if keys:
-                self._adam.state[master] = {
-                    # AdamW keeps its step count on the CPU
-                    key: tensors[f"{name}/{key}"].clone().to("cpu" if key == "step" else master.device)
-                    for key in keys
-                }
+            prefix = f"{name}/"
+            state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            state.pop("master", None)
+            if state:
+                self._adam.state[master] = {key: self._restored(key, t, master) for key, t in state.items()}
+
+    def _restored(self, key: str, tensor: Tensor, master: Tensor) -> Tensor | int:
+        if key == "step" and self._config.eight_bit:  # bitsandbytes counts steps in an int
+            return int(tensor)
+        return tensor.clone().to(master.device)
+
+
+def _eight_bit_adam(on_gpu: bool) -> Any:
+    """The class. Raises UserError, naming `optim.eight_bit`, where it cannot work."""
+    if not on_gpu:
+        raise UserError("optim.eight_bit: needs an NVIDIA GPU; leave it out on a CPU")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError("optim.eight_bit: bitsandbytes is not installed; pip install bitsandbytes") from None
+    return AdamW8bit
 
 
 def schedule(kind: str, step: int, steps: int, warmup: int) -> float:

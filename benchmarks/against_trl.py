@@ -1,0 +1,314 @@
+"""One PPO step of ours beside TRL's PPOTrainer (1.12.0, the last TRL with PPO), on a CPU, alternating in one run.
+
+python benchmarks/against_trl.py install DIR             TRL into a folder of its own, beside what is installed
+python benchmarks/against_trl.py run DIR                 --rounds pairs of processes for each critic; a table
+python benchmarks/against_trl.py run DIR --side ours     one process, one line of JSON
+
+Equal on both sides: policy (same random weights, lengths of responses close to geometric), reward model and its input
+(the prompt's and the response's ids, head on the last token), the prompts of a step, the tensors that train (the
+matrices of the last --percent % of the layers, in policy and critic), critic's start (value 0 everywhere), samples a
+step, mini-batches, epochs, response limit, temperature 1, dtype float32, AdamW's settings, KL coefficient and
+estimator, gamma, lambda, clipping, value coefficient, unscaled scores without penalties, threads, allocator settings.
+
+Not equal, because TRL has no choice there:
+- TRL's critic is a whole model of its own with a linear head (here: the policy's weights, the same tensors frozen);
+  ours is a twin that shares the frozen tensors (`twin`) or the policy itself (`head`), and a two-layer head.
+- TRL steps the optimizer once per --minibatches only with a per-device batch of all samples; a smaller one accumulates
+  over the epoch and saves it optimizer steps (`--trl-batches`; the fastest counts, which is in TRL's favour).
+- TRL draws other random numbers, so lengths differ by chance; it pads on the left and to the longest of the step, takes
+  old log-probs from the generation's logits, never rescores, and puts the score one token later.
+- Ours clips the gradient's norm, computes exact metrics from masks, and whitens over the whole batch.
+
+Seconds and samples/s are of the steps after the first, which warms up. Memory is the peak of the process above what it
+held after importing everything, before any model was made. TRL runs without gradient checkpointing, logging, saving
+and sample generation; its phases are read where its module calls its own functions.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaForSequenceClassification, MistralForSequenceClassification, TrainerCallback
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
+
+import models
+
+from starling_train.config import AlgorithmConfig, Config, KLConfig, OptimConfig, RolloutConfig
+from starling_train.engine.experience import layer_to_keep, score_tokens
+from starling_train.engine.optim import Optimizer
+from starling_train.engine.rollout import generate
+from starling_train.engine.update import update
+from starling_train.models.actors import Actors
+from starling_train.models.reward import RewardModel
+
+VERSION = "1.12.0"
+LEARNING_RATE, BETAS, EPSILON = 1e-6, (0.9, 0.95), 1e-5
+GAMMA, LAMBDA, CLIP, VALUE_CLIP, VALUE_COEFFICIENT, KL = 1.0, 0.95, 0.2, 0.2, 0.1, 0.05
+# the same on both sides: glibc would otherwise make an arena per thread
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def install(arguments: argparse.Namespace) -> None:
+    """TRL alone: torch, transformers and accelerate are those of this environment."""
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--upgrade", "--target", str(arguments.directory)]
+    subprocess.run([*command, f"trl=={VERSION}"], check=True)
+
+
+def ours(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`Actors`, `generate`, `score_ids`, `score_tokens` and `update`, as in ppo.py."""
+    config = our_settings(arguments)
+    memory = models.PeakMemory()
+    policy, net, tokenizer, prompts = inputs(arguments)
+    lowest = models.train_last_layers(policy, arguments.percent).lowest_layer
+    reward = RewardModel(net, tokenizer, "starling_7b", tokens_per_batch=arguments.tokens_per_microbatch)
+    actors = Actors(policy, arguments.critics[0], lowest).train()
+    optimizer = Optimizer(actors.policy_parameters(), actors.critic_parameters(), config.optim)
+    order = torch.Generator().manual_seed(arguments.round)
+    torch.manual_seed(arguments.round)
+    steps = models.Steps()
+    for step in range(1, arguments.steps + 2):
+        batch = prompts[(step - 1) * arguments.prompts : step * arguments.prompts]
+        keep_layer = layer_to_keep(actors, batch, config)
+        rollout = generate(actors.policy, tokenizer, batch, config.rollout, keep_layer=keep_layer)
+        steps.clock.lap("rollout")
+        scores = reward.score_ids([p + r for p, r in zip(rollout.prompts, rollout.responses, strict=True)])
+        experience = score_tokens(actors, rollout, torch.tensor(scores), config.algorithm, KL)
+        steps.clock.lap("scoring")
+        optimizer.set_step(step, arguments.steps + 1)
+        update(actors, optimizer, experience, config.algorithm, order)
+        steps.clock.lap("update")
+        steps.end(len(rollout), sum(map(len, rollout.responses)))
+    return steps.result(arguments.prompts) | {"peak_mb": memory.mb()}
+
+
+def our_settings(arguments: argparse.Namespace) -> Config:
+    """The library's configuration of rollout, algorithm and optimizer."""
+    algorithm = AlgorithmConfig(
+        prompts_per_step=arguments.prompts, epochs=arguments.epochs, minibatches=arguments.minibatches,
+        tokens_per_microbatch=arguments.tokens_per_microbatch, gamma=GAMMA, gae_lambda=LAMBDA, clip=CLIP,
+        value_clip=VALUE_CLIP, value_coefficient=VALUE_COEFFICIENT, critic=arguments.critics[0],
+        missing_eos_penalty=0.0, kl=KLConfig(coefficient=KL),
+    )  # fmt: skip
+    return Config(
+        rollout=RolloutConfig(arguments.engine, arguments.slots, arguments.limit, stop_strings=[]),
+        algorithm=algorithm,
+        optim=OptimConfig(LEARNING_RATE, betas=list(BETAS), eps=EPSILON, weight_decay=0.0, schedule="constant"),
+    )
+
+
+def inputs(arguments: argparse.Namespace) -> tuple[Any, Any, Any, list[list[int]]]:
+    """Policy, reward net, tokenizer and prompts: the same on both sides.
+
+    One batch of prompts more than steps: at its data's end TRL would step the optimizer without accumulating.
+    """
+    return (
+        models.policy(arguments.shape, arguments.mean_response, limit=arguments.limit),
+        models.reward_net(arguments.shape),
+        models.tokenizer(models.SHAPES[arguments.shape]["vocab_size"]),
+        models.prompts(arguments.prompts * (arguments.steps + 2), arguments.shape),
+    )
+
+
+def trl(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`PPOTrainer.train()`, with a clock in its callbacks and in the functions that its module calls."""
+    sys.path.insert(0, str(arguments.directory))
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl.experimental.ppo import PPOTrainer, ppo_trainer
+
+    memory = models.PeakMemory()
+    policy, net, tokenizer, prompts = inputs(arguments)
+    models.train_last_layers(policy, arguments.percent)
+    with torch.device("meta"):  # the classes that TRL expects, around the weights that both sides have
+        reward, value = LlamaForSequenceClassification(net.config), MistralForSequenceClassification(policy.config)
+    reward.model, reward.score = net.transformer, net.v_head
+    value.model = copy.deepcopy(policy.model)
+    value.score = nn.Linear(policy.config.hidden_size, 1, bias=False)
+    nn.init.zeros_(value.score.weight)
+    steps = models.Steps()
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = PPOTrainer(
+            trl_settings(arguments, directory),
+            processing_class=tokenizer,
+            model=policy,
+            ref_model=None,  # TRL copies the policy
+            reward_model=reward,
+            value_model=value,
+            train_dataset=Dataset.from_dict({"input_ids": prompts}),
+            callbacks=[watch(ppo_trainer, steps, arguments.prompts)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return steps.result(arguments.prompts) | {"peak_mb": memory.mb()}
+
+
+def trl_settings(arguments: argparse.Namespace, directory: str) -> Any:
+    """PPOConfig: whole batches without gradients, no extras."""
+    from trl.experimental.ppo import PPOConfig
+
+    batch = arguments.trl_batches[0]
+    return PPOConfig(
+        output_dir=directory, seed=arguments.round, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        report_to="none", save_strategy="no", disable_tqdm=True, num_sample_generations=0,
+        total_episodes=arguments.prompts * (arguments.steps + 1), num_ppo_epochs=arguments.epochs,
+        per_device_train_batch_size=batch, gradient_accumulation_steps=arguments.prompts // batch,
+        num_mini_batches=arguments.minibatches, local_rollout_forward_batch_size=arguments.prompts,
+        response_length=arguments.limit, temperature=1.0, stop_token="eos", missing_eos_penalty=None,
+        kl_coef=KL, kl_estimator="k1", gamma=GAMMA, lam=LAMBDA, cliprange=CLIP, cliprange_value=VALUE_CLIP,
+        vf_coef=VALUE_COEFFICIENT, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0,
+        adam_beta1=BETAS[0], adam_beta2=BETAS[1], adam_epsilon=EPSILON,
+    )  # fmt: skip
+
+
+def watch(module: Any, steps: models.Steps, samples: int) -> Any:
+    """A callback that ends a step; and TRL's functions replaced by themselves with a note of time or tokens."""
+    plain_generation, plain_truncate, plain_forward = module.batch_generation, module.truncate_response, module.forward
+    seen = {"tokens": 0, "scored": False}
+
+    def batch_generation(*args, **kwargs):
+        result = plain_generation(*args, **kwargs)
+        steps.clock.lap("rollout")
+        return result
+
+    def truncate_response(stop: int, pad: int, responses):
+        result = plain_truncate(stop, pad, responses)
+        seen["tokens"] += int((result != pad).sum())
+        return result
+
+    def forward(*args, **kwargs):
+        if torch.is_grad_enabled() and not seen["scored"]:  # the first of the update
+            steps.clock.lap("scoring")
+            seen["scored"] = True
+        return plain_forward(*args, **kwargs)
+
+    class StepEnds(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            steps.begin()
+
+        def on_step_end(self, *args, **kwargs):
+            steps.clock.lap("update")
+            steps.end(samples, seen["tokens"])
+            seen.update(tokens=0, scored=False)
+
+    for function in (batch_generation, truncate_response, forward):
+        setattr(module, function.__name__, function)
+    return StepEnds()
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Ours, TRL, ours, TRL ..., for each critic; TRL with the fastest of its batches."""
+    batch = arguments.trl_batches[0]
+    if len(arguments.trl_batches) > 1:
+        trials = {batch: process(arguments, "trl", "twin", 0, batch, steps=1) for batch in arguments.trl_batches}
+        batch = max(trials, key=lambda one: trials[one]["samples_per_s"])
+    results = [
+        process(arguments, side, critic, number, batch, arguments.steps)
+        for critic in arguments.critics
+        for number in range(arguments.rounds)
+        for side in ("ours", "trl")
+    ]
+    print(table(results, arguments))
+    if arguments.out:
+        settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "directory", "out")}
+        content = {"settings": settings, "torch": torch.__version__, "trl_batch": batch, "results": results}
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def process(
+    arguments: argparse.Namespace, side: str, critic: str, number: int, batch: int, steps: int
+) -> dict[str, Any]:
+    """One side in a process of its own, with the options that this one was given."""
+    options = {"side": side, "critics": critic, "round": number, "trl-batches": batch, "steps": steps}
+    command = [sys.executable, __file__, *sys.argv[1:], *(f"--{key}={value}" for key, value in options.items())]
+    environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(arguments.threads)}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    result = {"critic": critic, "round": number, "trl_batch": batch} | json.loads(output.splitlines()[-1])
+    print(json.dumps(result), file=sys.stderr, flush=True)
+    return result
+
+
+def table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    """Markdown: medians over the rounds; the ratios are of the two processes of a pair."""
+    lines = [
+        f"{arguments.shape}, {arguments.prompts} samples a step, {arguments.threads} threads, medians of rounds:\n",
+        "| critic | side | samples/s | s a step: rollout, scoring, update | mean response | peak MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for critic in arguments.critics:
+        left, right = ([r for r in results if (r["critic"], r["side"]) == (critic, side)] for side in ("ours", "trl"))
+        lines += [row(critic, "ours", left), row(critic, "TRL", right)]
+        speed, memory = (
+            [a[key] / b[key] for a, b in zip(left, right, strict=True)] for key in ("samples_per_s", "peak_mb")
+        )
+        speeds = f"{statistics.median(speed):.2f} ({', '.join(f'{ratio:.2f}' for ratio in speed)})"
+        lines.append(f"| {critic} | ours / TRL | {speeds} | | | {statistics.median(memory):.2f} |")
+    return "\n".join(lines)
+
+
+def row(critic: str, side: str, found: list[dict[str, Any]]) -> str:
+    """One side's line of the table."""
+    samples, seconds, length, peak = (
+        statistics.median(one[key] for one in found)
+        for key in ("samples_per_s", "seconds_per_step", "mean_response", "peak_mb")
+    )
+    phases = ", ".join(f"{statistics.median(one['phases_s'][name] for one in found):.1f}" for name in models.PHASES)
+    return f"| {critic} | {side} | {samples:.2f} | {seconds:.1f}: {phases} | {length:.1f} | {peak:.0f} |"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """All pairs, or the one side that was asked for."""
+    arguments.trl_batches = arguments.trl_batches or [arguments.prompts, 8]
+    torch.set_num_threads(arguments.threads)
+    if arguments.side:
+        work = ours if arguments.side == "ours" else trl
+        print(json.dumps({"side": arguments.side} | work(arguments)))
+    else:
+        compare(arguments)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for work in (install, run):
+        command = commands.add_parser(work.__name__)
+        command.add_argument("directory", type=Path, help="of TRL")
+        command.set_defaults(run=work)
+    command.add_argument("--side", choices=["ours", "trl"])
+    command.add_argument("--critics", nargs="+", default=["twin", "head"], choices=["twin", "head"])
+    command.add_argument("--steps", type=int, default=2, help="timed ones, after one that warms up")
+    command.add_argument("--round", type=int, default=0, help="seed of what is drawn; weights and prompts stay")
+    command.add_argument("--shape", default="20m", choices=models.SHAPES)
+    command.add_argument("--percent", type=float, default=25.0, help="of the layers that train")
+    command.add_argument("--limit", type=int, default=128, help="tokens of a response")
+    command.add_argument("--mean-response", type=float, default=48.0, help="tokens")
+    command.add_argument("--engine", default=RolloutConfig.engine, help="of our rollout")
+    command.add_argument("--tokens-per-microbatch", type=int, default=1024, help="ours, padded")
+    command.add_argument("--trl-batches", type=int, nargs="+", help="per device; all --prompts and 8 if not given")
+    for name, default in (
+        ("rounds", 3),
+        ("prompts", 64),
+        ("minibatches", 4),
+        ("epochs", 4),
+        ("slots", 64),
+        ("threads", 2),
+    ):
+        command.add_argument(f"--{name}", type=int, default=default)
+    command.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

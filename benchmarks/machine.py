@@ -1,0 +1,71 @@
+"""What a machine can do, measured: matrix products and copies a second; and the peak memory of a process."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import torch
+
+
+def wait(device: str) -> None:
+    """Until all work on the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of large matrix products, the best of several."""
+    n = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / _best(lambda: a @ b, device)
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second, read and written together, of copies far larger than any cache."""
+    source = torch.ones(2**30 if device == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * source.element_size() / _best(lambda: target.copy_(source), device)
+
+
+def _best(work: Callable[[], Any], device: str, repeats: int = 6) -> float:
+    seconds = []
+    for _ in range(repeats):
+        wait(device)
+        start = time.perf_counter()
+        work()
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def peak_memory(device: str) -> Callable[[], float]:
+    """A function that gives the peak since now, decimal GB: of the GPU, or of the process above what it holds now."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return lambda: torch.cuda.max_memory_allocated() / 1e9
+    memory = models.PeakMemory()
+    return lambda: memory.mb() / 1e3
+
+
+def plot_sweep(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Seconds a step by phase, and peak memory, against each size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(found), figsize=(4 * len(found), 6), layout="constrained")
+    for column, (title, rows) in enumerate(found.items()):
+        values, bottom = [str(row["value"]) for row in rows], [0.0] * len(rows)
+        for phase in models.PHASES:
+            heights = [row["phases_s"][phase] for row in rows]
+            axes[0, column].bar(values, heights, bottom=bottom, label=phase)
+            bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
+        axes[1, column].bar(values, [row["peak_gb"] for row in rows], color="gray")
+        axes[1, column].set_xlabel(title)
+    axes[0, 0].set_ylabel("seconds a step")
+    axes[1, 0].set_ylabel("peak memory, GB")
+    axes[0, 0].legend()
+    figure.savefig(path, dpi=100)
