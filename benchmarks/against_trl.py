@@ -26,6 +26,7 @@ and sample generation; its phases are read where its module calls its own functi
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -52,11 +53,12 @@ from starling_train.engine.update import update
 from starling_train.models.actors import Actors
 from starling_train.models.reward import RewardModel
 
+Result = dict[str, Any]
 VERSION = "1.12.0"
 LEARNING_RATE, BETAS, EPSILON = 1e-6, (0.9, 0.95), 1e-5
 GAMMA, LAMBDA, CLIP, VALUE_CLIP, VALUE_COEFFICIENT, KL = 1.0, 0.95, 0.2, 0.2, 0.1, 0.05
-# the same on both sides: glibc would otherwise make an arena per thread
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# of both sides; without the first glibc makes an arena per thread, the others silence warnings
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 
 
 def install(arguments: argparse.Namespace) -> None:
@@ -65,7 +67,7 @@ def install(arguments: argparse.Namespace) -> None:
     subprocess.run([*command, f"trl=={VERSION}"], check=True)
 
 
-def ours(arguments: argparse.Namespace) -> dict[str, Any]:
+def ours(arguments: argparse.Namespace) -> Result:
     """`Actors`, `generate`, `score_ids`, `score_tokens` and `update`, as in ppo.py."""
     config = our_settings(arguments)
     memory = models.PeakMemory()
@@ -120,7 +122,7 @@ def inputs(arguments: argparse.Namespace) -> tuple[Any, Any, Any, list[list[int]
     )
 
 
-def trl(arguments: argparse.Namespace) -> dict[str, Any]:
+def trl(arguments: argparse.Namespace) -> Result:
     """`PPOTrainer.train()`, with a clock in its callbacks and in the functions that its module calls."""
     sys.path.insert(0, str(arguments.directory))
     from datasets import Dataset
@@ -149,6 +151,7 @@ def trl(arguments: argparse.Namespace) -> dict[str, Any]:
             callbacks=[watch(ppo_trainer, steps, arguments.prompts)],
         )
         trainer.remove_callback(PrinterCallback)
+        steps.begin()
         trainer.train()
     return steps.result(arguments.prompts) | {"peak_mb": memory.mb()}
 
@@ -193,9 +196,6 @@ def watch(module: Any, steps: models.Steps, samples: int) -> Any:
         return plain_forward(*args, **kwargs)
 
     class StepEnds(TrainerCallback):
-        def on_train_begin(self, *args, **kwargs):
-            steps.begin()
-
         def on_step_end(self, *args, **kwargs):
             steps.clock.lap("update")
             steps.end(samples, seen["tokens"])
@@ -208,26 +208,19 @@ def watch(module: Any, steps: models.Steps, samples: int) -> Any:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Ours, TRL, ours, TRL ..., for each critic; TRL with the fastest of its batches."""
-    batch = arguments.trl_batches[0]
-    if len(arguments.trl_batches) > 1:
-        trials = {batch: process(arguments, "trl", "twin", 0, batch, steps=1) for batch in arguments.trl_batches}
-        batch = max(trials, key=lambda one: trials[one]["samples_per_s"])
-    results = [
-        process(arguments, side, critic, number, batch, arguments.steps)
-        for critic in arguments.critics
-        for number in range(arguments.rounds)
-        for side in ("ours", "trl")
-    ]
+    batches = arguments.trl_batches
+    tried = {n: process(arguments, "trl", "twin", 0, n, 1)["samples_per_s"] for n in batches if len(batches) > 1}
+    batch = max(tried, key=tried.get, default=batches[0])
+    turns = itertools.product(arguments.critics, range(arguments.rounds), ("ours", "trl"))
+    results = [process(arguments, side, critic, n, batch, arguments.steps) for critic, n, side in turns]
     print(table(results, arguments))
     if arguments.out:
         settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "directory", "out")}
-        content = {"settings": settings, "torch": torch.__version__, "trl_batch": batch, "results": results}
+        content = {"settings": settings, "torch": torch.__version__, "trl_batches": tried, "results": results}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def process(
-    arguments: argparse.Namespace, side: str, critic: str, number: int, batch: int, steps: int
-) -> dict[str, Any]:
+def process(arguments: argparse.Namespace, side: str, critic: str, number: int, batch: int, steps: int) -> Result:
     """One side in a process of its own, with the options that this one was given."""
     options = {"side": side, "critics": critic, "round": number, "trl-batches": batch, "steps": steps}
     command = [sys.executable, __file__, *sys.argv[1:], *(f"--{key}={value}" for key, value in options.items())]
@@ -238,7 +231,7 @@ def process(
     return result
 
 
-def table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+def table(results: list[Result], arguments: argparse.Namespace) -> str:
     """Markdown: medians over the rounds; the ratios are of the two processes of a pair."""
     lines = [
         f"{arguments.shape}, {arguments.prompts} samples a step, {arguments.threads} threads, medians of rounds:\n",
@@ -248,20 +241,17 @@ def table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     for critic in arguments.critics:
         left, right = ([r for r in results if (r["critic"], r["side"]) == (critic, side)] for side in ("ours", "trl"))
         lines += [row(critic, "ours", left), row(critic, "TRL", right)]
-        speed, memory = (
-            [a[key] / b[key] for a, b in zip(left, right, strict=True)] for key in ("samples_per_s", "peak_mb")
-        )
+        speed = [a["samples_per_s"] / b["samples_per_s"] for a, b in zip(left, right, strict=True)]
+        memory = statistics.median(a["peak_mb"] / b["peak_mb"] for a, b in zip(left, right, strict=True))
         speeds = f"{statistics.median(speed):.2f} ({', '.join(f'{ratio:.2f}' for ratio in speed)})"
-        lines.append(f"| {critic} | ours / TRL | {speeds} | | | {statistics.median(memory):.2f} |")
+        lines.append(f"| {critic} | ours / TRL | {speeds} | | | {memory:.2f} |")
     return "\n".join(lines)
 
 
-def row(critic: str, side: str, found: list[dict[str, Any]]) -> str:
+def row(critic: str, side: str, found: list[Result]) -> str:
     """One side's line of the table."""
-    samples, seconds, length, peak = (
-        statistics.median(one[key] for one in found)
-        for key in ("samples_per_s", "seconds_per_step", "mean_response", "peak_mb")
-    )
+    keys = ("samples_per_s", "seconds_per_step", "mean_response", "peak_mb")
+    samples, seconds, length, peak = (statistics.median(one[key] for one in found) for key in keys)
     phases = ", ".join(f"{statistics.median(one['phases_s'][name] for one in found):.1f}" for name in models.PHASES)
     return f"| {critic} | {side} | {samples:.2f} | {seconds:.1f}: {phases} | {length:.1f} | {peak:.0f} |"
 
@@ -296,14 +286,8 @@ def main() -> None:
     command.add_argument("--engine", default=RolloutConfig.engine, help="of our rollout")
     command.add_argument("--tokens-per-microbatch", type=int, default=1024, help="ours, padded")
     command.add_argument("--trl-batches", type=int, nargs="+", help="per device; all --prompts and 8 if not given")
-    for name, default in (
-        ("rounds", 3),
-        ("prompts", 64),
-        ("minibatches", 4),
-        ("epochs", 4),
-        ("slots", 64),
-        ("threads", 2),
-    ):
+    numbers = {"rounds": 3, "prompts": 64, "minibatches": 4, "epochs": 4, "slots": 64, "threads": 2}
+    for name, default in numbers.items():
         command.add_argument(f"--{name}", type=int, default=default)
     command.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -42,7 +42,7 @@ def train(config: RmConfig, run: "RunDirectory") -> None:
     from starling_train.engine.metrics import JsonLines, tracker
     from starling_train.engine.runtime import Runtime, StopRequest
     from starling_train.engine.state import TrainState
-    from starling_train.models import freeze, identity, save, snr_scan
+    from starling_train.models import freeze, identity, save
     from starling_train.report import page
 
     runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
@@ -50,10 +50,11 @@ def train(config: RmConfig, run: "RunDirectory") -> None:
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     start = ranking_setup.find(config)
     data = ranking_setup.load_data(config)
-    trainee = ranking_setup.load_trainee(config, start, runtime)
+    trainee = ranking_setup.load_trainee(config, start, runtime, run.path)
     net = trainee.net
     model = ranking_setup.scorer(config, start, net, runtime)
     held_out = ranking.encode(data.held_out, model)
+    held_out_truncated = model.truncated
     steps = ranking_setup.steps(config, len(data.training))
     stream = PromptStream(data.training, config.rm.prompts_per_step, config.seed)
     optimizer = ranking_setup.optimizer(trainee, config.optim, steps)
@@ -63,8 +64,8 @@ def train(config: RmConfig, run: "RunDirectory") -> None:
     state = setup.restore(checkpoints, trainee.trainable(), optimizer) or TrainState()
 
     run.create()
-    if config.freeze.method == "snr":
-        snr_scan.write_scan(trainee.records, run.path / "snr.json")
+    if config.freeze.method in setup.SCORED:
+        setup.write_scan(trainee.records, run.path)
     freeze.write_unfrozen_yaml(trainee.selected, trainee.records, run.path / "unfrozen.yaml", trainee.table.names)
     metrics_log = JsonLines(run.metrics)
     tracking = tracker(config.logging.wandb, config.name, run.path, run.settings, state.tracker)
@@ -77,6 +78,8 @@ def train(config: RmConfig, run: "RunDirectory") -> None:
 
     with Console(steps, state.step) as console:
         console.say(data.report)
+        if held_out_truncated:
+            console.say(f"{held_out_truncated} held-out answers are longer than rm.max_length and lose their beginning")
         console.say(trainee.table.render())
         if state.step:
             console.say(f"resumed after step {state.step}")

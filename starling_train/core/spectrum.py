@@ -13,12 +13,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+# Part of the hash by which a scan finds its earlier results again: raise it with every change of the numbers.
+VERSION = 2
 # Interquartile range of a standard normal, rounded as laserRMT and Spectrum round it.
 IQR_OF_NORMAL = 1.349
 # A score is fragile when its noise is worth fewer singular values than this.
 FRAGILE_BELOW = 10.0
-# Bound on the relative error that the Gram matrix may leave in the lower quartile; beyond it the SVD is used. The
-# error measured is a hundred times smaller than the bound.
+# Bound on the relative error that the Gram matrix may leave in the lower quartile and in the sum of the noise; beyond
+# it the SVD is used. The error measured is a hundred times smaller than the bound.
 GRAM_TOLERANCE = 1e-6
 # Rows of the Gram matrix computed at a time; only its lower triangle is needed.
 GRAM_BLOCK = 512
@@ -51,9 +53,9 @@ def singular_values(matrix: Tensor) -> Tensor:
     """All singular values of `matrix` (n, m) in fp64, descending, shape (min(n, m),), on the matrix's device.
 
     Square roots of the eigenvalues of the fp64 Gram matrix of the short side. The absolute error in a
-    value s is about eps * s_max^2 / s, far below what any score sees, unless a quarter of the values or
-    more are tiny beside the largest: such a matrix goes through the fp64 SVD. Values below the numerical
-    rank tolerance are exact zeros.
+    value s is about eps * s_max^2 / s, far below what any score sees, unless a quarter of the values, or
+    all that counts as noise, are tiny beside the largest: such a matrix goes through the fp64 SVD. Values
+    below the numerical rank tolerance are exact zeros.
 
     Raises ValueError where an entry is nan or infinite.
     """
@@ -89,17 +91,28 @@ def values_of_grams(grams: list[Tensor], matrices: list[Tensor]) -> list[Tensor]
 
 def _values(eigenvalues: Tensor, matrix: Tensor) -> Tensor:
     values = eigenvalues.clamp_min(0.0).sqrt()
-    if not gram_is_accurate(values):
+    if not gram_is_accurate(values, *matrix.shape):
         values = torch.linalg.svdvals(matrix.double())
     tolerance = max(matrix.shape) * torch.finfo(torch.float64).eps * values[0]
     return torch.where(values > tolerance, values, 0.0)
 
 
-def gram_is_accurate(values: Tensor) -> bool:
-    """Whether square roots of Gram eigenvalues (descending) are right down to the lower quartile."""
+def gram_is_accurate(values: Tensor, n: int, m: int) -> bool:
+    """Whether the square roots of the Gram eigenvalues (descending) of an (n, m) matrix are good enough for
+    every score.
+
+    An eigenvalue is off by at most 8 eps s_max^2 (bound), so its root s by the smaller of bound / 2s and
+    sqrt(bound). What scores need is the lower quartile (it sets the threshold) and the sum of the noise,
+    which may consist of tiny values only: a few rows that are copies of others are enough.
+    """
+    bound = 8 * torch.finfo(torch.float64).eps * values[0] ** 2
+    error = torch.minimum(bound / (2 * values), bound.sqrt())
+    for threshold in (marchenko_pastur_threshold, gavish_donoho_threshold):
+        is_noise = values <= threshold(values, n, m) + error
+        if not error[is_noise].sum() <= GRAM_TOLERANCE * values[is_noise].sum():
+            return False
     lower_quartile = torch.quantile(values, 0.25)
-    error = 8 * torch.finfo(torch.float64).eps * (values[0] / lower_quartile) ** 2 / 2
-    return bool(error < GRAM_TOLERANCE)  # False for nan: the zero matrix
+    return bool(bound / (2 * lower_quartile**2) < GRAM_TOLERANCE)  # False for nan: the zero matrix
 
 
 def marchenko_pastur_threshold(values: Tensor, n: int, m: int) -> float:

@@ -194,18 +194,32 @@ def _answers(raw: dict, place: str, changed: Counter) -> list[Answer]:
     items = raw.get("answers") or []
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise UserError(f"{place}: `answers` must be a list of objects with `answer`, `model` and `rank`")
+    ranks = [_rank(item, place) for item in items]
     answers, seen = [], set()
-    for item in sorted(items, key=lambda item: (item.get("rank") is None, item.get("rank") or 0.0)):
+    for index in sorted(range(len(items)), key=lambda index: (ranks[index] is None, ranks[index] or 0.0)):
+        item, rank = items[index], ranks[index]
         text = item.get("answer") or ""
-        oddity = _oddity(text, item.get("rank"), seen)
+        if not isinstance(text, str):
+            raise UserError(f"{place}: an `answer` is a {type(text).__name__}; it must be text")
+        oddity = _oddity(text, rank, seen)
         if oddity:
             changed[oddity] += 1
             continue
         if "\n\nHuman:" in text:
             changed["kept: goes on to write a Human turn"] += 1
         seen.add(text.strip())
-        answers.append(Answer(text, item.get("model") or "", float(item["rank"])))
+        answers.append(Answer(text, item.get("model") or "", rank))
     return answers
+
+
+def _rank(item: dict, place: str) -> float | None:
+    """The rank of an answer; None where there is none (NaN is how tables write that)."""
+    rank = item.get("rank")
+    if rank is None or rank != rank:
+        return None
+    if not isinstance(rank, int | float) or isinstance(rank, bool):
+        raise UserError(f"{place}: a `rank` is {rank!r}; it must be a number, 1 for the best answer")
+    return float(rank)
 
 
 def _oddity(text: str, rank: float | None, seen: set[str]) -> str:

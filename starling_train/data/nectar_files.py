@@ -33,11 +33,17 @@ def jsonl_rows(file: Path) -> Iterator[tuple[str, dict]]:
 
 def _json_object(line: bytes, place: str) -> dict:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
+        if b"\\u" in line:  # JSON can write half a surrogate pair, which no tokenizer takes
+            json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: half a surrogate pair, which is no Unicode text; repair or remove it") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not JSON ({error.msg}); every line must be one JSON object") from error
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+        raise UserError(f"{place}: JSON that cannot be read; every line must be one JSON object") from error
     if not isinstance(row, dict):
         raise UserError(f"{place}: a JSON {type(row).__name__}; every line must be one JSON object")
     return row

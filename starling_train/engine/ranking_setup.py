@@ -84,9 +84,12 @@ def _counts(counted: dict[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"
 
 
-def load_trainee(config: RmConfig, start: Start, runtime: Runtime) -> Trainee:
-    """Scan (or read a scan), select, load the weights, freeze the rest. The reward head always trains."""
-    records = scan(config, start.directory, str(runtime.device))
+def load_trainee(config: RmConfig, start: Start, runtime: Runtime, run: Path | None = None) -> Trainee:
+    """Scan (or read a scan), select, load the weights, freeze the rest. The reward head always trains.
+
+    run: the run's directory, whose earlier scan is used again.
+    """
+    records = scan(config, start.directory, str(runtime.device), run)
     selected = setup.select(config.freeze, records, config.seed)
     runtime.seed_all("fresh weights")
     net = reward_start.start(
@@ -102,7 +105,7 @@ def load_trainee(config: RmConfig, start: Start, runtime: Runtime) -> Trainee:
     return Trainee(net, selected, _apply(config, net, selected), records)
 
 
-def scan(config: RmConfig, directory: Path, device: str) -> dict[str, Record]:
+def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
     """The records of the model's matrices under the names that they have in the reward model.
 
     `model.layers.0...` of a language model, and both copies in Starling-RM-7B-alpha, are `transformer.layers.0...`.
@@ -110,7 +113,7 @@ def scan(config: RmConfig, directory: Path, device: str) -> dict[str, Record]:
     if config.freeze.method == "none":
         return {}
     records = {}
-    for module, record in setup.scan(config.freeze, directory, device).items():
+    for module, record in setup.scan(config.freeze, directory, device, run).items():
         name = "transformer." + module[LAYER.match(module).start(1) - len("layers.") :]
         records[name] = replace(record, module=name)
     return records

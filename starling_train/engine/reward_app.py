@@ -29,12 +29,13 @@ class Refusal(Exception):
 def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about: dict[str, Any]) -> "FastAPI":
     """The application. token: asked for as `Authorization: Bearer`, not on /health. about: what /health says besides.
 
-    POST /score {"conversations": [[{role, content}, ...], ...]} -> {"scores": [...]}
-    POST /get_reward, OpenRLHF's {"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...]};
-    `models.plain_text` says how text becomes a conversation.
+    POST /score {"conversations": [[{role, content}, ...], ...]} -> {"scores": [...], "truncated": 0}
+    POST /get_reward, OpenRLHF's {"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...], ...};
+    `models.plain_text` says how text becomes a conversation. truncated: answers that lost their beginning.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
+    from starlette.requests import ClientDisconnect
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # they would load scripts from elsewhere
 
@@ -45,7 +46,8 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
     async def answer(request: Request, read: Callable[[Any], list[list[dict]]], key: str) -> JSONResponse:
         check_token(request.headers.get("authorization"), token)
         asked = read(conversations.parse(await body(request, max_body_bytes)))
-        return JSONResponse({key: checked(await asyncio.wrap_future(scores.submit(asked)))})
+        scored = await asyncio.wrap_future(scores.submit(asked))
+        return JSONResponse({key: checked(scored.scores), "truncated": scored.truncated})
 
     async def score(request: Request) -> JSONResponse:
         return await answer(request, of_score_request, "scores")
@@ -66,6 +68,7 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
     for kind, say in (
         (Refusal, lambda error: (error.status, str(error))),
         (UserError, lambda error: (400, str(error))),
+        (ClientDisconnect, lambda error: (400, "the connection ended before the body")),  # nobody is left to read it
         (404, lambda error: (404, f"no such route; use {routes}")),
         (405, lambda error: (405, f"wrong method; use {routes}")),
         (Exception, lambda error: (500, f"the server failed: {type(error).__name__}")),

@@ -6,17 +6,26 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from starling_train.models.reward import RewardModel
 
 
+class Scored(NamedTuple):
+    """The scores of a request, and how many of its answers were too long and lost their beginning."""
+
+    scores: list[float]
+    truncated: int
+
+
 @dataclass
 class Job:
-    """One request. encoded is filled by the worker; scores gets its result, or the error of this request alone."""
+    """One request. encoded is filled by the worker; scored gets its result, or the error of this request alone."""
 
     conversations: Sequence[list[dict]]
-    scores: "Future[list[float]]" = field(default_factory=Future)
+    scored: "Future[Scored]" = field(default_factory=Future)
     encoded: list[list[int]] = field(default_factory=list)
+    truncated: int = 0
 
 
 class RewardQueue:
@@ -32,11 +41,11 @@ class RewardQueue:
         self._thread = threading.Thread(target=self._work, name="reward-model", daemon=True)
         self._thread.start()
 
-    def submit(self, conversations: Sequence[list[dict]]) -> "Future[list[float]]":
+    def submit(self, conversations: Sequence[list[dict]]) -> "Future[Scored]":
         """The scores of one request, to come. Conversations must be checked; what a template refuses is a UserError."""
         job = Job(conversations)
         self._jobs.put(job)
-        return job.scores
+        return job.scored
 
     def close(self) -> None:
         """End after what is waiting."""
@@ -71,21 +80,23 @@ class RewardQueue:
 
     def _encode(self, job: Job) -> int:
         """Tokens of a request; 0 if it was cancelled or cannot be scored, which it then knows."""
-        if not job.scores.set_running_or_notify_cancel():
+        if not job.scored.set_running_or_notify_cancel():
             return 0
+        before = self._model.truncated
         try:
             job.encoded = [self._model.encode(messages) for messages in job.conversations]
         except Exception as error:  # whatever one request does to the template, the others go on
-            job.scores.set_exception(error)
+            job.scored.set_exception(error)
+        job.truncated = self._model.truncated - before
         return sum(map(len, job.encoded))
 
     def _score(self, jobs: Sequence[Job]) -> None:
-        jobs = [job for job in jobs if not job.scores.done()]
+        jobs = [job for job in jobs if not job.scored.done()]
         try:
             scores = iter(self._model.score_ids([ids for job in jobs for ids in job.encoded]))
         except Exception as error:  # e.g. out of memory: told to those who asked, and the next batch is tried
             for job in jobs:
-                job.scores.set_exception(error)
+                job.scored.set_exception(error)
             return
         for job in jobs:
-            job.scores.set_result([next(scores) for _ in job.encoded])
+            job.scored.set_result(Scored([next(scores) for _ in job.encoded], job.truncated))

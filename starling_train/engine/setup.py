@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from starling_train.config import Config, FreezeConfig, RewardConfig, UserError
 from starling_train.data import nectar, openchat, prompts
 from starling_train.data.prompts import Prompt
+from starling_train.engine import scan_setup
 from starling_train.engine.checkpoint import Checkpoints
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.state import TrainState
-from starling_train.models import freeze, load, reward, scan_records, selection, snr_scan
+from starling_train.models import freeze, load, reward, snr_scan
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.running_stats import RunningMoments
+from starling_train.models.scan_journal import JOURNAL, Journal
 from starling_train.models.snr_scan import Record
 
 
@@ -70,7 +72,8 @@ def check_lengths(config: Config, model_config: Any, tokenizer: Any) -> None:
         )
 
 
-SCORED = ("snr", "lowest")  # methods that need the scan
+SCORED = scan_setup.SCORED
+select = scan_setup.select
 
 
 @dataclass
@@ -99,30 +102,25 @@ def load_selected_policy(
     return SelectedPolicy(model, selected, apply(config.freeze, model, selected), records)
 
 
-def scan(config: FreezeConfig, directory: Path, device: str) -> dict[str, Record]:
-    """SNR of the model's matrices: from `freeze.scan` or computed; names and shapes if the method needs none."""
+def scan(config: FreezeConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
+    """SNR of the model's matrices: from `freeze.scan` or computed; names and shapes if the method needs none.
+
+    run: the run's directory. Where it exists already, what its own scan has of the same weights is not computed
+    again, and an interrupted scan goes on.
+    """
     if config.method not in SCORED:
         return snr_scan.list_matrices(directory)
     if config.scan:
-        source = Path(config.scan).expanduser()
-        return scan_records.match(scan_records.read_scan(source), snr_scan.list_matrices(directory), str(source))
-    return snr_scan.scan(directory, dialect=config.dialect, device=device)
+        return scan_setup.read_scan(config, directory)
+    # a new run's directory is not made before all of its inputs are known to be right
+    journal = Journal.of(run) if run and run.is_dir() else None
+    return snr_scan.scan(directory, dialect=config.dialect, device=device, journal=journal)
 
 
-def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
-    return selection.select(
-        records,
-        method=config.method,
-        unit=config.unit,
-        scope=config.scope,
-        top_percent=config.top_percent,
-        max_trainable=config.max_trainable,
-        max_memory_gb=config.max_memory_gb,
-        last_layers=config.last_layers,
-        layers=config.layers,
-        lowest_layer=config.lowest_layer,
-        seed=seed,
-    )
+def write_scan(records: dict[str, Record], run: Path) -> None:
+    """`snr.json` in the run's directory, in place of the scan's journal."""
+    snr_scan.write_scan(records, run / "snr.json")
+    (run / JOURNAL).unlink(missing_ok=True)
 
 
 def apply(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze.FreezeTable:

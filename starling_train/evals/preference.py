@@ -5,6 +5,7 @@ A preference set is JSONL with one comparison a line: {"prompt", "chosen", "reje
 Nectar's `\\n\\nHuman: ... \\n\\nAssistant: `, or a list of messages.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ def load(path: str | Path) -> list[Comparison]:
     """The comparisons of a JSONL file or of Nectar's parquet. Raises UserError that names the file and line."""
     path = Path(path).expanduser()
     rows = _jsonl(path) if path.suffix == ".jsonl" else _nectar(path)
+    rows = [row for row in rows if len(set(row.ranks)) > 1]
     if not rows:
         raise UserError(f"{path}: no comparison in it; every line needs two answers of different rank")
     return rows
@@ -98,9 +100,14 @@ def _answers(raw: dict[str, Any]) -> tuple[list[Any], list[float]]:
     answers = raw.get("answers")
     if "prompt" not in raw or not isinstance(answers, list):
         raise UserError('no preference; give {"prompt", "chosen", "rejected"}, or "answers" with "answer" and "rank"')
-    if not all(isinstance(a, dict) and isinstance(a.get("rank"), int | float) for a in answers):
+    if not all(isinstance(a, dict) and _is_rank(a.get("rank")) for a in answers):
         raise UserError('an answer without a rank; each is {"answer": text, "rank": number}, 1 is the best')
     return [a.get("answer") for a in answers], [float(a["rank"]) for a in answers]
+
+
+def _is_rank(value: Any) -> bool:
+    """JSON as Python reads it also has NaN and infinity, which put nothing in order."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _last(answer: Any) -> Any:
@@ -117,5 +124,4 @@ def _nectar(path: Path) -> list[Comparison]:
             [answer.rank for answer in row.answers],
         )
         for row in nectar.load(path).rows
-        if len({answer.rank for answer in row.answers}) > 1
     ]

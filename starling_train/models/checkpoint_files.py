@@ -1,12 +1,16 @@
 """Tensors of a Hugging Face model directory, one at a time: safetensors or `.bin`, sharded or single.
 
-No model is built and no pickled code runs: `.bin` shards are read with weights_only and memory-mapped.
+No model is built and no pickled code runs: `.bin` shards are read with weights_only and memory-mapped. A
+`.bin` of a torch before 1.6 cannot be mapped: it is read whole and kept until the next one is read, so peak
+memory is then the largest such file. `forget` lets go of it.
 """
 
 import json
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,13 +20,15 @@ from starling_train.config import UserError
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
+# What a sharded model's files are called, where there is no index to say so.
+SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Entry:
     """A tensor of the checkpoint, not yet read: name, file, shape, and dtype in safetensors' spelling (or
-    `meta`).
+    `meta`, `sparse`).
     """
 
     name: str
@@ -41,32 +47,56 @@ def entries(path: Path) -> list[Entry]:
         raise UserError(f"model.path: {path} is not a directory; give a Hugging Face model directory")
     for index in (path / name for name in INDEXES):
         if index.is_file():
-            return _indexed_entries(index)
+            return _indexed_entries(index)[0]
     single = [path / name for name in SINGLES if (path / name).is_file()]
     return _file_entries(single[0]) if single else []
 
 
-def _indexed_entries(index: Path) -> list[Entry]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: no weight_map; the index is damaged, download it again")
-    found: dict[str, Entry] = {}
-    for name in dict.fromkeys(weight_map.values()):
-        first = next(tensor for tensor, shard in weight_map.items() if shard == name)
-        if not (index.parent / name).is_file():
-            raise UserError(f"{index}: names {name} (tensor {first}), which is missing; download that shard")
-        found |= {entry.name: entry for entry in _file_entries(index.parent / name)}
-    if missing := [name for name in weight_map if name not in found]:
+def unindexed(path: Path) -> list[Entry]:
+    """Tensors that lie in a shard without the index saying so: `entries` leaves them out."""
+    index = next((path / name for name in INDEXES if (path / name).is_file()), None)
+    return _indexed_entries(index)[1] if index else []
+
+
+def without_index(path: Path) -> list[Path]:
+    """Shards in the directory `path`, which has no index to say what they hold; empty with an index."""
+    if any((path / name).is_file() for name in INDEXES):
+        return []
+    return sorted(file for pattern in SHARDS for file in path.glob(pattern))
+
+
+def _indexed_entries(index: Path) -> tuple[list[Entry], list[Entry]]:
+    """Tensors that the index names, in its order, each from its shard; and what else the shards hold."""
+    weight_map = _weight_map(index)
+    found: dict[tuple[str, str], Entry] = {}  # by shard and name: another shard may hold a stale copy
+    for shard in dict.fromkeys(weight_map.values()):
+        first = next(tensor for tensor, file in weight_map.items() if file == shard)
+        if not (index.parent / shard).is_file():
+            raise UserError(f"{index}: names {shard} (tensor {first}), which is missing; download that shard")
+        found |= {(shard, entry.name): entry for entry in _file_entries(index.parent / shard, first)}
+    if missing := [name for name, shard in weight_map.items() if (shard, name) not in found]:
         raise UserError(
             f"{index}: names tensor {missing[0]}, not in {weight_map[missing[0]]}; download that shard again"
         )
-    return [found[name] for name in weight_map]
+    named = [found.pop((shard, name)) for name, shard in weight_map.items()]
+    return named, list(found.values())
 
 
-def _file_entries(file: Path) -> list[Entry]:
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: no weight_map; the index is damaged, download it again")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard:
+            raise UserError(f"{index}: names no file for tensor {tensor}; the index is damaged, download it again")
+    return weight_map
+
+
+def _file_entries(file: Path, first: str = "") -> list[Entry]:
+    """All tensors of one file; `first` is one that is known to be in it, for the message where it is damaged."""
     if file.suffix == ".bin":
-        return [Entry(name, file, tuple(t.shape), _spelling(t)) for name, t in _load_bin(file).items()]
-    with _open(file) as shard:
+        return [Entry(name, file, tuple(t.shape), _spelling(t)) for name, t in _load_bin(file, first).items()]
+    with _open(file, first) as shard:
         slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
         return [Entry(name, file, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
 
@@ -74,15 +104,21 @@ def _file_entries(file: Path) -> list[Entry]:
 def _spelling(tensor: Tensor) -> str:
     if tensor.is_meta:
         return "meta"
+    if tensor.layout != torch.strided:
+        return "sparse"
     return next((name for name, dtype in FLOATS.items() if dtype == tensor.dtype), str(tensor.dtype)[6:])
 
 
 def check_readable(entry: Entry) -> None:
-    """Raises UserError for a tensor without values (meta) and for quantised or integer weights."""
+    """Raises UserError for a tensor without values (meta, empty), sparse ones, and quantised or integer weights."""
     if entry.dtype == "meta":
         raise UserError(
             f"{entry.file}: tensor {entry.name} is on the meta device, without values; save the model again"
         )
+    if entry.dtype == "sparse":
+        raise UserError(f"{entry.file}: tensor {entry.name} is sparse; save the model again with dense weights")
+    if 0 in entry.shape:
+        raise UserError(f"{entry.file}: tensor {entry.name} is empty, of shape {entry.shape}; save the model again")
     if entry.dtype not in FLOATS:
         raise UserError(
             f"{entry.file}: tensor {entry.name} is {entry.dtype}, a quantised type; "
@@ -96,27 +132,69 @@ def read(entry: Entry, index: tuple[int | slice, ...] = ()) -> Tensor:
     """
     check_readable(entry)
     if entry.file.suffix == ".bin":
-        return _load_bin(entry.file)[entry.name][index].contiguous()
-    with _open(entry.file) as shard:
+        return _load_bin(entry.file, entry.name)[entry.name][index].contiguous()
+    with _open(entry.file, entry.name) as shard:
         return shard.get_slice(entry.name)[index or slice(None)].contiguous()
 
 
-def _open(file: Path):
+def _open(file: Path, tensor: str = ""):
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        raise UserError(f"{file}: truncated or damaged ({error}); download that file again") from None
+        raise UserError(f"{file}: truncated or damaged ({_with(tensor)}{error}); download that file again") from None
 
 
-def _load_bin(file: Path) -> dict[str, Tensor]:
+def _with(tensor: str) -> str:
+    return f"with tensor {tensor}: " if tensor else ""
+
+
+# The last file of the old format, by path and time of its last change.
+_whole: dict[tuple[Path, int], dict[str, Tensor]] = {}
+_whole_lock = Lock()
+
+
+def forget() -> None:
+    """Let go of the `.bin` of the old format that was read last."""
+    with _whole_lock:
+        _whole.clear()
+
+
+def _load_bin(file: Path, tensor: str = "") -> dict[str, Tensor]:
     with file.open("rb") as start:
         is_zip = start.read(4) == b"PK\x03\x04"  # the format before torch 1.6 is none, and cannot be mapped
+    if is_zip:
+        return _tensors(file, tensor, mapped=True)
+    with _whole_lock:  # threads read ahead: one of them reads the file, the others wait for it
+        key = (file, file.stat().st_mtime_ns)
+        if key not in _whole:
+            _whole.clear()  # before the next is read: two may not fit
+            _whole[key] = _tensors(file, tensor, mapped=False)
+        return _whole[key]
+
+
+# What torch.load raises for a damaged pickle, found by changing bytes at random.
+DAMAGED = (
+    RuntimeError, OSError, EOFError, pickle.UnpicklingError,
+    ValueError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, MemoryError,
+)  # fmt: skip
+
+
+def _tensors(file: Path, tensor: str, *, mapped: bool) -> dict[str, Tensor]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except DAMAGED as error:
+        reason = _with(tensor) + (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(f"{file}: truncated, damaged or not only weights ({reason}); download it again") from None
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds a {type(content).__name__}, not tensors by name; save a state_dict")
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor) and isinstance(name, str)}
+    if not tensors:
+        raise UserError(f"{file}: holds {_some(content)} and no tensors by name; save the state_dict alone")
+    return tensors
+
+
+def _some(names: Iterable[object]) -> str:
+    return ", ".join(str(name) for name in list(names)[:3]) or "nothing"
 
 
 def read_json(path: Path) -> dict:
@@ -131,6 +209,10 @@ def read_json(path: Path) -> dict:
 
 
 def read_config(path: Path) -> dict:
-    """config.json of the model directory `path`; empty where there is none."""
-    config = path / "config.json"
-    return read_json(config) if config.is_file() else {}
+    """config.json of the model directory `path`; empty where there is none. Raises UserError where it is damaged."""
+    file = path / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    for key, kind, what in (("model_type", str, "a name"), ("text_config", dict, "an object")):
+        if not isinstance(config.get(key), kind | None):
+            raise UserError(f"{file}: {key} is {config[key]!r}, not {what}; download it again")
+    return config

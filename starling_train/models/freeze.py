@@ -9,8 +9,8 @@ import yaml
 from torch import nn
 
 from starling_train.config import UserError
-from starling_train.models.module_types import Matrix, classify, layer_of, tensor_of
-from starling_train.models.scan_records import Record
+from starling_train.models.module_types import Matrix, classify, layer_of
+from starling_train.models.scan_records import Record, not_whole, parameters_of
 from starling_train.models.selection import EVERYTHING
 
 
@@ -160,10 +160,7 @@ def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
         if not modules & left:
             continue
         if missing := sorted(modules - left):
-            raise UserError(
-                f"freeze.method: {parameter.name} is one tensor, and {missing[0]} in it is not selected; "
-                "select by freeze.unit=layer"
-            )
+            raise not_whole(parameter.name, missing[0])
         names.add(parameter.name)
         left -= modules
     if left:
@@ -200,18 +197,20 @@ def _lowest_layer(model: nn.Module, parameters: list[_Parameter], names: set[str
 def write_unfrozen_yaml(
     selected: Iterable[str], records: dict[str, Record], path: Path, parameters: Iterable[str] = ()
 ) -> None:
-    """Writes axolotl's `unfrozen_parameters`: an anchored, escaped pattern per weight, a comment line per
+    """Writes axolotl's `unfrozen_parameters`: an anchored, escaped pattern per parameter, a comment line per
     type.
 
-    `parameters` names parameters that train besides (a head, norms); those of `selected` in it are not
-    repeated.
+    The names are the model's: a tensor of several matrices is named once. `parameters` names parameters
+    that train besides (a head, norms); those of `selected` in it are not repeated. Raises UserError where
+    a tensor is not selected as a whole.
     """
     chosen = list(selected)
-    names: dict[str, list[str]] = {"everything": ["^.*$"]} if chosen == [EVERYTHING] else {}
-    weights = {module: f"{tensor_of(module)}.weight" for module in chosen if module != EVERYTHING}
-    for record in (record for record in records.values() if record.module in weights):
-        names.setdefault(f"{record.type} layers", []).append(pattern_of(weights[record.module]))
-    others = [] if chosen == [EVERYTHING] else [name for name in parameters if name not in weights.values()]
+    # `^`: axolotl takes the dot of `^.*$` for a literal one
+    names: dict[str, list[str]] = {"everything": ["^"]} if chosen == [EVERYTHING] else {}
+    weights = set() if chosen == [EVERYTHING] else set(parameters_of(chosen, records))
+    for record in (record for record in records.values() if record.parameter in weights):
+        names.setdefault(f"{record.kind} layers", []).append(pattern_of(record.parameter))
+    others = [] if chosen == [EVERYTHING] else [name for name in parameters if name not in weights]
     if others:
         names["others"] = [pattern_of(name) for name in others]
     lines = ["unfrozen_parameters:"]
@@ -223,16 +222,21 @@ def write_unfrozen_yaml(
 
 
 def pattern_of(parameter: str) -> str:
-    """The regular expression that matches the name `parameter` and nothing else."""
-    return f"^{re.escape(parameter)}$"
+    """The regular expression that matches the name `parameter` and nothing else, in Python and in axolotl.
+
+    axolotl puts a backslash before every dot itself, and a second one before an escaped dot would make it a
+    literal backslash: `[.]` is a dot either way.
+    """
+    return "^" + re.escape(parameter).replace(r"\.", "[.]") + "$"
 
 
 def read_unfrozen_yaml(path: Path, names: Iterable[str]) -> list[str]:
     """Modules whose weights an `unfrozen_parameters` file selects among the parameter `names`, in their
     order.
 
-    Patterns match from the start of a name, as axolotl applies them. Raises UserError for a pattern that
-    matches nothing and for a file of another kind.
+    Patterns match from the start of a name, as in axolotl, but a plain dot is Python's: it also matches
+    what is no dot. Raises UserError for a pattern that matches nothing or is none, and for a file of
+    another kind.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -243,7 +247,10 @@ def read_unfrozen_yaml(path: Path, names: Iterable[str]) -> list[str]:
         raise UserError(f"{path}: no list `unfrozen_parameters`; write it with starling_train.snr")
     names, matched = list(names), set()
     for pattern in patterns:
-        hits = {name for name in names if re.match(str(pattern), name)}
+        try:
+            hits = {name for name in names if re.match(str(pattern), name)}
+        except re.error as error:
+            raise UserError(f"{path}: {pattern} is no regular expression ({error}); correct it") from None
         if not hits:
             raise UserError(f"{path}: pattern {pattern} matches no parameter; give the file of this model")
         matched |= hits

@@ -10,6 +10,7 @@ parts.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from starling_train.config import UserError
@@ -17,6 +18,8 @@ from starling_train.config import UserError
 # What stands before the layer number: transformers v5, bare decoders, reward models around a `transformer`.
 _PREFIX = r"(?:model\.|transformer\.|model\.model\.|model\.language_model\.)?"
 LAYER = re.compile(_PREFIX + r"layers\.(\d+)\.(.+)")
+# Of several copies of the decoder in one checkpoint (Starling-RM-7B-alpha has two) the first in this order counts.
+COPIES = ("model.", "model.language_model.", "model.model.", "transformer.", "")
 EMBEDDINGS = re.compile(_PREFIX + r"embed_tokens")
 HEADS = re.compile(r"(?:model\.)?lm_head|v_head(?:\.summary)?|score")
 
@@ -30,9 +33,9 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 class Architecture:
     """The matrices of one decoder layer in the order of the forward pass; `*` stands for the expert's number.
 
-    `parts`: tensors that hold several matrices -> the names of those. A name in brackets
-    (`qkv_proj[q_proj]`) is a part that no checkpoint holds by itself; the others are names that other
-    checkpoints of the architecture use.
+    `parts`: parameters of the model that hold several matrices, or one under another name -> the names of
+    those. A name in brackets (`qkv_proj[q_proj]`) is a part that no checkpoint holds by itself; the others
+    are names that checkpoints of the architecture use, and transformers 5 fuses as it loads them.
     """
 
     matrices: tuple[str, ...]
@@ -77,7 +80,8 @@ class Matrix:
     """A matrix of a decoder layer and where it lies in its tensor.
 
     `module` names it without `.weight`; `index` cuts it out of its tensor (empty: the whole tensor);
-    `order` sorts matrices by layer and then as in the forward pass.
+    `order` sorts matrices by layer and then as in the forward pass. `parameter` is the parameter that
+    holds it in the model (of transformers 5), which the checkpoint may hold in parts.
     """
 
     module: str
@@ -86,6 +90,7 @@ class Matrix:
     shape: tuple[int, int]
     index: tuple[int | slice, ...]
     order: tuple[int, int, int]
+    parameter: str
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,9 @@ def _matrices(
     number = re.search(r"experts\.(\d+)\.", name)
     if len(shape) == 2 and template in architecture.matrices:
         order = (layer, architecture.matrices.index(template), int(number[1]) if number else 0)
-        return (Matrix(module, type_of(template), layer, shape, (), order),)
+        return (
+            Matrix(module, type_of(template), layer, shape, (), order, _holder(prefix, name, template, architecture)),
+        )
     parts = architecture.parts.get(name, ())
     stacked = any("*" in part for part in parts)
     if not parts or len(shape) != (3 if stacked else 2):
@@ -139,8 +146,18 @@ def _matrices(
             index = (() if expert is None else (expert,)) + (() if whole else (slice(start, stop),))
             order = (layer, architecture.matrices.index(part), expert or 0)
             part_module = prefix + part.replace("*", str(expert))
-            found.append(Matrix(part_module, type_of(part), layer, (stop - start, shape[-1]), index, order))
+            part_shape = (stop - start, shape[-1])
+            parameter = module if stacked else f"{module}.weight"
+            found.append(Matrix(part_module, type_of(part), layer, part_shape, index, order, parameter))
     return tuple(found)
+
+
+def _holder(prefix: str, name: str, template: str, architecture: Architecture) -> str:
+    """The model's parameter for a matrix that has a tensor of its own in the checkpoint."""
+    for holder, parts in architecture.parts.items():
+        if template in parts:
+            return prefix + (holder if "*" in template else f"{holder}.weight")
+    return f"{prefix}{name}.weight"
 
 
 def _rows(module: str, parts: tuple[str, ...], rows: int, config: dict) -> list[tuple[int, int]]:
@@ -172,8 +189,22 @@ def layer_of(module: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def tensor_of(module: str) -> str:
-    """The module whose weight holds `module`: itself, or for a part in brackets the tensor it is a part
-    of.
-    """
-    return re.sub(r"\[\w+\]$", "", module)
+def name_in_layer(parameter: str) -> str:
+    """`model.layers.3.mlp.experts.down_proj` or `...mlp.gate.weight` -> `mlp.experts.down_proj`, `mlp.gate`."""
+    return LAYER.fullmatch(parameter.removesuffix(".weight"))[2]
+
+
+def is_linear(parameter: str) -> bool:
+    """Whether `parameter` is the weight of a Linear; stacked experts and routers are bare parameters."""
+    return parameter.endswith(".weight") and not parameter.endswith(".mlp.gate.weight")
+
+
+def second_copies(names: Iterable[str]) -> dict[str, str]:
+    """Those of the tensors `names` that belong to a further copy of the decoder -> the prefix of that copy."""
+    names = list(names)
+    found = {
+        match[0].removesuffix(f"layers.{match[1]}.{match[2]}") for name in names if (match := LAYER.fullmatch(name))
+    }
+    others = sorted(found, key=COPIES.index)[1:]
+    part = r"(?:layers\.\d+|embed_tokens|norm)\..+"
+    return {name: prefix for name in names for prefix in others if re.fullmatch(re.escape(prefix) + part, name)}

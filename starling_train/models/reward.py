@@ -94,7 +94,7 @@ class RewardModel:
         surplus = len(ids) - self.max_length
         if surplus <= 0:
             return ids
-        bos = 1 if self.kind == "starling_7b" else 0
+        bos = int(ids[0] == self.tokenizer.bos_token_id)
         prompt = reward_templates.encode_prompt(self.kind, messages, self.tokenizer)
         self.shortened += 1
         self.truncated += bos + surplus > len(prompt)

@@ -7,6 +7,7 @@ again (`transformer.*`) and `v_head.weight`. starling_34b: sharded safetensors, 
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,10 +30,7 @@ def read_7b(directory: Path) -> dict[str, Tensor]:
     file = directory / SEVEN_B_FILE
     if not file.is_file():
         raise UserError(f"{directory}: no {SEVEN_B_FILE}; reward.kind=starling_7b reads Starling-RM-7B-alpha's layout")
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{file}: not a readable file of plain tensors; download it again") from error
+    tensors = _plain_tensors(file)
     copy = {
         f"transformer.{name.removeprefix('model.model.')}": name for name in tensors if name.startswith("model.model.")
     }
@@ -40,6 +38,22 @@ def read_7b(directory: Path) -> dict[str, Tensor]:
     if any(name.startswith("transformer.") for name in own):
         return own
     return own | {target: tensors[name] for target, name in copy.items()}
+
+
+def _plain_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin`; nothing pickled in it is run."""
+    unreadable = f"{file}: not a readable file of plain tensors; download it again"
+    try:
+        # torch before 1.6 wrote no zip files, and only those can be mapped
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(unreadable) from error
+    if not isinstance(tensors, dict):
+        raise UserError(unreadable)
+    odd = [name for name, tensor in tensors.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
+    if odd:
+        raise UserError(f"{file}: {odd[0]} is no tensor; save the model's state_dict alone")
+    return tensors
 
 
 def read_34b(directory: Path) -> dict[str, Tensor]:
@@ -66,9 +80,9 @@ def check(tensors: dict[str, Tensor], expected: dict[str, torch.Size], source: s
     extra = sorted(tensors.keys() - expected.keys())
     shaped = [name for name in expected.keys() & tensors.keys() if tensors[name].shape != expected[name]]
     if missing:
-        raise UserError(f"{source}: {_names(missing)} missing; is config.json this checkpoint's?")
+        raise UserError(f"{source}: {names(missing)} missing; is config.json this checkpoint's?")
     if extra:
-        raise UserError(f"{source}: {_names(extra)} unknown; is config.json this checkpoint's?")
+        raise UserError(f"{source}: {names(extra)} unknown; is config.json this checkpoint's?")
     if shaped:
         name = sorted(shaped)[0]
         raise UserError(
@@ -106,10 +120,10 @@ def write_starling_34b(net: nn.Module, directory: str | Path, tokenizer, shard_b
     tensors["v_head.weight"] = net.v_head.weight.detach()
     shards = _cut(tensors, shard_bytes)
     weight_map = {}
-    for number, names in enumerate(shards, start=1):
+    for number, held in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: tensors[name].contiguous() for name in names}, directory / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
+        save_file({name: tensors[name].contiguous() for name in held}, directory / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(held, file)
     size = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2))
@@ -128,8 +142,11 @@ def _with_config(net: nn.Module, directory: str | Path, tokenizer, architecture:
 def _shards(directory: Path) -> list[Path]:
     index = directory / INDEX_FILE
     if index.is_file():
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        return [directory / name for name in sorted(set(weight_map.values()))]
+        try:
+            weight_map = json.loads(index.read_bytes())["weight_map"]
+            return [directory / name for name in sorted(set(weight_map.values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: no weight_map of tensors to files in it; download it again") from error
     if (directory / ONE_FILE).is_file():
         return [directory / ONE_FILE]
     raise UserError(f"{directory}: neither {INDEX_FILE} nor {ONE_FILE}; check reward.path and reward.kind")
@@ -147,7 +164,8 @@ def _cut(tensors: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _names(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+def names(tensors: Iterable[str]) -> str:
+    """Up to three names, and how many more there are."""
+    tensors = list(tensors)
+    more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+    return ", ".join(tensors[:3]) + more

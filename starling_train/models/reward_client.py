@@ -33,11 +33,10 @@ class RewardServerError(UserError):
 class RewardClient:
     """Scores conversations on a server. tokenizer: only for OpenRLHF's protocol, its chat template makes the text."""
 
-    truncated = 0  # the server's matter
-
     def __init__(self, config: RewardConfig, tokenizer: Any = None) -> None:
         import httpx
 
+        self.truncated = 0  # answers that lost their beginning, as far as the server tells
         self._url = _endpoint(config)
         self._openrlhf, self._tokenizer = config.protocol == "openrlhf", tokenizer
         self._per_request, self._patience_s = config.conversations_per_request, config.patience_s
@@ -57,12 +56,14 @@ class RewardClient:
         starts = range(0, len(conversations), self._per_request)
         futures = [self._pool.submit(self._ask, conversations[i : i + self._per_request]) for i in starts]
         try:
-            return list(itertools.chain.from_iterable(future.result() for future in futures))
+            answers = [future.result() for future in futures]
         except BaseException:
             self._given_up.set()
             for future in futures:
                 future.cancel()
             raise
+        self.truncated += sum(truncated for _, truncated in answers)
+        return list(itertools.chain.from_iterable(scores for scores, _ in answers))
 
     def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
         """As `RewardModel.score_each`: the server names no single conversation, so they are all right or it raises."""
@@ -78,13 +79,16 @@ class RewardClient:
         self._pool.shutdown(cancel_futures=True)
         self._http.close()
 
-    def _ask(self, conversations: Sequence[list[dict]]) -> list[float]:
+    def _ask(self, conversations: Sequence[list[dict]]) -> tuple[list[float], int]:
+        """(scores, how many answers lost their beginning)."""
         response = self._post(self._body(conversations))
         if response.status_code != 200:
             raise RewardServerError(
                 f"reward.url: {self._url} refuses ({_reason(response)}); {_remedy(response.status_code)}"
             )
-        return _scores(response, "rewards" if self._openrlhf else "scores", len(conversations), self._url)
+        scores = _scores(response, "rewards" if self._openrlhf else "scores", len(conversations), self._url)
+        truncated = response.json().get("truncated")
+        return scores, truncated if isinstance(truncated, int) else 0
 
     def _body(self, conversations: Sequence[list[dict]]) -> dict[str, Any]:
         if not self._openrlhf:

@@ -1,5 +1,8 @@
 """From a local directory to the network and tokenizer of a reward model, with every mismatch named."""
 
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from starling_train.models.reward_net import ClassifierNet, RewardNet
 
 def load_config(directory: Path, tokenizer_directory: Path) -> Any:
     """The transformers config of `directory`, or of the tokenizer's (Llama-2's) where it has none."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     source = directory if (directory / "config.json").is_file() else tokenizer_directory
@@ -20,7 +24,7 @@ def load_config(directory: Path, tokenizer_directory: Path) -> Any:
         raise UserError(f"{directory}: no config.json; copy the base model's there (Llama-2-7b-chat's, Yi-34B-Chat's)")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError, StrictDataclassError) as error:
         raise UserError(f"{source}/config.json: {_first_line(error)}; download it again") from error
 
 
@@ -35,7 +39,7 @@ def load_tokenizer(directory: Path) -> Any:
     loader = PreTrainedTokenizerFast if (directory / "tokenizer.json").is_file() else AutoTokenizer
     try:
         return loader.from_pretrained(directory)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises bare Exceptions for what it cannot read
         raise UserError(
             f"{directory}: no usable tokenizer ({_first_line(error)}); set reward.tokenizer to a directory that has one"
         ) from error
@@ -73,23 +77,61 @@ def load_starling(kind: str, directory: Path, config: Any, options: dict[str, An
 
 
 def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> RewardNet | ClassifierNet:
-    """A transformers sequence classifier with one label; a decoder's head is read where we say."""
+    """A transformers sequence classifier with one label; a decoder's head is read where we say.
+
+    Raises UserError naming tensors that do not fit: transformers alone would ignore those that it does not know.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     if config.num_labels != 1:
         raise UserError(f"{directory}: config.json has {config.num_labels} labels; a reward model has num_labels 1")
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            directory, config=config, output_loading_info=True, trust_remote_code=False, **options
-        )
+        with _quiet():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                directory,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused below
+                trust_remote_code=False,
+                **options,
+            )
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"{directory}: its weights are no readable file of plain tensors; download it again") from error
     except (ValueError, OSError, RuntimeError) as error:
         raise UserError(f"{directory}: {_first_line(error)}; check reward.path and reward.kind") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(f"{directory}: {', '.join(missing[:3])} missing; it is no trained sequence classifier")
+    _check_report(report, directory)
     if isinstance(getattr(model, "score", None), nn.Linear):
         return RewardNet(model.base_model, model.score)
     return ClassifierNet(model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own table of tensors that do not fit: ours is one line."""
+    from transformers import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _check_report(report: dict[str, Any], directory: Path) -> None:
+    """Raise UserError unless transformers found every tensor of the classifier in its shape, and no other."""
+    if missing := sorted(report["missing_keys"]):
+        named = reward_checkpoint.names(missing)
+        raise UserError(f"{directory}: {named} missing; it is no trained sequence classifier")
+    if shaped := sorted(report["mismatched_keys"]):
+        name, found, expected = shaped[0]
+        raise UserError(
+            f"{directory}: {name} has shape {tuple(found)}, config.json says {tuple(expected)} "
+            f"({len(shaped)} such tensors); is config.json this checkpoint's?"
+        )
+    if extra := sorted(report["unexpected_keys"]):
+        raise UserError(f"{directory}: {reward_checkpoint.names(extra)} unknown; is config.json this checkpoint's?")
 
 
 def _head(weight: Tensor, dtype: torch.dtype) -> nn.Linear:
@@ -108,4 +150,6 @@ def _quantisation(load_in: str, dtype: torch.dtype) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The error's first line, with the second where the first only announces it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

@@ -14,21 +14,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from starling_train.models.scan_records import Record, from_json, to_json
+from starling_train.core import spectrum
+from starling_train.models.scan_records import Record, from_json, is_record, read_scan, to_json
 
 
 def content_hash(matrix: Tensor) -> str:
-    """Hash of dtype, shape and bytes of a contiguous CPU tensor: 128 bits of SHA-256 in hex."""
-    digest = hashlib.sha256(f"{matrix.dtype} {tuple(matrix.shape)} ".encode())
+    """Hash of dtype, shape and bytes of a contiguous CPU tensor: 128 bits of SHA-256 in hex.
+
+    `spectrum.VERSION` is part of it: what an older version computed is not found again.
+    """
+    digest = hashlib.sha256(f"{spectrum.VERSION} {matrix.dtype} {tuple(matrix.shape)} ".encode())
     digest.update(matrix.view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+# Where a run directory keeps the journal of its scan until there is a result.
+JOURNAL = "snr.partial.jsonl"
 
 
 class Journal:
     """Records by (content, dialect), appended to a file of one JSON object per line.
 
     `earlier` adds records of a finished scan. `changed` names the modules whose content differs from what
-    an earlier scan saw. A line that a kill cut short is dropped.
+    an earlier scan saw: the oldest one, so that a scan which was interrupted after the change does not
+    hide it. A line that a kill cut short is dropped.
     """
 
     def __init__(self, path: Path, earlier: Iterable[Record] = ()) -> None:
@@ -36,17 +45,26 @@ class Journal:
         self.changed: list[str] = []
         known = [*(r for r in earlier if r.content and r.snr is not None), *_read(path)]
         self._by_content = {(record.content, record.dialect): record for record in known}
-        self._contents = {record.module: record.content for record in known}
+        self._contents = {record.module: record.content for record in reversed(known)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(_line(record) for record in known))
+        partial = path.with_name(f".{path.name}.partial")  # a kill here must not cost what is done
+        partial.write_text("".join(dict.fromkeys(_line(record) for record in known)))
+        partial.replace(path)
         self._file = path.open("a")
+
+    @classmethod
+    def of(cls, run: Path) -> "Journal":
+        """The journal of the run directory `run`, whose finished scan, if any, is the earlier one."""
+        finished = run / "snr.json"
+        return cls(run / JOURNAL, read_scan(finished, "run_dir").values() if finished.is_file() else ())
 
     def find(self, record: Record, content: str, dialect: str) -> Record | None:
         """The earlier result for a matrix with this content, under the name, type and shape of `record`."""
         if self._contents.get(record.module, content) != content:
             self.changed.append(record.module)
         found = self._by_content.get((content, dialect))
-        return found and replace(found, module=record.module, type=record.type, shape=record.shape)
+        same = {key: getattr(record, key) for key in ("module", "type", "shape", "holder")}
+        return found and replace(found, **same)
 
     def add(self, record: Record) -> None:
         """Appends a finished record. Flushed at once, so that a killed process loses at most one line."""
@@ -67,5 +85,13 @@ def _read(path: Path) -> list[Record]:
             values = json.loads(line)
         except json.JSONDecodeError:  # cut short by a kill
             continue
-        records.append(from_json(values.pop("module"), values))
+        if _is_stored(values):
+            records.append(from_json(values.pop("module"), values))
     return records
+
+
+def _is_stored(values: object) -> bool:
+    """Whether a line that is JSON is a record: a disk that was full leaves anything."""
+    if not is_record(values):
+        return False
+    return all(isinstance(values.get(k), t) for k, t in (("module", str), ("content", str), ("shape", list)))

@@ -13,13 +13,15 @@ from pathlib import Path
 from starling_train.config import UserError
 from starling_train.core.spectrum import Spectrum
 from starling_train.models.checkpoint_files import read_json
-from starling_train.models.module_types import layer_of, tensor_of
+from starling_train.models.module_types import is_linear, layer_of, name_in_layer
 
 
 @dataclass(frozen=True)
 class Record:
     """One matrix: name without `.weight`, module type, shape, and its `core.spectrum.Spectrum` once scanned.
 
+    `holder` is the model's parameter that holds the matrix, where it is not `module`.weight: several
+    experts, or q, k and v, in one tensor, which trains as a whole.
     `content` is a hash of the weights, `dialect` what the score means. Where a list was made without
     scanning, or a published file holds less, the fields it lacks are None (the shape is empty).
     """
@@ -39,6 +41,7 @@ class Record:
     fragile: bool | None = None
     dialect: str | None = None
     content: str | None = None
+    holder: str | None = None
 
     @property
     def layer(self) -> int | None:
@@ -50,9 +53,19 @@ class Record:
         """Number of entries; 0 where the shape is not known."""
         return math.prod(self.shape) if self.shape else 0
 
+    @property
+    def parameter(self) -> str:
+        """The model's parameter that holds the matrix."""
+        return self.holder or f"{self.module}.weight"
+
+    @property
+    def kind(self) -> str:
+        """Module type of what trains with this matrix: its own, or the holder's name inside its layer."""
+        return name_in_layer(self.holder) if self.holder else self.type
+
 
 MEASURED = tuple(field.name for field in fields(Spectrum))
-STORED = (*MEASURED, "dialect", "content")
+STORED = (*MEASURED, "dialect", "content", "holder")
 
 
 def write_scan(records: dict[str, Record], path: Path) -> None:
@@ -68,9 +81,37 @@ def write_spectrum_scan(records: dict[str, Record], path: Path) -> None:
     write_json(content, path)
 
 
-def write_target_modules(selected: Iterable[str], path: Path) -> None:
-    """Writes `{"target_modules": [...]}` for a PEFT LoraConfig: full names, which match one module each."""
-    write_json({"target_modules": list(dict.fromkeys(tensor_of(module) for module in selected))}, path)
+def parameters_of(selected: Iterable[str], records: dict[str, Record]) -> list[str]:
+    """The model's parameters that hold the `selected` modules, each once, in the order of `selected`.
+
+    Raises UserError where a parameter holds a matrix that is not selected.
+    """
+    chosen = dict.fromkeys(selected)
+    parameters = dict.fromkeys(records[module].parameter for module in chosen)
+    for record in records.values():
+        if record.parameter in parameters and record.module not in chosen:
+            raise not_whole(record.parameter, record.module)
+    return list(parameters)
+
+
+def not_whole(parameter: str, module: str) -> UserError:
+    """The error for a selection that holds some matrices of `parameter`, but not `module`."""
+    return UserError(
+        f"freeze.method: {parameter} is one tensor, and {module} in it is not selected; select by freeze.unit=layer"
+    )
+
+
+def write_target_modules(selected: Iterable[str], records: dict[str, Record], path: Path) -> None:
+    """Writes `{"target_modules": [...]}` for a PEFT LoraConfig: full names, which match one module each.
+
+    Stacked experts and routers are parameters without a Linear: `target_parameters`, only where there are
+    any. Raises UserError as `parameters_of`.
+    """
+    parameters = parameters_of(selected, records)
+    content = {"target_modules": [name.removesuffix(".weight") for name in parameters if is_linear(name)]}
+    if bare := [name for name in parameters if not is_linear(name)]:
+        content["target_parameters"] = bare
+    write_json(content, path)
 
 
 def write_json(content: dict, path: Path) -> None:
@@ -101,8 +142,8 @@ def from_json(module: str, values: dict) -> Record:
     known = {key: values[key] for key in STORED if key in values}
     record = Record(module, values["type"], tuple(values.get("shape", ())), **known)
     if record.snr is not None:
-        return replace(record, snr=None if math.isnan(record.snr) else float(record.snr))
-    if record.noise == 0 and "raw" in values:  # laserRMT's dialect, no noise left
+        record = replace(record, snr=None if math.isnan(record.snr) else float(record.snr))
+    elif record.noise == 0 and "raw" in values:  # laserRMT's dialect, no noise left
         record = replace(record, snr=math.inf, raw=math.inf)
     return replace(record, margin=math.inf) if record.threshold == 0 and "margin" in values else record
 
@@ -117,7 +158,7 @@ def read_scan(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
     if not path.is_file():
         raise UserError(f"{key}: {path} does not exist; make it with starling_train.snr")
     content = read_json(path)
-    if content and all(_is_record(value) for value in content.values()):
+    if content and all(is_record(value) for value in content.values()):
         return {module: from_json(module, values) for module, values in content.items()}
     if content and all(_are_scores(value) for value in content.values()):
         pairs = [(kind, module) for kind, scores in content.items() for module in scores]
@@ -125,7 +166,8 @@ def read_scan(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
     raise UserError(f"{key}: {path} is no SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr")
 
 
-def _is_record(value: object) -> bool:
+def is_record(value: object) -> bool:
+    """Whether `value` has the score and the type of a record as JSON."""
     return isinstance(value, dict) and _is_score(value.get("snr", "")) and isinstance(value.get("type"), str)
 
 
@@ -152,4 +194,17 @@ def match(scan: dict[str, Record], listing: dict[str, Record], source: str) -> d
                 f"freeze.scan: {source} has {module} as {scan[module].shape}, the model as "
                 f"{listing[module].shape}; give the scan of this model"
             )
-    return {module: replace(scan[module], shape=record.shape) for module, record in listing.items()}
+    filled = fill(scan, listing)
+    return {module: filled[module] for module in listing}
+
+
+def fill(scan: dict[str, Record], listing: dict[str, Record]) -> dict[str, Record]:
+    """`scan` in the order of `listing`, with its holders, and its shapes where the scan has none; what only
+    the scan holds comes last.
+    """
+    known = {}
+    for module, record in listing.items():
+        if module in scan:
+            shape = scan[module].shape or record.shape
+            known[module] = replace(scan[module], shape=shape, holder=record.holder)
+    return known | {module: record for module, record in scan.items() if module not in known}

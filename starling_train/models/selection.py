@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from starling_train.config import UserError
 from starling_train.models.scan_records import Record
@@ -11,6 +12,9 @@ from starling_train.models.scan_records import Record
 # What method `none` selects: no name but every parameter, norms and embeddings included.
 EVERYTHING = "*"
 RANKED = ("snr", "lowest", "random")
+# Stands in for `snr` and `lowest` before there are scores: the smallest first, so that an empty selection
+# means that no scores could make it another. No option of the configuration.
+SMALLEST = "smallest"
 # What one parameter costs more when it trains in bf16: gradient 2, the reference's own copy 2, fp32
 # master copy and its gradient 4 + 4, Adam's moments 8.
 BYTES_PER_TRAINED_PARAMETER = 20
@@ -18,7 +22,9 @@ BYTES_PER_TRAINED_PARAMETER = 20
 
 @dataclass(frozen=True)
 class Group:
-    """What is selected as one: a matrix, or all matrices of a layer. `kind` is what it is ranked within."""
+    """What is selected as one: a matrix, all matrices of one tensor, or all of a layer. `kind` is what it is
+    ranked within.
+    """
 
     records: tuple[Record, ...]
     kind: str
@@ -27,6 +33,9 @@ class Group:
     @property
     def size(self) -> int:
         return sum(record.size for record in self.records)
+
+
+Ranks = dict[Group, float | Fraction]
 
 
 def select(
@@ -50,7 +59,9 @@ def select(
     as many at random, `layers` and `last_layers` whole decoder layers. The first three take `int(n *
     top_percent / 100)` of the n matrices of each type (scope `type`) or of all n (scope `global`), equal
     scores in model order; with unit `layer`, of all layers. Infinite scores (laserRMT's, where no noise
-    is left) rank as the highest.
+    is left) rank as the highest. Matrices that share a tensor of the model (stacked experts, fused q, k
+    and v) train together, so they are taken together: a tensor counts as one, ranked by the mean place of
+    its matrices within their types among the tensors of its kind.
 
     A budget replaces the percentage: `max_trainable` parameters, or `max_memory_gb` (decimal GB of what
     training adds, 20 bytes a parameter). Matrices are then taken by their place within the type, best
@@ -58,7 +69,7 @@ def select(
     lower rank. Raises UserError for an empty selection, and where a score or shape that is needed is
     missing.
     """
-    _check(method, unit, scope, top_percent)
+    _check(method, unit, scope, top_percent, max_memory_gb)
     if method == "none":
         return [EVERYTHING]
     ordered = _in_model_order(records)
@@ -81,9 +92,9 @@ def select(
     return [record.module for record in chosen]
 
 
-def _check(method: str, unit: str, scope: str, top_percent: float) -> None:
+def _check(method: str, unit: str, scope: str, top_percent: float, max_memory_gb: float | None) -> None:
     for key, value, choices in (
-        ("method", method, (*RANKED, "layers", "last_layers", "none")),
+        ("method", "snr" if method == SMALLEST else method, (*RANKED, "layers", "last_layers", "none")),
         ("unit", unit, ("matrix", "layer")),
         ("scope", scope, ("type", "global")),
     ):
@@ -91,6 +102,8 @@ def _check(method: str, unit: str, scope: str, top_percent: float) -> None:
             raise UserError(f"freeze.{key}: '{value}' is not an option; use one of: {', '.join(choices)}")
     if not 0 <= top_percent <= 100:
         raise UserError(f"freeze.top_percent: {top_percent:g} is out of range; give a number from 0 to 100")
+    if max_memory_gb is not None and not math.isfinite(max_memory_gb):
+        raise UserError(f"freeze.max_memory_gb: {max_memory_gb:g} is no budget; give a number of GB, or null for none")
 
 
 def _nothing(method: str, percent: float, trainable: int | None, memory: float | None, lowest_layer: int) -> str:
@@ -121,27 +134,33 @@ def _wanted_layers(ordered: list[Record], method: str, last_layers: int, layers:
 
 def _groups(ordered: list[Record], unit: str, scope: str) -> list[Group]:
     if unit == "matrix":
-        return [Group((record,), record.type if scope == "type" else "", record.layer) for record in ordered]
+        tensors: dict[str, list[Record]] = {}
+        for record in ordered:
+            tensors.setdefault(record.parameter, []).append(record)
+        return [Group(tuple(of), of[0].kind if scope == "type" else "", of[0].layer) for of in tensors.values()]
     layers = sorted({record.layer for record in ordered})
     return [Group(tuple(r for r in ordered if r.layer == layer), "", layer) for layer in layers]
 
 
-def _ranks(groups: list[Group], method: str, seed: int, ordered: list[Record]) -> dict[Group, float]:
+def _ranks(groups: list[Group], method: str, seed: int, ordered: list[Record]) -> Ranks:
     """A number to sort by within each kind, lowest first.
 
     A layer's is the mean place of its matrices within their types, because scores of different types do
-    not compare.
+    not compare; so is a tensor's of several matrices. Places are shares of the type, in exact fractions:
+    a type may have one matrix a layer or one an expert, and equal means must stay equal.
     """
+    if method == SMALLEST:
+        return {group: group.size for group in groups}
     if method == "random":
         shuffled = random.Random(seed).sample(range(len(groups)), len(groups))
         return dict(zip(groups, shuffled, strict=True))
     scores = {record: _score(record, method) for record in ordered}
     if all(len(group.records) == 1 for group in groups):
         return {group: scores[group.records[0]] for group in groups}
-    places: dict[Record, int] = {}
+    places: dict[Record, Fraction] = {}
     for kind in {record.type for record in ordered}:
         of_type = sorted((record for record in ordered if record.type == kind), key=scores.__getitem__)
-        places |= {record: place for place, record in enumerate(of_type)}
+        places |= {record: Fraction(place, len(of_type)) for place, record in enumerate(of_type)}
     return {group: sum(places[r] for r in group.records) / len(group.records) for group in groups}
 
 
@@ -151,7 +170,7 @@ def _score(record: Record, method: str) -> float:
     return -record.snr if method == "snr" else record.snr
 
 
-def _by_percent(groups: list[Group], candidates: list[Group], ranks: dict[Group, float], percent: float) -> list[Group]:
+def _by_percent(groups: list[Group], candidates: list[Group], ranks: Ranks, percent: float) -> list[Group]:
     taken = []
     for kind in dict.fromkeys(group.kind for group in candidates):
         of_kind = sorted((group for group in candidates if group.kind == kind), key=ranks.__getitem__)
@@ -167,7 +186,7 @@ def _budget(max_trainable: int | None, max_memory_gb: float | None) -> int | Non
     return min(limits, default=None)
 
 
-def _by_budget(groups: list[Group], candidates: list[Group], ranks: dict[Group, float], budget: int) -> list[Group]:
+def _by_budget(groups: list[Group], candidates: list[Group], ranks: Ranks, budget: int) -> list[Group]:
     """The best of every kind first, then the second best of every kind: as with a percentage that grows."""
     queue = []
     for kind in dict.fromkeys(group.kind for group in candidates):

@@ -13,17 +13,29 @@ from torch import Tensor
 from starling_train.config import UserError
 from starling_train.core import spectrum
 from starling_train.models import checkpoint_files as files
-from starling_train.models.module_types import LAYER, Matrix, classify
 from starling_train.models.scan_journal import Journal, content_hash
+from starling_train.models.scan_listing import (
+    Job,
+    check_weights,
+    jobs,
+    left_out,
+    list_matrices,
+    other_weights,
+    unscanned,
+)
 from starling_train.models.scan_records import Record, match, read_scan, write_scan
 
 __all__ = [
     "Record",
+    "check_scan",
+    "check_weights",
+    "left_out",
     "list_matrices",
     "match",
     "other_weights",
     "read_matrix",
     "read_scan",
+    "read_values",
     "scan",
     "unscanned",
     "write_scan",
@@ -39,96 +51,43 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-@dataclass(frozen=True)
-class Job:
-    """A matrix to scan: its record without a score, and where it lies."""
-
-    record: Record
-    entry: files.Entry
-    index: tuple[int | slice, ...]
-
-
-def list_matrices(path: Path) -> dict[str, Record]:
-    """The matrices of a model directory, names, types and shapes only; from config.json alone if need be."""
-    return {job.record.module: job.record for job in _jobs(Path(path))}
-
-
-def unscanned(path: Path) -> dict[str, int]:
-    """Weights of two or more dimensions that are no known matrix, embedding or head -> how many of them.
-
-    Layer and expert numbers are replaced by `*`. What stands here has no score and cannot be selected.
-    """
-    config = files.read_config(Path(path))
-    counts: dict[str, int] = {}
-    for entry in _entries(Path(path)):
-        if classify(_module(entry), entry.shape, config).kind == "unknown":
-            name = ".".join("*" if part.isdigit() else part for part in entry.name.split("."))
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def other_weights(path: Path) -> dict[str, str]:
-    """Names of weights besides the matrices -> embeddings, head, norms or other."""
-    config, groups = (
-        files.read_config(Path(path)),
-        {"norm": "norms", "embeddings": "embeddings", "head": "head"},
-    )
-    kinds = {e.name: classify(_module(e), e.shape, config).kind for e in _entries(Path(path))}
-    return {name: groups.get(kind, "other") for name, kind in kinds.items() if kind != "matrices"}
-
-
-def _module(entry: files.Entry) -> str:
-    return entry.name.removesuffix(".weight")
-
-
-def _jobs(path: Path) -> list[Job]:
-    """All matrices, by layer and then in the order of the forward pass."""
-    config = files.read_config(path)
-    found: list[tuple[Matrix, files.Entry]] = []
-    for entry in _entries(path):
-        found += [(matrix, entry) for matrix in classify(_module(entry), entry.shape, config).matrices]
-    if not found:
-        raise UserError(
-            f"model.path: no matrix of a known type in {path} (model_type {config.get('model_type')}); "
-            "give a decoder such as Mistral, Llama or Mixtral"
-        )
-    found.sort(key=lambda pair: pair[0].order)
-    return [Job(Record(matrix.module, matrix.type, matrix.shape), entry, matrix.index) for matrix, entry in found]
-
-
 def read_matrix(path: Path, module: str) -> Tensor:
     """The weight of `module`, a name of `list_matrices`, in its own dtype on the CPU."""
-    job = next(job for job in _jobs(Path(path)) if job.record.module == module)
+    job = _job(Path(path), module)
     return files.read(job.entry, job.index)
 
 
-def _entries(path: Path) -> list[files.Entry]:
-    return files.entries(path) or _entries_of_config(path)
+def read_values(path: Path, module: str, device: str = "cpu") -> tuple[Tensor, tuple[int, ...]]:
+    """Singular values of `module`, descending, and its shape. Raises UserError as `scan` does."""
+    job = _job(Path(path), module)
+    matrix = files.read(job.entry, job.index).to(device)
+    return spectrum.values_of_grams([_gram(matrix, job.entry)], [matrix])[0], job.record.shape
 
 
-def _entries_of_config(path: Path) -> list[files.Entry]:
-    """The parameters of the model that config.json describes, built on the meta device."""
-    if not (path / "config.json").is_file():
-        raise UserError(f"model.path: {path} has neither weights nor config.json; give a Hugging Face model directory")
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path / 'config.json'}: {str(error).strip().splitlines()[0]}") from None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return [files.Entry(name, path, tuple(p.shape), "meta") for name, p in model.named_parameters()]
+def _job(path: Path, module: str) -> Job:
+    return next(job for job in jobs(path) if job.record.module == module)
 
 
-def check_weights(path: Path) -> None:
-    """Raises UserError if a scan of `path` cannot even start: no weights, or quantised or meta tensors."""
-    entries = files.entries(path)
-    if not entries:
-        raise UserError(f"model.path: {path} has no weights (*.safetensors or *.bin); a scan needs them")
-    for entry in entries:
-        if LAYER.match(entry.name):
-            files.check_readable(entry)
+def check_scan(path: Path, records: dict[str, Record], dialect: str, source: str) -> str:
+    """A warning where the scan `records` from the file `source` was not made of the weights in `path`; '' where
+    it was, or nobody can say.
+
+    Compares the content of the first and the last matrix only. Raises UserError where it was made in
+    another dialect than `dialect`.
+    """
+    for other in {record.dialect for record in records.values()} - {None, dialect}:
+        raise UserError(
+            f"freeze.dialect: {dialect}, but {source} was scanned as {other}; set freeze.dialect={other}, or scan again"
+        )
+    listed = jobs(Path(path))
+    for job in (listed[0], listed[-1]):
+        content = records[job.record.module].content
+        if content and job.entry.dtype in files.FLOATS and content_hash(files.read(job.entry, job.index)) != content:
+            return (
+                f"freeze.scan: {source} is of other weights than {path} ({job.record.module} differs), or of an older "
+                "version of the scan; scan again unless you mean it"
+            )
+    return ""
 
 
 def scan(
@@ -148,18 +107,19 @@ def scan(
     """
     path = Path(path)
     check_weights(path)
-    jobs, done = _jobs(path), {}
-    for record in _results(jobs, dialect, torch.device(device), journal):
+    todo, done = jobs(path), {}
+    for record in _results(todo, dialect, torch.device(device), journal):
         done[record.module] = record
         if on_progress:
-            on_progress(len(done), len(jobs), record)
-    return {job.record.module: done[job.record.module] for job in jobs}
+            on_progress(len(done), len(todo), record)
+    files.forget()
+    return {job.record.module: done[job.record.module] for job in todo}
 
 
-def _results(jobs: list[Job], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
+def _results(todo: list[Job], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
     """Finished records, on a GPU in batches of one short side."""
     batches: dict[int, list[_Loaded]] = {}
-    for loaded in read_ahead(jobs, lambda job: _load(job, device), READ_AHEAD.get(device.type, 1)):
+    for loaded in read_ahead(todo, lambda job: _load(job, device), READ_AHEAD.get(device.type, 1)):
         known = journal.find(loaded.record, loaded.content, dialect) if journal else None
         if known:
             yield known
@@ -198,14 +158,7 @@ def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> It
 
 
 def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
-    grams = []
-    for loaded in batch:
-        try:
-            grams.append(spectrum.gram(loaded.matrix))
-        except ValueError as error:
-            raise UserError(
-                f"{loaded.entry.file}: tensor {loaded.entry.name} has {error}; download or repair it"
-            ) from None
+    grams = [_gram(loaded.matrix, loaded.entry) for loaded in batch]
     for loaded, values in zip(batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True):
         n, m = loaded.matrix.shape
         score = spectrum.score(values, n, m, dialect)
@@ -213,3 +166,10 @@ def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: J
         if journal:
             journal.add(record)
         yield record
+
+
+def _gram(matrix: Tensor, entry: files.Entry) -> Tensor:
+    try:
+        return spectrum.gram(matrix)
+    except ValueError as error:
+        raise UserError(f"{entry.file}: tensor {entry.name} has {error}; download or repair it") from None

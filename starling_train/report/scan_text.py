@@ -31,11 +31,11 @@ def table(records: dict[str, Any], selected: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def plan(records: dict[str, Any], method: str, count: int) -> str:
-    """What would be scanned, a line per module type, and how many matrices `method` would select."""
+def plan(records: dict[str, Any], method: str, count: int, *, at_most: bool = False) -> str:
+    """What would be scanned, a line per module type, and how many matrices `method` would select (at most)."""
     lines = [f"{sum(record.type == kind for record in records.values()):>6} x {kind}" for kind in types_of(records)]
     total = sum(record.size for record in records.values())
-    what = "everything" if method == "none" else f"{count} of {len(records)} matrices"
+    what = "everything" if method == "none" else f"{'at most ' * at_most}{count} of {len(records)} matrices"
     return "\n".join([*lines, f"{total:,} parameters; freeze.method={method} would select {what}"])
 
 
@@ -44,6 +44,9 @@ def types_of(records: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(record.type for record in records.values()))
 
 
-def unknown(counts: dict[str, int]) -> str:
-    """A line, after a line break, per kind of weight that no table of module types knows; '' without any."""
-    return "".join(f"\nnot scanned, of no known module type: {name} ({n})" for name, n in counts.items())
+def passed_over(unscanned: dict[str, int], left_out: dict[str, int]) -> str:
+    """A line, after a line break, per kind of weight that no table of module types knows, and per other reason;
+    '' without any.
+    """
+    lines = [f"\nnot scanned, of no known module type: {name} ({n})" for name, n in unscanned.items()]
+    return "".join([*lines, *(f"\nleft out: {what} ({n})" for what, n in left_out.items())])

@@ -22,7 +22,8 @@ def draw(values: Sequence[float], score: Any, title: str) -> "Figure":
     axes.plot(numbers[noise], values[noise], ".", markersize=3, label=f"noise: {len(values) - score.rank} values")
     if score.threshold > 0:
         axes.axhline(score.threshold, color="black", linewidth=1, label=f"threshold {score.threshold:.4g}")
-    axes.set_yscale("log")
+    if any(value > 0 for value in values):  # a matrix of zeros has nothing to show on a log scale
+        axes.set_yscale("log")
     axes.set_xlabel("number of the singular value")
     axes.set_ylabel("singular value")
     axes.set_title(f"{title}: SNR {score.snr:.4g}" + (" (fragile)" if score.fragile else ""), fontsize=11)

@@ -134,10 +134,10 @@ def test_by_hand():
 def test_dialects_differ_where_no_noise_is_left():
     # S = 3, 3, 3, 2.9: quartiles 2.975 and 3, T = 0.0371, nothing below
     matrix = torch.diag(torch.tensor([3.0, 3.0, 3.0, 2.9]))
-    spectrum, laser = snr(matrix, "spectrum"), snr(matrix, "laserrmt")
-    assert (spectrum.raw, spectrum.snr) == pytest.approx((11.9, 11.9 / 3))
+    plain, laser = snr(matrix, "spectrum"), snr(matrix, "laserrmt")
+    assert (plain.raw, plain.snr) == pytest.approx((11.9, 11.9 / 3))
     assert (laser.raw, laser.snr) == (math.inf, math.inf)
-    assert spectrum.noise == laser.noise == 0 and spectrum.fragile
+    assert plain.noise == laser.noise == 0 and plain.fragile
 
 
 def test_zeros_and_rank_deficiency():
@@ -191,3 +191,40 @@ def test_nan_and_infinity_are_refused(value):
     matrix[3, 2] = value
     with pytest.raises(ValueError, match="nan or infinite"):
         snr(matrix)
+
+
+def test_rows_that_are_copies_leave_no_noise():
+    """The noise consists of rounding alone, which the Gram matrix makes a hundred million times too large."""
+    matrix = torch.randn(256, 1024, generator=torch.Generator().manual_seed(1))
+    matrix[:40] = matrix[40:80]
+    score = snr(matrix)
+    assert (score.rank, score.noise) == (216, 0.0)
+    assert score.snr == pytest.approx(127.37487, rel=1e-6)
+
+
+@pytest.mark.parametrize("tiny", [1e-3, 1e-5])
+def test_noise_of_tiny_values_only(tiny):
+    values = [3000.0, *np.linspace(1.1, 1.0, 200), *[tiny] * 55]
+    matrix = with_values(values, 256, 512)
+    assert snr(matrix).noise == pytest.approx(55 * tiny, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "gauss(1,256,256,0.02)",  # square: the smallest value is near 0
+        "gauss(2,128,448,0.02)",
+        "lowrank(3,256,256,8,0.3,0.02)",
+        "powerlaw(4,256,256,1.5,2.0)",
+    ],
+)
+def test_ordinary_matrices_need_no_svd(recipe, monkeypatch):
+    monkeypatch.setattr(torch.linalg, "svdvals", None)
+    assert snr(build(recipe)).snr > 0
+
+
+def test_an_outlier_of_condition_1e4_needs_no_svd(monkeypatch):
+    matrix = with_values([2000.0, *np.linspace(1.0, 0.2, 255)], 256, 448).float()
+    monkeypatch.setattr(torch.linalg, "svdvals", None)
+    # quartiles 0.4 and 0.8, T = 0.4 / 1.349 * (1 + sqrt(256 / 448)) = 0.521: the outlier and 152 of the flat ones
+    assert snr(matrix).rank == 153

@@ -212,6 +212,32 @@ WRONG_FILES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("answer", "wrong"),
+    [
+        ('{"answer": "a", "rank": "first"}', "a `rank` is 'first'; it must be a number"),
+        ('{"answer": "a", "rank": true}', "a `rank` is True"),
+        ('{"answer": 3, "rank": 1}', "an `answer` is a int"),
+        ('{"answer": "\\ud800", "rank": 1}', "half a surrogate pair"),
+    ],
+)
+def test_answers_that_cannot_be_ranked_are_named(tmp_path, answer, wrong):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "hi", "answers": [{"answer": "b", "rank": 2}, ' + answer + "]}\n")
+    with pytest.raises(UserError, match=f"rows.jsonl:1: {wrong}"):
+        load(file)
+
+
+def test_nan_is_no_rank_and_a_byte_order_mark_is_no_text(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "hi", "answers": [{"answer": "a", "rank": NaN}, {"answer": "b", "rank": 2}]}\n'
+    )
+    loaded = load(file)
+    assert [answer.text for answer in loaded.rows[0].answers] == ["b"]
+    assert loaded.answers_changed == {"left out: no rank": 1}
+
+
 @pytest.mark.parametrize("case", WRONG_FILES)
 def test_wrong_files_are_named(tmp_path, case):
     make, wrong = WRONG_FILES[case]

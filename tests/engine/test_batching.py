@@ -1,7 +1,6 @@
 import itertools
 
 import pytest
-import torch
 
 from starling_train.core.batching import cut_bundles_by_tokens, cut_by_tokens
 from starling_train.engine.batching import micro_batch, response_mask

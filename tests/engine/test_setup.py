@@ -85,3 +85,18 @@ def test_a_scan_of_another_model_is_refused(tiny_mistral, tmp_path):
     assert len(setup.scan(config, tmp_path / "two", "cpu")) == 14
     with pytest.raises(UserError, match=r"freeze\.scan"):
         setup.scan(config, Path(tmp_path / "three"), "cpu")
+
+
+def test_a_resumed_run_uses_its_own_scan_again(tiny_mistral, tmp_path, monkeypatch):
+    from starling_train.core import spectrum
+
+    tiny_mistral(layers=2).save_pretrained(tmp_path / "model")
+    run, config = tmp_path / "run", FreezeConfig()
+    records = setup.scan(config, tmp_path / "model", "cpu", run)
+    assert not run.exists()  # nothing is written before all inputs are known to be right
+    run.mkdir()
+    setup.write_scan(records, run)
+    monkeypatch.setattr(spectrum, "gram", None)  # any computation would fail
+    assert setup.scan(config, tmp_path / "model", "cpu", run) == records
+    setup.write_scan(records, run)
+    assert [path.name for path in run.iterdir()] == ["snr.json"]

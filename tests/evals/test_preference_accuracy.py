@@ -53,7 +53,15 @@ def test_the_forms_of_a_preference_set(tmp_path):
         ('{"prompt": "hi"}', "pairs.jsonl:1: no preference"),
         ('{"prompt": "hi", "chosen": "a", "rejected": 3}', "pairs.jsonl:1: the assistant's content is no text"),
         ('{"prompt": "hi", "answers": [{"answer": "a"}]}', "pairs.jsonl:1: an answer without a rank"),
+        ('{"prompt": "hi", "answers": [{"answer": "a", "rank": NaN}]}', "pairs.jsonl:1: an answer without a rank"),
+        ('{"prompt": "hi", "answers": [{"answer": "a", "rank": true}]}', "pairs.jsonl:1: an answer without a rank"),
+        (
+            '{"prompt": "hi", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]}',
+            "no comparison in it",
+        ),
         ("nonsense", "pairs.jsonl:1: not JSON"),
+        ("[" * 50_000, "pairs.jsonl:1: JSON that cannot be read"),
+        ("1" * 9000, "pairs.jsonl:1: JSON that cannot be read"),
         ("", "no comparison in it"),
     ],
 )

@@ -1,14 +1,15 @@
 """Reading checkpoints: every layout gives the same tensors; what is damaged is told by tensor and file."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from starling_train.config import UserError
-from starling_train.models.checkpoint_files import entries, read
-from starling_train.models.snr_scan import check_weights, scan
+from starling_train.models.checkpoint_files import entries, read, unindexed
+from starling_train.models.snr_scan import check_weights, left_out, list_matrices, other_weights, scan
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 
@@ -80,7 +81,18 @@ def test_index_that_names_a_missing_tensor(model):
         check_weights(model)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"weight_map": {}}', '{"weight_map": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"weight_map": {}}',
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": ""}}',
+    ],
+)
 def test_damaged_index(model, content):
     index, _ = shard(model, "safetensors")
     index.write_text(content)
@@ -100,7 +112,8 @@ def test_truncated_shard(model, suffix, keep):
         file = model / weight_map[WEIGHT]
     content = file.read_bytes()
     file.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(UserError, match=f"{file.name}: truncated"):
+    first = "" if suffix == "old bin" else r".*with tensor \S+\.weight"
+    with pytest.raises(UserError, match=f"{file.name}: truncated{first}"):
         scan(model)
 
 
@@ -147,3 +160,102 @@ def test_nothing_to_scan(tmp_path):
     save_file({"some.thing.weight": torch.ones(3, 3)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="no matrix of a known type"):
         scan(tmp_path)
+
+
+def test_a_tensor_is_read_from_the_shard_that_the_index_names(model):
+    expected = scan(model)
+    _, weight_map = shard(model, "safetensors")
+    other = next(file for file in weight_map.values() if file != weight_map[WEIGHT])
+    tensors = load_file(model / other)
+    save_file(tensors | {WEIGHT: torch.ones(32, 64), "extra.weight": torch.ones(2)}, model / other)
+    assert scan(model) == expected
+    assert sorted(entry.name for entry in unindexed(model)) == ["extra.weight", WEIGHT]
+    assert list(left_out(model).values()) == [2]
+    assert f"of {other} first" in next(iter(left_out(model)))
+
+
+def test_shards_without_an_index_and_nested_weights(model):
+    index, _ = shard(model, "safetensors")
+    index.unlink()
+    with pytest.raises(UserError, match=r"has model-00001-of-00002\.safetensors but no index"):
+        check_weights(model)
+    torch.save({"state_dict": {WEIGHT: torch.ones(2, 2)}}, model / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: holds state_dict and no tensors by name"):
+        check_weights(model)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list, not tensors by name"),
+        ({}, "holds nothing and no tensors"),
+        ({WEIGHT: torch.eye(4).to_sparse()}, f"tensor {WEIGHT} is sparse"),
+        ({WEIGHT: torch.ones(0, 4)}, rf"tensor {WEIGHT} is empty, of shape \(0, 4\)"),
+        ({f"{WEIGHT[:-7]}.qweight": torch.ones(4, 4, dtype=torch.int32)}, r"down_proj\.qweight is int32, a quantised"),
+        ({WEIGHT: torch.ones(8, 1, dtype=torch.uint8)}, f"tensor {WEIGHT} is uint8, a quantised type"),
+    ],
+)
+def test_what_a_bin_may_hold_but_weights(tmp_path, content, message):
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=rf"pytorch_model\.bin: .*{message}"):
+        check_weights(tmp_path)
+
+
+def test_a_damaged_pickle(tmp_path, monkeypatch):
+    torch.save({WEIGHT: torch.ones(2, 2)}, tmp_path / "pytorch_model.bin")
+    for error in (ValueError("x"), IndexError("x"), AttributeError("x"), TypeError("x"), AssertionError()):
+        monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+        with pytest.raises(UserError, match=r"pytorch_model\.bin: truncated, damaged or"):
+            check_weights(tmp_path)
+
+
+def test_buffers_of_a_layer_are_no_weights(model):
+    expected = scan(model)
+    tensors = load_file(model / "model.safetensors")
+    layer = "model.layers.0.self_attn"
+    tensors |= {f"{layer}.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool), f"{layer}.mask": torch.ones(8, 8).bool()}
+    tensors[f"{layer}.count"] = torch.tensor(3)
+    save_file(tensors, model / "model.safetensors")
+    assert scan(model) == expected
+
+
+def test_a_bin_of_an_old_torch_is_read_once(model, monkeypatch):
+    torch.save(
+        load_file(model / "model.safetensors"), model / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    )
+    (model / "model.safetensors").unlink()
+    load = Mock(side_effect=torch.load)
+    monkeypatch.setattr(torch, "load", load)
+    assert len(scan(model)) == 14 and load.call_count == 1
+    scan(model)
+    assert load.call_count == 2  # the first scan let go of it
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "clip"}, "no model can be built from it"),
+        ({"model_type": "mistral", "num_hidden_layers": "x"}, "no model can be built from it"),
+        ({"model_type": "mistral", "num_attention_heads": 0}, "no model can be built from it"),
+        ({"model_type": "mistral", "hidden_size": 30}, "no model can be built from it"),
+        ({"model_type": ["a"]}, r"model_type is \['a'\], not a name"),
+        ({"model_type": "mistral", "text_config": 3}, "text_config is 3, not an object"),
+    ],
+)
+def test_a_config_that_describes_no_decoder(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"config\.json: {message}") as error:
+        list_matrices(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_two_copies_of_the_decoder_are_one(model):
+    expected = scan(model)
+    tensors = load_file(model / "model.safetensors")
+    copy = {
+        name.replace("model.", "transformer."): t.clone() for name, t in tensors.items() if name.startswith("model.")
+    }
+    save_file(tensors | copy, model / "model.safetensors")
+    assert scan(model) == expected
+    assert left_out(model) == {"a second copy of the decoder, transformer.*": len(copy)}
+    assert not any(name.startswith("transformer.") for name in other_weights(model))

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import yaml
 
 from starling_train.config import UserError
 from starling_train.models.freeze import apply, read_unfrozen_yaml, write_unfrozen_yaml
@@ -144,10 +145,10 @@ def test_yaml_there_and_back(tmp_path, tiny_mistral):
     assert path.read_text().splitlines() == [
         "unfrozen_parameters:",
         "# mlp.up_proj layers",
-        r"- '^model\.layers\.1\.mlp\.up_proj\.weight$'",
+        r"- '^model[.]layers[.]1[.]mlp[.]up_proj[.]weight$'",
         "# mlp.down_proj layers",
-        r"- '^model\.layers\.1\.mlp\.down_proj\.weight$'",
-        r"- '^model\.layers\.11\.mlp\.down_proj\.weight$'",
+        r"- '^model[.]layers[.]1[.]mlp[.]down_proj[.]weight$'",
+        r"- '^model[.]layers[.]11[.]mlp[.]down_proj[.]weight$'",
     ]
     assert set(read_unfrozen_yaml(path, names)) == set(selected)
     # escaped and anchored: no pattern takes along a name that only looks like it
@@ -191,6 +192,7 @@ def test_yaml_of_other_tools(tmp_path):
             "unfrozen_parameters:\n- ^model.layers.9.mlp.down_proj$\n",
             r"pattern \^model.*matches no parameter",
         ),
+        ("unfrozen_parameters:\n- '^(model'\n", r"u\.yaml: \^\(model is no regular expression"),
         ("unfrozen_parameters:\n", "no list"),
         ("other: 1\n", "no list"),
         ("- a\n", "no list"),
@@ -201,3 +203,33 @@ def test_wrong_yaml(tmp_path, content, message):
     (tmp_path / "u.yaml").write_text(content)
     with pytest.raises(UserError, match=message):
         read_unfrozen_yaml(tmp_path / "u.yaml", ["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    "escaped",
+    [lambda pattern: re.sub(r"\.(?!\+)", "\\.", pattern), lambda pattern: pattern.replace(".", "\\.")],
+    ids=["axolotl now", "axolotl before"],
+)
+def test_axolotl_understands_the_patterns(tmp_path, tiny_mistral, escaped):
+    """axolotl escapes the dots of a pattern before it compiles it; an escape of our own would become a backslash."""
+    model, path = tiny_mistral(layers=12), tmp_path / "u.yaml"
+    names = [name for name, _ in model.named_parameters()]
+
+    def unfrozen(selected):
+        write_unfrozen_yaml(selected, records_of(model), path)
+        patterns = [re.compile(escaped(pattern)) for pattern in yaml.safe_load(path.read_text())["unfrozen_parameters"]]
+        return [name for name in names if any(pattern.match(name) for pattern in patterns)]
+
+    assert unfrozen([DOWN, Q]) == [f"{DOWN}.weight", f"{Q}.weight"]
+    assert unfrozen(["*"]) == names
+
+
+def test_yaml_names_the_parameters_of_the_model(tmp_path):
+    stack = "model.layers.0.mlp.experts.gate_up_proj"
+    parts = [Record(f"model.layers.0.block_sparse_moe.experts.{e}.{w}", w, holder=stack) for e in (0, 1) for w in "ab"]
+    records = {record.module: record for record in parts}
+    write_unfrozen_yaml(list(records), records, tmp_path / "u.yaml")
+    assert read_unfrozen_yaml(tmp_path / "u.yaml", [stack, f"{stack}x"]) == [stack]
+    assert "# mlp.experts.gate_up_proj layers" in (tmp_path / "u.yaml").read_text()
+    with pytest.raises(UserError, match=r"gate_up_proj is one tensor, and .*experts\.1\.b in it is not selected"):
+        write_unfrozen_yaml(list(records)[:3], records, tmp_path / "u.yaml")

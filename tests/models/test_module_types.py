@@ -1,5 +1,7 @@
 """Module types: by architecture and exact name; experts and fused tensors are cut into their matrices."""
 
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -12,7 +14,10 @@ from transformers import (
 )
 
 from starling_train.config import UserError
-from starling_train.models.module_types import classify, layer_of, tensor_of
+from starling_train.models.freeze import apply, read_unfrozen_yaml, write_unfrozen_yaml
+from starling_train.models.module_types import classify, layer_of, name_in_layer, second_copies
+from starling_train.models.scan_records import write_target_modules
+from starling_train.models.selection import select
 from starling_train.models.snr_scan import list_matrices, read_matrix, scan, unscanned
 
 SMALL = {
@@ -56,11 +61,11 @@ def test_kind(name, shape, kind):
     assert classify(name, shape, {"model_type": "mistral"}).kind == kind
 
 
-def test_layer_and_tensor():
+def test_layer_and_name_in_it():
     assert layer_of("model.layers.17.mlp.down_proj") == 17
     assert layer_of("model.norm.weight") is None and layer_of("vision.layers.3.mlp.fc1") is None
-    assert tensor_of("model.layers.0.self_attn.qkv_proj[q_proj]") == "model.layers.0.self_attn.qkv_proj"
-    assert tensor_of("model.layers.0.mlp.down_proj") == "model.layers.0.mlp.down_proj"
+    assert name_in_layer("model.layers.0.self_attn.qkv_proj.weight") == "self_attn.qkv_proj"
+    assert name_in_layer("model.layers.12.mlp.experts.down_proj") == "mlp.experts.down_proj"
 
 
 def test_order_is_that_of_the_forward_pass(tmp_path):
@@ -139,3 +144,35 @@ def test_unknown_matrices_are_listed(tmp_path):
     save_file(tensors | extra, tmp_path / "model.safetensors")
     assert unscanned(tmp_path) == {"model.layers.*.adapter.down.weight": 2}
     assert not any("adapter" in name for name in scan(tmp_path))
+
+
+@pytest.mark.parametrize("config", [
+    MixtralConfig(**SMALL, num_local_experts=3),
+    Qwen3MoeConfig(**SMALL, num_experts=3, moe_intermediate_size=24, head_dim=8),
+    Phi3Config(**SMALL),
+], ids=["mixtral", "qwen3_moe", "phi3"])  # fmt: skip
+def test_a_selection_is_what_trains_in_the_model(config, tmp_path):
+    """Selection, its size, the file for axolotl and the one for PEFT all mean the same parameters, experts one by one
+    in the checkpoint or not.
+    """
+    model = save(config, tmp_path)
+    selected = select(scan(tmp_path), method="snr", top_percent=50)
+    listing = list_matrices(tmp_path)
+    table = apply(model, selected)
+    assert table.parameters_trained == sum(listing[name].size for name in selected)
+    assert table.parameters_trained * 2 == sum(record.size for record in listing.values())
+    write_unfrozen_yaml(selected, listing, tmp_path / "u.yaml")
+    names = [name for name, _ in model.named_parameters()]
+    assert read_unfrozen_yaml(tmp_path / "u.yaml", names) == [name.removesuffix(".weight") for name in table.names]
+    write_target_modules(selected, listing, tmp_path / "t.json")
+    targets = json.loads((tmp_path / "t.json").read_text())
+    assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in targets["target_modules"])
+    bare = targets.get("target_parameters", [])
+    assert sorted([*bare, *(f"{name}.weight" for name in targets["target_modules"])]) == sorted(table.names)
+
+
+def test_the_first_copy_of_a_decoder_counts():
+    names = ["model.model.embed_tokens.weight", "model.model.layers.0.mlp.up_proj.weight", "model.lm_head.weight"]
+    second = ["transformer.layers.0.mlp.up_proj.weight", "transformer.norm.weight", "transformer.embed_tokens.weight"]
+    assert second_copies([*second, *names, "v_head.weight"]) == dict.fromkeys(second, "transformer.")
+    assert second_copies([*second, "v_head.weight"]) == {}

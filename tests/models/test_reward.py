@@ -111,6 +111,19 @@ def test_long_conversations_lose_their_beginning_and_are_counted(seven_b, tokeni
     assert (model.shortened, model.truncated) == (2, 1)
 
 
+def test_a_classifier_whose_template_begins_with_bos_keeps_it(tmp_path):
+    tokenizer = small_tokenizer()
+    tokenizer.chat_template = "<s>" + tokenizer.chat_template
+    LlamaForSequenceClassification(LlamaConfig(**SIZE, num_labels=1, pad_token_id=0)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    question = [{"role": "user", "content": "word " * 60}, {"role": "assistant", "content": "hello"}]
+    whole = load("sequence_classification", tmp_path).encode(question)
+    assert whole[0] == tokenizer.bos_token_id
+    cut = load("sequence_classification", tmp_path, max_length=40)
+    assert cut.encode(question) == [whole[0], *whole[-39:]]
+    assert (cut.shortened, cut.truncated) == (1, 0)
+
+
 def test_the_first_cut_token_of_an_answer_counts(seven_b, tokenizer):
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "one two three"}]
     length = len(encode_conversation("starling_7b", messages, tokenizer))

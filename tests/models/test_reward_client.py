@@ -5,7 +5,7 @@ import time
 
 import pytest
 from reward_checkpoints import conversations, small_tokenizer
-from reward_server import Scripted
+from reward_server import Scripted, honest
 
 from starling_train.config import RewardConfig, UserError
 from starling_train.models.reward_client import RewardClient, RewardServerError, keep_if_lost
@@ -26,6 +26,19 @@ def test_scores_come_in_order_from_parallel_requests():
         assert len(server.requests) == 7  # 6 of 3 conversations and one of 2
         assert 2 <= server.most <= 4
         assert {path for path, _, _ in server.requests} == {"/score"}
+
+
+def test_answers_that_the_server_truncated_are_counted():
+    def answer(request: dict) -> tuple[int, object]:
+        status, said = honest(request)
+        return status, said | {"truncated": len(request["conversations"]) - 1}
+
+    with Scripted(answer=answer) as server:
+        asked = client(server.server_port, conversations_per_request=3)
+        assert (asked.score(ASKED), asked.truncated) == (SCORES, 6 * 2 + 1)
+    with Scripted() as server:  # one that does not tell, such as OpenRLHF's
+        asked = client(server.server_port)
+        assert (asked.score(ASKED), asked.truncated) == (SCORES, 0)
 
 
 def test_passing_failures_are_tried_again(capsys):

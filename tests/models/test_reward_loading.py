@@ -1,6 +1,7 @@
 """Reward checkpoints on disk: the real layouts, what is kept of them, messages for what does not fit."""
 
 import json
+import logging
 import pickle
 import re
 import shutil
@@ -9,7 +10,7 @@ import pytest
 import torch
 from reward_checkpoints import PIECES, SIZE, conversations, fresh_net, load, small_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 from starling_train.config import UserError
 from starling_train.models.reward import write_starling_7b, write_starling_34b
@@ -137,6 +138,81 @@ def test_tensors_that_do_not_fit_are_named(kind, seven_b, tokenizer, copy, tmp_p
     assert "\n" not in str(error.value)
 
 
+@pytest.fixture
+def classifier(tmp_path, tokenizer):
+    torch.manual_seed(0)
+    directory = tmp_path / "classifier"
+    LlamaForSequenceClassification(LlamaConfig(**SIZE, num_labels=1, pad_token_id=0)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (without("mlp"), "layers.0.mlp.down_proj.weight, .* and 3 more missing"),
+        (lambda t: t | {"model.layers.7.x.weight": torch.ones(1)}, "model.layers.7.x.weight unknown"),
+        (wider, r"q_proj.weight has shape \(24, 20\), config.json says \(24, 24\) \(2 such tensors\)"),
+        (lambda t: t | {"score.weight": torch.ones(2, 24)}, r"score.weight has shape \(2, 24\)"),
+    ],
+)
+def test_a_classifiers_tensors_that_do_not_fit_are_named(classifier, change, wrong, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.getLogger("transformers").handlers[0], "emit", said.append)
+    file = classifier / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"^{re.escape(str(classifier))}: .*{wrong}") as error:
+        load("sequence_classification", classifier)
+    assert "\n" not in str(error.value)
+    assert not said  # transformers would add a table of its own
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_classifiers_broken_weights_are_named(classifier, name):
+    (classifier / "model.safetensors").unlink()
+    (classifier / name).write_bytes(b"cut off")
+    with pytest.raises(UserError, match="no readable file of plain tensors"):
+        load("sequence_classification", classifier)
+
+
+@pytest.mark.parametrize(
+    ("held", "wrong"),
+    [
+        ([1, 2], "not a readable file of plain tensors"),
+        ({1: torch.ones(1)}, "1 is no tensor"),
+        ({"state_dict": {}}, "state_dict is no tensor"),
+        ({"v_head.weight": 3}, "v_head.weight is no tensor"),
+    ],
+)
+def test_a_7b_file_of_something_else_is_named(seven_b, copy, held, wrong):
+    directory = copy(seven_b)
+    torch.save(held, directory / "pytorch_model.bin")
+    with pytest.raises(UserError, match=f"pytorch_model.bin: {wrong}"):
+        load("starling_7b", directory)
+
+
+def test_a_7b_file_that_is_cut_off_or_old(seven_b, copy):
+    directory = copy(seven_b)
+    file = directory / "pytorch_model.bin"
+    tensors = torch.load(file, weights_only=True)
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)  # torch before 1.6, which cannot be mapped
+    assert load("starling_7b", directory).score(conversations()) == load("starling_7b", seven_b).score(conversations())
+    torch.save(tensors, file)
+    whole = file.read_bytes()
+    for size in (len(whole) // 2, 100, 0):
+        file.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"pytorch_model.bin: not a readable file of plain tensors"):
+            load("starling_7b", directory)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
+def test_a_broken_index_is_named(thirty_four_b, copy, text):
+    directory = copy(thirty_four_b)
+    (directory / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"model.safetensors.index.json: no weight_map"):
+        load("starling_34b", directory)
+
+
 class Harmful:
     def __reduce__(self):
         return (exec, ("raise SystemExit('code from a checkpoint ran')",))
@@ -189,9 +265,17 @@ def test_wrong_architecture_vocabulary_and_options_are_named(seven_b, thirty_fou
     set_config(directory, vocab_size=len(PIECES), model_type="mistral")
     with pytest.raises(UserError, match=r"config.json is a mistral's"):
         load("starling_7b", directory)
-    (directory / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="no usable tokenizer"):
-        load("starling_7b", directory)
+    for values in ({"hidden_size": "wide"}, {"num_attention_heads": 7}):
+        set_config(directory, model_type="llama", **values)
+        with pytest.raises(UserError, match=r"config.json: .*hidden.size") as error:
+            load("starling_7b", directory)
+        assert "\n" not in str(error.value)
+        set_config(directory, hidden_size=SIZE["hidden_size"])
+    set_config(directory, num_attention_heads=SIZE["num_attention_heads"])
+    for text in ("{}", "[]", "cut off"):
+        (directory / "tokenizer.json").write_text(text)
+        with pytest.raises(UserError, match="no usable tokenizer"):
+            load("starling_7b", directory)
     LlamaModel(LlamaConfig(**SIZE)).save_pretrained(tmp_path / "plain")
     small_tokenizer().save_pretrained(tmp_path / "plain")
     with pytest.raises(UserError, match="has 2 labels"):

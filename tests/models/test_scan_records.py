@@ -7,6 +7,7 @@ import pytest
 from starling_train.config import UserError
 from starling_train.models.scan_records import (
     Record,
+    fill,
     match,
     read_scan,
     write_scan,
@@ -94,15 +95,27 @@ def test_no_such_file(tmp_path):
 
 def test_target_modules(tmp_path):
     qkv = "model.layers.0.self_attn.qkv_proj"
-    write_target_modules([f"{qkv}[q_proj]", f"{qkv}[k_proj]", DOWN], tmp_path / "t.json")
+    parts = [Record(f"{qkv}[{x}_proj]", f"self_attn.{x}_proj", holder=f"{qkv}.weight") for x in "qk"]
+    records = {record.module: record for record in parts} | RECORDS
+    write_target_modules([*(part.module for part in parts), DOWN], records, tmp_path / "t.json")
     assert strict(tmp_path / "t.json") == {"target_modules": [qkv, DOWN]}
+    # a selection of a part must not widen to the whole
+    with pytest.raises(UserError, match=r"qkv_proj\.weight is one tensor, and .*\[q_proj\] in it is not selected"):
+        write_target_modules([parts[1].module, DOWN], records, tmp_path / "t.json")
+
+
+def test_experts_and_routers_are_target_parameters(tmp_path):
+    stack, router = "model.layers.0.mlp.experts.down_proj", "model.layers.0.mlp.gate.weight"
+    records = {f"e{i}": Record(f"e{i}", "w2", holder=stack) for i in range(2)} | {"r": Record("r", "g", holder=router)}
+    write_target_modules(["r", "e0", "e1"], records, tmp_path / "t.json")
+    assert strict(tmp_path / "t.json") == {"target_modules": [], "target_parameters": [router, stack]}
 
 
 def test_target_modules_are_those_that_peft_adapts(tmp_path, tiny_mistral):
     peft = pytest.importorskip("peft")
     # 12 layers: `layers.1` must not take `layers.11` along
     names = ["model.layers.1.mlp.up_proj", "model.layers.10.self_attn.q_proj"]
-    write_target_modules(names, tmp_path / "t.json")
+    write_target_modules(names, {name: Record(name, "") for name in names}, tmp_path / "t.json")
     lora = peft.get_peft_model(tiny_mistral(layers=12), peft.LoraConfig(r=2, **strict(tmp_path / "t.json")))
     adapted = {
         n.removeprefix("base_model.model.").split(".lora_")[0] for n, _ in lora.named_parameters() if "lora_" in n
@@ -127,3 +140,18 @@ def test_match_refuses_the_scan_of_another_model():
         match(listing, {DOWN: listing[DOWN]}, "x.json")
     with pytest.raises(UserError, match=r"as \(9, 9\), the model as \(4, 6\)"):
         match(listing | {UP: Record(UP, "t", (9, 9))}, listing, "x.json")
+
+
+def test_an_infinite_margin_comes_back(tmp_path):
+    """A matrix of zeros has threshold 0, which no value is near, and a finite score."""
+    zero = Record(UP, "mlp.up_proj", (6, 4), snr=0.0, threshold=0.0, noise=0.0, margin=float("inf"))
+    write_scan({UP: zero}, tmp_path / "snr.json")
+    assert read_scan(tmp_path / "snr.json") == {UP: zero}
+
+
+def test_fill_gives_order_shapes_and_holders():
+    listing = {m: Record(m, RECORDS[m].type, RECORDS[m].shape, holder=f"{m}s") for m in (UP, DOWN)}
+    other = {m: Record(m, "t", snr=1.0) for m in ("model.layers.7.x", DOWN, UP)}
+    found = fill(other, listing)
+    assert list(found) == [UP, DOWN, "model.layers.7.x"]
+    assert found[UP] == Record(UP, "t", (6, 4), snr=1.0, holder=f"{UP}s")

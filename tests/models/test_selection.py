@@ -169,6 +169,7 @@ def test_everything():
         ({"top_percent": 0}, r"^freeze\.top_percent: 0 selects no matrix"),
         ({"lowest_layer": 4}, r"^freeze\.top_percent: .*freeze\.lowest_layer=4"),
         ({"max_trainable": 3}, r"^freeze\.max_trainable: 3 is less"),
+        ({"max_memory_gb": math.inf}, r"^freeze\.max_memory_gb: inf is no budget"),
         ({"max_memory_gb": 1e-9}, r"^freeze\.max_memory_gb: 1e-09 is less"),
         ({"method": "layers"}, r"^freeze\.layers: selects no matrix"),
         ({"method": "last_layers", "last_layers": 0}, r"^freeze\.last_layers: selects no matrix"),
@@ -183,3 +184,43 @@ def test_nothing_is_never_selected(settings, message):
     records = make({"up": [4, 3, 2, 1], "down": [1, 2, 3, 4]}, {"up": (2, 2), "down": (2, 2)})
     with pytest.raises(UserError, match=message):
         select(records, **{"method": "snr", "top_percent": 25} | settings)
+
+
+def stacked(scores: dict[str, list[list[float]]], size=(10, 10)) -> dict[str, Record]:
+    """Records of experts: `type -> layer -> score of each expert`; the experts of a layer share a tensor."""
+    records = {}
+    for kind, of_layers in scores.items():
+        for layer, values in enumerate(of_layers):
+            for expert, snr in enumerate(values):
+                holder = f"model.layers.{layer}.mlp.{'down' if kind == 'w2' else 'gate_up'}"
+                name = f"model.layers.{layer}.mlp.{expert}.{kind}"
+                records[name] = Record(name, kind, size, snr=snr, holder=holder)
+    return records
+
+
+def test_matrices_of_one_tensor_are_taken_together():
+    # places in layers 0 | 1: w1 0 3 | 1 2, w3 2 3 | 0 1; the mean is lower in layer 1, the best expert is in layer 0
+    records = stacked({"w1": [[9, 1], [8, 7]], "w3": [[2, 1], [4, 3]], "w2": [[4, 3], [2, 1]]})
+    selected = select(records, method="snr", top_percent=50)
+    assert {records[name].holder for name in selected} == {"model.layers.1.mlp.gate_up", "model.layers.0.mlp.down"}
+    assert len(selected) == 6  # whole tensors, and as many of each kind as the percentage says
+    # a budget counts whole tensors: 400 for gate_up, 200 for down
+    assert [records[n].holder[-4:] for n in select(records, method="snr", max_trainable=599)] == ["e_up"] * 4
+    assert len(select(records, method="snr", max_trainable=600)) == 6
+    for method in ("random", "lowest"):
+        chosen = {records[name].holder for name in select(records, method=method, top_percent=50)}
+        assert len(chosen) == 2 and sum(name.endswith("down") for name in chosen) == 1
+
+
+def test_tensors_of_many_matrices_rank_fairly_beside_single_ones():
+    # by shares of the type: layer 1's experts have places 0 and 1 of 4, its q place 1 of 2, layer 0's q place 0
+    records = stacked({"w2": [[1, 2], [4, 3]]}) | make({"q": [5, 4]}, {"q": (10, 10)})
+    selected = select(records, method="snr", scope="global", top_percent=50)
+    assert [name.split(".", 2)[2] for name in selected] == ["0.q", "1.mlp.0.w2", "1.mlp.1.w2"]
+
+
+def test_a_plan_without_scores_does_not_depend_on_the_seed():
+    records = make({"up": [None] * 3, "down": [None] * 3}, {"up": (10, 10), "down": (5, 10)})
+    for seed in range(5):
+        selected = select(records, method="smallest", scope="global", max_trainable=60, seed=seed)
+        assert selected == ["model.layers.0.down"]

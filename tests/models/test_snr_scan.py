@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from starling_train.config import UserError
 from starling_train.core import spectrum
 from starling_train.models.scan_journal import Journal, content_hash
-from starling_train.models.snr_scan import list_matrices, read_ahead, scan, write_scan
+from starling_train.models.snr_scan import check_scan, list_matrices, read_ahead, scan, write_scan
 
 
 @pytest.fixture
@@ -166,3 +167,66 @@ def test_killed_ten_times_ends_in_the_same_file(tmp_path):
     for name in ("snr.json", "snr_results_model.json", "unfrozen.yaml", "target_modules.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (tmp_path / "killed" / "snr.partial.jsonl").exists()
+
+
+def test_a_resumed_scan_of_a_zero_matrix_is_the_same(model, tmp_path):
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"].zero_()
+    save_file(tensors, model / "model.safetensors")
+    first = scan(model, journal=Journal(tmp_path / "journal"))
+    assert scan(model, journal=Journal(tmp_path / "journal")) == first
+
+
+def test_another_version_of_the_scan_finds_nothing_of_the_old(monkeypatch):
+    old = content_hash(torch.ones(2, 3))
+    monkeypatch.setattr(spectrum, "VERSION", spectrum.VERSION + 1)
+    assert content_hash(torch.ones(2, 3)) != old
+
+
+def test_a_change_is_told_even_after_an_interrupted_scan(model, tmp_path):
+    before = scan(model)
+    tensors = load_file(model / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"  # the first to be scanned
+    tensors[f"{name}.weight"][0, 0] += 0.5
+    save_file(tensors, model / "model.safetensors")
+    scan(model, journal=Journal(tmp_path / "journal", before.values()))  # and killed before it wrote a result
+    journal = Journal(tmp_path / "journal")
+    scan(model, journal=journal)
+    assert journal.changed == [name]
+
+
+def test_the_journal_survives_a_kill_while_it_is_rewritten(model, tmp_path, monkeypatch):
+    scan(model, journal=Journal(tmp_path / "journal"))
+    whole = (tmp_path / "journal").read_bytes()
+    write = Path.write_text
+
+    def killed(path, text):
+        write(path, text[:10])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Journal(tmp_path / "journal")
+    assert (tmp_path / "journal").read_bytes() == whole
+
+
+def test_lines_that_are_no_records_are_passed_over(model, tmp_path):
+    records = scan(model, journal=Journal(tmp_path / "journal"))
+    whole = (tmp_path / "journal").read_text()
+    wrong = ["3", "null", "[]", "{}", '{"module": "a"}', '{"module": "a", "snr": 1, "type": "t", "content": 3}']
+    (tmp_path / "journal").write_text("\n".join([*wrong, whole]))
+    assert scan(model, journal=Journal(tmp_path / "journal")) == records
+    assert (tmp_path / "journal").read_text() == whole
+
+
+def test_a_scan_of_other_weights_or_another_dialect(model, tmp_path, tiny_mistral):
+    records = scan(model)
+    assert check_scan(model, records, "spectrum", "x.json") == ""
+    with pytest.raises(UserError, match=r"^freeze\.dialect: laserrmt, but x\.json was scanned as spectrum; set"):
+        check_scan(model, records, "laserrmt", "x.json")
+    tiny_mistral(layers=3, seed=1).save_pretrained(tmp_path / "other")
+    assert "x.json is of other weights than" in check_scan(tmp_path / "other", records, "spectrum", "x.json")
+    published = {m: replace(r, content=None, dialect=None) for m, r in records.items()}
+    assert check_scan(tmp_path / "other", published, "laserrmt", "x.json") == ""
+    (model / "model.safetensors").unlink()
+    assert check_scan(model, records, "spectrum", "x.json") == ""

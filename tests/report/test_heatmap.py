@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from starling_train.report import heatmap, spectrum_plot
-from starling_train.report.scan_text import plan, table, unknown
+from starling_train.report.scan_text import passed_over, plan, table
 
 TYPES = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -90,5 +90,9 @@ def test_text():
     records["model.layers.0.0.mlp.up_proj"].fragile = True
     assert "fragile:" in table(records, [])
     assert plan(records, "snr", 3).endswith("120 parameters; freeze.method=snr would select 3 of 12 matrices")
+    assert plan(records, "snr", 3, at_most=True).endswith("would select at most 3 of 12 matrices")
     assert plan(records, "none", 1).endswith("would select everything")
-    assert unknown({}) == "" and unknown({"a.*.b": 2}) == "\nnot scanned, of no known module type: a.*.b (2)"
+    assert passed_over({}, {}) == ""
+    assert passed_over({"a.*.b": 2}, {"a copy": 3}).splitlines() == [
+        "", "not scanned, of no known module type: a.*.b (2)", "left out: a copy (3)",
+    ]  # fmt: skip

@@ -7,6 +7,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from statistics import median
 
 import pytest
 import torch
@@ -69,18 +70,17 @@ def test_a_thousand_requests_from_32_connections(server, model):
     """No error, every score the in-process one's, at least three times the throughput of one at a time."""
     asked = short_conversations(1000)
     expected = model.score(asked)
-    one_at_a_time, together = [], []
-    for _ in range(3):  # the machine may be busy with something else for a moment: the best of each counts
-        alone, seconds = ask_all(server.port, asked[:100], 1)
-        one_at_a_time.append(100 / seconds)
+    ratios = []
+    while len(ratios) < 9 and (len(ratios) < 3 or median(ratios) < 3):
+        # the machine may be busy with something else for a moment: compared is what ran side by side
+        alone, before = ask_all(server.port, asked[:100], 1)
         scores, seconds = ask_all(server.port, asked, 32)
-        together.append(1000 / seconds)
+        more, after = ask_all(server.port, asked[100:200], 1)
+        ratios.append((before + after) / 200 / (seconds / 1000))
         assert scores == pytest.approx(expected, abs=1e-5)
-        assert alone == pytest.approx(expected[:100], abs=1e-5)
-        if max(together) >= 3 * max(one_at_a_time):
-            break
-    print(f"requests/s one at a time {one_at_a_time}, from 32 connections {together}")
-    assert max(together) >= 3 * max(one_at_a_time)
+        assert [*alone, *more] == pytest.approx(expected[:200], abs=1e-5)
+    print(f"throughput of 32 connections over that of one: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+    assert median(ratios) >= 3
 
 
 def test_health_says_what_is_served(connection):
@@ -95,14 +95,22 @@ def test_many_conversations_in_one_request_keep_their_order(connection, model):
     status, answer = ask(connection, json.dumps({"conversations": asked}))
     assert status == 200
     assert answer["scores"] == pytest.approx(model.score(asked), abs=1e-5)
-    assert ask(connection, '{"conversations": []}') == (200, {"scores": []})
+    assert ask(connection, '{"conversations": []}') == (200, {"scores": [], "truncated": 0})
+
+
+def test_answers_that_lose_their_beginning_are_told(connection):
+    long = [HELLO[0], {"role": "assistant", "content": "a" * (MAX_LENGTH + 1)}]
+    status, answer = ask(connection, json.dumps({"conversations": [HELLO, long, long]}))
+    assert (status, answer["truncated"]) == (200, 2)
+    status, answer = ask(connection, json.dumps({"conversations": [HELLO]}))
+    assert (status, answer["truncated"]) == (200, 0)
 
 
 def test_openrlhf_s_request_is_answered(connection, model):
     prompt = "GPT4 Correct User: hi<|end_of_turn|>GPT4 Correct Assistant:"
     request = {"query": [f"<s>{prompt} hello<|end_of_turn|>"], "prompts": [prompt], "labels": [""]}
     status, answer = ask(connection, json.dumps(request), "/get_reward")
-    assert (status, list(answer)) == (200, ["rewards"])
+    assert (status, list(answer)) == (200, ["rewards", "truncated"])
     assert answer["rewards"] == pytest.approx(model.score([HELLO]), abs=1e-5)
     del request["prompts"], request["labels"]
     assert ask(connection, json.dumps(request), "/get_reward") == (status, answer)
@@ -133,6 +141,23 @@ def test_malformed_requests_get_400_and_a_message(connection, path, body, says):
     status, answer = ask(connection, body, path)
     assert status == 400 and says in answer["error"]
     assert ask(connection, json.dumps({"conversations": [HELLO]}))[0] == 200  # and the server goes on
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"no HTTP at all\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n",  # a TLS hello
+        b"POST /score HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n{}",
+        b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_gets_400_and_a_message(server, text):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(text)
+        answer = raw.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"Invalid HTTP request" in answer
 
 
 def test_wrong_route_and_method(connection):
@@ -166,6 +191,10 @@ def test_a_token_is_asked_for_and_sigterm_lets_requests_under_way_end(arguments,
         connection.request("GET", "/health")
         response = connection.getresponse()
         assert response.read() and response.status == 200
+
+        with socket.create_connection(("127.0.0.1", served.port)) as gone:  # a client that dies within its request
+            head = f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
+            gone.sendall(head.encode() + b"{")
 
         body = json.dumps({"conversations": asked})
         answer = pool.submit(ask, connection, body, Authorization=f"Bearer {TOKEN}")

@@ -38,7 +38,7 @@ def test_scan_select_compare_and_plot(run_command, model, tmp_path):
     assert len(scan) == 28
     assert {m: {key: r[key] for key in ("snr", "type")} for m, r in scan.items()} == spectrums
     patterns = yaml.safe_load((run / "unfrozen.yaml").read_text())["unfrozen_parameters"]
-    assert len(patterns) == 8 and r"^lm_head\.weight$" in patterns
+    assert len(patterns) == 8 and "^lm_head[.]weight$" in patterns
     assert len(json.loads((run / "target_modules.json").read_text())["target_modules"]) == 7
 
     # again: nothing to compute, the same files; other options on top
@@ -79,6 +79,29 @@ def test_a_changed_checkpoint_and_a_damaged_one(run_command, model, tmp_path):
     assert f"model.safetensors: tensor {DOWN}.weight has nan or infinite values" in damaged.stderr
     # nothing that looks like a result, and nothing of others touched
     assert files(tmp_path / "out") == {"snr.partial.jsonl", "notes.json"}
+
+
+def test_a_broken_checkpoint_leaves_no_earlier_result(run_command, model, tmp_path):
+    arguments = ("snr", f"model.path={model}", "run_dir=out")
+    assert run_command(*arguments).returncode == 0
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[:-1000])
+    broken = run_command(*arguments)
+    assert broken.returncode == 2 and "model.safetensors: truncated" in broken.stderr
+    assert files(tmp_path / "out") == {"snr.partial.jsonl"}
+
+    # what can be told from the settings is told before anything is touched; a NaN before anything is written
+    (model / "model.safetensors").write_bytes(whole)
+    assert run_command(*arguments).returncode == 0
+    for wrong in ("model.path=nowhere", "compare=nothing.json"):
+        assert run_command(*arguments, wrong).returncode == 2
+        assert files(tmp_path / "out") == FILES
+    tensors = load_file(model / "model.safetensors")
+    tensors[f"{DOWN}.weight"][0, 0] = torch.nan
+    save_file(tensors, model / "model.safetensors")
+    plotted = run_command("snr", f"model.path={model}", "run_dir=new", "freeze.scan=out/snr.json", f"spectra=[{DOWN}]")
+    assert plotted.returncode == 2 and f"tensor {DOWN}.weight has nan" in plotted.stderr.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_training_run_keeps_its_own_scan(run_command, model, tmp_path):

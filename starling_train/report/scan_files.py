@@ -1,0 +1,91 @@
+"""The files of a scan's directory: made complete or not at all, and none of them outlives the scan it is of."""
+
+from dataclasses import asdict, dataclass
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starling_train.core import spectrum
+from starling_train.models import freeze, scan_records, snr_scan
+from starling_train.models.module_types import layer_of
+from starling_train.models.scan_journal import JOURNAL, Journal
+from starling_train.models.scan_overlap import Overlap
+from starling_train.models.scan_records import Record
+from starling_train.models.selection import EVERYTHING
+from starling_train.report import heatmap, spectrum_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Every file that a scan writes, but for spectra, and no other: the directory may hold more than ours. `snr.json` is
+# removed first and written last: it says that the others are there.
+RESULTS = (
+    "snr.json",
+    "snr_results_{slug}.json",
+    "unfrozen.yaml",
+    "target_modules.json",
+    "comparison.json",
+    "heatmap.png",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is written: the scan, what it selects (`["*"]`: everything), parameters that train besides, a comparison
+    with the scan `other`, and plots by module.
+    """
+
+    records: dict[str, Record]
+    selected: list[str]
+    besides: list[str]
+    other: str | None
+    overlaps: list[Overlap]
+    spectra: "dict[str, Figure]"
+
+
+def slug_of(path: str, directory: Path) -> str:
+    """The model's name in the names of files; `path` is what the user calls it, `directory` where it lies."""
+    return directory.resolve().name if Path(path).expanduser().is_dir() else path.replace("/", "-")
+
+
+def retire(run: Path, slug: str) -> None:
+    """Move an earlier scan's records into the journal and delete its files: if this scan fails, nothing in the
+    directory looks like its result, and nothing has to be computed again.
+    """
+    if (run / "snr.json").is_file():
+        Journal.of(run)
+    remove(run, slug)
+
+
+def remove(run: Path, slug: str) -> None:
+    """Delete an earlier scan's files, and nobody else's."""
+    for name in RESULTS:
+        for path in run.glob(name.format(slug=escape(slug))):
+            path.unlink()
+    for path in run.glob("spectrum_*.png"):
+        if layer_of(path.stem.removeprefix("spectrum_")) is not None:  # of a module: one that a scan has drawn
+            path.unlink()
+
+
+def write(outcome: Outcome, run: Path, slug: str) -> None:
+    """The files in place of an earlier scan's; `snr.json` last."""
+    retire(run, slug)  # into the journal: the scan that was read may be the one that is replaced
+    run.mkdir(parents=True, exist_ok=True)
+    names = list(outcome.records) if outcome.selected == [EVERYTHING] else outcome.selected
+    scan_records.write_spectrum_scan(outcome.records, run / f"snr_results_{slug}.json")
+    freeze.write_unfrozen_yaml(outcome.selected, outcome.records, run / "unfrozen.yaml", outcome.besides)
+    scan_records.write_target_modules(names, outcome.records, run / "target_modules.json")
+    heatmap.save(heatmap.draw(outcome.records, names, f"SNR of {slug}"), run / "heatmap.png")
+    for module, figure in outcome.spectra.items():
+        heatmap.save(figure, run / f"spectrum_{module}.png")
+    if outcome.other:
+        table = {"other": outcome.other, "types": [asdict(row) for row in outcome.overlaps]}
+        scan_records.write_json(table, run / "comparison.json")
+    scan_records.write_scan(outcome.records, run / "snr.json")
+    (run / JOURNAL).unlink(missing_ok=True)
+
+
+def draw_spectrum(directory: Path, module: str, dialect: str, device: str) -> "Figure":
+    """The singular values of one matrix with the threshold. Raises UserError for values that are nan or infinite."""
+    values, (n, m) = snr_scan.read_values(directory, module, device)
+    return spectrum_plot.draw(values.tolist(), spectrum.score(values, n, m, dialect), module)
