@@ -60,6 +60,7 @@ class RewardConfig:
     tokenizer: str | None = None
     dtype: str = choice("bfloat16", "bfloat16", "float16", "float32")
     load_in: str | None = choice(None, None, "8bit", "4bit")
+    device_map: str | None = choice(None, None, "auto")
     position: str = choice("last_token", "last_token", "card")
     trailing_newline: bool = False
     max_length: int = number(2048, 8)

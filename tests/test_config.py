@@ -9,13 +9,17 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf.errors import OmegaConfBaseException
 
-from starling_train import cli
+from starling_train import cli, evaluate
 from starling_train.config import Config, UserError, check, check_values
 from starling_train.config_rm import RmConfig, check_rm
 
 RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
 # what a recipe's first line can begin with -> the command's configuration file, schema and check
-COMMANDS = {"ppo": ("config", Config, check), "rm": ("rm", RmConfig, check_rm)}
+COMMANDS = {
+    "ppo": ("config", Config, check),
+    "rm": ("rm", RmConfig, check_rm),
+    "evaluate": ("evaluate", evaluate.EvaluateConfig, evaluate.check),
+}
 GROUPS = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(cli.find("conf").glob("*/*.yaml"))
@@ -109,6 +113,7 @@ def test_small_is_the_real_job():
         ("algorithm.minibatches", 65, "algorithm.prompts_per_step"),
         ("rollout.temperature", 0.0, "or more"),
         ("reward.load_in", "2bit", "null, 8bit, 4bit"),
+        ("reward.device_map", "balanced", "null, auto"),
         ("model.path", "", "not set"),
         ("evaluation.suites", ["chess"], "function_calling"),
         ("evaluation.functions", {"gold": "nocolon"}, "package.module:function"),
@@ -130,6 +135,12 @@ def test_a_suite_needs_its_files():
     config.evaluation.suites = ["function_calling"]
     with pytest.raises(UserError, match=r"^evaluation\.function_calling\.path: not set"):
         check(config)
+
+
+def test_evaluate_measures_function_calling_as_the_recipe_does_unless_it_is_told():
+    config = composed("+recipe=toy", "function_calling.max_new_tokens=9", command="evaluate")
+    assert config.function_calling.path == config.evaluation.function_calling.path
+    assert (config.function_calling.max_new_tokens, config.evaluation.function_calling.max_new_tokens) == (9, 48)
 
 
 def test_every_field_is_checked_or_free():

@@ -139,7 +139,7 @@ def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel | 
         directory,
         tokenizer=tokenizer,
         dtype=config.dtype,
-        device=str(runtime.device),
+        device=config.device_map or str(runtime.device),
         position=config.position,
         max_length=config.max_length,
         tokens_per_batch=config.tokens_per_batch,

@@ -2,12 +2,13 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
-from starling_train.config import Config, UserError
+from starling_train.config import Config, RolloutConfig, UserError
 from starling_train.core.ppo import kl_estimate
 from starling_train.data import openchat
 from starling_train.data.prompts import Prompt, with_answer
@@ -107,17 +108,21 @@ def _reference_kl(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) 
 def _function_calling(held_out: HeldOut, actors: Actors, config: Config) -> dict[str, float]:
     if not held_out.cases:
         return {}
-    from dataclasses import replace
-
     limits = replace(config.rollout, max_new_tokens=config.evaluation.function_calling.max_new_tokens)
-
-    def answer(conversations: list[list[dict]]) -> list[str]:
-        prompts = [openchat.encode(messages, held_out.tokenizer) for messages in conversations]
-        rollout = generate(actors.policy, held_out.tokenizer, prompts, limits, greedy=True)
-        stops = config.rollout.stop_strings
-        return [with_answer([], ids, held_out.tokenizer, stops)[-1]["content"] for ids in rollout.responses]
-
-    result = function_calling.evaluate(held_out.cases, answer)
+    result = call_functions(held_out.cases, actors.policy, held_out.tokenizer, limits)
     return {"eval/function_calling": result.accuracy} | {
         f"eval/function_calling_{name}": value for name, value in result.by_category.items()
     }
+
+
+def call_functions(
+    cases: list[function_calling.Case], policy: nn.Module, tokenizer: Any, limits: RolloutConfig
+) -> function_calling.Result:
+    """How many cases the policy answers rightly, greedily."""
+
+    def answer(conversations: list[list[dict]]) -> list[str]:
+        prompts = [openchat.encode(messages, tokenizer) for messages in conversations]
+        rollout = generate(policy, tokenizer, prompts, limits, greedy=True)
+        return [with_answer([], ids, tokenizer, limits.stop_strings)[-1]["content"] for ids in rollout.responses]
+
+    return function_calling.evaluate(cases, answer)

@@ -162,6 +162,7 @@ def load_reward_model(
         raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {kind}'s; use last_token")
     if not directory.is_dir():
         raise UserError(f"reward.path: no directory {directory}; download the reward model first")
+    options = reward_loading.loading_options(dtype, device, load_in)
     config = reward_loading.load_config(directory, tokenizer_directory)
     own_tokenizer = reward_loading.load_tokenizer(tokenizer_directory)
     reward_templates.check_tokenizer(kind, own_tokenizer, str(tokenizer_directory))
@@ -170,7 +171,6 @@ def load_reward_model(
             f"{directory}: vocabulary of {config.vocab_size}, but the tokenizer in {tokenizer_directory} has "
             f"{len(own_tokenizer)} tokens; set reward.tokenizer to the one it was trained with"
         )
-    options = reward_loading.loading_options(dtype, device, load_in)
     if kind == "sequence_classification":
         net = reward_loading.load_classifier(directory, config, options)
     else:

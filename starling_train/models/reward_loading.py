@@ -46,7 +46,8 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: precision, quantisation, placement."""
+    """Arguments of `from_pretrained`: precision, quantisation, placement. Raises UserError for `auto` without a GPU."""
+    check_device(device)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
     if device == "auto":
         options["device_map"] = "auto"
@@ -55,6 +56,12 @@ def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_i
         options["quantization_config"] = _quantisation(load_in, options["dtype"])
         options.setdefault("device_map", {"": device})
     return options
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Raise UserError if layers are to be spread (`auto`) where there is no GPU to spread them over."""
+    if device == "auto" and not torch.cuda.is_available():
+        raise UserError("reward.device_map: auto needs GPUs to spread layers over, and none is visible; use null")
 
 
 def load_starling(kind: str, directory: Path, config: Any, options: dict[str, Any]) -> RewardNet:

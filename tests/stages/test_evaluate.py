@@ -1,0 +1,229 @@
+"""`evaluate`: figures that are known otherwise, what is done and what is repeated, wrong input, and its end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reward_checkpoints import SIZE, fresh_net, load, small_tokenizer
+from reward_server import Scripted, Served
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from starling_train import evaluate
+from starling_train.engine import setup
+from starling_train.evals import preference
+from starling_train.models import load as loading
+from starling_train.models.reward import write_starling_7b
+
+ROOT = Path(evaluate.__file__).parents[1]
+BOTH = "suites=[preference,function_calling]"
+# by length: right, a tie, wrong (1 apart); right, right (1 apart) and right (2 apart)
+PAIRS = [
+    {"prompt": "hi", "chosen": "longer", "rejected": "long"},
+    {"prompt": "hi", "chosen": "same", "rejected": "size"},
+    {"prompt": "hi", "chosen": "no", "rejected": "wrong"},
+    {"prompt": "hi", "answers": [{"answer": "a" * (4 - rank), "rank": rank} for rank in (1, 2, 3)]},
+]
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    return path
+
+
+@pytest.fixture
+def lengths():
+    """A reward server whose score is the length of the answer."""
+    with Scripted() as server:
+        yield server
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command in this process, in an empty directory; gives exit code, stdout, stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["evaluate", "cluster.device=cpu", *arguments])
+        kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        code = 0
+        try:
+            evaluate.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def at(server: Scripted) -> list[str]:
+    return ["reward=server", f"reward.url=http://127.0.0.1:{server.server_port}", "reward.patience_s=0.2"]
+
+
+def results(run_dir: Path) -> list[dict]:
+    return json.loads((run_dir / "evaluation.json").read_text(), parse_constant=pytest.fail)["results"]
+
+
+def test_the_toys_figures_are_the_ones_known_from_its_making(run_command, run, toy, tmp_path):
+    asked = ["+recipe=toy", BOTH, f"preference.path={toy / 'nectar'}", "preference.rows=200"]  # the held-out rows
+    done = run_command("evaluate", *asked)
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "runs" / "toy" / "evaluation.json"
+    assert done.stdout.splitlines()[-1] == f"results: {file}"
+    assert [path.name for path in file.parent.iterdir()] == ["evaluation.json"]
+
+    made = json.loads((toy / "toy.json").read_text())
+    ranked, called = results(file.parent)
+    accuracy = ranked["result"]["accuracy"]
+    assert accuracy == pytest.approx(made["reward"]["pair_accuracy"], abs=1e-3) and accuracy > 0.8
+    by_distance = ranked["result"]["by_distance"]
+    assert [(part["distance"], part["pairs"]) for part in by_distance] == [(d, 200 * (7 - d)) for d in range(1, 7)]
+    assert by_distance[-1]["accuracy"] > 0.95 > 0.75 > by_distance[0]["accuracy"]
+    assert ranked["result"]["pairs"] == 4200 and ranked["identity"]["model"]["path"] == str(toy / "reward")
+    assert 100 * called["result"]["accuracy"] == pytest.approx(made["policy"]["function_calling"], abs=1.0)
+    assert called["result"]["cases"] == sum(part["cases"] for part in called["result"]["by_category"]) == 111
+    assert called["identity"]["model"]["path"] == str(toy / "policy")
+    assert f"{100 * accuracy:.2f} %       4,200" in done.stdout
+
+    before = file.read_bytes()
+    code, out, error = run(*asked)  # again: nothing to do
+    assert (code, error) == (0, "") and out.count("done already") == 2 and file.read_bytes() == before
+
+    code, out, error = run(*asked, "function_calling.cases=12")  # other settings: added
+    assert (code, error) == (0, "") and out.count("done already") == 1
+    assert [entry["identity"]["suite"] for entry in results(file.parent)] == ["preference"] + ["function_calling"] * 2
+    assert results(file.parent)[2]["result"]["cases"] == 12 and results(file.parent)[:2] == [ranked, called]
+
+
+def test_pairs_counted_by_hand_and_a_tie_is_half(run, pairs, lengths, tmp_path):
+    code, _, error = run("suites=[preference,preference]", f"preference.path={pairs}", *at(lengths))
+    assert (code, error) == (0, "")
+    (entry,) = results(tmp_path / "runs" / "evaluate")
+    assert entry["result"] == {
+        "accuracy": 4.5 / 6,
+        "pairs": 6,
+        "by_distance": [
+            {"distance": 1.0, "accuracy": 3.5 / 5, "pairs": 5},
+            {"distance": 2.0, "accuracy": 1.0, "pairs": 1},
+        ],
+        "truncated_answers": 0,
+    }
+    assert entry["identity"]["model"]["url"] == f"http://127.0.0.1:{lengths.server_port}"
+    asked = len(lengths.requests)
+    assert "done already" in run("suites=[preference]", f"preference.path={pairs}", *at(lengths))[1]
+    assert len(lengths.requests) == asked
+
+    pairs.write_text(json.dumps(PAIRS[0]) + "\n")  # other data under the same name
+    assert run("suites=[preference]", f"preference.path={pairs}", *at(lengths))[0] == 0
+    assert [entry["result"]["pairs"] for entry in results(tmp_path / "runs" / "evaluate")] == [6, 1]
+
+
+def test_a_served_model_and_a_classifier_are_as_good_as_in_process(run, pairs, tmp_path):
+    write_starling_7b(fresh_net(), tmp_path / "reward", small_tokenizer())
+    config = LlamaConfig(**SIZE, num_labels=1, pad_token_id=0)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    small_tokenizer().save_pretrained(tmp_path / "classifier")
+    local = [f"reward.path={tmp_path / 'reward'}", "reward.dtype=float32", "reward.max_length=400"]
+    other = [*local[1:], "reward=sequence_classification", f"reward.path={tmp_path / 'classifier'}"]
+    suite = ["suites=[preference]", f"preference.path={pairs}", "run_dir=out"]
+    assert run(*suite, *local)[0] == 0 and run(*suite, *other)[0] == 0
+    with Served(*local) as server:
+        assert run(*suite, "reward=server", f"reward.url={server.url}")[0] == 0
+    write_starling_7b(fresh_net(seed=1), tmp_path / "reward", small_tokenizer())  # another model in the same place
+    assert run(*suite, *local)[0] == 0
+
+    found = [entry["result"] for entry in results(tmp_path / "out")]
+    comparisons = preference.load(pairs)
+    kinds = [("starling_7b", "reward"), ("sequence_classification", "classifier")]
+    now, classifier = (preference.evaluate(comparisons, load(k, tmp_path / name).score).accuracy for k, name in kinds)
+    assert found[0] == found[2] and [found[1]["accuracy"], found[3]["accuracy"]] == [classifier, now]
+
+
+def test_a_dry_run_loads_and_writes_nothing(run, pairs, small_models, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup, "load_reward", pytest.fail)
+    monkeypatch.setattr(loading, "load_causal_lm", pytest.fail)
+    models = [f"model.path={small_models / 'policy'}", f"reward.path={small_models / 'reward'}"]
+    code, out, error = run("suites=[preference]", f"preference.path={pairs}", *models, "dry_run=true")
+    assert (code, error) == (0, "") and "would measure 6 pairs among 9 answers to 4 prompts" in out
+    code, out, error = run("suites=[preference]", f"preference.path={pairs}", "dry_run=true", "reward=server",
+                           "reward.url=http://127.0.0.1:1")  # fmt: skip
+    assert (code, error) == (0, "") and "http://127.0.0.1:1 (server)" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "changes,says",
+    [
+        (["suites=[chess]"], "suites: 'chess' is not a suite; use some of: preference, function_calling"),
+        (["suites=[]"], "suites: none is given"),
+        (["preference.path=null"], "preference.path: not set"),
+        (["preference.path=nowhere.jsonl"], "preference.path: no such file or directory: nowhere.jsonl"),
+        (["preference.path={tmp}/empty.jsonl"], "preference.path: {tmp}/empty.jsonl: no comparison in it"),
+        (["preference.path={tmp}/wrong.jsonl"], "preference.path: {tmp}/wrong.jsonl:2: no preference"),
+        (["preference.path={tmp}/pairs.csv"], "preference.path: {tmp}/pairs.csv: neither .parquet nor .jsonl"),
+        (["preference.rows=0"], "preference.rows: 0 is out of range"),
+        (["reward.path=''"], "reward.path: not set"),
+        (["reward.path={tmp}/none"], "reward.path: no such directory"),
+        (["reward.device_map=auto"], "reward.device_map: auto needs GPUs"),
+        (["reward=server"], "reward.url: not set"),
+        (["reward=server", "reward.url=http://127.0.0.1:1", "reward.patience_s=0"], "reward.url: http://127.0.0.1:1"),
+        ([BOTH], "function_calling.path: not set"),
+        ([BOTH, "function_calling.path={tmp}"], "function_calling.path: {tmp}: no BFCL_v4_*.json"),
+        ([BOTH, "function_calling.path={toy}/function_calling", "model.path=''"], "model.path: not set"),
+        ([BOTH, "function_calling.path={toy}/function_calling", "model.path={tmp}/none"], "model.path: no such"),
+        ([BOTH, "function_calling.path={toy}/function_calling", "model.path={toy}/policy", "model.dtype=int4"],
+         "model.dtype: 'int4' is not an option"),
+        (["run_dir={tmp}/pairs.jsonl"], "run_dir: {tmp}/pairs.jsonl is a file"),
+        (["run_dir={tmp}/other"], "run_dir: {tmp}/other/evaluation.json holds no results"),
+        (["cluster.device=cuda"], "cluster.device: no CUDA device"),
+    ],
+)  # fmt: skip
+def test_wrong_input_ends_in_one_line_before_anything_is_loaded(
+    run, pairs, toy, small_models, tmp_path, changes, says, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("starling_train.models.reward.load_reward_model", pytest.fail)
+    monkeypatch.setattr(loading, "load_causal_lm", pytest.fail)
+    (tmp_path / "empty.jsonl").write_text('{"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}\n')
+    (tmp_path / "wrong.jsonl").write_text(json.dumps(PAIRS[0]) + '\n{"prompt": "a"}\n')
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "evaluation.json").write_text("[1, 2]")
+    right = ["suites=[preference]", f"preference.path={pairs}", f"reward.path={small_models / 'reward'}"]
+    code, out, error = run(*right, *(change.format(tmp=tmp_path, toy=toy) for change in changes))
+    assert code == 2 and error.startswith(f"error: {says.format(tmp=tmp_path)}") and error.count("\n") == 1, error
+    assert out == "" and not (tmp_path / "runs").exists()
+    assert (tmp_path / "other" / "evaluation.json").read_text() == "[1, 2]"
+
+
+def test_scores_that_are_not_finite_prefer_nothing(run, pairs, tmp_path):
+    net = fresh_net()
+    net.v_head.weight.data[:] = float("nan")
+    write_starling_7b(net, tmp_path / "reward", small_tokenizer())
+    code, _, error = run("suites=[preference]", f"preference.path={pairs}", f"reward.path={tmp_path / 'reward'}")
+    assert code == 2 and error.startswith("error: reward: 9 of 9 scores are not finite")
+    assert not (tmp_path / "runs" / "evaluate" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_ends_it_and_what_is_done_is_kept(toy, pairs, tmp_path, number, code):
+    with Scripted(delay_s=0.5) as server:
+        command = [sys.executable, "-m", "starling_train.evaluate", "+recipe=toy", *at(server), "run_dir=out",
+                   "suites=[function_calling,preference]", "reward.connections=1", "function_calling.cases=6",
+                   "reward.conversations_per_request=1", f"preference.path={pairs}"]  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment)
+        while not process.stdout.readline().startswith("preference:"):
+            assert process.poll() is None
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == code
+    assert [entry["identity"]["suite"] for entry in results(tmp_path / "out")] == ["function_calling"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
