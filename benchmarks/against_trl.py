@@ -284,7 +284,7 @@ def main() -> None:
     command.add_argument("--limit", type=int, default=128, help="tokens of a response")
     command.add_argument("--mean-response", type=float, default=48.0, help="tokens")
     command.add_argument("--engine", default=RolloutConfig.engine, help="of our rollout")
-    command.add_argument("--tokens-per-microbatch", type=int, default=1024, help="ours, padded")
+    command.add_argument("--tokens-per-microbatch", type=int, default=2048, help="ours, padded")
     command.add_argument("--trl-batches", type=int, nargs="+", help="per device; all --prompts and 8 if not given")
     numbers = {"rounds": 3, "prompts": 64, "minibatches": 4, "epochs": 4, "slots": 64, "threads": 2}
     for name, default in numbers.items():

@@ -67,6 +67,7 @@ def _prompt_report(config: Config, tokenizer: Any) -> str:
 
 def _memory(config: Config, model_config: Any, table: Any) -> Any:
     shape = Shape.of(model_config)
+    sequence_tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     return plan(
         shape,
         table.parameters_of,
@@ -77,11 +78,14 @@ def _memory(config: Config, model_config: Any, table: Any) -> Any:
         reward_load_in=config.reward.load_in,
         critic=config.algorithm.critic,
         slots=config.rollout.slots,
-        sequence_tokens=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
+        sequence_tokens=sequence_tokens,
         tokens_per_microbatch=config.algorithm.tokens_per_microbatch,
         gradient_checkpointing=config.model.gradient_checkpointing,
         # which layers the scan picks is not known yet: the lowest that it may pick
         layers_above_lowest=shape.layers - min(config.freeze.lowest_layer, shape.layers),
+        kept_tokens=config.algorithm.prompts_per_step * sequence_tokens,
+        kept_limit=config.algorithm.prefix_device_gb * 1e9,
+        eight_bit=config.optim.eight_bit,
     )
 
 

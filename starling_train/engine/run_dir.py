@@ -15,6 +15,8 @@ from starling_train.config_rm import RmConfig
 FREE_TO_CHANGE = ("name", "run_dir", "dry_run", "debug", "prepare", "cluster", "checkpoint", "logging", "evaluation")
 FREE_TO_CHANGE_KEYS = (
     "algorithm.steps",
+    "algorithm.prefix_device_gb",
+    "reward.device_map",
     "reward.url",
     "reward.token_env",
     "reward.connections",

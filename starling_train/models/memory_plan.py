@@ -98,8 +98,15 @@ def plan(
     tokens_per_microbatch: int,
     gradient_checkpointing: bool,
     layers_above_lowest: int,
+    kept_tokens: int = 0,
+    kept_limit: float = float("inf"),
+    eight_bit: bool = False,
 ) -> Plan:
-    """Memory of PPO in one process. parameters, trainable: counts of the policy; sequence_tokens: prompt + response."""
+    """Memory of PPO in one process. parameters, trainable: counts of the policy; sequence_tokens: prompt + response.
+
+    kept_tokens: tokens of a step whose hidden states are kept, at most kept_limit bytes of them, where layers are
+    frozen below the lowest that trains. eight_bit: Adam's moments.
+    """
     size = BYTES[dtype]
     value_head = 2 * policy.hidden * policy.hidden + 4 * policy.hidden + 1
     critic_trunk = {"head": 0, "twin": trainable, "separate": policy.decoder_parameters()}[critic]
@@ -107,12 +114,15 @@ def plan(
     master = 0 if dtype == "float32" else 4  # bytes of a float32 copy, and of its gradient
     kv = 2 * policy.layers * policy.kv_heads * (policy.hidden // policy.heads) * size
     activations = _activation_bytes(policy, size, layers_above_lowest, gradient_checkpointing)
+    moments = 2 if eight_bit else 8
+    shares = layers_above_lowest < policy.layers
     return Plan(
         held={
             "policy weights": parameters * size,
             "reference: own copies of what trains": trainable * size,
             f"critic ({critic})": critic_trunk * size + value_head * 4,
-            "optimizer: moments, master copies": learning * (8 + master) + value_head * 8,
+            "optimizer: moments, master copies": learning * (moments + master) + value_head * moments,
+            "hidden states below the lowest trained layer": shares * min(kept_tokens * policy.hidden * size, kept_limit),
             "reward model": reward_parameters * {"8bit": 1.0, "4bit": 0.55, None: BYTES[reward_dtype]}[reward_load_in],
         },
         rollout={"KV cache": slots * sequence_tokens * kv},
