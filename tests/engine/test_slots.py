@@ -184,3 +184,16 @@ def test_kept_states_are_those_that_enter_the_layer(layer):
         torch.testing.assert_close(states, expected.detach(), atol=1e-5, rtol=1e-5)
     assert slots.generate(model, chosen, how, 3)[1] is None
     assert not model.model.layers[layer]._forward_pre_hooks
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: graphs cannot be captured")
+@pytest.mark.parametrize("name", ["mistral", "mistral with a short window", "qwen2 with layers of two kinds"])
+def test_captured_steps_give_what_generate_gives_on_a_gpu(name, tokenizer):
+    model = make(MODELS[name]).cuda()
+    for count in (3, 64):
+        found = generate(model, tokenizer, prompts(30), settings(slots=count), greedy=True, keep_layer=1)
+        assert found == generate(model, tokenizer, prompts(30), settings(engine="hf"), greedy=True)
+    with torch.no_grad():  # a graph reads the weights that are there, not those that were
+        model.lm_head.weight.neg_()
+    again = generate(model, tokenizer, prompts(30), settings(), greedy=True)
+    assert again == generate(model, tokenizer, prompts(30), settings(engine="hf"), greedy=True) != found
