@@ -5,7 +5,7 @@ python benchmarks/against_trl.py run DIR                 --rounds pairs of proce
 python benchmarks/against_trl.py run DIR --side ours     one process, one line of JSON
 
 Equal on both sides: policy (same random weights, lengths of responses close to geometric), reward model and its input
-(the prompt's and the response's ids, head on the last token), the prompts of a step, the tensors that train (the
+(the prompt's and the response's ids, head on the last token), the prompts that steps draw from, the tensors that train (the
 matrices of the last --percent % of the layers, in policy and critic), critic's start (value 0 everywhere), samples a
 step, mini-batches, epochs, response limit, temperature 1, dtype float32, AdamW's settings, KL coefficient and
 estimator, gamma, lambda, clipping, value coefficient, unscaled scores without penalties, threads, allocator settings.
@@ -18,6 +18,10 @@ Not equal, because TRL has no choice there:
 - TRL draws other random numbers, so lengths differ by chance; it pads on the left and to the longest of the step, takes
   old log-probs from the generation's logits, never rescores, and puts the score one token later.
 - Ours clips the gradient's norm, computes exact metrics from masks, and whitens over the whole batch.
+
+- Ours passes ids to the reward model as they are, as TRL must; in `ppo` they go through text and its own template.
+- TRL generates all of a step at once, its default; that sets its peak of memory. Ours cuts micro-batches at
+  --tokens-per-microbatch.
 
 Seconds and samples/s are of the steps after the first, which warms up. Memory is the peak of the process above what it
 held after importing everything, before any model was made. TRL runs without gradient checkpointing, logging, saving
@@ -68,7 +72,7 @@ def install(arguments: argparse.Namespace) -> None:
 
 
 def ours(arguments: argparse.Namespace) -> Result:
-    """`Actors`, `generate`, `score_ids`, `score_tokens` and `update`, as in ppo.py."""
+    """`Actors`, `generate`, `score_ids`, `score_tokens` and `update`, as in ppo.py, without the way through text."""
     config = our_settings(arguments)
     memory = models.PeakMemory()
     policy, net, tokenizer, prompts = inputs(arguments)

@@ -24,7 +24,7 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
 
 def copy_bandwidth(device: str) -> float:
     """Bytes a second, read and written together, of copies far larger than any cache."""
-    source = torch.ones(2**30 if device == "cuda" else 2**26, device=device)
+    source = torch.ones(2**28 if device == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() * source.element_size() / _best(lambda: target.copy_(source), device)
 

@@ -1,11 +1,14 @@
 """One PPO step by phase: seconds, tokens, operations and bytes, beside what the machine can do; one JSON object out.
 
 python benchmarks/ppo_step.py --model-shape 20m                       on two CPU cores
-python benchmarks/ppo_step.py --model-shape 7b --device cuda --dtype bfloat16 --limit 512 --prompt 256
+python benchmarks/ppo_step.py --model-shape 7b --device cuda --dtype bfloat16 --prompt 256 --limit 512 \
+    --mean-response 512 --critic head --gradient-checkpointing        on one GPU of 80 GB
 python benchmarks/ppo_step.py sweep --out benchmarks/plots            cost against size: figures and plots
 
 Policy, reward net and prompts are those of benchmarks/models.py: random weights, responses that end at varied lengths.
-The step is that of `starling_train.ppo`, from prompts to updated weights; the first step warms up and is left out.
+The step is that of `starling_train.ppo`, from prompts to updated weights, but for decoding the responses to text and
+back for the reward model (ids go to it as they are), and without stop strings. The first step warms up and is left out.
+Operations are counted as they ran, in scoring and update, padding and what gradient checkpointing repeats included.
 """
 
 import argparse
@@ -113,7 +116,7 @@ class DecodeTraffic:
 
     def see(self, positions: list[int]) -> None:
         self.steps += 1
-        self.bytes += self._weights + self._per_position * sum(positions)
+        self.bytes += self._weights + self._per_position * (sum(positions) + len(positions))
 
 
 def watch_decoding(traffic: DecodeTraffic) -> None:
@@ -131,6 +134,10 @@ def watch_decoding(traffic: DecodeTraffic) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Timed steps, then one more that counts operations."""
     torch.manual_seed(0)
+    limits = (
+        machine.matrix_rate(arguments.device, getattr(torch, arguments.dtype)),
+        machine.copy_bandwidth(arguments.device),
+    )
     memory = machine.peak_memory(arguments.device)
     job = Job(arguments)
     traffic = DecodeTraffic(job.actors.policy)
@@ -150,16 +157,21 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         steps.end(len(rollout), sum(map(len, rollout.responses)))
     found = steps.result(arguments.prompts)
     found |= {"peak_gb": memory(), "trainable": sum(p.numel() for p in job.actors.policy_parameters().values())}
-    return found | {"rates": rates(job, rollout, found, traffic, arguments)} | {"settings": vars(arguments)}
+    return found | {"rates": rates(job, found, traffic, limits, arguments)} | {"settings": vars(arguments)}
 
 
 def rates(
-    job: Job, rollout: Rollout, found: dict[str, Any], traffic: DecodeTraffic, arguments: argparse.Namespace
+    job: Job,
+    found: dict[str, Any],
+    traffic: DecodeTraffic,
+    limits: tuple[float, float],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """What each phase achieves of the machine's matrix rate, and decoding of its bandwidth."""
-    limit = machine.matrix_rate(arguments.device, getattr(torch, arguments.dtype))
-    bandwidth = machine.copy_bandwidth(arguments.device)
-    operations = {}
+    (limit, bandwidth), operations = limits, {}
+    # read before the rollout that is counted, which is one more
+    decode_steps, decode_bytes = traffic.steps / arguments.steps, traffic.bytes / arguments.steps
+    rollout = job.rollout(arguments.steps)
     with FlopCounterMode(display=False) as counter:
         experience = job.score(rollout)
     operations["scoring"] = counter.get_total_flops()
@@ -172,8 +184,8 @@ def rates(
         "copy_gb_per_s": bandwidth / 1e9,
         "operations": operations,
         "share_of_matrix_rate": {p: operations[p] / phases[p] / limit for p in operations},
-        "decode_steps": traffic.steps / arguments.steps,
-        "decode_share_of_bandwidth": traffic.bytes / arguments.steps / phases["rollout"] / bandwidth,
+        "decode_steps": decode_steps,
+        "decode_share_of_bandwidth": decode_bytes / phases["rollout"] / bandwidth,
         "decode_tokens_per_s": found["mean_response"] * arguments.prompts / phases["rollout"],
     }
 

@@ -5,8 +5,10 @@ python benchmarks/rollout.py --model-shape 7b --device cuda --dtype bfloat16 --p
 
 Held equal: weights (random, see models.py), prompts, temperature 1, the limit, what ends a response, how many run side
 by side (slots, rows of a batch, requests in flight), dtype, threads. Not equal: random numbers, so lengths differ a
-little from round to round; seconds are therefore also given per 1,000 tokens. `generate` runs batch after batch, each
-until its longest response ends. Continuous batching is given no more cache than the requests in flight need.
+little from round to round; seconds are therefore given per 1,000 tokens. `generate` runs batch after batch, each until
+its longest response ends; `generate-all` is `generate` with all prompts in one batch, which takes the memory for it.
+Continuous batching is given no more cache than the requests in flight need, 1,024 tokens a step, and the same attention
+as the others. No stop strings anywhere.
 """
 
 import argparse
@@ -30,9 +32,11 @@ from starling_train.engine.rollout import generate
 Responses = list[list[int]]
 
 
-def ours(engine: str, policy: torch.nn.Module, prompts: Responses, arguments: argparse.Namespace) -> Responses:
+def ours(
+    engine: str, policy: torch.nn.Module, prompts: Responses, arguments: argparse.Namespace, rows: int = 0
+) -> Responses:
     """Our two engines: `slots`, and `hf`, which is `generate`."""
-    config = RolloutConfig(engine, arguments.slots, arguments.limit, stop_strings=[])
+    config = RolloutConfig(engine, rows or arguments.slots, arguments.limit, stop_strings=[])
     return generate(policy, models.tokenizer(policy.config.vocab_size), prompts, config).responses
 
 
@@ -71,7 +75,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=128)
     parser.add_argument("--mean", type=float, default=48.0, help="tokens of a response")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engines", nargs="+", default=["slots", "generate", "continuous"])
+    parser.add_argument("--engines", nargs="+", default=["slots", "generate", "generate-all", "continuous"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, arguments.dtype)
@@ -80,6 +84,7 @@ def main() -> None:
     engines: dict[str, Callable[[Responses], Responses]] = {
         "slots": lambda chosen: ours("slots", policy, chosen, arguments),
         "generate": lambda chosen: ours("hf", policy, chosen, arguments),
+        "generate-all": lambda chosen: ours("hf", policy, chosen, arguments, len(chosen)),
         "continuous": lambda chosen: continuous(policy, chosen, arguments),
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.engines}

@@ -280,12 +280,14 @@ def check(config: Config) -> None:
             raise UserError(f"{key}: not set; give {what}, or start from a recipe (+recipe=small)")
     check_reward(config.reward)
     check_freeze(config.freeze)
-    if config.algorithm.minibatches > config.algorithm.prompts_per_step:
+    minibatches, prompts = config.algorithm.minibatches, config.algorithm.prompts_per_step
+    if minibatches > prompts:
         raise UserError(
-            f"algorithm.minibatches: {config.algorithm.minibatches} is more than the "
-            f"{config.algorithm.prompts_per_step} of algorithm.prompts_per_step; lower it"
+            f"algorithm.minibatches: {minibatches} is more than the {prompts} of algorithm.prompts_per_step; lower it"
         )
     check_betas(config.optim.betas)
+    if "" in config.rollout.stop_strings:
+        raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
     for suite in config.evaluation.suites:
         if suite not in SUITES:
             raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")

@@ -149,6 +149,7 @@ def train(config: Config, run: "RunDirectory") -> None:
             stats = update(
                 actors, optimizer, experience, algorithm, order, train_policy=step > algorithm.critic_warmup_steps
             )
+            experience.prefix = None  # gigabytes that the next rollout has use for
             clock.lap("update")
 
             # 6. remember

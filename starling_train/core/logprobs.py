@@ -62,8 +62,9 @@ class _FrozenHead(torch.autograd.Function):
             logprobs[rows] = distribution.gather(-1, tokens[rows, None]).squeeze(-1)
             probabilities = distribution.exp()
             entropies[rows] = -torch.einsum("nv,nv->n", probabilities, distribution)
-            mean = probabilities.to(head.dtype) @ head
-            gradient[rows] = (head[tokens[rows]] - mean) / temperature
+            # one-hot minus p in float32: after rounding, p near 1 would leave nothing but the rounding
+            pull = probabilities.neg_().scatter_add_(-1, tokens[rows, None], torch.ones_like(probabilities[:, :1]))
+            gradient[rows] = (pull.to(head.dtype) @ head) / temperature
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies

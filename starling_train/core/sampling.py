@@ -33,4 +33,8 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     # relative to the sum as it was rounded, and below it: the last possible token is the last that can be found
     total = cumulative[:, -1:]
     wanted = torch.minimum(uniforms.to(total)[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
+    found = torch.searchsorted(cumulative, wanted, right=True).clamp_max(probabilities.shape[-1] - 1)
+    # a sum in parallel need not rise everywhere: from a token of probability 0, back to the last possible one
+    places = torch.arange(probabilities.shape[-1], device=found.device)
+    possible = torch.where(probabilities > 0, places, 0).cummax(-1).values if found.is_cuda else None
+    return (found if possible is None else possible.gather(-1, found)).squeeze(-1)

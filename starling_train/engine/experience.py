@@ -58,8 +58,9 @@ def score_tokens(
     prefix = None
     if actors.shares_start:
         prefix = Prefix(rollout.lengths(), actors.device, config.prefix_device_gb)
-        for row, states in enumerate(rollout.entering or ()):
-            prefix.put([row], states[None])
+        while rollout.entering:  # from the end, so that no state is held twice
+            states = rollout.entering.pop()
+            prefix.put([len(rollout.entering)], states[None])
         rollout.entering = None
     is_response, logprobs, reference, values = forward_all(actors, rollout, config.tokens_per_microbatch, prefix)
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
@@ -97,18 +98,22 @@ def forward_all(
             if prefix is not None:
                 prefix.put(rows, start)
         outputs = actors(batch, start)
-        index = positions(is_response, rows)
+        index = positions(rollout, rows, actors.device)
         logprobs[index] = outputs.logprobs
         values[index] = outputs.values
         reference[index] = actors.reference_logprobs(batch, start)
     return is_response, logprobs, reference, values
 
 
-def positions(is_response: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-    """Indices (row, token) of the response tokens of `rows`, in the order of a micro-batch's flat outputs."""
-    chosen = torch.tensor(rows, device=is_response.device)
-    row, token = is_response[chosen].nonzero(as_tuple=True)
-    return chosen[row], token
+def positions(rollout: Rollout, rows: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices (row, token) of the response tokens of `rows`, in the order of a micro-batch's flat outputs.
+
+    Made on the host: asking a mask for them would wait for all work that a GPU has in flight.
+    """
+    lengths = [len(rollout.responses[row]) for row in rows]
+    row = torch.tensor(rows).repeat_interleave(torch.tensor(lengths))
+    token = torch.cat([torch.arange(length) for length in lengths])
+    return row.to(device), token.to(device)
 
 
 def pay(scores: Tensor, rollout: Rollout, config: AlgorithmConfig) -> Tensor:

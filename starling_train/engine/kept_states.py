@@ -12,7 +12,8 @@ class Kept:
     """States per sequence, in the order of its tokens. layer: which decoder layer they enter; None keeps nothing."""
 
     def __init__(self, decoder: nn.Module, layer: int | None, sequences: int):
-        self._layer = None if layer is None else decoder.layers[layer]
+        # after the last layer comes the norm: where only it or the head trains, all layers are below
+        self._layer = None if layer is None else [*decoder.layers, decoder.norm][layer]
         self._entered: Tensor | None = None
         self._parts: list[list[Tensor]] = [[] for _ in range(sequences)]
 

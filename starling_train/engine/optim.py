@@ -46,6 +46,7 @@ class Optimizer:
             master = self._masters[name]
             if master is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
         norm = float(nn.utils.clip_grad_norm_(self._masters.values(), self._config.max_gradient_norm))
         if self.is_finite(norm):
             self._adam.step()

@@ -66,7 +66,8 @@ class _Rollout:
         self._capacity = max(map(len, prompts), default=0) + how.max_new_tokens
         self._slots = min(slots, len(prompts))
         if self._on_gpu:
-            self._slots = max(1, min(self._slots, _rows_that_fit(policy, self._capacity)))
+            kept = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * policy.config.hidden_size
+            self._slots = max(1, min(self._slots, _rows_that_fit(policy, self._capacity, kept * policy.dtype.itemsize)))
         self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # longest last: taken from the end
         self._responses: list[list[int]] = [[] for _ in prompts]
         self._places: list[int | None] = []
@@ -82,6 +83,7 @@ class _Rollout:
                     self._admit(min(free, len(self._waiting)))
                 else:
                     self._advance()
+        self._step = self._cache = None  # a GPU's memory: graphs, keys and values
         return self._responses, self._kept.collect([self._length(i) - 1 for i in range(len(self._prompts))])
 
     def _running(self) -> int:
@@ -162,28 +164,32 @@ class _Rollout:
 
     def _take(self, places: list[int], sequences: Sequence[int | None], tokens: list[int]) -> None:
         """Add a token to each response; those that end with it leave their places."""
-        for place, sequence, token in zip(places, sequences, tokens, strict=False):
+        for place, sequence, token in zip(places, sequences, tokens, strict=True):
             if sequence is None:
                 continue
             response = self._responses[sequence]
             response.append(token)
             is_over = token == self._how.eos or len(response) == self._how.max_new_tokens
-            if is_over or self._how.stops.due(len(response)):
-                end = self._how.stops.end(response)
+            stops = self._how.stops
+            if is_over or (stops.due(len(response)) and stops.is_in_tail(response)):
+                end = stops.end(response)
                 if end is not None:
                     del response[end:]
                 if is_over or end is not None:
                     self._places[place] = None
 
 
-def _rows_that_fit(policy: nn.Module, capacity: int) -> int:
-    """Sequences whose keys and values fit into CACHE_SHARE of a GPU's memory that is free, or cached by torch."""
+def _rows_that_fit(policy: nn.Module, capacity: int, kept: int) -> int:
+    """Sequences whose keys and values fit into CACHE_SHARE of a GPU's memory that is free, or cached by torch.
+
+    kept: bytes of hidden states that need room besides, twice over while they are put together.
+    """
     config = policy.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * policy.dtype.itemsize
     free = torch.cuda.mem_get_info(policy.device)[0]
     free += torch.cuda.memory_reserved(policy.device) - torch.cuda.memory_allocated(policy.device)
-    return int(CACHE_SHARE * free / (per_token * capacity))
+    return int(CACHE_SHARE * (free - kept) / (per_token * capacity))
 
 
 def _uniforms(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:

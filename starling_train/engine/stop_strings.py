@@ -14,10 +14,16 @@ class StopStrings:
 
     def __init__(self, tokenizer: Any, strings: Sequence[str]):
         self._tokenizer, self._strings = tokenizer, tuple(strings)
+        # what was not there at the last look lies in the newest tokens: a token has a byte at least
+        self._tail = EVERY + max((len(string.encode()) for string in strings), default=0)
 
     def due(self, length: int) -> bool:
         """Whether a response that is still growing is looked at when it has `length` tokens."""
         return bool(self._strings) and length % EVERY == 0
+
+    def is_in_tail(self, response: Sequence[int]) -> bool:
+        """Whether one of them is in what a response has gained since the last look."""
+        return self._found(response[-self._tail :])
 
     def end(self, response: Sequence[int]) -> int | None:
         """The number of tokens with which the first of the strings is complete; None without one."""

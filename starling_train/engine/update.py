@@ -79,7 +79,7 @@ def accumulate(
             [rollout.prompts[i] for i in chosen], [rollout.responses[i] for i in chosen], experience.logprobs.device
         )
         start = prefix.get(chosen) if prefix is not None else actors.start(batch.ids)
-        part = _Part(experience, positions(experience.is_response, chosen), config, count)
+        part = _Part(experience, positions(rollout, chosen, experience.logprobs.device), config, count)
         found = _backward(actors, batch, start, part, train_policy)
         sums.setdefault("first_ratio", found.pop("largest_ratio"))
         for key, value in found.items():

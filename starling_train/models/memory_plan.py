@@ -122,7 +122,8 @@ def plan(
             "reference: own copies of what trains": trainable * size,
             f"critic ({critic})": critic_trunk * size + value_head * 4,
             "optimizer: moments, master copies": learning * (moments + master) + value_head * moments,
-            "hidden states below the lowest trained layer": shares * min(kept_tokens * policy.hidden * size, kept_limit),
+            "hidden states below the lowest trained layer": shares
+            * min(kept_tokens * policy.hidden * size, kept_limit),
             "reward model": reward_parameters * {"8bit": 1.0, "4bit": 0.55, None: BYTES[reward_dtype]}[reward_load_in],
         },
         rollout={"KV cache": slots * sequence_tokens * kv},

@@ -23,7 +23,8 @@ class Trunk:
         assert 0 <= lowest <= len(layers), lowest
         self._prefix = _view(decoder, layers[:lowest])
         self._last = _WhereRead(layers[-1]) if lowest < len(layers) and hasattr(layers[-1], "mlp") else None
-        self._suffix = _view(decoder, layers[lowest:] if self._last is None else [*layers[lowest:-1], self._last.layer])
+        above = layers[lowest:] if self._last is None else [*layers[lowest:-1], self._last.layer]
+        self._suffix = _view(decoder, above, lowest)
         self._norm = decoder.norm
 
     def prefix(self, ids: Tensor) -> Tensor:
@@ -55,7 +56,9 @@ class _WhereRead:
     def prepare(self, read: Tensor) -> None:
         """For the next forward pass, and its repetition under gradient checkpointing."""
         self._mlp.read = read
-        self.layer.training = self._original.training
+        for name in ("training", "gradient_checkpointing", "_gradient_checkpointing_func"):
+            if hasattr(self._original, name):
+                setattr(self.layer, name, getattr(self._original, name))
 
 
 class _ChosenPositions(nn.Module):
@@ -70,8 +73,12 @@ class _ChosenPositions(nn.Module):
         return torch.zeros_like(flat).index_copy(0, self.read, chosen).view_as(hidden)
 
 
-def _view(decoder: nn.Module, layers: list[nn.Module]) -> nn.Module:
+def _view(decoder: nn.Module, layers: list[nn.Module], first: int = 0) -> nn.Module:
     view = copy.copy(decoder)
     view._modules = dict(decoder._modules) | {"layers": nn.ModuleList(layers), "norm": nn.Identity()}
+    kinds = getattr(decoder.config, "layer_types", None)
+    if kinds and len(set(kinds)) > 1:  # layers of several kinds find their masks by their number
+        view.config = copy.copy(decoder.config)
+        view.config.layer_types = kinds[first : first + len(layers)]
     # transformers truncates to the configured number of layers, which is never fewer than these
     return view

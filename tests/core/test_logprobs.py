@@ -30,6 +30,45 @@ def test_values_and_gradients_equal_the_plain_way_for_any_chunk(chunk, temperatu
         torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_a_frozen_head_gives_the_same_values_and_gradients(chunk):
+    torch.manual_seed(0)
+    tokens, head, weights = torch.randint(11, (7,)), torch.randn(11, 5), torch.randn(7)
+    ours = torch.randn(7, 5).requires_grad_()
+    other = ours.detach().clone().requires_grad_()
+    for (logprobs, entropy), hidden in (
+        (token_logprobs(ours, head, tokens, 0.7, chunk), ours), (plain(other, head, tokens, 0.7), other)
+    ):  # fmt: skip
+        (logprobs * weights).sum().backward()
+        assert entropy.shape == hidden.shape[:1]
+    torch.testing.assert_close(ours.grad, other.grad)
+
+
+@pytest.mark.parametrize("probability", [0.3, 0.9, 0.99, 0.999])
+def test_bfloat16_gradients_of_confident_tokens_are_as_good_as_autograd_s(probability):
+    """Near p = 1 the gradient is a small difference: rounding p before taking it would leave little else than noise."""
+    torch.manual_seed(0)
+    tokens, head = torch.arange(20), torch.randn(1000, 64).bfloat16()
+    needed = torch.tensor(probability / (1 - probability) * 1000).log()
+    directions = head[:20].float()
+    hidden = (needed * directions / directions.square().sum(-1, keepdim=True)).bfloat16()
+    gradients = {}
+    for name, start in (("ours", hidden), ("autograd", hidden), ("exact", hidden.double())):
+        start = start.clone().requires_grad_()
+        if name == "ours":
+            logprobs, _ = token_logprobs(start, head, tokens)
+        else:
+            logits = start @ head.to(start.dtype).T
+            logits = logits if name == "exact" else logits.float()
+            logprobs = logits.log_softmax(-1).gather(-1, tokens[:, None])
+        logprobs.sum().backward()
+        gradients[name] = start.grad.double()
+    assert float(logprobs.detach().exp().mean()) == pytest.approx(probability, rel=0.3)
+    exact = gradients.pop("exact")
+    ours, autograd = ((g - exact).norm() / exact.norm() for g in (gradients["ours"], gradients["autograd"]))
+    assert ours < 1.2 * autograd + 0.005
+
+
 def test_uniform_logits_by_hand():
     logprobs, entropy = token_logprobs(torch.zeros(2, 3), torch.randn(8, 3), torch.tensor([0, 5]))
     torch.testing.assert_close(logprobs, torch.full((2,), -torch.log(torch.tensor(8.0))))

@@ -1,4 +1,4 @@
-"""One whole step against the plain way: `generate`, three full models, one padded batch, autograd through everything."""
+"""One whole step against the plain way: `generate`, three full models, one padded batch, autograd throughout."""
 
 import copy
 
