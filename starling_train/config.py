@@ -282,7 +282,7 @@ def check(config: Config) -> None:
     check_freeze(config.freeze)
     minibatches, prompts = config.algorithm.minibatches, config.algorithm.prompts_per_step
     if minibatches > prompts:
-        raise UserError(f"algorithm.minibatches: {minibatches} is more than algorithm.prompts_per_step={prompts}; lower it")
+        raise UserError(f"algorithm.minibatches: {minibatches} exceeds algorithm.prompts_per_step={prompts}; lower it")
     check_betas(config.optim.betas)
     if "" in config.rollout.stop_strings:
         raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
