@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
-# What one more micro-batch costs, in tokens of padding that are worth having to avoid it.
-OVERHEAD = 64
+# What one more micro-batch costs, in tokens of padding that are worth having to avoid it, by the kind of device: a GPU
+# waits for hundreds of small kernels to be launched, a CPU core computes a token in that time.
+OVERHEADS = {"cpu": 16, "cuda": 256}
+OVERHEAD = OVERHEADS["cpu"]
 
 
 def cut_by_tokens(lengths: Sequence[int], budget: int, overhead: int = OVERHEAD) -> list[list[int]]:

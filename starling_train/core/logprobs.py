@@ -41,7 +41,8 @@ def _chunk(hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float) -> 
 
 
 def _log_distribution(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    return (torch.nn.functional.linear(hidden, head).float() / temperature).log_softmax(-1)
+    logits = torch.nn.functional.linear(hidden, head).float()
+    return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
 
 
 class _FrozenHead(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from starling_train.core import sampling
-from starling_train.core.batching import cut_by_tokens
+from starling_train.core.batching import OVERHEADS, cut_by_tokens
 from starling_train.engine.decode_step import DecodeStep, GraphStep
 from starling_train.engine.kept_states import Kept
 from starling_train.engine.slot_cache import SlotCache
@@ -91,8 +91,8 @@ class _Rollout:
 
     def _admit(self, count: int) -> None:
         """Prompts into free places, a forward pass at a time, and the first token of each response."""
-        chosen = [self._waiting.pop() for _ in range(count)]
-        for group in cut_by_tokens([len(self._prompts[i]) for i in chosen], PREFILL_TOKENS):
+        chosen, kind = [self._waiting.pop() for _ in range(count)], self._policy.device.type
+        for group in cut_by_tokens([len(self._prompts[i]) for i in chosen], PREFILL_TOKENS, OVERHEADS[kind]):
             sequences = [chosen[index] for index in group]
             logits, keys_and_values = self._prefill(sequences)
             self._kept.add(sequences, self._kept.last(), [len(self._prompts[i]) for i in sequences])
