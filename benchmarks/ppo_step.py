@@ -91,6 +91,9 @@ def select(policy: torch.nn.Module, arguments: argparse.Namespace) -> Any:
     from starling_train.models import freeze
 
     layers = policy.config.num_hidden_layers
+    if arguments.percent * layers < 100:  # less than a layer: the matrices that write to the hidden state
+        last = f"model.layers.{layers - 1}"
+        return freeze.apply(policy, [f"{last}.self_attn.o_proj", f"{last}.mlp.down_proj"])
     if arguments.lowest_layer is None:
         return models.train_last_layers(policy, arguments.percent)
     count = max(1, round(layers * arguments.percent / 100))
@@ -134,10 +137,12 @@ def watch_decoding(traffic: DecodeTraffic) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Timed steps, then one more that counts operations."""
     torch.manual_seed(0)
-    limits = (
-        machine.matrix_rate(arguments.device, getattr(torch, arguments.dtype)),
-        machine.copy_bandwidth(arguments.device),
-    )
+    limits = None
+    if not arguments.no_rates:
+        limits = (
+            machine.matrix_rate(arguments.device, getattr(torch, arguments.dtype)),
+            machine.copy_bandwidth(arguments.device),
+        )
     memory = machine.peak_memory(arguments.device)
     job = Job(arguments)
     traffic = DecodeTraffic(job.actors.policy)
@@ -157,7 +162,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         steps.end(len(rollout), sum(map(len, rollout.responses)))
     found = steps.result(arguments.prompts)
     found |= {"peak_gb": memory(), "trainable": sum(p.numel() for p in job.actors.policy_parameters().values())}
-    return found | {"rates": rates(job, found, traffic, limits, arguments)} | {"settings": vars(arguments)}
+    found["settings"] = {key: value for key, value in vars(arguments).items() if key != "out"}
+    return found | ({"rates": rates(job, found, traffic, limits, arguments)} if limits else {})
 
 
 def rates(
@@ -193,8 +199,8 @@ def rates(
 SWEEPS = {
     "fraction trained, percent": ("--percent", [5, 25, 50, 100]),
     "lowest trained layer": ("--lowest-layer", [0, 2, 4, 6]),
-    "mean response, tokens": ("--mean-response", [24, 48, 96, 192]),
-    "prompts a step": ("--prompts", [16, 32, 64, 128]),
+    "mean response, tokens": ("--mean-response", [12, 24, 48, 96]),
+    "prompts a step": ("--prompts", [8, 16, 32, 64]),
 }
 
 
@@ -204,7 +210,15 @@ def sweep(arguments: argparse.Namespace) -> None:
     for title, (option, values) in SWEEPS.items():
         for value in values:
             command = [sys.executable, __file__, "--model-shape", arguments.model_shape, "--device", arguments.device]
-            command += ["--dtype", arguments.dtype, "--threads", str(arguments.threads), option, str(value)]
+            command += [
+                "--dtype",
+                arguments.dtype,
+                "--threads",
+                str(arguments.threads),
+                "--steps",
+                str(arguments.steps),
+            ]
+            command += ["--prompts", str(arguments.prompts), "--no-rates", option, str(value)]
             if option == "--mean-response":  # the limit stays at 8/3 of the mean
                 command += ["--limit", str(value * 8 // 3)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -236,6 +250,9 @@ def main() -> None:
     parser.add_argument("--engine", default="slots", choices=["slots", "hf"])
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--steps", type=int, default=2, help="timed ones")
+    parser.add_argument(
+        "--no-rates", action="store_true", help="leave out what the machine can do, and the shares of it"
+    )
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--eight-bit", action="store_true", help="Adam's moments, on a GPU")
     parser.add_argument("--out", type=Path, help="file for the JSON; with sweep, a directory")
