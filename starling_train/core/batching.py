@@ -2,10 +2,18 @@
 
 from collections.abc import Sequence
 
-# What one more micro-batch costs, in tokens of padding that are worth having to avoid it, by the kind of device: a GPU
-# waits for hundreds of small kernels to be launched, a CPU core computes a token in that time.
-OVERHEADS = {"cpu": 16, "cuda": 256}
-OVERHEAD = OVERHEADS["cpu"]
+OVERHEAD = 64  # tokens of padding that are worth having to avoid one more micro-batch, where nothing is known
+# What a layer costs however few tokens there are (launching its kernels), and operations a second, about, by device.
+LAYER_S = 2.5e-4
+OPERATIONS_PER_S = {"cpu": 1e11, "cuda": 5e14}
+
+
+def overhead_of(parameters: int, layers: int, device: str) -> int:
+    """Tokens that a model computes in the time that an empty micro-batch takes: few for a large model on a CPU.
+
+    A token takes 2 operations a parameter forwards; forwards and backwards both count three times as much.
+    """
+    return max(8, round(LAYER_S * layers * OPERATIONS_PER_S.get(device, 1e11) / (2 * parameters)))
 
 
 def cut_by_tokens(lengths: Sequence[int], budget: int, overhead: int = OVERHEAD) -> list[list[int]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from starling_train.config import AlgorithmConfig, Config
-from starling_train.core.batching import OVERHEADS, cut_by_tokens
+from starling_train.core.batching import cut_by_tokens
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, kl_estimate, token_rewards
 from starling_train.engine.batching import micro_batch, response_mask
@@ -89,7 +89,7 @@ def forward_all(
     """
     is_response = response_mask(rollout.responses, actors.device)
     logprobs, reference, values = (torch.zeros(is_response.shape, device=actors.device) for _ in range(3))
-    for rows in cut_by_tokens(rollout.lengths(), tokens_per_microbatch, OVERHEADS[actors.device.type]):
+    for rows in cut_by_tokens(rollout.lengths(), tokens_per_microbatch, actors.overhead):
         batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], actors.device)
         if prefix is not None and prefix.is_full:
             start = prefix.get(rows)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from starling_train.core import sampling
-from starling_train.core.batching import OVERHEADS, cut_by_tokens
+from starling_train.core.batching import cut_by_tokens, overhead_of
 from starling_train.engine.decode_step import DecodeStep, GraphStep
 from starling_train.engine.kept_states import Kept
 from starling_train.engine.slot_cache import SlotCache
@@ -62,6 +62,8 @@ class _Rollout:
     ):
         self._kept = Kept(policy.get_decoder(), keep_layer, len(prompts))
         self._policy, self._prompts, self._how = policy, prompts, how
+        size = sum(parameter.numel() for parameter in policy.parameters())
+        self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)
         self._on_gpu = policy.device.type == "cuda"
         self._capacity = max(map(len, prompts), default=0) + how.max_new_tokens
         self._slots = min(slots, len(prompts))
@@ -91,8 +93,8 @@ class _Rollout:
 
     def _admit(self, count: int) -> None:
         """Prompts into free places, a forward pass at a time, and the first token of each response."""
-        chosen, kind = [self._waiting.pop() for _ in range(count)], self._policy.device.type
-        for group in cut_by_tokens([len(self._prompts[i]) for i in chosen], PREFILL_TOKENS, OVERHEADS[kind]):
+        chosen = [self._waiting.pop() for _ in range(count)]
+        for group in cut_by_tokens([len(self._prompts[i]) for i in chosen], PREFILL_TOKENS, self._overhead):
             sequences = [chosen[index] for index in group]
             logits, keys_and_values = self._prefill(sequences)
             self._kept.add(sequences, self._kept.last(), [len(self._prompts[i]) for i in sequences])

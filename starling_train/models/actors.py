@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from starling_train.core.batching import overhead_of
 from starling_train.core.logprobs import token_logprobs
 from starling_train.models.sharing import freeze_all, twin
 from starling_train.models.trunk import Trunk
@@ -49,6 +50,7 @@ class Actors(nn.Module):
         self._critic_kind, self.lowest = critic, lowest
         self.value_head = ValueHead(policy.config.hidden_size)
         self.temperature = temperature
+        self._parameters_of_policy = sum(parameter.numel() for parameter in policy.parameters())
         # plain attributes in a tuple, or Module would register the views' layers a second time
         self._trunks = tuple(
             None if m is None else Trunk(m, lowest) for m in (policy.model, self.reference.model, self.critic)
@@ -57,6 +59,11 @@ class Actors(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.value_head.out.weight.device
+
+    @property
+    def overhead(self) -> int:
+        """What one more micro-batch costs, in tokens of padding."""
+        return overhead_of(self._parameters_of_policy, self.policy.config.num_hidden_layers, self.device.type)
 
     @property
     def shares_start(self) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config import UserError
-from starling_train.core.batching import cut_by_tokens
+from starling_train.core.batching import cut_by_tokens, overhead_of
 from starling_train.models import reward_loading, reward_templates
 from starling_train.models.reward_checkpoint import write_starling_7b, write_starling_34b
 from starling_train.models.reward_net import RewardNet
@@ -58,6 +58,8 @@ class RewardModel:
         self.trailing_newline, self.skipped_id = trailing_newline, skipped_id
         self.truncated = 0
         self.shortened = 0
+        size = sum(parameter.numel() for parameter in net.parameters())
+        self._overhead = overhead_of(size, getattr(net.config, "num_hidden_layers", 12), self.device.split(":")[0])
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
         """One score a conversation, in order; each conversation ends with the assistant's answer."""
@@ -79,7 +81,7 @@ class RewardModel:
     def score_ids(self, encoded: Sequence[list[int]]) -> list[float]:
         """One score for each of `encode`'s results, in order."""
         scores = [0.0] * len(encoded)
-        for group in cut_by_tokens([len(ids) for ids in encoded], self.tokens_per_batch):
+        for group in cut_by_tokens([len(ids) for ids in encoded], self.tokens_per_batch, self._overhead):
             with torch.inference_mode():
                 values = self.net(**self._inputs([encoded[index] for index in group]))
             for index, value in zip(group, values.tolist(), strict=True):

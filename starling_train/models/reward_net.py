@@ -64,5 +64,9 @@ class ClassifierNet(nn.Module):
         super().__init__()
         self.classifier = classifier
 
+    @property
+    def config(self) -> Any:
+        return self.classifier.config
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids=None, read_at=None) -> Tensor:
         return self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()

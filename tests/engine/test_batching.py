@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from starling_train.core.batching import cut_bundles_by_tokens, cut_by_tokens
+from starling_train.core.batching import cut_bundles_by_tokens, cut_by_tokens, overhead_of
 from starling_train.engine.batching import micro_batch, response_mask
 
 
@@ -31,6 +31,13 @@ def test_the_cuts_are_the_cheapest_of_all():
                 costs.append(sum(len(group) * group[0] + overhead for group in groups))
         found = cut_by_tokens(lengths, budget, overhead)
         assert sum(len(group) * lengths[group[0]] + overhead for group in found) == min(costs)
+
+
+def test_overhead_by_hand():
+    # 8 layers x 0.25 ms at 1e11 operations a second are 2e8 operations: 10 tokens of 2 x 10 M
+    assert overhead_of(10_000_000, 8, "cpu") == 10
+    assert overhead_of(7_000_000_000, 32, "cuda") == 286
+    assert overhead_of(7_000_000_000, 32, "cpu") == 8
 
 
 def test_micro_batch_by_hand():
