@@ -59,7 +59,8 @@ class RewardModel:
         self.truncated = 0
         self.shortened = 0
         size = sum(parameter.numel() for parameter in net.parameters())
-        self._overhead = overhead_of(size, getattr(net.config, "num_hidden_layers", 12), self.device.split(":")[0])
+        layers = getattr(net.config, "num_hidden_layers", 12)
+        self._overhead = overhead_of(size, layers, torch.device(device).type)
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
         """One score a conversation, in order; each conversation ends with the assistant's answer."""
