@@ -56,7 +56,7 @@ def plot_sweep(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(found), figsize=(4 * len(found), 6), layout="constrained")
+    figure, axes = plt.subplots(2, len(found), figsize=(4 * len(found), 6), layout="constrained", squeeze=False)
     for column, (title, rows) in enumerate(found.items()):
         values, bottom = [str(row["value"]) for row in rows], [0.0] * len(rows)
         for phase in models.PHASES:

@@ -224,9 +224,10 @@ def sweep(arguments: argparse.Namespace) -> None:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found.setdefault(title, []).append({"value": value} | json.loads(output.splitlines()[-1]))
             print(title, value, f"{found[title][-1]['seconds_per_step']:.2f} s a step", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "sweep.json").write_text(json.dumps(found, indent=1) + "\n")
-    machine.plot_sweep(found, arguments.out / "sweep.png")
+            # after every size: a sweep that is stopped keeps what it has
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            (arguments.out / "sweep.json").write_text(json.dumps(found, indent=1) + "\n")
+            machine.plot_sweep(found, arguments.out / "sweep.png")
 
 
 def main() -> None:
