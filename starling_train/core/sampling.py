@@ -34,7 +34,8 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     wanted = torch.minimum(uniforms.to(total)[:, None] * total, total.nextafter(torch.zeros_like(total)))
     found = torch.searchsorted(cumulative, wanted, right=True).clamp_max(probabilities.shape[-1] - 1)
-    # a sum in parallel need not rise everywhere: from a token of probability 0, back to the last possible one
-    places = torch.arange(probabilities.shape[-1], device=found.device)
-    possible = torch.where(probabilities > 0, places, 0).cummax(-1).values if found.is_cuda else None
-    return (found if possible is None else possible.gather(-1, found)).squeeze(-1)
+    if found.is_cuda:
+        # a sum in parallel need not rise everywhere: from a token of probability 0, back to the last possible one
+        places = torch.arange(probabilities.shape[-1], device=found.device)
+        found = torch.where(probabilities > 0, places, 0).cummax(-1).values.gather(-1, found)
+    return found.squeeze(-1)
