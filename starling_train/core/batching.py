@@ -1,4 +1,7 @@
-"""Sequences to micro-batches: sorted by length and cut by a budget of tokens, never padded to a common maximum."""
+"""Sequences to micro-batches: sorted by length and cut by a budget of tokens, never padded to a common maximum.
+
+`cut_packed` is for passes without padding, `cut_by_tokens` for padded ones.
+"""
 
 from collections.abc import Sequence
 
@@ -49,4 +52,41 @@ def cut_bundles_by_tokens(bundles: Sequence[Sequence[int]], budget: int, overhea
     while first < len(order):
         groups.append(order[first : end[first]])
         first = end[first]
+    return groups
+
+
+PADDED_LIMIT = 2  # times the budget: what attention may pad to, which alone pads in a packed pass
+
+
+def cut_packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped, longest sequences first, so that the tokens of a group stay within the budget.
+
+    The fewest groups that sequences in this order can be cut into, and among those cuts one whose largest group is
+    smallest. (sequences x longest) of a group stays within twice the budget. A sequence longer than the budget gets a
+    group of its own. Every index appears exactly once.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    wanted = len(_fill(lengths, order, budget, budget))
+    low, high = 1, budget  # the largest group that so few groups need lies in between
+    while low < high:
+        middle = (low + high) // 2
+        if len(_fill(lengths, order, middle, budget)) > wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return _fill(lengths, order, high, budget)
+
+
+def _fill(lengths: Sequence[int], order: Sequence[int], most: int, budget: int) -> list[list[int]]:
+    """Groups of neighbours, each as full as `most` tokens allow."""
+    groups: list[list[int]] = []
+    tokens = 0
+    for index in order:
+        group = groups[-1] if groups else []
+        padded = (len(group) + 1) * lengths[group[0]] if group else 0
+        if not group or tokens + lengths[index] > most or padded > PADDED_LIMIT * budget:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(index)
+        tokens += lengths[index]
     return groups

@@ -45,6 +45,15 @@ def _log_distribution(hidden: Tensor, head: Tensor, temperature: float) -> Tenso
     return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
 
 
+def _logits_into(room: Tensor, hidden: Tensor, head: Tensor, temperature: float) -> None:
+    if head.dtype == room.dtype:
+        torch.mm(hidden, head.T, out=room)
+    else:
+        room.copy_(torch.nn.functional.linear(hidden, head))
+    if temperature != 1.0:
+        room /= temperature
+
+
 class _FrozenHead(torch.autograd.Function):
     """The gradient of a log-probability in the hidden state, kept from the forward pass: logits are made once.
 
@@ -57,15 +66,21 @@ class _FrozenHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(hidden)
         logprobs, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
+        # two buffers for all chunks: fresh memory would cost a CPU a page fault every 4 KB
+        room = [head.new_empty(min(chunk, len(hidden)), len(head), dtype=torch.float32) for _ in range(2)]
         for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
-            distribution = _log_distribution(hidden[rows], head, temperature)
+            rows = slice(start, min(start + chunk, len(hidden)))
+            probabilities, distribution = (buffer[: rows.stop - start] for buffer in room)
+            _logits_into(probabilities, hidden[rows], head, temperature)
+            torch.ops.aten._log_softmax.out(probabilities, -1, False, out=distribution)
             logprobs[rows] = distribution.gather(-1, tokens[rows, None]).squeeze(-1)
-            probabilities = distribution.exp()
+            torch.exp(distribution, out=probabilities)
             entropies[rows] = -torch.einsum("nv,nv->n", probabilities, distribution)
             # one-hot minus p in float32: after rounding, p near 1 would leave nothing but the rounding
             pull = probabilities.neg_().scatter_add_(-1, tokens[rows, None], torch.ones_like(probabilities[:, :1]))
-            gradient[rows] = (pull.to(head.dtype) @ head) / temperature
+            torch.mm(pull.to(head.dtype), head, out=gradient[rows])
+        if temperature != 1.0:
+            gradient /= temperature
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies

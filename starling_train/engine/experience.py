@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from starling_train.config import AlgorithmConfig, Config
-from starling_train.core.batching import cut_by_tokens
+from starling_train.core.batching import cut_packed
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, kl_estimate, token_rewards
 from starling_train.engine.batching import micro_batch, response_mask
@@ -60,7 +60,7 @@ def score_tokens(
         prefix = Prefix(rollout.lengths(), actors.device, config.prefix_device_gb)
         while rollout.entering:  # from the end, so that no state is held twice
             states = rollout.entering.pop()
-            prefix.put([len(rollout.entering)], states[None])
+            prefix.put([len(rollout.entering)], states)
         rollout.entering = None
     is_response, logprobs, reference, values = forward_all(actors, rollout, config.tokens_per_microbatch, prefix)
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
@@ -89,12 +89,12 @@ def forward_all(
     """
     is_response = response_mask(rollout.responses, actors.device)
     logprobs, reference, values = (torch.zeros(is_response.shape, device=actors.device) for _ in range(3))
-    for rows in cut_by_tokens(rollout.lengths(), tokens_per_microbatch, actors.overhead):
+    for rows in cut_packed(rollout.lengths(), tokens_per_microbatch):
         batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], actors.device)
         if prefix is not None and prefix.is_full:
             start = prefix.get(rows)
         else:
-            start = actors.start(batch.ids)
+            start = actors.start(batch)
             if prefix is not None:
                 prefix.put(rows, start)
         outputs = actors(batch, start)

@@ -20,13 +20,13 @@ class Prefix:
         self._missing = len(self._lengths)
 
     def put(self, rows: Sequence[int], states: Tensor) -> None:
-        """Keep states (len(rows), longest, d) of the sequences `rows`, right-padded; each sequence once."""
+        """Keep states (tokens, d) of the sequences `rows`, one after the other; each sequence once."""
         self._missing -= len(rows)
         if self._states is None:
             self._states = self._room(states)
-        for row, state in zip(rows, states, strict=True):
-            end, length = self._ends[row], self._lengths[row]
-            self._states[end - length : end].copy_(state[:length], non_blocking=True)
+        parts = states.split([self._lengths[row] for row in rows])
+        for row, part in zip(rows, parts, strict=True):
+            self._states[self._place(row)].copy_(part, non_blocking=True)
 
     @property
     def is_full(self) -> bool:
@@ -41,11 +41,12 @@ class Prefix:
         return like.new_empty(shape)
 
     def get(self, rows: Sequence[int]) -> Tensor:
-        """(len(rows), longest of them, d) on the device, right-padded with 0."""
+        """(tokens, d) of the sequences `rows`, one after the other, on the device."""
         assert self._states is not None, "nothing was put in"
-        longest = max(self._lengths[row] for row in rows)
-        states = torch.zeros(len(rows), longest, self._states.shape[-1], dtype=self._states.dtype, device=self._device)
-        for place, row in enumerate(rows):
-            end, length = self._ends[row], self._lengths[row]
-            states[place, :length].copy_(self._states[end - length : end], non_blocking=True)
-        return states
+        parts = [self._states[self._place(row)] for row in rows]
+        if self._states.device == self._device:
+            return torch.cat(parts)
+        return torch.cat([part.to(self._device, non_blocking=True) for part in parts])
+
+    def _place(self, row: int) -> slice:
+        return slice(self._ends[row] - self._lengths[row], self._ends[row])

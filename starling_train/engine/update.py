@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from starling_train.config import AlgorithmConfig
-from starling_train.core.batching import cut_by_tokens
+from starling_train.core.batching import cut_packed
 from starling_train.core.masked import explained_variance
 from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss, value_loss
 from starling_train.engine.batching import micro_batch
@@ -73,12 +73,12 @@ def accumulate(
     count = int(experience.is_response[rows].sum())
     # tensors until the end: on a GPU every number that is read would wait for all work in flight
     sums: dict[str, Tensor] = {}
-    for group in cut_by_tokens([lengths[i] for i in rows], config.tokens_per_microbatch, actors.overhead):
+    for group in cut_packed([lengths[i] for i in rows], config.tokens_per_microbatch):
         chosen = [rows[i] for i in group]
         batch = micro_batch(
             [rollout.prompts[i] for i in chosen], [rollout.responses[i] for i in chosen], experience.logprobs.device
         )
-        start = prefix.get(chosen) if prefix is not None else actors.start(batch.ids)
+        start = prefix.get(chosen) if prefix is not None else actors.start(batch)
         part = _Part(experience, positions(rollout, chosen, experience.logprobs.device), config, count)
         found = _backward(actors, batch, start, part, train_policy)
         sums.setdefault("first_ratio", found.pop("largest_ratio"))

@@ -6,22 +6,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from starling_train.core.batching import overhead_of
 from starling_train.core.logprobs import token_logprobs
+from starling_train.models.packing import Packing
 from starling_train.models.sharing import freeze_all, twin
 from starling_train.models.trunk import Trunk
 from starling_train.models.value import ValueHead
 
 
 class MicroBatch(NamedTuple):
-    """Sequences cut for one forward pass.
+    """Sequences cut for one forward pass, one after the other.
 
-    ids: (b, length) prompt + response without its last token, which predicts nothing, right-padded. source: (n,)
-    indices into the flattened (b x length) positions whose hidden state predicts a response token; targets: (n,) those
-    tokens. Row by row, left to right.
+    ids: (tokens,) prompt + response without its last token, which predicts nothing. packing: where each sequence lies.
+    source: (n,) tokens whose hidden state predicts a response token; targets: (n,) those response tokens. Sequence by
+    sequence, left to right.
     """
 
     ids: Tensor
+    packing: Packing
     source: Tensor
     targets: Tensor
 
@@ -50,7 +51,6 @@ class Actors(nn.Module):
         self._critic_kind, self.lowest = critic, lowest
         self.value_head = ValueHead(policy.config.hidden_size)
         self.temperature = temperature
-        self._parameters_of_policy = sum(parameter.numel() for parameter in policy.parameters())
         # plain attributes in a tuple, or Module would register the views' layers a second time
         self._trunks = tuple(
             None if m is None else Trunk(m, lowest) for m in (policy.model, self.reference.model, self.critic)
@@ -61,30 +61,25 @@ class Actors(nn.Module):
         return self.value_head.out.weight.device
 
     @property
-    def overhead(self) -> int:
-        """What one more micro-batch costs, in tokens of padding."""
-        return overhead_of(self._parameters_of_policy, self.policy.config.num_hidden_layers, self.device.type)
-
-    @property
     def shares_start(self) -> bool:
         """Whether policy, reference and twin critic have layers below the lowest that trains in common."""
         return self.lowest > 0 and not self.policy.get_input_embeddings().weight.requires_grad
 
     @torch.no_grad()
-    def start(self, ids: Tensor) -> Tensor | None:
-        """Hidden states (b, length, d) entering layer `lowest`: those of policy, reference and twin critic alike.
+    def start(self, batch: MicroBatch) -> Tensor | None:
+        """Hidden states (tokens, d) entering layer `lowest`: those of policy, reference and twin critic alike.
 
         None where no layers are shared: the embeddings are then looked up again, or train.
         """
-        return self._trunks[0].prefix(ids) if self.shares_start else None
+        return self._trunks[0].prefix(batch.ids, batch.packing) if self.shares_start else None
 
     def forward(self, batch: MicroBatch, start: Tensor | None = None, train_policy: bool = True) -> Outputs:
         """Log-probs, entropy and values of the response tokens under the current weights.
 
-        start: what `start` gave for these ids (computed here if None). train_policy=False (critic warm-up): the
+        start: what `start` gave for this batch (computed here if None). train_policy=False (critic warm-up): the
         policy's part runs without gradients, so that only the critic learns.
         """
-        start = self.start(batch.ids) if start is None else start
+        start = self.start(batch) if start is None else start
         with torch.set_grad_enabled(train_policy and torch.is_grad_enabled()):
             hidden = _response_states(self._trunks[0], batch, start)
             logprobs, entropy = self._logprobs(hidden, batch)
@@ -108,7 +103,7 @@ class Actors(nn.Module):
     @torch.no_grad()
     def reference_logprobs(self, batch: MicroBatch, start: Tensor | None = None) -> Tensor:
         """Log-probs of the response tokens under the frozen starting policy: (n,)."""
-        start = self.start(batch.ids) if start is None else start
+        start = self.start(batch) if start is None else start
         hidden = _response_states(self._trunks[1], batch, start)
         return token_logprobs(hidden, self.reference.lm_head.weight, batch.targets, self.temperature)[0]
 
@@ -128,7 +123,8 @@ class Actors(nn.Module):
 
 
 def _response_states(trunk: Trunk, batch: MicroBatch, start: Tensor | None) -> Tensor:
-    return trunk.suffix(trunk.prefix(batch.ids) if start is None else start, batch.source)
+    start = trunk.prefix(batch.ids, batch.packing) if start is None else start
+    return trunk.suffix(start, batch.packing, batch.source)
 
 
 def _critic_trunk(policy: nn.Module, kind: str) -> nn.Module | None:

@@ -9,6 +9,7 @@ for the id of the padding, pads to max_length (2048) and so reads the head on th
 Which of the two the checkpoint was trained with is not documented.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config import UserError
-from starling_train.core.batching import cut_by_tokens, overhead_of
+from starling_train.core.batching import cut_by_tokens, cut_packed, overhead_of
 from starling_train.models import reward_loading, reward_templates
+from starling_train.models.packing import Packing
 from starling_train.models.reward_checkpoint import write_starling_7b, write_starling_34b
-from starling_train.models.reward_net import RewardNet
+from starling_train.models.reward_net import PackedNet, RewardNet
 from starling_train.models.reward_templates import encode_conversation
 
 __all__ = [
@@ -61,6 +63,8 @@ class RewardModel:
         size = sum(parameter.numel() for parameter in net.parameters())
         layers = getattr(net.config, "num_hidden_layers", 12)
         self._overhead = overhead_of(size, layers, torch.device(device).type)
+        # the card's way reads from padding, which must then be there
+        self._packed = PackedNet(net) if position == "last_token" and PackedNet.fits(net) else None
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
         """One score a conversation, in order; each conversation ends with the assistant's answer."""
@@ -82,12 +86,26 @@ class RewardModel:
     def score_ids(self, encoded: Sequence[list[int]]) -> list[float]:
         """One score for each of `encode`'s results, in order."""
         scores = [0.0] * len(encoded)
-        for group in cut_by_tokens([len(ids) for ids in encoded], self.tokens_per_batch, self._overhead):
+        for group in self._groups([len(ids) for ids in encoded]):
             with torch.inference_mode():
-                values = self.net(**self._inputs([encoded[index] for index in group]))
+                values = self._forward([encoded[index] for index in group])
             for index, value in zip(group, values.tolist(), strict=True):
                 scores[index] = value
         return scores
+
+    def _groups(self, lengths: list[int]) -> list[list[int]]:
+        if self._packed is not None:
+            return cut_packed(lengths, self.tokens_per_batch)
+        return cut_by_tokens(lengths, self.tokens_per_batch, self._overhead)
+
+    def _forward(self, encoded: list[list[int]]) -> Tensor:
+        if self._packed is None:
+            return self.net(**self._inputs(encoded))
+        starts = [0, *itertools.accumulate(len(ids) for ids in encoded)]
+        read_at = [start + self._read_at(ids) for start, ids in zip(starts, encoded, strict=False)]
+        flat = torch.tensor(list(itertools.chain.from_iterable(encoded)))
+        packing = Packing([len(ids) for ids in encoded], self.device)
+        return self._packed(flat.to(self.device), packing, torch.tensor(read_at).to(self.device))
 
     def encode(self, messages: list[dict]) -> list[int]:
         """Token ids in the model's template; above max_length the beginning is cut (not BOS) and counted."""

@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starling_train.models.packing import Packing, can_pack
+from starling_train.models.trunk import Trunk
+
 
 class RewardNet(nn.Module):
     """A decoder without a language-model head, and a linear head that makes one score of a hidden state."""
@@ -55,6 +58,24 @@ class RewardNet(nn.Module):
         read_at = attention_mask.sum(-1) - 1 if read_at is None else read_at
         last = hidden[torch.arange(len(hidden), device=hidden.device), read_at.to(hidden.device)]
         return self.v_head(last.to(self.v_head.weight.device)).squeeze(-1).float()
+
+
+class PackedNet:
+    """A `RewardNet` that scores packed sequences: no padding, and the last layer's MLP at what is read alone."""
+
+    def __init__(self, net: RewardNet):
+        self._net, self._trunk = net, Trunk(net.transformer, 0)
+
+    @staticmethod
+    def fits(net: nn.Module) -> bool:
+        """Whether a net can be seen like this: a decoder whose layers lie on one device."""
+        layers = getattr(getattr(net, "transformer", None), "layers", None)
+        return isinstance(net, RewardNet) and layers is not None and can_pack(layers)
+
+    def __call__(self, ids: Tensor, packing: Packing, read_at: Tensor) -> Tensor:
+        """Scores (sequences,), float32. ids: (tokens,); read_at: (sequences,) places in them that the head reads."""
+        hidden = self._trunk.suffix(self._trunk.prefix(ids, packing), packing, read_at)
+        return self._net.v_head(hidden).squeeze(-1).float()
 
 
 class ClassifierNet(nn.Module):

@@ -1,14 +1,16 @@
 """A decoder cut in two at a layer, so that what no training changes is computed once.
 
 Below the lowest layer with a trainable tensor, the policy, the reference and the critic compute the same hidden
-states. The cut makes two views of the decoder: they hold the same layer modules, so nothing is copied, and they use
-the model's own attention masks and rotary embeddings.
+states. The cut makes two views of the decoder: they hold the same weights, nothing is copied, and they use the model's
+own layers and rotary embeddings, on packed sequences.
 """
 
-import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from starling_train.models.packing import PackedLayer, Packing, copy_of, packed_config
 
 
 class Trunk:
@@ -19,66 +21,62 @@ class Trunk:
     """
 
     def __init__(self, decoder: nn.Module, lowest: int):
-        layers = list(decoder.layers)
+        config = packed_config(decoder.config)
+        layers = [PackedLayer(layer, config) for layer in decoder.layers]
         assert 0 <= lowest <= len(layers), lowest
-        self._prefix = _view(decoder, layers[:lowest])
-        self._last = _WhereRead(layers[-1]) if lowest < len(layers) and hasattr(layers[-1], "mlp") else None
-        above = layers[lowest:] if self._last is None else [*layers[lowest:-1], self._last.layer]
-        self._suffix = _view(decoder, above, lowest)
+        self._below, self._above = layers[:lowest], layers[lowest:]
+        self._mlp = None
+        if self._above and hasattr(self._above[-1].layer, "mlp"):
+            self._mlp = _ChosenPositions(self._above[-1].layer.mlp)
+            self._above[-1].layer._modules["mlp"] = self._mlp
+        self._prefix = _view(decoder, config, self._below)
+        self._suffix = _view(decoder, config, self._above, lowest)
         self._norm = decoder.norm
 
-    def prefix(self, ids: Tensor) -> Tensor:
-        """ids: (b, length), right-padded -> hidden states (b, length, d) entering layer `lowest`."""
-        return self._prefix(input_ids=ids, use_cache=False).last_hidden_state
+    def prefix(self, ids: Tensor, packing: Packing) -> Tensor:
+        """ids: (tokens,) -> hidden states (tokens, d) entering layer `lowest`."""
+        return _run(self._prefix, self._below, packing, input_ids=ids[None])
 
-    def suffix(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """hidden: (b, length, d) entering layer `lowest` -> states (n, d) after the last layer and the final norm.
+    def suffix(self, hidden: Tensor, packing: Packing, read: Tensor) -> Tensor:
+        """hidden: (tokens, d) entering layer `lowest` -> states (n, d) after the last layer and the final norm.
 
-        read: (n,) the positions, flat in (b x length), that are asked for. Nothing follows the last layer's MLP but
-        them, so they alone go through it, through the norm, and through what comes after. No padding mask is needed:
-        attention is causal and padding lies to the right of every real token.
+        read: (n,) the tokens that are asked for. Nothing follows the last layer's MLP but them, so they alone go
+        through it, through the norm, and through what comes after.
         """
-        if self._last is not None:
-            self._last.prepare(read)
-        states = self._suffix(inputs_embeds=hidden, use_cache=False).last_hidden_state
-        return self._norm(states.flatten(0, 1)[read])
+        if self._mlp is not None:
+            self._mlp.read = read
+        return self._norm(_run(self._suffix, self._above, packing, inputs_embeds=hidden[None])[read])
 
 
-class _WhereRead:
-    """A view of a decoder layer whose MLP computes only the positions that are read; the others keep what they had."""
-
-    def __init__(self, layer: nn.Module):
-        self._original = layer
-        self.layer = copy.copy(layer)
-        self._mlp = _ChosenPositions(layer.mlp)
-        self.layer._modules = dict(layer._modules) | {"mlp": self._mlp}
-
-    def prepare(self, read: Tensor) -> None:
-        """For the next forward pass, and its repetition under gradient checkpointing."""
-        self._mlp.read = read
-        for name in ("training", "gradient_checkpointing", "_gradient_checkpointing_func"):
-            if hasattr(self._original, name):
-                setattr(self.layer, name, getattr(self._original, name))
+def _run(view: nn.Module, layers: list[PackedLayer], packing: Packing, **inputs: Tensor) -> Tensor:
+    for layer in layers:
+        layer.follow()
+    found = view(**inputs, position_ids=packing.positions[None], use_cache=False, packing=packing)
+    return found.last_hidden_state[0]
 
 
 class _ChosenPositions(nn.Module):
+    """An MLP that computes only the positions that are read (in `read`); the others keep what they had."""
+
     def __init__(self, mlp: nn.Module):
         super().__init__()
         self.mlp = mlp
-        self.read = None
+        self.read: Tensor | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        flat = hidden.flatten(0, 1)
-        chosen = self.mlp(flat[self.read][None])[0]
-        return torch.zeros_like(flat).index_copy(0, self.read, chosen).view_as(hidden)
+        # `read` as it is now: under gradient checkpointing a micro-batch is computed again before the next one starts
+        chosen = self.mlp(hidden[:, self.read])
+        return torch.zeros_like(hidden).index_copy(1, self.read, chosen)
 
 
-def _view(decoder: nn.Module, layers: list[nn.Module], first: int = 0) -> nn.Module:
-    view = copy.copy(decoder)
-    view._modules = dict(decoder._modules) | {"layers": nn.ModuleList(layers), "norm": nn.Identity()}
-    kinds = getattr(decoder.config, "layer_types", None)
+def _view(decoder: nn.Module, config: Any, layers: list[PackedLayer], first: int = 0) -> nn.Module:
+    view = copy_of(decoder)
+    above = nn.ModuleList([layer.layer for layer in layers])
+    view._modules = dict(decoder._modules) | {"layers": above, "norm": nn.Identity()}
+    view.config = config
+    kinds = getattr(config, "layer_types", None)
     if kinds and len(set(kinds)) > 1:  # layers of several kinds find their masks by their number
-        view.config = copy.copy(decoder.config)
+        view.config = copy_of(config)
         view.config.layer_types = kinds[first : first + len(layers)]
     # transformers truncates to the configured number of layers, which is never fewer than these
     return view

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from starling_train.core.batching import cut_bundles_by_tokens, cut_by_tokens, overhead_of
+from starling_train.core.batching import cut_bundles_by_tokens, cut_by_tokens, cut_packed, overhead_of
 from starling_train.engine.batching import micro_batch, response_mask
 
 
@@ -42,8 +42,9 @@ def test_overhead_by_hand():
 
 def test_micro_batch_by_hand():
     batch = micro_batch([[1, 2], [3]], [[7], [8, 9, 5]], "cpu")
-    assert batch.ids.tolist() == [[1, 2, 0], [3, 8, 9]]
-    assert batch.source.tolist() == [1, 3, 4, 5]  # position of 2; then of 3, 8, 9 in the second row
+    assert batch.ids.tolist() == [1, 2, 3, 8, 9]
+    assert batch.packing.lengths == [2, 3] and batch.packing.positions.tolist() == [0, 1, 0, 1, 2]
+    assert batch.source.tolist() == [1, 2, 3, 4]  # 2; then 3, 8, 9 of the second sequence
     assert batch.targets.tolist() == [7, 8, 9, 5]
 
 
@@ -60,3 +61,21 @@ def test_bundles_stay_whole_and_within_the_budget(budget):
         lengths = [length for i in group for length in bundles[i]]
         assert len(lengths) * max(lengths) <= budget or len(group) == 1
     assert len(cut_bundles_by_tokens(bundles, 10_000, overhead=10_000)) == 1
+
+
+@pytest.mark.parametrize("budget", [1, 10, 37, 10_000])
+def test_packed_groups_hold_every_sequence_once_and_stay_within_the_budget(budget):
+    lengths = [5, 9, 2, 9, 7, 3, 1, 30]
+    groups = cut_packed(lengths, budget)
+    assert sorted(i for group in groups for i in group) == list(range(8))
+    for group in groups:
+        assert sum(lengths[i] for i in group) <= budget or len(group) == 1
+
+
+def test_packed_groups_by_hand():
+    # 20 tokens need two groups of at most 12: 8 + 3 and 3 + 3 + 3, not 12 and 8
+    assert cut_packed([3, 8, 3, 3, 3], 12) == [[1, 0], [2, 3, 4]]
+    # in attention each of these would pad to 100, and nine of them to more than twice the budget of 250
+    assert cut_packed([100, *[1] * 8], 250) == [[0], [1, 2, 3, 4, 5, 6, 7, 8]]
+    assert cut_packed([100, *[1] * 4], 250) == [[0, 1, 2, 3, 4]]
+    assert cut_packed([], 10) == []

@@ -8,6 +8,7 @@ import torch
 from starling_train.config import AlgorithmConfig, KLConfig, OptimConfig
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, ppo_policy_loss, token_rewards, value_loss
+from starling_train.engine.batching import micro_batch
 from starling_train.engine.experience import pay, score_tokens
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.rollout import Rollout
@@ -123,8 +124,8 @@ def test_states_kept_in_the_rollout_give_the_same_experience_and_gradients(tiny_
     for keeps in (False, True):
         drawn = rollout()
         if keeps:
-            sequences = [torch.tensor([(p + r)[:-1]]) for p, r in zip(drawn.prompts, drawn.responses, strict=True)]
-            drawn.entering = [model.start(ids)[0] for ids in sequences]
+            alone = [micro_batch([p], [r], "cpu") for p, r in zip(drawn.prompts, drawn.responses, strict=True)]
+            drawn.entering = [model.start(batch) for batch in alone]
         experience = score_tokens(model, drawn, SCORES, config, kl_coefficient=0.1)
         model.zero_grad()
         accumulate(model, experience, [3, 0, 4, 1], config)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from starling_train.models.actors import Actors, MicroBatch
+from starling_train.models.packing import Packing, attend_one_by_one, attend_padded
 from starling_train.models.sharing import freeze_all, twin, unique_tensors
 from starling_train.models.trunk import Trunk
 
@@ -59,21 +60,29 @@ def test_each_frozen_tensor_is_held_once(tiny_mistral):
     assert expected < 0.6 * naive
 
 
+@pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("lowest", [0, 1, 2, 3])
-def test_a_cut_trunk_computes_what_the_whole_does(tiny_mistral, lowest):
+def test_a_cut_trunk_computes_what_the_whole_does(tiny_mistral, lowest, window):
     model = tiny_mistral().eval()
-    ids = torch.arange(24).reshape(2, 12)
+    model.config.sliding_window = window
     trunk = Trunk(model.model, lowest)
-    whole = model.model(ids, use_cache=False).last_hidden_state.flatten(0, 1)
-    assert torch.equal(trunk.suffix(trunk.prefix(ids), torch.arange(24)), whole)
-    some = torch.tensor([3, 4, 11, 20])  # what is asked for does not depend on what else is
-    torch.testing.assert_close(trunk.suffix(trunk.prefix(ids), some), whole[some])
+    sequences = [torch.arange(12), torch.arange(20, 27), torch.tensor([30])]
+    ids, packing = torch.cat(sequences), Packing([12, 7, 1])
+    whole = torch.cat([model.model(one[None], use_cache=False).last_hidden_state[0] for one in sequences])
+    torch.testing.assert_close(trunk.suffix(trunk.prefix(ids, packing), packing, torch.arange(20)), whole)
+    some = torch.tensor([3, 4, 11, 19])  # what is asked for does not depend on what else is
+    torch.testing.assert_close(trunk.suffix(trunk.prefix(ids, packing), packing, some), whole[some])
+    # nothing of the views shows in the model that they are views of
+    assert model.config._attn_implementation == "sdpa"
+    again = model.model(sequences[0][None], use_cache=False).last_hidden_state[0]
+    assert torch.equal(again, model.model(sequences[0][None], use_cache=False).last_hidden_state[0])
+    torch.testing.assert_close(again, whole[:12])
 
 
 def micro_batch():
-    ids = torch.randint(97, (3, 10), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(97, (30,), generator=torch.Generator().manual_seed(0))
     source = torch.tensor([3, 4, 5, 11, 12, 25, 26, 27, 28])
-    return MicroBatch(ids, source, ids.flatten()[source + 1])
+    return MicroBatch(ids, Packing([10, 10, 10]), source, ids[source + 1])
 
 
 @pytest.mark.parametrize("critic", ["head", "twin", "separate"])
@@ -85,7 +94,7 @@ def test_actors_equal_three_full_models(tiny_mistral, critic, wanted, lowest):
     torch.nn.init.normal_(actors.value_head.out.weight)
     batch = micro_batch()
     outputs = actors(batch)
-    states = full.model(batch.ids, use_cache=False).last_hidden_state.flatten(0, 1)[batch.source]
+    states = full.model(batch.ids.view(3, 10), use_cache=False).last_hidden_state.flatten(0, 1)[batch.source]
     distribution = torch.distributions.Categorical(logits=full.lm_head(states))
     torch.testing.assert_close(outputs.logprobs, distribution.log_prob(batch.targets))
     torch.testing.assert_close(outputs.entropy, distribution.entropy())
@@ -116,3 +125,19 @@ def test_critic_warm_up_leaves_the_policy_alone(tiny_mistral):
 
 def test_freeze_all(tiny_mistral):
     assert not any(p.requires_grad for p in freeze_all(tiny_mistral()).parameters())
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_padded_and_single_attention_agree(window):
+    """On a GPU packed sequences are padded, on a CPU they go one by one; both here, with gradients."""
+    generator = torch.Generator().manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 2, True
+    packing, found = Packing([6, 1, 4]), []
+    inputs = [torch.randn(1, heads, 11, 8, generator=generator).requires_grad_() for heads in (4, 2, 2)]
+    for attend in (attend_padded, attend_one_by_one):
+        out = attend(module, *inputs, packing, window=window, dropout=0.0, scaling=None)
+        found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    assert found[0][0].shape == (1, 11, 4, 8)
+    for padded, single in zip(*found, strict=True):
+        torch.testing.assert_close(padded, single)

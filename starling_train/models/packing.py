@@ -1,0 +1,140 @@
+"""Sequences side by side in one row, without padding: everything in a decoder but attention goes token by token.
+
+Matrix products then see as many rows as a micro-batch has tokens, however uneven the sequences are. Attention goes
+sequence by sequence, or on a GPU, where many small kernels are slow, pads to the longest sequence.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "starling_packed"  # transformers makes no mask for a kind of attention whose masks it does not know
+
+
+class Packing:
+    """Where in a row of tokens each sequence lies. lengths: tokens of each, none empty; they follow one another.
+
+    Attributes: `positions` (tokens,), each token's place in its own sequence.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu"):
+        assert lengths and min(lengths) > 0, "an empty sequence has no place"
+        self.lengths, self.longest = list(lengths), max(lengths)
+        self._device = torch.device(device)
+        self.positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(self.lengths))
+        self._places = rows.to(device) * self.longest + self.positions
+        self._masks: dict[int, Tensor] = {}
+
+    def pad(self, tensor: Tensor) -> Tensor:
+        """(1, heads, tokens, size) -> (sequences, heads, longest, size), 0 on padding."""
+        if len(self.lengths) == 1:
+            return tensor
+        _, heads, _, size = tensor.shape
+        padded = tensor.new_zeros(len(self.lengths) * self.longest, heads, size)
+        padded = padded.index_copy(0, self._places, tensor[0].transpose(0, 1))
+        return padded.view(len(self.lengths), self.longest, heads, size).transpose(1, 2)
+
+    def unpad(self, tensor: Tensor) -> Tensor:
+        """(sequences, longest, heads, size) -> (1, tokens, heads, size)."""
+        return tensor if len(self.lengths) == 1 else tensor.flatten(0, 1).index_select(0, self._places)[None]
+
+    def mask(self, window: int | None, length: int) -> Tensor | None:
+        """(1, 1, length, length), True where a token sees another; None where plain causal attention does.
+
+        window: of a sliding window, in tokens, the token itself counted.
+        """
+        if window is None or window >= length:
+            return None
+        if window not in self._masks:  # the longest sequence's; another one's is its corner
+            place = torch.arange(self.longest, device=self._device)
+            distance = place[:, None] - place
+            self._masks[window] = (distance >= 0) & (distance < window)
+        return self._masks[window][None, None, :length, :length]
+
+
+def can_pack(layers: Sequence[nn.Module]) -> bool:
+    """Whether these decoder layers may be seen through `PackedLayer`: their forward is their class's own.
+
+    A layer that a library spread over devices computes what that library put in place of its forward.
+    """
+    return all(
+        hasattr(getattr(layer, "self_attn", None), "config") and "forward" not in vars(layer) | vars(layer.self_attn)
+        for layer in layers
+    )
+
+
+class PackedLayer:
+    """A view of a decoder layer that attends within packed sequences: `layer`, on the same weights, nothing copied."""
+
+    def __init__(self, original: nn.Module, config: Any):
+        """config: of the view, `packed_config` of the decoder's own."""
+        self._original, self.layer = original, copy_of(original)
+        attention = copy_of(original.self_attn)
+        attention.config = config
+        self.layer._modules = dict(original._modules) | {"self_attn": attention}
+
+    def follow(self) -> None:
+        """Be in the original's mode: training, and with gradient checkpointing or without."""
+        for name in ("training", "gradient_checkpointing", "_gradient_checkpointing_func"):
+            if hasattr(self._original, name):
+                setattr(self.layer, name, getattr(self._original, name))
+
+
+def packed_config(config: Any) -> Any:
+    """A copy of a decoder's configuration that names this kind of attention."""
+    changed = copy_of(config)
+    changed._attn_implementation_internal = NAME
+    return changed
+
+
+def copy_of(thing: Any) -> Any:
+    """A shallow copy: its parts are the original's, but not which parts it has."""
+    made = object.__new__(type(thing))
+    made.__dict__.update(thing.__dict__)
+    return made
+
+
+def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any) -> Tensor:
+    """Causal attention within each sequence, all in one call: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
+    query, key, value = (packing.pad(tensor) for tensor in (query, key, value))
+    mask = packing.mask(how.pop("window"), packing.longest)
+    return packing.unpad(sdpa_attention_forward(module, query, key, value, mask, **how)[0])
+
+
+def attend_one_by_one(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any
+) -> Tensor:
+    """The same, a call for each sequence: nothing is padded."""
+    window = how.pop("window")
+    alone = zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    return torch.cat(
+        [sdpa_attention_forward(module, q, k, v, packing.mask(window, q.shape[2]), **how)[0] for q, k, v in alone],
+        dim=1,
+    )
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    packing: Packing,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    assert attention_mask is None, "packed sequences need no mask"
+    # a call more costs a CPU less than padding does; on a GPU it is the other way round
+    attend = attend_one_by_one if query.device.type == "cpu" else attend_padded
+    return attend(module, query, key, value, packing, window=sliding_window, dropout=dropout, scaling=scaling), None
+
+
+AttentionInterface.register(NAME, _attend)
