@@ -4,10 +4,13 @@ Hydra composes `conf/`, recipes and overrides; the result becomes dataclasses he
 before anything heavy is imported. A user's mistake ends in one line on stderr and exit code 2.
 """
 
+import errno
+import io
 import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_origin
@@ -17,6 +20,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from starling_train import assets
 from starling_train.config import Config, UserError
@@ -42,10 +46,33 @@ def command(check: Callable[[Any], None], schema: type = Config, config_name: st
                     raise
                 print(f"error: {_one_line(error, schema)}", file=sys.stderr)
                 sys.exit(2)
+            except OSError as error:
+                fault = disk_fault(error)
+                if debug or fault is None:
+                    raise
+                print(f"error: {fault}", file=sys.stderr)
+                sys.exit(2)
 
         return main
 
     return decorate
+
+
+# what a disk does to a run in its course: full, over quota, unmounted, made read-only, broken
+DISK_FAULTS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EIO,
+    errno.ESTALE,
+)  # fmt: skip
+
+
+def disk_fault(error: OSError) -> str | None:
+    """One line if the disk is what failed, None for any other error. All that was saved before is intact."""
+    if error.errno not in DISK_FAULTS:
+        return None
+    return (
+        f"{error.filename or 'the disk'}: {os.strerror(error.errno)}; what was saved before is intact: see to the disk, "
+        "then run the same command again"
+    )
 
 
 def _compose(config_name: str) -> list[DictConfig]:
@@ -55,8 +82,33 @@ def _compose(config_name: str) -> list[DictConfig]:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: no bars in log files
     store_recipes()
     composed: list[DictConfig] = []
-    hydra.main(version_base="1.3", config_path=str(find("conf")), config_name=config_name)(composed.append)()
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):  # a wrong flag is several lines of usage
+            hydra.main(version_base="1.3", config_path=str(find("conf")), config_name=config_name)(composed.append)()
+    except SystemExit as stopped:
+        if stopped.code:
+            raise UserError(f"{_last_line(said)}; write section.key=value, and see --help") from None
+        raise
+    except YAMLError as error:
+        raise UserError(f"{_yaml_place(error)}; repair it, or leave it out") from error
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except (ValueError, TypeError) as error:  # Hydra's own, e.g. for model=null
+        raise UserError(f"the command line cannot be read ({error}); see --help for how keys are set") from error
+    sys.stderr.write(said.getvalue())
     return composed
+
+
+def _last_line(said: io.StringIO) -> str:
+    """What argparse says in the end: `program: error: unrecognized arguments: --flag`."""
+    return said.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2] or "the command line is wrong"
+
+
+def _yaml_place(error: YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or "not YAML"
+    return f"{mark.name}:{mark.line + 1}: {problem}" if mark else str(error)
 
 
 def store_recipes() -> None:
@@ -80,7 +132,14 @@ def typed(composed: DictConfig, schema: type = Config) -> Any:
 
 
 def _one_line(error: Exception, schema: type) -> str:
-    """The error as one line: key, what is wrong, what to do. Hydra's and OmegaConf's own texts run over several."""
+    """The error as one line without secrets. Hydra's and OmegaConf's own texts run over several."""
+    line = re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*", " ", _told(error, schema).strip())
+    line = re.sub(r"(://)[^/\s'\"]*@", r"\1***@", line)  # user:password in an address
+    return re.sub(r"\bhf_\w{8,}", "hf_***", line)  # a token of the hub where a name belongs
+
+
+def _told(error: Exception, schema: type) -> str:
+    """Key, what is wrong, what to do."""
     text = str(error)
     if found := re.search(r"Could not override '(?P<key>[\w.]+)'", text):
         return f"{found['key']}: no such key; {_keys_beside(found['key'], schema)}"
@@ -97,7 +156,7 @@ def _one_line(error: Exception, schema: type) -> str:
         return (
             f"{error.override}: cannot be read ({text.splitlines()[0]}); write section.key=value, and quote odd values"
         )
-    return re.sub(r"\s*\n\s*", " ", text.strip())
+    return text if isinstance(error, UserError) else f"{text}; see --help for how keys are set"
 
 
 def _keys_beside(key: str, schema: type) -> str:

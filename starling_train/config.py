@@ -1,29 +1,23 @@
-"""The configuration as typed dataclasses, its checks, and the one error class for a user's mistakes.
+"""The configuration as typed dataclasses, and its checks.
 
 `conf/` holds the same keys with the same defaults and a comment on each (a test compares them). Checks on one key
-stand beside the key, checks across keys in `check`. Only the standard library is used, so that a wrong key is told
-before anything heavy is imported.
+stand beside the key (`config_values.py`), checks across keys in `check`. Only the standard library is used, so that a
+wrong key is told before anything heavy is imported.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-
-class UserError(ValueError):
-    """The user's input is wrong: one line that names the key or file, what is wrong, and what to do."""
-
-
-def choice(default: str | None, *choices: str | None) -> Any:
-    return field(default=default, metadata={"choices": choices})
-
-
-def number(default: float, low: float | None = None, high: float | None = None) -> Any:
-    """A number within [low, high]; None leaves a side open."""
-    return field(default=default, metadata={"range": (low, high)})
-
-
-def optional_number(low: float | None = None, high: float | None = None) -> Any:
-    return field(default=None, metadata={"range": (low, high)})
+from starling_train.config_values import (
+    UserError,
+    check_betas,
+    check_name,
+    check_url,
+    check_values,
+    choice,
+    number,
+    optional_number,
+    variable,
+)
 
 
 @dataclass
@@ -69,10 +63,10 @@ class RewardConfig:
     clip: float = number(10.0, 0.0)
     url: str | None = None
     protocol: str = choice("starling", "starling", "openrlhf")
-    token_env: str | None = "STARLING_REWARD_TOKEN"
-    connections: int = number(8, 1)
+    token_env: str | None = variable("STARLING_REWARD_TOKEN")
+    connections: int = number(8, 1, 1024)
     conversations_per_request: int = number(8, 1)
-    timeout_s: float = number(120.0, 0.001)
+    timeout_s: float = number(120.0, 0.001, 86400.0)
     patience_s: float = number(300.0, 0.0)
 
     def place(self) -> str | None:
@@ -133,8 +127,8 @@ class AlgorithmConfig:
 
 @dataclass
 class OptimConfig:
-    learning_rate: float = number(2e-7, 0.0)
-    critic_learning_rate: float | None = optional_number(0.0)
+    learning_rate: float = number(2e-7, 0.0, 1.0)
+    critic_learning_rate: float | None = optional_number(0.0, 1.0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = number(1e-5, 0.0)
     weight_decay: float = number(1e-6, 0.0)
@@ -147,7 +141,7 @@ class OptimConfig:
 @dataclass
 class ClusterConfig:
     device: str = choice("auto", "auto", "cpu", "cuda")
-    threads: int | None = optional_number(1)
+    threads: int | None = optional_number(1, 1024)
 
 
 @dataclass
@@ -181,7 +175,7 @@ class LoggingConfig:
 class Config:
     name: str = "ppo"
     run_dir: str | None = None
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, 2**32 - 1)
     dry_run: bool = False
     debug: bool = False
     prepare: str | None = None
@@ -207,31 +201,6 @@ class SnrConfig(Config):
     spectra: list[str] = field(default_factory=list)
 
 
-def check_values(config: Any, prefix: str = "") -> None:
-    """Check every key against its own choices and range. Raises UserError for the first that is wrong."""
-    for item in fields(config):
-        key, value = f"{prefix}{item.name}", getattr(config, item.name)
-        if is_dataclass(value):
-            check_values(value, f"{key}.")
-        choices = item.metadata.get("choices")
-        if choices and value not in choices:
-            options = ", ".join("null" if c is None else c for c in choices)
-            raise UserError(f"{key}: '{value}' is not an option; use one of: {options}")
-        if "range" in item.metadata and value is not None:
-            _check_range(key, value, *item.metadata["range"])
-
-
-def _check_range(key: str, value: float, low: float | None, high: float | None) -> None:
-    # `not (a <= b)` rather than `a > b`: NaN fails too
-    if (low is not None and not low <= value) or (high is not None and not value <= high):
-        bounds = (
-            f"from {low:g} to {high:g}"
-            if low is not None and high is not None
-            else (f"{low:g} or more" if low is not None else f"{high:g} or less")
-        )
-        raise UserError(f"{key}: {value:g} is out of range; give a number {bounds}")
-
-
 SUITES = ("function_calling",)
 
 
@@ -245,14 +214,10 @@ def check_freeze(freeze: FreezeConfig) -> None:
         raise UserError("freeze.top_percent: 0 selects nothing to train; give a percentage above 0, e.g. 25")
 
 
-def check_betas(betas: list[float]) -> None:
-    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
-        raise UserError(f"optim.betas: {betas} is wrong; give two numbers in [0, 1), e.g. [0.9,0.95]")
-
-
 def check_snr(config: SnrConfig) -> None:
     """Check the configuration of a scan. Raises UserError."""
     check_values(config)
+    check_name(config.name)
     check_freeze(config.freeze)
     if not config.model.path:
         raise UserError("model.path: not set; give the model to scan: a Hugging Face directory or hub id")
@@ -263,15 +228,22 @@ def check_reward(reward: RewardConfig) -> None:
     if reward.kind == "server":
         if not reward.url:
             raise UserError("reward.url: not set; give the address of a reward server, e.g. http://127.0.0.1:8000")
+        check_url(reward.url, reward.protocol)
         if reward.protocol == "openrlhf" and not reward.tokenizer:
             raise UserError("reward.tokenizer: not set; with reward.protocol=openrlhf its chat template makes the text")
-    elif not reward.path:
+        return
+    if not reward.path:
         raise UserError("reward.path: not set; give the reward model: a Hugging Face directory or hub id")
+    if reward.position == "card" and reward.kind != "starling_7b":
+        raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {reward.kind}'s; use last_token")
+    if reward.trailing_newline and reward.kind != "starling_34b":
+        raise UserError(f"reward.trailing_newline: the template of {reward.kind} has none; use false")
 
 
 def check(config: Config) -> None:
     """Check a run's configuration, single keys first, then across keys. Raises UserError."""
     check_values(config)
+    check_name(config.name)
     for key, value, what in (
         ("model.path", config.model.path, "the policy: a Hugging Face directory or hub id"),
         ("data.path", config.data.path, "the prompts: Nectar's parquet, JSONL, or a hub id"),
@@ -283,6 +255,18 @@ def check(config: Config) -> None:
     minibatches, prompts = config.algorithm.minibatches, config.algorithm.prompts_per_step
     if minibatches > prompts:
         raise UserError(f"algorithm.minibatches: {minibatches} exceeds algorithm.prompts_per_step={prompts}; lower it")
+    if config.algorithm.critic_warmup_steps >= config.algorithm.steps:
+        raise UserError(
+            f"algorithm.critic_warmup_steps: {config.algorithm.critic_warmup_steps} of {config.algorithm.steps} steps "
+            "leave none in which the policy trains; lower it"
+        )
+    if config.algorithm.kl.target is not None and config.algorithm.kl.coefficient == 0:
+        raise UserError("algorithm.kl.coefficient: 0 stays 0 whatever algorithm.kl.target asks for; start above 0")
+    if config.reward.kind != "server" and config.reward.max_length <= config.rollout.max_new_tokens:
+        raise UserError(
+            f"reward.max_length: {config.reward.max_length} has no place for a response of "
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens} and its prompt; raise it, or lower that"
+        )
     check_betas(config.optim.betas)
     if "" in config.rollout.stop_strings:
         raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")

@@ -2,14 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from starling_train.config import (
-    CheckpointConfig,
-    ClusterConfig,
-    FreezeConfig,
-    ModelConfig,
+from starling_train.config import CheckpointConfig, ClusterConfig, FreezeConfig, ModelConfig, check_freeze
+from starling_train.config_values import (
     UserError,
     check_betas,
-    check_freeze,
+    check_name,
     check_values,
     choice,
     number,
@@ -40,8 +37,8 @@ class RankedDataConfig:
 
 @dataclass
 class RmOptimConfig:
-    learning_rate: float = number(1e-5, 0.0)
-    head_learning_rate: float | None = optional_number(0.0)
+    learning_rate: float = number(1e-5, 0.0, 1.0)
+    head_learning_rate: float | None = optional_number(0.0, 1.0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = number(1e-8, 0.0)
     weight_decay: float = number(0.0, 0.0)
@@ -64,7 +61,7 @@ class RmLoggingConfig:
 class RmConfig:
     name: str = "rm"
     run_dir: str | None = None
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, 2**32 - 1)
     dry_run: bool = False
     debug: bool = False
     prepare: str | None = None
@@ -86,6 +83,7 @@ class RmConfig:
 def check_rm(config: RmConfig) -> None:
     """Check the configuration of a reward model's training. Raises UserError."""
     check_values(config)
+    check_name(config.name)
     for key, value, what in (
         ("model.path", config.model.path, "a causal language model or a reward model to start from"),
         ("data.path", config.data.path, "ranked answers: Nectar's parquet, JSONL, or a hub id"),

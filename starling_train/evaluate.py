@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config import Config, FunctionCallingConfig, UserError, check_reward, check_values, optional_number
+from starling_train.config import (
+    Config,
+    FunctionCallingConfig,
+    UserError,
+    check_name,
+    check_reward,
+    check_values,
+    optional_number,
+)
 
 if TYPE_CHECKING:
     from starling_train.engine.runtime import Runtime
@@ -37,6 +45,7 @@ class EvaluateConfig(Config):
 def check(config: EvaluateConfig) -> None:
     """Check the configuration. Raises UserError."""
     check_values(config)
+    check_name(config.name)
     if not config.suites:
         raise UserError(f"suites: none is given; give some of: suites=[{','.join(SUITES)}]")
     for suite in config.suites:

@@ -38,7 +38,7 @@ def train(config: Config, run: "RunDirectory") -> None:
     from starling_train.core.ppo import KLController
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import setup, summary
+    from starling_train.engine import preflight, setup, summary
     from starling_train.engine.checkpoint import Checkpoints
     from starling_train.engine.clock import Clock
     from starling_train.engine.console import Console
@@ -61,7 +61,9 @@ def train(config: Config, run: "RunDirectory") -> None:
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     directory = load.resolve(config.model.path, "model.path", config.model.revision)
     tokenizer = setup.load_tokenizer(config, directory)
-    setup.check_lengths(config, load.load_config(directory, "model.path"), tokenizer)
+    model_config = load.load_config(directory, "model.path")
+    setup.check_lengths(config, model_config, tokenizer)
+    preflight.check_run(config, directory, model_config, runtime, run.path)
     data = setup.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
     records = setup.scan(config.freeze, directory, str(runtime.device), run.path)

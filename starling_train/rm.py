@@ -35,7 +35,7 @@ def main(config: RmConfig) -> None:
 def train(config: RmConfig, run: "RunDirectory") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import ranking, ranking_setup, setup, summary
+    from starling_train.engine import preflight, ranking, ranking_setup, setup, summary
     from starling_train.engine.checkpoint import Checkpoints
     from starling_train.engine.clock import Clock
     from starling_train.engine.console import Console
@@ -49,6 +49,7 @@ def train(config: RmConfig, run: "RunDirectory") -> None:
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     start = ranking_setup.find(config)
+    preflight.check_ranking(config, start, runtime, run.path)
     data = ranking_setup.load_data(config)
     trainee = ranking_setup.load_trainee(config, start, runtime, run.path)
     net = trainee.net

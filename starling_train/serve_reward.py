@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config import Config, UserError, check_reward, check_values, number
+from starling_train.config import Config, UserError, check_reward, check_values, number, variable
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -23,11 +23,11 @@ class ServeConfig(Config):
     name: str = "serve_reward"
     host: str = "127.0.0.1"
     port: int = number(8000, 0, 65535)
-    token_env: str | None = "STARLING_REWARD_TOKEN"
-    max_body_mb: float = number(16.0, 0.001)
-    max_wait_ms: float = number(5.0, 0.0)
-    max_connections: int = number(1024, 1)
-    shutdown_s: int = number(60, 0)
+    token_env: str | None = variable("STARLING_REWARD_TOKEN")
+    max_body_mb: float = number(16.0, 0.001, 10_000.0)
+    max_wait_ms: float = number(5.0, 0.0, 60_000.0)
+    max_connections: int = number(1024, 1, 65_536)
+    shutdown_s: int = number(60, 0, 86_400)
 
 
 def check(config: ServeConfig) -> None:
@@ -41,7 +41,7 @@ def check(config: ServeConfig) -> None:
 @command(check, ServeConfig, "serve_reward")
 def main(config: ServeConfig) -> None:
     """Take the address, load the model, answer until a signal comes."""
-    from starling_train.engine import reward_app, setup
+    from starling_train.engine import preflight, reward_app, setup
     from starling_train.engine.reward_queue import RewardQueue
     from starling_train.engine.runtime import Runtime
     from starling_train.models.reward_client import token_of
@@ -60,6 +60,7 @@ def main(config: ServeConfig) -> None:
         print(f"would serve {config.reward.path} ({config.reward.kind}) on {config.host}:{config.port}, asking {asked}")
         return
     listener = listen(config.host, config.port)
+    preflight.check_reward(config.reward)
 
     # 2. The model, and the one thread that owns it.
     model = setup.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
@@ -84,8 +85,9 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address, not yet answering. Raises UserError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise UserError(f"host: '{host}' is no address of this machine ({error.strerror}); try 127.0.0.1") from error
+    except (socket.gaierror, UnicodeError, ValueError) as error:  # the last two: a name that cannot be one
+        reason = getattr(error, "strerror", None) or "no name of a host"
+        raise UserError(f"host: '{host}' is no address of this machine ({reason}); try 127.0.0.1") from error
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections
     try:

@@ -70,7 +70,7 @@ def load(
     Raises UserError naming file, column or line.
     """
     columns = ["prompt", *(["answers"] if answers else []), *(["good_natured"] if good_natured_only else [])]
-    excluded = {normalise(text) for file in exclude for text in _excluded_prompts(Path(file))}
+    excluded = {normalise(text) for file in exclude for text in _excluded_prompts(Path(file).expanduser())}
     rows, dropped, changed = [], Counter(), Counter()
     for place, raw in nectar_files.read(path, columns):
         messages = _messages(raw, place)
@@ -234,7 +234,10 @@ def _excluded_prompts(file: Path) -> Iterable[str]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; check data.exclude")
     if file.suffix == ".txt":
-        return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+        try:
+            return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
     prompts = []
     for place, raw in nectar_files.jsonl_rows(file):
         prompts += _excluded_turns(raw, place)

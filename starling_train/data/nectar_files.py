@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from starling_train.config import UserError
 
@@ -25,10 +26,17 @@ def read(path: str | Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
 
 def jsonl_rows(file: Path) -> Iterator[tuple[str, dict]]:
     """Yield (file:line, object) of a JSONL file, blank lines skipped. Raises UserError naming the line."""
-    with open(file, "rb") as lines:
+    with _opened(file) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield f"{file}:{number}", _json_object(line, f"{file}:{number}")
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return open(file, "rb")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def _json_object(line: bytes, place: str) -> dict:
@@ -51,7 +59,9 @@ def _json_object(line: bytes, place: str) -> dict:
 
 def _local_files(path: str | Path) -> list[Path] | None:
     """The files behind a path, or None for a hub id."""
-    local = Path(path)
+    local = Path(path).expanduser()
+    if _cannot_be(local):
+        raise UserError(f"{str(path)[:80]!r}: cannot be a path; check data.path")
     if local.is_dir():
         files = sorted(local.glob("data/*.parquet")) or sorted(local.glob("*.parquet"))
         if not files:
@@ -66,21 +76,42 @@ def _local_files(path: str | Path) -> list[Path] | None:
     raise UserError(f"{path}: no such file or directory; check data.path")
 
 
+def _cannot_be(path: Path) -> bool:
+    """Whether no file system takes it: too long, a null byte."""
+    try:
+        path.is_file()
+    except OSError:
+        return True
+    return "\0" in str(path)
+
+
 def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
         parquet = ParquetFile(file)
-    except ArrowInvalid as error:
+    except (ArrowException, OSError) as error:
         raise UserError(f"{file}: not a readable parquet file; download it again") from error
     schema = parquet.schema_arrow
     _check_columns(str(file), schema.names, columns)
     _check_types(str(file), schema, columns)
     wanted = [*columns, *({"source", "good_natured"} & set(schema.names) - set(columns))]
-    for batch in parquet.iter_batches(batch_size=4096, columns=wanted):
-        for row in batch.to_pylist():
+    batches = parquet.iter_batches(batch_size=4096, columns=wanted)
+    while (rows := _next_rows(batches, file)) is not None:
+        for row in rows:
             yield str(file), row
+
+
+def _next_rows(batches: Iterator, file: Path) -> list[dict] | None:
+    """The rows of the next batch, None behind the last. A damaged page is only found when it is read."""
+    from pyarrow import ArrowException
+
+    try:
+        batch = next(batches, None)
+        return None if batch is None else batch.to_pylist()
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: damaged ({str(error).splitlines()[0]}); download it again") from error
 
 
 def _check_columns(source: str, present: list[str], columns: list[str]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from starling_train.config import Config
 from starling_train.engine import setup
 from starling_train.models import load
-from starling_train.models.memory_plan import KNOWN_REWARD_MODELS, Shape, plan
+from starling_train.models.freeze import FreezeTable
+from starling_train.models.memory_plan import KNOWN_REWARD_MODELS, Plan, Shape, plan
 from starling_train.models.snr_scan import list_matrices
 
 
@@ -17,16 +18,10 @@ def describe(config: Config) -> str:
     model_config = load.load_config(directory, "model.path")
     tokenizer = setup.load_tokenizer(config, directory)
     setup.check_lengths(config, model_config, tokenizer)
-    model = load.build_empty(model_config)
-    freeze = config.freeze
-    if freeze.method in setup.SCORED and not freeze.scan:
-        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
-        freeze = replace(freeze, method="random")
-    records = setup.scan(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
-    table = setup.apply(freeze, model, setup.select(freeze, records, config.seed))
+    table, memory = planned(config, directory, model_config)
     which = (
         ""
-        if freeze.method == config.freeze.method
+        if config.freeze.method not in setup.SCORED or config.freeze.scan
         else "  (counts; which ones, the SNR scan decides when the run starts)"
     )
     return "\n".join(
@@ -42,9 +37,21 @@ def describe(config: Config) -> str:
             table.render(),
             "",
             "memory, one process",
-            _memory(config, model_config, table).render(),
+            memory.render(),
         ]
     )
+
+
+def planned(config: Config, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+    model = load.build_empty(model_config)
+    freeze = config.freeze
+    if freeze.method in setup.SCORED and not freeze.scan:
+        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
+        freeze = replace(freeze, method="random")
+    records = setup.scan(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
+    table = setup.apply(freeze, model, setup.select(freeze, records, config.seed))
+    return table, _memory(config, model_config, table)
 
 
 def _what_trains(config: Config) -> str:
@@ -65,7 +72,7 @@ def _prompt_report(config: Config, tokenizer: Any) -> str:
     return f": {setup.load_data(config, tokenizer).report}"
 
 
-def _memory(config: Config, model_config: Any, table: Any) -> Any:
+def _memory(config: Config, model_config: Any, table: FreezeTable) -> Plan:
     shape = Shape.of(model_config)
     sequence_tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     return plan(

@@ -16,7 +16,7 @@ from starling_train.engine import setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.runtime import Runtime
 from starling_train.models import freeze, load, reward_start
-from starling_train.models.memory_plan import Shape, plan_ranking
+from starling_train.models.memory_plan import Plan, Shape, plan_ranking
 from starling_train.models.module_types import LAYER
 from starling_train.models.reward import RewardModel, write_starling_7b, write_starling_34b
 from starling_train.models.reward_net import RewardNet
@@ -167,24 +167,8 @@ def writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path],
 def describe(config: RmConfig) -> str:
     """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
     start = find(config)
-    net = reward_start.empty(start.config)
-    sized = config.freeze
-    if sized.method in ("snr", "lowest") and not sized.scan:
-        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
-        sized = replace(sized, method="random")
-    shown = replace(config, freeze=sized)
-    selected = setup.select(sized, scan(shown, start.directory, "cpu"), config.seed)
-    table = _apply(shown, net, selected)
+    table, memory = planned(config, start)
     local = Path(config.data.path).expanduser().exists()
-    memory = plan_ranking(
-        Shape.of(start.config),
-        table.parameters_of,
-        table.parameters_trained,
-        dtype=config.model.dtype,
-        tokens_per_microbatch=max(config.rm.tokens_per_microbatch, config.rm.max_length),
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        layers_above_lowest=start.config.num_hidden_layers - min(table.lowest_layer, config.freeze.lowest_layer),
-    )
     return "\n".join(
         [
             f"run        {config.name}: K-wise training of a {config.rm.kind} reward model, "
@@ -201,3 +185,25 @@ def describe(config: RmConfig) -> str:
             memory.render(),
         ]
     )
+
+
+def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, Plan]:
+    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+    net = reward_start.empty(start.config)
+    sized = config.freeze
+    if sized.method in ("snr", "lowest") and not sized.scan:
+        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
+        sized = replace(sized, method="random")
+    shown = replace(config, freeze=sized)
+    selected = setup.select(sized, scan(shown, start.directory, "cpu"), config.seed)
+    table = _apply(shown, net, selected)
+    memory = plan_ranking(
+        Shape.of(start.config),
+        table.parameters_of,
+        table.parameters_trained,
+        dtype=config.model.dtype,
+        tokens_per_microbatch=max(config.rm.tokens_per_microbatch, config.rm.max_length),
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        layers_above_lowest=start.config.num_hidden_layers - min(table.lowest_layer, config.freeze.lowest_layer),
+    )
+    return table, memory

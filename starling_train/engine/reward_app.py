@@ -45,6 +45,7 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
 
     async def answer(request: Request, read: Callable[[Any], list[list[dict]]], key: str) -> JSONResponse:
         check_token(request.headers.get("authorization"), token)
+        check_content(request.headers.get("content-type"), request.headers.get("content-encoding"))
         asked = read(conversations.parse(await body(request, max_body_bytes)))
         scored = await asyncio.wrap_future(scores.submit(asked))
         return JSONResponse({key: checked(scored.scores), "truncated": scored.truncated})
@@ -61,7 +62,8 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
 
     def refuse(status: int, message: str) -> JSONResponse:
         # the connection is closed where part of a body may still be on its way
-        headers = {401: {"WWW-Authenticate": "Bearer", "Connection": "close"}, 413: {"Connection": "close"}}
+        close = {"Connection": "close"}
+        headers = {401: {"WWW-Authenticate": "Bearer", **close}, 413: close, 415: close}
         return JSONResponse({"error": message}, status, headers=headers.get(status))
 
     routes = "POST /score, POST /get_reward, GET /health"
@@ -88,6 +90,18 @@ def check_token(header: str | None, token: str | None) -> None:
     scheme, _, given = (header or "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
         raise Refusal(401, "no token, or a wrong one; send Authorization: Bearer TOKEN")
+
+
+def check_content(kind: str | None, encoding: str | None) -> None:
+    """Raise Refusal (415) for a body that says it is something else than JSON.
+
+    A page in a browser can send forms and plain text anywhere without asking, JSON not: so those are refused too.
+    """
+    media = (kind or "application/json").partition(";")[0].strip().lower()
+    if media != "application/json" and not media.endswith("+json"):
+        raise Refusal(415, f"the body is said to be {media[:80]}; send JSON with Content-Type: application/json")
+    if encoding and encoding.strip().lower() != "identity":
+        raise Refusal(415, f"the body is encoded ({encoding[:80]}); send it as it is")
 
 
 async def body(request: "Request", limit: int) -> bytes:

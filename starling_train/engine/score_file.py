@@ -20,6 +20,7 @@ from starling_train.models import conversations
 BLOCK = 1 << 20
 CHUNK_BYTES = 32_000_000  # of input held at a time, however few lines that is
 SETTINGS = ("kind", "path", "tokenizer", "dtype", "load_in", "position", "trailing_newline", "max_length")
+COUNTS = ("input_bytes", "output_bytes", "lines", "scored", "wrong", "first_wrong")
 
 Line = tuple[int, bytes]  # number, from 1, and text
 
@@ -66,7 +67,7 @@ def resume(source: Path, output: Path, config: RewardConfig) -> Progress:
     again = f"delete {output} to score everything again, or give another output"
     if not path.is_file():
         raise UserError(f"output: {output} is there already and `score` did not write it; {again}")
-    progress = Progress(**json.loads(path.read_text()))
+    progress = _read_progress(path, again)
     changed = [key for key in SETTINGS if progress.settings[key] != settings[key]]
     if changed:
         raise UserError(f"output: {output} holds scores with another reward.{changed[0]}; {again}")
@@ -74,6 +75,18 @@ def resume(source: Path, output: Path, config: RewardConfig) -> Progress:
         raise UserError(f"output: {output} was shortened since it was written; {again}")
     if not _begins_with(source, progress):
         raise UserError(f"input: {source} was changed since its scores were written; {again}")
+    return progress
+
+
+def _read_progress(path: Path, again: str) -> Progress:
+    try:
+        progress = Progress(**json.loads(path.read_bytes()))
+        whole = isinstance(progress.settings, dict) and progress.settings.keys() >= set(SETTINGS)
+        whole = whole and all(type(getattr(progress, key)) is int for key in COUNTS)
+    except (OSError, ValueError, TypeError, RecursionError):  # not JSON, or not what `write` writes
+        whole = False
+    if not whole:
+        raise UserError(f"output: {path} is damaged, so where to go on is not known; {again}")
     return progress
 
 

@@ -58,17 +58,22 @@ def load_tokenizer(config: Config, directory: Path) -> Any:
 
 def check_lengths(config: Config, model_config: Any, tokenizer: Any) -> None:
     """Raise UserError if prompt and response together can outgrow the model's positions, or ids its vocabulary."""
-    if (highest := max(tokenizer.get_vocab().values())) >= model_config.vocab_size:
-        raise UserError(
-            f"model.path: the tokenizer has ids up to {highest}, the model only {model_config.vocab_size} embeddings; "
-            "use the tokenizer that belongs to the model"
-        )
+    check_vocabulary(model_config, tokenizer)
     wanted = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if wanted > model_config.max_position_embeddings:
         raise UserError(
             f"rollout.max_new_tokens: {config.rollout.max_new_tokens} and data.max_prompt_tokens "
             f"{config.data.max_prompt_tokens} make {wanted} tokens, more than the model's "
             f"{model_config.max_position_embeddings} positions; lower one of them"
+        )
+
+
+def check_vocabulary(model_config: Any, tokenizer: Any) -> None:
+    """Raise UserError if the tokenizer has ids that the model has no embedding for."""
+    if (highest := max(tokenizer.get_vocab().values())) >= model_config.vocab_size:
+        raise UserError(
+            f"model.path: the tokenizer has ids up to {highest}, the model only {model_config.vocab_size} embeddings; "
+            "use the tokenizer that belongs to the model"
         )
 
 
@@ -130,7 +135,7 @@ def apply(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze
 def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel | RewardClient:
     """The reward model, with its own tokenizer, on the run's device; or the client of a served one that answers."""
     if config.kind == "server":
-        return _reward_client(config)
+        return load_reward_client(config)
     # Starling-RM-7B-alpha comes without config.json: the tokenizer's directory, its base model's, then has it
     directory = load.resolve(config.path, "reward.path", needs_config=not config.tokenizer)
     tokenizer = load.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else None
@@ -148,11 +153,17 @@ def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel | 
     )
 
 
-def _reward_client(config: RewardConfig) -> RewardClient:
+def load_reward_client(config: RewardConfig) -> RewardClient:
+    """The client of a served reward model that answers. Raises UserError."""
     tokenizer = None
     if config.protocol == "openrlhf":
         directory = load.resolve(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
         tokenizer = load.load_tokenizer(directory, "reward.tokenizer")
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"reward.tokenizer: {directory} has no chat template, which makes the text for "
+                "reward.protocol=openrlhf; add chat_template.jinja to it"
+            )
     client = RewardClient(config, tokenizer)
     client.check()
     return client

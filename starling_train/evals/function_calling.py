@@ -58,7 +58,7 @@ def load_cases(directory: str | Path, categories: Sequence[str] | None = None, l
     first ones of each category in turn, so that a short evaluation still sees every category.
     Raises UserError, naming file and line, where a file is missing or is not in the leaderboard's format.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     if categories is None:
         categories = [name for name in CATEGORIES if _questions_path(directory, name).is_file()]
         if not categories:
@@ -140,7 +140,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, dict]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:  # not JSON, or not UTF-8
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
             raise UserError(f"{where}: not JSON ({error}); give the leaderboard's file unchanged") from error
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise UserError(f"{where}: no object with an `id`; give the leaderboard's file unchanged")

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 from starling_train.config import Config, FunctionCallingConfig, RewardConfig, UserError
 from starling_train.data import nectar_files
-from starling_train.engine import setup
+from starling_train.engine import preflight, setup
 from starling_train.engine.runtime import Runtime
 from starling_train.evals import function_calling, held_out, preference
-from starling_train.models import identity, load, reward_loading
+from starling_train.models import identity, load
+from starling_train.models import preflight as model_preflight
 from starling_train.models.reward_client import RewardClient
 
 ANSWERS_AT_A_TIME = 1024
@@ -79,7 +80,7 @@ class Preference:
 
     def check(self, dry_run: bool) -> None:
         if self.config.kind != "server":
-            reward_loading.check_device(self.config.device_map)
+            preflight.check_reward(self.config, weights=not dry_run)
         elif not dry_run:  # asks the server
             self.client = setup.load_reward(self.config, self.runtime)
 
@@ -148,8 +149,11 @@ class FunctionCalling:
         return f"{len(self.cases):,} cases of {where}, greedy, up to {self.max_new_tokens} tokens an answer"
 
     def check(self, dry_run: bool) -> None:
-        load.load_config(self.directory, "model.path")
-        setup.load_tokenizer(self.config, self.directory)
+        model_preflight.check_acceleration(attention=self.config.model.attention)
+        model_config = load.load_config(self.directory, "model.path")
+        setup.check_vocabulary(model_config, setup.load_tokenizer(self.config, self.directory))
+        if not dry_run:
+            model_preflight.check_policy(self.directory, model_config, "model.path")
 
     def measure(self, say: Callable[[str], None]) -> dict[str, Any]:
         model = self.config.model

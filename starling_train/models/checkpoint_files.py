@@ -201,7 +201,7 @@ def read_json(path: Path) -> dict:
     """A JSON object from `path`; UserError where the file is not one."""
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # not JSON, not UTF-8, nested too deep, a huge number
         raise UserError(f"{path}: not JSON ({error}); write or download it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; write or download it again")

@@ -1,5 +1,6 @@
 """From a directory or hub id to a policy: config, tokenizer, weights."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,11 @@ import torch
 from torch import nn
 
 from starling_train.config import UserError
+
+# What transformers raises, at one place or another, for files that are damaged or of another model.
+UNUSABLE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError, EOFError,
+)  # fmt: skip
 
 
 def resolve(
@@ -17,7 +23,7 @@ def resolve(
     key: the configuration key, for the message. weights=False fetches configuration and tokenizer only.
     Raises UserError if there is no such directory and the hub does not give it either.
     """
-    local = Path(path).expanduser()
+    local = local_path(path, key)
     if local.is_dir():
         if needs_config and not (local / "config.json").is_file():
             raise UserError(f"{key}: {local} has no config.json; give a Hugging Face model directory")
@@ -25,6 +31,19 @@ def resolve(
     if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
         raise UserError(f"{key}: no such directory: {local}; give a Hugging Face model directory or a hub id")
     return _from_hub(path, key, revision, weights)
+
+
+def local_path(path: str, key: str) -> Path:
+    """The path as the file system knows it. Raises UserError for one that cannot be: too long, a null byte."""
+    local = Path(path).expanduser()
+    try:
+        local.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{key}: {str(local)[:80]!r} cannot be a path ({reason}); check it") from error
+    return local
 
 
 def _from_hub(hub_id: str, key: str, revision: str | None, weights: bool) -> Path:
@@ -43,12 +62,15 @@ def _from_hub(hub_id: str, key: str, revision: str | None, weights: bool) -> Pat
 
 def load_config(directory: Path, key: str) -> Any:
     """The transformers configuration of a model directory; raises UserError if it is not a decoder we can cut."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{key}: {directory}/config.json cannot be used: {_first_line(error)}") from error
+    except (*UNUSABLE, StrictDataclassError) as error:
+        raise UserError(
+            f"{key}: {directory}/config.json cannot be used ({first_line(error)}); download it again"
+        ) from error
     if config.model_type not in ("mistral", "llama"):
         raise UserError(f"{key}: model type '{config.model_type}' is not supported; use a Mistral or Llama model")
     return config
@@ -59,8 +81,10 @@ def load_tokenizer(directory: Path, key: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{key}: no usable tokenizer in {directory}: {_first_line(error)}") from error
+    except Exception as error:  # the tokenizers library raises bare Exceptions for what it cannot read
+        raise UserError(
+            f"{key}: no usable tokenizer in {directory} ({first_line(error)}); download its tokenizer files again"
+        ) from error
 
 
 def load_causal_lm(directory: Path, key: str, *, dtype: str, attention: str = "sdpa", device: str = "cpu") -> nn.Module:
@@ -68,6 +92,7 @@ def load_causal_lm(directory: Path, key: str, *, dtype: str, attention: str = "s
 
     Safetensors, or `.bin` shards read with weights-only. Raises UserError when weights are missing.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     config = without_dropout(load_config(directory, key))
@@ -80,8 +105,12 @@ def load_causal_lm(directory: Path, key: str, *, dtype: str, attention: str = "s
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ImportError) as error:
-        raise UserError(f"{key}: cannot load the model in {directory}: {_first_line(error)}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (*UNUSABLE, SafetensorError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{key}: cannot load the model in {directory} ({first_line(error)}); download it again"
+        ) from error
     # transformers fills what is missing with random numbers and a warning
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{key}: {directory} lacks {len(missing)} tensors, {missing[0]} first; download it again")
@@ -104,5 +133,18 @@ def build_empty(config: Any) -> nn.Module:
         return AutoModelForCausalLM.from_config(config)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def shapes_of(model_class: Any, config: Any) -> dict[str, torch.Size]:
+    """Shape of every tensor of a configuration's model, by name. Raises UserError if no model can be made of it."""
+    try:
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in model_class.from_config(config).state_dict().items()}
+    except UNUSABLE as error:
+        raise UserError(
+            f"{config.name_or_path}/config.json: no model can be made of it ({first_line(error)}); download it again"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The error's first line, with the second where the first only announces it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

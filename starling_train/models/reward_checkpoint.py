@@ -62,7 +62,7 @@ def read_34b(directory: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}
-    for file in _shards(directory):
+    for file in shards(directory):
         if not file.is_file():
             raise UserError(f"{file}: missing, though {INDEX_FILE} names it; download it again")
         try:
@@ -139,13 +139,14 @@ def _with_config(net: nn.Module, directory: str | Path, tokenizer, architecture:
     return directory
 
 
-def _shards(directory: Path) -> list[Path]:
+def shards(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint in Starling-RM-34B's layout. Raises UserError where there are none."""
     index = directory / INDEX_FILE
     if index.is_file():
         try:
             weight_map = json.loads(index.read_bytes())["weight_map"]
             return [directory / name for name in sorted(set(weight_map.values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{index}: no weight_map of tensors to files in it; download it again") from error
     if (directory / ONE_FILE).is_file():
         return [directory / ONE_FILE]

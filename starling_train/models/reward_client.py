@@ -176,7 +176,7 @@ def _scores(response: "httpx.Response", key: str, count: int, url: str) -> list[
         scores = response.json()[key]
         assert isinstance(scores, list)
         scores = [float(score[0] if isinstance(score, list) else score) for score in scores]
-    except (ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AssertionError, RecursionError, OverflowError) as error:
         raise RewardServerError(
             f"reward.url: {url} gave no {key}; is it a reward server? See reward.protocol"
         ) from error
@@ -191,7 +191,7 @@ def _reason(response: "httpx.Response") -> str:
     """Status and, where the server says one, its message, on one line."""
     try:
         said = str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         said = response.reason_phrase
     return f"{response.status_code}: {' '.join(said.split())[:200]}"
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from starling_train.config import UserError
 from starling_train.models import reward_checkpoint
+from starling_train.models.load import UNUSABLE, first_line, shapes_of
 from starling_train.models.reward_net import ClassifierNet, RewardNet
 
 
@@ -24,8 +25,8 @@ def load_config(directory: Path, tokenizer_directory: Path) -> Any:
         raise UserError(f"{directory}: no config.json; copy the base model's there (Llama-2-7b-chat's, Yi-34B-Chat's)")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (ValueError, OSError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"{source}/config.json: {_first_line(error)}; download it again") from error
+    except (*UNUSABLE, StrictDataclassError) as error:
+        raise UserError(f"{source}/config.json: {first_line(error)}; download it again") from error
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -41,7 +42,7 @@ def load_tokenizer(directory: Path) -> Any:
         return loader.from_pretrained(directory)
     except Exception as error:  # the tokenizers library raises bare Exceptions for what it cannot read
         raise UserError(
-            f"{directory}: no usable tokenizer ({_first_line(error)}); set reward.tokenizer to a directory that has one"
+            f"{directory}: no usable tokenizer ({first_line(error)}); set reward.tokenizer to a directory that has one"
         ) from error
 
 
@@ -66,21 +67,36 @@ def check_device(device: str | torch.device | None) -> None:
 
 def load_starling(kind: str, directory: Path, config: Any, options: dict[str, Any]) -> RewardNet:
     """A checkpoint in one of the two Starling layouts. Raises UserError naming tensors that do not fit."""
-    from transformers import AutoModel, LlamaModel
+    from transformers import LlamaModel
 
-    if config.model_type != "llama":
-        raise UserError(f"{directory}: config.json is a {config.model_type}'s; reward.kind={kind} is a Llama")
+    check_llama(kind, directory, config)
     read = reward_checkpoint.read_7b if kind == "starling_7b" else reward_checkpoint.read_34b
     tensors = reward_checkpoint.drop_rotary(read(directory))
-    with torch.device("meta"):
-        empty = AutoModel.from_config(config)
-    expected = {f"transformer.{name}": tensor.shape for name, tensor in empty.state_dict().items()}
-    expected["v_head.weight"] = torch.Size([1, config.hidden_size])
-    reward_checkpoint.check(tensors, expected, str(directory))
+    reward_checkpoint.check(tensors, starling_shapes(config), str(directory))
     head = _head(tensors.pop("v_head.weight"), options["dtype"])
     weights = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     transformer = LlamaModel.from_pretrained(None, config=config, state_dict=weights, **options)
     return RewardNet(transformer, head.to(next(transformer.parameters()).device))
+
+
+def check_llama(kind: str, directory: Path, config: Any) -> None:
+    """Raise UserError unless the configuration is of the architecture that both Starling kinds have."""
+    if config.model_type != "llama":
+        raise UserError(f"{directory}: config.json is a {config.model_type}'s; reward.kind={kind} is a Llama")
+
+
+def check_labels(directory: Path, config: Any) -> None:
+    """Raise UserError for a classifier that gives anything but one number."""
+    if config.num_labels != 1:
+        raise UserError(f"{directory}: config.json has {config.num_labels} labels; a reward model has num_labels 1")
+
+
+def starling_shapes(config: Any) -> dict[str, torch.Size]:
+    """Shape of every tensor of a Starling checkpoint with this configuration. Raises UserError if it has none."""
+    from transformers import AutoModel
+
+    shapes = {f"transformer.{name}": shape for name, shape in shapes_of(AutoModel, config).items()}
+    return shapes | {"v_head.weight": torch.Size([1, config.hidden_size])}
 
 
 def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> RewardNet | ClassifierNet:
@@ -91,8 +107,7 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
-    if config.num_labels != 1:
-        raise UserError(f"{directory}: config.json has {config.num_labels} labels; a reward model has num_labels 1")
+    check_labels(directory, config)
     try:
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -106,7 +121,7 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"{directory}: its weights are no readable file of plain tensors; download it again") from error
     except (ValueError, OSError, RuntimeError) as error:
-        raise UserError(f"{directory}: {_first_line(error)}; check reward.path and reward.kind") from error
+        raise UserError(f"{directory}: {first_line(error)}; check reward.path and reward.kind") from error
     _check_report(report, directory)
     if isinstance(getattr(model, "score", None), nn.Linear):
         return RewardNet(model.base_model, model.score)
@@ -154,9 +169,3 @@ def _quantisation(load_in: str, dtype: torch.dtype) -> Any:
     if load_in == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
-
-
-def _first_line(error: Exception) -> str:
-    """The error's first line, with the second where the first only announces it."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

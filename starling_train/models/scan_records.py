@@ -167,8 +167,19 @@ def read_scan(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
 
 
 def is_record(value: object) -> bool:
-    """Whether `value` has the score and the type of a record as JSON."""
-    return isinstance(value, dict) and _is_score(value.get("snr", "")) and isinstance(value.get("type"), str)
+    """Whether `value` has the score and the type of a record as JSON, and nothing of a wrong kind beside them."""
+    if not isinstance(value, dict) or not _is_score(value.get("snr", "")) or not isinstance(value.get("type"), str):
+        return False
+    shape = value.get("shape", [])
+    texts = [value.get(key) for key in ("dialect", "content", "holder")]
+    numbers = [value.get(key) for key in MEASURED if key != "fragile"]
+    return (
+        isinstance(shape, list)
+        and all(type(side) is int and side > 0 for side in shape)
+        and all(isinstance(text, str | None) for text in texts)
+        and all(map(_is_score, numbers))
+        and isinstance(value.get("fragile"), bool | None)
+    )
 
 
 def _are_scores(value: object) -> bool:
@@ -176,7 +187,8 @@ def _are_scores(value: object) -> bool:
 
 
 def _is_score(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    # an integer of hundreds of digits has no float
+    return value is None or type(value) is float or (type(value) is int and abs(value) < 10**300)
 
 
 def match(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:

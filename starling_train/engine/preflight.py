@@ -1,0 +1,152 @@
+"""What a user got wrong, found before the first expensive thing: a download of shards, a scan, a loaded model.
+
+Every check reads headers and small files only. Nothing that stays is written.
+"""
+
+import netrc
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from starling_train.config import Config, FreezeConfig, RewardConfig, UserError
+from starling_train.config_rm import RmConfig
+from starling_train.engine import ranking_setup, scan_setup, setup
+from starling_train.engine.dry_run import planned
+from starling_train.engine.ranking_setup import Start
+from starling_train.engine.runtime import Runtime
+from starling_train.models import load, preflight, reward_start, scan_records, selection, snr_scan
+from starling_train.models.memory_plan import Plan
+from starling_train.models.scan_records import Record
+
+WANDB_HOST = "https://api.wandb.ai"
+
+
+def check_run(config: Config, directory: Path, model_config: Any, runtime: Runtime, run: Path) -> None:
+    """Check everything that a PPO run needs but its data. directory, model_config: the policy's. Raises UserError."""
+    check_tracker(config.logging.wandb)
+    check_directory(run, "run_dir")
+    preflight.check_acceleration(attention=config.model.attention, eight_bit=config.optim.eight_bit)
+    preflight.check_policy(directory, model_config, "model.path")
+    _check_selection(config.freeze, directory, snr_scan.list_matrices(directory), config.seed)
+    check_reward(config.reward)
+    if runtime.device.type == "cuda":
+        check_memory(planned(config, directory, model_config)[1], device_bytes(runtime.device))
+
+
+def check_ranking(config: RmConfig, start: Start, runtime: Runtime, run: Path) -> None:
+    """Check everything that the training of a reward model needs but its data. Raises UserError."""
+    check_tracker(config.logging.wandb)
+    check_directory(run, "run_dir")
+    preflight.check_acceleration(attention=config.model.attention)
+    if not config.rm.fresh and not reward_start.is_reward_model(start.directory):
+        preflight.check_policy(start.directory, load.load_config(start.directory, "model.path"), "model.path")
+    listed = replace(config, freeze=replace(config.freeze, method=_unscored(config.freeze)))
+    _check_selection(config.freeze, start.directory, ranking_setup.scan(listed, start.directory, "cpu"), config.seed)
+    if runtime.device.type == "cuda":
+        check_memory(ranking_setup.planned(config, start)[1], device_bytes(runtime.device))
+
+
+def check_reward(config: RewardConfig, *, weights: bool = True) -> None:
+    """Check the reward model's directory, or that its server answers. weights: their shapes too. Raises UserError."""
+    if config.kind == "server":
+        if weights:
+            setup.load_reward_client(config).close()
+        return
+    preflight.check_acceleration(load_in=config.load_in, device_map=config.device_map)
+    directory = load.resolve(config.path, "reward.path", weights=weights, needs_config=not config.tokenizer)
+    tokenizer = load.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else directory
+    preflight.check_reward(config, directory, tokenizer, weights=weights)
+
+
+def check_directory(path: Path, key: str) -> None:
+    """Raise UserError unless files can be written into a directory, or the directory be made. Leaves nothing."""
+    path = load.local_path(str(path), key).absolute()
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if not existing.is_dir():
+        raise UserError(f"{key}: {existing} is a file; give another one")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key}: nothing can be written into {existing} ({error.strerror}); give another one"
+        ) from error
+
+
+def check_tracker(mode: str) -> None:
+    """Raise UserError where `logging.wandb` asks for what is not installed, or for a login that is not there."""
+    if mode == "disabled":
+        return
+    if find_spec("wandb") is None:
+        raise UserError("logging.wandb: wandb is not installed; pip install wandb, or use logging.wandb=disabled")
+    if mode == "online" and not _has_login(os.environ.get("WANDB_BASE_URL") or WANDB_HOST):
+        raise UserError(
+            "logging.wandb: online, but there is no login; run `wandb login` or set WANDB_API_KEY, or use "
+            "logging.wandb=offline"
+        )
+
+
+def _has_login(url: str) -> bool:
+    """Whether wandb would find a key where it looks for one: environment, its own settings, netrc."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    if any(path.is_file() for path in (folder / "settings", Path("wandb/settings"))):
+        return True  # may hold a key, or another host's address: wandb knows
+    files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for file in (Path(name).expanduser() for name in files):
+        try:
+            if file.is_file() and netrc.netrc(file).authenticators(urlsplit(url).netloc):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _unscored(freeze: FreezeConfig) -> str:
+    return "random" if freeze.method in scan_setup.SCORED and not freeze.scan else freeze.method
+
+
+def _check_selection(freeze: FreezeConfig, directory: Path, listing: dict[str, Record], seed: int) -> None:
+    """Raise UserError for a scan that does not fit, and for settings that select nothing whatever a scan finds."""
+    if freeze.method in scan_setup.SCORED and freeze.scan:
+        source = Path(freeze.scan).expanduser()
+        records = scan_records.match(scan_records.read_scan(source), snr_scan.list_matrices(directory), str(source))
+        snr_scan.check_scan(directory, records, freeze.dialect, str(source))
+        scan_setup.select(freeze, records, seed)
+    else:
+        unscored = selection.SMALLEST if freeze.method in scan_setup.SCORED else None
+        scan_setup.select(freeze, listing, seed, unscored)
+
+
+def check_memory(plan: Plan, device: float) -> None:
+    """Compare the plan with a device of so many bytes. Raises UserError where what is held all the time exceeds it.
+
+    The phases' parts can become smaller while a run goes on (fewer slots, smaller micro-batches): only a warning.
+    """
+    fixed = {part: size for part, size in plan.held.items() if not part.startswith("hidden states")}
+    needed, largest = sum(fixed.values()), max(fixed, key=fixed.__getitem__)
+    if needed > device:
+        raise UserError(
+            f"cluster.device: the run holds {needed / 1e9:.1f} GB ({largest}: {fixed[largest] / 1e9:.1f} GB), the GPU "
+            f"has {device / 1e9:.1f} GB; lower freeze.top_percent or use 4-bit reward weights (dry_run=true shows "
+            "all parts)"
+        )
+    if plan.total > device:
+        print(
+            f"warning: the plan's peak is {plan.total / 1e9:.1f} GB, the GPU has {device / 1e9:.1f} GB; dry_run=true "
+            "shows it by part",
+            file=sys.stderr,
+        )
+
+
+def device_bytes(device: torch.device) -> float:
+    """Memory of a GPU, bytes."""
+    return torch.cuda.get_device_properties(device).total_memory
