@@ -70,7 +70,7 @@ def disk_fault(error: OSError) -> str | None:
     if error.errno not in DISK_FAULTS:
         return None
     return (
-        f"{error.filename or 'the disk'}: {os.strerror(error.errno)}; what was saved before is intact: see to the disk, "
+        f"{error.filename or 'the disk'}: {os.strerror(error.errno)}; what was saved before is intact: see to it, "
         "then run the same command again"
     )
 

@@ -148,6 +148,7 @@ class ClusterConfig:
 class CheckpointConfig:
     every: int = number(50, 0)
     keep: int = number(2, 1)
+    grace_s: float = number(300.0, 0.0)
 
 
 @dataclass

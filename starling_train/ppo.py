@@ -1,6 +1,5 @@
 """python -m starling_train.ppo +recipe=NAME: PPO from AI feedback on the selected layers, from prompts to report."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from starling_train import assets
@@ -27,7 +26,8 @@ def main(config: Config) -> None:
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its report: {run.path / 'report.html'}")
     else:
-        train(config, run)
+        with run.owned():
+            train(config, run)
         print(f"report: {(run.path / 'report.html').resolve()}")
 
 
@@ -38,16 +38,17 @@ def train(config: Config, run: "RunDirectory") -> None:
     from starling_train.core.ppo import KLController
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import preflight, setup, summary
-    from starling_train.engine.checkpoint import Checkpoints
+    from starling_train.engine import disk, preflight, setup, summary
+    from starling_train.engine.checkpoint import Checkpoints, known_base
     from starling_train.engine.clock import Clock
     from starling_train.engine.console import Console
     from starling_train.engine.experience import layer_to_keep, pay, score_tokens
     from starling_train.engine.metrics import JsonLines, strict, tracker
     from starling_train.engine.optim import Optimizer
     from starling_train.engine.rollout import generate
-    from starling_train.engine.runtime import Runtime, StopRequest
+    from starling_train.engine.runtime import Runtime
     from starling_train.engine.state import TrainState
+    from starling_train.engine.stop import StopRequest, leave_saved
     from starling_train.engine.update import update
     from starling_train.evals import held_out as held_out_suite
     from starling_train.models import freeze, identity, load, reward_client, save
@@ -78,40 +79,51 @@ def train(config: Config, run: "RunDirectory") -> None:
     optimizer = Optimizer(actors.policy_parameters(), actors.critic_parameters(), config.optim)
 
     # Where an earlier start left off.
-    checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, identity.fingerprint(directory))
+    metrics_log = JsonLines(run.metrics)
+    base = identity.identify(directory, known_base(run.checkpoints))
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, base)
     fresh = TrainState(kl_coefficient=algorithm.kl.coefficient)
-    state = setup.restore(checkpoints, actors.trainable(), optimizer) or fresh
+    state = setup.restore(checkpoints, actors.trainable(), optimizer, metrics_log.last) or fresh
     kl = KLController(state.kl_coefficient, algorithm.kl.target, algorithm.kl.horizon)
     moments = RunningMoments()
     moments.load_state_dict(state.reward_moments or moments.state_dict())
     prompts = PromptStream(data.training, algorithm.prompts_per_step, config.seed)
+    disk.check_room(run.path, config.checkpoint, actors.trainable(), optimizer, actors.policy)
 
     run.create()
     if config.freeze.method in setup.SCORED:
         setup.write_scan(policy.records, run.path)
     freeze.write_unfrozen_yaml(policy.selected, policy.records, run.path / "unfrozen.yaml", policy.table.names)
-    metrics_log, samples_log = JsonLines(run.metrics), JsonLines(run.samples)
+    samples_log = JsonLines(run.samples, state.logged)
     tracking = tracker(config.logging.wandb, config.name, run.path, run.settings, state.tracker)
-    stop = StopRequest()
+    state.tracker = tracking.id
 
     def evaluate() -> dict[str, float]:
         console.phase("evaluating")
-        measured, samples = held_out_suite.evaluate(held_out, actors, reward_model, config, runtime)
+        with stop.abandonable():
+            measured, samples = held_out_suite.evaluate(held_out, actors, reward_model, config, runtime)
         samples_log.write([{"step": state.step} | sample for sample in samples])
         return measured
 
     def record(metrics: dict[str, Any], left_s: float | None = None) -> None:
         metrics_log.write([metrics])
+        state.note(metrics["step"], metrics.get("eval/score_mean"))
         tracking.log(metrics)
         console.step(metrics, left_s)
 
     def keep() -> None:
         if state.step:
+            console.phase("saving")
             checkpoints.save(actors.trainable(), optimizer.state_tensors(), state)
             console.say(f"state saved after step {state.step}; run the same command to go on")
 
-    # A served reward model may be lost: while it scores, everything in memory is of one finished step.
-    with Console(algorithm.steps, state.step) as console, reward_client.keep_if_lost(keep):
+    # A signal, or the loss of a served reward model, while everything in memory is of one finished step: that is kept.
+    with (
+        StopRequest(config.checkpoint.grace_s) as stop,
+        Console(algorithm.steps, state.step) as console,
+        leave_saved(stop, keep, lambda: checkpoints.saved, console.say),
+        reward_client.keep_if_lost(keep),
+    ):
         console.say(data.report)
         console.say(policy.table.render())
         if state.step:
@@ -126,31 +138,34 @@ def train(config: Config, run: "RunDirectory") -> None:
             step = state.step + 1
             clock = Clock()
 
-            # 1. prompts, 2. responses on the live weights
-            console.phase("rollout")
-            batch = prompts.batch(step)
-            runtime.seed_all("rollout", step)
-            ids = [prompt.ids for prompt in batch]
-            keep_layer = layer_to_keep(actors, ids, config)
-            rollout = generate(actors.policy, tokenizer, ids, config.rollout, keep_layer=keep_layer)
-            clock.lap("rollout")
+            with stop.abandonable():
+                # 1. prompts, 2. responses on the live weights
+                console.phase("rollout")
+                batch = prompts.batch(step)
+                runtime.seed_all("rollout", step)
+                ids = [prompt.ids for prompt in batch]
+                keep_layer = layer_to_keep(actors, ids, config)
+                rollout = generate(actors.policy, tokenizer, ids, config.rollout, keep_layer=keep_layer)
+                clock.lap("rollout")
 
-            # 3. scores: decode, the reward model's own template and tokenizer, its head
-            console.phase("scoring")
-            truncated = reward_model.truncated
-            scores = torch.tensor(reward_model.score(held_out_suite.answered(batch, rollout, tokenizer, config)))
-            moments.update(scores.tolist())
-            scaled = setup.scale(scores, moments, config.reward)
-            clock.lap("score")
+                # 3. scores: decode, the reward model's own template and tokenizer, its head
+                console.phase("scoring")
+                truncated = reward_model.truncated
+                scores = torch.tensor(reward_model.score(held_out_suite.answered(batch, rollout, tokenizer, config)))
+                moments.update(scores.tolist())
+                scaled = setup.scale(scores, moments, config.reward)
+                clock.lap("score")
 
-            # 4. log-probs, reference, values, advantages, 5. clipped PPO (or APA) on what trains
-            console.phase("update")
-            experience = score_tokens(actors, rollout, pay(scaled, rollout, algorithm), algorithm, kl.coefficient)
-            rate = optimizer.set_step(step, algorithm.steps)
-            order = runtime.generator("update", step)
-            stats = update(
-                actors, optimizer, experience, algorithm, order, train_policy=step > algorithm.critic_warmup_steps
-            )
+                # 4. log-probs, reference, values, advantages
+                console.phase("update")
+                experience = score_tokens(actors, rollout, pay(scaled, rollout, algorithm), algorithm, kl.coefficient)
+
+            # 5. clipped PPO (or APA) on what trains
+            with stop.updating():
+                rate = optimizer.set_step(step, algorithm.steps)
+                order = runtime.generator("update", step)
+                train_policy = step > algorithm.critic_warmup_steps
+                stats = update(actors, optimizer, experience, algorithm, order, train_policy=train_policy)
             experience.prefix = None  # gigabytes that the next rollout has use for
             clock.lap("update")
 
@@ -162,7 +177,7 @@ def train(config: Config, run: "RunDirectory") -> None:
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
             kl.update(metrics["kl/reference"], len(batch))
             state.step, state.episodes, state.kl_coefficient = step, state.episodes + len(batch), kl.coefficient
-            state.reward_moments, state.tracker = moments.state_dict(), tracking.id
+            state.reward_moments = moments.state_dict()
             last = step == algorithm.steps
             if config.evaluation.every and (last or step % config.evaluation.every == 0):
                 state.unlogged = strict(metrics)
@@ -170,18 +185,17 @@ def train(config: Config, run: "RunDirectory") -> None:
                 state.unlogged = {}
             state.seconds += clock.total()
             record(metrics, left_s=state.seconds / step * (algorithm.steps - step))
-            if last or stop.exit_code or (config.checkpoint.every and step % config.checkpoint.every == 0):
+            if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 console.phase("saving")
                 checkpoints.save(actors.trainable(), optimizer.state_tensors(), state)
-            if stop.exit_code and not last:
-                console.say(f"stopped by a signal after step {step}, state saved; run the same command to go on")
-                sys.exit(stop.exit_code)
 
-    # The full model for whoever wants to use it, and the page for whoever wants to know what happened.
-    save.save_model(actors.policy, run.policy, lambda directory: openchat.save_tokenizer(tokenizer, directory))
-    run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime))
-    tracking.finish()
-    page.write(run.path)
+        # The full model for whoever wants to use it, and the page for whoever wants to know what happened.
+        console.phase("writing the model")
+        with stop.finishing():
+            save.save_model(actors.policy, run.policy, lambda directory: openchat.save_tokenizer(tokenizer, directory))
+        run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime))
+        tracking.finish()
+        page.write(run.path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """python -m starling_train.rm +recipe=NAME: a reward model from ranked answers, by K-wise maximum likelihood."""
 
-import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starling_train import assets
 from starling_train.cli import command
@@ -27,7 +26,8 @@ def main(config: RmConfig) -> None:
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its reward model: {run.reward}")
     else:
-        train(config, run)
+        with run.owned():
+            train(config, run)
         print(f"reward model: {run.reward.resolve()}")
         print(f"report: {(run.path / 'report.html').resolve()}")
 
@@ -35,13 +35,14 @@ def main(config: RmConfig) -> None:
 def train(config: RmConfig, run: "RunDirectory") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import preflight, ranking, ranking_setup, setup, summary
-    from starling_train.engine.checkpoint import Checkpoints
+    from starling_train.engine import disk, preflight, ranking, ranking_setup, setup, summary
+    from starling_train.engine.checkpoint import Checkpoints, known_base
     from starling_train.engine.clock import Clock
     from starling_train.engine.console import Console
-    from starling_train.engine.metrics import JsonLines, tracker
-    from starling_train.engine.runtime import Runtime, StopRequest
+    from starling_train.engine.metrics import JsonLines, strict, tracker
+    from starling_train.engine.runtime import Runtime
     from starling_train.engine.state import TrainState
+    from starling_train.engine.stop import StopRequest, leave_saved
     from starling_train.models import freeze, identity, save
     from starling_train.report import page
 
@@ -61,34 +62,54 @@ def train(config: RmConfig, run: "RunDirectory") -> None:
     optimizer = ranking_setup.optimizer(trainee, config.optim, steps)
 
     # Where an earlier start left off.
-    checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, identity.fingerprint(start.directory))
-    state = setup.restore(checkpoints, trainee.trainable(), optimizer) or TrainState()
+    metrics_log = JsonLines(run.metrics)
+    base = identity.identify(start.directory, known_base(run.checkpoints))
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, base)
+    state = setup.restore(checkpoints, trainee.trainable(), optimizer, metrics_log.last) or TrainState()
+    disk.check_room(run.path, config.checkpoint, trainee.trainable(), optimizer, net)
 
     run.create()
     if config.freeze.method in setup.SCORED:
         setup.write_scan(trainee.records, run.path)
     freeze.write_unfrozen_yaml(trainee.selected, trainee.records, run.path / "unfrozen.yaml", trainee.table.names)
-    metrics_log = JsonLines(run.metrics)
     tracking = tracker(config.logging.wandb, config.name, run.path, run.settings, state.tracker)
-    stop = StopRequest()
+    state.tracker = tracking.id
 
     def evaluate() -> dict[str, float]:
         console.phase("evaluating")
-        net.eval()
-        return ranking.evaluate(net, held_out, config.rm)
+        with stop.abandonable():
+            net.eval()
+            return ranking.evaluate(net, held_out, config.rm)
 
-    with Console(steps, state.step) as console:
+    def record(metrics: dict[str, Any], left_s: float | None = None) -> None:
+        metrics_log.write([metrics])
+        state.note(metrics["step"], metrics.get("eval/preference_accuracy"))
+        tracking.log(metrics)
+        console.step(metrics, left_s)
+
+    def keep() -> None:
+        if state.step:
+            console.phase("saving")
+            checkpoints.save(trainee.trainable(), optimizer.state_tensors(), state)
+            console.say(f"state saved after step {state.step}; run the same command to go on")
+
+    # A signal while everything in memory is of one finished step: that is kept.
+    with (
+        StopRequest(config.checkpoint.grace_s) as stop,
+        Console(steps, state.step) as console,
+        leave_saved(stop, keep, lambda: checkpoints.saved, console.say),
+    ):
         console.say(data.report)
         if held_out_truncated:
             console.say(f"{held_out_truncated} held-out answers are longer than rm.max_length and lose their beginning")
         console.say(trainee.table.render())
         if state.step:
             console.say(f"resumed after step {state.step}")
+            if state.unlogged:
+                record(state.unlogged | evaluate())
+                state.unlogged = {}
         elif config.evaluation.every:
-            metrics = {"step": 0, "episodes": 0} | evaluate()
-            metrics_log.write([metrics])
-            tracking.log(metrics)
-            console.step(metrics)
+            record({"step": 0, "episodes": 0} | evaluate())
 
         while state.step < steps:
             step = state.step + 1
@@ -96,41 +117,42 @@ def train(config: RmConfig, run: "RunDirectory") -> None:
 
             # 1. ranked rows, in the reward model's own template
             truncated = model.truncated
-            batch = ranking.encode(stream.batch(step), model)
+            with stop.abandonable():
+                batch = ranking.encode(stream.batch(step), model)
             clock.lap("encode")
 
             # 2. K-wise loss, one optimizer step
             console.phase("update")
-            net.train()  # no dropout in it: only gradient checkpointing asks
-            rate = optimizer.set_step(step, steps)
             metrics = {"step": step, "episodes": state.episodes + len(batch)}
-            metrics |= ranking.update(net, optimizer, batch, config.rm) | {"optim/learning_rate": rate}
+            with stop.updating():
+                net.train()  # no dropout in it: only gradient checkpointing asks
+                rate = optimizer.set_step(step, steps)
+                metrics |= ranking.update(net, optimizer, batch, config.rm) | {"optim/learning_rate": rate}
             clock.lap("update")
 
             # 3. remember
             metrics["rm/truncated_answers"] = model.truncated - truncated
             metrics |= clock.metrics(sum(len(row.sequences) for row in batch), sum(row.tokens() for row in batch))
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
-            state.step, state.episodes, state.tracker = step, state.episodes + len(batch), tracking.id
+            state.step, state.episodes = step, state.episodes + len(batch)
             last = step == steps
             if config.evaluation.every and (last or step % config.evaluation.every == 0):
+                state.unlogged = strict(metrics)
                 metrics |= evaluate()
+                state.unlogged = {}
             state.seconds += clock.total()
-            metrics_log.write([metrics])
-            tracking.log(metrics)
-            console.step(metrics, left_s=state.seconds / step * (steps - step))
-            if last or stop.exit_code or (config.checkpoint.every and step % config.checkpoint.every == 0):
+            record(metrics, left_s=state.seconds / step * (steps - step))
+            if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 console.phase("saving")
                 checkpoints.save(trainee.trainable(), optimizer.state_tensors(), state)
-            if stop.exit_code and not last:
-                console.say(f"stopped by a signal after step {step}, state saved; run the same command to go on")
-                sys.exit(stop.exit_code)
 
-    # The reward model for whoever wants to score with it, and the page for whoever wants to know what happened.
-    save.write_whole(run.reward, ranking_setup.writer(config, net, start.tokenizer))
-    run.write("summary.json", summary.to_json(config, run, trainee.table, state, runtime, command="rm"))
-    tracking.finish()
-    page.write(run.path)
+        # The reward model for whoever wants to score with it, and the page for whoever wants to know what happened.
+        console.phase("writing the model")
+        with stop.finishing():
+            save.write_whole(run.reward, ranking_setup.writer(config, net, start.tokenizer))
+        run.write("summary.json", summary.to_json(config, run, trainee.table, state, runtime, command="rm"))
+        tracking.finish()
+        page.write(run.path)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """Checkpoints of the trainable tensors: complete or absent, verified when read, safetensors and JSON only."""
 
-import hashlib
 import json
-import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from starling_train.config import UserError
+from starling_train.engine import manifest
+from starling_train.engine.manifest import Damaged
 from starling_train.engine.state import TrainState
+from starling_train.models.identity import Identity
+from starling_train.models.save import flush, flush_folder
 
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
 
@@ -27,71 +31,142 @@ class Checkpoint:
 class Checkpoints:
     """The folder `checkpoints/` of a run: one folder `step_000123` each, the newest `keep` of them.
 
-    base: identity of the model that the trainable tensors belong to; a checkpoint of another base is refused.
+    base: the model that the trainable tensors belong to; a checkpoint of another base is refused.
+    saved: step of the newest checkpoint that is known to be good, 0 if there is none.
     """
 
-    def __init__(self, directory: Path, keep: int, base: str):
+    def __init__(self, directory: Path, keep: int, base: Identity):
         self._directory, self._keep, self._base = directory, keep, base
+        self._bad: set[Path] = set()
+        self.saved = 0
 
     def save(self, trainable: dict[str, Tensor], optimizer: dict[str, Tensor], state: TrainState) -> Path:
-        """Write to a temporary folder, flush, rename; then drop what is older than the newest `keep`."""
-        final = self._directory / f"step_{state.step:06d}"
+        """Write to a hidden folder, flush, rename; then drop what is damaged or older than the newest `keep`.
+
+        Nothing is written for a step whose checkpoint is known to be good: replacing it would risk it.
+        """
+        final = self._directory / manifest.folder_name(state.step)
+        if self.saved == state.step:
+            return final
+        self._sweep()
         partial = self._directory / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        try:
+            self._fill(partial, trainable, optimizer, state)
+        except BaseException:  # a full disk: what is half written only takes up space
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if final.exists():
+            self._drop(final)
+        partial.rename(final)
+        flush(self._directory)
+        self._bad.discard(final)
+        self.saved = state.step
+        self._prune()
+        return final
+
+    def _fill(
+        self, partial: Path, trainable: dict[str, Tensor], optimizer: dict[str, Tensor], state: TrainState
+    ) -> None:
         save_file({n: t.detach().contiguous() for n, t in trainable.items()}, partial / "trainable.safetensors")
         save_file({n: t.detach().contiguous() for n, t in optimizer.items()}, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state.to_json(), allow_nan=False))
-        manifest = {"base": self._base, "sha256": {name: _sha256(partial / name) for name in FILES}}
-        (partial / "manifest.json").write_text(json.dumps(manifest))
-        for path in [*partial.iterdir(), partial]:
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _flush(self._directory)
-        for old in self._complete()[: -self._keep]:
-            shutil.rmtree(old)
-        return final
+        manifest.write(partial, state.step, self._base, FILES)
+        flush_folder(partial)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose files are what was written; a damaged one is reported and passed over.
+    def newest(self, logged: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint whose files are what was written; one that is not is reported and passed over.
 
-        Raises UserError if it belongs to another base model.
+        logged: last step in metrics.jsonl; a checkpoint of later steps would leave a gap there, and is passed over too.
+        None if there are no checkpoints at all. Raises UserError if there are some and none can be used, or if the
+        newest belongs to another base model.
         """
-        for directory in reversed(self._complete()):
-            if not _is_intact(directory):
-                print(f"warning: {directory} is damaged; using the one before it", file=sys.stderr)
+        self._sweep()
+        problems = []
+        for directory in reversed(found(self._directory)):
+            try:
+                checkpoint = self._load(directory, logged)
+            except Damaged as problem:
+                problems.append(f"{directory}: {problem}")
+                self._bad.add(directory)
                 continue
-            if json.loads((directory / "manifest.json").read_text())["base"] != self._base:
-                raise UserError(
-                    f"{directory}: made from another base model than model.path; give that model, or another run_dir"
-                )
-            return Checkpoint(
-                load_file(directory / "trainable.safetensors"),
-                load_file(directory / "optimizer.safetensors"),
-                TrainState.from_json(json.loads((directory / "state.json").read_text())),
+            for text in problems:
+                print(f"warning: {text}; using the checkpoint before it, {directory.name}", file=sys.stderr)
+            self.saved = checkpoint.state.step
+            return checkpoint
+        if problems:
+            raise UserError(
+                f"run_dir: none of its checkpoints can be used ({'; '.join(problems)}); put the files back, or give "
+                "another run_dir to start again"
             )
         return None
 
-    def _complete(self) -> list[Path]:
-        return sorted(self._directory.glob("step_*"))
+    def _load(self, directory: Path, logged: int | None) -> Checkpoint:
+        """Raises Damaged, and UserError for another base model."""
+        written = manifest.verify(directory, FILES)
+        if written.base.sha256 != self._base.sha256:
+            raise UserError(
+                f"{directory}: made from another base model than model.path; give that model, or another run_dir"
+            )
+        try:
+            state = TrainState.from_json(json.loads((directory / "state.json").read_text()))
+        except ValueError as error:
+            raise Damaged(f"state.json {error}") from error
+        if state.step != written.step:
+            raise Damaged(f"state.json is of step {state.step}")
+        if logged is not None and state.logged > logged:
+            raise Damaged(
+                f"is newer than metrics.jsonl, which {f'ends with step {logged}' if logged >= 0 else 'is empty'}"
+            )
+        try:
+            tensors = [load_file(directory / name) for name in FILES[:2]]
+        except SafetensorError as error:
+            raise Damaged(f"is no pair of safetensors files ({error})") from error
+        return Checkpoint(tensors[0], tensors[1], state)
+
+    def _prune(self) -> None:
+        """Drop what is known to be bad, and what is older than the newest `keep` that look whole."""
+        whole = 0
+        for directory in reversed(found(self._directory)):
+            if directory in self._bad or whole >= self._keep:
+                self._drop(directory)
+            elif _looks_whole(directory):
+                whole += 1
+
+    def _drop(self, directory: Path) -> None:
+        """Delete; renamed first, so that a kill leaves nothing half deleted under the name of a checkpoint."""
+        hidden = directory.with_name(f".{directory.name}.old")
+        shutil.rmtree(hidden, ignore_errors=True)
+        directory.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+        self._bad.discard(directory)
+
+    def _sweep(self) -> None:
+        """Remove what a kill left half written or half deleted."""
+        for pattern in (".step_*.partial", ".step_*.old"):
+            for leftover in self._directory.glob(pattern):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _is_intact(directory: Path) -> bool:
+def known_base(directory: Path) -> dict[str, dict]:
+    """`Identity.files` as the newest checkpoint with an intact manifest has it; empty if there is none."""
+    for folder in reversed(found(directory)):
+        try:
+            return manifest.read(folder).base.files
+        except Damaged:
+            continue
+    return {}
+
+
+def found(directory: Path) -> list[Path]:
+    """The folders of `checkpoints/` that are named as checkpoints, oldest first."""
+    named = [path for path in directory.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name) and path.is_dir()]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def _looks_whole(directory: Path) -> bool:
     try:
-        expected = json.loads((directory / "manifest.json").read_text())["sha256"]
-        return set(expected) == set(FILES) and all(_sha256(directory / n) == digest for n, digest in expected.items())
-    except (OSError, ValueError, KeyError, TypeError):  # a damaged manifest can fail in each of these ways
+        manifest.verify(directory, FILES, contents=False)
+    except Damaged:
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Ask the disk to keep a file or folder, so that a rename never names something that is not there."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    return True

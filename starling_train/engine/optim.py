@@ -73,6 +73,20 @@ class Optimizer:
                 tensors[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
         return tensors
 
+    def fits(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether these are `state_tensors` of an optimizer over the same parameters."""
+        masters = {f"{n}/master" for n, m in self._masters.items() if m is not self._parameters[n]}
+        of = {name.rpartition("/")[0] for name in tensors}
+        return masters <= tensors.keys() and of <= self._masters.keys()
+
+    def state_bytes(self) -> int:
+        """Bytes of `state_tensors` once every parameter has been updated."""
+        moments = 2 if self._config.eight_bit else 8
+        return sum(
+            master.numel() * (moments + (0 if master is self._parameters[name] else 4))
+            for name, master in self._masters.items()
+        )
+
     @torch.no_grad()
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Undo `state_tensors`. The parameters themselves must have been loaded already."""

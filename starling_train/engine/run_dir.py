@@ -1,14 +1,20 @@
 """The directory of a run: new, to be continued, or finished; never another run's."""
 
 import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from starling_train.config import Config, UserError
 from starling_train.config_rm import RmConfig
+from starling_train.engine.run_lock import RunLock
 
 # May be changed between two starts of a run: they change neither its data nor what one step computes, but for
 # algorithm.steps, which makes a run longer and with it a schedule that falls to 0 at its end.
@@ -42,6 +48,7 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.settings = asdict(config)
+        self._lock = RunLock(self.path / ".lock")
         self._refuse_other_settings()
 
     def is_finished(self) -> bool:
@@ -53,18 +60,51 @@ class RunDirectory:
         wanted = self.settings.get("algorithm", {}).get("steps", 0)
         return bool(summary["finished"]) and summary["steps"] >= wanted
 
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Within, no other process can use the directory. Raises UserError if one does.
+
+        One that does not exist yet is taken in `create`: before that, nothing is written. The system's errors leave as
+        OSError with a file's name: those of a full disk have none, and safetensors has a class of its own for them.
+        """
+        try:
+            if self.path.is_dir():
+                self._lock.acquire()
+            yield
+        except SafetensorError as error:
+            if found := re.search(r"\(os error (\d+)\)", str(error)):
+                raise OSError(int(found[1]), os.strerror(int(found[1])), str(self.path)) from error
+            raise
+        except OSError as error:
+            if error.filename is None and error.errno is not None:
+                error.filename = str(self.path)
+            raise
+        finally:
+            self._lock.release()
+
     def create(self) -> None:
         """Make the directory and write the resolved configuration. Raises UserError if it cannot be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run_dir: {self.path} cannot be made ({error.strerror}); give another one") from error
+        if not self._lock.held:
+            self._lock.acquire()
+            if (self.path / "config.yaml").exists():  # what was read before the lock is no longer so
+                raise UserError(f"run_dir: another process has begun a run in {self.path} meanwhile; start again")
         self.write("config.yaml", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
 
     def write(self, name: str, text: str) -> None:
         """Write a small file so that a reader sees the old or the new one, never half of it."""
         partial = self.path / f".{name}.partial"
-        partial.write_text(text)
+        try:
+            with partial.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk
+            partial.unlink(missing_ok=True)
+            raise
         partial.replace(self.path / name)
 
     def _refuse_other_settings(self) -> None:

@@ -3,9 +3,6 @@
 import hashlib
 import os
 import random
-import signal
-import time
-from types import FrameType
 
 import torch
 
@@ -61,23 +58,3 @@ class Runtime:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"CPU, {torch.get_num_threads()} threads"
-
-
-class StopRequest:
-    """Remembers SIGTERM and SIGUSR1, so that the loop can save at a safe point.
-
-    A second signal, a second or more after the first, exits at once (launchers may deliver one signal twice).
-
-    `exit_code` is None until a signal came, then 128 + 15 or 128 + 10.
-    """
-
-    def __init__(self) -> None:
-        self.exit_code: int | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code is None:
-            self.exit_code, self._since = 128 + number, time.monotonic()
-        elif time.monotonic() - self._since > 1.0:
-            os._exit(128 + number)

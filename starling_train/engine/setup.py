@@ -1,5 +1,6 @@
 """What every training command needs before its first step: prompts, and a policy of which the selected part trains."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,12 +178,26 @@ def scale(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tens
     return scaled.clamp(-config.clip, config.clip) if config.clip else scaled
 
 
-def restore(checkpoints: Checkpoints, parameters: dict[str, nn.Parameter], optimizer: Optimizer) -> TrainState | None:
-    """Load the newest intact checkpoint into trainable parameters and optimizer; None if there is none."""
-    found = checkpoints.newest()
+def restore(
+    checkpoints: Checkpoints, parameters: dict[str, nn.Parameter], optimizer: Optimizer, logged: int
+) -> TrainState | None:
+    """Load the newest intact checkpoint into trainable parameters and optimizer; None if there is none.
+
+    logged: the last step in metrics.jsonl. Raises UserError if no checkpoint can be used, or if it is of other tensors.
+    """
+    found = checkpoints.newest(logged)
     if found is None:
+        if logged > 0:
+            print(
+                f"no checkpoint was saved before the run ended: it starts again, and the steps up to {logged}, which "
+                "metrics.jsonl has already, are computed again",
+                file=sys.stderr,
+            )
         return None
-    if found.trainable.keys() != parameters.keys():
+    shapes = {name: (p.shape, p.dtype) for name, p in parameters.items()}
+    if {name: (t.shape, t.dtype) for name, t in found.trainable.items()} != shapes or not optimizer.fits(
+        found.optimizer
+    ):
         raise UserError(
             "run_dir: its checkpoint trained other tensors than this selection; give the same freeze.* settings, "
             "or another run_dir"

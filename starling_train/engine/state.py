@@ -1,5 +1,6 @@
 """What a run remembers from step to step, besides tensors."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ class TrainState:
 
     kl_coefficient: of the adaptive controller. reward_moments: state of the running mean and deviation of scores.
     seconds: spent in steps so far. tracker: id of the W&B run. unlogged: metrics of the step whose evaluation is still
-    to be done, empty otherwise.
+    to be done, empty otherwise. best_score, best_step: the best held-out score so far and its step, None before one.
     """
 
     step: int = 0
@@ -20,10 +21,56 @@ class TrainState:
     seconds: float = 0.0
     tracker: str | None = None
     unlogged: dict[str, Any] = field(default_factory=dict)
+    best_score: float | None = None
+    best_step: int | None = None
+
+    @property
+    def logged(self) -> int:
+        """The last step that is in metrics.jsonl for certain; -1 if not even the evaluation before the first is."""
+        return self.step if self.step and not self.unlogged else self.step - 1
+
+    def note(self, step: int, score: float | None) -> None:
+        """A held-out score, if there is one, as a candidate for the best so far; of equal ones the first stays."""
+        if score is not None and math.isfinite(score) and (self.best_score is None or score > self.best_score):
+            self.best_score, self.best_step = score, step
 
     def to_json(self) -> dict:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict) -> "TrainState":
+    def from_json(cls, values: Any) -> "TrainState":
+        """Raises ValueError, naming the key, for anything that `to_json` does not give."""
+        if not isinstance(values, dict):
+            raise ValueError("is no JSON object")
+        if different := values.keys() ^ cls.__dataclass_fields__.keys():
+            raise ValueError(f"lacks, or has too much: {', '.join(sorted(different))}")
+        for key, is_right in _IS_RIGHT.items():
+            if not is_right(values[key]):
+                raise ValueError(f"has a wrong {key}")
         return cls(**values)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_moments(value: Any) -> bool:
+    keys = {"count", "mean", "squares"}
+    return isinstance(value, dict) and value.keys() in (set(), keys) and all(map(_is_number, value.values()))
+
+
+_IS_RIGHT = {
+    "step": lambda value: _is_count(value) and value > 0,
+    "episodes": _is_count,
+    "kl_coefficient": _is_number,
+    "reward_moments": _is_moments,
+    "seconds": _is_number,
+    "tracker": lambda value: value is None or isinstance(value, str),
+    "unlogged": lambda value: isinstance(value, dict),
+    "best_score": lambda value: value is None or _is_number(value),
+    "best_step": lambda value: value is None or _is_count(value),
+}

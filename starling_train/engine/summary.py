@@ -59,6 +59,8 @@ def to_json(
         "episodes": state.episodes,
         "first_eval": evaluations[0] if evaluations else None,
         "last_eval": evaluations[-1] if evaluations else None,
+        "best_step": state.best_step,
+        "best_score": state.best_score,
         "throughput": {
             key: sum(row[f"throughput/{key}"] for row in steps) / len(steps)
             for key in ("samples_per_s", "tokens_per_s")

@@ -11,6 +11,9 @@ from starling_train.engine.checkpoint import Checkpoints
 from starling_train.engine.metrics import JsonLines
 from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.state import TrainState
+from starling_train.models.identity import Identity
+
+BASE = Identity("base")
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
@@ -18,7 +21,7 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
 
 
 def test_checkpoints_come_back_and_only_the_newest_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2, base="base")
+    checkpoints = Checkpoints(tmp_path, keep=2, base=BASE)
     assert checkpoints.newest() is None
     for step in (1, 2, 3):
         checkpoints.save(tensors(step), tensors(-step), TrainState(step=step, kl_coefficient=0.1 * step))
@@ -32,7 +35,7 @@ def test_checkpoints_come_back_and_only_the_newest_are_kept(tmp_path):
 @pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, capsys, name, damage):
-    checkpoints = Checkpoints(tmp_path, keep=2, base="base")
+    checkpoints = Checkpoints(tmp_path, keep=2, base=BASE)
     for step in (1, 2):
         checkpoints.save(tensors(step), tensors(step), TrainState(step=step))
     path = tmp_path / "step_000002" / name
@@ -49,15 +52,15 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, caps
 
 
 def test_another_base_model_is_refused(tmp_path):
-    Checkpoints(tmp_path, 2, base="one").save(tensors(1), tensors(1), TrainState(step=1))
+    Checkpoints(tmp_path, 2, BASE).save(tensors(1), tensors(1), TrainState(step=1))
     with pytest.raises(UserError, match=r"model\.path"):
-        Checkpoints(tmp_path, 2, base="other").newest()
+        Checkpoints(tmp_path, 2, Identity("other")).newest()
 
 
 def test_half_written_checkpoints_are_ignored(tmp_path):
-    Checkpoints(tmp_path, 2, "base").save(tensors(1), tensors(1), TrainState(step=1))
+    Checkpoints(tmp_path, 2, BASE).save(tensors(1), tensors(1), TrainState(step=1))
     (tmp_path / ".step_000002.partial").mkdir()
-    assert Checkpoints(tmp_path, 2, "base").newest().state.step == 1
+    assert Checkpoints(tmp_path, 2, BASE).newest().state.step == 1
 
 
 def test_metrics_go_on_without_gap_or_repeat(tmp_path):

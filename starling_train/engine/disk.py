@@ -1,0 +1,38 @@
+"""Is there room on the disk for what a run will write?"""
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from starling_train.config import CheckpointConfig, UserError
+from starling_train.engine.optim import Optimizer
+
+
+def check_room(
+    run: Path, config: CheckpointConfig, trainable: dict[str, nn.Parameter], optimizer: Optimizer, model: nn.Module
+) -> None:
+    """Raises UserError if the checkpoints and the final model do not fit on the disk of `run`.
+
+    While a checkpoint is written there is one more than `keep`. What an earlier start of the run has written is
+    replaced, so its room counts as free.
+    """
+    checkpoint = sum(p.numel() * p.element_size() for p in trainable.values()) + optimizer.state_bytes()
+    final = sum(p.numel() * p.element_size() for p in model.parameters())
+    count = config.keep + 1 if config.every else 1
+    there = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
+    # a run directory may be a link to another disk; quotas are not seen here, they stop the run when they are reached
+    free = shutil.disk_usage(there).free + _held(run)
+    needed = count * checkpoint + final
+    if free < needed:
+        raise UserError(
+            f"run_dir: {run} has room for {free / 1e9:.2f} GB, the run needs {needed / 1e9:.2f} ({count} checkpoints "
+            f"of {checkpoint / 1e9:.2f}, the final model {final / 1e9:.2f}); free some, give another run_dir, or lower "
+            "checkpoint.keep"
+        )
+
+
+def _held(run: Path) -> int:
+    folders = [run / name for name in ("checkpoints", "policy", "reward")]
+    files = [path for folder in folders if folder.is_dir() for path in folder.rglob("*")]
+    return sum(path.lstat().st_size for path in files)

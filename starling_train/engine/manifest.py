@@ -1,0 +1,107 @@
+"""The manifest of a checkpoint: what its files must be, to the byte, and whose they are."""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starling_train.models.identity import Identity, sha256
+
+NAME = "manifest.json"
+
+
+class Damaged(ValueError):
+    """A checkpoint is not what was written: the file, and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """step: of the checkpoint. base: the model that its tensors belong to. files: `size` and `sha256` by name."""
+
+    step: int
+    base: Identity
+    files: dict[str, dict[str, Any]]
+
+
+def write(directory: Path, step: int, base: Identity, names: tuple[str, ...]) -> None:
+    """Write the manifest of the files that are in `directory`."""
+    files = {name: {"size": (directory / name).stat().st_size, "sha256": sha256(directory / name)} for name in names}
+    values = {"step": step, "base": {"sha256": base.sha256, "files": base.files}, "files": files}
+    (directory / NAME).write_text(_text(values))
+
+
+def _text(values: dict[str, Any]) -> str:
+    """The one way in which these values are written: with a hash of them, for flipped bytes of the manifest itself."""
+    content = json.dumps(values, sort_keys=True)
+    return json.dumps({"content": values, "sha256": hashlib.sha256(content.encode()).hexdigest()}, sort_keys=True)
+
+
+def read(directory: Path) -> Manifest:
+    """Raises Damaged if the manifest is not there, or not byte for byte what `write` wrote."""
+    path = directory / NAME
+    if not path.is_file():
+        raise Damaged(f"{NAME} is missing")
+    try:
+        text = path.read_text()
+        values = json.loads(text)["content"]
+        if _text(values) != text:
+            raise Damaged(f"{NAME} is damaged: its content and its checksum differ")
+        base, files = values["base"], values["files"]
+        sizes = [type(entry["size"]) is int and isinstance(entry["sha256"], str) for entry in files.values()]
+        if type(values["step"]) is not int or not all(sizes):
+            raise TypeError
+        return Manifest(values["step"], Identity(base["sha256"], dict(base["files"])), files)
+    except OSError as error:
+        raise Damaged(f"{NAME} cannot be read ({error.strerror})") from error
+    except Damaged:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{NAME} is damaged, truncated, or of an earlier version") from error
+
+
+def verify(directory: Path, names: tuple[str, ...], *, contents: bool = True) -> Manifest:
+    """The manifest of a checkpoint that is what was written; raises Damaged if it is not.
+
+    contents: compare the bytes of the files too, not only names and sizes.
+    """
+    manifest = read(directory)
+    if manifest.files.keys() != set(names):
+        raise Damaged(f"{NAME} lists other files than {', '.join(names)}")
+    if directory.name != folder_name(manifest.step):
+        raise Damaged(f"{NAME} is that of step {manifest.step}: the folder was renamed, or the file copied")
+    # what the system or an editor puts beside the files, hidden, is not ours to judge
+    extra = {p.name for p in directory.iterdir() if not p.name.startswith(".")} - {NAME, *names}
+    if extra:
+        raise Damaged(f"{min(extra)} does not belong there")
+    for name, expected in manifest.files.items():
+        _check_size(directory / name, expected["size"])
+    if contents:
+        with ThreadPoolExecutor(len(names)) as pool:
+            for name, problem in zip(names, pool.map(lambda n: _compare(directory / n, manifest), names), strict=True):
+                if problem:
+                    raise Damaged(f"{name} {problem}")
+    return manifest
+
+
+def folder_name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise Damaged(f"{path.name} is missing")
+    size = path.stat().st_size
+    if size < expected:
+        raise Damaged(f"{path.name} is truncated: {size} of {expected} bytes")
+    if size > expected:
+        raise Damaged(f"{path.name} is damaged: {size} bytes instead of {expected}")
+
+
+def _compare(path: Path, manifest: Manifest) -> str | None:
+    try:
+        same = sha256(path) == manifest.files[path.name]["sha256"]
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if same else "is damaged: its bytes are not those that were written"

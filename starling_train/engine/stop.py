@@ -1,0 +1,130 @@
+"""SIGTERM and SIGUSR1: a run ends within its grace time, with its state saved."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+KEPT_FOR_SAVING = 0.2  # of the grace time
+
+
+class Stopped(BaseException):
+    """The phase is abandoned because of a signal. No Exception, so that nobody's `except Exception` takes it."""
+
+
+class StopRequest:
+    """Remembers a signal, and raises Stopped where the phase says that it may be left; nowhere else.
+
+    So a file that is being written is always written to its end. A second signal, a second or more after the first,
+    exits at once (launchers may deliver one signal twice).
+
+    grace_s: seconds from the signal to the end of the process. exit_code: None until a signal came, then 128 + 15 or
+    128 + 10. half_updated: Stopped was raised in the middle of an update, so that what is in memory is of no step.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self.exit_code: int | None = None
+        self.half_updated = False
+        self._grace_s = grace_s
+        self._phase = ""  # abandon, update, finish: may be left at once, if it does not fit, when the time is over
+        self._began = self._longest_update = self._since = 0.0
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._time_is_over)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def abandonable(self) -> Iterator[None]:
+        """A phase in which nothing that is kept changes: a signal ends it at once."""
+        self._raise_if_asked()
+        with self._as("abandon"):
+            yield
+        self._raise_if_asked()
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """A phase that changes what a checkpoint holds: it is finished if earlier ones say that this fits."""
+        self._raise_if_asked()
+        self._began = time.monotonic()
+        with self._as("update"):
+            yield
+        self._longest_update = max(self._longest_update, time.monotonic() - self._began)
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """A phase with all steps saved: it is finished if that can be done in the grace time."""
+        with self._as("finish"):
+            if self.exit_code is not None:  # the timer may have gone off before this phase
+                self._set_timer()
+            yield
+
+    @contextmanager
+    def _as(self, phase: str) -> Iterator[None]:
+        try:
+            self._phase = phase
+            yield
+        finally:
+            self._phase = ""
+
+    def _raise_if_asked(self) -> None:
+        if self.exit_code is not None:
+            raise Stopped
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.exit_code is not None:
+            if time.monotonic() - self._since > 1.0:
+                os._exit(128 + number)
+            return
+        self.exit_code, self._since = 128 + number, time.monotonic()
+        self._set_timer()  # for an update, or the writing of the final model, that takes too long
+        if self._phase == "abandon" or (self._phase == "update" and not self._update_fits()):
+            self._leave()
+
+    def _update_fits(self) -> bool:
+        """Without an earlier update to tell, it may try."""
+        left = self._began + self._longest_update - time.monotonic()
+        return left <= self._grace_s * (1 - KEPT_FOR_SAVING)
+
+    def _set_timer(self) -> None:
+        left = self._since + (1 - KEPT_FOR_SAVING) * self._grace_s - time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
+
+    def _time_is_over(self, number: int, frame: FrameType | None) -> None:
+        if self._phase in ("update", "finish"):
+            self._leave()
+
+    def _leave(self) -> None:
+        self.half_updated = self._phase == "update"
+        self._phase = ""
+        raise Stopped
+
+
+@contextmanager
+def leave_saved(
+    stop: StopRequest, save: Callable[[], None], saved: Callable[[], int], say: Callable[[str], None]
+) -> Iterator[None]:
+    """Where Stopped ends up: save what is in memory, if it is of one step, and exit with the signal's code.
+
+    saved: gives the step of the last checkpoint, which is left as it is after half an update.
+    """
+    try:
+        yield
+    except Stopped:
+        if stop.half_updated:
+            say(
+                "stopped by a signal; the update did not fit in checkpoint.grace_s and is lost, with all since the "
+                f"checkpoint of step {saved()}; run the same command to go on from there"
+            )
+        else:
+            save()
+        sys.exit(stop.exit_code)
