@@ -11,6 +11,7 @@ from starling_train.core.batching import cut_packed
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, kl_estimate, token_rewards
 from starling_train.engine.batching import micro_batch, response_mask
+from starling_train.engine.budget import Budget
 from starling_train.engine.prefix import Prefix
 from starling_train.engine.rollout import Rollout
 from starling_train.models.actors import Actors
@@ -49,20 +50,26 @@ def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: Config) 
 
 @torch.no_grad()
 def score_tokens(
-    actors: Actors, rollout: Rollout, scores: Tensor, config: AlgorithmConfig, kl_coefficient: float
+    actors: Actors,
+    rollout: Rollout,
+    scores: Tensor,
+    config: AlgorithmConfig,
+    kl_coefficient: float,
+    budget: Budget | None = None,
 ) -> Experience:
     """Rescore a rollout under policy, reference and critic, and estimate advantages.
 
-    scores: (sequences,) what each response is paid at its last token, scaled and with penalties applied.
+    scores: (sequences,) what each response is paid at its last token, scaled and with penalties applied. budget: of
+    tokens per micro-batch (the configuration's if None); when memory runs out, all is scored again with half.
     """
-    prefix = None
-    if actors.shares_start:
-        prefix = Prefix(rollout.lengths(), actors.device, config.prefix_device_gb)
-        while rollout.entering:  # from the end, so that no state is held twice
-            states = rollout.entering.pop()
-            prefix.put([len(rollout.entering)], states)
-        rollout.entering = None
-    is_response, logprobs, reference, values = forward_all(actors, rollout, config.tokens_per_microbatch, prefix)
+    budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
+    kept = _kept_in_rollout(actors, rollout, config)
+
+    def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Prefix | None]:
+        prefix = kept if kept is not None or not actors.shares_start else _empty_prefix(actors, rollout, config)
+        return *forward_all(actors, rollout, tokens, prefix), prefix
+
+    is_response, logprobs, reference, values, prefix = budget.attempt(score)
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
     rewards = token_rewards(scores.to(logprobs), penalty, is_response, kl_coefficient)
     advantages, returns = gae(rewards, values, is_response, config.gamma, config.gae_lambda)
@@ -77,6 +84,22 @@ def score_tokens(
         total=rewards.sum(-1),
         prefix=prefix,
     )
+
+
+def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> Prefix | None:
+    """The hidden states that were kept while the responses were drawn, taken out of the rollout; None without any."""
+    if not rollout.entering or not actors.shares_start:
+        return None
+    prefix = _empty_prefix(actors, rollout, config)
+    while rollout.entering:  # from the end, so that no state is held twice
+        states = rollout.entering.pop()
+        prefix.put([len(rollout.entering)], states)
+    rollout.entering = None
+    return prefix
+
+
+def _empty_prefix(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> Prefix:
+    return Prefix(rollout.lengths(), actors.device, config.prefix_device_gb)
 
 
 @torch.no_grad()

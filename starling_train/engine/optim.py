@@ -13,7 +13,7 @@ class Optimizer:
     """AdamW with separate rates for policy and critic, gradient clipping, and skipping of non-finite gradients.
 
     policy, critic: trainable parameters by name. Parameters in bfloat16 or float16 are updated through float32
-    master copies: at a learning rate of 2e-7 a bfloat16 weight would never move.
+    master copies: at a learning rate of 2e-7 a bfloat16 weight would never move. `skipped_in_a_row` counts updates.
     """
 
     def __init__(self, policy: dict[str, nn.Parameter], critic: dict[str, nn.Parameter], config: OptimConfig):
@@ -22,7 +22,7 @@ class Optimizer:
             name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True)
             for name, p in self._parameters.items()
         }
-        self._config = config
+        self._config, self.skipped_in_a_row = config, 0
         critic_rate = config.critic_learning_rate
         self._rates = [config.learning_rate, config.learning_rate if critic_rate is None else critic_rate]
         groups = [{"params": [self._masters[n] for n in names], "lr": 0.0} for names in (policy, critic)]
@@ -51,9 +51,20 @@ class Optimizer:
         if self.is_finite(norm):
             self._adam.step()
             self._copy_back()
+        self.skipped_in_a_row = 0 if self.is_finite(norm) else self.skipped_in_a_row + 1
+        self.drop_gradients()
+        return norm
+
+    def skip(self) -> float:
+        """Instead of `step`, where the loss was not finite: no update. Returns a norm that says so."""
+        self.skipped_in_a_row += 1
+        self.drop_gradients()
+        return math.nan
+
+    def drop_gradients(self) -> None:
+        """Forget gradients that were added up and not yet applied."""
         for parameter in [*self._parameters.values(), *self._masters.values()]:
             parameter.grad = None
-        return norm
 
     @staticmethod
     def is_finite(norm: float) -> bool:

@@ -1,6 +1,8 @@
 """The update of one step: a few epochs of clipped PPO, or APA, over the experience."""
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +12,20 @@ from starling_train.core.batching import cut_packed
 from starling_train.core.masked import explained_variance
 from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss, value_loss
 from starling_train.engine.batching import micro_batch
+from starling_train.engine.budget import Budget
 from starling_train.engine.experience import Experience, positions
 from starling_train.engine.optim import Optimizer
 from starling_train.models.actors import Actors, MicroBatch
 
 Sums = dict[str, float]
+
+
+class Updated(NamedTuple):
+    """metrics: `policy/`, `value/` and `optim/` of the step. skipped: for each skipped update, the sequences (indices
+    into the rollout) that it most likely was skipped for."""
+
+    metrics: dict[str, float]
+    skipped: list[list[int]]
 
 
 def update(
@@ -24,24 +35,35 @@ def update(
     config: AlgorithmConfig,
     generator: torch.Generator,
     train_policy: bool = True,
-) -> dict[str, float]:
-    """Train on the experience; returns the `policy/`, `value/` and `optim/` metrics of the step.
+    budget: Budget | None = None,
+) -> Updated:
+    """Train on the experience.
 
-    generator: of the order of sequences. train_policy=False: only the critic learns (critic_warmup_steps).
-    A mini-batch's loss is the mean over its real tokens, however it is cut into micro-batches. An update whose
+    generator: of the order of sequences. train_policy=False: only the critic learns (critic_warmup_steps). budget: of
+    tokens per micro-batch (the configuration's if None); when memory runs out, the mini-batch begins again with half.
+
+    A mini-batch's loss is the mean over its real tokens, however it is cut into micro-batches. An update whose loss or
     gradient is not finite is skipped and counted.
     """
+    budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     first_ratio: float | None = None
     totals: Sums = {}
     norms: list[float] = []
-    skipped = updates = 0
+    skipped: list[list[int]] = []
+    updates = 0
     for _ in range(config.epochs):
         order = torch.randperm(len(experience.rollout), generator=generator)
         for minibatch in order.tensor_split(config.minibatches):
-            sums = accumulate(actors, experience, minibatch.tolist(), config, train_policy)
-            norm = optimizer.step()
+            rows = minibatch.tolist()
+            sums = budget.attempt(
+                lambda tokens, rows=rows: accumulate(actors, experience, rows, config, train_policy, tokens),
+                undo=optimizer.drop_gradients,
+            )
+            is_finite = math.isfinite(sums["policy_loss"] + sums["value_loss"])
+            norm = optimizer.step() if is_finite else optimizer.skip()
             norms.append(norm)
-            skipped += not optimizer.is_finite(norm)
+            if not optimizer.is_finite(norm):
+                skipped.append(_suspects(experience, rows))
             updates += 1
             first_ratio = sums.pop("first_ratio") if first_ratio is None else first_ratio
             for key in sums.keys() - {"first_ratio"}:
@@ -50,7 +72,7 @@ def update(
             break
     tokens = totals["tokens"]
     fit = explained_variance(experience.values, experience.returns, experience.is_response)
-    return {
+    metrics = {
         "policy/loss": totals["policy_loss"] / updates,
         "policy/entropy": totals["entropy"] / tokens,
         "policy/clip_fraction": totals["clipped"] / tokens,
@@ -60,20 +82,36 @@ def update(
         "value/explained_variance": float(fit),
         "value/clip_fraction": totals["value_clipped"] / tokens,
         "optim/gradient_norm": max(norms),
-        "optim/skipped": skipped,
+        "optim/skipped": len(skipped),
     }
+    return Updated(metrics, skipped)
+
+
+def _suspects(experience: Experience, rows: list[int]) -> list[int]:
+    """The sequences of a mini-batch whose own numbers are not finite; all of them where only the gradient is not."""
+    per_token = (experience.logprobs, experience.reference, experience.values, experience.returns)
+    finite = torch.stack([tensor[rows].isfinite().all(-1) for tensor in per_token]).all(0).tolist()
+    return [row for row, is_fine in zip(rows, finite, strict=True) if not is_fine] or rows
 
 
 def accumulate(
-    actors: Actors, experience: Experience, rows: list[int], config: AlgorithmConfig, train_policy: bool = True
+    actors: Actors,
+    experience: Experience,
+    rows: list[int],
+    config: AlgorithmConfig,
+    train_policy: bool = True,
+    tokens: int | None = None,
 ) -> Sums:
-    """Add the gradients of one mini-batch, micro-batch by micro-batch; returns the sums that metrics are made of."""
+    """Add the gradients of one mini-batch, micro-batch by micro-batch; returns the sums that metrics are made of.
+
+    tokens: of a micro-batch at most; the configuration's number if None.
+    """
     rollout, prefix = experience.rollout, experience.prefix
     lengths = rollout.lengths()
     count = int(experience.is_response[rows].sum())
     # tensors until the end: on a GPU every number that is read would wait for all work in flight
     sums: dict[str, Tensor] = {}
-    for group in cut_packed([lengths[i] for i in rows], config.tokens_per_microbatch):
+    for group in cut_packed([lengths[i] for i in rows], tokens or config.tokens_per_microbatch):
         chosen = [rows[i] for i in group]
         batch = micro_batch(
             [rollout.prompts[i] for i in chosen], [rollout.responses[i] for i in chosen], experience.logprobs.device

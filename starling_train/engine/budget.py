@@ -1,0 +1,56 @@
+"""Tokens that a phase holds at a time: halved when memory runs out, and the phase done again."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from starling_train.config import UserError
+
+Result = TypeVar("Result")
+LEAST = 1  # a sequence at a time, that is: one that is longer than the budget still goes through alone
+
+
+class Budget:
+    """How much of something goes through a model at a time, e.g. tokens of a micro-batch.
+
+    key: the configuration key that sets it, for messages. amount: to begin with. say: prints a line.
+    `amount` only ever falls; a run keeps it in its state, so that a resumed one goes on with it.
+    """
+
+    def __init__(self, key: str, amount: int, say: Callable[[str], None] = print):
+        self.key, self.amount, self._say = key, amount, say
+
+    def attempt(self, phase: Callable[[int], Result], undo: Callable[[], None] = lambda: None) -> Result:
+        """What `phase(amount)` gives; out of memory, the amount is halved, `undo` called and the phase done again.
+
+        The phase must change nothing that `undo` does not put back: the result is then that of the smaller amount.
+        Raises UserError, naming the key, when the least amount is still too much.
+        """
+        while True:
+            try:
+                return phase(self.amount)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            # outside of `except`: the error holds the frames, and with them the tensors, that filled the memory
+            if self.amount <= LEAST:
+                raise UserError(
+                    f"{self.key}: out of memory even at {self.amount} ({first}); train fewer matrices, use a smaller "
+                    "critic (algorithm.critic=head), model.gradient_checkpointing=true, or a larger GPU"
+                )
+            self.amount = max(LEAST, self.amount // 2)
+            undo()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._say(f"out of memory ({first}): {self.key} is {self.amount} from here on")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or a CPU's allocator gave up; the CPU's has no error class of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory")
+    )

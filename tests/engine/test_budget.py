@@ -1,0 +1,102 @@
+"""Out of memory: less at a time, and the same result as if it had been less from the start."""
+
+import pytest
+import torch
+from test_update import SCORES, actors, rollout, settings
+
+from starling_train.config import OptimConfig, UserError
+from starling_train.engine.budget import Budget, is_out_of_memory
+from starling_train.engine.experience import score_tokens
+from starling_train.engine.optim import Optimizer
+from starling_train.engine.update import update
+
+
+def test_halves_undoes_and_goes_on():
+    said, undone = [], []
+    budget = Budget("algorithm.tokens_per_microbatch", 1000, said.append)
+
+    def phase(tokens):
+        if tokens > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        return tokens
+
+    assert budget.attempt(phase, undo=lambda: undone.append(1)) == budget.amount == 250
+    assert len(said) == len(undone) == 2
+    assert "algorithm.tokens_per_microbatch is 250" in said[1] and "\n" not in said[1]
+
+
+def test_gives_up_where_the_least_is_too_much():
+    def phase(tokens):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: 99 bytes")
+
+    with pytest.raises(UserError, match=r"algorithm\.tokens_per_microbatch: out of memory even at 1"):
+        Budget("algorithm.tokens_per_microbatch", 100, lambda line: None).attempt(phase)
+
+
+def test_other_errors_pass_through():
+    def phase(tokens):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Budget("algorithm.tokens_per_microbatch", 100).attempt(phase)
+
+
+def test_a_real_refusal_of_the_allocator_is_recognised():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert is_out_of_memory(refused.value)
+
+
+@pytest.mark.parametrize("limit", [9, 13])
+def test_a_step_is_the_one_of_the_smaller_budget(tiny_mistral, limit):
+    """Memory for `limit` response tokens at a time: from 10,000 tokens, and from what that ended at."""
+    found = []
+    amount = 10_000
+    for _ in range(2):
+        model, config = actors(tiny_mistral), settings(epochs=2, tokens_per_microbatch=amount)
+        optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
+        optimizer.set_step(1, 10)
+        budget = Budget("algorithm.tokens_per_microbatch", amount, lambda line: None)
+        model.policy.model.norm.register_forward_pre_hook(refuse_above(limit))
+        experience = score_tokens(model, rollout(), SCORES, config, 0.1, budget)
+        update(model, optimizer, experience, config, torch.Generator().manual_seed(0), budget=budget)
+        found.append((budget.amount, experience.values, {n: p.detach() for n, p in model.trainable().items()}))
+        amount = budget.amount
+    assert found[0][0] == found[1][0] < 10_000
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-5)
+    for name, parameter in found[0][2].items():
+        torch.testing.assert_close(parameter, found[1][2][name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_what_ran_out_of_memory_leaves_no_gradients_behind(tiny_mistral):
+    """The first micro-batch goes through, the second does not: bit by bit what the smaller budget gives."""
+    found = []
+    for amount in (28, 14):
+        model, config = actors(tiny_mistral), settings(epochs=1, minibatches=1)
+        optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
+        optimizer.set_step(1, 10)
+        experience = score_tokens(model, rollout(), SCORES, config, 0.1)
+        budget = Budget("algorithm.tokens_per_microbatch", amount, lambda line: None)
+        refused = iter([False, True, *[False] * 100]) if amount == 28 else iter([False] * 100)
+        model.policy.model.norm.register_forward_pre_hook(refuse_when(refused))
+        update(model, optimizer, experience, config, torch.Generator().manual_seed(0), budget=budget)
+        assert budget.amount == 14
+        found.append({n: p.detach() for n, p in model.trainable().items()})
+    for name, parameter in found[0].items():
+        assert torch.equal(parameter, found[1][name]), name
+
+
+def refuse_when(refused):
+    def hook(module, inputs):
+        if next(refused):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return hook
+
+
+def refuse_above(tokens):
+    def hook(module, inputs):
+        if len(inputs[0]) > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return hook
