@@ -38,11 +38,12 @@ def train(config: Config, run: "RunDirectory") -> None:
     from starling_train.core.ppo import KLController
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import disk, preflight, setup, summary
+    from starling_train.engine import disk, preflight, setup, skipped, summary
+    from starling_train.engine.budgets import Budgets
     from starling_train.engine.checkpoint import Checkpoints, known_base
     from starling_train.engine.clock import Clock
     from starling_train.engine.console import Console
-    from starling_train.engine.experience import layer_to_keep, pay, score_tokens
+    from starling_train.engine.experience import layer_to_keep, only_scored, pay, score_tokens
     from starling_train.engine.metrics import JsonLines, strict, tracker
     from starling_train.engine.optim import Optimizer
     from starling_train.engine.rollout import generate
@@ -51,7 +52,7 @@ def train(config: Config, run: "RunDirectory") -> None:
     from starling_train.engine.stop import StopRequest, leave_saved
     from starling_train.engine.update import update
     from starling_train.evals import held_out as held_out_suite
-    from starling_train.models import freeze, identity, load, reward_client, save
+    from starling_train.models import freeze, identity, load, save
     from starling_train.models.actors import Actors
     from starling_train.models.running_stats import RunningMoments
     from starling_train.report import page
@@ -94,14 +95,14 @@ def train(config: Config, run: "RunDirectory") -> None:
     if config.freeze.method in setup.SCORED:
         setup.write_scan(policy.records, run.path)
     freeze.write_unfrozen_yaml(policy.selected, policy.records, run.path / "unfrozen.yaml", policy.table.names)
-    samples_log = JsonLines(run.samples, state.logged)
+    samples_log, skipped_log = JsonLines(run.samples, state.logged), JsonLines(run.skipped, state.logged)
     tracking = tracker(config.logging.wandb, config.name, run.path, run.settings, state.tracker)
     state.tracker = tracking.id
 
     def evaluate() -> dict[str, float]:
         console.phase("evaluating")
         with stop.abandonable():
-            measured, samples = held_out_suite.evaluate(held_out, actors, reward_model, config, runtime)
+            measured, samples = held_out_suite.evaluate(held_out, actors, reward_model, config, runtime, budgets)
         samples_log.write([{"step": state.step} | sample for sample in samples])
         return measured
 
@@ -122,8 +123,8 @@ def train(config: Config, run: "RunDirectory") -> None:
         StopRequest(config.checkpoint.grace_s) as stop,
         Console(algorithm.steps, state.step) as console,
         leave_saved(stop, keep, lambda: checkpoints.saved, console.say),
-        reward_client.keep_if_lost(keep),
     ):
+        budgets = Budgets(config, reward_model, state.budgets, console.say)
         console.say(data.report)
         console.say(policy.table.render())
         if state.step:
@@ -145,39 +146,49 @@ def train(config: Config, run: "RunDirectory") -> None:
                 runtime.seed_all("rollout", step)
                 ids = [prompt.ids for prompt in batch]
                 keep_layer = layer_to_keep(actors, ids, config)
-                rollout = generate(actors.policy, tokenizer, ids, config.rollout, keep_layer=keep_layer)
+                rollout = generate(
+                    actors.policy, tokenizer, ids, config.rollout, keep_layer=keep_layer, budget=budgets.slots
+                )
                 clock.lap("rollout")
 
                 # 3. scores: decode, the reward model's own template and tokenizer, its head
                 console.phase("scoring")
                 truncated = reward_model.truncated
-                scores = torch.tensor(reward_model.score(held_out_suite.answered(batch, rollout, tokenizer, config)))
+                answered = held_out_suite.answered(batch, rollout, tokenizer, config)
+                rollout, scores, odd = only_scored(rollout, torch.tensor(reward_model.score(answered)))
+                skipped_rows = skipped.rows(step, "score", odd, answered)
+                answered = [conversation for i, conversation in enumerate(answered) if i not in odd]
                 moments.update(scores.tolist())
                 scaled = setup.scale(scores, moments, config.reward)
                 clock.lap("score")
 
                 # 4. log-probs, reference, values, advantages
                 console.phase("update")
-                experience = score_tokens(actors, rollout, pay(scaled, rollout, algorithm), algorithm, kl.coefficient)
+                paid = pay(scaled, rollout, algorithm)
+                experience = score_tokens(actors, rollout, paid, algorithm, kl.coefficient, budgets.tokens)
 
             # 5. clipped PPO (or APA) on what trains
             with stop.updating():
                 rate = optimizer.set_step(step, algorithm.steps)
                 order = runtime.generator("update", step)
                 train_policy = step > algorithm.critic_warmup_steps
-                stats = update(actors, optimizer, experience, algorithm, order, train_policy=train_policy)
+                updated = update(actors, optimizer, experience, algorithm, order, train_policy, budgets.tokens)
             experience.prefix = None  # gigabytes that the next rollout has use for
             clock.lap("update")
 
             # 6. remember
             metrics = summary.step_metrics(step, state.episodes + len(batch), experience, scores, kl.coefficient)
-            metrics |= stats | {"optim/learning_rate": rate}
+            metrics |= updated.metrics | {"optim/learning_rate": rate}
             metrics["reward/truncated_answers"] = reward_model.truncated - truncated
+            metrics["reward/unscored"] = len(odd)
+            for suspects in updated.skipped:
+                skipped_rows += skipped.rows(step, "update", suspects, answered)
+            skipped_log.write(skipped_rows)
             metrics |= clock.metrics(len(rollout), sum(map(len, rollout.responses)))
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
             kl.update(metrics["kl/reference"], len(batch))
             state.step, state.episodes, state.kl_coefficient = step, state.episodes + len(batch), kl.coefficient
-            state.reward_moments = moments.state_dict()
+            state.reward_moments, state.budgets = moments.state_dict(), budgets.fallen()
             last = step == algorithm.steps
             if config.evaluation.every and (last or step % config.evaluation.every == 0):
                 state.unlogged = strict(metrics)
@@ -188,6 +199,9 @@ def train(config: Config, run: "RunDirectory") -> None:
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 console.phase("saving")
                 checkpoints.save(actors.trainable(), optimizer.state_tensors(), state)
+            if optimizer.skipped_in_a_row >= skipped.IN_A_ROW:
+                keep()
+                raise skipped.too_many(optimizer.skipped_in_a_row, run.skipped)
 
         # The full model for whoever wants to use it, and the page for whoever wants to know what happened.
         console.phase("writing the model")

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from starling_train.config import AlgorithmConfig, Config
+from starling_train.config import AlgorithmConfig, Config, UserError
 from starling_train.core.batching import cut_packed
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, kl_estimate, token_rewards
 from starling_train.engine.batching import micro_batch, response_mask
-from starling_train.engine.budget import Budget
 from starling_train.engine.prefix import Prefix
 from starling_train.engine.rollout import Rollout
 from starling_train.models.actors import Actors
+from starling_train.models.budget import Budget
 
 
 @dataclass
@@ -34,6 +34,23 @@ class Experience:
     def kl_per_sequence(self) -> Tensor:
         """k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
         return kl_estimate(self.logprobs, self.reference).where(self.is_response, 0.0).sum(-1)
+
+
+def only_scored(rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor, list[int]]:
+    """(rollout, scores, left out): without the sequences whose score is not finite, whose indices come third.
+
+    A reward model may give nan for an odd answer; one such number would make the whole step's advantages nan.
+    Raises UserError if none is finite.
+    """
+    is_finite = scores.isfinite()
+    if not is_finite.any():
+        raise UserError(
+            f"reward: none of {len(scores)} scores is a finite number; try its model with the command score"
+        )
+    rows = is_finite.nonzero().flatten().tolist()
+    if len(rows) == len(scores):
+        return rollout, scores, []
+    return rollout.only(rows), scores[rows], (~is_finite).nonzero().flatten().tolist()
 
 
 def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: Config) -> int | None:

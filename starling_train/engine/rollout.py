@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from starling_train.config import RolloutConfig
 from starling_train.data import openchat
 from starling_train.engine import slots
 from starling_train.engine.stop_strings import StopStrings
+from starling_train.models.budget import Budget
 
 
 @dataclass
@@ -31,6 +32,12 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def only(self, rows: Sequence[int]) -> "Rollout":
+        """Some of its sequences, in this order."""
+        prompts, responses, ended = ([values[i] for i in rows] for values in (self.prompts, self.responses, self.ended))
+        entering = None if self.entering is None else [self.entering[i] for i in rows]
+        return Rollout(prompts, responses, ended, entering)
+
     def lengths(self) -> list[int]:
         """Tokens of prompt and response together but for the last, which predicts nothing, per sequence."""
         return [len(p) + len(r) - 1 for p, r in zip(self.prompts, self.responses, strict=True)]
@@ -43,14 +50,32 @@ def generate(
     config: RolloutConfig,
     greedy: bool = False,
     keep_layer: int | None = None,
+    budget: Budget | None = None,
 ) -> Rollout:
     """Draw one response per prompt, at most `config.slots` side by side, with the engine that `config` names.
 
     Uses the global random generator (seed it first). greedy=True takes the likeliest token instead of sampling.
     The policy is back in the mode it came in afterwards. Engine `slots` draws each response with random numbers of
     its own, so that it depends on its place among the prompts and on nothing else; `hf` is transformers' `generate`.
-    keep_layer: with `slots`, keep the hidden states that enter this decoder layer (`Rollout.entering`).
+    keep_layer: with `slots`, keep the hidden states that enter this decoder layer (`Rollout.entering`). budget: of
+    sequences side by side (the configuration's if None); when memory runs out, all are drawn again with half.
     """
+    budget = budget or Budget("rollout.slots", config.slots)
+    state = torch.get_rng_state()
+    return budget.attempt(
+        lambda count: _generate(policy, tokenizer, prompts, replace(config, slots=count), greedy, keep_layer),
+        undo=lambda: torch.set_rng_state(state),
+    )
+
+
+def _generate(
+    policy: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    config: RolloutConfig,
+    greedy: bool,
+    keep_layer: int | None,
+) -> Rollout:
     entering = None
     eos = openchat.end_of_turn_id(tokenizer)
     with _generating(policy):

@@ -42,6 +42,7 @@ class RunDirectory:
         self.path = Path(config.run_dir or Path("runs") / config.name).expanduser()
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.skipped = self.path / "skipped.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"
         self.reward = self.path / "reward"

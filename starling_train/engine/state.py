@@ -12,6 +12,7 @@ class TrainState:
     kl_coefficient: of the adaptive controller. reward_moments: state of the running mean and deviation of scores.
     seconds: spent in steps so far. tracker: id of the W&B run. unlogged: metrics of the step whose evaluation is still
     to be done, empty otherwise. best_score, best_step: the best held-out score so far and its step, None before one.
+    budgets: what fell when memory ran out, by configuration key.
     """
 
     step: int = 0
@@ -23,6 +24,7 @@ class TrainState:
     unlogged: dict[str, Any] = field(default_factory=dict)
     best_score: float | None = None
     best_step: int | None = None
+    budgets: dict[str, int] = field(default_factory=dict)
 
     @property
     def logged(self) -> int:
@@ -73,4 +75,5 @@ _IS_RIGHT = {
     "unlogged": lambda value: isinstance(value, dict),
     "best_score": lambda value: value is None or _is_number(value),
     "best_step": lambda value: value is None or _is_count(value),
+    "budgets": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
 }

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from starling_train.config import UserError
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 KEPT_FOR_SAVING = 0.2  # of the grace time
 
@@ -23,7 +25,7 @@ class StopRequest:
     exits at once (launchers may deliver one signal twice).
 
     grace_s: seconds from the signal to the end of the process. exit_code: None until a signal came, then 128 + 15 or
-    128 + 10. half_updated: Stopped was raised in the middle of an update, so that what is in memory is of no step.
+    128 + 10. half_updated: an update was left in the middle, so that what is in memory is of no step.
     """
 
     def __init__(self, grace_s: float) -> None:
@@ -57,7 +59,11 @@ class StopRequest:
         self._raise_if_asked()
         self._began = time.monotonic()
         with self._as("update"):
-            yield
+            try:
+                yield
+            except BaseException:
+                self.half_updated = True
+                raise
         self._longest_update = max(self._longest_update, time.monotonic() - self._began)
 
     @contextmanager
@@ -104,7 +110,6 @@ class StopRequest:
             self._leave()
 
     def _leave(self) -> None:
-        self.half_updated = self._phase == "update"
         self._phase = ""
         raise Stopped
 
@@ -115,6 +120,7 @@ def leave_saved(
 ) -> Iterator[None]:
     """Where Stopped ends up: save what is in memory, if it is of one step, and exit with the signal's code.
 
+    Before an error that a user must see to, such as a reward server that is gone, the same is saved.
     saved: gives the step of the last checkpoint, which is left as it is after half an update.
     """
     try:
@@ -128,3 +134,7 @@ def leave_saved(
         else:
             save()
         sys.exit(stop.exit_code)
+    except UserError:
+        if not stop.half_updated:
+            save()
+        raise

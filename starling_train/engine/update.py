@@ -12,10 +12,10 @@ from starling_train.core.batching import cut_packed
 from starling_train.core.masked import explained_variance
 from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss, value_loss
 from starling_train.engine.batching import micro_batch
-from starling_train.engine.budget import Budget
 from starling_train.engine.experience import Experience, positions
 from starling_train.engine.optim import Optimizer
 from starling_train.models.actors import Actors, MicroBatch
+from starling_train.models.budget import Budget
 
 Sums = dict[str, float]
 

@@ -12,11 +12,13 @@ from starling_train.config import Config, RolloutConfig, UserError
 from starling_train.core.ppo import kl_estimate
 from starling_train.data import openchat
 from starling_train.data.prompts import Prompt, with_answer
+from starling_train.engine.budgets import Budgets
 from starling_train.engine.experience import forward_all
 from starling_train.engine.rollout import Rollout, generate
 from starling_train.engine.runtime import Runtime
 from starling_train.evals import function_calling
 from starling_train.models.actors import Actors
+from starling_train.models.budget import Budget
 from starling_train.models.reward import RewardModel
 
 Measure = Callable[[list[list[dict]]], list[float]]
@@ -55,7 +57,12 @@ def _find(name: str, target: str) -> Measure:
 
 @torch.no_grad()
 def evaluate(
-    held_out: HeldOut, actors: Actors, reward_model: RewardModel, config: Config, runtime: Runtime
+    held_out: HeldOut,
+    actors: Actors,
+    reward_model: RewardModel,
+    config: Config,
+    runtime: Runtime,
+    budgets: Budgets,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(`eval/*` metrics, rows for samples.jsonl).
 
@@ -63,10 +70,11 @@ def evaluate(
     model's own, unscaled. Function calling is answered greedily, in percent.
     """
     runtime.seed_all("evaluation")
-    rollout = generate(actors.policy, held_out.tokenizer, [p.ids for p in held_out.prompts], config.rollout)
+    ids = [prompt.ids for prompt in held_out.prompts]
+    rollout = generate(actors.policy, held_out.tokenizer, ids, config.rollout, budget=budgets.slots)
     conversations = answered(held_out.prompts, rollout, held_out.tokenizer, config)
     scores = torch.tensor(reward_model.score(conversations))
-    kl = _reference_kl(actors, rollout, config.algorithm.tokens_per_microbatch)
+    kl = budgets.tokens.attempt(lambda tokens: _reference_kl(actors, rollout, tokens))
     lengths = torch.tensor([float(len(r)) for r in rollout.responses])
     metrics = {
         "eval/score_mean": float(scores.mean()),
@@ -77,7 +85,7 @@ def evaluate(
     }
     measured = {name: measure(conversations) for name, measure in held_out.measures.items()}
     metrics |= {f"eval/{name}_mean": sum(values) / len(values) for name, values in measured.items()}
-    metrics |= _function_calling(held_out, actors, config)
+    metrics |= _function_calling(held_out, actors, config, budgets)
     rows = [
         {
             "prompt": held_out.prompts[i].text(),
@@ -105,24 +113,28 @@ def _reference_kl(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) 
     return kl_estimate(logprobs, reference).where(is_response, 0.0).sum(-1).cpu()
 
 
-def _function_calling(held_out: HeldOut, actors: Actors, config: Config) -> dict[str, float]:
+def _function_calling(held_out: HeldOut, actors: Actors, config: Config, budgets: Budgets) -> dict[str, float]:
     if not held_out.cases:
         return {}
     limits = replace(config.rollout, max_new_tokens=config.evaluation.function_calling.max_new_tokens)
-    result = call_functions(held_out.cases, actors.policy, held_out.tokenizer, limits)
+    result = call_functions(held_out.cases, actors.policy, held_out.tokenizer, limits, budgets.slots)
     return {"eval/function_calling": result.accuracy} | {
         f"eval/function_calling_{name}": value for name, value in result.by_category.items()
     }
 
 
 def call_functions(
-    cases: list[function_calling.Case], policy: nn.Module, tokenizer: Any, limits: RolloutConfig
+    cases: list[function_calling.Case],
+    policy: nn.Module,
+    tokenizer: Any,
+    limits: RolloutConfig,
+    budget: Budget | None = None,
 ) -> function_calling.Result:
     """How many cases the policy answers rightly, greedily."""
 
     def answer(conversations: list[list[dict]]) -> list[str]:
         prompts = [openchat.encode(messages, tokenizer) for messages in conversations]
-        rollout = generate(policy, tokenizer, prompts, limits, greedy=True)
+        rollout = generate(policy, tokenizer, prompts, limits, greedy=True, budget=budget)
         return [with_answer([], ids, tokenizer, limits.stop_strings)[-1]["content"] for ids in rollout.responses]
 
     return function_calling.evaluate(cases, answer)

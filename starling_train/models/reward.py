@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from starling_train.config import UserError
 from starling_train.core.batching import cut_by_tokens, cut_packed, overhead_of
 from starling_train.models import reward_loading, reward_templates
+from starling_train.models.budget import Budget
 from starling_train.models.packing import Packing
 from starling_train.models.reward_checkpoint import write_starling_7b, write_starling_34b
 from starling_train.models.reward_net import PackedNet, RewardNet
@@ -35,7 +36,7 @@ __all__ = [
 
 
 class RewardModel:
-    """Scores conversations, longest first, under a budget of tokens a forward pass.
+    """Scores conversations, longest first, under a budget of tokens a forward pass, which falls when memory runs out.
 
     `truncated` counts answers that lost their beginning, `shortened` all conversations that were cut.
     """
@@ -56,7 +57,8 @@ class RewardModel:
         """skipped_id: a token id that the head skips at the end of a conversation (see `_read_at`)."""
         assert position in ("last_token", "card"), position
         self.net, self.tokenizer, self.kind, self.device = net.eval(), tokenizer, kind, device
-        self.position, self.max_length, self.tokens_per_batch = position, max_length, tokens_per_batch
+        self.position, self.max_length = position, max_length
+        self.budget = Budget("reward.tokens_per_batch", tokens_per_batch)
         self.trailing_newline, self.skipped_id = trailing_newline, skipped_id
         self.truncated = 0
         self.shortened = 0
@@ -85,18 +87,25 @@ class RewardModel:
 
     def score_ids(self, encoded: Sequence[list[int]]) -> list[float]:
         """One score for each of `encode`'s results, in order."""
+        return self.budget.attempt(lambda tokens: self._score_ids(encoded, tokens))
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.budget.amount
+
+    def _score_ids(self, encoded: Sequence[list[int]], budget: int) -> list[float]:
         scores = [0.0] * len(encoded)
-        for group in self._groups([len(ids) for ids in encoded]):
+        for group in self._groups([len(ids) for ids in encoded], budget):
             with torch.inference_mode():
                 values = self._forward([encoded[index] for index in group])
             for index, value in zip(group, values.tolist(), strict=True):
                 scores[index] = value
         return scores
 
-    def _groups(self, lengths: list[int]) -> list[list[int]]:
+    def _groups(self, lengths: list[int], budget: int) -> list[list[int]]:
         if self._packed is not None:
-            return cut_packed(lengths, self.tokens_per_batch)
-        return cut_by_tokens(lengths, self.tokens_per_batch, self._overhead)
+            return cut_packed(lengths, budget)
+        return cut_by_tokens(lengths, budget, self._overhead)
 
     def _forward(self, encoded: list[list[int]]) -> Tensor:
         if self._packed is None:

@@ -12,9 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from starling_train.config import RewardConfig, UserError
@@ -133,16 +132,6 @@ class RewardClient:
                 file=sys.stderr,
                 flush=True,
             )
-
-
-@contextmanager
-def keep_if_lost(save: Callable[[], None]) -> Iterator[None]:
-    """Call `save` when a server is lost for good, and let the error go on."""
-    try:
-        yield
-    except RewardServerError:
-        save()
-        raise
 
 
 def token_of(variable: str | None) -> str | None:

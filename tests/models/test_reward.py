@@ -90,7 +90,7 @@ def test_scores_do_not_depend_on_who_shares_the_batch(seven_b, position):
     several = conversations(6)
     model = load("starling_7b", seven_b, position=position)
     alone = [model.score([messages])[0] for messages in several]
-    for model.tokens_per_batch in (1, 400, 10**6):
+    for model.budget.amount in (1, 400, 10**6):
         assert model.score(several) == pytest.approx(alone, abs=1e-5)
         assert model.score(several[::-1]) == pytest.approx(alone[::-1], abs=1e-5)
     assert max(alone) - min(alone) > 0.1

@@ -8,7 +8,7 @@ from reward_checkpoints import conversations, small_tokenizer
 from reward_server import Scripted, honest
 
 from starling_train.config import RewardConfig, UserError
-from starling_train.models.reward_client import RewardClient, RewardServerError, keep_if_lost
+from starling_train.models.reward_client import RewardClient, RewardServerError
 
 ASKED = conversations(20)
 SCORES = [float(len(messages[-1]["content"])) for messages in ASKED]  # what the servers here answer
@@ -69,14 +69,13 @@ def test_a_server_that_comes_back_is_found_again():
     later[0].__exit__()
 
 
-def test_patience_ends_in_one_line_and_the_state_is_kept():
+def test_patience_ends_in_one_line():
     with Scripted() as server:
         port = server.server_port
-    saved = []
     began = time.monotonic()
-    with pytest.raises(RewardServerError) as caught, keep_if_lost(lambda: saved.append(1)):
+    with pytest.raises(RewardServerError) as caught:
         client(port, patience_s=0.6).score(ASKED)
-    assert saved == [1] and 0.5 < time.monotonic() - began < 4
+    assert 0.5 < time.monotonic() - began < 4
     message = str(caught.value)
     assert message.startswith("reward.url: http://127.0.0.1:") and "reward.patience_s" in message
     assert "\n" not in message

@@ -1,5 +1,6 @@
 """Tokens that a phase holds at a time: halved when memory runs out, and the phase done again."""
 
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,12 +15,17 @@ LEAST = 1  # a sequence at a time, that is: one that is longer than the budget s
 class Budget:
     """How much of something goes through a model at a time, e.g. tokens of a micro-batch.
 
-    key: the configuration key that sets it, for messages. amount: to begin with. say: prints a line.
+    key: the configuration key that sets it, for messages. amount: to begin with. say: prints a line, to stderr if None.
     `amount` only ever falls; a run keeps it in its state, so that a resumed one goes on with it.
     """
 
-    def __init__(self, key: str, amount: int, say: Callable[[str], None] = print):
-        self.key, self.amount, self._say = key, amount, say
+    def __init__(self, key: str, amount: int, say: Callable[[str], None] | None = None):
+        self.key, self.amount = key, amount
+        self._say = say or (lambda line: print(f"warning: {line}", file=sys.stderr))
+
+    def fall_to(self, amount: int) -> None:
+        """Go on with what an earlier start fell to."""
+        self.amount = min(self.amount, amount)
 
     def attempt(self, phase: Callable[[int], Result], undo: Callable[[], None] = lambda: None) -> Result:
         """What `phase(amount)` gives; out of memory, the amount is halved, `undo` called and the phase done again.

@@ -1,0 +1,27 @@
+"""What a run holds in memory at a time: the three budgets that fall when memory runs out."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starling_train.config import Config
+from starling_train.models.budget import Budget
+
+
+class Budgets:
+    """tokens: of a micro-batch, in scoring and update. slots: sequences that are drawn side by side.
+
+    reward_model: its own budget, if it has one here, is the third. amounts: what an earlier start's fell to, by key.
+    """
+
+    def __init__(self, config: Config, reward_model: Any, amounts: dict[str, int], say: Callable[[str], None]):
+        self.tokens = Budget("algorithm.tokens_per_microbatch", config.algorithm.tokens_per_microbatch, say)
+        self.slots = Budget("rollout.slots", config.rollout.slots, say)
+        served = [reward_model.budget] if hasattr(reward_model, "budget") else []
+        self._all = [self.tokens, self.slots, *served]
+        self._full = {budget.key: budget.amount for budget in self._all}
+        for budget in self._all:
+            budget.fall_to(amounts.get(budget.key, budget.amount))
+
+    def fallen(self) -> dict[str, int]:
+        """Amounts that are no longer the configuration's, by key."""
+        return {budget.key: budget.amount for budget in self._all if budget.amount < self._full[budget.key]}

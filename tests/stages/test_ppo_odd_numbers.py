@@ -1,0 +1,115 @@
+"""Numbers that are not finite, and memory that runs out, in the middle of a run."""
+
+import json
+
+import pytest
+import torch
+
+from starling_train import ppo
+from starling_train.models.reward import RewardModel
+
+
+@pytest.fixture
+def run(small_run, tmp_path, monkeypatch):
+    """Runs ppo in a fresh directory; gives the run's directory."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"What is {i} and {i}?"}) + "\n" for i in range(40)))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str):
+        monkeypatch.setattr("sys.argv", ["ppo", *small_run, f"data.path={prompts}", *arguments])
+        ppo.main()
+        return tmp_path / "run"
+
+    return call
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_score_that_is_not_finite_leaves_its_answer_out(run, monkeypatch):
+    plain = RewardModel.score_ids
+    calls = []
+
+    def odd(self, encoded):
+        scores = plain(self, encoded)
+        calls.append(len(scores))
+        if len(calls) == 3:  # before the first step comes an evaluation
+            scores[5] = float("nan")
+        return scores
+
+    monkeypatch.setattr(RewardModel, "score_ids", odd)
+    directory = run("optim.learning_rate=1e-3")
+    metrics = lines(directory / "metrics.jsonl")
+    assert [row.get("reward/unscored") for row in metrics] == [None, 0, 1, 0]
+    assert all(row["optim/skipped"] == 0 for row in metrics[1:])
+    (skipped,) = lines(directory / "skipped.jsonl")
+    assert skipped["step"] == 2 and skipped["reason"] == "score"
+    assert [message["role"] for message in skipped["conversation"]] == ["user", "assistant"]
+
+
+def test_only_odd_scores_end_the_run_with_the_state_saved(run, monkeypatch, capsys, tmp_path):
+    plain, calls = RewardModel.score_ids, []
+
+    def odd(self, encoded):
+        calls.append(1)
+        return [float("inf")] * len(encoded) if len(calls) == 3 else plain(self, encoded)
+
+    monkeypatch.setattr(RewardModel, "score_ids", odd)
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: reward: none of 8 scores")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
+
+
+def test_many_skipped_updates_in_a_row_end_the_run_with_the_state_saved(run, monkeypatch, capsys, tmp_path):
+    from starling_train.engine import experience
+
+    whiten, calls = experience.whiten, []
+
+    def odd(values, mask):
+        calls.append(1)
+        return whiten(values, mask) * (1.0 if len(calls) == 1 else float("nan"))
+
+    monkeypatch.setattr(experience, "whiten", odd)
+    with pytest.raises(SystemExit) as stopped:
+        run("algorithm.steps=30", "evaluation.every=0")
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: optim: ") and "optim.learning_rate" in line and "skipped.jsonl" in line
+    metrics = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["optim/skipped"] for row in metrics] == [0, 4, 4]
+    assert (tmp_path / "run" / "checkpoints" / f"step_{metrics[-1]['step']:06d}" / "state.json").is_file()
+    skipped = lines(tmp_path / "run" / "skipped.jsonl")
+    assert {row["reason"] for row in skipped} == {"update"}
+
+
+def test_out_of_memory_goes_on_with_less_and_a_resume_remembers(run, monkeypatch, tmp_path, capsys):
+    """Scoring, drawing and the update each run out of memory once."""
+    from starling_train.engine import experience, slots, update
+
+    def refuse_once(module, name):
+        plain, refused = getattr(module, name), []
+
+        def call(*arguments, **named):
+            if not refused:
+                refused.append(1)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            return plain(*arguments, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    refuse_once(experience, "forward_all")
+    refuse_once(slots, "generate")
+    refuse_once(update, "accumulate")
+    refuse_once(RewardModel, "_score_ids")
+    directory = run("checkpoint.every=1")
+    (state,) = (
+        json.loads((path / "state.json").read_text()) for path in (directory / "checkpoints").glob("step_000003")
+    )
+    assert state["budgets"].keys() == {
+        "algorithm.tokens_per_microbatch", "rollout.slots", "reward.tokens_per_batch"
+    }  # fmt: skip
+    assert capsys.readouterr().out.count("out of memory") >= 3
