@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.starling_train
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo toy test test-slow check wheel
+.PHONY: help install demo toy test test-slow test-faults check wheel
 
 help:       ## what there is
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,13 +21,16 @@ demo: $(STAMP)  ## train the toy from its reward model in minutes, and print whe
 
 # two processes of one thread each: tiny tensors gain nothing from a second thread, and lose much
 test: $(STAMP) toy  ## the CPU test suite
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not slow' -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not slow and not faults' -n 2
 
 toy: $(STAMP)
 	@$(RUN) -m starling_train.toy
 
 test-slow: $(STAMP) toy  ## what takes minutes: whole runs
-	$(RUN) -m pytest -m slow -s
+	$(RUN) -m pytest -m 'slow and not faults' -s
+
+test-faults: $(STAMP) toy  ## runs killed, stopped and started again, dozens of times; STARLING_FAULT_RUNS=5 for fewer
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -n 2
 
 check: $(STAMP)  ## lint and format
 	$(RUN) -m ruff check .

@@ -1,0 +1,106 @@
+"""What fault tests need: small jobs, what must come out of them, and moments to disturb them at."""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+from fault_process import Started
+
+RUNS = int(os.environ.get("STARLING_FAULT_RUNS", "30"))  # kills of each command in `make test-faults`
+
+# Command -> arguments of a run of seconds. A new command adds a line, and every fault test tries it.
+JOBS = {
+    "ppo": [
+        "+recipe=debug", "algorithm.steps=5", "algorithm.prompts_per_step=8", "data.eval_prompts=8",
+        "evaluation.suites=[]", "reward.max_length=512",
+    ],
+    "rm": ["+recipe=toy_rm", "rm.epochs=0.02", "rm.prompts_per_step=4", "data.eval_prompts=8", "evaluation.every=2"],
+}  # fmt: skip
+EVERY_STEP = ["checkpoint.every=1"]
+# What a run hides while it is half written or half deleted
+WRITES = {"saving": "checkpoints/.step_*.partial", "deleting": "checkpoints/.step_*.old", "ending": ".*.partial"}
+# Of a state: times, and whether its evaluation was done already when it was saved
+MAY_DIFFER = ("seconds", "unlogged", "best_step", "best_score")
+UNTIMED = ("time/", "throughput/", "memory/")
+
+
+class Job:
+    """One command on the toy, and how it comes out undisturbed: run directory, seconds until it trains, and after."""
+
+    def __init__(self, command: str, straight: Path):
+        self.command, self.straight = command, straight
+        self.start_s = self.train_s = 0.0
+
+    def measure(self) -> None:
+        began = time.monotonic()
+        process = self.start(self.straight.parent, *EVERY_STEP)
+        process.wait_until(lambda: (self.straight / "metrics.jsonl").exists())
+        trains = time.monotonic()
+        assert process.wait() == 0, process.error()
+        self.start_s, self.train_s = trains - began, time.monotonic() - trains
+
+    def start(self, folder: Path, *more: str) -> Started:
+        return Started(self.command, [*JOBS[self.command], *more], folder)
+
+    def finish(self, folder: Path, *more: str) -> None:
+        """Start (again) and let it end; it must have come out as the undisturbed run."""
+        again = self.start(folder, *more)
+        assert again.wait() == 0, again.error()
+        self.check_same(again.run)
+
+    def check_same(self, run: Path) -> None:
+        assert outcome(run) == outcome(self.straight)
+        hidden = {path.name for path in run.rglob(".*")}
+        assert not hidden, "half-written files or a lock stayed"
+
+
+def outcome(run: Path) -> dict:
+    """All that must not depend on what happened to a run on its way."""
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    state = json.loads((newest / "state.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    return {
+        "weights": [(newest / f"{part}.safetensors").read_bytes() for part in ("trainable", "optimizer")],
+        "model": [path.read_bytes() for path in sorted(run.glob("policy/*.safetensors"))],
+        "state": {key: value for key, value in state.items() if key not in MAY_DIFFER},
+        "metrics": rows(run),
+        "samples": (run / "samples.jsonl").read_text() if (run / "samples.jsonl").exists() else None,
+        "summary": {key: summary[key] for key in ("steps", "best_step", "best_score", "first_eval", "last_eval")},
+    }
+
+
+def rows(run: Path) -> list[dict]:
+    """metrics.jsonl but for what a clock says; strict JSON, every line whole."""
+    text = (run / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(UNTIMED)} for line in lines]
+
+
+def step(run: Path) -> int:
+    """The last step that metrics.jsonl has; -1 if none."""
+    path = run / "metrics.jsonl"
+    return json.loads(path.read_text().splitlines()[-1])["step"] if path.exists() and path.stat().st_size else -1
+
+
+def saved_step(run: Path) -> int:
+    return max((int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*")), default=0)
+
+
+def wait_for_moment(job: Job, process: Started, kind: str, seed: int) -> None:
+    """Wait until a moment that the seed chooses: while it starts, at any time of the run, or in a write."""
+    chance = random.Random(f"{kind} {seed}")
+    run = process.run
+    if kind == "starting":
+        time.sleep(chance.uniform(0.0, job.start_s))
+    elif kind == "training":
+        process.wait_until((run / "metrics.jsonl").exists)
+        time.sleep(chance.uniform(0.0, 0.9 * job.train_s))
+    else:
+        wanted = chance.randint(0, 4)
+        process.wait_until(lambda: saved_step(run) >= wanted, pause=0)
+        process.wait_until(lambda: any(run.glob(WRITES[kind])), pause=0)
+        time.sleep(chance.choice((0.0, 0.001, 0.003, 0.01)))

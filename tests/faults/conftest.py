@@ -1,0 +1,23 @@
+"""The small jobs that every fault test disturbs, and a table of what was done to them."""
+
+from collections import Counter
+
+import pytest
+from fault_jobs import JOBS, Job
+
+
+@pytest.fixture(scope="session", params=JOBS)
+def job(request, toy, tmp_path_factory) -> Job:
+    """Each command in turn, with the run that nothing disturbed."""
+    straight = Job(request.param, tmp_path_factory.mktemp(f"straight-{request.param}") / "run")
+    straight.measure()
+    return straight
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What `record_property("done", ...)` said, counted; and the longest time from a signal to the end of the process."""
+    properties = [item for report in terminalreporter.stats.get("passed", []) for item in report.user_properties]
+    for text, count in sorted(Counter(text for name, text in properties if name == "done").items()):
+        terminalreporter.write_line(f"{count:4} x {text}")
+    if seconds := [value for name, value in properties if name == "seconds"]:
+        terminalreporter.write_line(f"signal to end of process: {max(seconds):.2f} s at most, of {len(seconds)}")
