@@ -5,6 +5,7 @@ Only the standard library is used, so that a wrong key is told before anything h
 
 import re
 from dataclasses import field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +34,19 @@ def optional_number(low: float | None = None, high: float | None = None) -> Any:
 def variable(default: str | None) -> Any:
     """The name of an environment variable that holds a secret; never the secret itself."""
     return field(default=default, metadata={"variable": True})
+
+
+def no_path(path: Path) -> str | None:
+    """Why no file system takes a path (too long, a null byte, links in a circle), or None; it need not be there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return error.strerror
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def check_values(config: Any, prefix: str = "") -> None:

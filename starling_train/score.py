@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from starling_train import assets
 from starling_train.cli import command
 from starling_train.config import Config, UserError, check_reward, check_values, number
+from starling_train.config_values import no_path
 
 if TYPE_CHECKING:
     from starling_train.engine.score_file import Progress, Scorer
@@ -66,6 +67,9 @@ def main(config: ScoreConfig) -> None:
 
 def check_files(source: Path, output: Path) -> None:
     """Raise UserError unless the input can be read and the output is another file."""
+    for key, path in (("input", source), ("output", output)):
+        if reason := no_path(path):
+            raise UserError(f"{key}: {str(path)[:80]!r} cannot be a path ({reason}); give another")
     if not source.is_file():
         raise UserError(f"input: no file {source}; give a JSONL file of conversations")
     if output.is_dir():
@@ -75,10 +79,10 @@ def check_files(source: Path, output: Path) -> None:
 
 
 def load_model(config: ScoreConfig) -> "Scorer":
-    from starling_train.engine import preflight, setup
+    from starling_train.engine import places, preflight, setup
     from starling_train.engine.runtime import Runtime
 
-    preflight.check_directory(Path(config.output).expanduser().parent, "output")
+    places.check_directory(Path(config.output).expanduser().parent, "output")
     preflight.check_reward(config.reward)
     return setup.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
 

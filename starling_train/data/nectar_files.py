@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from starling_train.config import UserError
+from starling_train.config_values import no_path
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -60,8 +61,8 @@ def _json_object(line: bytes, place: str) -> dict:
 def _local_files(path: str | Path) -> list[Path] | None:
     """The files behind a path, or None for a hub id."""
     local = Path(path).expanduser()
-    if _cannot_be(local):
-        raise UserError(f"{str(path)[:80]!r}: cannot be a path; check data.path")
+    if reason := no_path(local):
+        raise UserError(f"{str(path)[:80]!r} cannot be a path ({reason}); check data.path")
     if local.is_dir():
         files = sorted(local.glob("data/*.parquet")) or sorted(local.glob("*.parquet"))
         if not files:
@@ -74,15 +75,6 @@ def _local_files(path: str | Path) -> list[Path] | None:
     if HUB_ID.fullmatch(str(path)) and local.suffix not in (".parquet", ".jsonl"):
         return None
     raise UserError(f"{path}: no such file or directory; check data.path")
-
-
-def _cannot_be(path: Path) -> bool:
-    """Whether no file system takes it: too long, a null byte."""
-    try:
-        path.is_file()
-    except OSError:
-        return True
-    return "\0" in str(path)
 
 
 def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:

@@ -6,7 +6,6 @@ Every check reads headers and small files only. Nothing that stays is written.
 import netrc
 import os
 import sys
-import tempfile
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from starling_train.config import Config, FreezeConfig, RewardConfig, UserError
 from starling_train.config_rm import RmConfig
 from starling_train.engine import ranking_setup, scan_setup, setup
 from starling_train.engine.dry_run import planned
+from starling_train.engine.places import check_directory
 from starling_train.engine.ranking_setup import Start
 from starling_train.engine.runtime import Runtime
 from starling_train.models import load, preflight, reward_start, scan_records, selection, snr_scan
@@ -63,21 +63,6 @@ def check_reward(config: RewardConfig, *, weights: bool = True) -> None:
     directory = load.resolve(config.path, "reward.path", weights=weights, needs_config=not config.tokenizer)
     tokenizer = load.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else directory
     preflight.check_reward(config, directory, tokenizer, weights=weights)
-
-
-def check_directory(path: Path, key: str) -> None:
-    """Raise UserError unless files can be written into a directory, or the directory be made. Leaves nothing."""
-    path = load.local_path(str(path), key).absolute()
-    existing = next(place for place in (path, *path.parents) if place.exists())
-    if not existing.is_dir():
-        raise UserError(f"{key}: {existing} is a file; give another one")
-    try:
-        with tempfile.TemporaryDirectory(prefix=".probe-", dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{key}: nothing can be written into {existing} ({error.strerror}); give another one"
-        ) from error
 
 
 def check_tracker(mode: str) -> None:

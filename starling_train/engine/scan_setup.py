@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from starling_train.config import FreezeConfig, SnrConfig, UserError
+from starling_train.engine.places import check_directory
 from starling_train.models import freeze as freezing
 from starling_train.models import load, scan_records, selection, snr_scan
 from starling_train.models.scan_journal import Journal
@@ -27,9 +28,7 @@ def run_directory(config: SnrConfig) -> Path:
     run = Path(config.run_dir or Path("runs") / config.name).expanduser()
     if (run / "metrics.jsonl").exists():
         raise UserError(f"run_dir: {run} holds a training run; give the scan another run_dir= or name=")
-    existing = next(path for path in (run, *run.parents) if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"run_dir: {existing} is a file; give the scan another run_dir= or name=")
+    check_directory(run, "run_dir")
     return run
 
 

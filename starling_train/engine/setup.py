@@ -52,6 +52,7 @@ def _counts(dropped: dict[str, int]) -> str:
 
 def load_tokenizer(config: Config, directory: Path) -> Any:
     """The policy's tokenizer, checked to speak Openchat's template."""
+    load.load_config(directory, "model.path")  # read with the tokenizer too: what is wrong in it is told as its own
     tokenizer = load.load_tokenizer(directory, "model.path")
     openchat.check_tokenizer(tokenizer, f"model.path: {directory}")
     return tokenizer

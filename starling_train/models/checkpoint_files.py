@@ -7,6 +7,7 @@ memory is then the largest such file. `forget` lets go of it.
 
 import json
 import pickle
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 # What a sharded model's files are called, where there is no index to say so.
 SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
+# torch's remark on a pickle that is not its own comes before the error that says so
+warnings.filterwarnings("ignore", message="Detected pickle protocol")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -183,7 +186,9 @@ def _tensors(file: Path, tensor: str, *, mapped: bool) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except DAMAGED as error:
-        reason = _with(tensor) + (str(error).strip() or type(error).__name__).split("\n")[0]
+        first = (str(error).strip() or type(error).__name__).split("\n")[0]
+        # torch's own text goes on to say how the code in the file can be run
+        reason = _with(tensor) + ("there is code in it" if first.startswith("Weights only load failed") else first)
         raise UserError(f"{file}: truncated, damaged or not only weights ({reason}); download it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, not tensors by name; save a state_dict")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from starling_train.config import UserError
+from starling_train.config_values import no_path
 
 # What transformers raises, at one place or another, for files that are damaged or of another model.
 UNUSABLE = (
@@ -36,13 +37,8 @@ def resolve(
 def local_path(path: str, key: str) -> Path:
     """The path as the file system knows it. Raises UserError for one that cannot be: too long, a null byte."""
     local = Path(path).expanduser()
-    try:
-        local.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{key}: {str(local)[:80]!r} cannot be a path ({reason}); check it") from error
+    if reason := no_path(local):
+        raise UserError(f"{key}: {str(local)[:80]!r} cannot be a path ({reason}); check it")
     return local
 
 

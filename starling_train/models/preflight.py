@@ -49,8 +49,9 @@ def check_reward(config: RewardConfig, directory: Path, tokenizer_directory: Pat
             f"reward.tokenizer: {tokenizer_directory} has {len(tokenizer)} tokens, but the vocabulary of {directory} "
             f"is {model_config.vocab_size}; give the one it was trained with"
         )
-    positions = getattr(model_config, "max_position_embeddings", None) or config.max_length
-    if config.max_length > positions:
+    positions = getattr(model_config, "max_position_embeddings", None)
+    # rotary positions go on for ever, learned ones end in an error of indices
+    if positions and getattr(model_config, "rope_parameters", None) is None and config.max_length > positions:
         raise UserError(
             f"reward.max_length: {config.max_length} is more than the {positions} positions of {directory}; lower it"
         )

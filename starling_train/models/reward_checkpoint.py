@@ -7,6 +7,7 @@ again (`transformer.*`) and `v_head.weight`. starling_34b: sharded safetensors, 
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from starling_train.config import UserError
 
 SEVEN_B_FILE = "pytorch_model.bin"
+# torch's remark on a pickle that is not its own comes before the error that says so
+warnings.filterwarnings("ignore", message="Detected pickle protocol")
 INDEX_FILE = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
 

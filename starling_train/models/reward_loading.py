@@ -82,7 +82,9 @@ def load_starling(kind: str, directory: Path, config: Any, options: dict[str, An
 def check_llama(kind: str, directory: Path, config: Any) -> None:
     """Raise UserError unless the configuration is of the architecture that both Starling kinds have."""
     if config.model_type != "llama":
-        raise UserError(f"{directory}: config.json is a {config.model_type}'s; reward.kind={kind} is a Llama")
+        raise UserError(
+            f"{directory}: config.json is a {config.model_type}'s; reward.kind={kind} is a Llama, check reward.path"
+        )
 
 
 def check_labels(directory: Path, config: Any) -> None:

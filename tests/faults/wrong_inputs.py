@@ -1,0 +1,186 @@
+"""What the cases of `test_wrong_inputs.py` are made of: models, data and servers, and ways to spoil them."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@dataclass
+class World:
+    """One case's own directory, and the right models (shared by all cases: copy before spoiling)."""
+
+    here: Path
+    models: Path
+    servers: dict[str, int] = field(default_factory=dict)
+
+    def names(self) -> dict[str, Any]:
+        """What `{name}` means in a case's arguments."""
+        fixed = {"here": self.here, "policy": self.models / "policy", "reward": self.models / "reward"}
+        return fixed | {"classifier": self.models / "classifier", "long": "x" * 5000} | self.servers
+
+    def copy(self, model: str) -> Path:
+        """A copy of a model to spoil, as `{here}/MODEL`."""
+        return Path(shutil.copytree(self.models / model, self.here / model))
+
+
+Make = Callable[[World], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A wrong input: the command, what is changed of the right arguments, and what the line must say, the key or file
+    first. make: spoils files. environment: variables, None unsets.
+    """
+
+    command: str
+    arguments: str
+    says: tuple[str, ...]
+    make: Make | None = None
+    environment: tuple[tuple[str, str | None], ...] = ()
+    after_loading: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.command} {self.arguments[:60]} -> {self.says[0][:60]}"
+
+
+def text(name: str, content: str | bytes) -> Make:
+    """Write a file of the case's directory."""
+
+    def make(world: World) -> None:
+        file = world.here / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return make
+
+
+def rows(name: str, *values: Any) -> Make:
+    return text(name, "".join(json.dumps(value) + "\n" for value in values))
+
+
+def table(name: str, **columns: Any) -> Make:
+    return lambda world: pq.write_table(pa.table(columns), world.here / name)
+
+
+def folder(name: str) -> Make:
+    return lambda world: (world.here / name).mkdir(parents=True)
+
+
+def link(name: str) -> Make:
+    """A link to nothing."""
+    return lambda world: (world.here / name).symlink_to(world.here / "not" / "there")
+
+
+def together(*makes: Make) -> Make:
+    return lambda world: [make(world) for make in makes]
+
+
+def spoiled(model: str, file: str, content: str | bytes | None) -> Make:
+    """A copy of a model with another content of a file; None removes it."""
+
+    def make(world: World) -> None:
+        path = world.copy(model) / file
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return make
+
+
+def cut(model: str, file: str, keep: float = 0.5) -> Make:
+    """A copy of a model with a file that ends too early."""
+
+    def make(world: World) -> None:
+        path = world.copy(model) / file
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * keep)])
+
+    return make
+
+
+def settings(model: str, file: str = "config.json", **values: Any) -> Make:
+    """A copy of a model with other values in a JSON file; None removes a key."""
+
+    def make(world: World) -> None:
+        path = world.copy(model) / file
+        content = json.loads(path.read_text()) | values
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+    return make
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Make:
+    """A copy of the policy with changed weights."""
+
+    def make(world: World) -> None:
+        file = world.copy("policy") / "model.safetensors"
+        held = load_file(file)
+        change(held)
+        save_file(held, file, metadata={"format": "pt"})
+
+    return make
+
+
+def without(name: str) -> Make:
+    return tensors(lambda held: held.pop(name))
+
+
+def reward_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Make:
+    """A copy of the reward model with changed weights."""
+
+    def make(world: World) -> None:
+        file = world.copy("reward") / "pytorch_model.bin"
+        held = torch.load(file, weights_only=True)
+        change(held)
+        torch.save(held, file)
+
+    return make
+
+
+def index(weight_map: Any, with_weights: bool = True) -> Make:
+    """A copy of the policy with an index beside its weights."""
+
+    def make(world: World) -> None:
+        path = world.copy("policy")
+        if with_weights:
+            (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return make
+
+
+def no_end_of_turn(world: World) -> None:
+    path = world.copy("policy")
+    for file in (path / "tokenizer.json", path / "tokenizer_config.json"):
+        file.write_text(file.read_text().replace("<|end_of_turn|>", "<|something|>"))
+
+
+class Payload:
+    """Code in a pickle: makes a file where it is read without care."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.mark,))
+
+
+def code_in(model: str, file: str = "pytorch_model.bin") -> Make:
+    """A copy of a model with code in its weights."""
+
+    def make(world: World) -> None:
+        path = world.copy(model)
+        for weights in (*path.glob("*.safetensors"), *path.glob("*.bin")):
+            weights.unlink()
+        (path / file).write_bytes(pickle.dumps({"v_head.weight": Payload(world.here / "ran")}))
+
+    return make
