@@ -28,19 +28,20 @@ UNTIMED = ("time/", "throughput/", "memory/")
 
 
 class Job:
-    """One command on the toy, and how it comes out undisturbed: run directory, seconds until it trains, and after."""
+    """One command on the toy, and how it comes out undisturbed; `start_s`, `step_s`: seconds of start and of a step."""
 
     def __init__(self, command: str, straight: Path):
         self.command, self.straight = command, straight
-        self.start_s = self.train_s = 0.0
+        self.steps, self.start_s, self.step_s = 0, 0.0, 0.0
 
     def measure(self) -> None:
         began = time.monotonic()
         process = self.start(self.straight.parent, *EVERY_STEP)
-        process.wait_until(lambda: (self.straight / "metrics.jsonl").exists())
+        process.wait_until(lambda: step(self.straight) == 0)
         trains = time.monotonic()
         assert process.wait() == 0, process.error()
-        self.start_s, self.train_s = trains - began, time.monotonic() - trains
+        self.steps = step(self.straight)
+        self.start_s, self.step_s = trains - began, (time.monotonic() - trains) / (self.steps + 1)
 
     def start(self, folder: Path, *more: str) -> Started:
         return Started(self.command, [*JOBS[self.command], *more], folder)
@@ -83,7 +84,8 @@ def rows(run: Path) -> list[dict]:
 def step(run: Path) -> int:
     """The last step that metrics.jsonl has; -1 if none."""
     path = run / "metrics.jsonl"
-    return json.loads(path.read_text().splitlines()[-1])["step"] if path.exists() and path.stat().st_size else -1
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return json.loads(whole.splitlines()[-1])["step"] if whole else -1
 
 
 def saved_step(run: Path) -> int:
@@ -97,10 +99,11 @@ def wait_for_moment(job: Job, process: Started, kind: str, seed: int) -> None:
     if kind == "starting":
         time.sleep(chance.uniform(0.0, job.start_s))
     elif kind == "training":
-        process.wait_until((run / "metrics.jsonl").exists)
-        time.sleep(chance.uniform(0.0, 0.9 * job.train_s))
+        wanted = chance.randint(-1, job.steps - 2)
+        process.wait_until(lambda: step(run) >= wanted and (run / "config.yaml").exists())
+        time.sleep(chance.uniform(0.0, job.step_s))
     else:
-        wanted = chance.randint(0, 4)
+        wanted = chance.randint(0, job.steps - 2)
         process.wait_until(lambda: saved_step(run) >= wanted, pause=0)
         process.wait_until(lambda: any(run.glob(WRITES[kind])), pause=0)
         time.sleep(chance.choice((0.0, 0.001, 0.003, 0.01)))

@@ -15,7 +15,7 @@ def job(request, toy, tmp_path_factory) -> Job:
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What `record_property("done", ...)` said, counted; and the longest time from a signal to the end of the process."""
+    """What `record_property("done", ...)` said, counted; and the longest time from a signal to a process's end."""
     properties = [item for report in terminalreporter.stats.get("passed", []) for item in report.user_properties]
     for text, count in sorted(Counter(text for name, text in properties if name == "done").items()):
         terminalreporter.write_line(f"{count:4} x {text}")
