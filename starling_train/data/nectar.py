@@ -79,7 +79,9 @@ def load(
             dropped[reason] += 1
             continue
         ranked = _answers(raw, place, changed) if answers else []
-        rows.append(Row(messages, ranked, list(raw.get("source") or []), raw.get("good_natured") is not False))
+        source = raw.get("source")
+        source = list(source) if isinstance(source, list) else []
+        rows.append(Row(messages, ranked, source, raw.get("good_natured") is not False))
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
         raise UserError(f"{path}: no usable row is left ({reasons}); check the file and data.exclude")
@@ -217,8 +219,8 @@ def _rank(item: dict, place: str) -> float | None:
     rank = item.get("rank")
     if rank is None or rank != rank:
         return None
-    if not isinstance(rank, int | float) or isinstance(rank, bool):
-        raise UserError(f"{place}: a `rank` is {rank!r}; it must be a number, 1 for the best answer")
+    if not isinstance(rank, int | float) or isinstance(rank, bool) or abs(rank) > 1e9:
+        raise UserError(f"{place}: a `rank` is {str(rank)[:40]!r}; it must be a number, 1 for the best answer")
     return float(rank)
 
 

@@ -103,8 +103,8 @@ def _literal(node: ast.expr) -> Any:
         case ast.Tuple(elts=elements):
             return tuple(_literal(element) for element in elements)
         case ast.Dict(keys=keys, values=values):
-            # A key that is not a constant would be unhashable, or None for `**x`: neither is data.
-            if not all(isinstance(key, ast.Constant) for key in keys):
+            # A key that is no constant (or a negative number) would be unhashable, or None for `**x`: neither is data.
+            if not all(isinstance(key, ast.Constant | ast.UnaryOp) for key in keys):
                 raise ValueError("a key is not a constant")
             return {_literal(key): _literal(value) for key, value in zip(keys, values, strict=True)}
     raise ValueError("not a literal")

@@ -107,7 +107,7 @@ def _answers(raw: dict[str, Any]) -> tuple[list[Any], list[float]]:
 
 def _is_rank(value: Any) -> bool:
     """JSON as Python reads it also has NaN and infinity, which put nothing in order."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _last(answer: Any) -> Any:
