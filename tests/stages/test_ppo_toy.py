@@ -167,7 +167,13 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, tmp_path, sent, code):
     [
         ["algorithm.critic=twin", "algorithm.kl.target=6", "rollout.temperature=0.8"],
         ["algorithm.critic=separate", "algorithm=apa", "freeze=last_layers", "freeze.last_layers=1"],
-        ["freeze=none", "reward.scale=none", "algorithm.critic_warmup_steps=1", "model.dtype=bfloat16"],
+        [
+            "freeze=none",
+            "reward.scale=none",
+            "algorithm.steps=2",
+            "algorithm.critic_warmup_steps=1",
+            "model.dtype=bfloat16",
+        ],
         ["freeze=random", "model.gradient_checkpointing=true", "algorithm.length_penalty=0.5", "evaluation.every=0"],
     ],
     ids=["twin", "separate-apa", "everything-bf16", "random-checkpointing"],
