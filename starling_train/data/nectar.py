@@ -220,7 +220,7 @@ def _rank(item: dict, place: str) -> float | None:
     if rank is None or rank != rank:
         return None
     if not isinstance(rank, int | float) or isinstance(rank, bool) or abs(rank) > 1e9:
-        raise UserError(f"{place}: a `rank` is {str(rank)[:40]!r}; it must be a number, 1 for the best answer")
+        raise UserError(f"{place}: a `rank` is {repr(rank)[:40]}; it must be a number, 1 for the best answer")
     return float(rank)
 
 

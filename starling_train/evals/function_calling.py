@@ -114,7 +114,7 @@ def _load_category(directory: Path, category: str) -> list[Case]:
         turns = _list_of(_is_turn, row, "question", "a list of lists of {role, content}", where)
         functions = _list_of(_is_function, row, "function", "a list of {name, parameters: {properties}}", where)
         if truths is not None and row["id"] not in truths:
-            raise UserError(f"{where}: {row['id']} is not in possible_answer/{path.name}; add it or drop the case")
+            raise UserError(f"{where}: {row['id']!r} is not in possible_answer/{path.name}; add it or drop the case")
         truth = truths[row["id"]] if truths is not None else None
         cases.append(Case(row["id"], category, list(chain.from_iterable(turns)), functions, truth))
     if not cases:
@@ -167,9 +167,18 @@ def _is_message(value: Any) -> bool:
 
 def _is_function(value: Any) -> bool:
     match value:
-        case {"name": str(), "parameters": {"properties": dict() as properties}}:
-            return all(isinstance(schema, dict) for schema in properties.values())
+        case {"name": str(), "parameters": {"properties": dict() as properties} as parameters}:
+            required = parameters.get("required", [])
+            names = isinstance(required, list) and all(isinstance(name, str) for name in required)
+            return names and all(map(_is_schema, properties.values()))
     return False
+
+
+def _is_schema(value: Any) -> bool:
+    """Of a parameter, or of a list's items: what `call_checker` reads of it."""
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str | None):
+        return False
+    return "items" not in value or _is_schema(value["items"])
 
 
 def _is_true_call(value: Any) -> bool:

@@ -89,7 +89,7 @@ QUESTIONS, TRUTHS = "BFCL_v4_multiple.json", "possible_answer/BFCL_v4_multiple.j
         (QUESTIONS, {**question("a"), "question": [[{"role": "user"}]]}, ":2: `question` is not"),
         (QUESTIONS, {**question("a"), "function": []}, ":2: `function` is not"),
         (QUESTIONS, {**question("a"), "function": [{"name": "f"}]}, ":2: `function` is not"),
-        (QUESTIONS, question("a"), ":2: a is not in possible_answer/BFCL_v4_multiple.json"),
+        (QUESTIONS, question("a"), ":2: 'a' is not in possible_answer/BFCL_v4_multiple.json"),
         (TRUTHS, "nonsense", ":2: not JSON"),
         (TRUTHS, {"id": "a"}, ":2: `ground_truth` is not"),
         (TRUTHS, {"id": "a", "ground_truth": [{"f": {}, "g": {}}]}, ":2: `ground_truth` is not"),
