@@ -142,6 +142,8 @@ class OptimConfig:
 class ClusterConfig:
     device: str = choice("auto", "auto", "cpu", "cuda")
     threads: int | None = optional_number(1, 1024)
+    zero_stage: int = number(0, 0, 3)
+    timeout_s: float = number(1800.0, 1.0)
 
 
 @dataclass

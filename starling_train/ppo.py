@@ -8,6 +8,7 @@ from starling_train.config import Config, check
 
 if TYPE_CHECKING:
     from starling_train.engine.run_dir import RunDirectory
+    from starling_train.engine.runtime import Runtime
 
 
 @command(check)
@@ -26,13 +27,18 @@ def main(config: Config) -> None:
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its report: {run.path / 'report.html'}")
     else:
-        with run.owned():
-            train(config, run)
-        print(f"report: {(run.path / 'report.html').resolve()}")
+        from starling_train.engine.runtime import Runtime
+
+        cluster = config.cluster
+        runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s)
+        with runtime.together(), run.owned(runtime):
+            train(config, run, runtime)
+        if runtime.is_first:
+            print(f"report: {(run.path / 'report.html').resolve()}")
 
 
-def train(config: Config, run: "RunDirectory") -> None:
-    """All steps of one run, from wherever an earlier start left off."""
+def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
+    """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
     import torch
 
     from starling_train.core.ppo import KLController
@@ -44,13 +50,12 @@ def train(config: Config, run: "RunDirectory") -> None:
     from starling_train.engine.clock import Clock
     from starling_train.engine.console import Console
     from starling_train.engine.experience import layer_to_keep, only_scored, pay, score_tokens
-    from starling_train.engine.metrics import JsonLines, strict, tracker
-    from starling_train.engine.optim import Optimizer
+    from starling_train.engine.metrics import strict, tracker
     from starling_train.engine.rollout import generate
-    from starling_train.engine.runtime import Runtime
     from starling_train.engine.state import TrainState
     from starling_train.engine.stop import StopRequest, leave_saved
     from starling_train.engine.update import update
+    from starling_train.engine.zero import make_optimizer
     from starling_train.evals import held_out as held_out_suite
     from starling_train.models import freeze, identity, load, save
     from starling_train.models.actors import Actors
@@ -58,7 +63,6 @@ def train(config: Config, run: "RunDirectory") -> None:
     from starling_train.report import page
 
     algorithm = config.algorithm
-    runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     directory = load.resolve(config.model.path, "model.path", config.model.revision)
@@ -68,7 +72,7 @@ def train(config: Config, run: "RunDirectory") -> None:
     preflight.check_run(config, directory, model_config, runtime, run.path)
     data = setup.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
-    records = setup.scan(config.freeze, directory, str(runtime.device), run.path)
+    records = runtime.from_first(lambda: setup.scan(config.freeze, directory, str(runtime.device), run.path))
     selected = setup.select(config.freeze, records, config.seed)
     reward_model = setup.load_reward(config.reward, runtime)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
@@ -77,31 +81,33 @@ def train(config: Config, run: "RunDirectory") -> None:
     runtime.seed_all("value head")
     actors = Actors(policy.model, algorithm.critic, policy.table.lowest_layer, config.rollout.temperature)
     actors.to(runtime.device).train()
-    optimizer = Optimizer(actors.policy_parameters(), actors.critic_parameters(), config.optim)
+    optimizer = make_optimizer(actors, config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
-    metrics_log = JsonLines(run.metrics)
-    base = identity.identify(directory, known_base(run.checkpoints))
+    metrics_log = run.log(run.metrics)
+    base = runtime.from_first(lambda: identity.identify(directory, known_base(run.checkpoints)))
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, base)
     fresh = TrainState(kl_coefficient=algorithm.kl.coefficient)
-    state = setup.restore(checkpoints, actors.trainable(), optimizer, metrics_log.last) or fresh
+    state = setup.restore(checkpoints, optimizer, metrics_log.last, runtime) or fresh
     kl = KLController(state.kl_coefficient, algorithm.kl.target, algorithm.kl.horizon)
     moments = RunningMoments()
     moments.load_state_dict(state.reward_moments or moments.state_dict())
     prompts = PromptStream(data.training, algorithm.prompts_per_step, config.seed)
-    disk.check_room(run.path, config.checkpoint, actors.trainable(), optimizer, actors.policy)
+    disk.check_room(run.path, config.checkpoint, optimizer, actors.policy)
 
-    run.create()
-    if config.freeze.method in setup.SCORED:
-        setup.write_scan(policy.records, run.path)
-    freeze.write_unfrozen_yaml(policy.selected, policy.records, run.path / "unfrozen.yaml", policy.table.names)
-    samples_log, skipped_log = JsonLines(run.samples, state.logged), JsonLines(run.skipped, state.logged)
-    tracking = tracker(config.logging.wandb, config.name, run.path, run.settings, state.tracker)
+    if runtime.is_first:
+        run.create()
+        if config.freeze.method in setup.SCORED:
+            setup.write_scan(policy.records, run.path)
+        freeze.write_unfrozen_yaml(policy.selected, policy.records, run.path / "unfrozen.yaml", policy.table.names)
+    samples_log, skipped_log = run.log(run.samples, state.logged), run.log(run.skipped, state.logged)
+    wandb = config.logging.wandb if runtime.is_first else "disabled"
+    tracking = tracker(wandb, config.name, run.path, run.settings, state.tracker)
     state.tracker = tracking.id
 
     def evaluate() -> dict[str, float]:
         console.phase("evaluating")
-        with stop.abandonable():
+        with stop.abandonable(), optimizer.gathered():
             measured, samples = held_out_suite.evaluate(held_out, actors, reward_model, config, runtime, budgets)
         samples_log.write([{"step": state.step} | sample for sample in samples])
         return measured
@@ -112,21 +118,27 @@ def train(config: Config, run: "RunDirectory") -> None:
         tracking.log(metrics)
         console.step(metrics, left_s)
 
+    def save_state() -> None:
+        console.phase("saving")
+        tensors = optimizer.trainable_tensors(), optimizer.state_tensors()  # under ZeRO all processes put them together
+        if runtime.is_first:
+            checkpoints.save(*tensors, state)
+
     def keep() -> None:
         if state.step:
-            console.phase("saving")
-            checkpoints.save(actors.trainable(), optimizer.state_tensors(), state)
+            save_state()
             console.say(f"state saved after step {state.step}; run the same command to go on")
 
     # A signal, or the loss of a served reward model, while everything in memory is of one finished step: that is kept.
     with (
-        StopRequest(config.checkpoint.grace_s) as stop,
-        Console(algorithm.steps, state.step) as console,
+        StopRequest(config.checkpoint.grace_s, runtime) as stop,
+        Console(algorithm.steps, state.step, is_quiet=not runtime.is_first) as console,
         leave_saved(stop, keep, lambda: checkpoints.saved, console.say),
     ):
         budgets = Budgets(config, reward_model, state.budgets, console.say)
         console.say(data.report)
         console.say(policy.table.render())
+        console.say(setup.describe(optimizer, runtime))
         if state.step:
             console.say(f"resumed after step {state.step}")
             if state.unlogged:
@@ -139,16 +151,18 @@ def train(config: Config, run: "RunDirectory") -> None:
             step = state.step + 1
             clock = Clock()
 
-            with stop.abandonable():
-                # 1. prompts, 2. responses on the live weights
+            with stop.abandonable(), optimizer.gathered():
+                # 1. prompts, this process's share of them, 2. responses on the live weights
                 console.phase("rollout")
-                batch = prompts.batch(step)
+                whole_batch = prompts.batch(step)
+                batch, places = runtime.share(whole_batch), runtime.share(range(len(whole_batch)))
                 runtime.seed_all("rollout", step)
                 ids = [prompt.ids for prompt in batch]
                 keep_layer = layer_to_keep(actors, ids, config)
                 rollout = generate(
-                    actors.policy, tokenizer, ids, config.rollout, keep_layer=keep_layer, budget=budgets.slots
-                )
+                    actors.policy, tokenizer, ids, config.rollout,
+                    keep_layer=keep_layer, budget=budgets.slots, places=places,
+                )  # fmt: skip
                 clock.lap("rollout")
 
                 # 3. scores: decode, the reward model's own template and tokenizer, its head
@@ -158,36 +172,37 @@ def train(config: Config, run: "RunDirectory") -> None:
                 rollout, scores, odd = only_scored(rollout, torch.tensor(reward_model.score(answered)))
                 skipped_rows = skipped.rows(step, "score", odd, answered)
                 answered = [conversation for i, conversation in enumerate(answered) if i not in odd]
-                moments.update(scores.tolist())
+                moments.update(runtime.gather(scores.tolist()))
                 scaled = setup.scale(scores, moments, config.reward)
                 clock.lap("score")
 
                 # 4. log-probs, reference, values, advantages
                 console.phase("update")
                 paid = pay(scaled, rollout, algorithm)
-                experience = score_tokens(actors, rollout, paid, algorithm, kl.coefficient, budgets.tokens)
+                experience = score_tokens(actors, rollout, paid, algorithm, kl.coefficient, budgets.tokens, runtime)
 
             # 5. clipped PPO (or APA) on what trains
             with stop.updating():
-                rate = optimizer.set_step(step, algorithm.steps)
-                order = runtime.generator("update", step)
                 train_policy = step > algorithm.critic_warmup_steps
-                updated = update(actors, optimizer, experience, algorithm, order, train_policy, budgets.tokens)
+                rate = optimizer.set_step(step, algorithm.steps, train_policy)
+                order = runtime.generator("update", step)
+                updated = update(actors, optimizer, experience, algorithm, order, train_policy, budgets.tokens, runtime)
             experience.prefix = None  # gigabytes that the next rollout has use for
             clock.lap("update")
 
             # 6. remember
-            metrics = summary.step_metrics(step, state.episodes + len(batch), experience, scores, kl.coefficient)
+            episodes = state.episodes + len(whole_batch)
+            metrics = summary.step_metrics(step, episodes, experience, scores, kl.coefficient, runtime)
             metrics |= updated.metrics | {"optim/learning_rate": rate}
-            metrics["reward/truncated_answers"] = reward_model.truncated - truncated
-            metrics["reward/unscored"] = len(odd)
+            counts = runtime.sum([reward_model.truncated - truncated, len(odd)])
+            metrics["reward/truncated_answers"], metrics["reward/unscored"] = map(int, counts)
             for suspects in updated.skipped:
                 skipped_rows += skipped.rows(step, "update", suspects, answered)
-            skipped_log.write(skipped_rows)
-            metrics |= clock.metrics(len(rollout), sum(map(len, rollout.responses)))
+            skipped_log.write(runtime.gather(skipped_rows))
+            metrics |= clock.metrics(len(whole_batch), sum(experience.token_counts))
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
-            kl.update(metrics["kl/reference"], len(batch))
-            state.step, state.episodes, state.kl_coefficient = step, state.episodes + len(batch), kl.coefficient
+            kl.update(metrics["kl/reference"], len(whole_batch))
+            state.step, state.episodes, state.kl_coefficient = step, episodes, kl.coefficient
             state.reward_moments, state.budgets = moments.state_dict(), budgets.fallen()
             last = step == algorithm.steps
             if config.evaluation.every and (last or step % config.evaluation.every == 0):
@@ -197,19 +212,20 @@ def train(config: Config, run: "RunDirectory") -> None:
             state.seconds += clock.total()
             record(metrics, left_s=state.seconds / step * (algorithm.steps - step))
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                console.phase("saving")
-                checkpoints.save(actors.trainable(), optimizer.state_tensors(), state)
+                save_state()
             if optimizer.skipped_in_a_row >= skipped.IN_A_ROW:
                 keep()
                 raise skipped.too_many(optimizer.skipped_in_a_row, run.skipped)
 
         # The full model for whoever wants to use it, and the page for whoever wants to know what happened.
         console.phase("writing the model")
-        with stop.finishing():
-            save.save_model(actors.policy, run.policy, lambda directory: openchat.save_tokenizer(tokenizer, directory))
-        run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime))
+        with stop.finishing(), optimizer.gathered():
+            if runtime.is_first:
+                save.save_model(actors.policy, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         tracking.finish()
-        page.write(run.path)
+        if runtime.is_first:
+            run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime))
+            page.write(run.path)
 
 
 if __name__ == "__main__":

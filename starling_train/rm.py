@@ -8,6 +8,7 @@ from starling_train.config_rm import RmConfig, check_rm
 
 if TYPE_CHECKING:
     from starling_train.engine.run_dir import RunDirectory
+    from starling_train.engine.runtime import Runtime
 
 
 @command(check_rm, RmConfig, "rm")
@@ -26,13 +27,17 @@ def main(config: RmConfig) -> None:
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its reward model: {run.reward}")
     else:
-        with run.owned():
-            train(config, run)
+        from starling_train.engine.runtime import Runtime
+
+        cluster = config.cluster
+        runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s)
+        with runtime.together(), run.owned(runtime):
+            train(config, run, runtime)
         print(f"reward model: {run.reward.resolve()}")
         print(f"report: {(run.path / 'report.html').resolve()}")
 
 
-def train(config: RmConfig, run: "RunDirectory") -> None:
+def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import disk, preflight, ranking, ranking_setup, setup, summary
@@ -40,13 +45,12 @@ def train(config: RmConfig, run: "RunDirectory") -> None:
     from starling_train.engine.clock import Clock
     from starling_train.engine.console import Console
     from starling_train.engine.metrics import JsonLines, strict, tracker
-    from starling_train.engine.runtime import Runtime
     from starling_train.engine.state import TrainState
     from starling_train.engine.stop import StopRequest, leave_saved
     from starling_train.models import freeze, identity, save
     from starling_train.report import page
 
-    runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
+    runtime.refuse_company("rm")
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     start = ranking_setup.find(config)
@@ -65,8 +69,8 @@ def train(config: RmConfig, run: "RunDirectory") -> None:
     metrics_log = JsonLines(run.metrics)
     base = identity.identify(start.directory, known_base(run.checkpoints))
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, base)
-    state = setup.restore(checkpoints, trainee.trainable(), optimizer, metrics_log.last) or TrainState()
-    disk.check_room(run.path, config.checkpoint, trainee.trainable(), optimizer, net)
+    state = setup.restore(checkpoints, optimizer, metrics_log.last, runtime) or TrainState()
+    disk.check_room(run.path, config.checkpoint, optimizer, net)
 
     run.create()
     if config.freeze.method in setup.SCORED:

@@ -53,11 +53,10 @@ def whiten(x: Tensor, mask: Tensor, of: Moments | None = None, *, shift: bool = 
     return torch.where(mask, (x - mean) * scale, 0.0)
 
 
-def explained_variance(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(target - predicted) / Var(target) over the mask: 1 is perfect, 0 no better than a constant.
+def explained_variance(unexplained: Moments, target: Moments) -> Tensor:
+    """1 - Var(target - predicted) / Var(target): 1 is perfect, 0 no better than a constant.
 
-    NaN where the targets do not vary.
+    unexplained: moments of target - predicted. NaN where the targets do not vary.
     """
-    variance = moments(target, mask).variance
-    unexplained = moments(target - predicted, mask).variance
-    return torch.where(variance > 0, 1.0 - unexplained / variance, torch.nan)
+    variance = target.variance
+    return torch.where(variance > 0, 1.0 - unexplained.variance / variance, torch.nan)

@@ -101,6 +101,10 @@ class Checkpoints:
             )
         return None
 
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of a step, which another process has found to be good."""
+        return self._load(self._directory / manifest.folder_name(step), None)
+
     def _load(self, directory: Path, logged: int | None) -> Checkpoint:
         """Raises Damaged, and UserError for another base model."""
         written = manifest.verify(directory, FILES)

@@ -19,10 +19,13 @@ WATCHED = (
 
 
 class Console:
-    """Used as a context: `phase` says what is going on, `step` that a step is done with these metrics."""
+    """Used as a context: `phase` says what is going on, `step` that a step is done with these metrics.
 
-    def __init__(self, steps: int, done: int = 0):
-        self._console = RichConsole()
+    is_quiet: say nothing (all processes of a run but the first).
+    """
+
+    def __init__(self, steps: int, done: int = 0, is_quiet: bool = False):
+        self._console = RichConsole(quiet=is_quiet)
         self._steps, self._done = steps, done
         self._numbers = ""
         self._progress = Progress(

@@ -1,5 +1,6 @@
 """Is there room on the disk for what a run will write?"""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -7,18 +8,19 @@ from torch import nn
 
 from starling_train.config import CheckpointConfig, UserError
 from starling_train.engine.optim import Optimizer
+from starling_train.engine.zero import ZeroOptimizer
 
 
-def check_room(
-    run: Path, config: CheckpointConfig, trainable: dict[str, nn.Parameter], optimizer: Optimizer, model: nn.Module
-) -> None:
+def check_room(run: Path, config: CheckpointConfig, optimizer: Optimizer | ZeroOptimizer, model: nn.Module) -> None:
     """Raises UserError if the checkpoints and the final model do not fit on the disk of `run`.
 
     While a checkpoint is written there is one more than `keep`. What an earlier start of the run has written is
     replaced, so its room counts as free.
     """
-    checkpoint = sum(p.numel() * p.element_size() for p in trainable.values()) + optimizer.state_bytes()
-    final = sum(p.numel() * p.element_size() for p in model.parameters())
+    trainable = sum(math.prod(shape) * dtype.itemsize for shape, dtype in optimizer.shapes().values())
+    checkpoint = trainable + optimizer.state_bytes()
+    # under ZeRO-3 a parameter is empty here and says in ds_numel how large it is
+    final = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
     count = config.keep + 1 if config.every else 1
     there = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
     # a run directory may be a link to another disk; quotas are not seen here, they stop the run when they are reached

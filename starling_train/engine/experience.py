@@ -13,6 +13,7 @@ from starling_train.core.ppo import gae, kl_estimate, token_rewards
 from starling_train.engine.batching import micro_batch, response_mask
 from starling_train.engine.prefix import Prefix
 from starling_train.engine.rollout import Rollout
+from starling_train.engine.runtime import Runtime
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 
@@ -29,6 +30,8 @@ class Experience:
     advantages: Tensor  # whitened over the whole batch
     returns: Tensor
     total: Tensor  # (sequences,): score minus KL penalty, what the policy is paid
+    places: list[int]  # of each sequence among those of all processes
+    token_counts: list[int]  # of the responses of all processes, by place
     prefix: Prefix | None = None  # hidden states below the lowest layer that trains; None where nothing is shared
 
     def kl_per_sequence(self) -> Tensor:
@@ -73,13 +76,15 @@ def score_tokens(
     config: AlgorithmConfig,
     kl_coefficient: float,
     budget: Budget | None = None,
+    runtime: Runtime | None = None,
 ) -> Experience:
-    """Rescore a rollout under policy, reference and critic, and estimate advantages.
+    """Rescore a rollout under policy, reference and critic, and estimate advantages, whitened over all processes.
 
     scores: (sequences,) what each response is paid at its last token, scaled and with penalties applied. budget: of
     tokens per micro-batch (the configuration's if None); when memory runs out, all is scored again with half.
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
+    runtime = runtime or Runtime()
     kept = _kept_in_rollout(actors, rollout, config)
 
     def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Prefix | None]:
@@ -90,15 +95,18 @@ def score_tokens(
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
     rewards = token_rewards(scores.to(logprobs), penalty, is_response, kl_coefficient)
     advantages, returns = gae(rewards, values, is_response, config.gamma, config.gae_lambda)
+    everyones = runtime.gather([(runtime.rank, row, len(r)) for row, r in enumerate(rollout.responses)])
     return Experience(
         rollout=rollout,
         is_response=is_response,
         logprobs=logprobs,
         reference=reference,
         values=values,
-        advantages=whiten(advantages, is_response),
+        advantages=whiten(advantages, is_response, runtime.moments(advantages, is_response)),
         returns=returns,
         total=rewards.sum(-1),
+        places=[place for place, (rank, _, _) in enumerate(everyones) if rank == runtime.rank],
+        token_counts=[count for _, _, count in everyones],
         prefix=prefix,
     )
 

@@ -53,6 +53,14 @@ class JsonLines:
         self.last = new[-1]["step"]
 
 
+class NoLines:
+    """Writes nothing: the first process of a run does."""
+
+    last = -1
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None: ...
+
+
 def _step(line: bytes, path: Path, number: int) -> int:
     try:
         return int(json.loads(line)["step"])

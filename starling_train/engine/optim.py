@@ -1,6 +1,8 @@
 """AdamW over the trainable tensors, float32 master copies where they are kept in a shorter type, and the schedule."""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +18,17 @@ class Optimizer:
     master copies: at a learning rate of 2e-7 a bfloat16 weight would never move. `skipped_in_a_row` counts updates.
     """
 
-    def __init__(self, policy: dict[str, nn.Parameter], critic: dict[str, nn.Parameter], config: OptimConfig):
+    engine = None  # see ZeroOptimizer
+
+    def __init__(
+        self,
+        policy: dict[str, nn.Parameter],
+        critic: dict[str, nn.Parameter],
+        config: OptimConfig,
+        sum_over_processes: Callable[[Sequence[Tensor]], None] = lambda tensors: None,
+    ):
         self._parameters = policy | critic
+        self._sum = sum_over_processes
         self._masters = {
             name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True)
             for name, p in self._parameters.items()
@@ -26,27 +37,31 @@ class Optimizer:
         critic_rate = config.critic_learning_rate
         self._rates = [config.learning_rate, config.learning_rate if critic_rate is None else critic_rate]
         groups = [{"params": [self._masters[n] for n in names], "lr": 0.0} for names in (policy, critic)]
-        options = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
+        options = adam_options(config)
         if config.eight_bit:
             self._adam = _eight_bit_adam(all(p.is_cuda for p in self._masters.values()))(groups, **options)
         else:
             # torch's other ways make temporary copies of all tensors, or a loop over them
             self._adam = torch.optim.AdamW(groups, fused=True, **options)
 
-    def set_step(self, step: int, steps: int) -> float:
-        """Set the rates for one training step (counted from 1, of `steps`); returns the policy's rate."""
+    def set_step(self, step: int, steps: int, train_policy: bool = True) -> float:
+        """Set the rates for one training step (counted from 1, of `steps`); returns the policy's rate.
+
+        train_policy=False: the policy will have no gradients in this step.
+        """
         factor = schedule(self._config.schedule, step, steps, self._config.warmup_steps)
         for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         return self._rates[0] * factor
 
     def step(self) -> float:
-        """Clip, apply (if finite) and clear the gradients. Returns their L2 norm before clipping."""
+        """Sum over processes, clip, apply (if finite), clear the gradients. Returns their L2 norm before clipping."""
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             if master is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
                 parameter.grad = None
+        self._sum([master.grad for master in self._masters.values() if master.grad is not None])
         norm = float(nn.utils.clip_grad_norm_(self._masters.values(), self._config.max_gradient_norm))
         if self.is_finite(norm):
             self._adam.step()
@@ -76,6 +91,25 @@ class Optimizer:
             if self._masters[name] is not parameter:
                 parameter.copy_(self._masters[name])
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Every process has all weights, always."""
+        yield
+
+    def trainable_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the parameters."""
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+    def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and type of each of `trainable_tensors`."""
+        return {name: (parameter.shape, parameter.dtype) for name, parameter in self._parameters.items()}
+
+    def bytes_here(self) -> int:
+        """Bytes of moments and float32 copies that this process holds."""
+        copies = [m for name, m in self._masters.items() if m is not self._parameters[name]]
+        states = [t for state in self._adam.state.values() for t in state.values() if isinstance(t, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in [*copies, *states])
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything a resume needs, as named tensors; parameters that are their own masters are not among them."""
         tensors = {f"{n}/master": m.detach() for n, m in self._masters.items() if m is not self._parameters[n]}
@@ -99,8 +133,10 @@ class Optimizer:
         )
 
     @torch.no_grad()
-    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Undo `state_tensors`. The parameters themselves must have been loaded already."""
+    def load(self, trainable: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        """Undo `trainable_tensors` and `state_tensors`."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(trainable[name])
         for name, master in self._masters.items():
             if master is not self._parameters[name]:
                 master.copy_(tensors[f"{name}/master"])
@@ -114,6 +150,11 @@ class Optimizer:
         if key == "step" and self._config.eight_bit:  # bitsandbytes counts steps in an int
             return int(tensor)
         return tensor.clone().to(master.device)
+
+
+def adam_options(config: OptimConfig) -> dict[str, Any]:
+    """AdamW's, without the rates."""
+    return {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
 
 
 def _eight_bit_adam(on_gpu: bool) -> Any:

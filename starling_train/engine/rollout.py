@@ -51,6 +51,7 @@ def generate(
     greedy: bool = False,
     keep_layer: int | None = None,
     budget: Budget | None = None,
+    places: Sequence[int] | None = None,
 ) -> Rollout:
     """Draw one response per prompt, at most `config.slots` side by side, with the engine that `config` names.
 
@@ -59,11 +60,12 @@ def generate(
     its own, so that it depends on its place among the prompts and on nothing else; `hf` is transformers' `generate`.
     keep_layer: with `slots`, keep the hidden states that enter this decoder layer (`Rollout.entering`). budget: of
     sequences side by side (the configuration's if None); when memory runs out, all are drawn again with half.
+    places: of these prompts among all that the step draws for, on all processes; 0, 1, ... if None.
     """
     budget = budget or Budget("rollout.slots", config.slots)
     state = torch.get_rng_state()
     return budget.attempt(
-        lambda count: _generate(policy, tokenizer, prompts, replace(config, slots=count), greedy, keep_layer),
+        lambda count: _generate(policy, tokenizer, prompts, replace(config, slots=count), greedy, keep_layer, places),
         undo=lambda: torch.set_rng_state(state),
     )
 
@@ -75,6 +77,7 @@ def _generate(
     config: RolloutConfig,
     greedy: bool,
     keep_layer: int | None,
+    places: Sequence[int] | None,
 ) -> Rollout:
     entering = None
     eos = openchat.end_of_turn_id(tokenizer)
@@ -87,7 +90,7 @@ def _generate(
                 eos=eos,
                 max_new_tokens=config.max_new_tokens,
                 stops=StopStrings(tokenizer, config.stop_strings),
-                seeds=None if greedy else [(seed, index) for index in range(len(prompts))],
+                seeds=None if greedy else [(seed, place) for place in places or range(len(prompts))],
                 temperature=config.temperature,
                 top_p=config.top_p,
                 top_k=config.top_k,

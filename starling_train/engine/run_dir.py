@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 
 from starling_train.config import Config, UserError
 from starling_train.config_rm import RmConfig
+from starling_train.engine.metrics import JsonLines, NoLines
 from starling_train.engine.run_lock import RunLock
+from starling_train.engine.runtime import Runtime
 
 # May be changed between two starts of a run: they change neither its data nor what one step computes, but for
 # algorithm.steps, which makes a run longer and with it a schedule that falls to 0 at its end.
@@ -56,20 +58,22 @@ class RunDirectory:
         """True if the run has done all the steps that are asked for."""
         if not (self.summary.is_file() and self.report.is_file()):
             return False
-        summary = json.loads(self.summary.read_text())
+        summary = self._read(self.summary, json.loads)
         # where the number of steps follows from fixed settings, no more of them can be asked for
         wanted = self.settings.get("algorithm", {}).get("steps", 0)
-        return bool(summary["finished"]) and summary["steps"] >= wanted
+        steps = summary.get("steps")
+        return bool(summary.get("finished")) and type(steps) is int and steps >= wanted
 
     @contextmanager
-    def owned(self) -> Iterator[None]:
+    def owned(self, runtime: Runtime | None = None) -> Iterator[None]:
         """Within, no other process can use the directory. Raises UserError if one does.
 
         One that does not exist yet is taken in `create`: before that, nothing is written. The system's errors leave as
         OSError with a file's name: those of a full disk have none, and safetensors has a class of its own for them.
         """
         try:
-            if self.path.is_dir():
+            self._is_ours = runtime is None or runtime.is_first
+            if self._is_ours and self.path.is_dir():
                 self._lock.acquire()
             yield
         except SafetensorError as error:
@@ -82,6 +86,10 @@ class RunDirectory:
             raise
         finally:
             self._lock.release()
+
+    def log(self, path: Path, logged: int | None = None) -> JsonLines | NoLines:
+        """One of the run's files of JSON lines; on all processes but the first, one that nothing is written to."""
+        return JsonLines(path, logged) if self._is_ours else NoLines()
 
     def create(self) -> None:
         """Make the directory and write the resolved configuration. Raises UserError if it cannot be written."""
@@ -112,16 +120,23 @@ class RunDirectory:
         path = self.path / "config.yaml"
         if not path.is_file():
             return
-        different = [
-            key
-            for key, value in _flat(self.settings)
-            if _is_fixed(key) and dict(_flat(yaml.safe_load(path.read_text()))).get(key) != value
-        ]
+        there = dict(_flat(self._read(path, yaml.safe_load)))
+        different = [key for key, value in _flat(self.settings) if _is_fixed(key) and there.get(key) != value]
         if different:
             raise UserError(
                 f"run_dir: {self.path} holds a run with other settings ({', '.join(different[:5])}); "
                 "give another name= or run_dir=, or the settings in its config.yaml"
             )
+
+    def _read(self, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+        """What a run wrote into one of its files. Raises UserError for anything else."""
+        try:
+            values = parse(path.read_text())
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"run_dir: {path} cannot be read, it is no run's; give another run_dir=") from error
+        if not isinstance(values, dict):
+            raise UserError(f"run_dir: {path} is not a run's; give another run_dir=")
+        return values
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -3,58 +3,189 @@
 import hashlib
 import os
 import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch import distributed as dist
 
 from starling_train.config import UserError
+from starling_train.core.masked import Moments, moments
+
+Item = TypeVar("Item")
+# What torch says of a peer that is gone; gloo and NCCL have no error class of their own for it.
+LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "peer", "broken pipe")
 
 
 class Runtime:
-    """One process on one device. Random numbers depend on the seed and on what they are for, not on history.
+    """This process among the processes of a run, on one device. Alone unless a launcher (torchrun, accelerate) says so.
 
-    device: auto, cpu or cuda. threads: CPU threads of torch, None = torch's choice.
-    Raises UserError for a device that is not there, and for a launcher's several processes.
+    Random numbers depend on the seed and on what they are for, not on history nor on the process.
+
+    device: auto, cpu or cuda. threads: CPU threads of torch, None = torch's choice. timeout_s: seconds that a process
+    waits for the others before it gives the run up. Raises UserError for a device that is not there.
     """
 
-    def __init__(self, device: str = "auto", threads: int | None = None, seed: int = 0):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("WORLD_SIZE: this version trains in one process; start it without a multi-process launcher")
+    def __init__(self, device: str = "auto", threads: int | None = None, seed: int = 0, timeout_s: float = 1800.0):
+        self.rank, self.world, local = (_count(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if self.world > 1 and missing:
+            raise UserError(
+                f"WORLD_SIZE: is {self.world}, but {', '.join(missing)} is not set; start with torchrun or accelerate "
+                "launch, or unset it"
+            )
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("cluster.device: no CUDA device is visible; use cluster.device=cpu, or check the driver")
         if threads:
             torch.set_num_threads(threads)
-        name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.device(name)
-        self.rank = 0
-        self.world = 1
+        kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        if kind == "cuda" and local >= torch.cuda.device_count():
+            raise UserError(
+                f"cluster.device: {local + 1} processes or more on this host, but {torch.cuda.device_count()} GPUs; "
+                "start one process a GPU"
+            )
+        self.device = torch.device(kind, local) if kind == "cuda" and self.world > 1 else torch.device(kind)
         self._seed = seed
+        if self.world > 1:
+            if kind == "cuda":
+                torch.cuda.set_device(self.device)
+            if not dist.is_initialized():  # a second run in the same process, in tests
+                backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+                dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's files and speaks for it."""
+        return self.rank == 0
+
+    def refuse_company(self, command: str) -> None:
+        """Raises UserError if a launcher started several processes, for a command that works alone."""
+        if self.world > 1:
+            raise UserError(f"WORLD_SIZE: {command} runs in one process; start it without a multi-process launcher")
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Those of the items that this process sees to: every `world`-th."""
+        return list(items[self.rank :: self.world])
+
+    def gather(self, items: Sequence[Item]) -> list[Item]:
+        """The items of all processes in one order on all of them: `gather(share(x)) == x`, also of what came of x."""
+        if self.world == 1:
+            return list(items)
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, list(items))
+        longest = max(map(len, parts))
+        return [part[i] for i in range(longest) for part in parts if i < len(part)]
+
+    def from_first(self, make: Callable[[], Item]) -> Item:
+        """What `make` gives on the first process, on all of them."""
+        if self.world == 1:
+            return make()
+        box = [make() if self.is_first else None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over all processes, in float64."""
+        return self._reduced(numbers, dist.ReduceOp.SUM)
+
+    def moments(self, x: Tensor, mask: Tensor) -> Moments:
+        """Moments of x where mask is True, over all processes."""
+        return Moments(*(torch.tensor(n, dtype=torch.float64) for n in self.sum([float(m) for m in moments(x, mask)])))
+
+    def maximum(self, numbers: Sequence[float]) -> list[float]:
+        """The largest over all processes."""
+        return self._reduced(numbers, dist.ReduceOp.MAX)
+
+    def _reduced(self, numbers: Sequence[float], how: Any) -> list[float]:
+        tensor = torch.tensor(list(numbers), dtype=torch.float64)
+        if self.world > 1:
+            dist.all_reduce(tensor, how)
+        return tensor.tolist()
+
+    def sum_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Sum tensors of one type over all processes, in place, many small ones in one message."""
+        if self.world == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            dist.all_reduce(flat)
+            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def seed_for(self, *purpose: str | int) -> int:
         """A 63-bit seed for one purpose, e.g. ("rollout", step): a resumed run draws what the straight run drew."""
-        text = "/".join(str(part) for part in (self._seed, self.rank, *purpose))
+        text = "/".join(str(part) for part in (self._seed, 0, *purpose))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
     def seed_all(self, *purpose: str | int) -> None:
-        """Seed every global generator for one purpose."""
+        """Seed every global generator for one purpose, alike on all processes."""
         torch.manual_seed(self.seed_for(*purpose))
         random.seed(self.seed_for(*purpose))
 
     def generator(self, *purpose: str | int) -> torch.Generator:
-        """A CPU generator for one purpose."""
+        """A CPU generator for one purpose, alike on all processes."""
         return torch.Generator().manual_seed(self.seed_for(*purpose))
 
-    def peak_memory_gb(self) -> float:
-        """Highest memory so far, decimal GB: of the GPU, or of the process on CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e9
-        import resource
-        import sys
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within, the loss of another process ends this one with a line and exit code 1, instead of a traceback."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not any(word in str(error).lower() for word in LOST):
+                raise
+            reason = str(error).strip().splitlines()[0][:200]
+            print(
+                f"error: rank {self.rank}: another process of the run is gone, or does not answer within "
+                f"cluster.timeout_s ({reason}); the last checkpoint is as it was: start the same command again",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)  # an orderly end would wait for the one that is gone
+        if self.world > 1 and dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+    def peak_memory_gb(self) -> float:
+        """Highest memory so far, decimal GB, of the process that took most: of its GPU, or of itself on CPU."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            import resource
+
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak = used if sys.platform == "darwin" else used * 1024
+        return self.maximum([peak / 1e9])[0]
 
     def describe(self) -> str:
-        """The device in words."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"CPU, {torch.get_num_threads()} threads"
+        """The device in words, and how many there are."""
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"CPU, {torch.get_num_threads()} threads"
+        )
+        return name if self.world == 1 else f"{self.world} x {name}"
+
+
+def _count(name: str) -> int:
+    """A number that a launcher has put into the environment."""
+    text = os.environ.get(name, "1" if name == "WORLD_SIZE" else "0")
+    if not text.isdigit():
+        raise UserError(f"{name}: '{text}' is no number; start with torchrun or accelerate launch, or unset it")
+    return int(text)
+
+
+def _buckets(tensors: Sequence[Tensor], elements: int = 2**25) -> Iterator[list[Tensor]]:
+    """Neighbours of together about `elements` at most, or single ones."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > elements:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

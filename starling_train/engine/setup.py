@@ -15,6 +15,7 @@ from starling_train.engine.checkpoint import Checkpoints
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.state import TrainState
+from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models import freeze, load, reward, snr_scan
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.running_stats import RunningMoments
@@ -171,6 +172,13 @@ def load_reward_client(config: RewardConfig) -> RewardClient:
     return client
 
 
+def describe(optimizer: Optimizer | ZeroOptimizer, runtime: Runtime) -> str:
+    """What runs where, as it is and not as it was asked for."""
+    here = optimizer.state_bytes() if optimizer.engine is None else optimizer.bytes_here()
+    how = "whole" if optimizer.engine is None else f"ZeRO stage {optimizer.engine.zero_optimization_stage()}"
+    return f"{runtime.describe()}; optimizer state in each process: {here / 1e9:.3g} GB ({how})"
+
+
 def scale(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
     """Scores as PPO is paid: centred and scaled by the running moments and clipped, or as they are."""
     if config.scale == "none":
@@ -180,30 +188,30 @@ def scale(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tens
 
 
 def restore(
-    checkpoints: Checkpoints, parameters: dict[str, nn.Parameter], optimizer: Optimizer, logged: int
+    checkpoints: Checkpoints, optimizer: Optimizer | ZeroOptimizer, logged: int, runtime: Runtime
 ) -> TrainState | None:
     """Load the newest intact checkpoint into trainable parameters and optimizer; None if there is none.
 
-    logged: the last step in metrics.jsonl. Raises UserError if no checkpoint can be used, or if it is of other tensors.
+    The first process chooses it. logged: the last step in metrics.jsonl. Raises UserError if no checkpoint can be
+    used, or if it is of other tensors.
     """
-    found = checkpoints.newest(logged)
+    found = checkpoints.newest(logged) if runtime.is_first else None
+    step = runtime.from_first(lambda: found and found.state.step)
+    if step is not None and found is None:
+        found = checkpoints.at(step)
     if found is None:
-        if logged > 0:
+        if logged > 0 and runtime.is_first:
             print(
                 f"no checkpoint was saved before the run ended: it starts again, and the steps up to {logged}, which "
                 "metrics.jsonl has already, are computed again",
                 file=sys.stderr,
             )
         return None
-    shapes = {name: (p.shape, p.dtype) for name, p in parameters.items()}
-    if {name: (t.shape, t.dtype) for name, t in found.trainable.items()} != shapes or not optimizer.fits(
-        found.optimizer
-    ):
+    shapes = {name: (t.shape, t.dtype) for name, t in found.trainable.items()}
+    if shapes != optimizer.shapes() or not optimizer.fits(found.optimizer):
         raise UserError(
             "run_dir: its checkpoint trained other tensors than this selection; give the same freeze.* settings, "
             "or another run_dir"
         )
-    for name, parameter in parameters.items():
-        parameter.data.copy_(found.trainable[name])
-    optimizer.load_state_tensors(found.optimizer)
+    optimizer.load(found.trainable, found.optimizer)
     return found.state

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from starling_train.config import UserError
+from starling_train.engine.runtime import Runtime
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 KEPT_FOR_SAVING = 0.2  # of the grace time
@@ -24,12 +25,15 @@ class StopRequest:
     So a file that is being written is always written to its end. A second signal, a second or more after the first,
     exits at once (launchers may deliver one signal twice).
 
+    Several processes agree: they leave together, at the next border between two phases.
+
     grace_s: seconds from the signal to the end of the process. exit_code: None until a signal came, then 128 + 15 or
     128 + 10. half_updated: an update was left in the middle, so that what is in memory is of no step.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, runtime: Runtime | None = None) -> None:
         self.exit_code: int | None = None
+        self._runtime = runtime or Runtime()
         self.half_updated = False
         self._grace_s = grace_s
         self._phase = ""  # abandon, update, finish: may be left at once, if it does not fit, when the time is over
@@ -44,6 +48,10 @@ class StopRequest:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @property
+    def is_alone(self) -> bool:
+        return self._runtime.world == 1
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
@@ -83,7 +91,9 @@ class StopRequest:
             self._phase = ""
 
     def _raise_if_asked(self) -> None:
-        if self.exit_code is not None:
+        code = int(self._runtime.maximum([self.exit_code or 0])[0])
+        if code:
+            self.exit_code = code
             raise Stopped
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -93,6 +103,8 @@ class StopRequest:
             return
         self.exit_code, self._since = 128 + number, time.monotonic()
         self._set_timer()  # for an update, or the writing of the final model, that takes too long
+        if self._runtime.world > 1:  # the others may be in another phase, and would wait for this one
+            return
         if self._phase == "abandon" or (self._phase == "update" and not self._update_fits()):
             self._leave()
 
@@ -106,6 +118,14 @@ class StopRequest:
         signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
 
     def _time_is_over(self, number: int, frame: FrameType | None) -> None:
+        if self._runtime.world > 1 and self._phase:
+            print(
+                f"rank {self._runtime.rank}: stopped by a signal; what was under way did not fit in checkpoint.grace_s "
+                "and is lost, with all since the last checkpoint; run the same command to go on from there",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(self.exit_code or 1)
         if self._phase in ("update", "finish"):
             self._leave()
 
@@ -135,6 +155,6 @@ def leave_saved(
             save()
         sys.exit(stop.exit_code)
     except UserError:
-        if not stop.half_updated:
+        if not stop.half_updated and stop.is_alone:  # another process may have no error, and would not save with us
             save()
         raise

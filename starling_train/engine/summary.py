@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import starling_train
@@ -20,21 +21,24 @@ from starling_train.models.freeze import FreezeTable
 
 
 def step_metrics(
-    step: int, episodes: int, experience: Experience, scores: Tensor, kl_coefficient: float
+    step: int, episodes: int, experience: Experience, scores: Tensor, kl_coefficient: float, runtime: Runtime
 ) -> dict[str, Any]:
     """`step`, `episodes`, `reward/*`, `kl/*` and `response/*` of one step. scores: the reward model's own, unscaled."""
     lengths = [len(response) for response in experience.rollout.responses]
+    columns = (scores, experience.total, experience.kl_per_sequence(), lengths, experience.rollout.ended)
+    rows = runtime.gather(list(zip(*(torch.as_tensor(column).tolist() for column in columns), strict=True)))
+    score, total, kl, length, ended = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
     return {
         "step": step,
         "episodes": episodes,
-        "reward/score_mean": float(scores.mean()),
-        "reward/score_std": float(scores.std(correction=0)),
-        "reward/total_mean": float(experience.total.mean()),
-        "kl/reference": float(experience.kl_per_sequence().mean()),
+        "reward/score_mean": float(score.mean()),
+        "reward/score_std": float(score.std(correction=0)),
+        "reward/total_mean": float(total.mean()),
+        "kl/reference": float(kl.mean()),
         "kl/coefficient": kl_coefficient,
-        "response/length_mean": sum(lengths) / len(lengths),
-        "response/length_max": max(lengths),
-        "response/eos_fraction": sum(experience.rollout.ended) / len(lengths),
+        "response/length_mean": float(length.mean()),
+        "response/length_max": int(length.max()),
+        "response/eos_fraction": float(ended.mean()),
     }
 
 

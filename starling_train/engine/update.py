@@ -1,6 +1,7 @@
 """The update of one step: a few epochs of clipped PPO, or APA, over the experience."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +15,13 @@ from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss
 from starling_train.engine.batching import micro_batch
 from starling_train.engine.experience import Experience, positions
 from starling_train.engine.optim import Optimizer
+from starling_train.engine.runtime import Runtime
+from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models.actors import Actors, MicroBatch
 from starling_train.models.budget import Budget
 
 Sums = dict[str, float]
+NAMES = ("policy_loss", "entropy", "clipped", "approx_kl", "value_loss", "value_clipped", "first_ratio")
 
 
 class Updated(NamedTuple):
@@ -30,48 +34,54 @@ class Updated(NamedTuple):
 
 def update(
     actors: Actors,
-    optimizer: Optimizer,
+    optimizer: Optimizer | ZeroOptimizer,
     experience: Experience,
     config: AlgorithmConfig,
     generator: torch.Generator,
     train_policy: bool = True,
     budget: Budget | None = None,
+    runtime: Runtime | None = None,
 ) -> Updated:
     """Train on the experience.
 
     generator: of the order of sequences. train_policy=False: only the critic learns (critic_warmup_steps). budget: of
     tokens per micro-batch (the configuration's if None); when memory runs out, the mini-batch begins again with half.
 
-    A mini-batch's loss is the mean over its real tokens, however it is cut into micro-batches. An update whose loss or
-    gradient is not finite is skipped and counted.
+    A mini-batch is drawn from the sequences of all processes, each sees to its own, and the loss is the mean over all
+    real tokens, however they are spread and cut into micro-batches. An update whose loss or gradient is not finite is
+    skipped and counted.
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
+    runtime = runtime or Runtime()
+    row_of = {place: row for row, place in enumerate(experience.places)}
     first_ratio: float | None = None
     totals: Sums = {}
     norms: list[float] = []
     skipped: list[list[int]] = []
     updates = 0
     for _ in range(config.epochs):
-        order = torch.randperm(len(experience.rollout), generator=generator)
+        order = torch.randperm(len(experience.token_counts), generator=generator)
         for minibatch in order.tensor_split(config.minibatches):
-            rows = minibatch.tolist()
-            sums = budget.attempt(
-                lambda tokens, rows=rows: accumulate(actors, experience, rows, config, train_policy, tokens),
-                undo=optimizer.drop_gradients,
-            )
+            places = minibatch.tolist()
+            rows = [row_of[place] for place in places if place in row_of]
+            count = sum(experience.token_counts[place] for place in places)
+            add = _adder(actors, optimizer, experience, rows, config, count, train_policy, runtime)
+            sums = add(budget.amount) if optimizer.engine else budget.attempt(add, undo=optimizer.drop_gradients)
+            sums = _together(sums, runtime) | {"tokens": count}
             is_finite = math.isfinite(sums["policy_loss"] + sums["value_loss"])
-            norm = optimizer.step() if is_finite else optimizer.skip()
+            norm = optimizer.step() if is_finite or optimizer.engine else optimizer.skip()
             norms.append(norm)
             if not optimizer.is_finite(norm):
                 skipped.append(_suspects(experience, rows))
             updates += 1
-            first_ratio = sums.pop("first_ratio") if first_ratio is None else first_ratio
+            first_ratio = sums["first_ratio"] if first_ratio is None else first_ratio
             for key in sums.keys() - {"first_ratio"}:
                 totals[key] = totals.get(key, 0.0) + sums[key]
         if config.kl.stop is not None and sums["approx_kl"] / sums["tokens"] > config.kl.stop:
             break
     tokens = totals["tokens"]
-    fit = explained_variance(experience.values, experience.returns, experience.is_response)
+    returns, mask = experience.returns, experience.is_response
+    fit = explained_variance(runtime.moments(returns - experience.values, mask), runtime.moments(returns, mask))
     metrics = {
         "policy/loss": totals["policy_loss"] / updates,
         "policy/entropy": totals["entropy"] / tokens,
@@ -85,6 +95,33 @@ def update(
         "optim/skipped": len(skipped),
     }
     return Updated(metrics, skipped)
+
+
+def _adder(
+    actors: Actors,
+    optimizer: Optimizer | ZeroOptimizer,
+    experience: Experience,
+    rows: list[int],
+    config: AlgorithmConfig,
+    count: int,
+    train_policy: bool,
+    runtime: Runtime,
+) -> Callable[[int], Sums]:
+    """What adds up the gradients of a mini-batch, given a number of tokens a micro-batch."""
+
+    def add(tokens: int) -> Sums:
+        if isinstance(optimizer, ZeroOptimizer):
+            return _accumulate_zero(optimizer, experience, rows, config, count, train_policy, tokens, runtime)
+        return accumulate(actors, experience, rows, config, train_policy, tokens, count)
+
+    return add
+
+
+def _together(sums: Sums, runtime: Runtime) -> Sums:
+    """Sums over all processes; of the first ratio, the largest."""
+    names = [name for name in NAMES if name != "first_ratio"]
+    found = dict(zip(names, runtime.sum([sums.get(name, 0.0) for name in names]), strict=True))
+    return found | {"first_ratio": runtime.maximum([sums.get("first_ratio", 0.0)])[0]}
 
 
 def _suspects(experience: Experience, rows: list[int]) -> list[int]:
@@ -101,28 +138,69 @@ def accumulate(
     config: AlgorithmConfig,
     train_policy: bool = True,
     tokens: int | None = None,
+    count: int | None = None,
 ) -> Sums:
     """Add the gradients of one mini-batch, micro-batch by micro-batch; returns the sums that metrics are made of.
 
-    tokens: of a micro-batch at most; the configuration's number if None.
+    tokens: of a micro-batch at most, the configuration's number if None. count: real response tokens of the
+    mini-batch, on all processes; those of `rows` if None.
     """
-    rollout, prefix = experience.rollout, experience.prefix
-    lengths = rollout.lengths()
-    count = int(experience.is_response[rows].sum())
-    # tensors until the end: on a GPU every number that is read would wait for all work in flight
-    sums: dict[str, Tensor] = {}
-    for group in cut_packed([lengths[i] for i in rows], tokens or config.tokens_per_microbatch):
-        chosen = [rows[i] for i in group]
-        batch = micro_batch(
-            [rollout.prompts[i] for i in chosen], [rollout.responses[i] for i in chosen], experience.logprobs.device
-        )
-        start = prefix.get(chosen) if prefix is not None else actors.start(batch)
-        part = _Part(experience, positions(rollout, chosen, experience.logprobs.device), config, count)
-        found = _backward(actors, batch, start, part, train_policy)
-        sums.setdefault("first_ratio", found.pop("largest_ratio"))
-        for key, value in found.items():
-            sums[key] = sums[key] + value if key in sums else value
-    return {key: float(value) for key, value in sums.items()} | {"tokens": count}
+    count = int(experience.is_response[rows].sum()) if count is None else count
+    found = []
+    for chosen in _micro_batches(experience, rows, tokens or config.tokens_per_microbatch):
+        batch, start, part = _prepared(actors, experience, chosen, config, count)
+        found.append(_backward(actors, batch, start, part, train_policy))
+    return _added(found)
+
+
+def _accumulate_zero(
+    optimizer: ZeroOptimizer,
+    experience: Experience,
+    rows: list[int],
+    config: AlgorithmConfig,
+    count: int,
+    train_policy: bool,
+    tokens: int,
+    runtime: Runtime,
+) -> Sums:
+    """`accumulate` through DeepSpeed, whose processes exchange gradients after every micro-batch: all take as many."""
+    groups = list(_micro_batches(experience, rows, tokens))
+    wanted = max(1, int(runtime.maximum([len(groups)])[0]))
+    found = []
+    for index in range(wanted):
+        is_real = index < len(groups)
+        chosen = groups[index] if is_real else [0]  # for nothing but the exchange: its loss counts zero times
+        batch, start, part = _prepared(optimizer.actors, experience, chosen, config, count)
+        outputs = optimizer.engine(batch, start, train_policy)
+        policy, value = part.policy(outputs.logprobs, outputs.entropy), part.value(outputs.values)
+        loss = policy["policy_loss"] * float(train_policy) + config.value_coefficient * value["value_loss"]
+        optimizer.backward(loss if is_real else 0.0 * loss, is_last=index == wanted - 1)
+        if is_real:
+            found.append({key: tensor.detach() for key, tensor in (policy | value).items()})
+    return _added(found)
+
+
+def _micro_batches(experience: Experience, rows: list[int], tokens: int) -> Iterator[list[int]]:
+    lengths = experience.rollout.lengths()
+    for group in cut_packed([lengths[i] for i in rows], tokens):
+        yield [rows[i] for i in group]
+
+
+def _prepared(
+    actors: Actors, experience: Experience, chosen: list[int], config: AlgorithmConfig, count: int
+) -> tuple[MicroBatch, Tensor | None, "_Part"]:
+    rollout, prefix, device = experience.rollout, experience.prefix, experience.logprobs.device
+    batch = micro_batch([rollout.prompts[i] for i in chosen], [rollout.responses[i] for i in chosen], device)
+    start = prefix.get(chosen) if prefix is not None else actors.start(batch)
+    return batch, start, _Part(experience, positions(rollout, chosen, device), config, count)
+
+
+def _added(found: list[dict[str, Tensor]]) -> Sums:
+    # tensors until here: on a GPU every number that is read would wait for all work in flight
+    if not found:
+        return {}
+    sums = {key: float(torch.stack([part[key] for part in found]).sum()) for key in found[0] if key != "largest_ratio"}
+    return sums | {"first_ratio": float(found[0]["largest_ratio"])}
 
 
 @dataclass(frozen=True)

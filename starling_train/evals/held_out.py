@@ -70,34 +70,38 @@ def evaluate(
     model's own, unscaled. Function calling is answered greedily, in percent.
     """
     runtime.seed_all("evaluation")
-    ids = [prompt.ids for prompt in held_out.prompts]
-    rollout = generate(actors.policy, held_out.tokenizer, ids, config.rollout, budget=budgets.slots)
-    conversations = answered(held_out.prompts, rollout, held_out.tokenizer, config)
-    scores = torch.tensor(reward_model.score(conversations))
+    prompts = runtime.share(held_out.prompts)
+    ids, places = [prompt.ids for prompt in prompts], runtime.share(range(len(held_out.prompts)))
+    rollout = generate(actors.policy, held_out.tokenizer, ids, config.rollout, budget=budgets.slots, places=places)
+    conversations = answered(prompts, rollout, held_out.tokenizer, config)
+    scores = reward_model.score(conversations)
     kl = budgets.tokens.attempt(lambda tokens: _reference_kl(actors, rollout, tokens))
-    lengths = torch.tensor([float(len(r)) for r in rollout.responses])
-    metrics = {
-        "eval/score_mean": float(scores.mean()),
-        "eval/score_std": float(scores.std(correction=0)),
-        "eval/kl_reference": float(kl.mean()),
-        "eval/length_mean": float(lengths.mean()),
-        "eval/eos_fraction": sum(rollout.ended) / len(rollout),
-    }
     measured = {name: measure(conversations) for name, measure in held_out.measures.items()}
-    metrics |= {f"eval/{name}_mean": sum(values) / len(values) for name, values in measured.items()}
-    metrics |= _function_calling(held_out, actors, config, budgets)
-    rows = [
-        {
-            "prompt": held_out.prompts[i].text(),
-            "response": conversations[i][-1]["content"],
-            "score": float(scores[i]),
-            "kl": float(kl[i]),
-            "ended": rollout.ended[i],
-        }
-        | {name: values[i] for name, values in measured.items()}
-        for i in range(min(config.logging.samples, len(rollout)))
-    ]
-    return metrics, rows
+    rows = runtime.gather(
+        [
+            {
+                "prompt": prompts[i].text(),
+                "response": conversations[i][-1]["content"],
+                "score": scores[i],
+                "kl": float(kl[i]),
+                "ended": rollout.ended[i],
+            }
+            | {name: values[i] for name, values in measured.items()}
+            for i in range(len(prompts))
+        ]
+    )
+    score = torch.tensor([row["score"] for row in rows])
+    lengths = runtime.gather([len(response) for response in rollout.responses])
+    metrics = {
+        "eval/score_mean": float(score.mean()),
+        "eval/score_std": float(score.std(correction=0)),
+        "eval/kl_reference": sum(row["kl"] for row in rows) / len(rows),
+        "eval/length_mean": sum(lengths) / len(rows),
+        "eval/eos_fraction": sum(row["ended"] for row in rows) / len(rows),
+    }
+    metrics |= {f"eval/{name}_mean": sum(row[name] for row in rows) / len(rows) for name in measured}
+    metrics |= _function_calling(held_out, actors, config, budgets, runtime)
+    return metrics, rows[: config.logging.samples]
 
 
 def answered(prompts: list[Prompt], rollout: Rollout, tokenizer: Any, config: Config) -> list[list[dict]]:
@@ -113,11 +117,13 @@ def _reference_kl(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) 
     return kl_estimate(logprobs, reference).where(is_response, 0.0).sum(-1).cpu()
 
 
-def _function_calling(held_out: HeldOut, actors: Actors, config: Config, budgets: Budgets) -> dict[str, float]:
+def _function_calling(
+    held_out: HeldOut, actors: Actors, config: Config, budgets: Budgets, runtime: Runtime
+) -> dict[str, float]:
     if not held_out.cases:
         return {}
     limits = replace(config.rollout, max_new_tokens=config.evaluation.function_calling.max_new_tokens)
-    result = call_functions(held_out.cases, actors.policy, held_out.tokenizer, limits, budgets.slots)
+    result = call_functions(held_out.cases, actors.policy, held_out.tokenizer, limits, runtime, budgets.slots)
     return {"eval/function_calling": result.accuracy} | {
         f"eval/function_calling_{name}": value for name, value in result.by_category.items()
     }
@@ -128,13 +134,15 @@ def call_functions(
     policy: nn.Module,
     tokenizer: Any,
     limits: RolloutConfig,
+    runtime: Runtime,
     budget: Budget | None = None,
 ) -> function_calling.Result:
     """How many cases the policy answers rightly, greedily."""
 
     def answer(conversations: list[list[dict]]) -> list[str]:
-        prompts = [openchat.encode(messages, tokenizer) for messages in conversations]
+        prompts = [openchat.encode(messages, tokenizer) for messages in runtime.share(conversations)]
         rollout = generate(policy, tokenizer, prompts, limits, greedy=True, budget=budget)
-        return [with_answer([], ids, tokenizer, limits.stop_strings)[-1]["content"] for ids in rollout.responses]
+        texts = [with_answer([], ids, tokenizer, limits.stop_strings)[-1]["content"] for ids in rollout.responses]
+        return runtime.gather(texts)
 
     return function_calling.evaluate(cases, answer)

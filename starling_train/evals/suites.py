@@ -162,7 +162,7 @@ class FunctionCalling:
         )
         tokenizer = setup.load_tokenizer(self.config, self.directory)
         limits = replace(self.config.rollout, max_new_tokens=self.max_new_tokens)
-        found = held_out.call_functions(self.cases, policy, tokenizer, limits)
+        found = held_out.call_functions(self.cases, policy, tokenizer, limits, self.runtime)
         cases = Counter(case.category for case in self.cases)
         by_category = [
             {"category": name, "accuracy": percent / 100, "cases": cases[name]}

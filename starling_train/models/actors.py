@@ -51,10 +51,13 @@ class Actors(nn.Module):
         self._critic_kind, self.lowest = critic, lowest
         self.value_head = ValueHead(policy.config.hidden_size)
         self.temperature = temperature
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Make the views of the layers anew, after something was hung onto the layers themselves."""
+        decoders = (self.policy.model, self.reference.model, self.critic)
         # plain attributes in a tuple, or Module would register the views' layers a second time
-        self._trunks = tuple(
-            None if m is None else Trunk(m, lowest) for m in (policy.model, self.reference.model, self.critic)
-        )
+        self._trunks = tuple(None if decoder is None else Trunk(decoder, self.lowest) for decoder in decoders)
 
     @property
     def device(self) -> torch.device:

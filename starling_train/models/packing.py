@@ -4,6 +4,7 @@ Matrix products then see as many rows as a micro-batch has tokens, however uneve
 sequence by sequence, or on a GPU, where many small kernels are slow, pads to the longest sequence.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,8 +74,8 @@ class PackedLayer:
 
     def __init__(self, original: nn.Module, config: Any):
         """config: of the view, `packed_config` of the decoder's own."""
-        self._original, self.layer = original, copy_of(original)
-        attention = copy_of(original.self_attn)
+        self._original, self.layer = original, bare_copy(original)
+        attention = bare_copy(original.self_attn)
         attention.config = config
         self.layer._modules = dict(original._modules) | {"self_attn": attention}
 
@@ -90,6 +91,14 @@ def packed_config(config: Any) -> Any:
     changed = copy_of(config)
     changed._attn_implementation_internal = NAME
     return changed
+
+
+def bare_copy(module: nn.Module) -> nn.Module:
+    """A shallow copy without the hooks on the module itself; those on its parts, which have the weights, stay."""
+    made = copy_of(module)
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        setattr(made, name, OrderedDict())
+    return made
 
 
 def copy_of(thing: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starling_train.models.packing import PackedLayer, Packing, copy_of, packed_config
+from starling_train.models.packing import PackedLayer, Packing, bare_copy, copy_of, packed_config
 
 
 class Trunk:
@@ -70,7 +70,7 @@ class _ChosenPositions(nn.Module):
 
 
 def _view(decoder: nn.Module, config: Any, layers: list[PackedLayer], first: int = 0) -> nn.Module:
-    view = copy_of(decoder)
+    view = bare_copy(decoder)
     above = nn.ModuleList([layer.layer for layer in layers])
     view._modules = dict(decoder._modules) | {"layers": above, "norm": nn.Identity()}
     view.config = config

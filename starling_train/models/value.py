@@ -1,6 +1,7 @@
 """The value head."""
 
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 
 class ValueHead(nn.Module):
@@ -19,4 +20,6 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (..., d) -> values (...), in units of the scaled reward."""
-        return self.out(self.up(hidden.float()).relu()).squeeze(-1)
+        # weights that an engine keeps in a shorter type are computed with in float32 all the same
+        up = linear(hidden.float(), self.up.weight.float(), self.up.bias.float())
+        return linear(up.relu(), self.out.weight.float(), self.out.bias.float()).squeeze(-1)

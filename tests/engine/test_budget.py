@@ -5,10 +5,10 @@ import torch
 from test_update import SCORES, actors, rollout, settings
 
 from starling_train.config import OptimConfig, UserError
-from starling_train.models.budget import Budget, is_out_of_memory
 from starling_train.engine.experience import score_tokens
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.update import update
+from starling_train.models.budget import Budget, is_out_of_memory
 
 
 def test_halves_undoes_and_goes_on():

@@ -87,7 +87,7 @@ def test_room_is_asked_for_by_hand(tmp_path, monkeypatch, dtype, expected):
 
     def check(free: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        disk.check_room(tmp_path / "new" / "run", CheckpointConfig(keep=2), trainable, optimizer, model)
+        disk.check_room(tmp_path / "new" / "run", CheckpointConfig(keep=2), optimizer, model)
 
     check(expected)
     with pytest.raises(UserError, match=r"run_dir: .*checkpoint\.keep"):

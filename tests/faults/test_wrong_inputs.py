@@ -767,13 +767,7 @@ def run(command: str, arguments: list[str], monkeypatch, capsys) -> tuple[int | 
 
 
 def parameters() -> list:
-    """The rows; known to fail are those of a run directory whose config.yaml or summary.json is not ours."""
-    known = pytest.mark.xfail(reason="RunDirectory reads them without a check", strict=True)
-    broken = [case for case in CASES if {"config.yaml", "summary.json"} & set(case.says)]
-    return [
-        pytest.param(case, id=f"{number}-{case}", marks=known if case in broken else ())
-        for number, case in enumerate(CASES)
-    ]
+    return [pytest.param(case, id=f"{number}-{case}") for number, case in enumerate(CASES)]
 
 
 @pytest.mark.parametrize("case", parameters())

@@ -69,9 +69,9 @@ def test_many_skipped_updates_in_a_row_end_the_run_with_the_state_saved(run, mon
 
     whiten, calls = experience.whiten, []
 
-    def odd(values, mask):
+    def odd(values, mask, of):
         calls.append(1)
-        return whiten(values, mask) * (1.0 if len(calls) == 1 else float("nan"))
+        return whiten(values, mask, of) * (1.0 if len(calls) == 1 else float("nan"))
 
     monkeypatch.setattr(experience, "whiten", odd)
     with pytest.raises(SystemExit) as stopped:

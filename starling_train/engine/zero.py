@@ -1,0 +1,259 @@
+"""DeepSpeed ZeRO over the processes of a run: optimizer state (1), gradients too (2), weights too (3) in parts.
+
+DeepSpeed is called directly: through accelerate a CPU run would get plain data parallelism whatever stage it asked for.
+Source: Rajbhandari et al. 2019, 'ZeRO: Memory Optimizations Toward Training Trillion Parameter Models', section 5.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starling_train.config import ClusterConfig, OptimConfig, UserError
+from starling_train.engine.optim import Optimizer, adam_options, schedule
+from starling_train.engine.runtime import Runtime
+from starling_train.models.actors import Actors
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ZeroOptimizer:
+    """As `Optimizer`, for `actors` whose trainable tensors DeepSpeed keeps in parts: the same numbers, less memory.
+
+    policy first, critic second: the two groups have rates of their own. What it saves is what `Optimizer` saves, so a
+    run can go on with another stage and another number of processes. Every process must call every method, in step.
+    """
+
+    def __init__(self, actors: Actors, config: OptimConfig, cluster: ClusterConfig, runtime: Runtime):
+        import deepspeed
+
+        self.actors, self._config, self._runtime, self.stage = actors, config, runtime, cluster.zero_stage
+        self._groups = (actors.policy_parameters(), actors.critic_parameters())
+        self._parameters = self._groups[0] | self._groups[1]
+        # DeepSpeed gives all of them the policy's type; what is float32 without it stays so in checkpoints
+        self._is_whole = {name: p.dtype == torch.float32 for name, p in self._parameters.items()}
+        dtype = actors.policy.dtype
+        adam = torch.optim.AdamW([{"params": list(group.values()), "lr": 0.0} for group in self._groups],
+                                 fused=True, **adam_options(config))  # fmt: skip
+        self.engine = deepspeed.initialize(
+            model=actors,
+            optimizer=adam,
+            config=_settings(config, cluster, dtype, runtime.world),
+            dist_init_required=False,
+        )[0]
+        assert self.engine.zero_optimization_stage() == cluster.zero_stage, "another stage than was asked for"
+        actors.look_again()  # the layers have hooks now
+        self.skipped_in_a_row = 0
+        self._trains_policy = True
+        self._init_state()
+
+    def set_step(self, step: int, steps: int, train_policy: bool = True) -> float:
+        """See `Optimizer.set_step`."""
+        factor = schedule(self._config.schedule, step, steps, self._config.warmup_steps)
+        rate, critic_rate = self._config.learning_rate, self._config.critic_learning_rate
+        rates = (rate if train_policy else 0.0, rate if critic_rate is None else critic_rate)
+        for group, value in zip(self._adam.param_groups, rates, strict=True):
+            group["lr"] = value * factor
+        self._trains_policy = train_policy
+        return rate * factor
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Add the gradients of a micro-batch's loss; they are summed over processes. is_last: of the mini-batch."""
+        self.engine.set_gradient_accumulation_boundary(is_last)
+        self.engine.backward(loss * self._runtime.world, scale_wrt_gas=False)  # DeepSpeed takes the mean
+
+    def step(self) -> float:
+        """See `Optimizer.step`."""
+        self.engine.step()
+        if self.engine.optimizer.overflow:
+            self.skipped_in_a_row += 1
+            return math.nan
+        self.skipped_in_a_row = 0
+        if not self._trains_policy:  # a step at rate 0 that must not count in the bias correction
+            for state, _ in self._states(0):
+                state["step"].zero_()
+        return float(self.engine.get_global_grad_norm())
+
+    is_finite = staticmethod(Optimizer.is_finite)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within, every process has all weights, for reading: once for a whole rollout, not once a token."""
+        if self.stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.actors.parameters())), _without_hooks(self.actors):
+            yield
+
+    def trainable_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the parameters, on the first process; empty on the others."""
+        return self._collect(dict.fromkeys(self._parameters), masters=False)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """See `Optimizer.state_tensors`; on the first process, empty on the others."""
+        tensors = self._collect({name: "master" for name, whole in self._is_whole.items() if not whole}, masters=True)
+        for index, group in enumerate(self._groups):
+            steps = float(self._states(index)[0][0]["step"])
+            for name in group if steps else ():
+                for key in MOMENTS:
+                    tensors |= self._one(f"{name}/{key}", self._get(self._parameters[name], key))
+                tensors |= self._one(f"{name}/step", torch.tensor(steps))
+        return tensors
+
+    def _collect(self, names: dict[str, str | None], masters: bool) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, suffix in names.items():
+            parameter = self._parameters[name]
+            whole = self._get(parameter, None)
+            value = whole if masters or self._is_whole[name] else whole.to(parameter.dtype)
+            tensors |= self._one(f"{name}/{suffix}" if suffix else name, value)
+        return tensors
+
+    def _one(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone()} if self._runtime.is_first else {}
+
+    def _get(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if key is None:
+            return safe_get_full_fp32_param(parameter)
+        return safe_get_full_optimizer_state(parameter, key)
+
+    def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and type of each of `trainable_tensors`."""
+        return {
+            name: (getattr(p, "ds_shape", p.shape), torch.float32 if self._is_whole[name] else p.dtype)
+            for name, p in self._parameters.items()
+        }
+
+    def fits(self, tensors: dict[str, Tensor]) -> bool:
+        """See `Optimizer.fits`."""
+        masters = {f"{name}/master" for name, whole in self._is_whole.items() if not whole}
+        of = {name.rpartition("/")[0] for name in tensors}
+        return masters <= tensors.keys() and of <= self._parameters.keys()
+
+    def state_bytes(self) -> int:
+        """Bytes of `state_tensors`, all processes together, once every parameter has been updated."""
+        sizes = {name: math.prod(shape) for name, (shape, _) in self.shapes().items()}
+        return sum(size * (8 if self._is_whole[name] else 12) for name, size in sizes.items())
+
+    def bytes_here(self) -> int:
+        """Bytes of moments and float32 copies that this process holds."""
+        own = [
+            tensor for i in range(len(self._groups)) for state, p in self._states(i) for tensor in (p, *state.values())
+        ]
+        return sum(tensor.numel() * tensor.element_size() for tensor in own)
+
+    @torch.no_grad()
+    def load(self, trainable: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        """Undo `trainable_tensors` and `state_tensors`."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        device = self._runtime.device
+        for name, parameter in self._parameters.items():
+            master = trainable[name] if self._is_whole[name] else tensors[f"{name}/master"]
+            safe_set_full_fp32_param(parameter, master.float().to(device))
+            for key in MOMENTS:
+                if f"{name}/{key}" in tensors:
+                    safe_set_full_optimizer_state(parameter, tensors[f"{name}/{key}"].to(device), key)
+        for index, group in enumerate(self._groups):
+            found = [float(tensors[f"{name}/step"]) for name in group if f"{name}/step" in tensors]
+            for state, _ in self._states(index):
+                state["step"].fill_(found[0] if found else 0.0)
+        self._masters_to_weights(trainable)
+
+    def _masters_to_weights(self, trainable: dict[str, Tensor]) -> None:
+        if self.stage < 3:
+            for name, parameter in self._parameters.items():
+                parameter.data.copy_(trainable[name])
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self._parameters.values()), modifier_rank=0):
+            if self._runtime.is_first:
+                for name, parameter in self._parameters.items():
+                    parameter.data.copy_(trainable[name])
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        return self.engine.optimizer.optimizer
+
+    def _parts(self, index: int) -> list[Tensor]:
+        """The flat float32 copies of parts of a group (0 the policy's, 1 the critic's) that this process has."""
+        zero = self.engine.optimizer
+        if self.stage < 3:
+            return [zero.single_partition_of_fp32_groups[index]]
+        return [p for i, p in enumerate(zero.fp32_partitioned_groups_flat) if zero.sub_group_to_group_id[i] == index]
+
+    def _states(self, index: int) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """(Adam's state, float32 part) of a group's parts."""
+        return [(self._adam.state[part], part) for part in self._parts(index)]
+
+    def _init_state(self) -> None:
+        """Moments of zero, where Adam would make them in the first step: a checkpoint can then be loaded into them."""
+        for part in [*self._parts(0), *self._parts(1)]:
+            self._adam.state[part] = {"step": torch.tensor(0.0, device=part.device)} | {
+                key: torch.zeros_like(part) for key in MOMENTS
+            }
+        if self.stage < 3:
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _settings(config: OptimConfig, cluster: ClusterConfig, dtype: torch.dtype, world: int) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
+    if cluster.zero_stage == 3:
+        zero |= {"stage3_param_persistence_threshold": 0}
+    return {
+        "train_batch_size": world,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_gradient_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": zero,
+    }
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """Within, forward passes do not gather and let go of weights: they are all there."""
+    kept = []
+    for part in module.modules():
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            hooks = getattr(part, name)
+            kept.append((hooks, dict(hooks)))
+            hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.clear()
+            hooks.update(before)
+
+
+def check_installed() -> None:
+    """Raises UserError without DeepSpeed."""
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError:
+        raise UserError("cluster.zero_stage: DeepSpeed is not installed; pip install 'starling-train[zero]'") from None
+
+
+def make_optimizer(
+    actors: Actors, config: OptimConfig, cluster: ClusterConfig, runtime: Runtime
+) -> Optimizer | ZeroOptimizer:
+    """The optimizer of `cluster.zero_stage`; at 0 every process has all of the state, and gradients are summed.
+
+    Raises UserError for what cannot be had together.
+    """
+    if cluster.zero_stage == 0 or runtime.world == 1:  # one process: the only part is the whole
+        return Optimizer(actors.policy_parameters(), actors.critic_parameters(), config, runtime.sum_tensors)
+    check_installed()
+    return ZeroOptimizer(actors, config, cluster, runtime)

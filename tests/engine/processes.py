@@ -1,0 +1,71 @@
+"""Some steps of PPO in several processes, started by torchrun: python -m torch.distributed.run ... processes.py
+
+Arguments: zero stage, critic, steps, output file, type, [step to go on after]. Writes the metrics of each step
+and the trained tensors.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from starling_train.config import AlgorithmConfig, ClusterConfig, KLConfig, OptimConfig
+from starling_train.engine.experience import score_tokens
+from starling_train.engine.rollout import Rollout
+from starling_train.engine.runtime import Runtime
+from starling_train.engine.update import update
+from starling_train.engine.zero import make_optimizer
+from starling_train.models.actors import Actors
+
+
+def main() -> None:
+    stage, critic, steps, out = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+    dtype = getattr(torch, sys.argv[5])
+    first = int(sys.argv[6]) if len(sys.argv) > 6 else 0
+    torch.set_num_threads(1)
+    runtime = Runtime("cpu", timeout_s=60)
+    with runtime.together():
+        torch.manual_seed(0)
+        shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+        policy = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2)).to(dtype)
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_("layers.1.mlp" in name or "layers.2.self_attn.q" in name)
+        actors = Actors(policy, critic, lowest=1).train()
+        torch.nn.init.normal_(actors.value_head.out.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+        algorithm = AlgorithmConfig(
+            epochs=2, minibatches=2, tokens_per_microbatch=40, critic=critic, kl=KLConfig(coefficient=0.1)
+        )
+        optim = OptimConfig(learning_rate=1e-2, schedule="constant")
+        optimizer = make_optimizer(actors, optim, ClusterConfig("cpu", zero_stage=stage), runtime)
+        if first:
+            saved = torch.load(out.with_suffix(".state"), weights_only=True)
+            optimizer.load(saved["trainable"], saved["optimizer"])
+        rows = []
+        for step in range(first + 1, first + steps + 1):
+            everyones = rollout(step)
+            mine = everyones.only(runtime.share(range(len(everyones))))
+            scores = torch.tensor(runtime.share(torch.linspace(-1, 1, len(everyones)).tolist()))
+            with optimizer.gathered():
+                experience = score_tokens(actors, mine, scores, algorithm, 0.1, runtime=runtime)
+            train_policy = step > 1
+            optimizer.set_step(step, 100, train_policy)
+            order = runtime.generator("update", step)
+            rows.append(update(actors, optimizer, experience, algorithm, order, train_policy, None, runtime).metrics)
+        bytes_here = runtime.gather([optimizer.bytes_here()])
+        tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
+        if runtime.is_first:
+            torch.save(tensors, out.with_suffix(".state"))
+            out.write_text(json.dumps({"metrics": rows, "bytes": bytes_here}))
+
+
+def rollout(step: int) -> Rollout:
+    random = torch.Generator().manual_seed(step)
+    sizes = [(4, 6), (7, 2), (3, 9), (5, 1), (2, 4), (6, 6), (3, 3)]
+    draw = [[torch.randint(97, (n,), generator=random).tolist() for n in pair] for pair in sizes]
+    return Rollout([p for p, _ in draw], [r for _, r in draw], [True] * len(draw))
+
+
+if __name__ == "__main__":
+    main()
