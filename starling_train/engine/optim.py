@@ -25,10 +25,11 @@ class Optimizer:
         policy: dict[str, nn.Parameter],
         critic: dict[str, nn.Parameter],
         config: OptimConfig,
-        sum_over_processes: Callable[[Sequence[Tensor]], None] = lambda tensors: None,
+        sum_over_processes: Callable[[Sequence[Tensor]], None] | None = None,
     ):
         self._parameters = policy | critic
-        self._sum = sum_over_processes
+        self._sum, self._learning = sum_over_processes, self._parameters
+        self._critic = critic
         self._masters = {
             name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True)
             for name, p in self._parameters.items()
@@ -52,6 +53,7 @@ class Optimizer:
         factor = schedule(self._config.schedule, step, steps, self._config.warmup_steps)
         for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
+        self._learning = self._parameters if train_policy else self._critic
         return self._rates[0] * factor
 
     def step(self) -> float:
@@ -61,7 +63,8 @@ class Optimizer:
             if master is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
                 parameter.grad = None
-        self._sum([master.grad for master in self._masters.values() if master.grad is not None])
+        if self._sum is not None:
+            self._sum([self._gradient(name) for name in self._learning])
         norm = float(nn.utils.clip_grad_norm_(self._masters.values(), self._config.max_gradient_norm))
         if self.is_finite(norm):
             self._adam.step()
@@ -69,6 +72,13 @@ class Optimizer:
         self.skipped_in_a_row = 0 if self.is_finite(norm) else self.skipped_in_a_row + 1
         self.drop_gradients()
         return norm
+
+    def _gradient(self, name: str) -> Tensor:
+        """A master's gradient; zero where this process had no sequence of the mini-batch."""
+        master = self._masters[name]
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+        return master.grad
 
     def skip(self) -> float:
         """Instead of `step`, where the loss was not finite: no update. Returns a norm that says so."""

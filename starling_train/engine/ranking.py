@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from starling_train.config_rm import RankingConfig
 from starling_train.core.batching import cut_bundles_by_tokens
@@ -12,6 +12,9 @@ from starling_train.core.preference import kwise_losses, pairs_by_distance
 from starling_train.data.nectar import Row
 from starling_train.data.ranked import conversations, places
 from starling_train.engine.optim import Optimizer
+from starling_train.engine.runtime import Runtime
+from starling_train.engine.zero import ZeroOptimizer
+from starling_train.models.budget import Budget
 from starling_train.models.reward import RewardModel
 from starling_train.models.reward_net import RewardNet
 
@@ -48,9 +51,27 @@ class Sums:
         return float(self.right.sum() / self.pairs.sum())
 
 
-def update(net: RewardNet, optimizer: Optimizer, rows: Sequence[EncodedRow], config: RankingConfig) -> dict[str, float]:
-    """One optimizer step; returns the `rm/` and `optim/` metrics. A gradient that is not finite is not applied."""
-    sums = accumulate(net, rows, config)
+def update(
+    net: RewardNet,
+    optimizer: Optimizer | ZeroOptimizer,
+    rows: Sequence[EncodedRow],
+    config: RankingConfig,
+    runtime: Runtime | None = None,
+    budget: Budget | None = None,
+) -> dict[str, float]:
+    """One optimizer step; returns the `rm/` and `optim/` metrics. A gradient that is not finite is not applied.
+
+    rows: those of this process; the loss is the mean over the rows of all. budget: of tokens per micro-batch (the
+    configuration's if None); when memory runs out, the step begins again with half.
+    """
+    runtime = runtime or Runtime()
+    budget = budget or Budget("rm.tokens_per_microbatch", config.tokens_per_microbatch)
+    total = int(runtime.sum([len(rows)])[0])
+    if isinstance(optimizer, ZeroOptimizer):
+        parts = _accumulate_zero(optimizer, rows, config, total, budget.amount, runtime)
+    else:
+        parts = budget.attempt(lambda tokens: accumulate(net, rows, config, total, tokens), optimizer.drop_gradients)
+    sums = _together(runtime.gather(parts))
     norm = optimizer.step()
     return {
         "rm/loss": sums.loss / sums.rows,
@@ -63,25 +84,66 @@ def update(net: RewardNet, optimizer: Optimizer, rows: Sequence[EncodedRow], con
     }
 
 
-def accumulate(net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig) -> Sums:
-    """Add the gradients of the mean over rows of (K-wise loss + centring x (sum of scores)^2).
+def accumulate(
+    net: RewardNet,
+    rows: Sequence[EncodedRow],
+    config: RankingConfig,
+    total: int | None = None,
+    tokens: int | None = None,
+) -> list[Sums]:
+    """Add the gradients of the mean over rows of (K-wise loss + centring x (sum of scores)^2), by micro-batch.
 
-    Every row counts the same, whichever micro-batch it falls into: its answers are never cut apart.
+    Every row counts the same, whichever micro-batch it falls into: its answers are never cut apart. total: rows of all
+    processes; tokens: of a micro-batch at most.
     """
     found = []
-    for scores, is_answer, place in _forward(net, rows, config.tokens_per_microbatch):
-        losses = kwise_losses(scores, is_answer, place)
-        totals = torch.where(is_answer, scores, 0.0).sum(-1)
-        ((losses + config.centring * totals.square()).sum() / len(rows)).backward()
-        found.append(_sums(losses, scores, is_answer, place))
-    return _together(found)
+    for group in _micro_batches(rows, tokens or config.tokens_per_microbatch):
+        loss, sums = _loss(net, group, config.centring)
+        (loss / (total or len(rows))).backward()
+        found.append(sums)
+    return found
+
+
+def _accumulate_zero(
+    optimizer: ZeroOptimizer,
+    rows: Sequence[EncodedRow],
+    config: RankingConfig,
+    total: int,
+    tokens: int,
+    runtime: Runtime,
+) -> list[Sums]:
+    """`accumulate` through DeepSpeed, whose processes exchange gradients after every micro-batch: all take as many."""
+    groups = list(_micro_batches(rows, tokens))
+    wanted = max(1, int(runtime.maximum([len(groups)])[0]))
+    spare = [EncodedRow([[0], [0]], [0, 1])]  # for nothing but the exchange: its loss counts zero times
+    found = []
+    for index in range(wanted):
+        is_real = index < len(groups)
+        loss, sums = _loss(optimizer.engine, groups[index] if is_real else spare, config.centring)
+        optimizer.backward(loss / total if is_real else 0.0 * loss, is_last=index == wanted - 1)
+        found += [sums] if is_real else []
+    return found
+
+
+def _loss(net: nn.Module, rows: Sequence[EncodedRow], centring: float) -> tuple[Tensor, Sums]:
+    """(sum of the rows' losses, what metrics are made of)."""
+    scores, is_answer, place = _forward(net, rows)
+    losses = kwise_losses(scores, is_answer, place)
+    totals = torch.where(is_answer, scores, 0.0).sum(-1)
+    return (losses + centring * totals.square()).sum(), _sums(losses, scores, is_answer, place)
 
 
 @torch.no_grad()
-def evaluate(net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig) -> dict[str, float]:
-    """Mean K-wise loss and pair accuracy, also by the distance of the two places; equal scores count half."""
-    parts = _forward(net, rows, config.tokens_per_microbatch)
-    sums = _together([_sums(kwise_losses(*part), *part) for part in parts])
+def evaluate(
+    net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig, runtime: Runtime | None = None
+) -> dict[str, float]:
+    """Mean K-wise loss and pair accuracy, also by the distance of the two places; equal scores count half.
+
+    rows: of all processes, which share them.
+    """
+    runtime = runtime or Runtime()
+    groups = _micro_batches(runtime.share(rows), config.tokens_per_microbatch)
+    sums = _together(runtime.gather([_loss(net, group, 0.0)[1] for group in groups]))
     by_distance = {
         f"eval/preference_accuracy_distance_{distance}": float(right / pairs)
         for distance, (right, pairs) in enumerate(zip(sums.right, sums.pairs, strict=True))
@@ -93,21 +155,24 @@ def evaluate(net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig) 
     } | by_distance
 
 
-def _forward(net: RewardNet, rows: Sequence[EncodedRow], budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(scores, is_answer, place), each (rows, K), micro-batch by micro-batch of whole rows."""
-    device = net.v_head.weight.device
-    for group in cut_bundles_by_tokens([list(map(len, row.sequences)) for row in rows], budget):
-        chosen = [rows[index] for index in group]
-        sequences = [ids for row in chosen for ids in row.sequences]
-        flat = net(*(tensor.to(device) for tensor in _padded(sequences)))
-        counts = torch.tensor([len(row.sequences) for row in chosen])
-        is_answer = torch.arange(int(counts.max()))[None, :] < counts[:, None]
-        place = torch.zeros(is_answer.shape, dtype=torch.long)
-        place[is_answer] = torch.tensor([place for row in chosen for place in row.places])
-        is_answer = is_answer.to(device)
-        # masked_scatter keeps the graph, and its backward is deterministic
-        scores = torch.zeros(is_answer.shape, device=device).masked_scatter(is_answer, flat)
-        yield scores, is_answer, place.to(device)
+def _micro_batches(rows: Sequence[EncodedRow], tokens: int) -> Iterator[list[EncodedRow]]:
+    for group in cut_bundles_by_tokens([list(map(len, row.sequences)) for row in rows], tokens):
+        yield [rows[index] for index in group]
+
+
+def _forward(net: nn.Module, chosen: Sequence[EncodedRow]) -> tuple[Tensor, Tensor, Tensor]:
+    """(scores, is_answer, place) of one micro-batch, each (rows, K)."""
+    device = next(net.parameters()).device
+    sequences = [ids for row in chosen for ids in row.sequences]
+    flat = net(*(tensor.to(device) for tensor in _padded(sequences)))
+    counts = torch.tensor([len(row.sequences) for row in chosen])
+    is_answer = torch.arange(int(counts.max()))[None, :] < counts[:, None]
+    place = torch.zeros(is_answer.shape, dtype=torch.long)
+    place[is_answer] = torch.tensor([place for row in chosen for place in row.places])
+    is_answer = is_answer.to(device)
+    # masked_scatter keeps the graph, and its backward is deterministic
+    scores = torch.zeros(is_answer.shape, device=device).masked_scatter(is_answer, flat)
+    return scores, is_answer, place.to(device)
 
 
 def _padded(sequences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:

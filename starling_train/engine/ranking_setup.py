@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from starling_train.config import OptimConfig
+from starling_train.config import ClusterConfig, OptimConfig
 from starling_train.config_rm import RmConfig, RmOptimConfig
 from starling_train.data import nectar, prompts, ranked
 from starling_train.data.nectar import Row
 from starling_train.engine import setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.runtime import Runtime
+from starling_train.engine.zero import ZeroOptimizer, optimizer_of
 from starling_train.models import freeze, load, reward_start
 from starling_train.models.memory_plan import Plan, Shape, plan_ranking
 from starling_train.models.module_types import LAYER
@@ -84,12 +85,8 @@ def _counts(counted: dict[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"
 
 
-def load_trainee(config: RmConfig, start: Start, runtime: Runtime, run: Path | None = None) -> Trainee:
-    """Scan (or read a scan), select, load the weights, freeze the rest. The reward head always trains.
-
-    run: the run's directory, whose earlier scan is used again.
-    """
-    records = scan(config, start.directory, str(runtime.device), run)
+def load_trainee(config: RmConfig, start: Start, runtime: Runtime, records: dict[str, Record]) -> Trainee:
+    """Select, load the weights, freeze the rest. The reward head always trains. records: `scan`'s."""
     selected = setup.select(config.freeze, records, config.seed)
     runtime.seed_all("fresh weights")
     net = reward_start.start(
@@ -127,7 +124,9 @@ def steps(config: RmConfig, rows: int) -> int:
     return max(1, math.ceil(config.rm.epochs * rows / config.rm.prompts_per_step))
 
 
-def optimizer(trainee: Trainee, config: RmOptimConfig, total: int) -> Optimizer:
+def optimizer(
+    trainee: Trainee, config: RmOptimConfig, total: int, cluster: ClusterConfig, runtime: Runtime
+) -> Optimizer | ZeroOptimizer:
     """AdamW over what trains, with the head's own rate. total: steps of the run, which the warm-up is a share of."""
     values = OptimConfig(
         learning_rate=config.learning_rate,
@@ -141,7 +140,7 @@ def optimizer(trainee: Trainee, config: RmOptimConfig, total: int) -> Optimizer:
     )
     head = {name: p for name, p in trainee.trainable().items() if name.startswith("v_head.")}
     rest = {name: p for name, p in trainee.trainable().items() if name not in head}
-    return Optimizer(rest, head, values)
+    return optimizer_of(trainee.net, (rest, head), values, cluster, runtime)
 
 
 def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> RewardModel:

@@ -53,6 +53,10 @@ class StopRequest:
     def is_alone(self) -> bool:
         return self._runtime.world == 1
 
+    def wait_for_all(self) -> None:
+        """Launchers end the other processes when one has left, even in the middle of what it saves for all."""
+        self._runtime.maximum([0.0])
+
     @contextmanager
     def abandonable(self) -> Iterator[None]:
         """A phase in which nothing that is kept changes: a signal ends it at once."""
@@ -153,6 +157,7 @@ def leave_saved(
             )
         else:
             save()
+            stop.wait_for_all()
         sys.exit(stop.exit_code)
     except UserError:
         if not stop.half_updated and stop.is_alone:  # another process may have no error, and would not save with us

@@ -111,7 +111,7 @@ def _adder(
 
     def add(tokens: int) -> Sums:
         if isinstance(optimizer, ZeroOptimizer):
-            return _accumulate_zero(optimizer, experience, rows, config, count, train_policy, tokens, runtime)
+            return _accumulate_zero(actors, optimizer, experience, rows, config, count, train_policy, tokens, runtime)
         return accumulate(actors, experience, rows, config, train_policy, tokens, count)
 
     return add
@@ -154,6 +154,7 @@ def accumulate(
 
 
 def _accumulate_zero(
+    actors: Actors,
     optimizer: ZeroOptimizer,
     experience: Experience,
     rows: list[int],
@@ -170,7 +171,7 @@ def _accumulate_zero(
     for index in range(wanted):
         is_real = index < len(groups)
         chosen = groups[index] if is_real else [0]  # for nothing but the exchange: its loss counts zero times
-        batch, start, part = _prepared(optimizer.actors, experience, chosen, config, count)
+        batch, start, part = _prepared(actors, experience, chosen, config, count)
         outputs = optimizer.engine(batch, start, train_policy)
         policy, value = part.policy(outputs.logprobs, outputs.entropy), part.value(outputs.values)
         loss = policy["policy_loss"] * float(train_policy) + config.value_coefficient * value["value_loss"]

@@ -21,31 +21,39 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroOptimizer:
-    """As `Optimizer`, for `actors` whose trainable tensors DeepSpeed keeps in parts: the same numbers, less memory.
+    """As `Optimizer`, for a module whose trainable tensors DeepSpeed keeps in parts: the same numbers, less memory.
 
-    policy first, critic second: the two groups have rates of their own. What it saves is what `Optimizer` saves, so a
-    run can go on with another stage and another number of processes. Every process must call every method, in step.
+    groups: parameters by name, twice, with a learning rate each; the policy's, then the critic's. What it saves is what
+    `Optimizer` saves, so a run can go on with another stage and another number of processes. Every process must call
+    every method, in step, and compute through `engine`.
     """
 
-    def __init__(self, actors: Actors, config: OptimConfig, cluster: ClusterConfig, runtime: Runtime):
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]],
+        config: OptimConfig,
+        cluster: ClusterConfig,
+        runtime: Runtime,
+    ):
         import deepspeed
 
-        self.actors, self._config, self._runtime, self.stage = actors, config, runtime, cluster.zero_stage
-        self._groups = (actors.policy_parameters(), actors.critic_parameters())
+        self.module, self._config, self._runtime, self.stage = module, config, runtime, cluster.zero_stage
+        self._groups = groups
         self._parameters = self._groups[0] | self._groups[1]
         # DeepSpeed gives all of them the policy's type; what is float32 without it stays so in checkpoints
         self._is_whole = {name: p.dtype == torch.float32 for name, p in self._parameters.items()}
-        dtype = actors.policy.dtype
+        # masters are what is float32 already: the type that DeepSpeed computes in is that of the weights
+        dtype = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in module.parameters()) else torch.float32
         adam = torch.optim.AdamW([{"params": list(group.values()), "lr": 0.0} for group in self._groups],
                                  fused=True, **adam_options(config))  # fmt: skip
         self.engine = deepspeed.initialize(
-            model=actors,
+            model=module,
             optimizer=adam,
             config=_settings(config, cluster, dtype, runtime.world),
             dist_init_required=False,
         )[0]
         assert self.engine.zero_optimization_stage() == cluster.zero_stage, "another stage than was asked for"
-        actors.look_again()  # the layers have hooks now
         self.skipped_in_a_row = 0
         self._trains_policy = True
         self._init_state()
@@ -87,7 +95,7 @@ class ZeroOptimizer:
             return
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self.actors.parameters())), _without_hooks(self.actors):
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())), _without_hooks(self.module):
             yield
 
     def trainable_tensors(self) -> dict[str, Tensor]:
@@ -249,11 +257,29 @@ def check_installed() -> None:
 def make_optimizer(
     actors: Actors, config: OptimConfig, cluster: ClusterConfig, runtime: Runtime
 ) -> Optimizer | ZeroOptimizer:
+    """The optimizer of policy and critic: `optimizer_of` the two."""
+    groups = (actors.policy_parameters(), actors.critic_parameters())
+    made = optimizer_of(actors, groups, config, cluster, runtime)
+    actors.look_again()  # DeepSpeed has hung hooks onto the layers
+    return made
+
+
+def optimizer_of(
+    module: nn.Module,
+    groups: tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]],
+    config: OptimConfig,
+    cluster: ClusterConfig,
+    runtime: Runtime,
+) -> Optimizer | ZeroOptimizer:
     """The optimizer of `cluster.zero_stage`; at 0 every process has all of the state, and gradients are summed.
 
-    Raises UserError for what cannot be had together.
+    Raises UserError without DeepSpeed, and for 8-bit moments in parts.
     """
     if cluster.zero_stage == 0 or runtime.world == 1:  # one process: the only part is the whole
-        return Optimizer(actors.policy_parameters(), actors.critic_parameters(), config, runtime.sum_tensors)
+        return Optimizer(*groups, config, runtime.sum_tensors if runtime.world > 1 else None)
+    if config.eight_bit:
+        raise UserError(
+            "optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0, or leave it out"
+        )
     check_installed()
-    return ZeroOptimizer(actors, config, cluster, runtime)
+    return ZeroOptimizer(module, groups, config, cluster, runtime)

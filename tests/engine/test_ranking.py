@@ -26,7 +26,7 @@ def rows() -> list[EncodedRow]:
 
 def gradients(config: RankingConfig) -> tuple[ranking.Sums, dict[str, torch.Tensor]]:
     net = fresh_net()
-    sums = ranking.accumulate(net, rows(), config)
+    sums = ranking._together(ranking.accumulate(net, rows(), config))
     return sums, {name: p.grad for name, p in net.named_parameters()}
 
 

@@ -100,7 +100,7 @@ COMMAND_LINE = [
     a("ppo", "model=null", "command line", "--help"),
     a("ppo", "name=' '", "name: empty", "give"),
     a("rm", "+recipe=small", "optim.critic_learning_rate: no such key", "use one of"),
-    a("ppo", "", "WORLD_SIZE", "start it without", environment=(("WORLD_SIZE", "2"),)),
+    a("ppo", "", "WORLD_SIZE", "start with torchrun", environment=(("WORLD_SIZE", "2"),)),
 ]
 
 POLICY = [

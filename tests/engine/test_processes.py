@@ -1,0 +1,96 @@
+"""Several processes, real ones with gloo, against one: the same losses, less memory each, and runs that go on."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parent / "processes.py"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run(out: Path, world: int, stage: int, critic: str, steps: int, dtype="float32", after=0) -> dict:
+    """Metrics of the steps and bytes of optimizer state by process; the state lies beside `out`."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", str(free_port())]
+    arguments = [SCRIPT, stage, critic, steps, out, dtype, after]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+    done = subprocess.run(
+        [sys.executable, *torchrun, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process, by critic; made when first asked for."""
+    found: dict[str, dict] = {}
+
+    def of(critic: str) -> dict:
+        if critic not in found:
+            found[critic] = run(tmp_path_factory.mktemp("alone") / f"{critic}.json", 1, 0, critic, 5)
+        return found[critic]
+
+    return of
+
+
+def compare(found: list[dict], expected: list[dict]) -> None:
+    for mine, plain in zip(found, expected, strict=True):
+        assert mine.keys() == plain.keys()
+        for key, value in plain.items():
+            if key != "policy/ratio_first":  # rounding, and nothing else
+                assert mine[key] == pytest.approx(value, abs=1e-5, rel=1e-5), key
+
+
+def test_two_processes_take_the_steps_of_one(alone, tmp_path):
+    """The first step is a critic's warm-up; seven sequences do not divide by two."""
+    found = run(tmp_path / "two.json", 2, 0, "twin", 5)
+    compare(found["metrics"], alone("twin")["metrics"])
+    assert found["bytes"] == 2 * alone("twin")["bytes"]  # whole on each
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage,critic", [(1, "twin"), (2, "head"), (2, "twin"), (3, "twin")])
+def test_zero_takes_the_steps_of_one_process_and_keeps_half_of_the_state(alone, tmp_path, stage, critic):
+    pytest.importorskip("deepspeed")
+    found = run(tmp_path / "zero.json", 2, stage, critic, 5)
+    compare(found["metrics"], alone(critic)["metrics"])
+    whole = alone(critic)["bytes"][0] * 12 / 8  # DeepSpeed keeps a copy of the weights beside the two moments
+    for mine in found["bytes"]:
+        assert mine == pytest.approx(whole / 2, rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes_and_another_stage(alone, tmp_path):
+    pytest.importorskip("deepspeed")
+    out, metrics = tmp_path / "hop.json", []
+    for world, stage, steps in ((2, 2, 2), (1, 0, 1), (2, 3, 1), (2, 1, 1)):
+        metrics += run(out, world, stage, "twin", steps, after=len(metrics))["metrics"]
+    compare(metrics, alone("twin")["metrics"])
+
+
+@pytest.mark.slow
+def test_the_stages_agree_in_bfloat16(tmp_path):
+    """Master copies are float32 everywhere; a checkpoint of one stage has the names and types of another's."""
+    pytest.importorskip("deepspeed")
+    states = []
+    for stage in (2, 3):
+        run(tmp_path / f"{stage}.json", 2, stage, "twin", 3, "bfloat16")
+        states.append(torch.load(tmp_path / f"{stage}.state", weights_only=True))
+    run(tmp_path / "0.json", 1, 0, "twin", 3, "bfloat16")
+    plain = torch.load(tmp_path / "0.state", weights_only=True)
+    for part in ("trainable", "optimizer"):
+        shapes = [{n: (t.shape, t.dtype) for n, t in state[part].items()} for state in (*states, plain)]
+        assert shapes[0] == shapes[1] == shapes[2]
+        for name, tensor in states[0][part].items():
+            torch.testing.assert_close(tensor, states[1][part][name], atol=1e-5, rtol=1e-3, msg=name)
