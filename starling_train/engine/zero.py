@@ -279,7 +279,7 @@ def optimizer_of(
         return Optimizer(*groups, config, runtime.sum_tensors if runtime.world > 1 else None)
     if config.eight_bit:
         raise UserError(
-            "optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0, or leave it out"
+            "optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0"
         )
     check_installed()
     return ZeroOptimizer(module, groups, config, cluster, runtime)
