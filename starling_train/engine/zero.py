@@ -16,6 +16,7 @@ from starling_train.config import ClusterConfig, OptimConfig, UserError
 from starling_train.engine.optim import Optimizer, adam_options, schedule
 from starling_train.engine.runtime import Runtime
 from starling_train.models.actors import Actors
+from starling_train.models.packing import without_hooks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -95,7 +96,7 @@ class ZeroOptimizer:
             return
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self.module.parameters())), _without_hooks(self.module):
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())), without_hooks(self.module):
             yield
 
     def trainable_tensors(self) -> dict[str, Tensor]:
@@ -160,20 +161,36 @@ class ZeroOptimizer:
     @torch.no_grad()
     def load(self, trainable: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
         """Undo `trainable_tensors` and `state_tensors`."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        device = self._runtime.device
         for name, parameter in self._parameters.items():
             master = trainable[name] if self._is_whole[name] else tensors[f"{name}/master"]
-            safe_set_full_fp32_param(parameter, master.float().to(device))
+            self._set(parameter, master.float(), None)
             for key in MOMENTS:
                 if f"{name}/{key}" in tensors:
-                    safe_set_full_optimizer_state(parameter, tensors[f"{name}/{key}"].to(device), key)
+                    self._set(parameter, tensors[f"{name}/{key}"], key)
         for index, group in enumerate(self._groups):
             found = [float(tensors[f"{name}/step"]) for name in group if f"{name}/step" in tensors]
             for state, _ in self._states(index):
                 state["step"].fill_(found[0] if found else 0.0)
         self._masters_to_weights(trainable)
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """Put this process's part of a whole tensor where it belongs."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        value = value.to(self._runtime.device)
+        if self.stage < 3:
+            if key is None:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
+            return
+        # DeepSpeed's own setter wants sizes that the number of processes divides
+        zero = self.engine.optimizer
+        part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+        start = part.numel() * zero._get_param_partition_rank(parameter)
+        mine = value.flatten()[start : start + part.numel()]
+        part.data.zero_()
+        part.data[: mine.numel()].copy_(mine)
 
     def _masters_to_weights(self, trainable: dict[str, Tensor]) -> None:
         if self.stage < 3:
@@ -229,23 +246,6 @@ def _settings(config: OptimConfig, cluster: ClusterConfig, dtype: torch.dtype, w
     }
 
 
-@contextmanager
-def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """Within, forward passes do not gather and let go of weights: they are all there."""
-    kept = []
-    for part in module.modules():
-        for name in ("_forward_hooks", "_forward_pre_hooks"):
-            hooks = getattr(part, name)
-            kept.append((hooks, dict(hooks)))
-            hooks.clear()
-    try:
-        yield
-    finally:
-        for hooks, before in kept:
-            hooks.clear()
-            hooks.update(before)
-
-
 def check_installed() -> None:
     """Raises UserError without DeepSpeed."""
     try:
@@ -278,8 +278,6 @@ def optimizer_of(
     if cluster.zero_stage == 0 or runtime.world == 1:  # one process: the only part is the whole
         return Optimizer(*groups, config, runtime.sum_tensors if runtime.world > 1 else None)
     if config.eight_bit:
-        raise UserError(
-            "optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0"
-        )
+        raise UserError("optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0")
     check_installed()
     return ZeroOptimizer(module, groups, config, cluster, runtime)

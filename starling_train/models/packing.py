@@ -5,7 +5,8 @@ sequence by sequence, or on a GPU, where many small kernels are slow, pads to th
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -91,6 +92,23 @@ def packed_config(config: Any) -> Any:
     changed = copy_of(config)
     changed._attn_implementation_internal = NAME
     return changed
+
+
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """Within, forward passes run without what was hung onto the modules, as when ZeRO has gathered all weights."""
+    kept = []
+    for part in module.modules():
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            hooks = getattr(part, name)
+            kept.append((hooks, dict(hooks)))
+            hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.clear()
+            hooks.update(before)
 
 
 def bare_copy(module: nn.Module) -> nn.Module:
