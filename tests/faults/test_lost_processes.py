@@ -18,23 +18,17 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GL
 pytestmark = pytest.mark.slow
 
 
-def launch(folder: Path, launcher: list[str], *more: str, environment: dict | None = None) -> subprocess.Popen:
+def launch(
+    folder: Path, launcher: list[str], *more: str, environment: dict | None = None, command: str = "ppo"
+) -> subprocess.Popen:
     """A launcher with its own process group, output to a file beside the run."""
-    arguments = [
-        "-m",
-        "starling_train.ppo",
-        *JOBS["ppo"],
-        *EVERY_STEP,
-        "cluster.device=cpu",
-        "cluster.threads=1",
-        *more,
-    ]
+    where = ["cluster.device=cpu", "cluster.threads=1", "run_dir=run"]
+    arguments = ["-m", f"starling_train.{command}", *JOBS[command], *EVERY_STEP, *where, *more]
     own = {key: value for key, value in (environment or ENVIRONMENT).items() if value}
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
-            [*launcher, *arguments, "run_dir=run"], cwd=folder, env=own, stdout=log, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
+            [*launcher, *arguments], cwd=folder, env=own, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def two(port: int) -> list[str]:
@@ -75,6 +69,21 @@ def test_a_run_in_two_processes_is_that_of_one(straight, tmp_path, stage):
             assert mine[key] == pytest.approx(value, abs=1e-4, rel=1e-4), (mine["step"], key)
     says = (tmp_path / "log").read_text()
     assert ("ZeRO stage 3" in says) == (stage == 3)
+
+
+def test_a_reward_model_in_two_processes_is_that_of_one(tmp_path):
+    found = []
+    for name, launcher, more in (("one", [sys.executable], []), ("two", two(29717), ["cluster.zero_stage=2"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        process = launch(folder, launcher, *more, command="rm")
+        assert process.wait(timeout=200) == 0, (folder / "log").read_text()[-3000:]
+        found.append(numbers(folder / "run"))
+    assert "ZeRO stage 2" in (tmp_path / "two" / "log").read_text()
+    for mine, other in zip(*found, strict=True):
+        assert mine.keys() == other.keys()
+        for key, value in other.items():
+            assert mine[key] == pytest.approx(value, abs=1e-4, rel=1e-4), (mine["step"], key)
 
 
 def test_a_killed_process_ends_the_run_and_it_goes_on(straight, tmp_path):
