@@ -1,0 +1,27 @@
+# What ppo.sbatch, serve_reward.sbatch, command.sbatch and pipeline.sh need to know of your cluster and your run.
+# Read by bash on the first node of a job; what is exported here reaches all nodes.
+
+PYTHON=$PWD/.venv/bin/python            # of an environment that all nodes see; PWD is where sbatch was called
+RECIPE=small
+RUN_DIR=$PWD/runs/$RECIPE               # on a file system that all nodes share: a requeued job goes on from it
+OVERRIDES=(cluster.zero_stage=2)        # more settings of the run, key=value
+LOG_DIR=$RUN_DIR/logs                   # a folder for each start of a job, in it one for each node, in it one a rank
+
+PROCESSES_PER_NODE=${SLURM_GPUS_ON_NODE:-1}  # one a GPU
+GRACE_S=240                             # seconds to save in; --signal in ppo.sbatch leaves 300
+RENDEZVOUS_HOST=                        # empty: the first node of the job, by its name in Slurm
+RENDEZVOUS_PORT=                        # empty: a port from 20000 to 39999 that follows from the job's number
+
+export HF_HUB_OFFLINE=1                 # compute nodes often have no way out; load models and data before
+# export HF_HOME=/shared/huggingface
+# export NCCL_SOCKET_IFNAME=ib0         # where the nodes' default interface is not the fast one
+# export GLOO_SOCKET_IFNAME=ib0
+
+# A reward model that is served by its own job, serve_reward.sbatch: yes or no
+REWARD_SERVER=no
+REWARD_OVERRIDES=(reward=starling_34b reward.device_map=auto)
+REWARD_ADDRESS=$RUN_DIR.reward          # a file with the server's address; with .token at its end, the token
+REWARD_WAIT_S=1800                      # how long ppo.sbatch waits for the server to have loaded its model
+
+# pipeline.sh: what is measured after the training
+EVALUATE=('suites=[function_calling]' "function_calling.path=$PWD/bfcl")

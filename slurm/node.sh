@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# One node of ppo.sbatch: torchrun with a process for each GPU, which meets those of the other nodes on the first one.
+set -euo pipefail
+
+# torchrun answers a second signal by leaving its processes alone in the middle of saving, and before torch 2.12 kills
+# them 30 s after the first. So it is kept out of it: it ignores SIGTERM, which may reach it from Slurm too, and its
+# processes get one SIGUSR1 from here. They save, leave together, and torchrun ends with them.
+torchrun="" relayed=no
+relay() {
+  trap '' TERM USR1
+  relayed=yes
+  [ -n "$torchrun" ] || exit 143
+  pkill -USR1 -P "$torchrun" || kill -KILL "$torchrun" # without processes yet, it still waits for other nodes
+}
+trap relay TERM USR1
+
+is_host=false
+[ "$SLURM_NODEID" = 0 ] && is_host=true
+export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[rank ${rank}] ' # what torchrun puts before each line of output
+mkdir -p "$NODE_LOGS/node_$SLURM_NODEID"
+(
+  trap '' TERM
+  exec "$PYTHON" -m torch.distributed.run \
+    --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$PROCESSES_PER_NODE" --max-restarts=0 \
+    --rdzv-backend=c10d --rdzv-endpoint="$RENDEZVOUS" --rdzv-id="$RENDEZVOUS_ID" --rdzv-conf="is_host=$is_host" \
+    --log-dir="$NODE_LOGS/node_$SLURM_NODEID" --redirects=3 --tee=3 \
+    -m starling_train.ppo "$@"
+) &
+torchrun=$!
+
+code=0
+wait "$torchrun" || code=$?
+if [ "$relayed" = yes ]; then # the signal may have ended the wait
+  code=0
+  wait "$torchrun" || code=$?
+fi
+exit "$code"
