@@ -9,7 +9,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf.errors import OmegaConfBaseException
 
-from starling_train import cli, evaluate
+from starling_train import cli, evaluate, plan
 from starling_train.config import Config, UserError, check, check_values
 from starling_train.config_rm import RmConfig, check_rm
 
@@ -19,6 +19,7 @@ COMMANDS = {
     "ppo": ("config", Config, check),
     "rm": ("rm", RmConfig, check_rm),
     "evaluate": ("evaluate", evaluate.EvaluateConfig, evaluate.check),
+    "plan": ("plan", plan.PlanConfig, plan.check),
 }
 GROUPS = [
     f"{path.parent.name}={path.stem}"

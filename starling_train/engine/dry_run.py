@@ -6,9 +6,11 @@ from typing import Any
 
 from starling_train.config import Config
 from starling_train.engine import setup
+from starling_train.engine.planner import Planner, reward_shape
 from starling_train.models import load
 from starling_train.models.freeze import FreezeTable
-from starling_train.models.memory_plan import KNOWN_REWARD_MODELS, Plan, Shape, plan
+from starling_train.models.memory_plan import Plan
+from starling_train.models.shapes import Shape
 from starling_train.models.snr_scan import list_matrices
 
 
@@ -73,32 +75,7 @@ def _prompt_report(config: Config, tokenizer: Any) -> str:
 
 
 def _memory(config: Config, model_config: Any, table: FreezeTable) -> Plan:
-    shape = Shape.of(model_config)
-    sequence_tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    return plan(
-        shape,
-        table.parameters_of,
-        table.parameters_trained,
-        0 if config.reward.kind == "server" else _reward_shape(config).decoder_parameters(),
-        dtype=config.model.dtype,
-        reward_dtype=config.reward.dtype,
-        reward_load_in=config.reward.load_in,
-        critic=config.algorithm.critic,
-        slots=config.rollout.slots,
-        sequence_tokens=sequence_tokens,
-        tokens_per_microbatch=config.algorithm.tokens_per_microbatch,
-        gradient_checkpointing=config.model.gradient_checkpointing,
+    if config.freeze.method in setup.SCORED and not config.freeze.scan:
         # which layers the scan picks is not known yet: the lowest that it may pick
-        layers_above_lowest=shape.layers - min(config.freeze.lowest_layer, shape.layers),
-        kept_tokens=config.algorithm.prompts_per_step * sequence_tokens,
-        kept_limit=config.algorithm.prefix_device_gb * 1e9,
-        eight_bit=config.optim.eight_bit,
-    )
-
-
-def _reward_shape(config: Config) -> Shape:
-    local = Path(config.reward.path).expanduser()
-    if not local.is_dir() and config.reward.kind in KNOWN_REWARD_MODELS:
-        return Shape.of(KNOWN_REWARD_MODELS[config.reward.kind])
-    directory = load.resolve(config.reward.path, "reward.path", weights=False)
-    return Shape.of(load.load_config(directory, "reward.path"))
+        table = replace(table, lowest_layer=config.freeze.lowest_layer)
+    return Planner(config, Shape.of(model_config), reward_shape(config), table).memory()

@@ -17,11 +17,12 @@ from starling_train.engine.optim import Optimizer
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
 from starling_train.models import freeze, load, reward_start
-from starling_train.models.memory_plan import Plan, Shape, plan_ranking
+from starling_train.models.memory_plan import Plan, plan_ranking
 from starling_train.models.module_types import LAYER
 from starling_train.models.reward import RewardModel, write_starling_7b, write_starling_34b
 from starling_train.models.reward_net import RewardNet
 from starling_train.models.scan_records import Record
+from starling_train.models.shapes import Shape
 
 
 @dataclass

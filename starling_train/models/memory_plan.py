@@ -1,137 +1,123 @@
-"""Memory of a run by part, by arithmetic: no weights are loaded."""
+"""Memory of a run by part, by arithmetic: no weights are loaded, and torch is not needed.
 
-from dataclasses import dataclass
-from typing import Any
+All sizes are bytes on one device. What is counted: tensors that live as long as a phase does. What is not: the CUDA
+context, what an allocator loses in fragments, and what libraries keep for themselves.
+"""
+
+from dataclasses import dataclass, field
+
+from starling_train.models.shapes import Shape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-# Layers of the published reward models, for plans made where their config.json is not at hand (model cards).
-KNOWN_REWARD_MODELS: dict[str, dict[str, int]] = {
-    "starling_7b": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 32000,
-    },
-    "starling_34b": {
-        "hidden_size": 7168,
-        "intermediate_size": 20480,
-        "num_hidden_layers": 60,
-        "num_attention_heads": 56,
-        "num_key_value_heads": 8,
-        "vocab_size": 64000,
-    },
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the arithmetic needs of a decoder."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-
-    @classmethod
-    def of(cls, config: Any) -> "Shape":
-        """config: a transformers configuration, or a dict with its keys."""
-        values = config if isinstance(config, dict) else config.to_dict()
-        return cls(
-            values["hidden_size"],
-            values["intermediate_size"],
-            values["num_hidden_layers"],
-            values["num_attention_heads"],
-            values.get("num_key_value_heads") or values["num_attention_heads"],
-            values["vocab_size"],
-        )
-
-    def decoder_parameters(self) -> int:
-        """Embeddings, layers and norms, without an output head (Llama and Mistral, no biases)."""
-        head = self.hidden // self.heads
-        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_heads * head
-        mlp = 3 * self.hidden * self.intermediate
-        return self.layers * (attention + mlp + 2 * self.hidden) + self.vocabulary * self.hidden + self.hidden
+LOADED = {"8bit": 1.0, "4bit": 0.55}  # bytes of a quantised weight, scales included
+LOGITS = {"cpu": 2**21, "cuda": 2**25}  # elements of a chunk (core.logprobs)
+PREFILL_TOKENS = 8192  # of prompts in one forward pass (engine.slots)
+BUCKET = 5 * 10**8  # elements that DeepSpeed exchanges at a time, its default
+LIVE = 10**9  # parameters that stage 3 holds gathered at a time, its default
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by part: `held` for the whole run, and what the rollout and the update need on top, one after the other."""
+    """Bytes by part: `held` for the whole run, and what each phase of a step needs on top, one after the other."""
 
     held: dict[str, float]
     rollout: dict[str, float]
     update: dict[str, float]
+    scoring: dict[str, float] = field(default_factory=dict)
+    step: dict[str, float] = field(default_factory=dict)  # the optimizer's, when activations are gone
 
     @property
     def total(self) -> float:
-        """The peak: what is held and the larger of the two phases."""
-        return sum(self.held.values()) + max(sum(self.rollout.values()), sum(self.update.values()))
+        """The peak: what is held and the largest of the phases."""
+        phases = (self.rollout, self.scoring, self.update, self.step)
+        return sum(self.held.values()) + max(sum(phase.values()) for phase in phases)
 
     def render(self) -> str:
         """A line per part, decimal GB."""
-        rows = [*self.held.items(), *_during("rollout", self.rollout), *_during("update", self.update)]
+        rows = list(self.held.items())
+        for name in ("rollout", "scoring", "update", "step"):
+            rows += [(f"during {name}: {part}", size) for part, size in getattr(self, name).items()]
         rows.append(("peak", self.total))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {size / 1e9:8.2f} GB" for name, size in rows)
 
 
-def _during(phase: str, parts: dict[str, float]) -> list[tuple[str, float]]:
-    return [(f"during {phase}: {name}", size) for name, size in parts.items()]
+@dataclass(frozen=True)
+class Share:
+    """Which part of what one of so many processes holds at a ZeRO stage (0 to 3)."""
+
+    processes: int = 1
+    stage: int = 0
+
+    def of(self, size: float, stage: int) -> float:
+        """Bytes here of what is kept in parts from that stage on."""
+        return size / self.processes if self.is_zero and self.stage >= stage else size
+
+    @property
+    def is_zero(self) -> bool:
+        return self.stage > 0 and self.processes > 1
 
 
-def plan(
-    policy: Shape,
-    parameters: int,
-    trainable: int,
-    reward_parameters: int,
-    *,
-    dtype: str,
-    reward_dtype: str,
-    reward_load_in: str | None,
-    critic: str,
-    slots: int,
-    sequence_tokens: int,
-    tokens_per_microbatch: int,
-    gradient_checkpointing: bool,
-    layers_above_lowest: int,
-    kept_tokens: int = 0,
-    kept_limit: float = float("inf"),
-    eight_bit: bool = False,
-) -> Plan:
-    """Memory of PPO in one process. parameters, trainable: counts of the policy; sequence_tokens: prompt + response.
+@dataclass(frozen=True)
+class Job:
+    """What the arithmetic needs besides the shapes. Counts are those of one process.
 
-    kept_tokens: tokens of a step whose hidden states are kept, at most kept_limit bytes of them, where layers are
-    frozen below the lowest that trains. eight_bit: Adam's moments.
+    parameters, trainable: of the policy. sequence_tokens: of the longest prompt and response together, of which
+    prompt_tokens are the prompt's. step_tokens, minibatch_tokens: of all sequences of a step and of a mini-batch.
+    layers_above_lowest: decoder layers from the lowest that trains on; layers_trained: those of them with something
+    that trains. kept_limit: bytes of hidden states that stay on the device.
     """
-    size = BYTES[dtype]
-    value_head = 2 * policy.hidden * policy.hidden + 4 * policy.hidden + 1
-    critic_trunk = {"head": 0, "twin": trainable, "separate": policy.decoder_parameters()}[critic]
-    learning = trainable + critic_trunk
-    master = 0 if dtype == "float32" else 4  # bytes of a float32 copy, and of its gradient
-    kv = 2 * policy.layers * policy.kv_heads * (policy.hidden // policy.heads) * size
-    activations = _activation_bytes(policy, size, layers_above_lowest, gradient_checkpointing)
-    moments = 2 if eight_bit else 8
-    shares = layers_above_lowest < policy.layers
+
+    parameters: int
+    trainable: int
+    dtype: str
+    critic: str
+    slots: int
+    sequence_tokens: int
+    prompt_tokens: int
+    step_tokens: int
+    minibatch_tokens: int
+    tokens_per_microbatch: int
+    layers_above_lowest: int
+    layers_trained: int
+    gradient_checkpointing: bool = False
+    eight_bit: bool = False
+    reward_dtype: str = "bfloat16"
+    reward_load_in: str | None = None
+    reward_tokens: int = 0
+    kept_limit: float = float("inf")
+    device: str = "cuda"
+
+
+def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = None) -> Plan:
+    """Memory of PPO in one process. reward: None where the reward model is served elsewhere."""
+    share, size, d = share or Share(), BYTES[job.dtype], policy.hidden
+    head = 2 * d * d + 4 * d + 1  # the value head, float32
+    trunk = {"head": 0, "twin": job.trainable, "separate": policy.decoder_parameters()}[job.critic]
+    learning = job.trainable + trunk
+    shares = job.layers_above_lowest < policy.layers
+    kept = {"prefix cache": shares * min(job.step_tokens * d * size, job.kept_limit)}
+    gathered = _gathered(job.parameters + learning, size, share)
+    logits = 3 * min(LOGITS[job.device], job.minibatch_tokens * policy.vocabulary) * 4
+    batch = _microbatch(job.step_tokens, job.tokens_per_microbatch, job.sequence_tokens)
+    scoring = kept | gathered | {"activations": batch * (policy.forward() + d) * size, "logits, one chunk": logits}
+    weights = 0.0 if reward is None else reward.decoder_parameters() * _reward_bytes(job)
+    judging: dict[str, float] = {}
+    if reward is not None:
+        tokens = _microbatch(job.step_tokens, job.reward_tokens, job.sequence_tokens)
+        judging = kept | gathered | {"activations": tokens * reward.forward() * BYTES[job.reward_dtype]}
     return Plan(
         held={
-            "policy weights": parameters * size,
-            "reference: own copies of what trains": trainable * size,
-            f"critic ({critic})": critic_trunk * size + value_head * 4,
-            "optimizer: moments, master copies": learning * (moments + master) + value_head * moments,
-            "hidden states below the lowest trained layer": shares
-            * min(kept_tokens * policy.hidden * size, kept_limit),
-            "reward model": reward_parameters * {"8bit": 1.0, "4bit": 0.55, None: BYTES[reward_dtype]}[reward_load_in],
+            "policy weights": share.of(job.parameters * size, 3),
+            "reference: own copies of what trains": share.of(job.trainable * size, 3),
+            f"critic ({job.critic})": share.of(trunk * size + head * (size if share.is_zero else 4), 3),
+            "optimizer: moments, master copies": _optimizer(learning, head, size, job.eight_bit, share),
+            "reward model": weights,
         },
-        rollout={"KV cache": slots * sequence_tokens * kv},
-        update={
-            "gradients": learning * (size + master) + value_head * 4,
-            "activations": tokens_per_microbatch * activations,
-            "logits, one chunk": 3 * 1024 * policy.vocabulary * 4,
-        },
+        rollout=_rollout(policy, job, size, kept["prefix cache"]) | gathered,
+        scoring=max(judging, scoring, key=lambda parts: sum(parts.values())),
+        update=kept | _update(policy, job, (job.trainable, trunk, head), size, logits, share),
+        step=kept | _step(policy, learning, head, size, share),
     )
 
 
@@ -148,18 +134,108 @@ def plan_ranking(
     """Memory of training a reward model on ranked answers, in one process."""
     size = BYTES[dtype]
     master = 0 if dtype == "float32" else 4  # bytes of a float32 copy, and of its gradient
-    activations = _activation_bytes(model, size, layers_above_lowest, gradient_checkpointing)
+    activations = activation_bytes(model, size, layers_above_lowest, layers_above_lowest, gradient_checkpointing)
     return Plan(
         held={"weights": parameters * size, "optimizer: moments, master copies": trainable * (8 + master)},
         rollout={},
-        update={
-            "gradients": trainable * (size + master),
-            "activations": tokens_per_microbatch * activations,
-        },
+        update={"gradients": trainable * size, "activations": tokens_per_microbatch * activations},
+        step={"gradients, float32": trainable * 4},
     )
 
 
-def _activation_bytes(shape: Shape, size: int, layers: int, checkpointing: bool) -> int:
-    """Bytes per token kept for the backward pass: inputs of the linear maps, norms and the gate, by layer."""
-    one_layer = (10 * shape.hidden + 4 * shape.intermediate) * size
-    return layers * shape.hidden * size + one_layer if checkpointing else layers * one_layer
+def _microbatch(tokens: int, budget: int, longest: int) -> float:
+    """Tokens of the largest group that `core.batching.cut_packed` makes: as few groups as can be, of like size."""
+    groups = max(1, -(-tokens // budget))
+    return min(tokens, max(longest, tokens / groups))
+
+
+def _reward_bytes(job: Job) -> float:
+    return LOADED[job.reward_load_in] if job.reward_load_in else BYTES[job.reward_dtype]
+
+
+def _gathered(parameters: int, size: int, share: Share) -> dict[str, float]:
+    """Stage 3 gathers all weights for a rollout and its scoring."""
+    whole = parameters * size
+    return {"weights of the other processes": whole - share.of(whole, 3)} if share.stage == 3 and share.is_zero else {}
+
+
+def _optimizer(learning: int, head: int, size: int, eight_bit: bool, share: Share) -> float:
+    """Adam's two moments and float32 copies; DeepSpeed copies what is float32 already, too."""
+    if share.is_zero:
+        return share.of((learning + head) * 12, 1)
+    moments = 2 if eight_bit else 8
+    return learning * (moments + (0 if size == 4 else 4)) + head * moments
+
+
+def _rollout(policy: Shape, job: Job, size: int, kept: float) -> dict[str, float]:
+    """Keys and values of all slots, a prefill or the logits of a step; the kept states are put together after that."""
+    prefill = min(PREFILL_TOKENS, job.slots * job.prompt_tokens)
+    cache = job.slots * job.sequence_tokens * policy.kv_values() * size
+    passing = max(
+        prefill * (policy.forward() + policy.kv_values()) * size,
+        job.slots * policy.vocabulary * (size + 3 * 4),
+    )
+    return {"prefix cache": kept + max(0.0, kept - cache - passing), "KV cache": cache, "activations": passing}
+
+
+def _update(
+    policy: Shape, job: Job, sizes: tuple[int, int, int], size: int, logits: float, share: Share
+) -> dict[str, float]:
+    """Backward of the largest micro-batch. sizes: parameters that train of policy, critic's trunk, value head.
+
+    The first micro-batch of a mini-batch has its activations before its gradients; a later one has both.
+    """
+    trainable, trunk, head = sizes
+    batch = _microbatch(job.minibatch_tokens, job.tokens_per_microbatch, job.sequence_tokens)
+    responses = 1 - job.prompt_tokens / job.sequence_tokens
+    per_token = activation_bytes(
+        policy, size, job.layers_above_lowest, job.layers_trained, job.gradient_checkpointing, responses
+    )
+    activations = batch * per_token
+    largest = policy.hidden * policy.intermediate * size
+    parts = {"logits, one chunk": logits}
+    if share.is_zero:
+        gradients = share.of((trainable + trunk + head) * size, 2)
+        parts["exchange with other processes"] = BUCKET * size
+        if share.stage == 3:
+            parts["weights gathered"] = min(LIVE, job.parameters) * size
+    else:
+        gradients = (trainable + trunk) * size + head * 4
+    if batch >= job.minibatch_tokens:  # one micro-batch
+        before = gradients if trunk == 0 else share.of(trunk * size + head * 4, 2)
+        gradients = gradients - min(before, activations)
+        return {"gradients": gradients, "activations": max(activations, min(before, activations))} | parts
+    return {"gradients": gradients, "activations": activations, "a gradient to be added": largest} | parts
+
+
+def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> dict[str, float]:
+    """The gradients in float32, and what a sum over processes copies."""
+    if share.is_zero:
+        return {
+            "gradients": share.of((learning + head) * size, 2),
+            "gradients, float32": share.of((learning + head) * 4, 1),
+        }
+    largest = policy.hidden * policy.intermediate
+    parts = {"gradients, float32": (learning + head) * 4, "one in its own type": 0 if size == 4 else largest * size}
+    return parts | ({"sum over processes": max(2**25, largest) * 4} if share.processes > 1 else {})
+
+
+def activation_bytes(
+    shape: Shape, size: int, layers: int, trained: int, checkpointing: bool, responses: float = 1.0
+) -> float:
+    """Bytes per token that the backward pass needs, and what it makes of them.
+
+    layers: from the lowest that trains on; trained: those with matrices that train. responses: the share of tokens
+    that predict one of a response: only they go through the last MLP, the final norm and the heads.
+    """
+    d, i, kv = shape.hidden, shape.intermediate, shape.kv_heads * shape.head
+    norms = 2 * d * 4  # their inputs, in float32
+    attention = (2 * d + 2 * kv) * size  # queries, keys, values, output
+    frozen, inputs = 3 * i * size, (3 * d + i) * size  # gate, its activation, up; inputs of matrices that train
+    after = responses * (4 * d + 2 * d * size + 5 * d * 4)  # final norm, its output and gradient, value head
+    passing = (2 * d + 3 * i) * size
+    whole = norms + attention + frozen + inputs
+    if checkpointing:
+        return layers * d * size + whole + passing + after
+    skipped = (1 - responses) * (frozen + (d + i) * size) if layers else 0.0
+    return layers * (norms + attention + frozen) + trained * inputs - skipped + passing + after

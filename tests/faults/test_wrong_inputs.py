@@ -34,7 +34,7 @@ from wrong_inputs import (
     without,
 )
 
-from starling_train import evaluate, ppo, rm, score, serve_reward, snr
+from starling_train import evaluate, plan, ppo, rm, score, serve_reward, snr
 from starling_train.config import Config, SnrConfig, UserError, check, check_snr
 from starling_train.config_rm import RmConfig, check_rm
 
@@ -51,15 +51,16 @@ RIGHT = {
     "serve_reward": "reward.path={reward} reward.dtype=float32 cluster.device=cpu port=0",
     "evaluate": "suites=[preference] preference.path={here}/pairs.jsonl reward.path={reward} model.path={policy} "
     "cluster.device=cpu run_dir=run",
+    "plan": "model.path={policy} reward.path={reward} cluster.device=cpu freeze.top_percent=50",
 }
 MAIN = {
     "ppo": ppo.main, "rm": rm.main, "snr": snr.main, "score": score.main, "serve_reward": serve_reward.main,
-    "evaluate": evaluate.main,
+    "evaluate": evaluate.main, "plan": plan.main,
 }  # fmt: skip
 SCHEMAS = {
     "ppo": (Config, check), "rm": (RmConfig, check_rm), "snr": (SnrConfig, check_snr),
     "score": (score.ScoreConfig, score.check), "serve_reward": (serve_reward.ServeConfig, serve_reward.check),
-    "evaluate": (evaluate.EvaluateConfig, evaluate.check),
+    "evaluate": (evaluate.EvaluateConfig, evaluate.check), "plan": (plan.PlanConfig, plan.check),
 }  # fmt: skip
 EXPENSIVE = (
     "starling_train.models.load.load_causal_lm",
@@ -90,7 +91,7 @@ COMMAND_LINE = [
     *every("--dry-run", "--dry-run", "section.key=value"),
     *every("seed=many", "seed: ", "--help|--cfg"),
     *every("cluster.device=tpu", "cluster.device: 'tpu'", "use one of: auto, cpu, cuda"),
-    *every("cluster.device=cuda", "cluster.device: no CUDA", "use cluster.device=cpu"),
+    *every("cluster.device=cuda", "cluster.device: no CUDA", "use cluster.device=cpu", but=("plan",)),
     *every("model.dtype=int3", "model.dtype: 'int3'", "use one of"),
     *every("name=[1", "name=[1", "quote"),
     *every("prepare=nothing", "prepare: 'nothing'", "use one of: toy"),
@@ -282,6 +283,30 @@ POLICY = [
     a("rm", "rm.kind=starling_34b", "rm.tokenizer: ", "<|im_start|>", "use Yi"),
     a("rm", "rm.fresh=true freeze.method=snr", "rm.fresh: ", "use freeze=none"),
     a("rm", "rm.kind=chess", "rm.kind: 'chess'", "use one of"),
+]
+
+PLAN = [
+    a("plan", "plan.processes=65", "plan.processes: 65 exceeds algorithm.prompts_per_step=64", "lower"),
+    a("plan", "plan.processes=0", "plan.processes: 0 is out of range", "give"),
+    a("plan", "plan.gpu_gb=nan", "plan.gpu_gb: ", "give"),
+    a("plan", "plan.procs=2", "plan.procs: no such key", "use one of"),
+    a("plan", "optim.eight_bit=true cluster.zero_stage=1 plan.processes=2", "optim.eight_bit: ", "use"),
+    a("plan", "model.path={here}/nowhere", "model.path: no such directory", "give"),
+    a("plan", "model.path={long}", "model.path: ", "check it"),
+    a("plan", "model.path=nobody/no-such-model", "model.path: 'nobody/no-such-model'", "download"),
+    a("plan", "model.path={here}/empty", "model.path: ", "config.json", "give", make=folder("empty")),
+    *[
+        a("plan", HERE_POLICY, "config.json", "download", make=make)
+        for make in (
+            cut("policy", "config.json"),
+            spoiled("policy", "config.json", "[]"),
+            settings("policy", hidden_size="wide"),
+            settings("policy", num_hidden_layers=0),
+        )
+    ],
+    a("plan", HERE_POLICY, "model type 'gpt2'", "use a Mistral or Llama", make=settings("policy", model_type="gpt2")),
+    a("plan", "reward.path={here}/nowhere", "reward.path: no such directory", "give"),
+    a("plan", "freeze=layers freeze.layers=[99]", "freeze.layers: the model has no layer 99", "only"),
 ]
 
 REWARDED = ("ppo", "score", "serve_reward", "evaluate")
@@ -690,7 +715,7 @@ def calls(world: World) -> None:
     rows("BFCL_v4_irrelevance.json", {"id": "a", "question": question, "function": [function]})(world)
 
 
-CASES = [*COMMAND_LINE, *POLICY, *REWARD, *DATA, *SETTINGS, *FILES]
+CASES = [*COMMAND_LINE, *POLICY, *PLAN, *REWARD, *DATA, *SETTINGS, *FILES]
 
 
 @pytest.fixture(scope="module")

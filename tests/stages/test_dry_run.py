@@ -53,7 +53,7 @@ def test_small_says_what_trains_on_what_and_the_memory_by_part(dry_run):
     held = [float(x) for x in re.findall(r"^(?!peak|during).*?([\d.]+) GB$", text, re.M)]
     phases = [
         [float(x) for x in re.findall(rf"^during {name}: .*?([\d.]+) GB$", text, re.M)]
-        for name in ("rollout", "update")
+        for name in ("rollout", "scoring", "update", "step")
     ]
     assert gigabytes(text, "peak") == pytest.approx(sum(held) + max(map(sum, phases)), abs=0.05)
     assert gigabytes(text, "peak") < 80
@@ -64,7 +64,7 @@ def test_memory_follows_the_settings(dry_run):
     assert gigabytes(twin, "critic (twin)") - gigabytes(shared, "critic (head)") == pytest.approx(1.74483 * 2, abs=0.01)
     everything = dry_run("freeze=none")
     assert "7,241,748,480" in everything
-    assert gigabytes(everything, "during update: gradients") > 3 * 14.4
+    assert gigabytes(everything, "during step: gradients, float32") > 2 * 14.4
     large = dry_run("reward=starling_34b")
     assert gigabytes(large, "reward model") == pytest.approx(2 * 33.93, abs=0.1)
 

@@ -1,0 +1,161 @@
+"""What a run needs on N devices: memory by part, tokens and time of a step, and the fewest devices that hold it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from starling_train.config import Config, UserError
+from starling_train.models import shapes
+from starling_train.models.memory_plan import Job, Plan, Share, plan
+from starling_train.models.shapes import Shape
+from starling_train.models.step_time import DEVICES, Device, Work, nearest, seconds
+
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass
+class Planner:
+    """The arithmetic for one configuration. table: what trains (`FreezeTable`)."""
+
+    config: Config
+    policy: Shape
+    reward: Shape | None
+    table: Any
+    device: str = "cuda"
+
+    @classmethod
+    def find(cls, config: Config) -> "Planner":
+        """From config.json, or what is known of published models. Raises UserError."""
+        policy = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
+        device = "cpu" if config.cluster.device == "cpu" else "cuda"
+        return cls(
+            config, policy, reward_shape(config), shapes.freeze_table(policy, config.freeze, config.seed), device
+        )
+
+    def job(self, processes: int = 1) -> Job:
+        """What one of the processes has to do, at the longest prompts and responses."""
+        config, policy = self.config, self.policy
+        algorithm, longest = config.algorithm, config.data.max_prompt_tokens + config.rollout.max_new_tokens
+        prompts = -(-algorithm.prompts_per_step // processes)
+        above = policy.layers - min(self.table.lowest_layer, policy.layers)
+        return Job(
+            parameters=self.table.parameters_of,
+            trainable=self.table.parameters_trained,
+            dtype=config.model.dtype,
+            critic=algorithm.critic,
+            slots=min(config.rollout.slots, prompts),
+            sequence_tokens=longest,
+            prompt_tokens=config.data.max_prompt_tokens,
+            step_tokens=prompts * longest,
+            minibatch_tokens=-(-prompts // algorithm.minibatches) * longest,
+            tokens_per_microbatch=algorithm.tokens_per_microbatch,
+            layers_above_lowest=above,
+            layers_trained=above,  # which ones a scan picks is not known, and it spreads them
+            gradient_checkpointing=config.model.gradient_checkpointing,
+            eight_bit=config.optim.eight_bit,
+            reward_dtype=config.reward.dtype,
+            reward_load_in=config.reward.load_in,
+            reward_tokens=config.reward.tokens_per_batch,
+            kept_limit=algorithm.prefix_device_gb * 1e9,
+            device=self.device,
+        )
+
+    def memory(self, processes: int = 1, stage: int | None = None) -> Plan:
+        """Bytes on each device. stage: the configuration's if None."""
+        share = Share(processes, self.config.cluster.zero_stage if stage is None else stage)
+        return plan(self.policy, self.reward, self.job(processes), share)
+
+    def fewest(self, gb: float) -> tuple[int, int] | None:
+        """(devices, ZeRO stage) of the smallest number of devices of so many decimal GB, None beyond the largest count.
+
+        The configured stage is kept where it is enough; else the lowest that is.
+        """
+        config = self.config
+        stages = sorted({config.cluster.zero_stage, *range(config.cluster.zero_stage, 4)})
+        if config.optim.eight_bit:
+            stages = [0]
+        for count in COUNTS:
+            if count > config.algorithm.prompts_per_step:
+                return None
+            for stage in stages if count > 1 else stages[:1]:
+                if self.memory(count, stage).total <= gb * 1e9:
+                    return count, stage
+        return None
+
+    def seconds(self, work: Work, device: Device, processes: int, matrix: float, bandwidth: float) -> dict[str, float]:
+        return seconds(self.policy, self.reward, self.job(processes), work, device, matrix, bandwidth)
+
+
+def reward_shape(config: Config) -> Shape | None:
+    """The reward model's, None where it is served. Raises UserError."""
+    reward = config.reward
+    if reward.kind == "server":
+        return None
+    source = reward.tokenizer if reward.tokenizer and not _has_config(reward.path) else reward.path
+    return shapes.find(source or reward.path, "reward.path", shapes.KNOWN_REWARD_MODELS, reward.kind)
+
+
+def _has_config(path: str) -> bool:
+    from pathlib import Path
+
+    from starling_train.config_values import no_path
+
+    local = Path(path).expanduser()
+    return no_path(local) is not None or not local.is_dir() or (local / "config.json").is_file()
+
+
+def describe(config: Any) -> str:
+    """The text of the command `plan`. config: a run's with the section `plan`. Raises UserError."""
+    planner, asked = Planner.find(config), config.plan
+    count, prompts = asked.processes, config.algorithm.prompts_per_step
+    stage = config.cluster.zero_stage
+    if config.optim.eight_bit and stage and count > 1:
+        raise UserError(
+            "optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0, or leave it out"
+        )
+    memory, device = planner.memory(count), nearest(asked.gpu_gb)
+    prompt_tokens = min(asked.prompt_tokens, config.data.max_prompt_tokens)
+    response_tokens = min(asked.response_tokens, config.rollout.max_new_tokens)
+    work = Work(prompts / count, prompt_tokens, response_tokens, config.algorithm.epochs)
+    times = planner.seconds(work, device, count, asked.matrix_share, asked.bandwidth_share)
+    longest = prompts * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
+    total, fits = sum(times.values()), memory.total <= asked.gpu_gb * 1e9
+    guessed = config.freeze.method in ("snr", "lowest") and not config.freeze.scan
+    lines = [
+        f"plan       {config.name}: {count} process{'es' if count > 1 else ''} of one device each, "
+        f"{'ZeRO stage ' + str(stage) if count > 1 and stage else 'nothing in parts'}",
+        "trains     as many matrices as the SNR scan would select; which ones, it decides when the run starts"
+        if guessed
+        else f"trains     by freeze.method={config.freeze.method}",
+        "",
+        planner.table.render(),
+        "",
+        "memory of each device, at the longest prompts and responses",
+        memory.render(),
+        f"{'fits' if fits else 'does not fit'} on a device of {asked.gpu_gb:g} GB; not counted: the CUDA context and "
+        "what allocators lose, for which a device has some 5 % more bytes than its nominal decimal GB",
+        "",
+        f"step       {prompts} prompts, {round(work.tokens * count):,} tokens at {prompt_tokens} of a prompt and "
+        f"{response_tokens} of a response in the mean, {longest:,} at most",
+        f"time       about {total:.0f} s a step, {total * config.algorithm.steps / 3600:.1f} h for "
+        f"{config.algorithm.steps} steps ({', '.join(f'{name} {value:.0f}' for name, value in times.items())}): "
+        "an estimate, not a measurement,",
+        f"           for the {device.name}, {asked.matrix_share:.0%} of {device.tflops:g} TFLOP/s and "
+        f"{asked.bandwidth_share:.0%} of {device.bandwidth_gb_s:g} GB/s",
+        "",
+        "fewest devices that hold it",
+        *(f"  {kind.gb:>3} GB  {_words(planner.fewest(kind.gb), stage)}" for kind in DEVICES),
+    ]
+    return "\n".join(lines)
+
+
+def _words(found: tuple[int, int] | None, stage: int) -> str:
+    if found is None:
+        return "not on any number that was tried"
+    count, needed = found
+    return f"{count}" + (f" with cluster.zero_stage={needed}" if count > 1 and needed != stage else "")
+
+
+def of_run(config: Config, policy: Any, table: Any, device: str, processes: int) -> float:
+    """Planned peak of each process of a run, decimal GB. policy: its transformers configuration. Raises UserError."""
+    planner = Planner(config, Shape.of(policy), reward_shape(config), table, device)
+    return planner.memory(processes).total / 1e9

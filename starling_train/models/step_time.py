@@ -1,0 +1,85 @@
+"""Seconds of a step, estimated: operations and bytes by arithmetic, rates from vendors' data sheets.
+
+Estimates, not measurements: the shares of the rates that are achieved are assumptions (`plan.matrix_share`,
+`plan.bandwidth_share`), and generation is taken to keep all its slots filled.
+"""
+
+from dataclasses import dataclass
+
+from starling_train.models.memory_plan import Job
+from starling_train.models.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of GPU. gb: decimal, its nominal memory; tflops: bfloat16, dense; bandwidth_gb_s: of its memory."""
+
+    name: str
+    gb: int
+    tflops: float
+    bandwidth_gb_s: float
+
+
+DEVICES = (
+    Device("consumer card of 24 GB (RTX 4090)", 24, 165, 1008),
+    Device("A100 of 40 GB", 40, 312, 1555),
+    Device("H100 of 80 GB", 80, 989, 3350),
+    Device("H200 of 141 GB", 141, 989, 4800),
+)
+
+
+def nearest(gb: float) -> Device:
+    """The profile whose memory is nearest to `gb`."""
+    return min(DEVICES, key=lambda device: abs(device.gb - gb))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one process and step. prompts, prompt_tokens, response_tokens: how many, and their mean lengths."""
+
+    prompts: float
+    prompt_tokens: float
+    response_tokens: float
+    epochs: int
+
+    @property
+    def tokens(self) -> float:
+        return self.prompts * (self.prompt_tokens + self.response_tokens)
+
+
+def seconds(
+    policy: Shape,
+    reward: Shape | None,
+    job: Job,
+    work: Work,
+    device: Device,
+    matrix_share: float,
+    bandwidth_share: float,
+) -> dict[str, float]:
+    """Seconds by phase; a token takes 2 operations a parameter forwards, and as many for each gradient."""
+    rate, bandwidth = device.tflops * 1e12 * matrix_share, device.bandwidth_gb_s * 1e9 * bandwidth_share
+    size = 4 if job.dtype == "float32" else 2
+    head = policy.vocabulary * policy.hidden
+    layers = policy.layers * policy.layer_parameters()
+    above = job.layers_above_lowest * policy.layer_parameters()
+    responses = work.prompts * work.response_tokens
+
+    # every decoding step reads all weights, and the keys and values of what is there
+    decoding = responses / min(job.slots, work.prompts)
+    context = min(job.slots, work.prompts) * (work.prompt_tokens + work.response_tokens / 2)
+    read = (layers + head + context * policy.kv_values()) * size / bandwidth
+    computed = 2 * (layers + head) * min(job.slots, work.prompts) / rate
+    rollout = decoding * max(read, computed) + 2 * layers * work.prompts * work.prompt_tokens / rate
+
+    critics = 0 if job.critic == "head" else 1
+    passes = 2 + critics  # policy, reference, and a critic of its own
+    scoring = 2 * (passes * above * work.tokens + 2 * head * responses)
+    if job.critic == "separate":
+        scoring += 2 * (layers - above) * work.tokens
+    judging = 0.0 if reward is None else 2 * reward.layers * reward.layer_parameters() * work.tokens
+
+    again = 2 if job.gradient_checkpointing else 0
+    policy_pass = (2 + 2 + again) * above + 2 * job.trainable
+    critic_pass = {"head": 0, "twin": policy_pass, "separate": (6 + again) * layers}[job.critic]
+    update = work.epochs * ((policy_pass + critic_pass) * work.tokens + 4 * head * responses)
+    return {"rollout": rollout, "scoring": (scoring + judging) / rate, "update": update / rate}

@@ -1,0 +1,103 @@
+"""The memory plan against sums that were done by hand."""
+
+import pytest
+
+from starling_train.config import FreezeConfig
+from starling_train.models import freeze, shapes
+from starling_train.models.memory_plan import Job, Plan, Share, plan
+from starling_train.models.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape
+
+# 2 layers: q 8x8, k and v 4x8, o 8x8 = 192; gate, up, down 16x8 = 384; so 576 a layer, norms 2 x 8; 10 tokens
+TINY = Shape(hidden=8, intermediate=16, layers=2, heads=2, kv_heads=1, vocabulary=10)
+
+
+def job(**changes) -> Job:
+    values = {
+        "parameters": 1352, "trainable": 576, "dtype": "float32", "critic": "head", "slots": 2, "sequence_tokens": 20,
+        "prompt_tokens": 10, "step_tokens": 80, "minibatch_tokens": 40, "tokens_per_microbatch": 20,
+        "layers_above_lowest": 1, "layers_trained": 1,
+    }  # fmt: skip
+    return Job(**(values | changes))
+
+
+def test_shapes_of_published_models():
+    assert TINY.layer_parameters() == 576
+    assert TINY.decoder_parameters() == 2 * (576 + 16) + 80 + 8
+    assert TINY.parameters() == 1352
+    assert KNOWN_POLICIES["openchat/openchat-3.5-0106"].parameters() == 7_241_748_480
+    assert KNOWN_REWARD_MODELS["starling_7b"].decoder_parameters() == 6_607_343_616
+
+
+def test_what_is_held_in_float32():
+    held = plan(TINY, None, job()).held
+    # value head: 2 x 64 + 4 x 8 + 1 = 161; moments 8 bytes, no master copies
+    assert list(held.values()) == [1352 * 4, 576 * 4, 161 * 4, 576 * 8 + 161 * 8, 0]
+
+
+def test_what_is_held_in_bfloat16_with_a_twin():
+    held = plan(TINY, TINY, job(dtype="bfloat16", critic="twin", reward_load_in="8bit", reward_tokens=40)).held
+    assert list(held.values()) == [1352 * 2, 576 * 2, 576 * 2 + 161 * 4, 2 * 576 * 12 + 161 * 8, 1272]
+
+
+def test_phases():
+    found = plan(TINY, None, job())
+    assert found.rollout["KV cache"] == 2 * 20 * (2 * 2 * 1 * 4) * 4
+    assert found.scoring["prefix cache"] == 80 * 8 * 4
+    # two micro-batches: gradients and activations at once, and a gradient to be added
+    assert found.update["gradients"] == 576 * 4 + 161 * 4
+    assert found.update["a gradient to be added"] == 8 * 16 * 4
+    # one layer, half of the tokens responses: norms 64, attention 96, MLP 192, inputs 160, less half of 192 + 96;
+    # passing 256; norm, head and value head 128 + 64 + 160 numbers... in bytes: 32 + 64 + 160 for half of the tokens
+    assert found.update["activations"] == 20 * (64 + 96 + 192 + 160 - 144 + 256 + (32 + 64 + 160) / 2)
+    assert found.step["gradients, float32"] == (576 + 161) * 4
+
+
+def test_one_micro_batch_has_activations_before_gradients():
+    several, one = plan(TINY, None, job()), plan(TINY, None, job(tokens_per_microbatch=40))
+    assert "a gradient to be added" not in one.update
+    assert one.update["activations"] == 2 * several.update["activations"]
+    assert one.update["gradients"] == 0  # head: they are fewer bytes than the activations that they replace
+
+
+def test_stages_share_among_processes():
+    four = [plan(TINY, None, job(), Share(4, stage)) for stage in range(4)]
+    held = [list(found.held.values()) for found in four]
+    assert held[0] == list(plan(TINY, None, job()).held.values())
+    assert held[1][3] == (576 + 161) * 12 / 4  # DeepSpeed copies float32 too
+    assert four[1].update["gradients"] == (576 + 161) * 4 and four[2].update["gradients"] == (576 + 161) * 4 / 4
+    assert held[3][0] == 1352 * 4 / 4
+    assert four[3].rollout["weights of the other processes"] == (1352 + 576) * 4 * 3 / 4
+
+
+def test_the_peak_is_held_and_the_largest_phase():
+    assert Plan({"a": 5}, {"b": 1}, {"c": 2, "d": 2}, {"e": 3}, {"f": 1}).total == 9
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "random", "top_percent": 50.0},
+        {"method": "last_layers", "last_layers": 2, "head": True, "norms": True},
+        {"method": "layers", "layers": [1]},
+        {"method": "none"},
+        {"method": "random", "top_percent": 40.0, "lowest_layer": 1, "embeddings": True},
+    ],
+)
+def test_the_table_is_that_of_the_model_itself(settings, tiny_mistral):
+    from starling_train.engine import scan_setup
+    from starling_train.models.scan_records import Record
+
+    model = tiny_mistral(4)
+    config = FreezeConfig(**settings)
+    shape = Shape.of(model.config)
+    found = shapes.freeze_table(shape, config)
+    records = {
+        name: Record(name, ".".join(name.split(".")[-2:]), tuple(module.weight.shape))
+        for name, module in model.named_modules()
+        if name.endswith("_proj")
+    }
+    selected = scan_setup.select(config, records, 0)
+    real = freeze.apply(model, selected, embeddings=config.embeddings, head=config.head, norms=config.norms)
+    assert (found.parameters_trained, found.parameters_of) == (real.parameters_trained, real.parameters_of)
+    assert found.lowest_layer == real.lowest_layer
+    assert found.total.trained == real.total.trained and found.total.of == real.total.of

@@ -1,0 +1,100 @@
+"""The command `plan`, and the hardware that recipes/README.md names."""
+
+import re
+import sys
+
+import pytest
+
+from starling_train import cli, plan
+from starling_train.engine import planner
+
+PPO = sorted(
+    path.stem for path in cli.find("recipes").glob("*.yaml") if path.read_text().splitlines()[0].startswith("# ppo:")
+)
+NAMED = {
+    name: (int(count or 1), int(gb))
+    for name, count, gb in re.findall(
+        r"^\| `(\w+)` \|[^|]*\| (?:one GPU|(\d+) GPUs) of (\d+) GB",
+        (cli.find("recipes") / "README.md").read_text(),
+        re.M,
+    )
+}
+
+
+@pytest.fixture
+def planned(monkeypatch, capsys, tmp_path):
+    def run(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["plan", *arguments])
+        plan.main()
+        assert list(tmp_path.iterdir()) == []  # nothing is written
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("recipe", PPO)
+def test_every_recipe_is_planned(recipe, planned, toy):
+    text = planned(f"+recipe={recipe}")
+    for part in ("module type", "policy weights", "during rollout: KV cache", "during update: activations", "peak",
+                 "estimate, not a measurement", "141 GB"):  # fmt: skip
+        assert part in text, part
+
+
+def test_the_table_names_hardware():
+    assert {"small", "starling_alpha", "starling_beta", "laser_beta"} <= NAMED.keys()
+
+
+@pytest.mark.parametrize("recipe", NAMED)
+def test_a_recipe_fits_on_the_hardware_that_its_table_names(recipe, planned):
+    count, gb = NAMED[recipe]
+    text = planned(f"+recipe={recipe}", f"plan.processes={count}", f"plan.gpu_gb={gb}")
+    assert f"\nfits on a device of {gb} GB" in text
+
+
+def gigabytes(text: str, part: str) -> float:
+    return float(re.search(rf"^{re.escape(part)}\s+([\d.]+) GB$", text, re.M)[1])
+
+
+def test_more_processes_and_stages_take_less_of_each_device(planned):
+    arguments = ("+recipe=small", "plan.processes=4")
+    stages = [planned(*arguments, f"cluster.zero_stage={stage}") for stage in range(4)]
+    optimizer = [gigabytes(text, "optimizer: moments, master copies") for text in stages]
+    assert optimizer[1] == pytest.approx(optimizer[0] / 4, rel=0.02)
+    gradients = [gigabytes(text, "during update: gradients") for text in stages]
+    assert gradients[2] == pytest.approx(gradients[1] / 4, rel=0.01)
+    weights = [gigabytes(text, "policy weights") for text in stages]
+    assert weights[:3] == [weights[0]] * 3 and weights[3] == pytest.approx(weights[0] / 4, abs=0.01)
+    assert gigabytes(stages[3], "during rollout: weights of the other processes") > 0.7 * weights[0]
+
+
+def test_a_served_reward_model_takes_nothing_here(planned):
+    text = planned("+recipe=starling_beta", "reward.kind=server", "reward.url=http://127.0.0.1:8000")
+    assert gigabytes(text, "reward model") == 0
+
+
+def test_no_transformers_and_no_weights_are_needed(run_command):
+    done = run_command("plan", "+recipe=small")
+    assert done.returncode == 0 and "1,744,830,464" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "argument,says",
+    [
+        ("plan.processes=65", "plan.processes: 65 exceeds algorithm.prompts_per_step=64"),
+        ("plan.processes=0", "plan.processes: 0 is out of range"),
+        ("model.path=nobody/nothing", "model.path: 'nobody/nothing' is no local directory"),
+        ("model.path=./nothing", "model.path: no such directory"),
+        ("reward.path=./nothing", "reward.path: no such directory"),
+    ],
+)
+def test_wrong_input_is_one_line(argument, says, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["plan", "+recipe=small", "reward.tokenizer=null", argument])
+    with pytest.raises(SystemExit) as stopped:
+        plan.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith(f"error: {says}") and error.count("\n") == 1
+
+
+def test_the_counts_that_are_tried_grow():
+    assert list(planner.COUNTS) == sorted(planner.COUNTS) and sys.modules
