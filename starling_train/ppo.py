@@ -44,7 +44,7 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.core.ppo import KLController
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import disk, preflight, setup, skipped, summary
+    from starling_train.engine import disk, planner, preflight, setup, skipped, summary
     from starling_train.engine.budgets import Budgets
     from starling_train.engine.checkpoint import Checkpoints, known_base
     from starling_train.engine.clock import Clock
@@ -63,6 +63,7 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.report import page
 
     algorithm = config.algorithm
+    base_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     directory = load.resolve(config.model.path, "model.path", config.model.revision)
@@ -223,8 +224,10 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
             if runtime.is_first:
                 save.save_model(actors.policy, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         tracking.finish()
+        planned_gb = planner.of_run(config, model_config, policy.table, runtime.device.type, runtime.world)
+        console.say(planner.against(planned_gb, runtime.peak_memory_gb() - base_gb))
         if runtime.is_first:
-            run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime))
+            run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime, planned_gb=planned_gb))
             page.write(run.path)
 
 

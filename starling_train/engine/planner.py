@@ -155,7 +155,17 @@ def _words(found: tuple[int, int] | None, stage: int) -> str:
     return f"{count}" + (f" with cluster.zero_stage={needed}" if count > 1 and needed != stage else "")
 
 
-def of_run(config: Config, policy: Any, table: Any, device: str, processes: int) -> float:
-    """Planned peak of each process of a run, decimal GB. policy: its transformers configuration. Raises UserError."""
-    planner = Planner(config, Shape.of(policy), reward_shape(config), table, device)
-    return planner.memory(processes).total / 1e9
+def of_run(config: Config, policy: Any, table: Any, device: str, processes: int) -> float | None:
+    """Planned peak of each process of a run, decimal GB; None with a reward model whose architecture may be any.
+
+    policy: its transformers configuration. table: what trains.
+    """
+    if config.reward.kind == "sequence_classification":
+        return None
+    return Planner(config, Shape.of(policy), reward_shape(config), table, device).memory(processes).total / 1e9
+
+
+def against(planned_gb: float | None, measured_gb: float) -> str:
+    """The line that a run ends with."""
+    planned = "not planned" if planned_gb is None else f"planned {planned_gb:.3g} GB at the longest responses"
+    return f"peak memory of a process: {planned}, measured {measured_gb:.3g} GB above what it held at the start"

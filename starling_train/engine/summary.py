@@ -49,6 +49,7 @@ def to_json(
     state: TrainState,
     runtime: Runtime,
     command: str = "ppo",
+    planned_gb: float | None = None,
 ) -> str:
     """The content of summary.json for a run that has done all its steps."""
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
@@ -70,6 +71,7 @@ def to_json(
             for key in ("samples_per_s", "tokens_per_s")
         },
         "peak_memory_gb": max(row["memory/peak_gb"] for row in steps),
+        "planned_peak_gb": planned_gb,  # without what a process on a CPU holds anyway: interpreter, libraries
         "wall_time_s": state.seconds,
         "trainable": {
             "parameters": table.parameters_trained,

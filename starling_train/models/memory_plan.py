@@ -188,11 +188,12 @@ def _update(
     trainable, trunk, head = sizes
     batch = _microbatch(job.minibatch_tokens, job.tokens_per_microbatch, job.sequence_tokens)
     responses = 1 - job.prompt_tokens / job.sequence_tokens
-    per_token = activation_bytes(
-        policy, size, job.layers_above_lowest, job.layers_trained, job.gradient_checkpointing, responses
-    )
-    activations = batch * per_token
+    layers, trained = job.layers_above_lowest, job.layers_trained
     largest = policy.hidden * policy.intermediate * size
+    if job.critic == "separate":  # all of it trains, embeddings included
+        layers = trained = policy.layers
+        largest = policy.hidden * max(policy.intermediate, policy.vocabulary) * size
+    activations = batch * activation_bytes(policy, size, layers, trained, job.gradient_checkpointing, responses)
     parts = {"logits, one chunk": logits}
     if share.is_zero:
         gradients = share.of((trainable + trunk + head) * size, 2)
