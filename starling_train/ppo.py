@@ -70,6 +70,7 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
     tokenizer = setup.load_tokenizer(config, directory)
     model_config = load.load_config(directory, "model.path")
     setup.check_lengths(config, model_config, tokenizer)
+    setup.check_shares(config, runtime)
     preflight.check_run(config, directory, model_config, runtime, run.path)
     data = setup.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)

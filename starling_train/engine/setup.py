@@ -80,6 +80,18 @@ def check_vocabulary(model_config: Any, tokenizer: Any) -> None:
         )
 
 
+def check_shares(config: Config, runtime: Runtime) -> None:
+    """Raise UserError if a process would have no prompt to see to."""
+    for key, count in (
+        ("algorithm.prompts_per_step", config.algorithm.prompts_per_step),
+        ("data.eval_prompts", config.data.eval_prompts),
+    ):
+        if count < runtime.world:
+            raise UserError(
+                f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer"
+            )
+
+
 SCORED = scan_setup.SCORED
 select = scan_setup.select
 

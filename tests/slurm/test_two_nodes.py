@@ -33,7 +33,7 @@ RENDEZVOUS_PORT=
 REWARD_SERVER=no
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 GLOO_SOCKET_IFNAME=lo
 """
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")
