@@ -99,12 +99,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_step_and_restarted_10_s_later(small_models, small_run, prompts, tmp_path):
     """The run goes on and is the run of the reward model in the process itself."""
-    settings = [*small_run, prompts, "algorithm.steps=8", "reward.max_length=10"]  # too short for some answers
+    settings = [*small_run, prompts, "algorithm.steps=8", "reward.max_length=13"]  # too short for some answers
     done = start(tmp_path, *settings, "run_dir=straight")
     _, error = done.communicate(timeout=280)
     assert done.returncode == 0, error
 
-    model = [f"reward.path={small_models / 'reward'}", "reward.dtype=float32", "reward.max_length=10"]
+    model = [f"reward.path={small_models / 'reward'}", "reward.dtype=float32", "reward.max_length=13"]
     with Served(*model) as first:
         port = first.port
         process = start(tmp_path, *settings, "reward=server", f"reward.url={first.url}", "reward.token_env=null")
