@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.starling_train
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo toy test test-slow test-faults test-slurm check wheel
+.PHONY: help install demo toy test test-slow test-faults test-processes test-slurm check wheel
 
 help:       ## what there is
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,7 +21,7 @@ demo: $(STAMP)  ## train the toy from its reward model in minutes, and print whe
 
 # two processes of one thread each: tiny tensors gain nothing from a second thread, and lose much
 test: $(STAMP) toy  ## the CPU test suite
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not slow and not faults and not slurm' -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not slow and not faults and not processes and not slurm' -n 2
 
 toy: $(STAMP)
 	@$(RUN) -m starling_train.toy
@@ -31,6 +31,9 @@ test-slow: $(STAMP) toy  ## what takes minutes: whole runs
 
 test-faults: $(STAMP) toy  ## runs killed, stopped and started again, dozens of times; STARLING_FAULT_RUNS=5 for fewer
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -n 2
+
+test-processes: $(STAMP) toy  ## several processes under DeepSpeed, one killed, the network between two hosts cut
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m processes
 
 test-slurm: $(STAMP) toy  ## slurm/ppo.sbatch on a real Slurm with two nodes on this machine (root; minutes)
 	$(RUN) -m pytest -m slurm -s

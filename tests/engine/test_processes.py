@@ -59,7 +59,7 @@ def test_two_processes_take_the_steps_of_one(alone, tmp_path):
     assert found["bytes"] == 2 * alone("twin")["bytes"]  # whole on each
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("stage,critic", [(1, "twin"), (2, "head"), (2, "twin"), (3, "twin")])
 def test_zero_takes_the_steps_of_one_process_and_keeps_half_of_the_state(alone, tmp_path, stage, critic):
     pytest.importorskip("deepspeed")
@@ -70,7 +70,7 @@ def test_zero_takes_the_steps_of_one_process_and_keeps_half_of_the_state(alone, 
         assert mine == pytest.approx(whole / 2, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_goes_on_with_another_number_of_processes_and_another_stage(alone, tmp_path):
     pytest.importorskip("deepspeed")
     out, metrics = tmp_path / "hop.json", []
@@ -79,7 +79,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_another_stage(alone,
     compare(metrics, alone("twin")["metrics"])
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_stages_agree_in_bfloat16(tmp_path):
     """Master copies are float32 everywhere; a checkpoint of one stage has the names and types of another's."""
     pytest.importorskip("deepspeed")

@@ -15,7 +15,7 @@ from fault_jobs import EVERY_STEP, JOBS, UNTIMED, outcome, step
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": ""}
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 
 
 def launch(
