@@ -1,6 +1,6 @@
 """python -m starling_train.ppo +recipe=NAME: PPO from AI feedback on the selected layers, from prompts to report."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
@@ -46,18 +46,15 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import disk, planner, preflight, setup, skipped, summary
     from starling_train.engine.budgets import Budgets
-    from starling_train.engine.checkpoint import Checkpoints, known_base
     from starling_train.engine.clock import Clock
-    from starling_train.engine.console import Console
     from starling_train.engine.experience import layer_to_keep, only_scored, pay, score_tokens
-    from starling_train.engine.metrics import strict, tracker
+    from starling_train.engine.keeper import Keeper
     from starling_train.engine.rollout import generate
     from starling_train.engine.state import TrainState
-    from starling_train.engine.stop import StopRequest, leave_saved
     from starling_train.engine.update import update
     from starling_train.engine.zero import make_optimizer
     from starling_train.evals import held_out as held_out_suite
-    from starling_train.models import freeze, identity, load, save
+    from starling_train.models import load, save
     from starling_train.models.actors import Actors
     from starling_train.models.running_stats import RunningMoments
     from starling_train.report import page
@@ -87,8 +84,7 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)
-    base = runtime.from_first(lambda: identity.identify(directory, known_base(run.checkpoints)))
-    checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, base)
+    checkpoints = setup.open_checkpoints(config.checkpoint, run, directory, runtime)
     fresh = TrainState(kl_coefficient=algorithm.kl.coefficient)
     state = setup.restore(checkpoints, optimizer, metrics_log.last, runtime) or fresh
     kl = KLController(state.kl_coefficient, algorithm.kl.target, algorithm.kl.horizon)
@@ -97,15 +93,12 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
     prompts = PromptStream(data.training, algorithm.prompts_per_step, config.seed)
     disk.check_room(run.path, config.checkpoint, optimizer, actors.policy)
 
-    if runtime.is_first:
-        run.create()
-        if config.freeze.method in setup.SCORED:
-            setup.write_scan(policy.records, run.path)
-        freeze.write_unfrozen_yaml(policy.selected, policy.records, run.path / "unfrozen.yaml", policy.table.names)
-    samples_log, skipped_log = run.log(run.samples, state.logged), run.log(run.skipped, state.logged)
-    wandb = config.logging.wandb if runtime.is_first else "disabled"
-    tracking = tracker(wandb, config.name, run.path, run.settings, state.tracker)
-    state.tracker = tracking.id
+    setup.begin(config.freeze, run, runtime, policy)
+    samples_log = run.log(run.samples, state.logged)
+    keeper = Keeper(
+        config, run, runtime, optimizer, checkpoints, state, metrics_log, algorithm.steps, watched="eval/score_mean"
+    )
+    console, stop = keeper.console, keeper.stop
 
     def evaluate() -> dict[str, float]:
         console.phase("evaluating")
@@ -114,40 +107,13 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
         samples_log.write([{"step": state.step} | sample for sample in samples])
         return measured
 
-    def record(metrics: dict[str, Any], left_s: float | None = None) -> None:
-        metrics_log.write([metrics])
-        state.note(metrics["step"], metrics.get("eval/score_mean"))
-        tracking.log(metrics)
-        console.step(metrics, left_s)
-
-    def save_state() -> None:
-        console.phase("saving")
-        tensors = optimizer.trainable_tensors(), optimizer.state_tensors()  # under ZeRO all processes put them together
-        if runtime.is_first:
-            checkpoints.save(*tensors, state)
-
-    def keep() -> None:
-        if state.step:
-            save_state()
-            console.say(f"state saved after step {state.step}; run the same command to go on")
-
     # A signal, or the loss of a served reward model, while everything in memory is of one finished step: that is kept.
-    with (
-        StopRequest(config.checkpoint.grace_s, runtime) as stop,
-        Console(algorithm.steps, state.step, is_quiet=not runtime.is_first) as console,
-        leave_saved(stop, keep, lambda: checkpoints.saved, console.say),
-    ):
+    with keeper.running():
         budgets = Budgets(config, reward_model, state.budgets, console.say)
         console.say(data.report)
         console.say(policy.table.render())
         console.say(setup.describe(optimizer, runtime))
-        if state.step:
-            console.say(f"resumed after step {state.step}")
-            if state.unlogged:
-                record(state.unlogged | evaluate())
-                state.unlogged = {}
-        elif config.evaluation.every:
-            record({"step": 0, "episodes": 0} | evaluate())
+        keeper.begin(evaluate)
 
         while state.step < algorithm.steps:
             step = state.step + 1
@@ -200,31 +166,20 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
             metrics["reward/truncated_answers"], metrics["reward/unscored"] = map(int, counts)
             for suspects in updated.skipped:
                 skipped_rows += skipped.rows(step, "update", suspects, answered)
-            skipped_log.write(runtime.gather(skipped_rows))
+            keeper.skipped_log.write(runtime.gather(skipped_rows))
             metrics |= clock.metrics(len(whole_batch), sum(experience.token_counts))
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
             kl.update(metrics["kl/reference"], len(whole_batch))
             state.step, state.episodes, state.kl_coefficient = step, episodes, kl.coefficient
             state.reward_moments, state.budgets = moments.state_dict(), budgets.fallen()
-            last = step == algorithm.steps
-            if config.evaluation.every and (last or step % config.evaluation.every == 0):
-                state.unlogged = strict(metrics)
-                metrics |= evaluate()
-                state.unlogged = {}
-            state.seconds += clock.total()
-            record(metrics, left_s=state.seconds / step * (algorithm.steps - step))
-            if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                save_state()
-            if optimizer.skipped_in_a_row >= skipped.IN_A_ROW:
-                keep()
-                raise skipped.too_many(optimizer.skipped_in_a_row, run.skipped)
+            keeper.end_step(metrics, clock, evaluate)
 
         # The full model for whoever wants to use it, and the page for whoever wants to know what happened.
         console.phase("writing the model")
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
                 save.save_model(actors.policy, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
-        tracking.finish()
+        keeper.finish()
         planned_gb = planner.of_run(config, model_config, policy.table, runtime.device.type, runtime.world)
         console.say(planner.against(planned_gb, runtime.peak_memory_gb() - base_gb))
         if runtime.is_first:

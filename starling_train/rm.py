@@ -1,6 +1,6 @@
 """python -m starling_train.rm +recipe=NAME: a reward model from ranked answers, by K-wise maximum likelihood."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
@@ -41,13 +41,10 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import disk, preflight, ranking, ranking_setup, setup, skipped, summary
-    from starling_train.engine.checkpoint import Checkpoints, known_base
     from starling_train.engine.clock import Clock
-    from starling_train.engine.console import Console
-    from starling_train.engine.metrics import strict, tracker
+    from starling_train.engine.keeper import Keeper
     from starling_train.engine.state import TrainState
-    from starling_train.engine.stop import StopRequest, leave_saved
-    from starling_train.models import freeze, identity, save
+    from starling_train.models import save
     from starling_train.models.budget import Budget
     from starling_train.report import page
 
@@ -67,20 +64,14 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)
-    base = runtime.from_first(lambda: identity.identify(start.directory, known_base(run.checkpoints)))
-    checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, base)
+    checkpoints = setup.open_checkpoints(config.checkpoint, run, start.directory, runtime)
     state = setup.restore(checkpoints, optimizer, metrics_log.last, runtime) or TrainState()
     disk.check_room(run.path, config.checkpoint, optimizer, net)
 
-    if runtime.is_first:
-        run.create()
-        if config.freeze.method in setup.SCORED:
-            setup.write_scan(trainee.records, run.path)
-        freeze.write_unfrozen_yaml(trainee.selected, trainee.records, run.path / "unfrozen.yaml", trainee.table.names)
-    skipped_log = run.log(run.skipped, state.logged)
-    wandb = config.logging.wandb if runtime.is_first else "disabled"
-    tracking = tracker(wandb, config.name, run.path, run.settings, state.tracker)
-    state.tracker = tracking.id
+    setup.begin(config.freeze, run, runtime, trainee)
+    watched = "eval/preference_accuracy"
+    keeper = Keeper(config, run, runtime, optimizer, checkpoints, state, metrics_log, steps, watched)
+    console, stop = keeper.console, keeper.stop
 
     def evaluate() -> dict[str, float]:
         console.phase("evaluating")
@@ -88,29 +79,8 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             net.eval()
             return ranking.evaluate(net, held_out, config.rm, runtime)
 
-    def record(metrics: dict[str, Any], left_s: float | None = None) -> None:
-        metrics_log.write([metrics])
-        state.note(metrics["step"], metrics.get("eval/preference_accuracy"))
-        tracking.log(metrics)
-        console.step(metrics, left_s)
-
-    def save_state() -> None:
-        console.phase("saving")
-        tensors = optimizer.trainable_tensors(), optimizer.state_tensors()  # under ZeRO all processes put them together
-        if runtime.is_first:
-            checkpoints.save(*tensors, state)
-
-    def keep() -> None:
-        if state.step:
-            save_state()
-            console.say(f"state saved after step {state.step}; run the same command to go on")
-
     # A signal while everything in memory is of one finished step: that is kept.
-    with (
-        StopRequest(config.checkpoint.grace_s, runtime) as stop,
-        Console(steps, state.step, is_quiet=not runtime.is_first) as console,
-        leave_saved(stop, keep, lambda: checkpoints.saved, console.say),
-    ):
+    with keeper.running():
         budget = Budget("rm.tokens_per_microbatch", config.rm.tokens_per_microbatch, console.say)
         budget.fall_to(state.budgets.get(budget.key, budget.amount))
         console.say(data.report)
@@ -118,13 +88,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             console.say(f"{held_out_truncated} held-out answers are longer than rm.max_length and lose their beginning")
         console.say(trainee.table.render())
         console.say(setup.describe(optimizer, runtime))
-        if state.step:
-            console.say(f"resumed after step {state.step}")
-            if state.unlogged:
-                record(state.unlogged | evaluate())
-                state.unlogged = {}
-        elif config.evaluation.every:
-            record({"step": 0, "episodes": 0} | evaluate())
+        keeper.begin(evaluate)
 
         while state.step < steps:
             step = state.step + 1
@@ -146,7 +110,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 metrics |= ranking.update(net, optimizer, batch, config.rm, runtime, budget)
                 metrics["optim/learning_rate"] = rate
             if metrics["optim/skipped"]:
-                skipped_log.write(
+                keeper.skipped_log.write(
                     skipped.rows(step, "update", range(len(whole_batch)), [r.messages for r in whole_batch])
                 )
             clock.lap("update")
@@ -164,25 +128,14 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
             state.step, state.episodes = step, state.episodes + len(whole_batch)
             state.budgets = {budget.key: budget.amount} if budget.amount < config.rm.tokens_per_microbatch else {}
-            last = step == steps
-            if config.evaluation.every and (last or step % config.evaluation.every == 0):
-                state.unlogged = strict(metrics)
-                metrics |= evaluate()
-                state.unlogged = {}
-            state.seconds += clock.total()
-            record(metrics, left_s=state.seconds / step * (steps - step))
-            if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                save_state()
-            if optimizer.skipped_in_a_row >= skipped.IN_A_ROW:
-                keep()
-                raise skipped.too_many(optimizer.skipped_in_a_row, run.skipped)
+            keeper.end_step(metrics, clock, evaluate)
 
         # The reward model for whoever wants to score with it, and the page for whoever wants to know what happened.
         console.phase("writing the model")
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
                 save.write_whole(run.reward, ranking_setup.writer(config, net, start.tokenizer))
-        tracking.finish()
+        keeper.finish()
         if runtime.is_first:
             run.write("summary.json", summary.to_json(config, run, trainee.table, state, runtime, command="rm"))
             page.write(run.path)

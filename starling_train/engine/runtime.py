@@ -62,11 +62,6 @@ class Runtime:
         """Whether this process writes the run's files and speaks for it."""
         return self.rank == 0
 
-    def refuse_company(self, command: str) -> None:
-        """Raises UserError if a launcher started several processes, for a command that works alone."""
-        if self.world > 1:
-            raise UserError(f"WORLD_SIZE: {command} runs in one process; start it without a multi-process launcher")
-
     def share(self, items: Sequence[Item]) -> list[Item]:
         """Those of the items that this process sees to: every `world`-th."""
         return list(items[self.rank :: self.world])

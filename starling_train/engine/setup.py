@@ -3,20 +3,21 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from starling_train.config import Config, FreezeConfig, RewardConfig, UserError
+from starling_train.config import CheckpointConfig, Config, FreezeConfig, RewardConfig, UserError
 from starling_train.data import nectar, openchat, prompts
 from starling_train.data.prompts import Prompt
 from starling_train.engine import scan_setup
-from starling_train.engine.checkpoint import Checkpoints
+from starling_train.engine.checkpoint import Checkpoints, known_base
 from starling_train.engine.optim import Optimizer
+from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.state import TrainState
 from starling_train.engine.zero import ZeroOptimizer
-from starling_train.models import freeze, load, reward, snr_scan
+from starling_train.models import freeze, identity, load, reward, snr_scan
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.running_stats import RunningMoments
 from starling_train.models.scan_journal import JOURNAL, Journal
@@ -182,6 +183,30 @@ def load_reward_client(config: RewardConfig) -> RewardClient:
     client = RewardClient(config, tokenizer)
     client.check()
     return client
+
+
+class Trained(Protocol):
+    """What a selection gave: names selected, scan, table."""
+
+    selected: list[str]
+    records: dict[str, Record]
+    table: freeze.FreezeTable
+
+
+def begin(config: FreezeConfig, run: RunDirectory, runtime: Runtime, trained: Trained) -> None:
+    """Make the run's directory, with its configuration and what was selected. The first process does."""
+    if not runtime.is_first:
+        return
+    run.create()
+    if config.method in SCORED:
+        write_scan(trained.records, run.path)
+    freeze.write_unfrozen_yaml(trained.selected, trained.records, run.path / "unfrozen.yaml", trained.table.names)
+
+
+def open_checkpoints(config: CheckpointConfig, run: RunDirectory, base: Path, runtime: Runtime) -> Checkpoints:
+    """The run's checkpoints, of the model in the directory `base`."""
+    identified = runtime.from_first(lambda: identity.identify(base, known_base(run.checkpoints)))
+    return Checkpoints(run.checkpoints, config.keep, identified)
 
 
 def describe(optimizer: Optimizer | ZeroOptimizer, runtime: Runtime) -> str:

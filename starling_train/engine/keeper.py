@@ -1,0 +1,111 @@
+"""What every training command does around its steps: log, evaluate when it is time, save, and end well."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starling_train.config import Config
+from starling_train.config_rm import RmConfig
+from starling_train.engine import skipped
+from starling_train.engine.checkpoint import Checkpoints
+from starling_train.engine.clock import Clock
+from starling_train.engine.console import Console
+from starling_train.engine.metrics import JsonLines, NoLines, strict, tracker
+from starling_train.engine.optim import Optimizer
+from starling_train.engine.run_dir import RunDirectory
+from starling_train.engine.runtime import Runtime
+from starling_train.engine.state import TrainState
+from starling_train.engine.stop import StopRequest, leave_saved
+from starling_train.engine.zero import ZeroOptimizer
+
+Evaluate = Callable[[], dict[str, float]]
+
+
+class Keeper:
+    """Keeps the records and the state of a run of `steps` steps.
+
+    watched: the held-out metric whose largest value is the best so far. `console`, `stop` and `skipped_log` are for the
+    command to use.
+    """
+
+    def __init__(
+        self,
+        config: Config | RmConfig,
+        run: RunDirectory,
+        runtime: Runtime,
+        optimizer: Optimizer | ZeroOptimizer,
+        checkpoints: Checkpoints,
+        state: TrainState,
+        metrics_log: JsonLines | NoLines,
+        steps: int,
+        watched: str,
+    ):
+        self._config, self._run, self._runtime, self._state = config, run, runtime, state
+        self._optimizer, self._checkpoints, self._metrics_log = optimizer, checkpoints, metrics_log
+        self._steps, self._watched = steps, watched
+        self.skipped_log = run.log(run.skipped, state.logged)
+        wandb = config.logging.wandb if runtime.is_first else "disabled"
+        self._tracking = tracker(wandb, config.name, run.path, run.settings, state.tracker)
+        state.tracker = self._tracking.id
+        self.stop = StopRequest(config.checkpoint.grace_s, runtime)
+        self.console = Console(steps, state.step, is_quiet=not runtime.is_first)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within, a signal or a user's error ends the run with the state saved, if what is in memory is of one step."""
+        saved = leave_saved(self.stop, self.keep, lambda: self._checkpoints.saved, self.console.say)
+        with self.stop, self.console, saved:
+            yield
+
+    def begin(self, evaluate: Evaluate) -> None:
+        """Before the first step of this start: the evaluation of step 0, or one that an earlier start still owes."""
+        state = self._state
+        if state.step:
+            self.console.say(f"resumed after step {state.step}")
+            if state.unlogged:
+                self._record(state.unlogged | evaluate())
+                state.unlogged = {}
+        elif self._config.evaluation.every:
+            self._record({"step": 0, "episodes": 0} | evaluate())
+
+    def end_step(self, metrics: dict[str, Any], clock: Clock, evaluate: Evaluate) -> None:
+        """After a step, with the state already that of the step: evaluate, log and save what is due.
+
+        clock: started with the step. Raises UserError, with the state saved, after too many skipped updates in a row.
+        """
+        state, every, step = self._state, self._config.evaluation.every, self._state.step
+        last = step == self._steps
+        if every and (last or step % every == 0):
+            state.unlogged = strict(metrics)
+            metrics |= evaluate()
+            state.unlogged = {}
+        state.seconds += clock.total()
+        self._record(metrics, left_s=state.seconds / step * (self._steps - step))
+        if last or (self._config.checkpoint.every and step % self._config.checkpoint.every == 0):
+            self._save()
+        if self._optimizer.skipped_in_a_row >= skipped.IN_A_ROW:
+            self.keep()
+            raise skipped.too_many(self._optimizer.skipped_in_a_row, self._run.skipped)
+
+    def keep(self) -> None:
+        """Save the state of the last finished step, and say so."""
+        if self._state.step:
+            self._save()
+            self.console.say(f"state saved after step {self._state.step}; run the same command to go on")
+
+    def finish(self) -> None:
+        """All steps are done: close the tracker."""
+        self._tracking.finish()
+
+    def _record(self, metrics: dict[str, Any], left_s: float | None = None) -> None:
+        self._metrics_log.write([metrics])
+        self._state.note(metrics["step"], metrics.get(self._watched))
+        self._tracking.log(metrics)
+        self.console.step(metrics, left_s)
+
+    def _save(self) -> None:
+        self.console.phase("saving")
+        # under ZeRO all processes put the tensors together
+        tensors = self._optimizer.trainable_tensors(), self._optimizer.state_tensors()
+        if self._runtime.is_first:
+            self._checkpoints.save(*tensors, self._state)
