@@ -1,7 +1,7 @@
 """AdamW over the trainable tensors, float32 master copies where they are kept in a shorter type, and the schedule."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,8 +35,6 @@ class Optimizer:
             for name, p in self._parameters.items()
         }
         self._config, self.skipped_in_a_row = config, 0
-        critic_rate = config.critic_learning_rate
-        self._rates = [config.learning_rate, config.learning_rate if critic_rate is None else critic_rate]
         groups = [{"params": [self._masters[n] for n in names], "lr": 0.0} for names in (policy, critic)]
         options = adam_options(config)
         if config.eight_bit:
@@ -50,11 +48,11 @@ class Optimizer:
 
         train_policy=False: the policy will have no gradients in this step.
         """
-        factor = schedule(self._config.schedule, step, steps, self._config.warmup_steps)
-        for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
+        rates = rates_of(self._config, step, steps)
+        for group, rate in zip(self._adam.param_groups, rates, strict=True):
+            group["lr"] = rate
         self._learning = self._parameters if train_policy else self._critic
-        return self._rates[0] * factor
+        return rates[0]
 
     def step(self) -> float:
         """Sum over processes, clip, apply (if finite), clear the gradients. Returns their L2 norm before clipping."""
@@ -130,9 +128,8 @@ class Optimizer:
 
     def fits(self, tensors: dict[str, Tensor]) -> bool:
         """Whether these are `state_tensors` of an optimizer over the same parameters."""
-        masters = {f"{n}/master" for n, m in self._masters.items() if m is not self._parameters[n]}
-        of = {name.rpartition("/")[0] for name in tensors}
-        return masters <= tensors.keys() and of <= self._masters.keys()
+        copied = [name for name, master in self._masters.items() if master is not self._parameters[name]]
+        return fit_together(tensors, self._parameters, copied)
 
     def state_bytes(self) -> int:
         """Bytes of `state_tensors` once every parameter has been updated."""
@@ -160,6 +157,19 @@ class Optimizer:
         if key == "step" and self._config.eight_bit:  # bitsandbytes counts steps in an int
             return int(tensor)
         return tensor.clone().to(master.device)
+
+
+def rates_of(config: OptimConfig, step: int, steps: int) -> tuple[float, float]:
+    """Learning rates of policy and critic in one training step (counted from 1, of `steps`)."""
+    factor = schedule(config.schedule, step, steps, config.warmup_steps)
+    critic = config.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate
+    return config.learning_rate * factor, critic * factor
+
+
+def fit_together(tensors: Iterable[str], parameters: Iterable[str], copied: Iterable[str]) -> bool:
+    """Whether names are those of `state_tensors` over these parameters, with a master for each of `copied`."""
+    of = {name.rpartition("/")[0] for name in tensors}
+    return {f"{name}/master" for name in copied} <= set(tensors) and of <= set(parameters)
 
 
 def adam_options(config: OptimConfig) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The update of one step: a few epochs of clipped PPO, or APA, over the experience."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -65,8 +66,12 @@ def update(
             places = minibatch.tolist()
             rows = [row_of[place] for place in places if place in row_of]
             count = sum(experience.token_counts[place] for place in places)
-            add = _adder(actors, optimizer, experience, rows, config, count, train_policy, runtime)
-            sums = add(budget.amount) if optimizer.engine else budget.attempt(add, undo=optimizer.drop_gradients)
+            if isinstance(optimizer, ZeroOptimizer):
+                given = (experience, rows, config, train_policy, budget.amount, count)
+                sums = _accumulate_zero(actors, optimizer, *given, runtime)
+            else:
+                add = partial(accumulate, actors, experience, rows, config, train_policy, count=count)
+                sums = budget.attempt(add, undo=optimizer.drop_gradients)
             sums = _together(sums, runtime) | {"tokens": count}
             is_finite = math.isfinite(sums["policy_loss"] + sums["value_loss"])
             norm = optimizer.step() if is_finite or optimizer.engine else optimizer.skip()
@@ -79,42 +84,28 @@ def update(
                 totals[key] = totals.get(key, 0.0) + sums[key]
         if config.kl.stop is not None and sums["approx_kl"] / sums["tokens"] > config.kl.stop:
             break
-    tokens = totals["tokens"]
-    returns, mask = experience.returns, experience.is_response
-    fit = explained_variance(runtime.moments(returns - experience.values, mask), runtime.moments(returns, mask))
-    metrics = {
-        "policy/loss": totals["policy_loss"] / updates,
-        "policy/entropy": totals["entropy"] / tokens,
-        "policy/clip_fraction": totals["clipped"] / tokens,
-        "policy/approx_kl": totals["approx_kl"] / tokens,
+    metrics = _metrics(totals, updates, experience, runtime) | {
         "policy/ratio_first": first_ratio,
-        "value/loss": totals["value_loss"] / updates,
-        "value/explained_variance": float(fit),
-        "value/clip_fraction": totals["value_clipped"] / tokens,
         "optim/gradient_norm": max(norms),
         "optim/skipped": len(skipped),
     }
     return Updated(metrics, skipped)
 
 
-def _adder(
-    actors: Actors,
-    optimizer: Optimizer | ZeroOptimizer,
-    experience: Experience,
-    rows: list[int],
-    config: AlgorithmConfig,
-    count: int,
-    train_policy: bool,
-    runtime: Runtime,
-) -> Callable[[int], Sums]:
-    """What adds up the gradients of a mini-batch, given a number of tokens a micro-batch."""
-
-    def add(tokens: int) -> Sums:
-        if isinstance(optimizer, ZeroOptimizer):
-            return _accumulate_zero(actors, optimizer, experience, rows, config, count, train_policy, tokens, runtime)
-        return accumulate(actors, experience, rows, config, train_policy, tokens, count)
-
-    return add
+def _metrics(totals: Sums, updates: int, experience: Experience, runtime: Runtime) -> dict[str, float]:
+    """The means that follow from sums over all mini-batches, and how well the values fit."""
+    tokens = totals["tokens"]
+    returns, mask = experience.returns, experience.is_response
+    fit = explained_variance(runtime.moments(returns - experience.values, mask), runtime.moments(returns, mask))
+    return {
+        "policy/loss": totals["policy_loss"] / updates,
+        "policy/entropy": totals["entropy"] / tokens,
+        "policy/clip_fraction": totals["clipped"] / tokens,
+        "policy/approx_kl": totals["approx_kl"] / tokens,
+        "value/loss": totals["value_loss"] / updates,
+        "value/explained_variance": float(fit),
+        "value/clip_fraction": totals["value_clipped"] / tokens,
+    }
 
 
 def _together(sums: Sums, runtime: Runtime) -> Sums:
@@ -159,9 +150,9 @@ def _accumulate_zero(
     experience: Experience,
     rows: list[int],
     config: AlgorithmConfig,
-    count: int,
     train_policy: bool,
     tokens: int,
+    count: int,
     runtime: Runtime,
 ) -> Sums:
     """`accumulate` through DeepSpeed, whose processes exchange gradients after every micro-batch: all take as many."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config import ClusterConfig, OptimConfig, UserError
-from starling_train.engine.optim import Optimizer, adam_options, schedule
+from starling_train.engine.optim import Optimizer, adam_options, fit_together, rates_of
 from starling_train.engine.runtime import Runtime
 from starling_train.models.actors import Actors
 from starling_train.models.packing import without_hooks
@@ -61,13 +61,11 @@ class ZeroOptimizer:
 
     def set_step(self, step: int, steps: int, train_policy: bool = True) -> float:
         """See `Optimizer.set_step`."""
-        factor = schedule(self._config.schedule, step, steps, self._config.warmup_steps)
-        rate, critic_rate = self._config.learning_rate, self._config.critic_learning_rate
-        rates = (rate if train_policy else 0.0, rate if critic_rate is None else critic_rate)
-        for group, value in zip(self._adam.param_groups, rates, strict=True):
-            group["lr"] = value * factor
+        policy, critic = rates_of(self._config, step, steps)
+        for group, rate in zip(self._adam.param_groups, (policy if train_policy else 0.0, critic), strict=True):
+            group["lr"] = rate
         self._trains_policy = train_policy
-        return rate * factor
+        return policy
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Add the gradients of a micro-batch's loss; they are summed over processes. is_last: of the mini-batch."""
@@ -101,11 +99,17 @@ class ZeroOptimizer:
 
     def trainable_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of the parameters, on the first process; empty on the others."""
-        return self._collect(dict.fromkeys(self._parameters), masters=False)
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            whole = self._get(parameter, None)
+            tensors |= self._one(name, whole if self._is_whole[name] else whole.to(parameter.dtype))
+        return tensors
 
     def state_tensors(self) -> dict[str, Tensor]:
         """See `Optimizer.state_tensors`; on the first process, empty on the others."""
-        tensors = self._collect({name: "master" for name, whole in self._is_whole.items() if not whole}, masters=True)
+        tensors: dict[str, Tensor] = {}
+        for name in self._copied():
+            tensors |= self._one(f"{name}/master", self._get(self._parameters[name], None))
         for index, group in enumerate(self._groups):
             steps = float(self._states(index)[0][0]["step"])
             for name in group if steps else ():
@@ -114,14 +118,9 @@ class ZeroOptimizer:
                 tensors |= self._one(f"{name}/step", torch.tensor(steps))
         return tensors
 
-    def _collect(self, names: dict[str, str | None], masters: bool) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, suffix in names.items():
-            parameter = self._parameters[name]
-            whole = self._get(parameter, None)
-            value = whole if masters or self._is_whole[name] else whole.to(parameter.dtype)
-            tensors |= self._one(f"{name}/{suffix}" if suffix else name, value)
-        return tensors
+    def _copied(self) -> list[str]:
+        """Parameters whose float32 copy is not what a checkpoint holds of them."""
+        return [name for name, is_whole in self._is_whole.items() if not is_whole]
 
     def _one(self, name: str, value: Tensor) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone()} if self._runtime.is_first else {}
@@ -142,9 +141,7 @@ class ZeroOptimizer:
 
     def fits(self, tensors: dict[str, Tensor]) -> bool:
         """See `Optimizer.fits`."""
-        masters = {f"{name}/master" for name, whole in self._is_whole.items() if not whole}
-        of = {name.rpartition("/")[0] for name in tensors}
-        return masters <= tensors.keys() and of <= self._parameters.keys()
+        return fit_together(tensors, self._parameters, self._copied())
 
     def state_bytes(self) -> int:
         """Bytes of `state_tensors`, all processes together, once every parameter has been updated."""

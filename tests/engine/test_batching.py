@@ -6,14 +6,16 @@ from starling_train.core.batching import cut_bundles_by_tokens, cut_by_tokens, c
 from starling_train.engine.batching import micro_batch, response_mask
 
 
+@pytest.mark.parametrize(
+    "cut,size", [(cut_by_tokens, lambda group: len(group) * max(group)), (cut_packed, sum)], ids=["padded", "packed"]
+)
 @pytest.mark.parametrize("budget", [1, 10, 37, 10_000])
-def test_every_sequence_once_and_within_the_budget(budget):
+def test_every_sequence_once_and_within_the_budget(cut, size, budget):
     lengths = [5, 9, 2, 9, 7, 3, 1, 30]
-    groups = cut_by_tokens(lengths, budget)
+    groups = cut(lengths, budget)
     assert sorted(i for group in groups for i in group) == list(range(8))
     for group in groups:
-        padded = len(group) * max(lengths[i] for i in group)
-        assert padded <= budget or len(group) == 1
+        assert size([lengths[i] for i in group]) <= budget or len(group) == 1
 
 
 def test_groups_hold_neighbours_in_length():
@@ -61,15 +63,6 @@ def test_bundles_stay_whole_and_within_the_budget(budget):
         lengths = [length for i in group for length in bundles[i]]
         assert len(lengths) * max(lengths) <= budget or len(group) == 1
     assert len(cut_bundles_by_tokens(bundles, 10_000, overhead=10_000)) == 1
-
-
-@pytest.mark.parametrize("budget", [1, 10, 37, 10_000])
-def test_packed_groups_hold_every_sequence_once_and_stay_within_the_budget(budget):
-    lengths = [5, 9, 2, 9, 7, 3, 1, 30]
-    groups = cut_packed(lengths, budget)
-    assert sorted(i for group in groups for i in group) == list(range(8))
-    for group in groups:
-        assert sum(lengths[i] for i in group) <= budget or len(group) == 1
 
 
 def test_packed_groups_by_hand():
