@@ -1,9 +1,11 @@
 """Files that the package makes itself on first use (the toy's models and data), kept in the user's cache."""
 
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from starling_train.config import UserError
@@ -26,7 +28,13 @@ def directory(name: str) -> Path:
 
 def ensure(name: str) -> Path:
     """The assets' directory; made now, in a process of its own, if it is not there yet."""
-    if not directory(name).exists():
-        # a process of its own: its random state and threads stay apart from the run's
-        subprocess.run([sys.executable, "-m", f"starling_train.{name}"], check=True)
-    return directory(name)
+    made = directory(name)
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with (made.parent / f".{made.name}.lock").open("w") as lock:
+            with suppress(OSError):  # of the processes of a run one makes them; where files cannot be locked, all do
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                # a process of its own: its random state and threads stay apart from the run's
+                subprocess.run([sys.executable, "-m", f"starling_train.{name}"], check=True)
+    return made

@@ -47,7 +47,7 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.engine import disk, planner, preflight, setup, skipped, summary
     from starling_train.engine.budgets import Budgets
     from starling_train.engine.clock import Clock
-    from starling_train.engine.experience import layer_to_keep, only_scored, pay, score_tokens
+    from starling_train.engine.experience import finite_scores, layer_to_keep, pay, score_tokens
     from starling_train.engine.keeper import Keeper
     from starling_train.engine.rollout import generate
     from starling_train.engine.state import TrainState
@@ -137,10 +137,8 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
                 console.phase("scoring")
                 truncated = reward_model.truncated
                 answered = held_out_suite.answered(batch, rollout, tokenizer, config)
-                rollout, scores, odd = only_scored(rollout, torch.tensor(reward_model.score(answered)))
-                skipped_rows = skipped.rows(step, "score", odd, answered)
-                answered = [conversation for i, conversation in enumerate(answered) if i not in odd]
-                moments.update(runtime.gather(scores.tolist()))
+                scores, everyones = finite_scores(torch.tensor(reward_model.score(answered)), runtime)
+                moments.update(everyones)
                 scaled = setup.scale(scores, moments, config.reward)
                 clock.lap("score")
 
@@ -162,8 +160,8 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
             episodes = state.episodes + len(whole_batch)
             metrics = summary.step_metrics(step, episodes, experience, scores, kl.coefficient, runtime)
             metrics |= updated.metrics | {"optim/learning_rate": rate}
-            counts = runtime.sum([reward_model.truncated - truncated, len(odd)])
-            metrics["reward/truncated_answers"], metrics["reward/unscored"] = map(int, counts)
+            metrics["reward/truncated_answers"] = int(runtime.sum([reward_model.truncated - truncated])[0])
+            skipped_rows = skipped.left_out(step, scores, experience.fit, answered)
             for suspects in updated.skipped:
                 skipped_rows += skipped.rows(step, "update", suspects, answered)
             keeper.skipped_log.write(runtime.gather(skipped_rows))
@@ -171,6 +169,7 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
             kl.update(metrics["kl/reference"], len(whole_batch))
             state.step, state.episodes, state.kl_coefficient = step, episodes, kl.coefficient
+            budgets.agree(runtime)
             state.reward_moments, state.budgets = moments.state_dict(), budgets.fallen()
             keeper.end_step(metrics, clock, evaluate)
 

@@ -33,8 +33,9 @@ def main(config: RmConfig) -> None:
         runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s)
         with runtime.together(), run.owned(runtime):
             train(config, run, runtime)
-        print(f"reward model: {run.reward.resolve()}")
-        print(f"report: {(run.path / 'report.html').resolve()}")
+        if runtime.is_first:
+            print(f"reward model: {run.reward.resolve()}")
+            print(f"report: {(run.path / 'report.html').resolve()}")
 
 
 def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
@@ -127,6 +128,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             metrics |= clock.metrics(int(answers), int(tokens))
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
             state.step, state.episodes = step, state.episodes + len(whole_batch)
+            budget.fall_to(int(runtime.minimum([budget.amount])[0]))
             state.budgets = {budget.key: budget.amount} if budget.amount < config.rm.tokens_per_microbatch else {}
             keeper.end_step(metrics, clock, evaluate)
 

@@ -7,6 +7,7 @@ of real tokens of the whole global mini-batch, so that gradients added up over m
 on how the mini-batch was cut.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -155,8 +156,8 @@ class KLController:
     horizon: float = 10000.0
 
     def update(self, kl: float, episodes: int) -> None:
-        """Take in the mean KL per sequence of the last `episodes` episodes."""
-        if self.target is None:
+        """Take in the mean KL per sequence of the last `episodes` episodes; one that is not finite says nothing."""
+        if self.target is None or not math.isfinite(kl):
             return
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.coefficient *= 1.0 + error * episodes / self.horizon

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starling_train.config import Config
+from starling_train.engine.runtime import Runtime
 from starling_train.models.budget import Budget
 
 
@@ -21,6 +22,11 @@ class Budgets:
         self._full = {budget.key: budget.amount for budget in self._all}
         for budget in self._all:
             budget.fall_to(amounts.get(budget.key, budget.amount))
+
+    def agree(self, runtime: Runtime) -> None:
+        """Go on with the least amounts of all processes."""
+        for budget, least in zip(self._all, runtime.minimum([b.amount for b in self._all]), strict=True):
+            budget.fall_to(int(least))
 
     def fallen(self) -> dict[str, int]:
         """Amounts that are no longer the configuration's, by key."""

@@ -1,5 +1,6 @@
 """From responses and scores to what PPO learns from: log-probs, values, rewards, advantages, per response token."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,15 +24,16 @@ class Experience:
     """A scored rollout. Tensors are (sequences, longest response) float32 on the device, 0 on padding."""
 
     rollout: Rollout
-    is_response: Tensor  # bool
+    fit: Tensor  # (sequences,) bool: score, log-probs and values are finite; the step learns nothing from the others
+    is_response: Tensor  # bool; False throughout where a sequence is not fit
     logprobs: Tensor  # of the policy that drew the responses, rescored by the training forward
     reference: Tensor  # log-probs under the reference
     values: Tensor
     advantages: Tensor  # whitened over the whole batch
     returns: Tensor
     total: Tensor  # (sequences,): score minus KL penalty, what the policy is paid
-    places: list[int]  # of each sequence among those of all processes
-    token_counts: list[int]  # of the responses of all processes, by place
+    row_at: dict[int, int]  # this process's fit sequences, by their place among those of all processes
+    token_counts: list[int]  # of the fit responses of all processes, by place
     prefix: Prefix | None = None  # hidden states below the lowest layer that trains; None where nothing is shared
 
     def kl_per_sequence(self) -> Tensor:
@@ -39,21 +41,19 @@ class Experience:
         return kl_estimate(self.logprobs, self.reference).where(self.is_response, 0.0).sum(-1)
 
 
-def only_scored(rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor, list[int]]:
-    """(rollout, scores, left out): without the sequences whose score is not finite, whose indices come third.
+def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]]:
+    """(scores with nan for what is not finite, the finite ones of all processes).
 
-    A reward model may give nan for an odd answer; one such number would make the whole step's advantages nan.
-    Raises UserError if none is finite.
+    A reward model may give nan for an odd answer. Raises UserError, on all processes, if none is finite.
     """
-    is_finite = scores.isfinite()
-    if not is_finite.any():
+    scores = torch.where(scores.isfinite(), scores, torch.nan)
+    everyones = runtime.gather(scores.tolist())
+    finite = [score for score in everyones if not math.isnan(score)]
+    if not finite:
         raise UserError(
-            f"reward: none of {len(scores)} scores is a finite number; try its model with the command score"
+            f"reward: none of {len(everyones)} scores is a finite number; try its model with the command score"
         )
-    rows = is_finite.nonzero().flatten().tolist()
-    if len(rows) == len(scores):
-        return rollout, scores, []
-    return rollout.only(rows), scores[rows], (~is_finite).nonzero().flatten().tolist()
+    return scores, finite
 
 
 def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: Config) -> int | None:
@@ -80,8 +80,9 @@ def score_tokens(
 ) -> Experience:
     """Rescore a rollout under policy, reference and critic, and estimate advantages, whitened over all processes.
 
-    scores: (sequences,) what each response is paid at its last token, scaled and with penalties applied. budget: of
-    tokens per micro-batch (the configuration's if None); when memory runs out, all is scored again with half.
+    scores: (sequences,) what each response is paid at its last token, scaled and with penalties applied; nan where
+    there is none. One number that is not finite would make all advantages of the step nan: such a sequence is left out.
+    budget: of tokens per micro-batch (the configuration's if None); out of memory, all is scored again with half.
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
@@ -92,12 +93,22 @@ def score_tokens(
         return *forward_all(actors, rollout, tokens, prefix), prefix
 
     is_response, logprobs, reference, values, prefix = budget.attempt(score)
+    scores = scores.to(logprobs)
+    fit = torch.stack([x.isfinite().all(-1) for x in (scores[:, None], logprobs, reference, values)]).all(0)
+    is_response, scores = is_response & fit[:, None], torch.where(fit, scores, 0.0)
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
-    rewards = token_rewards(scores.to(logprobs), penalty, is_response, kl_coefficient)
+    rewards = token_rewards(scores, penalty, is_response, kl_coefficient)
     advantages, returns = gae(rewards, values, is_response, config.gamma, config.gae_lambda)
-    everyones = runtime.gather([(runtime.rank, row, len(r)) for row, r in enumerate(rollout.responses)])
+    lengths = [len(response) for response in rollout.responses]
+    own = [
+        (runtime.rank, row, length, is_fit)
+        for row, (length, is_fit) in enumerate(zip(lengths, fit.tolist(), strict=True))
+    ]
+    everyones = runtime.gather(own)
+    learned = [(rank, row, length) for rank, row, length, is_fit in everyones if is_fit]
     return Experience(
         rollout=rollout,
+        fit=fit,
         is_response=is_response,
         logprobs=logprobs,
         reference=reference,
@@ -105,8 +116,8 @@ def score_tokens(
         advantages=whiten(advantages, is_response, runtime.moments(advantages, is_response)),
         returns=returns,
         total=rewards.sum(-1),
-        places=[place for place, (rank, _, _) in enumerate(everyones) if rank == runtime.rank],
-        token_counts=[count for _, _, count in everyones],
+        row_at={place: row for place, (rank, row, _) in enumerate(learned) if rank == runtime.rank},
+        token_counts=[length for _, _, length in learned],
         prefix=prefix,
     )
 

@@ -43,6 +43,7 @@ class Keeper:
         self._config, self._run, self._runtime, self._state = config, run, runtime, state
         self._optimizer, self._checkpoints, self._metrics_log = optimizer, checkpoints, metrics_log
         self._steps, self._watched = steps, watched
+        self._fruitless, self._applied = 0, optimizer.applied
         self.skipped_log = run.log(run.skipped, state.logged)
         wandb = config.logging.wandb if runtime.is_first else "disabled"
         self._tracking = tracker(wandb, config.name, run.path, run.settings, state.tracker)
@@ -71,7 +72,8 @@ class Keeper:
     def end_step(self, metrics: dict[str, Any], clock: Clock, evaluate: Evaluate) -> None:
         """After a step, with the state already that of the step: evaluate, log and save what is due.
 
-        clock: started with the step. Raises UserError, with the state saved, after too many skipped updates in a row.
+        clock: started with the step. Raises UserError, with the state saved, after too many steps in a row in which no
+        update was applied.
         """
         state, every, step = self._state, self._config.evaluation.every, self._state.step
         last = step == self._steps
@@ -83,9 +85,11 @@ class Keeper:
         self._record(metrics, left_s=state.seconds / step * (self._steps - step))
         if last or (self._config.checkpoint.every and step % self._config.checkpoint.every == 0):
             self._save()
-        if self._optimizer.skipped_in_a_row >= skipped.IN_A_ROW:
+        self._fruitless = self._fruitless + 1 if self._optimizer.applied == self._applied else 0
+        self._applied = self._optimizer.applied
+        if self._fruitless >= skipped.STEPS_IN_A_ROW:
             self.keep()
-            raise skipped.too_many(self._optimizer.skipped_in_a_row, self._run.skipped)
+            raise skipped.too_many(self._run.skipped)
 
     def keep(self) -> None:
         """Save the state of the last finished step, and say so."""

@@ -15,7 +15,7 @@ class Optimizer:
     """AdamW with separate rates for policy and critic, gradient clipping, and skipping of non-finite gradients.
 
     policy, critic: trainable parameters by name. Parameters in bfloat16 or float16 are updated through float32
-    master copies: at a learning rate of 2e-7 a bfloat16 weight would never move. `skipped_in_a_row` counts updates.
+    master copies: at a learning rate of 2e-7 a bfloat16 weight would never move. `applied` counts updates.
     """
 
     engine = None  # see ZeroOptimizer
@@ -34,7 +34,7 @@ class Optimizer:
             name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True)
             for name, p in self._parameters.items()
         }
-        self._config, self.skipped_in_a_row = config, 0
+        self._config, self.applied = config, 0
         groups = [{"params": [self._masters[n] for n in names], "lr": 0.0} for names in (policy, critic)]
         options = adam_options(config)
         if config.eight_bit:
@@ -67,7 +67,7 @@ class Optimizer:
         if self.is_finite(norm):
             self._adam.step()
             self._copy_back()
-        self.skipped_in_a_row = 0 if self.is_finite(norm) else self.skipped_in_a_row + 1
+            self.applied += 1
         self.drop_gradients()
         return norm
 
@@ -80,7 +80,6 @@ class Optimizer:
 
     def skip(self) -> float:
         """Instead of `step`, where the loss was not finite: no update. Returns a norm that says so."""
-        self.skipped_in_a_row += 1
         self.drop_gradients()
         return math.nan
 

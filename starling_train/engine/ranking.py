@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def update(
     budget = budget or Budget("rm.tokens_per_microbatch", config.tokens_per_microbatch)
     total = int(runtime.sum([len(rows)])[0])
     if isinstance(optimizer, ZeroOptimizer):
-        parts = _accumulate_zero(optimizer, rows, config, total, budget.amount, runtime)
+        parts = budget.only_attempt(partial(_accumulate_zero, optimizer, rows, config, total, runtime=runtime))
     else:
         parts = budget.attempt(lambda tokens: accumulate(net, rows, config, total, tokens), optimizer.drop_gradients)
     sums = _together(runtime.gather(parts))

@@ -83,7 +83,7 @@ def _generate(
     eos = openchat.end_of_turn_id(tokenizer)
     with _generating(policy):
         if config.engine == "hf":
-            responses = _generate_hf(policy, tokenizer, prompts, config, greedy)
+            responses = _generate_hf(policy, tokenizer, prompts, config, greedy, places[0] if places else 0)
         else:
             seed = int(torch.randint(2**62, ()))
             how = slots.Sampling(
@@ -100,10 +100,17 @@ def _generate(
 
 
 def _generate_hf(
-    policy: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], config: RolloutConfig, greedy: bool
+    policy: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    config: RolloutConfig,
+    greedy: bool,
+    first_place: int = 0,
 ) -> list[list[int]]:
     """Batch after batch, each until its longest response ends."""
     eos, pad = openchat.end_of_turn_id(tokenizer), openchat.pad_id(tokenizer)
+    if first_place:  # processes share one seed, and must not draw the same numbers for other prompts
+        torch.manual_seed(torch.initial_seed() + first_place)
     responses: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     policy.generation_config = _settings(config, eos, pad, greedy)

@@ -17,8 +17,8 @@ from starling_train.config import UserError
 from starling_train.core.masked import Moments, moments
 
 Item = TypeVar("Item")
-# What torch says of a peer that is gone; gloo and NCCL have no error class of their own for it.
-LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "peer", "broken pipe")
+LOST = ("gloo/", "ProcessGroup", "NCCL")  # in what torch says of a peer that is gone where it is a plain RuntimeError
+PATIENCE = timedelta(hours=12)  # for what the first process alone does, e.g. a scan of a large model
 
 
 class Runtime:
@@ -50,6 +50,7 @@ class Runtime:
             )
         self.device = torch.device(kind, local) if kind == "cuda" and self.world > 1 else torch.device(kind)
         self._seed = seed
+        self._patient: dist.ProcessGroup | None = None
         if self.world > 1:
             if kind == "cuda":
                 torch.cuda.set_device(self.device)
@@ -76,11 +77,13 @@ class Runtime:
         return [part[i] for i in range(longest) for part in parts if i < len(part)]
 
     def from_first(self, make: Callable[[], Item]) -> Item:
-        """What `make` gives on the first process, on all of them."""
+        """What `make` gives on the first process, on all of them; it may take longer than `timeout_s`."""
         if self.world == 1:
             return make()
+        if self._patient is None:
+            self._patient = dist.new_group(timeout=PATIENCE, backend="gloo")
         box = [make() if self.is_first else None]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -90,6 +93,10 @@ class Runtime:
     def moments(self, x: Tensor, mask: Tensor) -> Moments:
         """Moments of x where mask is True, over all processes."""
         return Moments(*(torch.tensor(n, dtype=torch.float64) for n in self.sum([float(m) for m in moments(x, mask)])))
+
+    def minimum(self, numbers: Sequence[float]) -> list[float]:
+        """The smallest over all processes."""
+        return self._reduced(numbers, dist.ReduceOp.MIN)
 
     def maximum(self, numbers: Sequence[float]) -> list[float]:
         """The largest over all processes."""
@@ -131,7 +138,8 @@ class Runtime:
         try:
             yield
         except RuntimeError as error:
-            if self.world == 1 or not any(word in str(error).lower() for word in LOST):
+            is_lost = isinstance(error, dist.DistError) or any(word in str(error) for word in LOST)
+            if self.world == 1 or not is_lost:
                 raise
             reason = str(error).strip().splitlines()[0][:200]
             print(

@@ -82,7 +82,12 @@ def check_vocabulary(model_config: Any, tokenizer: Any) -> None:
 
 
 def check_shares(config: Config, runtime: Runtime) -> None:
-    """Raise UserError if a process would have no prompt to see to."""
+    """Raise UserError if a process would have no prompt to see to, or a reward model on the GPUs of the others."""
+    if runtime.world > 1 and config.reward.device_map:
+        raise UserError(
+            f"reward.device_map: {config.reward.device_map} spreads the reward model over GPUs that the other "
+            "processes use; serve it (reward.kind=server), or leave reward.device_map out"
+        )
     for key, count in (
         ("algorithm.prompts_per_step", config.algorithm.prompts_per_step),
         ("data.eval_prompts", config.data.eval_prompts),

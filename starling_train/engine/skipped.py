@@ -4,19 +4,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from starling_train.config import UserError
 
-IN_A_ROW = 8  # skipped updates that stop a run: one can be a bad sample, so many in a row are no accident
+STEPS_IN_A_ROW = 3  # without one applied update, that stop a run: one can be bad samples, so many are no accident
 
 
 def rows(step: int, reason: str, indices: Sequence[int], conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:
-    """A row for each sequence. reason: `score` (the reward model's was not finite) or `update` (loss or gradient)."""
+    """A row for each sequence. reason, what was not finite: `score` (the reward model's), `forward` (a log-probability
+    or value), `update` (loss or gradient)."""
     return [{"step": step, "reason": reason, "conversation": conversations[index]} for index in indices]
 
 
-def too_many(count: int, path: Path) -> UserError:
+def left_out(step: int, scores: Tensor, fit: Tensor, conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:
+    """Rows for the sequences that a step learns nothing from. scores: nan where not finite; fit: see Experience."""
+    unscored = (~scores.isfinite()).nonzero().flatten().tolist()
+    odd = (~fit.cpu() & scores.isfinite()).nonzero().flatten().tolist()
+    return rows(step, "score", unscored, conversations) + rows(step, "forward", odd, conversations)
+
+
+def too_many(path: Path) -> UserError:
     """The error that a run stops with."""
     return UserError(
-        f"optim: {count} updates in a row had a loss or gradient that is not finite; the state is saved. "
+        f"optim: in {STEPS_IN_A_ROW} steps in a row every update had a loss or gradient that is not finite; the state "
+        "is saved. "
         f"Lower optim.learning_rate, or look at the samples in {path}"
     )

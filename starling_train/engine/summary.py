@@ -23,11 +23,17 @@ from starling_train.models.freeze import FreezeTable
 def step_metrics(
     step: int, episodes: int, experience: Experience, scores: Tensor, kl_coefficient: float, runtime: Runtime
 ) -> dict[str, Any]:
-    """`step`, `episodes`, `reward/*`, `kl/*` and `response/*` of one step. scores: the reward model's own, unscaled."""
+    """`step`, `episodes`, `reward/*`, `kl/*` and `response/*` of one step.
+
+    Also how many sequences were left out. scores: the reward model's own, unscaled; nan where they were not finite.
+    """
     lengths = [len(response) for response in experience.rollout.responses]
-    columns = (scores, experience.total, experience.kl_per_sequence(), lengths, experience.rollout.ended)
-    rows = runtime.gather(list(zip(*(torch.as_tensor(column).tolist() for column in columns), strict=True)))
-    score, total, kl, length, ended = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
+    found = (scores, experience.total, experience.kl_per_sequence(), experience.fit, lengths, experience.rollout.ended)
+    rows = runtime.gather(list(zip(*(torch.as_tensor(column).tolist() for column in found), strict=True)))
+    columns = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
+    score, total, kl, fit, length, ended = columns
+    is_scored, fit = score.isfinite(), fit.bool()
+    score, total, kl = score[is_scored], total[fit], kl[fit]
     return {
         "step": step,
         "episodes": episodes,
@@ -39,6 +45,8 @@ def step_metrics(
         "response/length_mean": float(length.mean()),
         "response/length_max": int(length.max()),
         "response/eos_fraction": float(ended.mean()),
+        "reward/unscored": int((~is_scored).sum()),
+        "optim/left_out": int((~fit).sum()),
     }
 
 

@@ -54,7 +54,6 @@ def update(
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
-    row_of = {place: row for row, place in enumerate(experience.places)}
     first_ratio: float | None = None
     totals: Sums = {}
     norms: list[float] = []
@@ -64,11 +63,13 @@ def update(
         order = torch.randperm(len(experience.token_counts), generator=generator)
         for minibatch in order.tensor_split(config.minibatches):
             places = minibatch.tolist()
-            rows = [row_of[place] for place in places if place in row_of]
+            if not places:  # fewer sequences than mini-batches, after some were left out
+                continue
+            rows = [experience.row_at[place] for place in places if place in experience.row_at]
             count = sum(experience.token_counts[place] for place in places)
             if isinstance(optimizer, ZeroOptimizer):
-                given = (experience, rows, config, train_policy, budget.amount, count)
-                sums = _accumulate_zero(actors, optimizer, *given, runtime)
+                given = (actors, optimizer, experience, rows, config, train_policy)
+                sums = budget.only_attempt(partial(_accumulate_zero, *given, count=count, runtime=runtime))
             else:
                 add = partial(accumulate, actors, experience, rows, config, train_policy, count=count)
                 sums = budget.attempt(add, undo=optimizer.drop_gradients)
@@ -82,8 +83,10 @@ def update(
             first_ratio = sums["first_ratio"] if first_ratio is None else first_ratio
             for key in sums.keys() - {"first_ratio"}:
                 totals[key] = totals.get(key, 0.0) + sums[key]
-        if config.kl.stop is not None and sums["approx_kl"] / sums["tokens"] > config.kl.stop:
+        if config.kl.stop is not None and updates and sums["approx_kl"] / sums["tokens"] > config.kl.stop:
             break
+    if not updates:  # not one sequence had finite numbers
+        norms, skipped, first_ratio = [optimizer.skip()], [[]], math.nan
     metrics = _metrics(totals, updates, experience, runtime) | {
         "policy/ratio_first": first_ratio,
         "optim/gradient_norm": max(norms),
@@ -93,8 +96,9 @@ def update(
 
 
 def _metrics(totals: Sums, updates: int, experience: Experience, runtime: Runtime) -> dict[str, float]:
-    """The means that follow from sums over all mini-batches, and how well the values fit."""
-    tokens = totals["tokens"]
+    """The means that follow from sums over all mini-batches, nan without any, and how well the values fit."""
+    updates, tokens = updates or math.nan, totals.get("tokens", math.nan)
+    totals = dict.fromkeys(NAMES, math.nan) | totals
     returns, mask = experience.returns, experience.is_response
     fit = explained_variance(runtime.moments(returns - experience.values, mask), runtime.moments(returns, mask))
     return {
@@ -160,16 +164,27 @@ def _accumulate_zero(
     wanted = max(1, int(runtime.maximum([len(groups)])[0]))
     found = []
     for index in range(wanted):
-        is_real = index < len(groups)
-        chosen = groups[index] if is_real else [0]  # for nothing but the exchange: its loss counts zero times
-        batch, start, part = _prepared(actors, experience, chosen, config, count)
+        is_last = index == wanted - 1
+        if index >= len(groups):
+            outputs = optimizer.engine(*_nothing(actors, experience), train_policy)
+            optimizer.backward(0.0 * (float(train_policy) * outputs.logprobs.sum() + outputs.values.sum()), is_last)
+            continue
+        batch, start, part = _prepared(actors, experience, groups[index], config, count)
         outputs = optimizer.engine(batch, start, train_policy)
         policy, value = part.policy(outputs.logprobs, outputs.entropy), part.value(outputs.values)
         loss = policy["policy_loss"] * float(train_policy) + config.value_coefficient * value["value_loss"]
-        optimizer.backward(loss if is_real else 0.0 * loss, is_last=index == wanted - 1)
-        if is_real:
-            found.append({key: tensor.detach() for key, tensor in (policy | value).items()})
+        optimizer.backward(loss, is_last)
+        found.append({key: tensor.detach() for key, tensor in (policy | value).items()})
     return _added(found)
+
+
+def _nothing(actors: Actors, experience: Experience) -> tuple[MicroBatch, Tensor | None]:
+    """A micro-batch for nothing but the exchange: of this process's own sequences none may be left, or fit."""
+    batch = micro_batch([[0]], [[0]], experience.logprobs.device)
+    if experience.prefix is None:
+        return batch, actors.start(batch)
+    policy = actors.policy  # as for the others, without the layers below, whose weights ZeRO-3 would have to gather
+    return batch, torch.zeros(1, policy.config.hidden_size, dtype=policy.dtype, device=policy.device)
 
 
 def _micro_batches(experience: Experience, rows: list[int], tokens: int) -> Iterator[list[int]]:

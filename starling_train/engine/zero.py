@@ -48,14 +48,20 @@ class ZeroOptimizer:
         dtype = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in module.parameters()) else torch.float32
         adam = torch.optim.AdamW([{"params": list(group.values()), "lr": 0.0} for group in self._groups],
                                  fused=True, **adam_options(config))  # fmt: skip
+        buffers = {name: buffer.dtype for name, buffer in module.named_buffers()}
         self.engine = deepspeed.initialize(
             model=module,
             optimizer=adam,
             config=_settings(config, cluster, dtype, runtime.world),
             dist_init_required=False,
         )[0]
+        if buffers != {name: buffer.dtype for name, buffer in module.named_buffers()}:
+            raise UserError(
+                "cluster.zero_stage: this release of DeepSpeed rounds the model's rotary frequencies; "
+                "pip install 'starling-train[zero]'"
+            )
         assert self.engine.zero_optimization_stage() == cluster.zero_stage, "another stage than was asked for"
-        self.skipped_in_a_row = 0
+        self.applied = 0
         self._trains_policy = True
         self._init_state()
 
@@ -76,13 +82,16 @@ class ZeroOptimizer:
         """See `Optimizer.step`."""
         self.engine.step()
         if self.engine.optimizer.overflow:
-            self.skipped_in_a_row += 1
             return math.nan
-        self.skipped_in_a_row = 0
+        self.applied += 1
         if not self._trains_policy:  # a step at rate 0 that must not count in the bias correction
             for state, _ in self._states(0):
                 state["step"].zero_()
         return float(self.engine.get_global_grad_norm())
+
+    def skip(self) -> float:
+        """See `Optimizer.skip`; only before any `backward` of the mini-batch."""
+        return math.nan
 
     is_finite = staticmethod(Optimizer.is_finite)
 

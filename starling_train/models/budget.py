@@ -9,6 +9,13 @@ import torch
 from starling_train.config import UserError
 
 Result = TypeVar("Result")
+# what allocators say: torch's on a CPU and on a GPU, the CUDA runtime's, and cuBLAS for its workspace
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 LEAST = 1  # a sequence at a time, that is: one that is longer than the budget still goes through alone
 
 
@@ -52,11 +59,24 @@ class Budget:
                 torch.cuda.empty_cache()
             self._say(f"out of memory ({first}): {self.key} is {self.amount} from here on")
 
+    def only_attempt(self, phase: Callable[[int], Result]) -> Result:
+        """What `phase(amount)` gives, where it cannot be done again: other processes wait in the middle of it.
+
+        Raises UserError, naming the key and half the amount, when memory runs out.
+        """
+        try:
+            return phase(self.amount)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"{self.key}: out of memory at {self.amount}; start again with {self.key}="
+                f"{max(LEAST, self.amount // 2)}: the run goes on from its last checkpoint"
+            ) from error
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or a CPU's allocator gave up; the CPU's has no error class of its own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory")
-    )
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)

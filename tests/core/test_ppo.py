@@ -152,6 +152,13 @@ def test_adaptive_kl_by_hand():
     assert control.coefficient == pytest.approx(0.101 * 1.2 * 0.8)
 
 
+def test_a_kl_that_is_not_finite_says_nothing():
+    control = KLController(coefficient=0.1, target=6.0)
+    for kl in (float("nan"), float("inf"), -float("inf")):
+        control.update(kl=kl, episodes=1000)
+    assert control.coefficient == 0.1
+
+
 def test_fixed_kl_stays():
     control = KLController(coefficient=0.1)
     control.update(kl=1e9, episodes=1000)

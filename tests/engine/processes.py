@@ -46,7 +46,10 @@ def main() -> None:
         for step in range(first + 1, first + steps + 1):
             everyones = rollout(step)
             mine = everyones.only(runtime.share(range(len(everyones))))
-            scores = torch.tensor(runtime.share(torch.linspace(-1, 1, len(everyones)).tolist()))
+            everyones_scores = torch.linspace(-1, 1, len(everyones))
+            if step == 3:  # all those of a second process are not finite
+                everyones_scores[1::2] = torch.nan
+            scores = torch.tensor(runtime.share(everyones_scores.tolist()))
             with optimizer.gathered():
                 experience = score_tokens(actors, mine, scores, algorithm, 0.1, runtime=runtime)
             train_policy = step > 1

@@ -47,6 +47,29 @@ def test_a_real_refusal_of_the_allocator_is_recognised():
     assert is_out_of_memory(refused.value)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_what_a_gpu_says_is_recognised(said):
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_what_cannot_be_done_again_names_the_key_and_half_of_it():
+    def phase(tokens):
+        raise torch.OutOfMemoryError(f"CUDA out of memory at {tokens}")
+
+    budget = Budget("algorithm.tokens_per_microbatch", 1000)
+    with pytest.raises(UserError, match=r"out of memory at 1000; start again with algorithm.tokens_per_microbatch=500"):
+        budget.only_attempt(phase)
+    assert budget.only_attempt(lambda tokens: tokens) == 1000
+
+
 @pytest.mark.parametrize("limit", [9, 13])
 def test_a_step_is_the_one_of_the_smaller_budget(tiny_mistral, limit):
     """Memory for `limit` response tokens at a time: from 10,000 tokens, and from what that ended at."""

@@ -59,6 +59,54 @@ def test_two_processes_take_the_steps_of_one(alone, tmp_path):
     assert found["bytes"] == 2 * alone("twin")["bytes"]  # whole on each
 
 
+def torchrun(script: str, tmp_path: Path, timeout_s: float = 120) -> subprocess.CompletedProcess:
+    (tmp_path / "script.py").write_text(script)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+    return subprocess.run(
+        [*command, tmp_path / "script.py"], env=environment, capture_output=True, text=True, timeout=timeout_s
+    )
+
+
+def test_the_others_wait_for_the_first_longer_than_for_a_lost_process(tmp_path):
+    done = torchrun(
+        """
+import time
+from starling_train.engine.runtime import Runtime
+runtime = Runtime("cpu", timeout_s=2)
+with runtime.together():
+    made = runtime.from_first(lambda: time.sleep(5) or [1, 2])
+    print("rank", runtime.rank, made, runtime.sum([1.0]))
+""",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("[1, 2] [2.0]") == 2
+
+
+def test_an_error_of_ours_is_not_taken_for_a_lost_process(tmp_path):
+    done = torchrun(
+        """
+from starling_train.engine.runtime import Runtime
+runtime = Runtime("cpu", timeout_s=5)
+with runtime.together():
+    runtime.sum([1.0])
+    raise RuntimeError("the connection of two layers timed out")  # words that a network's error has, too
+""",
+        tmp_path,
+    )
+    assert done.returncode != 0 and "another process of the run is gone" not in done.stderr
+    assert 'raise RuntimeError("the connection' in done.stderr  # the traceback
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("stage,critic", [(1, "twin"), (2, "head"), (2, "twin"), (3, "twin")])
 def test_zero_takes_the_steps_of_one_process_and_keeps_half_of_the_state(alone, tmp_path, stage, critic):

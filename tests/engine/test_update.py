@@ -1,6 +1,7 @@
 """One PPO step against the same step written out plainly, and what must not change it."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,10 +9,13 @@ import torch
 from starling_train.config import AlgorithmConfig, KLConfig, OptimConfig
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, ppo_policy_loss, token_rewards, value_loss
+from starling_train.engine import experience as experience_module
 from starling_train.engine.batching import micro_batch
 from starling_train.engine.experience import pay, score_tokens
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.rollout import Rollout
+from starling_train.engine.runtime import Runtime
+from starling_train.engine.summary import step_metrics
 from starling_train.engine.update import accumulate, update
 from starling_train.models.actors import Actors
 
@@ -190,9 +194,82 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny_mistral):
     before = {n: p.detach().clone() for n, p in model.trainable().items()}
     found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
     assert found.metrics["optim/skipped"] == 1 and found.skipped == [[0]]
-    assert optimizer.skipped_in_a_row in (0, 1)  # by where the order of the two mini-batches put the sequence
+    assert optimizer.applied == 1
     assert all(p.isfinite().all() for p in model.trainable().values())
     assert any(not torch.equal(p, before[n]) for n, p in model.trainable().items())  # the other mini-batch counted
+
+
+@pytest.fixture(params=["score", "reference", "values"])
+def odd_number(request, monkeypatch):
+    """Makes one number of the third sequence nan; gives the scores to begin with."""
+    scores = SCORES.clone()
+    if request.param == "score":
+        scores[2] = float("nan")
+        return scores
+    plain, place = experience_module.forward_all, {"reference": 2, "values": 3}[request.param]
+
+    def odd(actors, rollout, *rest):
+        found = plain(actors, rollout, *rest)
+        if len(rollout) == len(SCORES):
+            found[place][2, 1] = float("nan")
+        return found
+
+    monkeypatch.setattr(experience_module, "forward_all", odd)
+    return scores
+
+
+def test_a_sequence_with_an_odd_number_is_as_if_it_were_not_there(tiny_mistral, odd_number):
+    kept, trained = [0, 1, 3, 4], []
+    for drawn, scores in ((rollout(), odd_number), (rollout().only(kept), SCORES[kept])):
+        model = actors(tiny_mistral)
+        optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
+        optimizer.set_step(1, 10)
+        config = settings(minibatches=2)
+        experience = score_tokens(model, drawn, scores, config, kl_coefficient=0.1)
+        found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
+        measured = step_metrics(1, 5, experience, scores, 0.1, Runtime(device="cpu"))
+        trained.append((model, experience, found.metrics, measured))
+    (model, experience, metrics, measured), (plain, _, plain_metrics, plain_measured) = trained
+    assert experience.fit.tolist() == [True, True, False, True, True]
+    assert metrics == pytest.approx(plain_metrics, rel=1e-4, abs=1e-6) and metrics["optim/skipped"] == 0
+    for key in ("kl/reference", "reward/total_mean"):
+        assert measured[key] == pytest.approx(plain_measured[key], rel=1e-5)
+    assert (measured["optim/left_out"], plain_measured["optim/left_out"]) == (1, 0)
+    for (name, tensor), (_, expected) in zip(model.trainable().items(), plain.trainable().items(), strict=True):
+        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_fewer_sequences_than_mini_batches(tiny_mistral):
+    scores = torch.full_like(SCORES, torch.nan)
+    scores[1] = 1.0
+    model, config = actors(tiny_mistral), settings(epochs=2, minibatches=5, kl=KLConfig(stop=10.0))
+    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
+    optimizer.set_step(1, 10)
+    experience = score_tokens(model, rollout(), scores, config, kl_coefficient=0.1)
+    found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
+    assert optimizer.applied == 2 and found.metrics["optim/skipped"] == 0
+    assert all(math.isfinite(found.metrics[key]) for key in ("policy/loss", "value/loss", "policy/approx_kl"))
+
+
+def test_without_any_finite_sequence_nothing_moves(tiny_mistral, monkeypatch):
+    plain = experience_module.forward_all
+
+    def odd(*given):
+        found = plain(*given)
+        found[1].fill_(torch.inf)
+        return found
+
+    monkeypatch.setattr(experience_module, "forward_all", odd)
+    model = actors(tiny_mistral)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
+    experience = score_tokens(model, rollout(), SCORES, settings(), kl_coefficient=0.1)
+    found = update(model, optimizer, experience, settings(), torch.Generator().manual_seed(0))
+    assert optimizer.applied == 0 and found.metrics["optim/skipped"] == 1
+    assert math.isnan(found.metrics["policy/loss"]) and math.isnan(found.metrics["policy/ratio_first"])
+    measured = step_metrics(1, 5, experience, SCORES, 0.1, Runtime(device="cpu"))
+    assert measured["optim/left_out"] == 5 and math.isnan(measured["kl/reference"])
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
 def test_pay_by_hand():

@@ -64,6 +64,28 @@ def test_only_odd_scores_end_the_run_with_the_state_saved(run, monkeypatch, caps
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
 
 
+def test_an_odd_log_prob_leaves_its_answer_out_and_the_kl_target_goes_on(run, monkeypatch):
+    from starling_train.engine import experience
+
+    plain, calls = experience.forward_all, []
+
+    def odd(*given):
+        found = plain(*given)
+        calls.append(1)
+        if len(calls) == 2:
+            found[2][4, 0] = float("nan")  # of the reference
+        return found
+
+    monkeypatch.setattr(experience, "forward_all", odd)
+    directory = run("algorithm.kl.target=1.0", "algorithm.kl.horizon=20", "evaluation.every=0", "checkpoint.every=1")
+    metrics = lines(directory / "metrics.jsonl")
+    assert [row["optim/left_out"] for row in metrics] == [0, 1, 0]
+    assert [row["optim/skipped"] for row in metrics] == [0, 0, 0]
+    assert len({row["kl/coefficient"] for row in metrics}) == 3  # numbers, and the target still pulls
+    (skipped,) = lines(directory / "skipped.jsonl")
+    assert skipped["step"] == 2 and skipped["reason"] == "forward"
+
+
 def test_many_skipped_updates_in_a_row_end_the_run_with_the_state_saved(run, monkeypatch, capsys, tmp_path):
     from starling_train.engine import experience
 
@@ -80,7 +102,7 @@ def test_many_skipped_updates_in_a_row_end_the_run_with_the_state_saved(run, mon
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: optim: ") and "optim.learning_rate" in line and "skipped.jsonl" in line
     metrics = lines(tmp_path / "run" / "metrics.jsonl")
-    assert [row["optim/skipped"] for row in metrics] == [0, 4, 4]
+    assert [row["optim/skipped"] for row in metrics] == [0, 4, 4, 4]
     assert (tmp_path / "run" / "checkpoints" / f"step_{metrics[-1]['step']:06d}" / "state.json").is_file()
     skipped = lines(tmp_path / "run" / "skipped.jsonl")
     assert {row["reason"] for row in skipped} == {"update"}
