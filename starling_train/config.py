@@ -7,6 +7,7 @@ wrong key is told before anything heavy is imported.
 
 from dataclasses import dataclass, field
 
+from starling_train.config_model import FreezeConfig, ModelConfig, check_adapter, check_freeze
 from starling_train.config_values import (
     UserError,
     check_betas,
@@ -18,33 +19,6 @@ from starling_train.config_values import (
     optional_number,
     variable,
 )
-
-
-@dataclass
-class ModelConfig:
-    path: str = "openchat/openchat-3.5-0106"
-    revision: str | None = None
-    dtype: str = choice("bfloat16", "bfloat16", "float32")
-    attention: str = choice("sdpa", "sdpa", "eager", "flash_attention_2")
-    gradient_checkpointing: bool = False
-
-
-@dataclass
-class FreezeConfig:
-    method: str = choice("snr", "snr", "layers", "last_layers", "random", "lowest", "none")
-    unit: str = choice("matrix", "matrix", "layer")
-    scope: str = choice("type", "type", "global")
-    top_percent: float = number(25.0, 0.0, 100.0)
-    max_trainable: int | None = optional_number(1)
-    max_memory_gb: float | None = optional_number(0.0)
-    layers: list[int] = field(default_factory=list)
-    last_layers: int = number(4, 1)
-    lowest_layer: int = number(0, 0)
-    dialect: str = choice("spectrum", "spectrum", "laserrmt", "gavish_donoho")
-    scan: str | None = None
-    embeddings: bool = False
-    head: bool = False
-    norms: bool = False
 
 
 @dataclass
@@ -207,14 +181,15 @@ class SnrConfig(Config):
 SUITES = ("function_calling",)
 
 
-def check_freeze(freeze: FreezeConfig) -> None:
-    """Check the keys of `freeze` against one another. Raises UserError."""
-    if freeze.method == "layers" and not freeze.layers:
+def check_ppo_adapter(config: Config) -> None:
+    """Check what PPO with adapters needs. Raises UserError."""
+    if config.freeze.adapter and config.algorithm.critic == "separate":
         raise UserError(
-            "freeze.layers: empty with freeze.method=layers; give layer numbers, e.g. freeze.layers=[10,11]"
+            "algorithm.critic: separate trains a whole copy; with freeze.adapter=lora use head, or twin for adapters "
+            "of its own"
         )
-    if freeze.method in ("snr", "random", "lowest") and freeze.top_percent == 0:
-        raise UserError("freeze.top_percent: 0 selects nothing to train; give a percentage above 0, e.g. 25")
+    if config.freeze.adapter and config.freeze.lora.dropout:
+        raise UserError("freeze.lora.dropout: in PPO a probability must be the same each time it is computed; use 0")
 
 
 def check_snr(config: SnrConfig) -> None:
@@ -255,6 +230,8 @@ def check(config: Config) -> None:
             raise UserError(f"{key}: not set; give {what}, or start from a recipe (+recipe=small)")
     check_reward(config.reward)
     check_freeze(config.freeze)
+    check_adapter(config.model, config.freeze, config.cluster.zero_stage)
+    check_ppo_adapter(config)
     minibatches, prompts = config.algorithm.minibatches, config.algorithm.prompts_per_step
     if minibatches > prompts:
         raise UserError(f"algorithm.minibatches: {minibatches} exceeds algorithm.prompts_per_step={prompts}; lower it")

@@ -94,5 +94,7 @@ def check_rm(config: RmConfig) -> None:
     check_betas(config.optim.betas)
     if config.rm.fresh and config.freeze.method != "none":
         raise UserError(f"rm.fresh: freeze.method={config.freeze.method} would freeze random weights; use freeze=none")
+    if config.model.load_in:
+        raise UserError("model.load_in: the weights of a reward model in training are not quantised; leave it out")
     if config.rm.trailing_newline and config.rm.kind != "starling_34b":
         raise UserError(f"rm.trailing_newline: the template of rm.kind={config.rm.kind} has none; use starling_34b")

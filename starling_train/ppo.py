@@ -84,7 +84,8 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)
-    checkpoints = setup.open_checkpoints(config.checkpoint, run, directory, runtime)
+    beside = setup.adapter_files(config, policy.table, "policy.")
+    checkpoints = setup.open_checkpoints(config.checkpoint, run, directory, runtime, beside)
     fresh = TrainState(kl_coefficient=algorithm.kl.coefficient)
     state = setup.restore(checkpoints, optimizer, metrics_log.last, runtime) or fresh
     kl = KLController(state.kl_coefficient, algorithm.kl.target, algorithm.kl.horizon)
@@ -177,7 +178,8 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
         console.phase("writing the model")
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
-                save.save_model(actors.policy, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
+                whole = setup.whole_policy(config, directory, actors.policy)
+                save.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         keeper.finish()
         planned_gb = planner.of_run(config, model_config, policy.table, runtime.device.type, runtime.world)
         console.say(planner.against(planned_gb, runtime.peak_memory_gb() - base_gb))

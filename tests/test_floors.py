@@ -9,8 +9,8 @@ import starling_train
 
 ROOT = Path(starling_train.__file__).parent
 FLOORS = {
-    "config_values": -1, "config": 0, "config_rm": 1, "assets": 1, "core": 1, "data": 2, "models": 2, "engine": 3,
-    "evals": 4, "report": 4, "cli": 5,
+    "config_values": -2, "config_model": -1, "config": 0, "config_rm": 1, "assets": 1, "core": 1, "data": 2,
+    "models": 2, "engine": 3, "evals": 4, "report": 4, "cli": 5,
 }  # fmt: skip
 COMMAND = 6
 # package: the only places that may import it (a file or a folder of starling_train)
@@ -20,6 +20,7 @@ ONLY_IN = {
     "accelerate": ("engine",),
     "deepspeed": ("engine",),
     "wandb": ("engine/metrics.py",),
+    "peft": ("models/adapters.py",),
     "matplotlib": ("report",),
 }
 FILES = sorted(ROOT.rglob("*.py"))
@@ -89,7 +90,7 @@ def test_help_and_typos_need_nothing_heavy(name):
     at_top = {module.split(".")[0] for module, top in imports(ROOT / name) if top}
     assert not at_top & heavy
     below = {part(m) for m, top in imports(ROOT / name) if top and m.startswith("starling_train.")}
-    assert below <= {"config_values", "config", "config_rm", "assets", "cli"}
+    assert all(name in ("assets", "cli") or name.split("_")[0] == "config" for name in below)
 
 
 def test_files_stay_small():

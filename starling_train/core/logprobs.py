@@ -11,37 +11,55 @@ CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
 
 
 def token_logprobs(
-    hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float = 1.0, chunk: int | None = None
+    hidden: Tensor,
+    head: Tensor,
+    tokens: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    low_rank: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of the distribution it was drawn from.
 
     hidden: (n, d) last hidden states after the final norm, row i predicting tokens[i]; head: (vocabulary, d);
     tokens: (n,). Returns two (n,) float32 tensors, in nats. Logits are divided by the temperature, as in sampling.
     Rows go through the head `chunk` at a time (None = by the size of the vocabulary), so that memory holds chunk x
-    vocabulary logits at most. The entropy has no gradient where the head is frozen.
+    vocabulary logits at most. The entropy has no gradient where the head is frozen. low_rank: (A, B), (r, d) and
+    (vocabulary, r): the head is head + B A, and of it A and B train.
     """
     chunk = chunk or max(16, CHUNK_ELEMENTS.get(hidden.device.type, 2**21) // len(head))
-    if torch.is_grad_enabled() and hidden.requires_grad and not head.requires_grad:
+    learns = head.requires_grad or low_rank is not None
+    if torch.is_grad_enabled() and hidden.requires_grad and not learns:
         return _FrozenHead.apply(hidden, head, tokens, temperature, chunk)
     logprobs, entropies = [], []
     for rows, wanted in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-        if torch.is_grad_enabled() and head.requires_grad:
-            logprob, entropy = checkpoint(_chunk, rows, head, wanted, temperature, use_reentrant=False)
+        given = (rows, head, wanted, temperature, low_rank)
+        if torch.is_grad_enabled() and learns:
+            logprob, entropy = checkpoint(_chunk, *given, use_reentrant=False)
         else:
-            logprob, entropy = _chunk(rows, head, wanted, temperature)
+            logprob, entropy = _chunk(*given)
         logprobs.append(logprob)
         entropies.append(entropy)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _chunk(hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    distribution = _log_distribution(hidden, head, temperature)
+LowRank = tuple[Tensor, Tensor] | None
+
+
+def _chunk(
+    hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float, low_rank: LowRank
+) -> tuple[Tensor, Tensor]:
+    distribution = _log_distribution(hidden, head, temperature, low_rank)
     logprob = distribution.gather(-1, tokens[:, None]).squeeze(-1)
     return logprob, -(distribution.exp() * distribution).sum(-1)
 
 
-def _log_distribution(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, head).float()
+def _log_distribution(hidden: Tensor, head: Tensor, temperature: float, low_rank: LowRank) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, head)
+    if low_rank is not None:
+        for factor in low_rank:
+            hidden = torch.nn.functional.linear(hidden.to(factor.dtype), factor)
+        logits = logits + hidden
+    logits = logits.float()
     return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
 
 

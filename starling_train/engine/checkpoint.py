@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from starling_train.engine.state import TrainState
 from starling_train.models.identity import Identity
 from starling_train.models.save import flush, flush_folder
 
+Beside = Callable[[Path, dict[str, Tensor]], Sequence[str]]
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -31,12 +33,13 @@ class Checkpoint:
 class Checkpoints:
     """The folder `checkpoints/` of a run: one folder `step_000123` each, the newest `keep` of them.
 
-    base: the model that the trainable tensors belong to; a checkpoint of another base is refused.
+    base: the model that the trainable tensors belong to; a checkpoint of another base is refused. beside: writes more
+    files into a checkpoint's folder, for others to read, and gives their names.
     saved: step of the newest checkpoint that is known to be good, 0 if there is none.
     """
 
-    def __init__(self, directory: Path, keep: int, base: Identity):
-        self._directory, self._keep, self._base = directory, keep, base
+    def __init__(self, directory: Path, keep: int, base: Identity, beside: Beside | None = None):
+        self._directory, self._keep, self._base, self._beside = directory, keep, base, beside
         self._bad: set[Path] = set()
         self.saved = 0
 
@@ -71,7 +74,8 @@ class Checkpoints:
         save_file({n: t.detach().contiguous() for n, t in trainable.items()}, partial / "trainable.safetensors")
         save_file({n: t.detach().contiguous() for n, t in optimizer.items()}, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state.to_json(), allow_nan=False))
-        manifest.write(partial, state.step, self._base, FILES)
+        more = self._beside(partial, trainable) if self._beside else ()
+        manifest.write(partial, state.step, self._base, (*FILES, *more))
         flush_folder(partial)
 
     def newest(self, logged: int | None = None) -> Checkpoint | None:

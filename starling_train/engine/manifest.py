@@ -64,11 +64,12 @@ def read(directory: Path) -> Manifest:
 def verify(directory: Path, names: tuple[str, ...], *, contents: bool = True) -> Manifest:
     """The manifest of a checkpoint that is what was written; raises Damaged if it is not.
 
-    contents: compare the bytes of the files too, not only names and sizes.
+    names: of files that must be there. contents: compare the bytes of all files too, not only names and sizes.
     """
     manifest = read(directory)
-    if manifest.files.keys() != set(names):
-        raise Damaged(f"{NAME} lists other files than {', '.join(names)}")
+    if not manifest.files.keys() >= set(names):
+        raise Damaged(f"{NAME} does not list all of {', '.join(names)}")
+    names = tuple(manifest.files)
     if directory.name != folder_name(manifest.step):
         raise Damaged(f"{NAME} is that of step {manifest.step}: the folder was renamed, or the file copied")
     # what the system or an editor puts beside the files, hidden, is not ours to judge

@@ -32,7 +32,9 @@ def check_run(config: Config, directory: Path, model_config: Any, runtime: Runti
     """Check everything that a PPO run needs but its data. directory, model_config: the policy's. Raises UserError."""
     check_tracker(config.logging.wandb)
     check_directory(run, "run_dir")
-    preflight.check_acceleration(attention=config.model.attention, eight_bit=config.optim.eight_bit)
+    preflight.check_acceleration(
+        attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
+    )
     preflight.check_policy(directory, model_config, "model.path")
     _check_selection(config.freeze, directory, snr_scan.list_matrices(directory), config.seed)
     check_reward(config.reward)

@@ -16,7 +16,7 @@ from starling_train.engine import setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
-from starling_train.models import freeze, load, reward_start
+from starling_train.models import adapters, freeze, load, reward_start
 from starling_train.models.memory_plan import Plan, plan_ranking
 from starling_train.models.module_types import LAYER
 from starling_train.models.reward import RewardModel, write_starling_7b, write_starling_34b
@@ -100,7 +100,11 @@ def load_trainee(config: RmConfig, start: Start, runtime: Runtime, records: dict
     )
     if config.model.gradient_checkpointing:
         net.transformer.gradient_checkpointing_enable({"use_reentrant": False})
-    return Trainee(net, selected, _apply(config, net, selected), records)
+    table = _apply(config, reward_start.empty(start.config) if config.freeze.adapter else net, selected)
+    if config.freeze.adapter:
+        setup.add_adapters(config.freeze, net, table, runtime)
+        net.v_head.requires_grad_(True)
+    return Trainee(net, selected, table, records)
 
 
 def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
@@ -118,7 +122,14 @@ def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None
 
 
 def _apply(config: RmConfig, net: RewardNet, selected: list[str]) -> freeze.FreezeTable:
-    return setup.apply(replace(config.freeze, head=True), net, selected)
+    if not config.freeze.adapter:
+        return setup.apply(replace(config.freeze, head=True), net, selected)
+    table = setup.apply(replace(config.freeze, head=False), net, selected)  # the reward head has no use for an adapter
+    rows = [
+        replace(row, trained=1, parameters_trained=row.parameters_of) if row.type == "head" else row
+        for row in table.rows
+    ]
+    return replace(table, rows=tuple(rows))
 
 
 def steps(config: RmConfig, rows: int) -> int:
@@ -161,7 +172,7 @@ def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> 
 def writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
     """Writes the reward model in the layout of `rm.kind` into a directory."""
     write = write_starling_7b if config.rm.kind == "starling_7b" else write_starling_34b
-    return lambda directory: write(net, directory, tokenizer)
+    return lambda directory: write(adapters.merged(net), directory, tokenizer)
 
 
 def describe(config: RmConfig) -> str:

@@ -11,13 +11,13 @@ from starling_train.config import CheckpointConfig, Config, FreezeConfig, Reward
 from starling_train.data import nectar, openchat, prompts
 from starling_train.data.prompts import Prompt
 from starling_train.engine import scan_setup
-from starling_train.engine.checkpoint import Checkpoints, known_base
+from starling_train.engine.checkpoint import Beside, Checkpoints, known_base
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.state import TrainState
 from starling_train.engine.zero import ZeroOptimizer
-from starling_train.models import freeze, identity, load, reward, snr_scan
+from starling_train.models import adapters, freeze, identity, load, reward, snr_scan
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.running_stats import RunningMoments
 from starling_train.models.scan_journal import JOURNAL, Journal
@@ -115,17 +115,28 @@ class SelectedPolicy:
 def load_selected_policy(
     config: Config, directory: Path, runtime: Runtime, records: dict[str, Record], selected: list[str]
 ) -> SelectedPolicy:
-    """Load the weights and freeze what is not selected."""
+    """Load the weights and freeze what is not selected; with freeze.adapter, hang adapters onto it."""
     model = load.load_causal_lm(
         directory,
         "model.path",
         dtype=config.model.dtype,
         attention=config.model.attention,
         device=str(runtime.device),
+        load_in=config.model.load_in,
     )
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return SelectedPolicy(model, selected, apply(config.freeze, model, selected), records)
+    # quantised weights have neither their shapes nor gradients: what is selected is told by the empty model
+    table = apply(config.freeze, load.build_empty(model.config) if config.freeze.adapter else model, selected)
+    add_adapters(config.freeze, model, table, runtime)
+    return SelectedPolicy(model, selected, table, records)
+
+
+def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTable, runtime: Runtime) -> None:
+    """With freeze.adapter, adapters on what the table names train, and nothing else."""
+    if config.adapter:
+        runtime.seed_all("adapters")
+        adapters.add(model, table.names, config.lora)
 
 
 def scan(config: FreezeConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
@@ -150,7 +161,9 @@ def write_scan(records: dict[str, Record], run: Path) -> None:
 
 
 def apply(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze.FreezeTable:
-    return freeze.apply(model, selected, embeddings=config.embeddings, head=config.head, norms=config.norms)
+    rank = config.lora.rank if config.adapter else None
+    wanted = {"embeddings": config.embeddings, "head": config.head, "norms": config.norms}
+    return freeze.apply(model, selected, **wanted, rank=rank)
 
 
 def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel | RewardClient:
@@ -208,10 +221,31 @@ def begin(config: FreezeConfig, run: RunDirectory, runtime: Runtime, trained: Tr
     freeze.write_unfrozen_yaml(trained.selected, trained.records, run.path / "unfrozen.yaml", trained.table.names)
 
 
-def open_checkpoints(config: CheckpointConfig, run: RunDirectory, base: Path, runtime: Runtime) -> Checkpoints:
-    """The run's checkpoints, of the model in the directory `base`."""
+def open_checkpoints(
+    config: CheckpointConfig, run: RunDirectory, base: Path, runtime: Runtime, beside: Beside | None = None
+) -> Checkpoints:
+    """The run's checkpoints, of the model in the directory `base`. beside: see `Checkpoints`."""
     identified = runtime.from_first(lambda: identity.identify(base, known_base(run.checkpoints)))
-    return Checkpoints(run.checkpoints, config.keep, identified)
+    return Checkpoints(run.checkpoints, config.keep, identified, beside)
+
+
+def adapter_files(config: Config, table: freeze.FreezeTable, prefix: str) -> Beside | None:
+    """Writes the adapters as PEFT reads them into each checkpoint; None without adapters. prefix: of their names."""
+    if not config.freeze.adapter:
+        return None
+    lora, path = config.freeze.lora, config.model.path
+    return lambda directory, tensors: adapters.write(directory, tensors, prefix, table.names, lora, path)
+
+
+def whole_policy(config: Config, directory: Path, policy: nn.Module) -> nn.Module:
+    """The policy as a model of its own: with adapters merged into the weights, those of a quantised base unquantised.
+
+    directory: of the base model.
+    """
+    if not config.model.load_in:
+        return adapters.merged(policy)
+    base = load.load_causal_lm(directory, "model.path", dtype=config.model.dtype, device="cpu")
+    return adapters.merged(policy, base)
 
 
 def describe(optimizer: Optimizer | ZeroOptimizer, runtime: Runtime) -> str:

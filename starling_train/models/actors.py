@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.core.logprobs import token_logprobs
+from starling_train.models import adapters
 from starling_train.models.packing import Packing
 from starling_train.models.sharing import freeze_all, twin
 from starling_train.models.trunk import Trunk
@@ -38,7 +39,8 @@ class Outputs(NamedTuple):
 class Actors(nn.Module):
     """The container that is handed to the engine: one policy, one reference, one critic.
 
-    policy: a causal LM with its final requires_grad flags. critic: `head` (a value head on the policy's own last
+    policy: a causal LM with its final requires_grad flags. With adapters on it, the reference is the model without
+    them, and a twin critic has adapters of its own. critic: `head` (a value head on the policy's own last
     hidden state), `twin` (own copies of the trainable tensors), `separate` (own copies of everything, all trainable).
     lowest: index of the lowest decoder layer with a trainable tensor.
     """
@@ -46,7 +48,7 @@ class Actors(nn.Module):
     def __init__(self, policy: nn.Module, critic: str, lowest: int, temperature: float = 1.0):
         super().__init__()
         self.policy = policy
-        self.reference = freeze_all(twin(policy))
+        self.reference = freeze_all(adapters.without(twin(policy)))
         self.critic = _critic_trunk(policy, critic)
         self._critic_kind, self.lowest = critic, lowest
         self.value_head = ValueHead(policy.config.hidden_size)
@@ -90,7 +92,9 @@ class Actors(nn.Module):
         return Outputs(logprobs, entropy, values)
 
     def _logprobs(self, hidden: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        return token_logprobs(hidden, self.policy.lm_head.weight, batch.targets, self.temperature)
+        head = self.policy.lm_head
+        low_rank = adapters.low_rank(head)
+        return token_logprobs(hidden, head.weight, batch.targets, self.temperature, low_rank=low_rank)
 
     def policy_outputs(self, batch: MicroBatch, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy of the response tokens alone: (n,) each."""

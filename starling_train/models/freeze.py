@@ -1,5 +1,6 @@
 """Freezes a model but for a selection, and says what trains. Nothing trains that was not named."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -95,8 +96,16 @@ def besides(groups: dict[str, str], names: Iterable[str], *, embeddings: bool, h
 class _Parameter:
     name: str
     group: str  # module type, or embeddings, head, norms, other
-    size: int
+    shape: tuple[int, ...]
     matrices: tuple[Matrix, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def trained(self, rank: int | None) -> int:
+        """Parameters that train: of the tensor, or of an adapter of that rank on it."""
+        return self.size if rank is None else rank * sum(self.shape)
 
 
 def apply(
@@ -106,13 +115,15 @@ def apply(
     embeddings: bool = False,
     head: bool = False,
     norms: bool = False,
+    rank: int | None = None,
 ) -> FreezeTable:
     """Sets requires_grad on a causal LM: the weights of the `selected` modules and the asked-for groups,
     no others.
 
     `selected` holds exact module names (`model.layers.3.mlp.down_proj`; a bias stays frozen), or `["*"]`
     for every parameter. `norms` means the final norm and those of the layers in which something else
-    trains. Raises UserError for a name that matches nothing, for a part of a tensor that can only train
+    trains. With `rank`, adapters of that rank will train on the tensors named: only matrices, and the head
+    if it is asked for. Raises UserError for a name that matches nothing, for a part of a tensor that can only train
     as a whole, when nothing would train, and when embeddings and head are one tensor but only one of the
     two was asked for.
     """
@@ -123,12 +134,14 @@ def apply(
         _check_tied(model, embeddings, head)
         groups = {p.name: p.group for p in parameters}
         names |= set(besides(groups, names, embeddings=embeddings, head=head, norms=norms))
+    if rank is not None:
+        names = {p.name for p in parameters if p.name in names and (p.matrices or (head and p.group == "head"))}
     if not names:
         raise UserError("freeze.method: nothing would train; select matrices, or set freeze.embeddings, head or norms")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     trained = tuple(p.name for p in parameters if p.name in names)
-    return FreezeTable(_rows(parameters, names), trained, _lowest_layer(model, parameters, names))
+    return FreezeTable(_rows(parameters, names, rank), trained, _lowest_layer(model, parameters, names))
 
 
 def _parameters(model: nn.Module) -> list[_Parameter]:
@@ -146,7 +159,7 @@ def _parameters(model: nn.Module) -> list[_Parameter]:
             group = name.removesuffix(".weight").split(f".{weight.matrices[0].layer}.", 1)[1]
         else:
             group = known.get(id(parameter), "norms" if weight.kind == "norm" else "other")
-        found.append(_Parameter(name, group, parameter.numel(), weight.matrices))
+        found.append(_Parameter(name, group, tuple(parameter.shape), weight.matrices))
     return found
 
 
@@ -178,12 +191,12 @@ def _check_tied(model: nn.Module, embeddings: bool, head: bool) -> None:
         )
 
 
-def _rows(parameters: list[_Parameter], names: set[str]) -> tuple[Row, ...]:
+def _rows(parameters: list[_Parameter], names: set[str], rank: int | None) -> tuple[Row, ...]:
     rows: dict[str, Row] = {}
     for p in parameters:
         trains = p.name in names
         row = rows.get(p.group, Row(p.group))
-        rows[p.group] = row.plus(Row(p.group, int(trains), 1, p.size * trains, p.size))
+        rows[p.group] = row.plus(Row(p.group, int(trains), 1, p.trained(rank) * trains, p.size))
     return tuple(rows.values())
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from starling_train.config import UserError
 from starling_train.config_values import no_path
+from starling_train.models import quantisation
 
 # What transformers raises, at one place or another, for files that are damaged or of another model.
 UNUSABLE = (
@@ -83,10 +84,19 @@ def load_tokenizer(directory: Path, key: str) -> Any:
         ) from error
 
 
-def load_causal_lm(directory: Path, key: str, *, dtype: str, attention: str = "sdpa", device: str = "cpu") -> nn.Module:
+def load_causal_lm(
+    directory: Path,
+    key: str,
+    *,
+    dtype: str,
+    attention: str = "sdpa",
+    device: str = "cpu",
+    load_in: str | None = None,
+) -> nn.Module:
     """The causal language model of a directory, dropout off, in the given dtype on the device.
 
-    Safetensors, or `.bin` shards read with weights-only. Raises UserError when weights are missing.
+    load_in: 8bit or 4bit (GPUs, bitsandbytes): quantise what lies in the decoder's layers. Reads safetensors, or
+    `.bin` shards with weights-only. Raises UserError when weights are missing.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -96,8 +106,8 @@ def load_causal_lm(directory: Path, key: str, *, dtype: str, attention: str = "s
         model, found = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
-            dtype=getattr(torch, dtype),
             attn_implementation=attention,
+            **quantisation.loading_options(dtype, device, load_in),
             trust_remote_code=False,
             output_loading_info=True,
         )
@@ -110,7 +120,7 @@ def load_causal_lm(directory: Path, key: str, *, dtype: str, attention: str = "s
     # transformers fills what is missing with random numbers and a warning
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{key}: {directory} lacks {len(missing)} tensors, {missing[0]} first; download it again")
-    return model.to(device)
+    return model if load_in else model.to(device)
 
 
 def without_dropout(config: Any) -> Any:

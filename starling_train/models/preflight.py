@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from starling_train.config import RewardConfig, UserError
-from starling_train.models import checkpoint_files, load, reward_checkpoint, reward_loading, reward_templates
+from starling_train.models import (
+    checkpoint_files,
+    load,
+    quantisation,
+    reward_checkpoint,
+    reward_loading,
+    reward_templates,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -108,13 +115,19 @@ def _check_shapes(expected: Shapes, found: Shapes, source: str) -> None:
 
 
 def check_acceleration(
-    *, attention: str | None = None, load_in: str | None = None, device_map: str | None = None, eight_bit: bool = False
+    *,
+    attention: str | None = None,
+    load_in: str | None = None,
+    device_map: str | None = None,
+    eight_bit: bool = False,
+    policy_load_in: str | None = None,
 ) -> None:
     """Raise UserError for a setting that needs a GPU, or a package, which is not there."""
     from importlib.util import find_spec
 
     needing = (
         ("model.attention", attention == "flash_attention_2", "flash_attn", "sdpa"),
+        ("model.load_in", bool(policy_load_in), "bitsandbytes", "null"),
         ("reward.load_in", bool(load_in), "bitsandbytes", "null"),
         ("optim.eight_bit", eight_bit, "bitsandbytes", "false"),
         ("reward.device_map", bool(device_map), None, "null"),
@@ -123,7 +136,7 @@ def check_acceleration(
         if not asked:
             continue
         if key == "reward.device_map":
-            reward_loading.check_device(device_map)
+            quantisation.check_device(device_map)
         elif not torch.cuda.is_available():
             raise UserError(f"{key}: needs an NVIDIA GPU, and none is visible; use {instead}")
         if package and find_spec(package) is None:

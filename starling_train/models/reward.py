@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from starling_train.config import UserError
 from starling_train.core.batching import cut_by_tokens, cut_packed, overhead_of
-from starling_train.models import reward_loading, reward_templates
+from starling_train.models import quantisation, reward_loading, reward_templates
 from starling_train.models.budget import Budget
 from starling_train.models.packing import Packing
 from starling_train.models.reward_checkpoint import write_starling_7b, write_starling_34b
@@ -192,7 +192,7 @@ def load_reward_model(
         raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {kind}'s; use last_token")
     if not directory.is_dir():
         raise UserError(f"reward.path: no directory {directory}; download the reward model first")
-    options = reward_loading.loading_options(dtype, device, load_in)
+    options = quantisation.loading_options(dtype, device, load_in)
     config = reward_loading.load_config(directory, tokenizer_directory)
     own_tokenizer = reward_loading.load_tokenizer(tokenizer_directory)
     reward_templates.check_tokenizer(kind, own_tokenizer, str(tokenizer_directory))

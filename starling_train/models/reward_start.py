@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from starling_train.config import UserError
-from starling_train.models import checkpoint_files, load, reward_loading, reward_templates
+from starling_train.models import checkpoint_files, load, quantisation, reward_loading, reward_templates
 from starling_train.models.reward_net import RewardNet
 
 # What a Mistral's configuration shares with a Llama's; with these and no sliding window the two compute the same.
@@ -55,7 +55,7 @@ def start(directory: Path, config: Any, *, fresh: bool, dtype: str, attention: s
         net = RewardNet.from_config(config).to(getattr(torch, dtype))
     elif is_reward_model(directory):
         layout = "starling_7b" if (directory / "pytorch_model.bin").is_file() else "starling_34b"
-        options = reward_loading.loading_options(dtype, device, None) | {"attn_implementation": attention}
+        options = quantisation.loading_options(dtype, device, None) | {"attn_implementation": attention}
         net = reward_loading.load_starling(layout, directory, config, options)
     else:
         head = nn.Linear(config.hidden_size, 1, bias=False, dtype=getattr(torch, dtype))

@@ -12,11 +12,13 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config import AlgorithmConfig, ClusterConfig, KLConfig, OptimConfig
+from starling_train.config_model import LoraConfig
 from starling_train.engine.experience import score_tokens
 from starling_train.engine.rollout import Rollout
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.update import update
 from starling_train.engine.zero import make_optimizer
+from starling_train.models import adapters
 from starling_train.models.actors import Actors
 
 
@@ -32,6 +34,10 @@ def main() -> None:
         policy = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2)).to(dtype)
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("layers.1.mlp" in name or "layers.2.self_attn.q" in name)
+        if critic == "adapters":  # and a twin critic with its own
+            critic = "twin"
+            names = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
+            adapters.add(policy, [*names, "lm_head.weight"], LoraConfig(rank=4))
         actors = Actors(policy, critic, lowest=1).train()
         torch.nn.init.normal_(actors.value_head.out.weight, std=0.1, generator=torch.Generator().manual_seed(1))
         algorithm = AlgorithmConfig(

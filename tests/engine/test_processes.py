@@ -108,7 +108,9 @@ with runtime.together():
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("stage,critic", [(1, "twin"), (2, "head"), (2, "twin"), (3, "twin")])
+@pytest.mark.parametrize(
+    "stage,critic", [(1, "twin"), (2, "head"), (2, "twin"), (3, "twin"), (2, "adapters"), (3, "adapters")]
+)
 def test_zero_takes_the_steps_of_one_process_and_keeps_half_of_the_state(alone, tmp_path, stage, critic):
     pytest.importorskip("deepspeed")
     found = run(tmp_path / "zero.json", 2, stage, critic, 5)

@@ -166,6 +166,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, tmp_path, sent, code):
     "changes",
     [
         ["algorithm.critic=twin", "algorithm.kl.target=6", "rollout.temperature=0.8"],
+        ["freeze.adapter=lora", "freeze.lora.rank=4", "algorithm.critic=twin", "freeze.method=none", "rollout=hf"],
         ["algorithm.critic=separate", "algorithm=apa", "freeze=last_layers", "freeze.last_layers=1"],
         [
             "freeze=none",
@@ -176,7 +177,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, tmp_path, sent, code):
         ],
         ["freeze=random", "model.gradient_checkpointing=true", "algorithm.length_penalty=0.5", "evaluation.every=0"],
     ],
-    ids=["twin", "separate-apa", "everything-bf16", "random-checkpointing"],
+    ids=["twin", "adapters", "separate-apa", "everything-bf16", "random-checkpointing"],
 )
 def test_other_ways_to_train_run(toy, tmp_path, monkeypatch, changes):
     from starling_train import ppo

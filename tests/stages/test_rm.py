@@ -245,6 +245,27 @@ def test_other_starts_and_selections(bases, rows, tmp_path, base, changes):
     assert model.net.v_head.weight.abs().sum() > 0
 
 
+def test_adapters_are_merged_into_what_is_written(bases, rows, tmp_path):
+    """A plain reward model: base + alpha / rank B A, by hand, and the trained head."""
+    changes = ("freeze=snr", "freeze.top_percent=50", "freeze.embeddings=false", "freeze.norms=false")
+    lora = ("freeze.adapter=lora", "freeze.lora.rank=4", "freeze.lora.alpha=8", "evaluation.every=0")
+    run = run_here(tmp_path, arguments(bases, rows, "rm.epochs=0.5", *changes, *lora, base="llama"))
+    model = load("starling_7b", run / "reward", max_length=128)
+    before = load_file(bases / "llama" / weights_file(bases / "llama"))
+    trained = load_file(sorted((run / "checkpoints").iterdir())[-1] / "trainable.safetensors")
+    moved = 0
+    for name, parameter in model.net.transformer.named_parameters():
+        module = f"transformer.{name.removesuffix('.weight')}"
+        expected = before[f"model.{name}"]
+        if f"{module}.lora_A.default.weight" in trained:
+            down, up = (trained[f"{module}.lora_{part}.default.weight"] for part in "AB")
+            expected, moved = expected + 8 / 4 * up @ down, moved + 1
+            assert up.abs().sum() > 0
+        torch.testing.assert_close(parameter, expected, msg=name)
+    assert moved == 7 and len(trained) == 15
+    assert torch.equal(model.net.v_head.weight, trained["v_head.weight"])
+
+
 def weights_file(directory: Path) -> str:
     return next(path.name for path in directory.glob("*.safetensors"))
 

@@ -1,0 +1,104 @@
+"""LoRA adapters on selected matrices, by PEFT: W x becomes W x + (alpha / rank) B A x, and A and B train instead of W.
+
+Source: Hu et al. 2021, 'LoRA: Low-Rank Adaptation of Large Language Models' (arXiv 2106.09685), section 4.1.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from starling_train.config_model import LoraConfig
+from starling_train.models.sharing import twin
+
+NAME = "default"  # PEFT's name of the only adapter
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def add(model: nn.Module, weights: Iterable[str], config: LoraConfig) -> None:
+    """Hang an adapter onto each of the matrices; the adapters train, and nothing else.
+
+    weights: names of parameters, `model.layers.3.mlp.down_proj.weight`. B starts at zero, so the model computes what
+    it did; A is drawn from the global random generator.
+    """
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(_peft_config(weights, config), model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+
+
+def _peft_config(weights: Iterable[str], config: LoraConfig, base: str | None = None):
+    import peft
+
+    return peft.LoraConfig(
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+        target_modules=[name.removesuffix(".weight") for name in weights],
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+    )
+
+
+def adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, PEFT's layer) of every module with an adapter."""
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            yield name, module
+
+
+def without(model: nn.Module) -> nn.Module:
+    """The same model with its adapters taken off, in place: the base model, exactly. Returns it."""
+    for name, layer in list(adapted(model)):
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.base_layer)
+    vars(model).pop("peft_config", None)
+    return model
+
+
+def low_rank(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """(A, scaled B), (rank, in) and (out, rank), of a layer's adapter; None for a layer without one."""
+    if not hasattr(layer, "lora_A"):
+        return None
+    return layer.lora_A[NAME].weight, layer.scaling[NAME] * layer.lora_B[NAME].weight
+
+
+@torch.no_grad()
+def merged(model: nn.Module, base: nn.Module | None = None) -> nn.Module:
+    """A model without adapters that computes the same: W + scaled B A, added in float32, in W's type.
+
+    It shares every other tensor with `model`; with `base`, the unquantised model of a quantised one, it is `base` that
+    is changed and returned. With no adapters at all it is `model` itself.
+    """
+    layers = list(adapted(model))
+    if not layers:
+        return model
+    plain = base if base is not None else without(twin(model))
+    for name, layer in layers:
+        target = plain.get_submodule(name)
+        down, up = (factor.float().to(target.weight.device) for factor in low_rank(layer))
+        weight = (target.weight.float() + up @ down).to(target.weight.dtype)
+        target.weight = nn.Parameter(weight, requires_grad=False)
+    return plain
+
+
+def write(
+    directory: Path, trainable: dict[str, Tensor], prefix: str, weights: Iterable[str], config: LoraConfig, base: str
+) -> tuple[str, ...]:
+    """Write the adapters among a checkpoint's tensors as PEFT reads them; returns the names of the files.
+
+    prefix: of the policy's names in `trainable`. weights: the adapted matrices. base: the base model, for PEFT.
+    """
+    peft_config = _peft_config(weights, config, base)
+    peft_config.inference_mode = True
+    peft_config.save_pretrained(directory)
+    tensors = {
+        f"base_model.model.{name.removeprefix(prefix).replace(f'.{NAME}.', '.')}": tensor.detach().contiguous()
+        for name, tensor in trainable.items()
+        if name.startswith(prefix) and ".lora_" in name
+    }
+    save_file(tensors, directory / FILES[1], metadata={"format": "pt"})
+    return FILES
