@@ -27,11 +27,13 @@ import models
 from torch.utils.flop_counter import FlopCounterMode
 
 from starling_train.config import AlgorithmConfig, Config, KLConfig, OptimConfig, RolloutConfig
+from starling_train.config_model import LoraConfig
 from starling_train.engine import decode_step
 from starling_train.engine.experience import layer_to_keep, score_tokens
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.rollout import Rollout, generate
 from starling_train.engine.update import update
+from starling_train.models import adapters
 from starling_train.models.actors import Actors
 from starling_train.models.reward import RewardModel
 
@@ -46,6 +48,8 @@ class Job:
         if arguments.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
         self.table = select(policy, arguments)
+        if arguments.adapter:  # on the same matrices
+            adapters.add(policy, self.table.names, LoraConfig(rank=arguments.adapter))
         self.tokenizer = models.tokenizer(models.SHAPES[shape]["vocab_size"])
         low, high = arguments.prompt // 2, arguments.prompt * 3 // 2
         self.prompts = models.prompts(arguments.prompts * (arguments.steps + 1), shape, low, high)
@@ -255,6 +259,7 @@ def main() -> None:
         "--no-rates", action="store_true", help="leave out what the machine can do, and the shares of it"
     )
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--adapter", type=int, help="train LoRA adapters of this rank on what would train")
     parser.add_argument("--eight-bit", action="store_true", help="Adam's moments, on a GPU")
     parser.add_argument("--out", type=Path, help="file for the JSON; with sweep, a directory")
     arguments = parser.parse_args()

@@ -1,0 +1,111 @@
+"""The table, the sentences and the plot of a comparison of freeze strategies."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989")
+WORDS = {"more": "better than", "less": "worse than", "alike": "no different from", "unknown": "not comparable with"}
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """An `Interval` as text."""
+    if value.count == 0:
+        return "none"
+    half = "" if math.isnan(value.half) else f" ± {value.half:.{digits}f}"
+    return f"{_signed(value.mean, digits)}{half}"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: no negative zero
+
+
+def table(found: Any) -> str:
+    """Markdown: a line for each strategy."""
+    skills = list(found.sides[0].skills)
+    head = ["strategy", "parameters trained", "seeds", "reward gained"]
+    head += [f"{_short(skill)}, last step" for skill in skills]
+    head += [f"{_short(skill)} at +{found.level:.2f} reward" for skill in skills] + [
+        "steps to it",
+        "runs that reach it",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for side in found.sides:
+        cells = [side.strategy, f"{side.trained:,}", str(side.reward.count), number(side.reward)]
+        cells += [number(side.skills[skill]) for skill in skills] + [number(side.at_level[skill]) for skill in skills]
+        reaching = side.steps_to_level.count
+        steps = f"{side.steps_to_level.mean:.1f}" if reaching else "none"
+        lines.append([*cells, steps, f"{reaching} of {side.reward.count}"])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def sentences(found: Any) -> list[str]:
+    """What follows, in words: for each other strategy and skill, at an equal reward and at the last step."""
+    said = []
+    for difference in found.equal_reward:
+        said.append(f"At equal reward (+{found.level:.2f}) {_sentence(found.reference, difference)}")
+    for difference in found.equal_steps:
+        said.append(f"At equal steps {_sentence(found.reference, difference)}")
+    return said
+
+
+def _sentence(reference: str, difference: Any) -> str:
+    """The reference's side of a difference, which is the strategy's minus the reference's."""
+    turned = {"more": "less", "less": "more"}
+    verdict = turned.get(difference.value.verdict, difference.value.verdict)
+    what = "gains a reward that is" if difference.of == "reward" else f"leaves {_short(difference.of)}"
+    value = difference.value
+    if value.count == 0:
+        return f"{reference} and {difference.strategy} cannot be compared in {_short(difference.of)}: no seed has both."
+    spread = (
+        "no interval" if math.isnan(value.half) else f"95 % interval {_signed(-value.high)} to {_signed(-value.low)}"
+    )
+    return (
+        f"{reference} {what} {WORDS[verdict]} {difference.strategy}'s: {_signed(-value.mean)} ({spread}, {value.count} "
+        "seeds)."
+    )
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("eval/").replace("_", " ")
+
+
+def draw(curves: list[Any], found: Any, path: Path) -> None:
+    """Reward gained (right is better) against each skill's change (up is better): a line a run, a cross a strategy."""
+    from matplotlib.figure import Figure
+
+    skills = list(found.sides[0].skills)
+    figure = Figure(figsize=(6.4 * len(skills), 4.6), layout="constrained")
+    for axes, skill in zip(figure.subplots(1, len(skills), squeeze=False)[0], skills, strict=True):
+        for colour, side in zip(COLOURS * 3, found.sides, strict=False):
+            for curve in (c for c in curves if c.strategy == side.strategy):
+                axes.plot(curve.reward, curve.skills[skill], color=colour, alpha=0.35, linewidth=0.9)
+            x, y = side.reward, side.skills[skill]
+            halves = [0.0 if math.isnan(v.half) else v.half for v in (x, y)]
+            axes.errorbar(x.mean, y.mean, xerr=halves[0], yerr=halves[1], fmt="o", color=colour, label=side.strategy)
+        axes.axvline(found.level, color="#8c959f", linewidth=0.8, linestyle=":")
+        axes.axhline(0.0, color="#8c959f", linewidth=0.8)
+        axes.set_xlabel("held-out reward gained")
+        axes.set_ylabel(f"change of {_short(skill)}")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def markdown(name: str, curves: list[Any], found: Any) -> str:
+    """The page `compare.md`."""
+    seeds = sorted({curve.seed for curve in curves})
+    return "\n".join(
+        [
+            f"# {name}: freeze strategies side by side",
+            "",
+            f"Seeds {', '.join(map(str, seeds))}; means over seeds with 95 % intervals (Student's t); changes since "
+            "step 0.",
+            "",
+            table(found),
+            "",
+            "![reward gained against skill lost](compare.png)",
+            "",
+            *(f"- {line}" for line in sentences(found)),
+            "",
+        ]
+    )
