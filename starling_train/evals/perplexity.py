@@ -1,0 +1,121 @@
+"""Perplexity of a language model on given text.
+
+Documents come from a file. `.jsonl` has one a line: {"text": ...} as it stands, or a conversation ({"messages"}, or
+{"prompt", "response"}) in Openchat's template; a preference ({"prompt", "chosen", "rejected"}, or ranked answers) is
+the prompt with its best answer. Nectar (its parquet, a directory, a hub id) is read as the latter. Any other file is
+one document of plain text, blank lines included.
+
+A document's tokens begin with BOS where the tokenizer has one, and are cut into windows. A window begins with the last
+token of the one before it, so that every token but a document's first is predicted exactly once, whatever the window,
+from at most window - 1 tokens before it. With BOS, the first is BOS itself, which is no token of the text.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from starling_train.config import UserError
+from starling_train.data import nectar_files, openchat
+from starling_train.evals import preference
+from starling_train.models import conversations
+from starling_train.models.budget import Budget
+from starling_train.models.sequence_logprobs import sequence_logprobs
+
+Document = str | list[dict]  # plain text, or the messages of a conversation
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """nats: mean negative log-likelihood of a token; tokens: how many were predicted."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats); infinite where that is no number a float can hold."""
+        return math.exp(self.nats) if self.nats < 700 else math.inf
+
+
+def load(path: str | Path) -> list[Document]:
+    """The documents behind a path. Raises UserError that names the file, and the line where there are several."""
+    local = Path(path).expanduser()
+    on_hub = not local.exists() and local.suffix not in (".txt", ".jsonl") and nectar_files.HUB_ID.fullmatch(str(path))
+    if on_hub or local.is_dir() or local.suffix == ".parquet":
+        return [_best(row) for row in preference.load(path)]
+    if not local.is_file():
+        raise UserError(f"{local}: no such file; give plain text, JSONL with `text` or `messages`, or Nectar's parquet")
+    if local.suffix == ".jsonl":
+        found = [_of_row(raw, place) for place, raw in nectar_files.jsonl_rows(local)]
+    else:
+        found = [_text(local)]
+    found = [document for document in found if not isinstance(document, str) or document.strip()]
+    if not found:
+        raise UserError(f"{local}: no text in it; give a file that holds some")
+    return found
+
+
+def _best(row: preference.Comparison) -> Document:
+    return row.conversations[row.ranks.index(min(row.ranks))]
+
+
+def _of_row(raw: dict[str, Any], place: str) -> Document:
+    try:
+        if "text" in raw:
+            if not isinstance(raw["text"], str):
+                raise UserError("`text` is no string; give the document's text")
+            return raw["text"]
+        if "chosen" in raw or "answers" in raw:
+            return _best(preference.comparison(raw))
+        return conversations.of_row(raw, allow_empty=True)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from error
+
+
+def encode(document: Document, tokenizer: Any) -> list[int]:
+    """Token ids of a document, BOS first; no string of its text becomes a special token."""
+    if not isinstance(document, str):
+        return openchat.encode(document, tokenizer, add_generation_prompt=False)
+    bos = tokenizer.bos_token_id
+    return ([] if bos is None else [bos]) + openchat.text_ids(document, tokenizer)
+
+
+def windows(ids: Sequence[int], size: int) -> list[list[int]]:
+    """A document's ids in windows of at most `size` (2 or more), each one from the last token of the one before it.
+
+    Nothing where there are not two tokens: nothing is predicted then.
+    """
+    assert size >= 2, "a window of one token predicts nothing"
+    return [list(ids[first : first + size]) for first in range(0, len(ids) - 1, size - 1)]
+
+
+def sequences(documents: Sequence[Document], tokenizer: Any, window: int) -> list[list[int]]:
+    """The windows of all documents, in order. Raises UserError, without a file's name, if nothing can be predicted."""
+    found = [part for document in documents for part in windows(encode(document, tokenizer), window)]
+    if not found:
+        raise UserError("fewer than two tokens of text, so that none can be predicted; give a longer text")
+    return found
+
+
+def evaluate(model: nn.Module, windows: Sequence[Sequence[int]], budget: Budget) -> Perplexity:
+    """Of the `windows` together: every predicted token counts the same. Sums are in float64.
+
+    The model's forward is that of its dtype, log-probabilities are float32. budget: of tokens at a time.
+    """
+    sums = [(float(part.sum(dtype=torch.float64)), len(part)) for part in sequence_logprobs(model, windows, budget)]
+    tokens = sum(count for _, count in sums)
+    return Perplexity(-math.fsum(total for total, _ in sums) / tokens, tokens)

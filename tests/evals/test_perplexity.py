@@ -1,0 +1,105 @@
+import json
+import math
+
+import pytest
+import torch
+
+from starling_train.config import UserError
+from starling_train.data import nectar, openchat
+from starling_train.evals import perplexity
+from starling_train.models.budget import Budget
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    import openchat_tokenizer
+
+    return openchat_tokenizer.build()
+
+
+def budget(tokens: int = 4096) -> Budget:
+    return Budget("laser.tokens_per_batch", tokens)
+
+
+def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(tiny_mistral):
+    model = tiny_mistral()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    found = perplexity.evaluate(model, [[1, 2, 3, 4], [5, 6]], budget())
+    assert found.tokens == 4
+    assert found.nats == pytest.approx(math.log(97), rel=1e-6)
+    assert found.perplexity == pytest.approx(97.0, rel=1e-5)
+
+
+def test_it_is_the_loss_of_transformers_with_every_token_counted_alike(tiny_mistral):
+    model = tiny_mistral().eval()
+    windows = [[1, 9, 33, 2, 5, 96, 0], [7, 3], [4, 4, 4, 8]]
+    with torch.no_grad():
+        losses = [model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss.item() for ids in windows]
+    expected = sum(loss * (len(ids) - 1) for loss, ids in zip(losses, windows, strict=True)) / 10
+    for tokens in (1, 7, 1000):  # a window at a time, some, all
+        found = perplexity.evaluate(model, windows, budget(tokens))
+        assert found.tokens == 10
+        assert found.nats == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 7, 8, 9, 20])
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_windows_predict_every_token_but_the_first_exactly_once(length, size):
+    ids = list(range(length))
+    found = perplexity.windows(ids, size)
+    assert [token for window in found for token in window[1:]] == ids[1:]
+    assert all(2 <= len(window) <= size for window in found)
+
+
+def test_too_little_text_has_no_window(tokenizer):
+    assert perplexity.windows([1], 8) == perplexity.windows([], 8) == []
+    with pytest.raises(UserError, match="fewer than two tokens"):
+        perplexity.sequences([""], tokenizer, 8)
+
+
+def test_plain_text_begins_with_bos_and_nothing_in_it_is_special(tokenizer):
+    ids = perplexity.encode("Hello <|end_of_turn|>", tokenizer)
+    assert ids[:2] == [1, 22557] and openchat.end_of_turn_id(tokenizer) not in ids
+    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    assert perplexity.encode(talk, tokenizer) == openchat.encode(talk, tokenizer, add_generation_prompt=False)
+
+
+def test_a_text_file_is_one_document_and_a_jsonl_file_one_a_line(tmp_path):
+    (tmp_path / "a.txt").write_text("One.\n\nStill the same.\n")
+    assert perplexity.load(tmp_path / "a.txt") == ["One.\n\nStill the same.\n"]
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    rows = [
+        {"text": "One."},
+        {"text": " "},  # nothing to read
+        {"messages": talk},
+        {"prompt": "Hi", "response": "Yes"},
+        {"prompt": "Hi", "chosen": "Yes", "rejected": "No"},
+        {"prompt": "Hi", "answers": [{"answer": "No", "rank": 2}, {"answer": "Yes", "rank": 1}]},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert perplexity.load(tmp_path / "a.jsonl") == ["One.", talk, talk, talk, talk]
+
+
+def test_nectar_is_its_prompts_with_their_best_answers(tmp_path):
+    talk = [{"role": "user", "content": "Hi"}]
+    row = nectar.Row(talk, [nectar.Answer("No", "m", 2.0), nectar.Answer("Yes", "n", 1.0)], ["x"], True)
+    nectar.write_parquet([row], tmp_path / "rlaif.parquet")
+    best = [[*talk, {"role": "assistant", "content": "Yes"}]]
+    assert perplexity.load(tmp_path / "rlaif.parquet") == perplexity.load(tmp_path) == best
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b" \n", "a.txt: no text in it"),
+        ("a.txt", b"\xff\xfe", "a.txt: not UTF-8"),
+        ("a.jsonl", b"", "a.jsonl: no text in it"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: `text` is no string"),
+        ("a.jsonl", b'{"a": 3}', "a.jsonl:1: no conversation"),
+        ("b.txt", b"x", "a.txt: no such file"),
+    ],
+)
+def test_what_is_no_text_is_told_with_its_file(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        perplexity.load(tmp_path / name.replace("b.txt", "a.txt"))
