@@ -7,11 +7,12 @@ one document of plain text, blank lines included.
 
 A document's tokens begin with BOS where the tokenizer has one, and are cut into windows. A window begins with the last
 token of the one before it, so that every token but a document's first is predicted exactly once, whatever the window,
-from at most window - 1 tokens before it. With BOS, the first is BOS itself, which is no token of the text.
+from at most window - 1 tokens before it. With BOS, the first is BOS itself, which is no token of the text. Of a
+conversation the assistant's tokens count, each answer's end of turn among them, as in training; the others are read.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,36 +87,57 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from error
 
 
-def encode(document: Document, tokenizer: Any) -> list[int]:
-    """Token ids of a document, BOS first; no string of its text becomes a special token."""
-    if not isinstance(document, str):
-        return openchat.encode(document, tokenizer, add_generation_prompt=False)
-    bos = tokenizer.bos_token_id
-    return ([] if bos is None else [bos]) + openchat.text_ids(document, tokenizer)
+def encode(document: Document, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """(token ids of a document, the places of those that count); no string of its text becomes a special token."""
+    if isinstance(document, str):
+        bos = tokenizer.bos_token_id
+        ids = ([] if bos is None else [bos]) + openchat.text_ids(document, tokenizer)
+        return ids, list(range(1, len(ids)))
+    counted: list[int] = []
+    for turn, message in enumerate(document):
+        if message["role"] == "assistant":
+            before = openchat.encode(document[:turn], tokenizer)
+            after = openchat.encode(document[: turn + 1], tokenizer, add_generation_prompt=False)
+            counted += range(len(before), len(after))
+    return openchat.encode(document, tokenizer, add_generation_prompt=False), counted
 
 
-def windows(ids: Sequence[int], size: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class Window:
+    """Token ids that go through the model together, and the places, 1 or more, of those that are to be predicted."""
+
+    ids: list[int]
+    predicted: list[int]
+
+
+def windows(ids: Sequence[int], counted: Iterable[int], size: int) -> list[Window]:
     """A document's ids in windows of at most `size` (2 or more), each one from the last token of the one before it.
 
-    Nothing where there are not two tokens: nothing is predicted then.
+    counted: places of the tokens that count, the first's apart. A window without any is left out.
     """
     assert size >= 2, "a window of one token predicts nothing"
-    return [list(ids[first : first + size]) for first in range(0, len(ids) - 1, size - 1)]
+    chosen = set(counted)
+    found = []
+    for first in range(0, len(ids) - 1, size - 1):
+        part = list(ids[first : first + size])
+        found.append(Window(part, [place for place in range(1, len(part)) if first + place in chosen]))
+    return [window for window in found if window.predicted]
 
 
-def sequences(documents: Sequence[Document], tokenizer: Any, window: int) -> list[list[int]]:
+def cut(documents: Sequence[Document], tokenizer: Any, size: int) -> list[Window]:
     """The windows of all documents, in order. Raises UserError, without a file's name, if nothing can be predicted."""
-    found = [part for document in documents for part in windows(encode(document, tokenizer), window)]
+    found = [window for document in documents for window in windows(*encode(document, tokenizer), size)]
     if not found:
-        raise UserError("fewer than two tokens of text, so that none can be predicted; give a longer text")
+        raise UserError("no two tokens of text in a row, so that none can be predicted; give a longer text")
     return found
 
 
-def evaluate(model: nn.Module, windows: Sequence[Sequence[int]], budget: Budget) -> Perplexity:
-    """Of the `windows` together: every predicted token counts the same. Sums are in float64.
+def evaluate(model: nn.Module, windows: Sequence[Window], budget: Budget) -> Perplexity:
+    """Of the windows together: every predicted token counts the same. Sums are in float64.
 
     The model's forward is that of its dtype, log-probabilities are float32. budget: of tokens at a time.
     """
-    sums = [(float(part.sum(dtype=torch.float64)), len(part)) for part in sequence_logprobs(model, windows, budget)]
-    tokens = sum(count for _, count in sums)
-    return Perplexity(-math.fsum(total for total, _ in sums) / tokens, tokens)
+    ids, predicted = [window.ids for window in windows], [window.predicted for window in windows]
+    sums = [float(part.sum(dtype=torch.float64)) for part in sequence_logprobs(model, ids, budget, predicted)]
+    tokens = sum(map(len, predicted))
+    return Perplexity(-math.fsum(sums) / tokens, tokens)

@@ -21,10 +21,14 @@ def budget(tokens: int = 4096) -> Budget:
     return Budget("laser.tokens_per_batch", tokens)
 
 
+def whole(*ids: list[int]) -> list[perplexity.Window]:
+    return [perplexity.Window(one, list(range(1, len(one)))) for one in ids]
+
+
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(tiny_mistral):
     model = tiny_mistral()
     torch.nn.init.zeros_(model.lm_head.weight)
-    found = perplexity.evaluate(model, [[1, 2, 3, 4], [5, 6]], budget())
+    found = perplexity.evaluate(model, whole([1, 2, 3, 4], [5, 6]), budget())
     assert found.tokens == 4
     assert found.nats == pytest.approx(math.log(97), rel=1e-6)
     assert found.perplexity == pytest.approx(97.0, rel=1e-5)
@@ -37,31 +41,56 @@ def test_it_is_the_loss_of_transformers_with_every_token_counted_alike(tiny_mist
         losses = [model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss.item() for ids in windows]
     expected = sum(loss * (len(ids) - 1) for loss, ids in zip(losses, windows, strict=True)) / 10
     for tokens in (1, 7, 1000):  # a window at a time, some, all
-        found = perplexity.evaluate(model, windows, budget(tokens))
+        found = perplexity.evaluate(model, whole(*windows), budget(tokens))
         assert found.tokens == 10
         assert found.nats == pytest.approx(expected, rel=1e-6)
 
 
+def test_what_does_not_count_is_read_but_not_counted(tiny_mistral):
+    model = tiny_mistral().eval()
+    ids = [1, 9, 33, 2, 5]
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    expected = -(logprobs[1, 33] + logprobs[3, 5]).item() / 2
+    found = perplexity.evaluate(model, [perplexity.Window(ids, [2, 4])], budget())
+    assert (found.tokens, found.nats) == (2, pytest.approx(expected, rel=1e-5))
+
+
 @pytest.mark.parametrize("length", [2, 3, 4, 7, 8, 9, 20])
 @pytest.mark.parametrize("size", [2, 3, 8])
-def test_windows_predict_every_token_but_the_first_exactly_once(length, size):
+def test_windows_predict_every_token_that_counts_exactly_once(length, size):
     ids = list(range(length))
-    found = perplexity.windows(ids, size)
-    assert [token for window in found for token in window[1:]] == ids[1:]
-    assert all(2 <= len(window) <= size for window in found)
+    for counted in (ids[1:], ids[1::3], ids[-1:]):
+        found = perplexity.windows(ids, counted, size)
+        assert [window.ids[place] for window in found for place in window.predicted] == counted
+        assert all(2 <= len(window.ids) <= size for window in found)
 
 
 def test_too_little_text_has_no_window(tokenizer):
-    assert perplexity.windows([1], 8) == perplexity.windows([], 8) == []
-    with pytest.raises(UserError, match="fewer than two tokens"):
-        perplexity.sequences([""], tokenizer, 8)
+    assert perplexity.windows([1], [], 8) == perplexity.windows([], [], 8) == []
+    with pytest.raises(UserError, match="no two tokens"):
+        perplexity.cut([""], tokenizer, 8)
 
 
 def test_plain_text_begins_with_bos_and_nothing_in_it_is_special(tokenizer):
-    ids = perplexity.encode("Hello <|end_of_turn|>", tokenizer)
+    ids, counted = perplexity.encode("Hello <|end_of_turn|>", tokenizer)
     assert ids[:2] == [1, 22557] and openchat.end_of_turn_id(tokenizer) not in ids
-    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
-    assert perplexity.encode(talk, tokenizer) == openchat.encode(talk, tokenizer, add_generation_prompt=False)
+    assert counted == list(range(1, len(ids)))
+
+
+def test_of_a_conversation_the_answers_count_with_their_ends(tokenizer):
+    def user(text):
+        return {"role": "user", "content": text}
+
+    def assistant(text):
+        return {"role": "assistant", "content": text}
+
+    talk = [user("Hello"), assistant("Hi"), user("Hello"), assistant("Hello")]
+    ids, counted = perplexity.encode(talk, tokenizer)
+    assert ids == openchat.encode(talk, tokenizer, add_generation_prompt=False)
+    end = openchat.end_of_turn_id(tokenizer)
+    hi, hello = openchat.text_ids("Hi", tokenizer), openchat.text_ids("Hello", tokenizer)
+    assert [ids[place] for place in counted] == [*hi, end, *hello, end]
 
 
 def test_a_text_file_is_one_document_and_a_jsonl_file_one_a_line(tmp_path):

@@ -1,0 +1,46 @@
+"""Rank reduction of a weight matrix: the best approximation of a given rank (Eckart and Young 1936).
+
+LASER (Sharma et al., arXiv 2312.13558) replaces matrices of a trained model by such approximations; laserRMT takes as
+the rank the number of singular values above the threshold of the signal-to-noise ratio (`spectrum.snr(...).rank`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What is left of a matrix (n, m) at rank k.
+
+    left: U_k S_k, (n, k), and right: V_k^T, (k, m), both fp64; their product is the matrix. values: all singular values
+    of the matrix before, fp64, descending. rank_before: how many of them are not zero but for rounding.
+    """
+
+    left: Tensor
+    right: Tensor
+    values: Tensor
+    rank_before: int
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """(n, m) in `dtype`, multiplied in fp64 and rounded once."""
+        return (self.left @ self.right).to(dtype).contiguous()
+
+
+def truncate(matrix: Tensor, rank: int) -> Truncation:
+    """The `rank` largest singular values of `matrix` (n, m), of any floating dtype, by a full SVD in fp64."""
+    assert matrix.ndim == 2 and 0 < rank <= min(matrix.shape), (tuple(matrix.shape), rank)
+    u, values, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
+    tolerance = max(matrix.shape) * torch.finfo(torch.float64).eps * values[0]
+    return Truncation(u[:, :rank] * values[:rank], vt[:rank].contiguous(), values, int((values > tolerance).sum()))
+
+
+def factored_size(n: int, m: int, rank: int) -> int:
+    """Numbers in the two factors of an (n, m) matrix of that rank."""
+    return rank * (n + m)
+
+
+def saving(n: int, m: int, rank: int) -> int:
+    """Numbers saved by keeping the factors in place of the matrix; 0 where they are not fewer."""
+    return max(0, n * m - factored_size(n, m, rank))
