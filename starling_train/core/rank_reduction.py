@@ -33,7 +33,8 @@ def truncate(matrix: Tensor, rank: int) -> Truncation:
     assert matrix.ndim == 2 and 0 < rank <= min(matrix.shape), (tuple(matrix.shape), rank)
     u, values, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
     tolerance = max(matrix.shape) * torch.finfo(torch.float64).eps * values[0]
-    return Truncation(u[:, :rank] * values[:rank], vt[:rank].contiguous(), values, int((values > tolerance).sum()))
+    left = (u[:, :rank] * values[:rank]).contiguous()
+    return Truncation(left, vt[:rank].contiguous(), values, int((values > tolerance).sum()))
 
 
 def factored_size(n: int, m: int, rank: int) -> int:

@@ -22,19 +22,22 @@ def check_room(run: Path, config: CheckpointConfig, optimizer: Optimizer | ZeroO
     # under ZeRO-3 a parameter is empty here and says in ds_numel how large it is
     final = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
     count = config.keep + 1 if config.every else 1
+    what = f"{count} checkpoints of {checkpoint / 1e9:.2f}, the final model {final / 1e9:.2f}"
+    check_fits(run, count * checkpoint + final, what, "free some, give another run_dir, or lower checkpoint.keep")
+
+
+def check_fits(run: Path, needed: float, what: str, remedy: str) -> None:
+    """Raises UserError, saying what needs them, if so many bytes do not fit on the disk of `run`."""
     there = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
     # a run directory may be a link to another disk; quotas are not seen here, they stop the run when they are reached
     free = shutil.disk_usage(there).free + _held(run)
-    needed = count * checkpoint + final
     if free < needed:
         raise UserError(
-            f"run_dir: {run} has room for {free / 1e9:.2f} GB, the run needs {needed / 1e9:.2f} ({count} checkpoints "
-            f"of {checkpoint / 1e9:.2f}, the final model {final / 1e9:.2f}); free some, give another run_dir, or lower "
-            "checkpoint.keep"
+            f"run_dir: {run} has room for {free / 1e9:.2f} GB, the run needs {needed / 1e9:.2f} ({what}); {remedy}"
         )
 
 
 def _held(run: Path) -> int:
-    folders = [run / name for name in ("checkpoints", "policy", "reward")]
+    folders = [run / name for name in ("checkpoints", "policy", "reward", "model", "factored", "accepted")]
     files = [path for folder in folders if folder.is_dir() for path in folder.rglob("*")]
     return sum(path.lstat().st_size for path in files)

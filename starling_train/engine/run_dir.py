@@ -54,15 +54,15 @@ class RunDirectory:
         self._lock = RunLock(self.path / ".lock")
         self._refuse_other_settings()
 
-    def is_finished(self) -> bool:
-        """True if the run has done all the steps that are asked for."""
+    def is_finished(self, by_steps: bool = True) -> bool:
+        """True if the run has done all the steps that are asked for; by_steps=False: if it says that it is finished."""
         if not (self.summary.is_file() and self.report.is_file()):
             return False
         summary = self._read(self.summary, json.loads)
         # where the number of steps follows from fixed settings, no more of them can be asked for
         wanted = self.settings.get("algorithm", {}).get("steps", 0)
         steps = summary.get("steps")
-        return bool(summary.get("finished")) and type(steps) is int and steps >= wanted
+        return bool(summary.get("finished")) and (not by_steps or (type(steps) is int and steps >= wanted))
 
     @contextmanager
     def owned(self, runtime: Runtime | None = None) -> Iterator[None]:

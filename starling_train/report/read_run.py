@@ -33,8 +33,8 @@ def read(run_dir: Path) -> Run:
     if not path.is_dir():
         raise UserError(f"run_dir: {path} is not a directory; give the directory that a training command wrote")
     missing: list[str] = []
-    metrics = _json_lines(path / "metrics.jsonl", missing)
-    samples = _json_lines(path / "samples.jsonl", missing)
+    metrics = json_lines(path / "metrics.jsonl", missing)
+    samples = json_lines(path / "samples.jsonl", missing)
     snr = _parse(path / "snr.json", json.loads, missing)
     unfrozen = _parse(path / "unfrozen.yaml", yaml.safe_load, missing).get("unfrozen_parameters")
     return Run(
@@ -118,7 +118,7 @@ def _parse(path: Path, parse: Any, missing: list[str]) -> dict[str, Any]:
     return content
 
 
-def _json_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+def json_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; broken lines are counted in a remark."""
     if not path.is_file():
         missing.append(f"{path.name} is not there")

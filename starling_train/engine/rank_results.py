@@ -1,0 +1,108 @@
+"""What a search for lower ranks leaves: the model before it, the model after it, and the numbers."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from starling_train.config import Config, UserError
+from starling_train.core.rank_reduction import saving
+from starling_train.data import openchat
+from starling_train.engine import summary
+from starling_train.engine.rank_search import Search
+from starling_train.engine.run_dir import RunDirectory
+from starling_train.engine.runtime import Runtime
+from starling_train.models import factored, identity, reduction, save
+from starling_train.models.checkpoint_files import read_json
+
+START = "start.json"  # which model it is, and how good it was before the first try
+
+
+def read_start(run: RunDirectory, directory: Path) -> dict[str, Any] | None:
+    """What an earlier start found before its first try; None without one. Raises UserError for another model."""
+    path = run.path / START
+    if not path.is_file():
+        return None
+    known = read_json(path)
+    if known.get("model") != identity.fingerprint(directory) or not isinstance(known.get("judging"), float):
+        raise UserError(
+            f"run_dir: {run.path} was begun with other weights than those in {directory} now; give another run_dir="
+        )
+    return known
+
+
+def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -> dict[str, int]:
+    """Write `model/` and, if asked for, `factored/`. Returns the counts of their numbers.
+
+    `model/` is dense: it has as many numbers as before. What factors would save of it counts where they are smaller.
+    """
+    accepted = search.accepted()
+    tensors = {name: search.matrix(row, record) for name, (row, record) in accepted.items()}
+    matrices = {name: found["matrix"] for name, found in tensors.items()}
+    model = reduction.in_stored_dtype(search.model, search.directory, matrices)
+
+    def save_tokenizer(directory: Path) -> None:
+        openchat.save_tokenizer(tokenizer, directory)
+
+    save.save_model(model, run.path / "model", save_tokenizer)
+    counts = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters_of_accepted": sum(row["parameters"] for row, _ in accepted.values()),
+        "parameters_saved_by_factors": sum(saving(*record.shape, record.rank) for _, record in accepted.values()),
+    }
+    if in_factors:
+        factors = {
+            record.module: (tensors[name]["left"], tensors[name]["right"])
+            for name, (_, record) in accepted.items()
+            if "left" in tensors[name]
+        }
+        found = factored.write(model, factors, run.path / "factored", save_tokenizer)
+        counts |= {"parameters_factored": found["parameters"]}
+    return counts
+
+
+def summarise(
+    search: Search, known: dict[str, Any], measured: dict[str, Any], counts: dict[str, int], unit: str
+) -> dict[str, Any]:
+    """Before and after of the measure, on what judges and on what is held out, and what was tried."""
+    rows = search.rows()
+    return {
+        "measure": search.judge.name,
+        "unit": unit,
+        **{
+            part: {"count": counts[part], "before": known[part], "after": measured[part]}
+            for part in ("judging", "held_out")
+        },
+        "tries": len(rows),
+        "accepted": sum(row["accepted"] for row in rows),
+        "wall_time_s": sum(row["seconds"] for row in rows),
+    }
+
+
+def to_json(config: Config, numbers: dict[str, Any], runtime: Runtime) -> str:
+    """The content of summary.json."""
+    made = {
+        "peak_memory_gb": runtime.peak_memory_gb(),
+        "device": runtime.describe(),
+        "versions": summary.versions(),
+        "git_commit": summary.git_commit(),
+    }
+    first = {"name": config.name, "command": "laser", "finished": True, "model": asdict(config.model)}
+    return json.dumps(first | numbers | made, indent=1, allow_nan=False)
+
+
+def told(numbers: dict[str, Any]) -> str:
+    """What came of it in a few lines."""
+    lines = [f"{numbers['accepted']} of {numbers['tries']} matrices are kept at lower rank"]
+    for part, what in (("judging", "that judged"), ("held_out", "held out")):
+        found = numbers[part]
+        if found["after"] is not None:
+            lines.append(
+                f"{numbers['measure']} on {found['count']} {numbers['unit']} {what}: {found['before']:.6g} before, "
+                f"{found['after']:.6g} after"
+            )
+    lines.append(
+        f"parameters {numbers['parameters']:,}; kept as factors the accepted matrices would be "
+        f"{numbers['parameters_saved_by_factors']:,} fewer"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""How much likelier a policy finds the answers that are preferred than those that are not, by its log-probabilities."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from starling_train.config import UserError
+from starling_train.data import openchat
+from starling_train.evals.preference import Comparison
+from starling_train.models.budget import Budget
+from starling_train.models.sequence_logprobs import sequence_logprobs
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids of the prompt with each answer, ends of turn included; start: where both answers begin."""
+
+    chosen: list[int]
+    rejected: list[int]
+    start: int
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Over `pairs`: the mean margin, and the share of pairs whose margin is above 0, an equal one counting half.
+
+    The margin of a pair is the mean log-probability of a token of the chosen answer less that of the rejected one, in
+    nats. Means, because sums would call the shorter answer the likelier one.
+    """
+
+    mean: float
+    share: float
+    pairs: int
+
+
+def pairs(comparisons: Sequence[Comparison], tokenizer: Any, max_tokens: int) -> tuple[list[Pair], int]:
+    """(the best answer of each comparison against the worst, how many were left out as longer than max_tokens).
+
+    Raises UserError, without a file's name, for two answers of the same text, and if no pair is left.
+    """
+    found = [_pair(row, number, tokenizer) for number, row in enumerate(comparisons, 1)]
+    fitting = [pair for pair in found if max(len(pair.chosen), len(pair.rejected)) <= max_tokens]
+    if not fitting:
+        raise UserError(
+            f"none of {len(found)} pairs has {max_tokens} tokens at most; give shorter ones, or a larger window"
+        )
+    return fitting, len(found) - len(fitting)
+
+
+def _pair(row: Comparison, number: int, tokenizer: Any) -> Pair:
+    best, worst = (row.conversations[row.ranks.index(rank)] for rank in (min(row.ranks), max(row.ranks)))
+    if best[-1]["content"] == worst[-1]["content"]:
+        raise UserError(
+            f"comparison {number}: the preferred answer and the other have the same text; take it out, or repair it"
+        )
+    prompt = openchat.encode(best[:-1], tokenizer)
+    chosen, rejected = (openchat.encode(talk, tokenizer, add_generation_prompt=False) for talk in (best, worst))
+    return Pair(chosen, rejected, len(prompt))
+
+
+def evaluate(model: nn.Module, pairs: Sequence[Pair], budget: Budget) -> Margin:
+    """Of all pairs together. Log-probabilities are float32, sums in float64. budget: of tokens at a time."""
+    sequences = [ids for pair in pairs for ids in (pair.chosen, pair.rejected)]
+    answers = [range(pair.start, len(ids)) for pair in pairs for ids in (pair.chosen, pair.rejected)]
+    means = [float(part.mean(dtype=torch.float64)) for part in sequence_logprobs(model, sequences, budget, answers)]
+    margins = [chosen - rejected for chosen, rejected in zip(means[::2], means[1::2], strict=True)]
+    right = sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins)
+    return Margin(math.fsum(margins) / len(margins), right / len(margins), len(margins))

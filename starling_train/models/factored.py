@@ -1,0 +1,100 @@
+"""A causal LM some of whose matrices are kept as two thin factors: a folder, and how it becomes a model again.
+
+The folder is a Hugging Face directory but for its weights, `factored.safetensors`: all tensors of the model, save that
+NAME.weight (n, m) of a matrix of low rank is NAME.left (n, k) and NAME.right (k, m), whose product it is.
+`factored.json` lists those matrices: {"matrices": {NAME: k}, "parameters": ..., "parameters_dense": ...}.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from starling_train.config import UserError
+from starling_train.models import load
+from starling_train.models.checkpoint_files import read_json
+from starling_train.models.save import write_whole
+
+WEIGHTS, LISTING = "factored.safetensors", "factored.json"
+
+
+class FactoredLinear(nn.Module):
+    """x -> left (right x), in place of a Linear without bias: k (n + m) numbers and multiplications for n m."""
+
+    def __init__(self, left: Tensor, right: Tensor):
+        super().__init__()
+        self.left, self.right = nn.Parameter(left), nn.Parameter(right)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(nn.functional.linear(x, self.right), self.left)
+
+
+def write(
+    model: nn.Module,
+    factors: dict[str, tuple[Tensor, Tensor]],
+    directory: Path,
+    save_tokenizer: Callable[[Path], None],
+) -> dict[str, int]:
+    """Write the folder, complete or absent. factors: (left, right) by the module's name.
+
+    Returns {"parameters", "parameters_dense"}: numbers that the folder holds, and that the dense model does.
+    """
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    dense = sum(tensor.numel() for tensor in state.values())
+    for name, (left, right) in factors.items():
+        del state[f"{name}.weight"]
+        state |= {f"{name}.left": left, f"{name}.right": right}
+    counts = {"parameters": sum(tensor.numel() for tensor in state.values()), "parameters_dense": dense}
+    listing = {"matrices": {name: right.shape[0] for name, (_, right) in factors.items()}} | counts
+
+    def fill(partial: Path) -> None:
+        partial.mkdir()
+        model.config.save_pretrained(partial)
+        model.generation_config.save_pretrained(partial)
+        save_tokenizer(partial)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
+        (partial / LISTING).write_text(json.dumps(listing, indent=1) + "\n")
+
+    write_whole(directory, fill)
+    return counts
+
+
+def load_factored(
+    directory: str | Path, *, dtype: str = "bfloat16", device: str = "cpu", dense: bool = False
+) -> nn.Module:
+    """The model of a folder that `laser` wrote as `factored/`, in evaluation mode.
+
+    dense: multiply the factors out, for what wants plain Linear layers; the memory is then that of the dense model,
+    which is needed for a moment in any case. Raises UserError for a folder that is not whole.
+    """
+    directory = Path(directory).expanduser()
+    try:
+        state = load_file(directory / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{directory / WEIGHTS}: cannot be read ({error}); give the folder `factored` of a run"
+        ) from None
+    names = read_json(directory / LISTING).get("matrices", {})
+    kind = getattr(torch, dtype)
+    try:
+        factors = {name: (state.pop(f"{name}.left").to(kind), state.pop(f"{name}.right").to(kind)) for name in names}
+    except KeyError as error:
+        raise UserError(f"{directory / WEIGHTS}: lacks {error}; write the folder again") from None
+    state |= {f"{name}.weight": (left.double() @ right.double()).to(kind) for name, (left, right) in factors.items()}
+    config = load.without_dropout(load.load_config(directory, "model.path"))
+    # the class that transformers has for it; from_pretrained also makes what no file holds, such as rotary tables
+    model, found = type(load.build_empty(config)).from_pretrained(
+        None, config=config, state_dict=state, dtype=kind, output_loading_info=True
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"{directory / WEIGHTS}: lacks {len(missing)} tensors, {missing[0]} first; write it again")
+    if not dense:
+        for name, (left, right) in factors.items():
+            model.set_submodule(name, FactoredLinear(left, right))
+    return model.to(device).eval()

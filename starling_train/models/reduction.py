@@ -1,0 +1,99 @@
+"""A model's matrices at lower rank: made, put in, taken out again, and kept in files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from starling_train.core.rank_reduction import saving, truncate
+from starling_train.models import checkpoint_files, load, snr_scan
+from starling_train.models.save import flush
+from starling_train.models.scan_journal import content_hash
+from starling_train.models.scan_listing import jobs
+from starling_train.models.scan_records import Record
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A matrix at lower rank, on the CPU in the checkpoint's dtype.
+
+    left (n, k) and right (k, m) are its factors in that dtype, where they hold fewer numbers than the matrix and were
+    asked for. rank_before: of the matrix in the checkpoint. content: hash of the matrix.
+    """
+
+    matrix: Tensor
+    rank_before: int
+    content: str
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+
+def reduce(directory: Path, record: Record, device: torch.device | str = "cpu", factors: bool = False) -> Reduced:
+    """The matrix of `record` in the model directory at the rank that its scan found, by a full SVD in fp64."""
+    stored = snr_scan.read_matrix(directory, record.module)
+    found = truncate(stored.to(device), record.rank)
+    matrix = found.matrix(stored.dtype).cpu()
+    reduced = Reduced(matrix, found.rank_before, content_hash(matrix))
+    if factors and saving(*record.shape, record.rank):
+        left, right = (factor.to(stored.dtype).cpu() for factor in (found.left, found.right))
+        return Reduced(matrix, found.rank_before, reduced.content, left, right)
+    return reduced
+
+
+def parameter_of(model: nn.Module, record: Record) -> nn.Parameter:
+    """The model's parameter that is the matrix."""
+    return model.get_parameter(record.parameter)
+
+
+@torch.no_grad()
+def exchange(parameter: nn.Parameter, matrix: Tensor) -> Tensor:
+    """Put `matrix` in, cast to its dtype; returns what was there, which `exchange` puts back bit for bit."""
+    before = parameter.detach().clone()
+    parameter.copy_(matrix)
+    return before
+
+
+def write(reduced: Reduced, path: Path) -> None:
+    """A file that is complete or absent."""
+    tensors = {"matrix": reduced.matrix, "left": reduced.left, "right": reduced.right}
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(exist_ok=True)
+    try:
+        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, partial)
+        flush(partial)
+    except (OSError, SafetensorError):  # a full disk
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+    flush(path.parent)
+
+
+def read(path: Path, content: str) -> dict[str, Tensor] | None:
+    """What `write` wrote; None where it is gone or damaged, or the matrix is not the one with that hash."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    return tensors if "matrix" in tensors and content_hash(tensors["matrix"]) == content else None
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The dtype of the checkpoint's matrices."""
+    return checkpoint_files.FLOATS[jobs(directory)[0].entry.dtype]
+
+
+def in_stored_dtype(model: nn.Module, directory: Path, matrices: dict[str, Tensor]) -> nn.Module:
+    """The model with `matrices` (by parameter) in the checkpoint's dtype: itself, or loaded anew on the CPU.
+
+    model: has them already, in a dtype that may be another one.
+    """
+    dtype = stored_dtype(directory)
+    if model.dtype == dtype:
+        return model
+    stored = load.load_causal_lm(directory, "model.path", dtype=str(dtype).removeprefix("torch."))
+    for name, matrix in matrices.items():
+        exchange(stored.get_parameter(name), matrix)
+    return stored
