@@ -23,7 +23,10 @@ def read_start(run: RunDirectory, directory: Path) -> dict[str, Any] | None:
     path = run.path / START
     if not path.is_file():
         return None
-    known = read_json(path)
+    try:
+        known = read_json(path)
+    except UserError as error:
+        raise UserError(f"run_dir: {path} is damaged; put it back, or give another run_dir=") from error
     if known.get("model") != identity.fingerprint(directory) or not isinstance(known.get("judging"), float):
         raise UserError(
             f"run_dir: {run.path} was begun with other weights than those in {directory} now; give another run_dir="

@@ -34,7 +34,7 @@ from wrong_inputs import (
     without,
 )
 
-from starling_train import evaluate, plan, ppo, rm, score, serve_reward, snr
+from starling_train import evaluate, laser, plan, ppo, rm, score, serve_reward, snr
 from starling_train.config import Config, SnrConfig, UserError, check, check_snr
 from starling_train.config_rm import RmConfig, check_rm
 
@@ -52,15 +52,18 @@ RIGHT = {
     "evaluate": "suites=[preference] preference.path={here}/pairs.jsonl reward.path={reward} model.path={policy} "
     "cluster.device=cpu run_dir=run",
     "plan": "model.path={policy} reward.path={reward} cluster.device=cpu freeze.top_percent=50",
+    "laser": "model.path={policy} model.dtype=float32 cluster.device=cpu perplexity.path={here}/text.txt "
+    "preference.path={here}/pairs.jsonl run_dir=run",
 }
 MAIN = {
     "ppo": ppo.main, "rm": rm.main, "snr": snr.main, "score": score.main, "serve_reward": serve_reward.main,
-    "evaluate": evaluate.main, "plan": plan.main,
+    "evaluate": evaluate.main, "plan": plan.main, "laser": laser.main,
 }  # fmt: skip
 SCHEMAS = {
     "ppo": (Config, check), "rm": (RmConfig, check_rm), "snr": (SnrConfig, check_snr),
     "score": (score.ScoreConfig, score.check), "serve_reward": (serve_reward.ServeConfig, serve_reward.check),
     "evaluate": (evaluate.EvaluateConfig, evaluate.check), "plan": (plan.PlanConfig, plan.check),
+    "laser": (laser.LaserConfig, laser.check),
 }  # fmt: skip
 EXPENSIVE = (
     "starling_train.models.load.load_causal_lm",
@@ -708,6 +711,70 @@ FILES = [
     ],
 ]  # fmt: skip
 
+TEXT, PAIRS = "perplexity.path={here}/data.txt", "laser.measure=preference_margin preference.path={here}/data.jsonl"
+UP = "model.layers.0.mlp.up_proj"
+LASER = [
+    a("laser", "model.path=''", "model.path: not set", "give"),
+    a("laser", "model.path={here}/nowhere", "model.path: no such directory", "give"),
+    a("laser", HERE_POLICY, "model.path: ", "<|end_of_turn|>", "use an Openchat", make=no_end_of_turn),
+    a("laser", HERE_POLICY, "model.path: ", "lacks 1 tensors", "download", make=without("model.norm.weight")),
+    a("laser", HERE_POLICY, "model.safetensors: truncated", "download", make=cut("policy", "model.safetensors")),
+    a("laser", HERE_POLICY, "model.path: ", "no weights", "download",
+      make=spoiled("policy", "model.safetensors", None)),
+    a("laser", HERE_POLICY, "tensor model.layers.0", "nan", "repair", after_loading=True,
+      make=tensors(lambda held: held[f"{UP}.weight"].fill_(math.nan))),
+    a("laser", "laser.measure=beauty", "laser.measure: 'beauty'", "use one of: perplexity, preference_margin"),
+    a("laser", "laser.percent=0", "laser.percent: 0 selects nothing", "give"),
+    a("laser", "laser.modules=[nothing]", "laser.modules: the model has no matrix with nothing", "there are: model."),
+    a("laser", f"laser.modules=[{UP}.weight]", "laser.modules: the model has no matrix with", "there are: model."),
+    a("laser", "laser.layers=[4]", "laser.layers: the model has no matrix with 4", "there are: 0, 1, 2, 3"),
+    a("laser", "laser.types=[up_proj]", "laser.types: the model has no matrix with up_proj", "mlp.up_proj"),
+    a("laser", f"laser.modules=[{UP}] laser.layers=[1]", "laser.modules: no matrix is in", "widen"),
+    a("laser", "laser.window=1000000", "laser.window: 1000000 is more than", "lower it"),
+    a("laser", "laser.layers=[one]", "laser.layers", "--help|--cfg"),
+    a("laser", "perplexity.path=null", "perplexity.path: not set", "give"),
+    a("laser", "perplexity.path={here}/nowhere.txt", "perplexity.path: ", "nowhere.txt: no such file", "give"),
+    a("laser", "perplexity.path={here}/nowhere", "perplexity.path: ", "nowhere: no such file", "give"),
+    a("laser", TEXT, "perplexity.path: ", "data.txt: no text in it", "give", make=text("data.txt", " \n")),
+    a("laser", TEXT, "perplexity.path: ", "data.txt: not UTF-8", "save", make=text("data.txt", b"\xff\xfe")),
+    a("laser", "perplexity.path={here}", "perplexity.path: ", "no .parquet file", "give"),
+    a("laser", "perplexity.path={here}/data.jsonl", "perplexity.path: ", "data.jsonl:1: `text` is no string", "give",
+      make=rows("data.jsonl", {"text": 3})),
+    a("laser", "perplexity.path={here}/data.jsonl", "perplexity.path: ", "data.jsonl:2: no conversation", "give",
+      make=rows("data.jsonl", {"text": "a"}, {"txt": "b"})),
+    a("laser", "perplexity.path={here}/data.jsonl", "perplexity.path: ", "data.jsonl:1: ", "half a surrogate",
+      make=text("data.jsonl", '{"text": "\\ud800"}\n')),
+    a("laser", "laser.measure=preference_share preference.path=null", "preference.path: not set", "give"),
+    a("laser", "laser.measure=preference_share preference.path={here}/nowhere", "preference.path: ",
+      "no such file or directory", "give"),
+    a("laser", PAIRS, "preference.path: ", "data.jsonl: comparison 1: ", "same text", "repair",
+      make=rows("data.jsonl", {"prompt": "a", "chosen": "b", "rejected": "b"})),
+    a("laser", PAIRS, "preference.path: ", "data.jsonl:1: no preference", "give", make=rows("data.jsonl", GOOD)),
+    a("laser", PAIRS, "preference.path: ", "no comparison in it", make=text("data.jsonl", "")),
+    a("laser", PAIRS + " laser.window=8", "preference.path: ", "none of 1 pairs has 8 tokens at most", "give",
+      make=rows("data.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})),
+    a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "does not exist", "make it with"),
+    a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "says no rank of model.layers.0", "give", "leave",
+      make=lambda world: unranked(world)),
+    a("laser", "", "WORLD_SIZE: laser runs in one process", "without a launcher", environment=(("WORLD_SIZE", "2"),)),
+    a("laser", "run_dir={here}/file", "run_dir: ", "is a file", "give", make=text("file", "mine")),
+    a("laser", "run_dir=/proc/run", "run_dir: ", "/proc", "give another"),
+    a("laser", "run_dir={here}/other", "run_dir: ", "other settings", "give another",
+      make=text("other/config.yaml", "seed: 5\n")),
+    a("laser", "run_dir={here}/other", "run_dir: ", "start.json", "is damaged", "give another",
+      make=text("other/start.json", "{")),
+]  # fmt: skip
+
+
+def unranked(world: World) -> None:
+    """A published scan of the policy: scores and types only."""
+    listing = {
+        f"model.layers.{layer}.{kind}": {"snr": 1.0, "type": kind}
+        for layer in range(4)
+        for kind in (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
+    }
+    text("scan.json", json.dumps(listing))(world)
+
 
 def calls(world: World) -> None:
     function = {"name": "f", "parameters": {"properties": {}}}
@@ -715,7 +782,7 @@ def calls(world: World) -> None:
     rows("BFCL_v4_irrelevance.json", {"id": "a", "question": question, "function": [function]})(world)
 
 
-CASES = [*COMMAND_LINE, *POLICY, *PLAN, *REWARD, *DATA, *SETTINGS, *FILES]
+CASES = [*COMMAND_LINE, *POLICY, *PLAN, *REWARD, *DATA, *SETTINGS, *FILES, *LASER]
 
 
 @pytest.fixture(scope="module")
@@ -757,6 +824,7 @@ def world(tmp_path, models, servers) -> World:
     rows("ranked.jsonl", *({"prompt": f"Which {i}?", "answers": answers} for i in range(9)))(World(tmp_path, models))
     rows("pairs.jsonl", {"prompt": "hi", "chosen": "yes", "rejected": "no"})(World(tmp_path, models))
     rows("asked.jsonl", {"prompt": "hi", "response": "yes"})(World(tmp_path, models))
+    text("text.txt", "Some words to be predicted.")(World(tmp_path, models))
     return World(tmp_path, models, servers)
 
 
