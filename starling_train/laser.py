@@ -86,7 +86,7 @@ def main(config: LaserConfig) -> None:
     if config.prepare:
         assets.ensure(config.prepare)
     # a recipe's name is that of the training run's directory already
-    folder = config.name if config.name == LaserConfig.name else f"{config.name}-laser"
+    folder = config.name if "laser" in config.name else f"{config.name}-laser"
     config.run_dir = config.run_dir or os.path.join("runs", folder)
     run = RunDirectory(config)
     if not config.dry_run and run.is_finished(by_steps=False):
@@ -197,6 +197,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             log = run.log(run.path / rank_search.LOG)
             tries = max(0, log.last)
             known = rank_results.read_start(run, inputs.directory)
+            rank_results.check_room(run, inputs.directory, config.laser.factored)
 
             # 2. The scan, whose journal knows what an interrupted start has done.
             run.create()

@@ -8,7 +8,7 @@ from typing import Any
 from starling_train.config import Config, UserError
 from starling_train.core.rank_reduction import saving
 from starling_train.data import openchat
-from starling_train.engine import summary
+from starling_train.engine import disk, summary
 from starling_train.engine.rank_search import Search
 from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.runtime import Runtime
@@ -32,6 +32,14 @@ def read_start(run: RunDirectory, directory: Path) -> dict[str, Any] | None:
             f"run_dir: {run.path} was begun with other weights than those in {directory} now; give another run_dir="
         )
     return known
+
+
+def check_room(run: RunDirectory, directory: Path, in_factors: bool) -> None:
+    """Raises UserError if the model, the accepted matrices and the factored model may not fit on the run's disk."""
+    size = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in directory.glob(pattern))
+    parts = 3 if in_factors else 2
+    what = f"the model and accepted matrices, {parts} times the {size / 1e9:.2f} of {directory}"
+    disk.check_fits(run.path, parts * size, what, "free some, or give another run_dir")
 
 
 def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -> dict[str, int]:
