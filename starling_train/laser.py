@@ -65,6 +65,8 @@ def check(config: LaserConfig) -> None:
     check_name(config.name)
     if not config.model.path:
         raise UserError("model.path: not set; give the model to reduce: a Hugging Face directory or hub id")
+    if config.model.load_in:
+        raise UserError(f"model.load_in: a {config.model.load_in} model has no matrices to exchange; use null")
     if config.laser.percent == 0:
         raise UserError("laser.percent: 0 selects nothing to try; give a percentage above 0, e.g. 25")
     if config.laser.measure == "perplexity":
@@ -131,7 +133,7 @@ class Inputs:
             preflight.check_policy(directory, model_config, "model.path")
             snr_scan.check_weights(directory)
         listing = snr_scan.list_matrices(directory)
-        rank_search.check_asked(listing, laser.modules, laser.layers, laser.types)
+        rank_search.check_asked(listing, laser.modules, laser.layers, laser.types, laser.percent)
         records = scan_setup.read_scan(config.freeze, directory) if config.freeze.scan else None
         if records and (unranked := [m for m, record in records.items() if record.rank is None or record.raw is None]):
             raise UserError(
@@ -145,9 +147,9 @@ class Inputs:
         from starling_train.engine import rank_search
 
         laser = self.config.laser
-        asked = rank_search.check_asked(self.listing, laser.modules, laser.layers, laser.types)
+        tries = rank_search.check_asked(self.listing, laser.modules, laser.layers, laser.types, laser.percent)
         return (
-            f"would try {int(asked * laser.percent / 100)} of {len(self.listing)} matrices of {self.directory}, those "
+            f"would try {tries} of {len(self.listing)} matrices of {self.directory}, those "
             f"with the lowest raw SNR ({self.config.freeze.dialect}) first\n{self.judged()}"
         )
 
@@ -196,7 +198,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
                 inputs = Inputs.find(config, runtime, run)
             log = run.log(run.path / rank_search.LOG)
             tries = max(0, log.last)
-            known = rank_results.read_start(run, inputs.directory)
+            known = rank_results.read_start(run, inputs.directory, inputs.criterion.digest())
             rank_results.check_room(run, inputs.directory, config.laser.factored)
 
             # 2. The scan, whose journal knows what an interrupted start has done.
@@ -254,7 +256,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
 
 
 def measure(inputs: Inputs, model: "nn.Module", budget: Any) -> dict[str, Any]:
-    """How good the model is before the first try. Raises UserError where that is no number."""
+    """Which model and data these are, and how good the model is. Raises UserError where that is no number."""
     import math
 
     from starling_train.models import identity
@@ -263,7 +265,8 @@ def measure(inputs: Inputs, model: "nn.Module", budget: Any) -> dict[str, Any]:
     held_out = inputs.criterion.measure_held_out(model, budget)
     if not all(math.isfinite(value) for value in (judging, held_out) if value is not None):
         raise UserError(f"model.path: {inputs.criterion.name} of the model is not finite; try model.dtype=float32")
-    return {"model": identity.fingerprint(inputs.directory), "judging": judging, "held_out": held_out}
+    which = {"model": identity.fingerprint(inputs.directory), "data": inputs.criterion.digest()}
+    return which | {"judging": judging, "held_out": held_out}
 
 
 def told(row: dict[str, Any], tries: int) -> str:

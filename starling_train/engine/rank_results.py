@@ -15,11 +15,14 @@ from starling_train.engine.runtime import Runtime
 from starling_train.models import factored, identity, reduction, save
 from starling_train.models.checkpoint_files import read_json
 
-START = "start.json"  # which model it is, and how good it was before the first try
+START = "start.json"  # which model it is, on which data, and how good it was before the first try
 
 
-def read_start(run: RunDirectory, directory: Path) -> dict[str, Any] | None:
-    """What an earlier start found before its first try; None without one. Raises UserError for another model."""
+def read_start(run: RunDirectory, directory: Path, data: str) -> dict[str, Any] | None:
+    """What an earlier start found before its first try; None without one.
+
+    data: hash of what the measure reads. Raises UserError for another model, and for other data.
+    """
     path = run.path / START
     if not path.is_file():
         return None
@@ -30,6 +33,11 @@ def read_start(run: RunDirectory, directory: Path) -> dict[str, Any] | None:
     if known.get("model") != identity.fingerprint(directory) or not isinstance(known.get("judging"), float):
         raise UserError(
             f"run_dir: {run.path} was begun with other weights than those in {directory} now; give another run_dir="
+        )
+    if known.get("data") != data:
+        raise UserError(
+            f"run_dir: {run.path} was begun with other text or pairs than there are now; put them back, or give "
+            "another run_dir="
         )
     return known
 

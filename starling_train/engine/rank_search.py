@@ -152,8 +152,6 @@ def order(
     asked = [record for record in records.values() if _is_asked(record, modules, layers, types)]
     asked.sort(key=lambda record: math.inf if record.raw is None else record.raw)
     chosen = asked[: int(len(asked) * percent / 100)]
-    if not chosen:
-        raise UserError(f"laser.percent: {percent:g} % of {len(asked)} matrices is none; raise it")
     found = [record for record in chosen if 0 < record.rank < min(record.shape)]
     if not found:
         raise UserError(
@@ -163,8 +161,10 @@ def order(
     return found, len(chosen) - len(found)
 
 
-def check_asked(records: dict[str, Record], modules: list[str], layers: list[int], types: list[str]) -> int:
-    """How many matrices the three settings ask for. Raises UserError for a name that no matrix has, and for none."""
+def check_asked(
+    records: dict[str, Record], modules: list[str], layers: list[int], types: list[str], percent: float
+) -> int:
+    """How many matrices `order` will look at. Raises UserError for a name that no matrix has, and if they are none."""
     known = {
         "modules": (modules, [record.module for record in records.values()]),
         "layers": (layers, [record.layer for record in records.values()]),
@@ -178,7 +178,9 @@ def check_asked(records: dict[str, Record], modules: list[str], layers: list[int
     count = sum(_is_asked(record, modules, layers, types) for record in records.values())
     if not count:
         raise UserError("laser.modules: no matrix is in laser.modules, laser.layers and laser.types at once; widen one")
-    return count
+    if not int(count * percent / 100):
+        raise UserError(f"laser.percent: {percent:g} % of {count} matrices is none; raise it")
+    return int(count * percent / 100)
 
 
 def _is_asked(record: Record, modules: list[str], layers: list[int], types: list[str]) -> bool:

@@ -1,5 +1,6 @@
 """What a change of a model is judged by: a number on a part of the data, and the same on a part that judges nothing."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ class Criterion:
     def measure_held_out(self, model: nn.Module, budget: Budget) -> float | None:
         """On the part that judges nothing; None without one."""
         return self._measure(model, self.held_out, budget) if self.held_out else None
+
+    def digest(self) -> str:
+        """A hash of the measure and of all tokens that it reads, in hex."""
+        return hashlib.sha256(repr((self.name, self.judging, self.held_out)).encode()).hexdigest()
 
     def is_not_worse(self, after: float, before: float) -> bool:
         """False where `after` is nan."""

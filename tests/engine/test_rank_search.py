@@ -162,7 +162,8 @@ def test_the_lowest_raw_ratio_is_tried_first():
     assert names(rank_search.order(RECORDS, [], [0], ["mlp.up_proj"], 100.0)[0]) == ["0.mlp.up_proj"]
     module = "model.layers.1.mlp.down_proj"
     assert names(rank_search.order(RECORDS, [module], [], [], 100.0)[0]) == ["1.mlp.down_proj"]
+    assert rank_search.check_asked(RECORDS, [], [0], [], 50.0) == 1
     with pytest.raises(UserError, match=r"laser\.percent: 10 % of 5"):
-        rank_search.order(RECORDS, [], [], [], 10.0)
+        rank_search.check_asked(RECORDS, [], [], [], 10.0)
     with pytest.raises(UserError, match="both sides of the threshold"):
         rank_search.order(RECORDS, [], [2], [], 100.0)

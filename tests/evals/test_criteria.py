@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,4 +33,6 @@ def test_no_more_than_the_most_and_something_always_judges():
 def test_equal_is_not_worse_and_nan_is(name, better, worse):
     criterion = criteria.Criterion(name, "windows", [], [], 0, lambda *_: 0.0)
     assert criterion.is_not_worse(better, worse) and criterion.is_not_worse(better, better)
+    digests = {one.digest() for one in (criterion, replace(criterion, held_out=[3]), replace(criterion, judging=[3]))}
+    assert len(digests) == 3
     assert not criterion.is_not_worse(worse, better) and not criterion.is_not_worse(math.nan, better)

@@ -205,7 +205,7 @@ def test_a_run_killed_before_its_end_goes_on(by_margin, tmp_path):
         check_same(finish(tmp_path, *MARGIN), by_margin)
 
 
-def test_other_weights_are_another_run(by_margin, toy, tmp_path):
+def test_other_weights_settings_or_data_are_another_run(by_margin, toy, tmp_path):
     shutil.copytree(toy / "policy", tmp_path / "policy")
     weights = [f"model.path={tmp_path / 'policy'}"]
     process = start(tmp_path, *MARGIN, *weights)
@@ -221,6 +221,11 @@ def test_other_weights_are_another_run(by_margin, toy, tmp_path):
     assert again.wait() == 2 and "was begun with other weights" in again.error()
     other = start(tmp_path, "laser.measure=perplexity", *weights)
     assert other.wait() == 2 and "holds a run with other settings (laser.measure)" in other.error()
+    shutil.copyfile(toy / "policy" / "model.safetensors", tmp_path / "policy" / "model.safetensors")
+    begun = json.loads((process.run / "start.json").read_text())
+    (process.run / "start.json").write_text(json.dumps(begun | {"data": "other"}))
+    data = start(tmp_path, *MARGIN, *weights)
+    assert data.wait() == 2 and "was begun with other text or pairs" in data.error()
 
 
 def test_a_dry_run_says_what_would_be_tried(run_command, toy, tmp_path):
