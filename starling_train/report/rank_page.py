@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.report import plots, sections
-from starling_train.report.markup import details, escape, number, redact, table
+from starling_train.report.markup import MINUS, details, escape, number, redact, table
 from starling_train.report.panels import BLUE, GREEN, INK, RED
 from starling_train.report.read_run import Run, is_number, json_lines, read
 
@@ -61,13 +61,20 @@ def tiles(run: Run) -> str:
     for part, what in (("judging", "that judged"), ("held_out", "held out")):
         values = run.summary.get(part)
         if isinstance(values, dict) and is_number(values.get("after")):
-            before, after = number(values.get("before")), number(values["after"])
+            before, after = _exact(values.get("before")), _exact(values["after"])
             label = f"{run.summary.get('measure')}, {values.get('count')} {run.summary.get('unit')} {what}"
             found.append(_tile(label, f'{before} <span class="arrow">→</span> {after}'))
     if is_number(run.summary.get("parameters")):
         found.append(_tile("Parameters of the model", number(run.summary["parameters"])))
         found.append(_tile("Fewer as factors", number(run.summary.get("parameters_saved_by_factors"))))
     return "".join(found) or '<p class="note">Not measured yet.</p>'
+
+
+def _exact(value: object) -> str:
+    """A measure with six figures: what decides is often in the fourth."""
+    return (
+        f'<data value="{value!r}">{value:.6g}</data>'.replace(">-", f">{MINUS}") if is_number(value) else number(None)
+    )
 
 
 def _tile(label: str, value: str) -> str:
@@ -111,7 +118,8 @@ def tries(rows: list[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    numbers = [number(row.get(key)) for key in ("raw_snr", "rank_before", "rank", "before", "after")]
+    numbers = [number(row.get(key)) for key in ("raw_snr", "rank_before", "rank")]
+    numbers += [_exact(row.get(key)) for key in ("before", "after")]
     badge = ("good", "kept") if row.get("accepted") else ("watch", "restored")
     shown = f'<span class="badge {badge[0]}">{badge[1]}</span>'
     module = f"<code>{escape(re.sub(r'^model[.]', '', str(row.get('module', ''))))}</code>"

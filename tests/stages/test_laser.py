@@ -1,44 +1,20 @@
-"""The `laser` command on the toy: lower rank at no loss, a log that says how, and the same model after any end."""
+"""The `laser` command on the toy: lower rank at no loss, a log that says how, files that others can read."""
 
 import json
 import math
-import random
 import shutil
 import signal
 
 import pytest
 import torch
 from fault_process import Started
+from laser_runs import MARGIN, MATRICES, TOY, finish, start, tries
 from safetensors.torch import load_file
 
 from starling_train.core import rank_reduction, spectrum
 from starling_train.evals import margin, perplexity, preference
 from starling_train.models import load
 from starling_train.models.budget import Budget
-
-TOY = ["+recipe=toy", "laser.samples=48", "laser.held_out_percent=50"]
-MARGIN = ["laser.measure=preference_margin"]
-MATRICES = 14
-
-
-def start(folder, *more: str) -> Started:
-    folder.mkdir(exist_ok=True)
-    (folder / "stdout").unlink(missing_ok=True)  # an earlier start's, which a test may wait for in vain
-    return Started("laser", [*TOY, *more], folder)
-
-
-def finish(folder, *more: str):
-    """Run (on) to the end; gives the run's directory."""
-    process = start(folder, *more)
-    assert process.wait() == 0, process.error()
-    assert process.error() == ""
-    return process.run
-
-
-def tries(run) -> list[dict]:
-    text = (run / "tries.jsonl").read_text()
-    assert text.endswith("\n")
-    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
 
 
 def replayed(base, run) -> dict[str, torch.Tensor]:
@@ -49,10 +25,6 @@ def replayed(base, run) -> dict[str, torch.Tensor]:
             matrix = weights[f"{row['module']}.weight"]
             weights[f"{row['module']}.weight"] = rank_reduction.truncate(matrix, row["rank"]).matrix(matrix.dtype)
     return weights
-
-
-def timeless(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -148,61 +120,6 @@ def test_a_finished_run_does_nothing(by_perplexity):
     assert process.wait() == 0 and "is finished, nothing to do" in process.out()
     assert {path: path.stat().st_mtime_ns for path in by_perplexity.rglob("*")} == before
     assert not (by_perplexity / "accepted").exists() and not list(by_perplexity.rglob(".*"))
-
-
-def check_same(run, straight) -> None:
-    assert timeless(tries(run)) == timeless(tries(straight))
-    for name in ("model/model.safetensors", "start.json", "snr.json"):
-        assert (run / name).read_bytes() == (straight / name).read_bytes(), name
-    assert not list(run.rglob(".*")) and not (run / "accepted").exists()
-
-
-def logged(run) -> int:
-    log = run / "tries.jsonl"
-    return log.read_bytes().count(b"\n") if log.exists() else 0
-
-
-def disturbed(folder, straight, seed: int) -> None:
-    """Kill or stop one to three starts at a try that the seed chooses, then let it end."""
-    chance = random.Random(seed)
-    for _ in range(chance.randint(1, 3)):
-        number = chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1))
-        process = start(folder, *MARGIN)
-        wanted = chance.randint(0, MATRICES)
-        process.wait_until(lambda process=process: "held out" in process.out())  # it has begun, and heeds signals
-        process.wait_until(lambda run=process.run, wanted=wanted: logged(run) >= wanted)
-        process.send(number)
-        code = process.wait()
-        if number == signal.SIGKILL:
-            assert code in (-number, 0), process.error()
-        else:
-            ended = (process.run / "report.html").exists()  # a signal after that ends Python, not the run
-            assert code in (128 + number, 0) or (ended and code == -number), (code, process.error())
-            assert process.error() == "" and not list(process.run.rglob(".*"))
-            assert ended or "which are kept; run the same command to go on" in process.out()
-    check_same(finish(folder, *MARGIN), straight)
-
-
-@pytest.mark.parametrize("seed", [4])
-def test_a_disturbed_run_comes_out_the_same(by_margin, tmp_path, seed):
-    disturbed(tmp_path, by_margin, seed)
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("seed", range(100, 130))
-def test_every_disturbed_run_comes_out_the_same(by_margin, tmp_path, seed):
-    disturbed(tmp_path, by_margin, seed)
-
-
-def test_a_run_killed_before_its_end_goes_on(by_margin, tmp_path):
-    """As if killed between the files that are written at the end."""
-    for gone in (["report.html"], ["summary.json", "report.html", "model", "start.json"]):
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        shutil.copytree(by_margin, tmp_path / "run")
-        for name in gone:
-            path = tmp_path / "run" / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        check_same(finish(tmp_path, *MARGIN), by_margin)
 
 
 def test_other_weights_settings_or_data_are_another_run(by_margin, toy, tmp_path):
