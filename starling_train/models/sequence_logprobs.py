@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from starling_train.core.batching import cut_packed
 from starling_train.core.logprobs import token_logprobs
+from starling_train.models import adapters
 from starling_train.models.budget import Budget
 from starling_train.models.packing import Packing
 from starling_train.models.trunk import Trunk
@@ -26,7 +27,7 @@ def sequence_logprobs(
     """
     wanted = [range(1, len(ids)) for ids in sequences] if wanted is None else wanted
     assert all(places and min(places) > 0 for places in wanted), "nothing to predict"
-    trunk, head = Trunk(model.model, 0), model.lm_head.weight
+    trunk, head = Trunk(model.model, 0), model.lm_head
 
     def forward(tokens: int) -> list[Tensor]:
         found: list[Tensor] = [torch.empty(0)] * len(sequences)
@@ -40,13 +41,14 @@ def sequence_logprobs(
 
 
 def _forward(
-    trunk: Trunk, head: Tensor, sequences: list[Sequence[int]], wanted: list[Sequence[int]]
+    trunk: Trunk, head: nn.Module, sequences: list[Sequence[int]], wanted: list[Sequence[int]]
 ) -> tuple[Tensor, ...]:
     ids = torch.tensor([token for sequence in sequences for token in sequence])
     starts = accumulate([len(sequence) for sequence in sequences[:-1]], initial=0)
     places = torch.cat([torch.tensor(within) + start for start, within in zip(starts, wanted, strict=True)])
-    packing = Packing([len(sequence) for sequence in sequences], head.device)
+    device, low_rank = head.weight.device, adapters.low_rank(head)
+    packing = Packing([len(sequence) for sequence in sequences], device)
     # a token is predicted from the state of the one before it
-    hidden = trunk.suffix(trunk.prefix(ids.to(head.device), packing), packing, (places - 1).to(head.device))
-    logprobs, _ = token_logprobs(hidden, head, ids[places].to(head.device))
+    hidden = trunk.suffix(trunk.prefix(ids.to(device), packing), packing, (places - 1).to(device))
+    logprobs, _ = token_logprobs(hidden, head.weight, ids[places].to(device), low_rank=low_rank)
     return logprobs.cpu().split([len(within) for within in wanted])
