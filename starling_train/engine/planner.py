@@ -57,6 +57,8 @@ class Planner:
             reward_tokens=config.reward.tokens_per_batch,
             kept_limit=algorithm.prefix_device_gb * 1e9,
             device=self.device,
+            adapter=bool(config.freeze.adapter),
+            load_in=config.model.load_in,
         )
 
     def memory(self, processes: int = 1, stage: int | None = None) -> Plan:

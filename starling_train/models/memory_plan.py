@@ -65,7 +65,8 @@ class Job:
     parameters, trainable: of the policy. sequence_tokens: of the longest prompt and response together, of which
     prompt_tokens are the prompt's. step_tokens, minibatch_tokens: of all sequences of a step and of a mini-batch.
     layers_above_lowest: decoder layers from the lowest that trains on; layers_trained: those of them with something
-    that trains. kept_limit: bytes of hidden states that stay on the device.
+    that trains. kept_limit: bytes of hidden states that stay on the device. adapter: what trains lies beside the
+    policy's parameters. load_in: 8bit or 4bit, of the policy's layers.
     """
 
     parameters: int
@@ -87,6 +88,8 @@ class Job:
     reward_tokens: int = 0
     kept_limit: float = float("inf")
     device: str = "cuda"
+    adapter: bool = False
+    load_in: str | None = None
 
 
 def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = None) -> Plan:
@@ -108,8 +111,9 @@ def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = No
         judging = kept | gathered | {"activations": tokens * reward.forward() * BYTES[job.reward_dtype]}
     return Plan(
         held={
-            "policy weights": share.of(job.parameters * size, 3),
-            "reference: own copies of what trains": share.of(job.trainable * size, 3),
+            "policy weights": share.of(_policy_bytes(policy, job, size), 3),
+            # adapters are simply taken off for it
+            "reference: own copies of what trains": 0.0 if job.adapter else share.of(job.trainable * size, 3),
             f"critic ({job.critic})": share.of(trunk * size + head * (size if share.is_zero else 4), 3),
             "optimizer: moments, master copies": _optimizer(learning, head, size, job.eight_bit, share),
             "reward model": weights,
@@ -147,6 +151,15 @@ def _microbatch(tokens: int, budget: int, longest: int) -> float:
     """Tokens of the largest group that `core.batching.cut_packed` makes: as few groups as can be, of like size."""
     groups = max(1, -(-tokens // budget))
     return min(tokens, max(longest, tokens / groups))
+
+
+def _policy_bytes(policy: Shape, job: Job, size: int) -> float:
+    """Adapters lie beside the weights that they are for; embeddings, head and norms are not quantised."""
+    beside = job.trainable * size if job.adapter else 0
+    if job.load_in is None:
+        return job.parameters * size + beside
+    layers = policy.layers * policy.layer_parameters()
+    return layers * LOADED[job.load_in] + (job.parameters - layers) * size + beside
 
 
 def _reward_bytes(job: Job) -> float:

@@ -183,15 +183,18 @@ def freeze_table(shape: Shape, freeze: FreezeConfig, seed: int = 0) -> Any:
     layers = {records[name].layer for name in names}
     table = shape.vocabulary * shape.hidden
     groups = {"embeddings": (1, table), "head": (0 if shape.tied else 1, table), "norms": (0, shape.hidden)}
-    trains = {name: everything or getattr(freeze, name) for name in groups}
+    rank = freeze.lora.rank if freeze.adapter else None  # of adapters on matrices; with freeze.head, on the head too
+    trains = {name: (everything and rank is None) or getattr(freeze, name) for name in groups}
     rows = []
     for kind, (high, wide) in shape.matrices().items():
         count = sum(records[name].type == kind for name in names)
-        rows.append(Row(kind, count, shape.layers, count * high * wide, shape.layers * high * wide))
+        each = high * wide if rank is None else rank * (high + wide)
+        rows.append(Row(kind, count, shape.layers, count * each, shape.layers * high * wide))
     for group, (of, size) in groups.items():
         of = 2 * shape.layers + 1 if group == "norms" else of
         count = of * trains[group] if group != "norms" or everything else (2 * len(layers) + 1) * trains[group]
-        rows.append(Row(group, count, of, count * size, of * size))
+        each = size if rank is None else rank * (shape.vocabulary + shape.hidden)
+        rows.append(Row(group, count, of, count * each, of * size))
     lowest = 0 if trains["embeddings"] else (freeze.lowest_layer if guessed else min(layers, default=shape.layers))
     return FreezeTable(tuple(rows), tuple(_parameters(names)), lowest)
 

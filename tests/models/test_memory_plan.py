@@ -3,6 +3,7 @@
 import pytest
 
 from starling_train.config import FreezeConfig
+from starling_train.config_model import LoraConfig
 from starling_train.models import freeze, shapes
 from starling_train.models.memory_plan import Job, Plan, Share, plan
 from starling_train.models.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape
@@ -37,6 +38,12 @@ def test_what_is_held_in_float32():
 def test_what_is_held_in_bfloat16_with_a_twin():
     held = plan(TINY, TINY, job(dtype="bfloat16", critic="twin", reward_load_in="8bit", reward_tokens=40)).held
     assert list(held.values()) == [1352 * 2, 576 * 2, 576 * 2 + 161 * 4, 2 * 576 * 12 + 161 * 8, 1272]
+
+
+def test_adapters_lie_beside_a_base_in_four_bits():
+    held = plan(TINY, None, job(dtype="bfloat16", trainable=100, adapter=True, load_in="4bit")).held
+    # 2 layers x 576 weights at 0.55 bytes; 1352 - 1152 embeddings, head and norms, and the adapters, at 2
+    assert list(held.values())[:2] == [1152 * 0.55 + 200 * 2 + 100 * 2, 0.0]
 
 
 def test_phases():
@@ -81,6 +88,8 @@ def test_the_peak_is_held_and_the_largest_phase():
         {"method": "layers", "layers": [1]},
         {"method": "none"},
         {"method": "random", "top_percent": 40.0, "lowest_layer": 1, "embeddings": True},
+        {"method": "random", "top_percent": 50.0, "head": True, "adapter": "lora", "lora": LoraConfig(rank=3)},
+        {"method": "none", "adapter": "lora", "lora": LoraConfig(rank=2)},
     ],
 )
 def test_the_table_is_that_of_the_model_itself(settings, tiny_mistral):
@@ -97,7 +106,9 @@ def test_the_table_is_that_of_the_model_itself(settings, tiny_mistral):
         if name.endswith("_proj")
     }
     selected = scan_setup.select(config, records, 0)
-    real = freeze.apply(model, selected, embeddings=config.embeddings, head=config.head, norms=config.norms)
+    rank = config.lora.rank if config.adapter else None
+    wanted = {"embeddings": config.embeddings, "head": config.head, "norms": config.norms}
+    real = freeze.apply(model, selected, **wanted, rank=rank)
     assert (found.parameters_trained, found.parameters_of) == (real.parameters_trained, real.parameters_of)
     assert found.lowest_layer == real.lowest_layer
     assert found.total.trained == real.total.trained and found.total.of == real.total.of
