@@ -131,6 +131,16 @@ def typed(composed: DictConfig, schema: type = Config) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
 
 
+def read_settings(values: Any, schema: type, source: Path) -> Any:
+    """What a run has written of its configuration, as dataclasses; `source` is the file. Raises UserError."""
+    if not isinstance(values, dict):
+        raise UserError(f"run_dir: {source} is no configuration of a run; give the directory of one")
+    try:
+        return typed(OmegaConf.create(values), schema)
+    except OmegaConfBaseException as error:
+        raise UserError(f"run_dir: {source} cannot be used ({_told(error, schema)}); put the file back") from error
+
+
 def _one_line(error: Exception, schema: type) -> str:
     """The error as one line without secrets. Hydra's and OmegaConf's own texts run over several."""
     line = re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*", " ", _told(error, schema).strip())

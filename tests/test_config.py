@@ -9,7 +9,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf.errors import OmegaConfBaseException
 
-from starling_train import cli, evaluate, laser, plan
+from starling_train import cli, evaluate, export, laser, plan
 from starling_train.config import Config, UserError, check, check_values
 from starling_train.config_rm import RmConfig, check_rm
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("evaluate", evaluate.EvaluateConfig, evaluate.check),
     "plan": ("plan", plan.PlanConfig, plan.check),
     "laser": ("laser", laser.LaserConfig, laser.check),
+    "export": ("export", export.ExportConfig, export.check),
 }
 GROUPS = [
     f"{path.parent.name}={path.stem}"

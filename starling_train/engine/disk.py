@@ -26,14 +26,14 @@ def check_room(run: Path, config: CheckpointConfig, optimizer: Optimizer | ZeroO
     check_fits(run, count * checkpoint + final, what, "free some, give another run_dir, or lower checkpoint.keep")
 
 
-def check_fits(run: Path, needed: float, what: str, remedy: str) -> None:
-    """Raises UserError, saying what needs them, if so many bytes do not fit on the disk of `run`."""
+def check_fits(run: Path, needed: float, what: str, remedy: str, key: str = "run_dir") -> None:
+    """Raises UserError, naming the key and what needs them, if so many bytes do not fit on the disk of `run`."""
     there = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
     # a run directory may be a link to another disk; quotas are not seen here, they stop the run when they are reached
     free = shutil.disk_usage(there).free + _held(run)
     if free < needed:
         raise UserError(
-            f"run_dir: {run} has room for {free / 1e9:.2f} GB, the run needs {needed / 1e9:.2f} ({what}); {remedy}"
+            f"{key}: {run} has room for {free / 1e9:.2f} GB, and {needed / 1e9:.2f} are needed ({what}); {remedy}"
         )
 
 

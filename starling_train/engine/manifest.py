@@ -61,15 +61,17 @@ def read(directory: Path) -> Manifest:
         raise Damaged(f"{NAME} is damaged, truncated, or of an earlier version") from error
 
 
-def verify(directory: Path, names: tuple[str, ...], *, contents: bool = True) -> Manifest:
+def verify(directory: Path, names: tuple[str, ...], *, compared: tuple[str, ...] | None = None) -> Manifest:
     """The manifest of a checkpoint that is what was written; raises Damaged if it is not.
 
-    names: of files that must be there. contents: compare the bytes of all files too, not only names and sizes.
+    names: of files that must be there. compared: files of which the bytes are compared too, not only names and sizes;
+    None means all.
     """
     manifest = read(directory)
     if not manifest.files.keys() >= set(names):
         raise Damaged(f"{NAME} does not list all of {', '.join(names)}")
     names = tuple(manifest.files)
+    compared = names if compared is None else compared
     if directory.name != folder_name(manifest.step):
         raise Damaged(f"{NAME} is that of step {manifest.step}: the folder was renamed, or the file copied")
     # what the system or an editor puts beside the files, hidden, is not ours to judge
@@ -78,11 +80,11 @@ def verify(directory: Path, names: tuple[str, ...], *, contents: bool = True) ->
         raise Damaged(f"{min(extra)} does not belong there")
     for name, expected in manifest.files.items():
         _check_size(directory / name, expected["size"])
-    if contents:
-        with ThreadPoolExecutor(len(names)) as pool:
-            for name, problem in zip(names, pool.map(lambda n: _compare(directory / n, manifest), names), strict=True):
-                if problem:
-                    raise Damaged(f"{name} {problem}")
+    with ThreadPoolExecutor(len(names)) as pool:
+        problems = pool.map(lambda name: _compare(directory / name, manifest), compared)
+        for name, problem in zip(compared, problems, strict=True):
+            if problem:
+                raise Damaged(f"{name} {problem}")
     return manifest
 
 

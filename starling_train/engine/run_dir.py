@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 
 from starling_train.config import Config, UserError
 from starling_train.config_rm import RmConfig
 from starling_train.engine.metrics import JsonLines, NoLines
+from starling_train.engine.places import disk_errors
 from starling_train.engine.run_lock import RunLock
 from starling_train.engine.runtime import Runtime
 
@@ -68,22 +67,15 @@ class RunDirectory:
     def owned(self, runtime: Runtime | None = None) -> Iterator[None]:
         """Within, no other process can use the directory. Raises UserError if one does.
 
-        One that does not exist yet is taken in `create`: before that, nothing is written. The system's errors leave as
-        OSError with a file's name: those of a full disk have none, and safetensors has a class of its own for them.
+        One that does not exist yet is taken in `create`: before that, nothing is written. The disk's errors leave as
+        those of `places.disk_errors`.
         """
         try:
-            self._is_ours = runtime is None or runtime.is_first
-            if self._is_ours and self.path.is_dir():
-                self._lock.acquire()
-            yield
-        except SafetensorError as error:
-            if found := re.search(r"\(os error (\d+)\)", str(error)):
-                raise OSError(int(found[1]), os.strerror(int(found[1])), str(self.path)) from error
-            raise
-        except OSError as error:
-            if error.filename is None and error.errno is not None:
-                error.filename = str(self.path)
-            raise
+            with disk_errors(self.path):
+                self._is_ours = runtime is None or runtime.is_first
+                if self._is_ours and self.path.is_dir():
+                    self._lock.acquire()
+                yield
         finally:
             self._lock.release()
 

@@ -34,7 +34,7 @@ from wrong_inputs import (
     without,
 )
 
-from starling_train import evaluate, laser, plan, ppo, rm, score, serve_reward, snr
+from starling_train import evaluate, export, laser, plan, ppo, rm, score, serve_reward, snr
 from starling_train.config import Config, SnrConfig, UserError, check, check_snr
 from starling_train.config_rm import RmConfig, check_rm
 
@@ -54,10 +54,11 @@ RIGHT = {
     "plan": "model.path={policy} reward.path={reward} cluster.device=cpu freeze.top_percent=50",
     "laser": "model.path={policy} model.dtype=float32 cluster.device=cpu perplexity.path={here}/text.txt "
     "preference.path={here}/pairs.jsonl run_dir=run",
+    "export": "run_dir={run} output={here}/model",
 }
 MAIN = {
     "ppo": ppo.main, "rm": rm.main, "snr": snr.main, "score": score.main, "serve_reward": serve_reward.main,
-    "evaluate": evaluate.main, "plan": plan.main, "laser": laser.main,
+    "evaluate": evaluate.main, "plan": plan.main, "laser": laser.main, "export": export.main,
 }  # fmt: skip
 SCHEMAS = {
     "ppo": (Config, check), "rm": (RmConfig, check_rm), "snr": (SnrConfig, check_snr),
@@ -92,12 +93,12 @@ COMMAND_LINE = [
     *every("modl.path=x", "modl.path: no such key", "use one of"),
     *every("+recipe=nope", "recipe: there is no 'nope'", "use one of"),
     *every("--dry-run", "--dry-run", "section.key=value"),
-    *every("seed=many", "seed: ", "--help|--cfg"),
-    *every("cluster.device=tpu", "cluster.device: 'tpu'", "use one of: auto, cpu, cuda"),
-    *every("cluster.device=cuda", "cluster.device: no CUDA", "use cluster.device=cpu", but=("plan",)),
-    *every("model.dtype=int3", "model.dtype: 'int3'", "use one of"),
+    *every("seed=many", "seed: ", "--help|--cfg", but=("export",)),
+    *every("cluster.device=tpu", "cluster.device: 'tpu'", "use one of: auto, cpu, cuda", but=("export",)),
+    *every("cluster.device=cuda", "cluster.device: no CUDA", "use cluster.device=cpu", but=("plan", "export")),
+    *every("model.dtype=int3", "model.dtype: 'int3'", "use one of", but=("export",)),
     *every("name=[1", "name=[1", "quote"),
-    *every("prepare=nothing", "prepare: 'nothing'", "use one of: toy"),
+    *every("prepare=nothing", "prepare: 'nothing'", "use one of: toy", but=("export",)),
     a("ppo", "-cd {here} +recipe=bad", "bad.yaml:", "repair", make=text("recipe/bad.yaml", "name: x\na:\n  - [1\n")),
     a("ppo", "-cd {here}/nowhere", "nowhere", "--help"),
     a("ppo", "name='${{nope}}'", "name: ", "nope"),
@@ -784,19 +785,76 @@ def calls(world: World) -> None:
     rows("BFCL_v4_irrelevance.json", {"id": "a", "question": question, "function": [function]})(world)
 
 
-CASES = [*COMMAND_LINE, *POLICY, *PLAN, *REWARD, *DATA, *SETTINGS, *FILES, *LASER]
+HERE_RUN = "run_dir={here}/run"
+CHECKPOINT = "checkpoints/step_000002"
+EXPORT = [
+    a("export", "model.dtype=float16", "model: no such key|model.dtype: no such key", "use one of: run_dir"),
+    a("export", "run_dir=null", "run_dir: not set", "give"),
+    a("export", "output=null", "output: not set", "give"),
+    *[
+        a("export", f"run_dir={{here}}/{name}", "run_dir: ", "no config.yaml", "give", make=folder("empty"))
+        for name in ("nowhere", "prompts.jsonl", "empty")
+    ],
+    *[a("export", f"{key}={{long}}", f"{key}: ", "cannot be a path|cannot be", "give|check")
+      for key in ("run_dir", "output", "base")],
+    *[
+        a("export", HERE_RUN, "run_dir: ", "config.yaml", "put the file back|give",
+          make=spoiled("run", "config.yaml", content))
+        for content in ("[1, 2", "- 1\n", "seed: 1\n", "model: {path: [1]}\n", "model: {path: x}\nrm: 3\n", DEEP)
+    ],
+    a("export", HERE_RUN, "run_dir: ", "no checkpoint", "give", make=text("run/config.yaml", "seed: 1\n")),
+    a("export", "checkpoint=step_000007", "checkpoint: ", "step_000007", "one of: step_000002"),
+    a("export", "checkpoint=../checkpoints/step_000002", "checkpoint: ", "one of: step_000002"),
+    a("export", "checkpoint=best", "checkpoint: the run has no held-out score", "use newest"),
+    *[
+        a("export", HERE_RUN, "checkpoint: ", name, "use another one",
+          make=cut("run", f"{CHECKPOINT}/{name}"))
+        for name in ("trainable.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+    ],
+    a("export", HERE_RUN, "checkpoint: ", "state.json", "lacks", make=spoiled("run", f"{CHECKPOINT}/state.json", "{}")),
+    a("export", "output={here}/prompts.jsonl", "output: ", "is a file", "give"),
+    a("export", "output={here}/prompts.jsonl/below", "output: ", "is a file", "give"),
+    a("export", "output={policy}", "output: ", "not empty", "give a new"),
+    a("export", "output=/proc/model", "output: nothing can be written into /proc", "give another"),
+    a("export", "base={here}/nowhere", "base: no such directory", "give"),
+    a("export", "base={reward}", "base: ", "lacks|no such tensor|shape"),
+    a("export", "base={here}/policy", "base: ", "is not the model that", "give base=DIR",
+      make=tensors(lambda held: held["model.norm.weight"].add_(1))),
+    a("export", "base={here}/policy", "base: ", "is not the model that", "give base=DIR",
+      make=settings("policy", rms_norm_eps=1e-3)),
+    a("export", "base={here}/policy", "no usable tokenizer", "download", make=cut("policy", "tokenizer.json")),
+]  # fmt: skip
+
+
+CASES = [*COMMAND_LINE, *POLICY, *PLAN, *REWARD, *DATA, *SETTINGS, *FILES, *LASER, *EXPORT]
 
 
 @pytest.fixture(scope="module")
 def models(small_models):
-    """The small models, and a classifier."""
+    """The small models, a classifier, and a run directory."""
     from reward_checkpoints import SIZE, small_tokenizer
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     config = LlamaConfig(**SIZE, num_labels=1, pad_token_id=0)
     LlamaForSequenceClassification(config).save_pretrained(small_models / "classifier")
     small_tokenizer().save_pretrained(small_models / "classifier")
+    saved_run(small_models / "run", small_models / "policy")
     return small_models
+
+
+def saved_run(run, base) -> None:
+    """A run directory with the checkpoint of a step in which one matrix of the base model has changed."""
+    from safetensors.torch import load_file
+
+    from starling_train.engine.checkpoint import Checkpoints
+    from starling_train.engine.state import TrainState
+    from starling_train.models.identity import identify
+
+    name = "model.layers.0.mlp.up_proj.weight"
+    trained = {f"policy.{name}": load_file(base / "model.safetensors")[name] + 1}
+    optimizer = {f"policy.{name}/exp_avg": torch.zeros(64, 32)}
+    Checkpoints(run / "checkpoints", 1, identify(base)).save(trained, optimizer, TrainState(step=2))
+    (run / "config.yaml").write_text(f"name: run\nmodel:\n  path: {base}\n  dtype: float32\n")
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ class World:
     def names(self) -> dict[str, Any]:
         """What `{name}` means in a case's arguments."""
         fixed = {"here": self.here, "policy": self.models / "policy", "reward": self.models / "reward"}
-        return fixed | {"classifier": self.models / "classifier", "long": "x" * 5000} | self.servers
+        made = {name: self.models / name for name in ("classifier", "run")}
+        return fixed | made | {"long": "x" * 5000} | self.servers
 
     def copy(self, model: str) -> Path:
         """A copy of a model to spoil, as `{here}/MODEL`."""

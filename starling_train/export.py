@@ -1,0 +1,99 @@
+"""python -m starling_train.export run_dir=runs/NAME output=DIR: a run's checkpoint as a whole Hugging Face model."""
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starling_train.cli import command, read_settings
+from starling_train.config import ModelConfig, UserError, check_values
+from starling_train.config_rm import RmConfig
+from starling_train.config_values import no_path
+
+if TYPE_CHECKING:
+    from starling_train.engine.exporting import Trained
+    from starling_train.engine.saved_run import SavedRun
+
+
+@dataclass
+class ExportConfig:
+    """No run's configuration: the run directory holds that."""
+
+    run_dir: str | None = None
+    checkpoint: str = "newest"
+    output: str | None = None
+    base: str | None = None
+    dry_run: bool = False
+    debug: bool = False
+
+
+def check(config: ExportConfig) -> None:
+    """Check the configuration. Raises UserError."""
+    check_values(config)
+    for key, value, what in (
+        ("run_dir", config.run_dir, "run_dir=runs/NAME, the directory of a run"),
+        ("output", config.output, "output=DIR, a new directory for the model"),
+    ):
+        if not value:
+            raise UserError(f"{key}: not set; give {what}")
+        if reason := no_path(Path(value).expanduser()):
+            raise UserError(f"{key}: {value[:80]!r} cannot be a path ({reason}); give another")
+
+
+@command(check, ExportConfig, "export")
+def main(config: ExportConfig) -> None:
+    """Find the checkpoint, see that base model and disk are right, write the model."""
+    from starling_train.engine import disk, exporting, places, saved_run
+    from starling_train.models import save
+    from starling_train.report import model_card
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # what is half written is removed on the way out
+        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+
+    # 1. What can be wrong, from headers and small files.
+    output = Path(config.output).expanduser().resolve()
+    places.check_new(output, "output")
+    run = saved_run.find(Path(config.run_dir).expanduser(), config.checkpoint)
+    trained = trained_by(run, config.base)
+    plan = exporting.plan(run, trained)
+    disk.check_fits(output, plan.size, "the model's weights", "free some, or give another output", "output")
+    if config.dry_run:
+        share = plan.table.parameters_trained / plan.table.parameters_of
+        print(
+            f"would write {trained.what} of step {run.step} to {output}: {plan.size / 1e9:.3g} GB\n"
+            f"base model {trained.directory}, and {len(plan.table.names)} tensors of {run.checkpoint}, {share:.1%} of "
+            "the parameters\n"
+            "not compared yet: the bytes of the checkpoint and of the base model"
+        )
+        return
+
+    # 2. The bytes: of the checkpoint, and of the base model that it belongs to.
+    base = saved_run.verify(run, trained.directory)
+
+    # 3. The model, whole or not at all.
+    card = model_card.render(run, trained, plan.table, base)
+    with places.disk_errors(output):
+        model = exporting.load_trained(run, trained)
+
+        def write(directory: Path) -> None:
+            directory.mkdir(parents=True)
+            trained.write(model, directory)
+            (directory / "README.md").write_text(card)
+
+        save.write_whole(output, write)
+    print(f"{trained.what} of step {run.step}: {output}")
+
+
+def trained_by(run: "SavedRun", base: str | None) -> "Trained":
+    """What the run trains, by its config.yaml: a reward model where that has a section `rm`, else a policy."""
+    from starling_train.engine import exporting
+
+    if "rm" in run.settings:
+        sections = {name: run.settings.get(name) for name in ("model", "rm")}
+        return exporting.TrainedReward(read_settings(sections, RmConfig, run.config_file), base)
+    return exporting.TrainedPolicy(read_settings(run.settings.get("model"), ModelConfig, run.config_file), base)
+
+
+if __name__ == "__main__":
+    main()
