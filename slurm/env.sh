@@ -1,8 +1,9 @@
-# What ppo.sbatch, serve_reward.sbatch, command.sbatch and pipeline.sh need to know of your cluster and your run.
+# What the scripts beside this file need to know of your cluster and your run.
 # Read by bash on the first node of a job; what is exported here reaches all nodes.
 
 PYTHON=$PWD/.venv/bin/python            # of an environment that all nodes see; PWD is where sbatch was called
-RECIPE=small
+COMMAND=ppo                             # what ppo.sbatch runs: ppo, rm, or any other command that trains
+RECIPE=small                            # of that command
 RUN_DIR=$PWD/runs/$RECIPE               # on a file system that all nodes share: a requeued job goes on from it
 OVERRIDES=(cluster.zero_stage=2)        # more settings of the run, key=value
 LOG_DIR=$RUN_DIR/logs                   # a folder for each start of a job, in it one for each node, in it one a rank
@@ -11,6 +12,7 @@ PROCESSES_PER_NODE=${SLURM_GPUS_ON_NODE:-1}  # one a GPU
 GRACE_S=240                             # seconds to save in; --signal in ppo.sbatch leaves 300
 RENDEZVOUS_HOST=                        # empty: the first node of the job, by its name in Slurm
 RENDEZVOUS_PORT=                        # empty: a port from 20000 to 39999 that follows from the job's number
+EXTENSIONS_DIR=                         # empty: LOG_DIR/extensions; what DeepSpeed compiles, not shared by running jobs
 
 export HF_HUB_OFFLINE=1                 # compute nodes often have no way out; load models and data before
 # export HF_HOME=/shared/huggingface
@@ -21,7 +23,9 @@ export HF_HUB_OFFLINE=1                 # compute nodes often have no way out; l
 REWARD_SERVER=no
 REWARD_OVERRIDES=(reward=starling_34b reward.device_map=auto)
 REWARD_ADDRESS=$RUN_DIR.reward          # a file with the server's address; with .token at its end, the token
+REWARD_HOST=                            # empty: the server's node by its own name; another one if others know it so
 REWARD_WAIT_S=1800                      # how long ppo.sbatch waits for the server to have loaded its model
 
-# pipeline.sh: what is measured after the training
+# pipeline.sh: where the trained model goes, a new directory, and what is measured of it
+MODEL_DIR=$RUN_DIR.model
 EVALUATE=('suites=[function_calling]' "function_calling.path=$PWD/bfcl")

@@ -2,9 +2,10 @@
 # One node of ppo.sbatch: torchrun with a process for each GPU, which meets those of the other nodes on the first one.
 set -euo pipefail
 
-# torchrun answers a second signal by leaving its processes alone in the middle of saving, and before torch 2.12 kills
-# them 30 s after the first. So it is kept out of it: it ignores SIGTERM, which may reach it from Slurm too, and its
-# processes get one SIGUSR1 from here. They save, leave together, and torchrun ends with them.
+# Slurm sends a signal to every process of a step, often twice (preemption, scontrol requeue, scancel again). A second
+# one would have torchrun leave its processes alone in the middle of saving, and end those themselves. So neither sees
+# SIGTERM: it is ignored from the start, which --signals-to-handle and the run (engine/stop.py) leave as it is, and
+# the processes get one SIGUSR1 from here. They save, leave together, and torchrun ends with them.
 torchrun="" relayed=no
 relay() {
   trap '' TERM USR1
@@ -14,17 +15,21 @@ relay() {
 }
 trap relay TERM USR1
 
+# torchrun; a SIGUSR1 that is sent to the whole step does not end it
+launcher='import signal; signal.signal(signal.SIGUSR1, lambda *_: None)
+from torch.distributed.run import main; main()'
+
 is_host=false
 [ "$SLURM_NODEID" = 0 ] && is_host=true
 export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[rank ${rank}] ' # what torchrun puts before each line of output
 mkdir -p "$NODE_LOGS/node_$SLURM_NODEID"
 (
   trap '' TERM
-  exec "$PYTHON" -m torch.distributed.run \
+  exec "$PYTHON" -c "$launcher" \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$PROCESSES_PER_NODE" --max-restarts=0 \
     --rdzv-backend=c10d --rdzv-endpoint="$RENDEZVOUS" --rdzv-id="$RENDEZVOUS_ID" --rdzv-conf="is_host=$is_host" \
-    --log-dir="$NODE_LOGS/node_$SLURM_NODEID" --redirects=3 --tee=3 \
-    -m starling_train.ppo "$@"
+    --log-dir="$NODE_LOGS/node_$SLURM_NODEID" --redirects=3 --tee=3 --signals-to-handle=SIGUSR2 \
+    -m "starling_train.$COMMAND" "$@"
 ) &
 torchrun=$!
 

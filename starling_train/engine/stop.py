@@ -23,7 +23,8 @@ class StopRequest:
     """Remembers a signal, and raises Stopped where the phase says that it may be left; nowhere else.
 
     So a file that is being written is always written to its end. A second signal, a second or more after the first,
-    exits at once (launchers may deliver one signal twice).
+    exits at once (launchers may deliver one signal twice). One that is ignored when the command starts stays so: a
+    launcher that sends the other one has asked for that (slurm/node.sh).
 
     Several processes agree: they leave together, at the next border between two phases.
 
@@ -40,7 +41,8 @@ class StopRequest:
         self._began = self._longest_update = self._since = 0.0
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._remember) for number in heard}
         self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._time_is_over)
         return self
 

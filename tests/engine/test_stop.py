@@ -27,6 +27,22 @@ def test_a_phase_that_changes_nothing_is_left_at_once_and_all_others_are_not():
         assert stop.exit_code == 143 and not stop.half_updated
 
 
+def test_a_signal_that_was_ignored_from_the_start_stays_so():
+    """However often it comes: a second one of a signal that is heard would end the process."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with StopRequest(60) as stop:
+            send()
+            assert stop.exit_code is None
+            send(signal.SIGUSR1)
+            assert stop.exit_code == 138
+            time.sleep(1.1)
+            send()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_nobody_s_except_takes_it_and_a_swallowed_one_is_raised_at_the_end():
     with StopRequest(60) as stop, pytest.raises(Stopped), stop.abandonable():
         try:

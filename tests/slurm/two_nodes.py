@@ -91,10 +91,11 @@ class TwoNodes:
             except subprocess.TimeoutExpired:
                 daemon.kill()
 
-    def run(self, *command: str, check: bool = True, **more) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=60, check=check, **more
-        )  # fmt: skip
+    def run(
+        self, *command: str, check: bool = True, environment: dict[str, str] | None = None, **more
+    ) -> subprocess.CompletedProcess:
+        whole = (environment or {}) | self.environment
+        return subprocess.run(command, env=whole, capture_output=True, text=True, timeout=60, check=check, **more)
 
     def job(self, number: str) -> dict[str, str]:
         """What Slurm says of a job: JobState, Restarts, ExitCode and more."""
