@@ -35,7 +35,7 @@ test-faults: $(STAMP) toy  ## runs killed, stopped and started again, dozens of 
 test-processes: $(STAMP) toy  ## several processes under DeepSpeed, one killed, the network between two hosts cut
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m processes
 
-test-slurm: $(STAMP) toy  ## slurm/ppo.sbatch on a real Slurm with two nodes on this machine (root; minutes)
+test-slurm: $(STAMP) toy  ## the scripts of slurm/ on a real Slurm with two nodes on this machine (root; minutes)
 	$(RUN) -m pytest -m slurm -s
 
 check: $(STAMP)  ## lint and format

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starling_train.cli import command, read_settings
-from starling_train.config import ModelConfig, UserError, check_values
+from starling_train.config import Config, UserError, check_values
 from starling_train.config_rm import RmConfig
 from starling_train.config_values import no_path
 
@@ -89,10 +89,13 @@ def trained_by(run: "SavedRun", base: str | None) -> "Trained":
     """What the run trains, by its config.yaml: a reward model where that has a section `rm`, else a policy."""
     from starling_train.engine import exporting
 
-    if "rm" in run.settings:
-        sections = {name: run.settings.get(name) for name in ("model", "rm")}
+    if not isinstance(run.settings.get("model"), dict):
+        raise UserError(f"run_dir: {run.config_file} says of no model; give the directory of a training run")
+    sections = {name: run.settings[name] for name in ("model", "freeze", "rm") if name in run.settings}
+    if "rm" in sections:
         return exporting.TrainedReward(read_settings(sections, RmConfig, run.config_file), base)
-    return exporting.TrainedPolicy(read_settings(run.settings.get("model"), ModelConfig, run.config_file), base)
+    settings = read_settings(sections, Config, run.config_file)
+    return exporting.TrainedPolicy(settings.model, settings.freeze, base)
 
 
 if __name__ == "__main__":

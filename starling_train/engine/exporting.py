@@ -1,5 +1,6 @@
 """From a checkpoint to the model that was trained: the base model, with the checkpoint's tensors in their places."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,19 +9,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from starling_train.config import ModelConfig, UserError
+from starling_train.config import FreezeConfig, ModelConfig, UserError
+from starling_train.config_model import LoraConfig
 from starling_train.config_rm import RmConfig
 from starling_train.data import openchat
 from starling_train.engine import ranking_setup
 from starling_train.engine.saved_run import SavedRun
-from starling_train.models import freeze, load, preflight, reward_start
+from starling_train.models import adapters, freeze, load, preflight, reward_start
 from starling_train.models.checkpoint_files import FLOATS
 
+LORA = ".lora_"  # in the names of an adapter's two matrices
 NOT_EXPORTED = ("critic.", "value_head.")  # what a checkpoint of ppo has beside the policy
 
 
 class Trained(Protocol):
     """What a run trains. directory: the base model's. what: in a word or two. kind: of reward model, None of none.
+    lora: None where no adapters train.
 
     Each raises UserError, naming `base`, for a base model that cannot be used.
     """
@@ -29,6 +33,7 @@ class Trained(Protocol):
     what: str
     kind: str | None
     model: ModelConfig
+    lora: LoraConfig | None
 
     def empty(self) -> nn.Module:
         """Names and shapes, without memory."""
@@ -45,8 +50,8 @@ class TrainedPolicy:
 
     what, kind = "the policy", None
 
-    def __init__(self, model: ModelConfig, base: str | None):
-        self.model = model
+    def __init__(self, model: ModelConfig, freeze: FreezeConfig, base: str | None):
+        self.model, self.lora = model, freeze.lora if freeze.adapter else None
         self.directory = _resolve(model, base)
         self._config = load.load_config(self.directory, "base")
         self._tokenizer = load.load_tokenizer(self.directory, "base")
@@ -70,6 +75,7 @@ class TrainedReward:
 
     def __init__(self, config: RmConfig, base: str | None):
         self.model, self.kind, self._config = config.model, config.rm.kind, config
+        self.lora = config.freeze.lora if config.freeze.adapter else None
         self.directory = _resolve(config.model, base, needs_config=not config.rm.tokenizer)
         here = replace(config, model=replace(config.model, path=str(self.directory)))
         self._start = ranking_setup.find(here)
@@ -108,35 +114,80 @@ class Plan:
 def plan(run: SavedRun, trained: Trained) -> Plan:
     """What will be written, from headers alone. Raises UserError if the checkpoint's tensors are not of this model."""
     model = trained.empty()
-    parameters = dict(model.named_parameters())
-    dtype = getattr(torch, trained.model.dtype)
-    names = []
     with _open(run) as held:
-        for name, place in _places(held).items():
-            part, expected = held.get_slice(name), parameters.get(place)
-            shape = tuple(part.get_shape())
-            if expected is None or expected.shape != shape or FLOATS.get(part.get_dtype()) != dtype:
-                raise UserError(
-                    f"checkpoint: {run.weights} holds {name} {shape} in {part.get_dtype()}, and the model in "
-                    f"{trained.directory} has no such tensor in {trained.model.dtype}; is config.yaml this run's?"
-                )
-            names.append(place.removesuffix(".weight"))
-    size = sum(parameter.numel() for parameter in parameters.values()) * dtype.itemsize
-    return Plan(freeze.apply(model, names), size)
+        places = _places(held)
+        size = sum(parameter.numel() for parameter in model.parameters()) * _dtype(trained).itemsize
+        try:
+            table = _table(model, places.values(), trained.lora)
+            _hang_adapters(model, places.values(), trained.lora)
+        except UserError as error:
+            raise _other_model(run, trained, str(error)) from error
+        parameters = dict(model.named_parameters())
+        for name, place in places.items():
+            part = held.get_slice(name)
+            shape, dtype = tuple(part.get_shape()), FLOATS.get(part.get_dtype())
+            is_right = place in parameters and parameters[place].shape == shape
+            if not is_right or (dtype != _dtype(trained) and LORA not in place):
+                raise _other_model(run, trained, f"{name} {shape} in {part.get_dtype()}")
+    return Plan(table, size)
 
 
 @torch.no_grad()
 def load_trained(run: SavedRun, trained: Trained) -> nn.Module:
-    """The base model with what was trained in its place.
+    """The base model with what was trained in its place; adapters are merged into the weights, as the run does.
 
     The checkpoint is read tensor by tensor, so this takes the memory of one model.
     """
     model = trained.load()
-    parameters = dict(model.named_parameters())
     with _open(run) as held:
-        for name, place in _places(held).items():
-            parameters[place].copy_(held.get_tensor(name))
-    return model
+        places = _places(held)
+        _hang_adapters(model, places.values(), trained.lora)
+        parameters = dict(model.named_parameters())
+        for name, place in places.items():
+            tensor = held.get_tensor(name)
+            assert parameters[place].dtype == tensor.dtype, f"{name} was trained in another type"
+            parameters[place].copy_(tensor)
+    return adapters.merged(model)
+
+
+def _table(model: nn.Module, places: Iterable[str], lora: LoraConfig | None) -> freeze.FreezeTable:
+    """What was trained, whole tensors and adapters together. Raises UserError for what the model does not have."""
+    modules = _adapted(places)
+    if modules and not lora:
+        raise UserError("it has adapters, and config.yaml says of none")
+    whole = [place.removesuffix(".weight") for place in places if LORA not in place]
+    tables = [freeze.apply(model, whole)] if whole else []
+    if modules:
+        tables.append(freeze.apply(model, modules, head="lm_head" in modules, rank=lora.rank))
+    first, *more = tables
+    for other in more:
+        rows = tuple(
+            replace(a, trained=a.trained + b.trained, parameters_trained=a.parameters_trained + b.parameters_trained)
+            for a, b in zip(first.rows, other.rows, strict=True)
+        )
+        first = replace(first, rows=rows, names=first.names + other.names)
+    return first
+
+
+def _hang_adapters(model: nn.Module, places: Iterable[str], lora: LoraConfig | None) -> None:
+    if lora and (modules := _adapted(places)):
+        adapters.add(model, [f"{module}.weight" for module in modules], lora)
+
+
+def _adapted(places: Iterable[str]) -> list[str]:
+    """Modules with an adapter, in order."""
+    return list(dict.fromkeys(place.partition(LORA)[0] for place in places if LORA in place))
+
+
+def _dtype(trained: Trained) -> torch.dtype:
+    return getattr(torch, trained.model.dtype)
+
+
+def _other_model(run: SavedRun, trained: Trained, what: str) -> UserError:
+    return UserError(
+        f"checkpoint: {run.weights} does not fit the model in {trained.directory} in {trained.model.dtype} ({what}); "
+        "is config.yaml this run's?"
+    )
 
 
 def _open(run: SavedRun) -> Any:

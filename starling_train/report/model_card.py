@@ -44,7 +44,7 @@ def render(run: SavedRun, trained: Trained, table: FreezeTable, base: Identity) 
             f"{trained.what.capitalize()} of the run `{name}`, written by `starling_train` {__version__}.",
             _table(("", ""), [*_origin(run, trained, base), *_training(settings, run)]),
             "## What was trained",
-            f"{_share(table)} The other tensors are the base model's.",
+            f"{_share(trained, table)} The other tensors are the base model's.",
             _module_types(table),
             "## What the run measured",
             _measured(run),
@@ -90,8 +90,10 @@ def _training(settings: dict[str, Any], run: SavedRun) -> list[tuple[str, str]]:
     return [(what, value) for what, value in known.items() if value]
 
 
-def _share(table: FreezeTable) -> str:
+def _share(trained: Trained, table: FreezeTable) -> str:
+    lora = trained.lora
     return (
+        f"{f'LoRA adapters of rank {lora.rank} and alpha {lora.alpha:g}, merged into the weights: ' if lora else ''}"
         f"{len(table.names)} tensors with {table.parameters_trained:,} of {table.parameters_of:,} parameters "
         f"({table.parameters_trained / table.parameters_of:.1%})."
     )

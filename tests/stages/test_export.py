@@ -49,18 +49,25 @@ def trained(small_models, small_run, tmp_path_factory) -> Path:
     return folder
 
 
+def rows(count: int) -> list[dict]:
+    answers = [{"answer": word, "model": "m", "rank": float(rank)} for rank, word in enumerate(WORDS, 1)]
+    return [{"prompt": f"\n\nHuman: How is {i}?\n\nAssistant: ", "answers": answers} for i in range(count)]
+
+
+def small_rm(small_models: Path) -> list[str]:
+    return [
+        f"model.path={small_models / 'policy'}", "data.path=rows.jsonl", "model.dtype=float32", "cluster.device=cpu",
+        "run_dir=run", "rm.max_length=64", "rm.prompts_per_step=4", "data.eval_prompts=2", "optim.learning_rate=0.01",
+        "freeze=layers", "freeze.layers=[2,3]", "model.gradient_checkpointing=false",
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def ranked(small_models, tmp_path_factory) -> Path:
     """A folder with the run directory `run` of a reward model."""
     folder = tmp_path_factory.mktemp("rm")
-    answers = [{"answer": word, "model": "m", "rank": float(rank)} for rank, word in enumerate(WORDS, 1)]
-    rows = ({"prompt": f"\n\nHuman: How is {i}?\n\nAssistant: ", "answers": answers} for i in range(12))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run_here(
-        rm, folder, f"model.path={small_models / 'policy'}", "data.path=rows.jsonl", "model.dtype=float32",
-        "cluster.device=cpu", "run_dir=run", "rm.max_length=64", "rm.prompts_per_step=4", "data.eval_prompts=2",
-        "optim.learning_rate=0.01", "freeze=layers", "freeze.layers=[2,3]", "model.gradient_checkpointing=false",
-    )  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(12)))
+    run_here(rm, folder, *small_rm(small_models))
     return folder
 
 
@@ -133,6 +140,35 @@ def test_the_reward_model_is_the_one_that_the_run_wrote(ranked, tmp_path):
     ).score(spoken)
 
 
+@pytest.mark.parametrize("command", ["ppo", "rm"])
+def test_adapters_are_merged_as_the_run_merges_them(small_models, small_run, tmp_path, capsys, command):
+    lora = ["freeze.adapter=lora", "freeze.lora.rank=2", "optim.learning_rate=0.01"]
+    if command == "ppo":
+        (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "What is {i}?"}}\n' for i in range(20)))
+        run_here(ppo, tmp_path, *small_run, "data.path=prompts.jsonl", "evaluation.every=0", "freeze.head=true",
+                 "algorithm.steps=1", "model.dtype=bfloat16", *lora)  # fmt: skip
+    else:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(12)))
+        run_here(rm, tmp_path, *small_rm(small_models), *lora)
+    run_here(export, tmp_path, "run_dir=run", "output=model")
+    config = tmp_path / "run" / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("adapter: lora", "adapter: null"))
+    assert "it has adapters" in refused(tmp_path, capsys, "run_dir=run", "output=other")
+    config.write_text(text)
+    if command == "ppo":
+        theirs = load_file(tmp_path / "run" / "policy" / "model.safetensors")
+        ours = load_file(tmp_path / "model" / "model.safetensors")
+    else:
+        theirs = torch.load(tmp_path / "run" / "reward" / "pytorch_model.bin", weights_only=True)
+        ours = torch.load(tmp_path / "model" / "pytorch_model.bin", weights_only=True)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["trainable"]
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"rank 2 and alpha 16, merged into the weights: {summary['matrices']} tensors" in card
+    assert f"{summary['parameters']:,} of {summary['of']:,} parameters" in card
+
+
 def test_a_run_that_is_not_finished_and_a_base_that_has_moved(trained, small_models, tmp_path, capsys):
     run = copy(trained, tmp_path)
     for name in ("policy", "checkpoints/step_000003", "checkpoints/step_000002"):
@@ -176,7 +212,7 @@ def test_settings_that_are_not_the_runs_are_refused(trained, tmp_path, capsys):
     run = copy(trained, tmp_path)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("dtype: bfloat16", "dtype: float32", 1))
-    assert "no such tensor in float32" in refused(tmp_path, capsys, "run_dir=run", "output=model")
+    assert "does not fit the model" in refused(tmp_path, capsys, "run_dir=run", "output=model")
     (run / "config.yaml").write_text(text.replace("  dtype: bfloat16", "  dtypo: bfloat16", 1))
     assert "dtypo: no such key" in refused(tmp_path, capsys, "run_dir=run", "output=model")
 
