@@ -1,5 +1,6 @@
 """README.md of an exported model: what it is, what was trained, what the run measured. Nothing that is not known."""
 
+from pathlib import Path
 from typing import Any
 
 from starling_train import __version__
@@ -44,7 +45,7 @@ def render(run: SavedRun, trained: Trained, table: FreezeTable, base: Identity) 
             f"{trained.what.capitalize()} of the run `{name}`, written by `starling_train` {__version__}.",
             _table(("", ""), [*_origin(run, trained, base), *_training(settings, run)]),
             "## What was trained",
-            f"{_share(trained, table)} The other tensors are the base model's.",
+            _share(trained, table),
             _module_types(table),
             "## What the run measured",
             _measured(run),
@@ -58,7 +59,7 @@ def render(run: SavedRun, trained: Trained, table: FreezeTable, base: Identity) 
 def _front(trained: Trained) -> str:
     """What the hub reads; a base model is named there by its hub id only."""
     path = trained.model.path
-    on_hub = path.count("/") == 1 and not path.startswith((".", "~", "/"))
+    on_hub = path.count("/") == 1 and not path.startswith((".", "~", "/")) and not Path(path).is_dir()
     lines = ["---", "library_name: transformers" if trained.kind is None else "library_name: starling_train"]
     return "\n".join([*lines, *([f"base_model: {path}"] if on_hub else []), "---"])
 
@@ -91,11 +92,12 @@ def _training(settings: dict[str, Any], run: SavedRun) -> list[tuple[str, str]]:
 
 
 def _share(trained: Trained, table: FreezeTable) -> str:
-    lora = trained.lora
+    lora, is_part = trained.lora, table.parameters_trained < table.parameters_of
     return (
         f"{f'LoRA adapters of rank {lora.rank} and alpha {lora.alpha:g}, merged into the weights: ' if lora else ''}"
         f"{len(table.names)} tensors with {table.parameters_trained:,} of {table.parameters_of:,} parameters "
         f"({table.parameters_trained / table.parameters_of:.1%})."
+        f"{' All others are as in the base model.' if is_part else ''}"
     )
 
 
