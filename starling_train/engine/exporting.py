@@ -46,7 +46,7 @@ class Trained(Protocol):
 
 
 class TrainedPolicy:
-    """A causal language model, of a run of `ppo`."""
+    """A causal language model, of a run whose checkpoints call its tensors `policy.*`."""
 
     what, kind = "the policy", None
 
@@ -76,7 +76,8 @@ class TrainedReward:
     def __init__(self, config: RmConfig, base: str | None):
         self.model, self.kind, self._config = config.model, config.rm.kind, config
         self.lora = config.freeze.lora if config.freeze.adapter else None
-        self.directory = _resolve(config.model, base, needs_config=not config.rm.tokenizer)
+        needs = {"needs_config": not config.rm.tokenizer, "weights": not config.rm.fresh}
+        self.directory = _resolve(config.model, base, **needs)
         here = replace(config, model=replace(config.model, path=str(self.directory)))
         self._start = ranking_setup.find(here)
 
@@ -97,10 +98,9 @@ class TrainedReward:
         ranking_setup.writer(self._config, model, self._start.tokenizer)(directory)
 
 
-def _resolve(model: ModelConfig, base: str | None, needs_config: bool = True) -> Path:
+def _resolve(model: ModelConfig, base: str | None, **needs: bool) -> Path:
     """The base model's directory: where it was when the run trained, or where it is now."""
-    revision = None if base else model.revision
-    return load.resolve(base or model.path, "base", revision, needs_config=needs_config)
+    return load.resolve(base or model.path, "base", None if base else model.revision, **needs)
 
 
 @dataclass(frozen=True)

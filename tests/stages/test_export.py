@@ -125,19 +125,33 @@ def test_best_is_the_step_of_the_highest_held_out_score(trained, tmp_path, capsy
     assert "of step 2: " in capsys.readouterr().out
 
 
+def check_same_reward_model(run: Path, model: Path) -> None:
+    theirs = torch.load(run / "reward" / "pytorch_model.bin", weights_only=True)
+    ours = torch.load(model / "pytorch_model.bin", weights_only=True)
+    assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for path in (run / "reward").iterdir():
+        if path.suffix != ".bin":
+            assert (model / path.name).read_bytes() == path.read_bytes()
+
+
 def test_the_reward_model_is_the_one_that_the_run_wrote(ranked, tmp_path):
     run_here(export, tmp_path, f"run_dir={ranked / 'run'}", "output=model")
-    theirs = torch.load(ranked / "run" / "reward" / "pytorch_model.bin", weights_only=True)
-    ours = torch.load(tmp_path / "model" / "pytorch_model.bin", weights_only=True)
-    assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    for path in (ranked / "run" / "reward").iterdir():
-        if path.suffix != ".bin":
-            assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
+    check_same_reward_model(ranked / "run", tmp_path / "model")
     # and `reward.path=` takes it
     spoken = [[{"role": "user", "content": "How?"}, {"role": "assistant", "content": word}] for word in WORDS]
-    assert load_reward("starling_7b", tmp_path / "model").score(spoken) == load_reward(
-        "starling_7b", ranked / "run" / "reward"
-    ).score(spoken)
+    scores = [
+        load_reward("starling_7b", path).score(spoken) for path in (tmp_path / "model", ranked / "run" / "reward")
+    ]
+    assert scores[0] == scores[1] and len(set(scores[0])) == 3
+
+
+def test_a_reward_model_from_fresh_weights_needs_only_a_shape(small_models, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(12)))
+    shape = Path(shutil.copytree(small_models / "policy", tmp_path / "shape"))
+    (shape / "model.safetensors").unlink()
+    run_here(rm, tmp_path, *small_rm(small_models), "model.path=shape", "freeze=none", "rm.fresh=true")
+    run_here(export, tmp_path, "run_dir=run", "output=model")
+    check_same_reward_model(tmp_path / "run", tmp_path / "model")
 
 
 @pytest.mark.parametrize("command", ["ppo", "rm"])
@@ -157,12 +171,10 @@ def test_adapters_are_merged_as_the_run_merges_them(small_models, small_run, tmp
     assert "it has adapters" in refused(tmp_path, capsys, "run_dir=run", "output=other")
     config.write_text(text)
     if command == "ppo":
-        theirs = load_file(tmp_path / "run" / "policy" / "model.safetensors")
-        ours = load_file(tmp_path / "model" / "model.safetensors")
+        theirs = (tmp_path / "run" / "policy" / "model.safetensors").read_bytes()
+        assert (tmp_path / "model" / "model.safetensors").read_bytes() == theirs
     else:
-        theirs = torch.load(tmp_path / "run" / "reward" / "pytorch_model.bin", weights_only=True)
-        ours = torch.load(tmp_path / "model" / "pytorch_model.bin", weights_only=True)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        check_same_reward_model(tmp_path / "run", tmp_path / "model")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["trainable"]
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"rank 2 and alpha 16, merged into the weights: {summary['matrices']} tensors" in card
