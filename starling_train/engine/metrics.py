@@ -75,6 +75,9 @@ def strict(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
+WANDB_ID = "wandb_id.txt"
+
+
 class NoTracker:
     """Tracks nothing."""
 
@@ -86,15 +89,21 @@ class NoTracker:
 
 
 class WandbTracker:
-    """Weights & Biases; `id` continues a run after a resume. API keys are left to wandb's own login."""
+    """Weights & Biases; `id` continues a run after a resume. API keys are left to wandb's own login.
+
+    The id is kept in the run's directory too: a run that ends before its first checkpoint goes on in the same W&B run.
+    """
 
     def __init__(self, mode: str, name: str, run_dir: Path, config: dict[str, Any], run_id: str | None):
         import wandb
 
+        kept = run_dir / WANDB_ID
+        run_id = run_id or (kept.read_text().strip() if kept.is_file() else None)
         self._run = wandb.init(
             project="starling_train", name=name, dir=run_dir, config=config, id=run_id, resume="allow", mode=mode
         )
         self.id = self._run.id
+        kept.write_text(f"{self.id}\n")
 
     def log(self, metrics: dict[str, Any]) -> None:
         self._run.log(strict(metrics), step=metrics["step"])

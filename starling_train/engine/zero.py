@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config import ClusterConfig, OptimConfig, UserError
+from starling_train.engine import extensions
 from starling_train.engine.optim import Optimizer, adam_options, fit_together, rates_of
 from starling_train.engine.runtime import Runtime
 from starling_train.models.actors import Actors
@@ -286,4 +287,5 @@ def optimizer_of(
     if config.eight_bit:
         raise UserError("optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0")
     check_installed()
+    extensions.remove_old_locks()
     return ZeroOptimizer(module, groups, config, cluster, runtime)

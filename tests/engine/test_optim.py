@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -78,3 +80,16 @@ def test_state_goes_on_exactly(dtype):
     train(again_policy, again_critic, resumed, 3, first=3)
     assert torch.equal(policy["a"], again_policy["a"])
     assert torch.equal(critic["b"], again_critic["b"])
+
+
+def test_old_locks_of_compilations_are_removed(tmp_path, monkeypatch):
+    from starling_train.engine import extensions
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    locks = [tmp_path / "py311_cpu" / name / "lock" for name in ("old", "new")]
+    for lock in locks:
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    os.utime(locks[0], (1.0, 1.0))
+    extensions.remove_old_locks()
+    assert [lock.exists() for lock in locks] == [False, True]

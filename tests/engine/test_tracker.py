@@ -16,7 +16,8 @@ def test_offline_wandb_writes_beside_the_run_and_keeps_its_id(tmp_path, monkeypa
     first = tracker("offline", "run", tmp_path, {"seed": 0}, None)
     first.log({"step": 1, "x": float("nan")})
     first.finish()
-    again = tracker("offline", "run", tmp_path, {"seed": 0}, first.id)
-    again.finish()
-    assert again.id == first.id
-    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+    for known in (first.id, None):  # from a checkpoint, and after an end before the first one
+        again = tracker("offline", "run", tmp_path, {"seed": 0}, known)
+        again.finish()
+        assert again.id == first.id
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 3
