@@ -135,11 +135,19 @@ class FunctionCallingConfig:
 
 
 @dataclass
+class PerplexityConfig:
+    path: str | None = None
+    tokens: int | None = optional_number(2)
+    window: int = number(2048, 2)
+
+
+@dataclass
 class EvaluationConfig:
     every: int = number(50, 0)
     suites: list[str] = field(default_factory=list)
     functions: dict[str, str] = field(default_factory=dict)
     function_calling: FunctionCallingConfig = field(default_factory=FunctionCallingConfig)
+    perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
 
 
 @dataclass
@@ -178,7 +186,7 @@ class SnrConfig(Config):
     spectra: list[str] = field(default_factory=list)
 
 
-SUITES = ("function_calling",)
+SUITES = ("function_calling", "perplexity")
 
 
 def check_ppo_adapter(config: Config) -> None:
@@ -253,11 +261,12 @@ def check(config: Config) -> None:
     for suite in config.evaluation.suites:
         if suite not in SUITES:
             raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
-    if "function_calling" in config.evaluation.suites and not config.evaluation.function_calling.path:
-        raise UserError(
-            "evaluation.function_calling.path: not set; give the directory of the leaderboard's BFCL_v4_*.json, "
-            "or leave function_calling out of evaluation.suites"
-        )
+    for suite, section, what in (
+        ("function_calling", config.evaluation.function_calling, "the directory of the leaderboard's BFCL_v4_*.json"),
+        ("perplexity", config.evaluation.perplexity, "a text file, or JSONL with texts"),
+    ):
+        if suite in config.evaluation.suites and not section.path:
+            raise UserError(f"evaluation.{suite}.path: not set; give {what}, or leave {suite} out of evaluation.suites")
     for name, target in config.evaluation.functions.items():
         if ":" not in target:
             raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")

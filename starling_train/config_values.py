@@ -98,8 +98,11 @@ def check_betas(betas: list[float]) -> None:
         raise UserError(f"optim.betas: {betas} is wrong; give two numbers in [0, 1), e.g. [0.9,0.95]")
 
 
-def check_url(url: str, protocol: str) -> None:
-    """Raise UserError for what is no address of a server, and for one that holds a secret: it would be in every log."""
+def check_server_url(url: str, key: str, secret_key: str) -> None:
+    """Raise UserError for what is no address of a server, and for one that holds a secret: it would be in every log.
+
+    key: the configuration key, secret_key: the one that names a secret's environment variable, for messages.
+    """
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -107,11 +110,17 @@ def check_url(url: str, protocol: str) -> None:
         known = False
     if "@" in url.partition("://")[2].partition("/")[0]:
         raise UserError(
-            "reward.url: it holds a user name or password, which would be in logs and config.yaml; put the token into "
-            "the environment variable that reward.token_env names, and give http://HOST:PORT"
+            f"{key}: it holds a user name or password, which would be in logs and config.yaml; put the token into "
+            f"the environment variable that {secret_key} names, and give http://HOST:PORT"
         )
     if not known:
-        raise UserError(f"reward.url: '{url}' is no address; give http://HOST:PORT")
+        raise UserError(f"{key}: '{url}' is no address; give http://HOST:PORT")
+
+
+def check_url(url: str, protocol: str) -> None:
+    """As `check_server_url`, for a reward server. Raises UserError."""
+    check_server_url(url, "reward.url", "reward.token_env")
+    parts = urlsplit(url)
     if protocol == "starling" and (parts.query or parts.fragment):
         raise UserError(
             "reward.url: has something behind ? or #; give http://HOST:PORT, and a token in reward.token_env"

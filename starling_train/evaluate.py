@@ -1,84 +1,43 @@
-"""python -m starling_train.evaluate model.path=DIR suites=[...]: how good are a reward model and a policy?"""
+"""python -m starling_train.evaluate model.path=DIR suites=[...]: how good are a policy and a reward model?"""
 
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config import (
-    Config,
-    FunctionCallingConfig,
-    UserError,
-    check_name,
-    check_reward,
-    check_values,
-    optional_number,
-)
+from starling_train.config import UserError
+from starling_train.config_evaluate import EvaluateConfig, check_evaluate
 
 if TYPE_CHECKING:
-    from starling_train.engine.runtime import Runtime
-    from starling_train.evals.suites import Row, Suite
-
-SUITES = ("preference", "function_calling")
+    from starling_train.evals.subjects import Subjects
+    from starling_train.evals.suite import Line, Suite
 
 
-@dataclass
-class PreferenceConfig:
-    path: str | None = None
-    rows: int | None = optional_number(1)
-
-
-@dataclass
-class EvaluateConfig(Config):
-    """A run's configuration, so that recipes fit, and what is measured."""
-
-    name: str = "evaluate"
-    suites: list[str] = field(default_factory=list)
-    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
-    function_calling: FunctionCallingConfig = field(default_factory=FunctionCallingConfig)
-
-
-def check(config: EvaluateConfig) -> None:
-    """Check the configuration. Raises UserError."""
-    check_values(config)
-    check_name(config.name)
-    if not config.suites:
-        raise UserError(f"suites: none is given; give some of: suites=[{','.join(SUITES)}]")
-    for suite in config.suites:
-        if suite not in SUITES:
-            raise UserError(f"suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
-    if "preference" in config.suites:
-        check_reward(config.reward)
-        if not config.preference.path:
-            raise UserError("preference.path: not set; give JSONL of chosen and rejected answers, or Nectar's parquet")
-    if "function_calling" in config.suites:
-        if not config.model.path:
-            raise UserError("model.path: not set; give the policy: a Hugging Face directory or hub id")
-        if not config.function_calling.path:
-            raise UserError("function_calling.path: not set; give the directory of the leaderboard's BFCL_v4_*.json")
-
-
-@command(check, EvaluateConfig, "evaluate")
+@command(check_evaluate, EvaluateConfig, "evaluate")
 def main(config: EvaluateConfig) -> None:
-    """Find what the suites need, pass over what is done, measure the rest, print the table."""
+    """Find what the suites need, pass over what is done, measure the rest, print the table, write the page."""
     from starling_train import __version__
     from starling_train.engine.runtime import Runtime
     from starling_train.evals import results
+    from starling_train.evals.subjects import Subjects
+    from starling_train.report import page
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # every suite that is done is in the file already
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # everything that is done is in a file already
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
 
     # 1. What can be wrong, before anything is loaded.
     if config.prepare:
         assets.ensure(config.prepare)
     runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
+    if runtime.world > 1:
+        raise UserError(f"WORLD_SIZE: {runtime.world} processes, but evaluate runs in one; start it without a launcher")
     file = results.place(config.run_dir or Path("runs") / config.name)
     done = results.read(file)
-    asked = [find(name, config, runtime) for name in dict.fromkeys(config.suites)]
+    subjects = Subjects(config, runtime, results.files(file))
+    asked = [find(name, subjects) for name in dict.fromkeys(config.suites)]
     missing = [suite for suite in asked if results.find(done, suite.identity) is None]
     for suite in missing:
         suite.check(config.dry_run)
@@ -95,34 +54,48 @@ def main(config: EvaluateConfig) -> None:
     for suite in missing:
         print(f"{suite.name}: {suite.plan()}", flush=True)
         began = time.perf_counter()
-        result = suite.measure(lambda text: print(text, flush=True))
+        result = suite.measure(file.parent, lambda text: print(text, flush=True))
         made = {"seconds": round(time.perf_counter() - began, 3), "device": runtime.describe(), "version": __version__}
-        results.add(file, {"identity": suite.identity, "result": result, "made": made})
+        shown = {"lines": [[line.part, line.value, line.count] for line in suite.lines(result)]}
+        shown["notes"] = suite.notes(result)
+        entry = {"identity": suite.identity, "result": result, "shown": shown, "made": made}
+        results.add(file, entry, subjects.hashed)
 
     # 3. What is known now of everything that was asked for.
     done = results.read(file)
-    print(table([(suite.name, suite.rows(results.find(done, suite.identity))) for suite in asked]))
+    found = [(suite, results.find(done, suite.identity)) for suite in asked]
+    print(table([(suite.name, suite.lines(result)) for suite, result in found]))
+    for suite, result in found:
+        for note in suite.notes(result):
+            print(f"{suite.name}: {note}")
+    print(f"report: {page.write(file.parent).resolve()}")
     print(f"results: {file.resolve()}")
 
 
-def find(name: str, config: EvaluateConfig, runtime: "Runtime") -> "Suite":
-    """A suite with its data read and its model looked up. Raises UserError."""
+def find(name: str, subjects: "Subjects") -> "Suite":
+    """A suite with its data read and its models looked up. Raises UserError."""
+    from starling_train.evals.lm_eval_suite import LmEval
+    from starling_train.evals.mt_bench_suite import MtBench
+    from starling_train.evals.perplexity_suite import Perplexity
+    from starling_train.evals.reward_suite import Reward
     from starling_train.evals.suites import FunctionCalling, Preference
 
-    weights = not config.dry_run
-    if name == "preference":
-        return Preference.find(config.preference.path, config.preference.rows, config.reward, runtime, weights)
-    return FunctionCalling.find(config.function_calling, config, runtime, weights)
+    known = {suite.name: suite for suite in (Reward, Preference, FunctionCalling, Perplexity, MtBench, LmEval)}
+    return known[name].find(subjects)
 
 
-def table(suites: "list[tuple[str, list[Row]]]") -> str:
-    """Right answers in percent, a line for each suite and for each of its parts."""
-    lines = [f"{'suite':<34}{'right':>9}{'of':>12}"]
-    for name, rows in suites:
-        lines += [
-            f"{f'  {part}' if part else name:<34}{100 * share:>7.2f} %{count:>12,}" for part, share, count in rows
-        ]
-    return "\n".join(lines)
+def table(suites: "list[tuple[str, list[Line]]]") -> str:
+    """A line for each suite and for each of its parts."""
+    rows = [
+        (f"  {line.part}" if index else " ".join(filter(None, (name, line.part))), line.value, f"{line.count:,}")
+        for name, lines in suites
+        for index, line in enumerate(lines)
+    ]
+    width, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    head = f"{'suite':<{max(width, 32)}}{'value':>{values + 2}}{'of':>12}"
+    return "\n".join(
+        [head, *(f"{part:<{max(width, 32)}}{value:>{values + 2}}{count:>12}" for part, value, count in rows)]
+    )
 
 
 if __name__ == "__main__":

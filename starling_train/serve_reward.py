@@ -44,7 +44,7 @@ def main(config: ServeConfig) -> None:
     from starling_train.engine import preflight, reward_app, setup
     from starling_train.engine.reward_queue import RewardQueue
     from starling_train.engine.runtime import Runtime
-    from starling_train.models.reward_client import token_of
+    from starling_train.models.patient_http import token_of
 
     # 1. What is cheap to find wrong, before minutes of loading.
     token = token_of(config.token_env)

@@ -9,8 +9,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf.errors import OmegaConfBaseException
 
-from starling_train import cli, evaluate, export, laser, plan
+from starling_train import cli, export, laser, plan
 from starling_train.config import Config, UserError, check, check_values
+from starling_train.config_evaluate import EvaluateConfig, check_evaluate
 from starling_train.config_rm import RmConfig, check_rm
 
 RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
@@ -18,7 +19,7 @@ RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
 COMMANDS = {
     "ppo": ("config", Config, check),
     "rm": ("rm", RmConfig, check_rm),
-    "evaluate": ("evaluate", evaluate.EvaluateConfig, evaluate.check),
+    "evaluate": ("evaluate", EvaluateConfig, check_evaluate),
     "plan": ("plan", plan.PlanConfig, plan.check),
     "laser": ("laser", laser.LaserConfig, laser.check),
     "export": ("export", export.ExportConfig, export.check),

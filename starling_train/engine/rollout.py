@@ -1,6 +1,6 @@
 """Responses to prompts, drawn from the live training weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,6 +43,9 @@ class Rollout:
         return [len(p) + len(r) - 1 for p, r in zip(self.prompts, self.responses, strict=True)]
 
 
+OnDone = Callable[[int, list[int]], None]
+
+
 def generate(
     policy: nn.Module,
     tokenizer: Any,
@@ -52,6 +55,7 @@ def generate(
     keep_layer: int | None = None,
     budget: Budget | None = None,
     places: Sequence[int] | None = None,
+    on_done: OnDone = lambda prompt, response: None,
 ) -> Rollout:
     """Draw one response per prompt, at most `config.slots` side by side, with the engine that `config` names.
 
@@ -60,12 +64,15 @@ def generate(
     its own, so that it depends on its place among the prompts and on nothing else; `hf` is transformers' `generate`.
     keep_layer: with `slots`, keep the hidden states that enter this decoder layer (`Rollout.entering`). budget: of
     sequences side by side (the configuration's if None); when memory runs out, all are drawn again with half.
-    places: of these prompts among all that the step draws for, on all processes; 0, 1, ... if None.
+    places: of these prompts among all that the step draws for, on all processes; 0, 1, ... if None. on_done: called
+    with the index of a prompt and its response when that has ended, once more if memory ran out behind it.
     """
     budget = budget or Budget("rollout.slots", config.slots)
     state = torch.get_rng_state()
     return budget.attempt(
-        lambda count: _generate(policy, tokenizer, prompts, replace(config, slots=count), greedy, keep_layer, places),
+        lambda count: _generate(
+            policy, tokenizer, prompts, replace(config, slots=count), greedy, keep_layer, places, on_done
+        ),
         undo=lambda: torch.set_rng_state(state),
     )
 
@@ -78,12 +85,14 @@ def _generate(
     greedy: bool,
     keep_layer: int | None,
     places: Sequence[int] | None,
+    on_done: OnDone,
 ) -> Rollout:
     entering = None
     eos = openchat.end_of_turn_id(tokenizer)
     with _generating(policy):
         if config.engine == "hf":
-            responses = _generate_hf(policy, tokenizer, prompts, config, greedy, places[0] if places else 0)
+            first = places[0] if places else 0
+            responses = _generate_hf(policy, tokenizer, prompts, config, greedy, on_done, first)
         else:
             seed = int(torch.randint(2**62, ()))
             how = slots.Sampling(
@@ -95,7 +104,7 @@ def _generate(
                 top_p=config.top_p,
                 top_k=config.top_k,
             )
-            responses, entering = slots.generate(policy, prompts, how, config.slots, keep_layer)
+            responses, entering = slots.generate(policy, prompts, how, config.slots, keep_layer, on_done)
     return Rollout(list(prompts), responses, [r[-1] == eos for r in responses], entering)
 
 
@@ -105,6 +114,7 @@ def _generate_hf(
     prompts: Sequence[list[int]],
     config: RolloutConfig,
     greedy: bool,
+    on_done: OnDone,
     first_place: int = 0,
 ) -> list[list[int]]:
     """Batch after batch, each until its longest response ends."""
@@ -121,6 +131,7 @@ def _generate_hf(
         output = policy.generate(ids, attention_mask=attention, **stop)
         for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
             responses[row] = _trim(generated, eos, pad)
+            on_done(row, responses[row])
     return responses
 
 

@@ -72,11 +72,11 @@ def check_lengths(config: Config, model_config: Any, tokenizer: Any) -> None:
         )
 
 
-def check_vocabulary(model_config: Any, tokenizer: Any) -> None:
-    """Raise UserError if the tokenizer has ids that the model has no embedding for."""
+def check_vocabulary(model_config: Any, tokenizer: Any, key: str = "model.path") -> None:
+    """Raise UserError, naming the model's `key`, if the tokenizer has ids that the model has no embedding for."""
     if (highest := max(tokenizer.get_vocab().values())) >= model_config.vocab_size:
         raise UserError(
-            f"model.path: the tokenizer has ids up to {highest}, the model only {model_config.vocab_size} embeddings; "
+            f"{key}: the tokenizer has ids up to {highest}, the model only {model_config.vocab_size} embeddings; "
             "use the tokenizer that belongs to the model"
         )
 

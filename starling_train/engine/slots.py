@@ -4,7 +4,7 @@ On a CPU the rows that run are kept together at the front, so that a step comput
 all places take part in every step, whose shapes then never change: it is captured as a CUDA graph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,26 +42,38 @@ class Sampling:
 
 @torch.no_grad()
 def generate(
-    policy: nn.Module, prompts: Sequence[list[int]], how: Sampling, slots: int, keep_layer: int | None = None
+    policy: nn.Module,
+    prompts: Sequence[list[int]],
+    how: Sampling,
+    slots: int,
+    keep_layer: int | None = None,
+    on_done: Callable[[int, list[int]], None] = lambda prompt, response: None,
 ) -> tuple[list[list[int]], list[Tensor] | None]:
     """(responses, hidden states): token ids in the order of the prompts, with the end-of-turn token if they came to it.
 
     A response depends on its prompt, its seed and the weights, not on `slots` or on what is generated beside it (but
     for rounding: a matrix product of another shape differs in its last bits). slots: sequences side by side at most;
     fewer where a GPU has no room for their keys and values. keep_layer: keep the states that enter this decoder layer,
-    (tokens of prompt and response but for the last, d) per sequence; otherwise None.
+    (tokens of prompt and response but for the last, d) per sequence; otherwise None. on_done: called with the index of
+    a prompt and its response as soon as that has ended.
     """
-    return _Rollout(policy, prompts, how, slots, keep_layer).run()
+    return _Rollout(policy, prompts, how, slots, keep_layer, on_done).run()
 
 
 class _Rollout:
     """State: `_places[i]` is the index of the prompt whose response grows in row i of the cache, None if it is free."""
 
     def __init__(
-        self, policy: nn.Module, prompts: Sequence[list[int]], how: Sampling, slots: int, keep_layer: int | None
+        self,
+        policy: nn.Module,
+        prompts: Sequence[list[int]],
+        how: Sampling,
+        slots: int,
+        keep_layer: int | None,
+        on_done: Callable[[int, list[int]], None],
     ):
         self._kept = Kept(policy.get_decoder(), keep_layer, len(prompts))
-        self._policy, self._prompts, self._how = policy, prompts, how
+        self._policy, self._prompts, self._how, self._on_done = policy, prompts, how, on_done
         size = sum(parameter.numel() for parameter in policy.parameters())
         self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)
         self._on_gpu = policy.device.type == "cuda"
@@ -179,6 +191,7 @@ class _Rollout:
                     del response[end:]
                 if is_over or end is not None:
                     self._places[place] = None
+                    self._on_done(sequence, response)
 
 
 def _rows_that_fit(policy: nn.Module, capacity: int, kept: int) -> int:

@@ -6,7 +6,7 @@ Data: the Berkeley Function-Calling Leaderboard's own files (v4, Python subsets)
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from starling_train.config import UserError
 from starling_train.evals.call_checker import is_correct
 from starling_train.evals.call_parser import Call, answer_text, parse_calls
+from starling_train.evals.suite import in_turn
 
 __all__ = [
     "Call",
@@ -67,10 +68,7 @@ def load_cases(directory: str | Path, categories: Sequence[str] | None = None, l
         if name not in CATEGORIES:
             raise UserError(f"categories: {name!r} is not supported; choose among {', '.join(CATEGORIES)}")
     by_category = [_load_category(directory, name) for name in categories]
-    if limit is None:
-        return list(chain.from_iterable(by_category))
-    in_turn = [case for row in zip_longest(*by_category) for case in row if case is not None][:limit]
-    return sorted(in_turn, key=lambda case: categories.index(case.category))
+    return in_turn(by_category, limit)
 
 
 def conversation(case: Case) -> list[dict]:

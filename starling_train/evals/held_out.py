@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from starling_train.engine.budgets import Budgets
 from starling_train.engine.experience import forward_all
 from starling_train.engine.rollout import Rollout, generate
 from starling_train.engine.runtime import Runtime
-from starling_train.evals import function_calling
+from starling_train.evals import function_calling, perplexity, perplexity_suite
+from starling_train.evals.suite import about
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.reward import RewardModel
@@ -28,13 +29,15 @@ Measure = Callable[[list[list[dict]]], list[float]]
 class HeldOut:
     """Everything an evaluation needs, found and checked before training starts.
 
-    measures: own functions of conversations by name; cases: of the function-calling suite, empty if not asked for.
+    measures: own functions of conversations by name; cases: of the function-calling suite, windows: of the perplexity
+    suite's text; empty if not asked for.
     """
 
     prompts: list[Prompt]
     tokenizer: Any
     measures: dict[str, Measure]
     cases: list[function_calling.Case]
+    windows: list[list[int]] = field(default_factory=list)
 
     @classmethod
     def from_config(cls, config: Config, prompts: list[Prompt], tokenizer: Any) -> "HeldOut":
@@ -44,7 +47,11 @@ class HeldOut:
         if "function_calling" in config.evaluation.suites:
             settings = config.evaluation.function_calling
             cases = function_calling.load_cases(settings.path, limit=settings.cases)
-        return cls(prompts, tokenizer, measures, cases)
+        windows: list[list[int]] = []
+        if "perplexity" in config.evaluation.suites:
+            with about("evaluation.perplexity.path"):
+                windows = perplexity_suite.read(config.evaluation.perplexity, tokenizer)
+        return cls(prompts, tokenizer, measures, cases, windows)
 
 
 def _find(name: str, target: str) -> Measure:
@@ -67,7 +74,7 @@ def evaluate(
     """(`eval/*` metrics, rows for samples.jsonl).
 
     Responses are sampled as in training, with the same random numbers at every evaluation; scores are the reward
-    model's own, unscaled. Function calling is answered greedily, in percent.
+    model's own, unscaled. Function calling is answered greedily, in percent; perplexity is that of the suite's text.
     """
     runtime.seed_all("evaluation")
     prompts = runtime.share(held_out.prompts)
@@ -101,6 +108,7 @@ def evaluate(
     }
     metrics |= {f"eval/{name}_mean": sum(row[name] for row in rows) / len(rows) for name in measured}
     metrics |= _function_calling(held_out, actors, config, budgets, runtime)
+    metrics |= _perplexity(held_out, actors, budgets, runtime)
     return metrics, rows[: config.logging.samples]
 
 
@@ -127,6 +135,15 @@ def _function_calling(
     return {"eval/function_calling": result.accuracy} | {
         f"eval/function_calling_{name}": value for name, value in result.by_category.items()
     }
+
+
+def _perplexity(held_out: HeldOut, actors: Actors, budgets: Budgets, runtime: Runtime) -> dict[str, float]:
+    if not held_out.windows:
+        return {}
+    mine = runtime.share(held_out.windows)
+    found = perplexity.evaluate(actors.policy, mine, budgets.tokens) if mine else perplexity.Perplexity(0.0, 0)
+    nats, tokens = runtime.sum([found.nats * found.tokens, found.tokens])
+    return {"eval/perplexity": perplexity.Perplexity(nats / tokens, int(tokens)).perplexity}
 
 
 def call_functions(

@@ -1,6 +1,9 @@
-"""`evaluation.json`: {"results": [...]}, an entry for each measurement, complete or absent.
+"""`evaluation.json`: {"results": [...], "files": {...}}, an entry for each measurement, complete or absent.
 
-An entry has `identity` (suite, model, data, settings: all that the result depends on), `result`, and how it was made.
+An entry has `identity` (suite, model, data, settings: all that the result depends on), `result`, `shown` (what a report
+says of it: lines of a table, and notes), and how it was made. `files` has the hashes of the models' files, so that they
+are not read again while they do not change. Entries from before models were hashed whole have a `fingerprint` in their
+identity: they are kept and shown, and their suites are measured again.
 """
 
 import json
@@ -26,16 +29,34 @@ def place(run_dir: str | Path) -> Path:
 
 def read(path: Path) -> list[Entry]:
     """The entries; none where there is no file. Raises UserError for a file of something else."""
+    return _read(path)["results"]
+
+
+def files(path: Path) -> dict[str, Any]:
+    """What is known of the models' files, by directory (`identity.Identity.files`)."""
+    known = _read(path).get("files")
+    if not isinstance(known, dict):
+        return {}
+    return {place: of for place, of in known.items() if isinstance(of, dict) and all(map(_is_dict, of.values()))}
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
-        return []
+        return {"results": []}
     try:
-        entries = json.loads(path.read_bytes())["results"]
+        content = json.loads(path.read_bytes())
+        entries = content["results"]
         whole = all({"identity", "result"} <= entry.keys() for entry in entries)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not JSON, or JSON of another shape
+    # not JSON, or JSON of another shape
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"run_dir: {path} holds no results of `evaluate`; move it, or give another run_dir=")
-    return entries
+    return content
 
 
 def make_directory(path: Path) -> None:
@@ -50,15 +71,20 @@ def make_directory(path: Path) -> None:
 
 def find(entries: list[Entry], identity: Entry) -> Entry | None:
     """The result of a suite with this identity, if it was measured."""
+    identity = json.loads(json.dumps(identity))  # as the file has it: lists for tuples
     return next((entry["result"] for entry in entries if entry["identity"] == identity), None)
 
 
-def add(path: Path, entry: Entry) -> None:
-    """Add an entry to what the file holds by now, and replace it whole. Raises UserError if it cannot be written."""
-    text = json.dumps({"results": [*read(path), entry]}, indent=1, ensure_ascii=False, allow_nan=False)
+def add(path: Path, entry: Entry, hashed: dict[str, Any]) -> None:
+    """Add an entry to what the file holds by now, and replace it whole. Raises UserError if it cannot be written.
+
+    hashed: what is known of the models' files.
+    """
+    content = {"results": [*read(path), entry], "files": files(path) | hashed}
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_bytes((text + "\n").encode("utf-8", errors="replace"))
         partial.replace(path)
     except OSError as error:
         raise UserError(f"run_dir: cannot write {path} ({error.strerror}); give another run_dir=") from error

@@ -8,21 +8,15 @@ an error of one line is raised.
 
 import itertools
 import math
-import os
-import sys
-import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from starling_train.config import RewardConfig, UserError
+from starling_train.models.patient_http import PatientHttp, Unanswered, reason_of, token_of
 
 if TYPE_CHECKING:
     import httpx
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
-PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
 class RewardServerError(UserError):
@@ -33,20 +27,17 @@ class RewardClient:
     """Scores conversations on a server. tokenizer: only for OpenRLHF's protocol, its chat template makes the text."""
 
     def __init__(self, config: RewardConfig, tokenizer: Any = None) -> None:
-        import httpx
-
         self.truncated = 0  # answers that lost their beginning, as far as the server tells
         self._url = _endpoint(config)
         self._openrlhf, self._tokenizer = config.protocol == "openrlhf", tokenizer
         self._per_request, self._patience_s = config.conversations_per_request, config.patience_s
-        self._silent = threading.Event()  # set once a person knows that the server is away
-        self._given_up = threading.Event()  # set when one request has failed for good: the others need not wait
-        # the environment's proxies are for the world outside, a reward server is inside
-        self._http = httpx.Client(
-            headers=_authorisation(config.token_env),
-            timeout=config.timeout_s,
-            limits=httpx.Limits(max_connections=config.connections, max_keepalive_connections=config.connections),
-            trust_env=False,
+        self._http = PatientHttp(
+            "reward server",
+            self._url,
+            token_of(config.token_env),
+            connections=config.connections,
+            timeout_s=config.timeout_s,
+            patience_s=config.patience_s,
         )
         self._pool = ThreadPoolExecutor(config.connections, "reward-client")
 
@@ -57,7 +48,7 @@ class RewardClient:
         try:
             answers = [future.result() for future in futures]
         except BaseException:
-            self._given_up.set()
+            self._http.give_up()
             for future in futures:
                 future.cancel()
             raise
@@ -74,7 +65,7 @@ class RewardClient:
             self._ask([])
 
     def close(self) -> None:
-        self._given_up.set()
+        self._http.give_up()
         self._pool.shutdown(cancel_futures=True)
         self._http.close()
 
@@ -83,7 +74,7 @@ class RewardClient:
         response = self._post(self._body(conversations))
         if response.status_code != 200:
             raise RewardServerError(
-                f"reward.url: {self._url} refuses ({_reason(response)}); {_remedy(response.status_code)}"
+                f"reward.url: {self._url} refuses ({reason_of(response)}); {_remedy(response.status_code)}"
             )
         scores = _scores(response, "rewards" if self._openrlhf else "scores", len(conversations), self._url)
         truncated = response.json().get("truncated")
@@ -99,52 +90,13 @@ class RewardClient:
 
     def _post(self, body: dict[str, Any]) -> "httpx.Response":
         """The first answer that is not a passing failure. Raises RewardServerError when patience is at its end."""
-        import httpx
-
-        began, pause = None, FIRST_PAUSE_S
-        while True:
-            try:
-                response = self._http.post(self._url, json=body)
-                if response.status_code not in PASSING:
-                    if self._silent.is_set():
-                        self._silent.clear()
-                        print(f"reward server {self._url} answers again", file=sys.stderr, flush=True)
-                    return response
-                reason = _reason(response)
-            except httpx.TransportError as error:
-                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            began = began or time.monotonic()
-            left = began + self._patience_s - time.monotonic()
-            if left <= 0 or self._given_up.is_set():
-                raise RewardServerError(
-                    f"reward.url: {self._url} gave no scores for {self._patience_s:g} s ({reason}); start the server "
-                    "and run the same command again, or raise reward.patience_s"
-                )
-            self._tell(reason)
-            self._given_up.wait(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-
-    def _tell(self, reason: str) -> None:
-        if not self._silent.is_set():
-            self._silent.set()
-            print(
-                f"reward server {self._url}: {reason}; trying again for up to {self._patience_s:g} s",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
-def token_of(variable: str | None) -> str | None:
-    """The bearer token in an environment variable, or None. Raises UserError if no header can carry it."""
-    token = os.environ.get(variable, "").strip() if variable else ""
-    if not (token.isascii() and token.isprintable()) or " " in token:
-        raise UserError(f"{variable}: the token has spaces or characters beyond ASCII, which HTTP cannot carry")
-    return token or None
-
-
-def _authorisation(variable: str | None) -> dict[str, str]:
-    token = token_of(variable)
-    return {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            return self._http.post(body)
+        except Unanswered as error:
+            raise RewardServerError(
+                f"reward.url: {self._url} gave no scores for {self._patience_s:g} s ({error}); start the server "
+                "and run the same command again, or raise reward.patience_s"
+            ) from error
 
 
 def _endpoint(config: RewardConfig) -> str:
@@ -174,15 +126,6 @@ def _scores(response: "httpx.Response", key: str, count: int, url: str) -> list[
             f"reward.url: {url} gave {len(scores)} {key} for {count} conversations, or some not finite"
         )
     return scores
-
-
-def _reason(response: "httpx.Response") -> str:
-    """Status and, where the server says one, its message, on one line."""
-    try:
-        said = str(response.json()["error"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        said = response.reason_phrase
-    return f"{response.status_code}: {' '.join(said.split())[:200]}"
 
 
 def _remedy(status: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 
-from starling_train.report import panels, plots, samples, sections
+from starling_train.report import evaluation, panels, plots, samples, sections
 from starling_train.report.markup import clean, escape
 from starling_train.report.read_run import Run, is_number, read, selected_modules
 
@@ -30,20 +30,40 @@ def render(run: Run) -> str:
     """The page as text."""
     template = resources.files("starling_train.report").joinpath("page.html").read_text(encoding="utf-8")
     remarks = list(run.missing)
+    parts = {"training": "", "evaluation": evaluation.section(run), "appendix": "", "missing": ""}
+    if is_training(run):
+        parts |= {"training": training(run, remarks), "appendix": section("Details", sections.appendix(run))}
+        parts["missing"] = missing(remarks)
     return Template(template).substitute(
         name=escape(sections.run_name(run)),
-        status=sections.status(run),
-        headline=sections.headline(run),
+        kind="training" if is_training(run) else "evaluation",
+        status=sections.status(run) if is_training(run) else "",
+        headline=sections.headline(run) if is_training(run) else "Measured by <code>evaluate</code>.",
         facts=sections.facts(run),
-        tiles=sections.tiles(run),
-        findings=sections.findings_list(run),
-        plots=plot_cards(run, remarks),
-        heatmap=heatmap(run),
-        trained=sections.trained_table(run),
-        samples=samples.section(run),
-        appendix=sections.appendix(run),
-        missing=missing(remarks),
+        **parts,
     )
+
+
+def is_training(run: Run) -> bool:
+    """Whether the directory is a run's; `evaluate` may have one of its own, in which nothing is missing."""
+    return bool(run.config or run.metrics or run.summary) or not run.evaluation
+
+
+def training(run: Run, remarks: list[str]) -> str:
+    """All that a training command's files tell; what they lack is named in `remarks`."""
+    parts = {
+        "First evaluation against the last": f'<div class="tiles">{sections.tiles(run)}</div>\n'
+        + sections.findings_list(run),
+        "How training went": f'<div class="plots">\n{plot_cards(run, remarks)}\n</div>',
+        "Which layers trained": f'<div class="columns">\n{heatmap(run)}\n{sections.trained_table(run)}\n</div>',
+        "Answers before and after": samples.section(run),
+    }
+    return "".join(section(title, body) for title, body in parts.items())
+
+
+def section(title: str, body: str) -> str:
+    """A part of the page with its heading; `body` is HTML."""
+    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>\n"
 
 
 def plot_cards(run: Run, remarks: list[str]) -> str:
@@ -98,4 +118,4 @@ def missing(remarks: list[str]) -> str:
     if not remarks:
         return ""
     items = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)
-    return f'<section><h2>What is missing</h2><ul class="note">{items}</ul></section>'
+    return section("What is missing", f'<ul class="note">{items}</ul>')

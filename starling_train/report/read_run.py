@@ -24,6 +24,7 @@ class Run:
     snr: dict[str, dict[str, Any]] = field(default_factory=dict)
     patterns: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    evaluation: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
@@ -46,8 +47,20 @@ def read(run_dir: Path) -> Run:
         snr={name: record for name, record in snr.items() if isinstance(record, dict) and "snr" in record},
         patterns=[str(pattern) for pattern in unfrozen] if isinstance(unfrozen, list) else [],
         summary=_parse(path / "summary.json", json.loads, missing),
+        evaluation=_evaluation(path / "evaluation.json", missing),
         missing=missing,
     )
+
+
+def _evaluation(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """The results of `evaluate`; nothing is missing where it was not used."""
+    entries = _parse(path, json.loads, missing).get("results") if path.is_file() else None
+    known = entries if isinstance(entries, list) else []
+    return [entry for entry in known if isinstance(entry, dict) and _is_result(entry)]
+
+
+def _is_result(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("identity"), dict) and isinstance(entry.get("result"), dict)
 
 
 def is_number(value: object) -> bool:

@@ -36,6 +36,7 @@ from wrong_inputs import (
 
 from starling_train import evaluate, export, laser, plan, ppo, rm, score, serve_reward, snr
 from starling_train.config import Config, SnrConfig, UserError, check, check_snr
+from starling_train.config_evaluate import EvaluateConfig, check_evaluate
 from starling_train.config_rm import RmConfig, check_rm
 
 # command -> arguments that are right; a case's own come behind them and win
@@ -63,7 +64,7 @@ MAIN = {
 SCHEMAS = {
     "ppo": (Config, check), "rm": (RmConfig, check_rm), "snr": (SnrConfig, check_snr),
     "score": (score.ScoreConfig, score.check), "serve_reward": (serve_reward.ServeConfig, serve_reward.check),
-    "evaluate": (evaluate.EvaluateConfig, evaluate.check), "plan": (plan.PlanConfig, plan.check),
+    "evaluate": (EvaluateConfig, check_evaluate), "plan": (plan.PlanConfig, plan.check),
     "laser": (laser.LaserConfig, laser.check),
 }  # fmt: skip
 EXPENSIVE = (

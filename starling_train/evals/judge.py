@@ -1,0 +1,185 @@
+"""A judge: any server that speaks OpenAI's chat completions. Asked at temperature 0, on a few connections."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from starling_train.config import UserError
+from starling_train.config_evaluate import JudgeConfig
+from starling_train.models.patient_http import PatientHttp, Unanswered, reason_of, token_of
+
+FATAL = (401, 403, 404)  # the next request would fare no better
+TRIES = 3  # judgments that may fail before one has succeeded
+LONGEST_PAUSE_S = 60.0
+KEY = "mt_bench.judge"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """text: what the judge said, or None and why there is nothing. Tokens as the server counts them, 0 if it does not.
+
+    model: the name that the server gives itself, which may tell a version.
+    """
+
+    text: str | None
+    failure: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    model: str = ""
+
+
+Take = Callable[[str, Reply], None]
+
+
+class Judge:
+    """Asks the judge. Raises UserError for an address or a key that no request can be made with."""
+
+    def __init__(self, config: JudgeConfig):
+        self._config = config
+        host = urlsplit(config.url).hostname or ""
+        self._limit = "max_tokens"
+        self._http = PatientHttp(
+            "judge",
+            endpoint(config.url),
+            key_of(config),
+            connections=config.connections,
+            timeout_s=config.timeout_s,
+            patience_s=config.patience_s,
+            is_outside=host != "localhost" and not host.startswith("127."),
+            longest_pause_s=LONGEST_PAUSE_S,
+        )
+
+    def ask(self, messages: list[dict]) -> Reply:
+        """One judgment. Raises UserError for what concerns every request: no answer in time, 401, 403, 404."""
+        response = self._post(messages)
+        if response.status_code == 400 and "max_completion_tokens" in response.text and self._limit == "max_tokens":
+            self._limit = "max_completion_tokens"  # OpenAI's newer models know only this name
+            response = self._post(messages)
+        if response.status_code in FATAL:
+            raise UserError(f"{KEY}.url: {self._http.url} refuses ({reason_of(response)}); {self._remedy(response)}")
+        if response.status_code != 200:
+            return Reply(None, reason_of(response))
+        return _read(response)
+
+    def ask_all(self, questions: dict[str, list[dict]], take: Take, grace_s: float) -> None:
+        """Ask for every judgment and hand each over as it comes, by key.
+
+        One at a time until one succeeds; UserError if the first few do not (a wrong name, a parameter that the server
+        does not know). When this is left early (a signal), what is under way is waited for and handed over, for up to
+        grace_s seconds, because it is paid for.
+        """
+        keys = self._try_out(questions, take)
+        with self._asking(take, grace_s) as submit:
+            running: dict[Future, str] = {}
+            while True:
+                # no more than there are connections: what has not begun must not begin after a signal
+                while len(running) < self._config.connections and (key := next(keys, None)) is not None:
+                    running[submit(key, questions[key])] = key
+                if not running:
+                    return
+                done, _ = wait(running, return_when="FIRST_COMPLETED")
+                for future in done:
+                    take(running.pop(future), future.result())
+
+    def _try_out(self, questions: dict[str, list[dict]], take: Take) -> Iterator[str]:
+        """The keys that are left once a judgment has come."""
+        keys = iter(questions)
+        failed: dict[str, Reply] = {}
+        for key in keys:
+            reply = self.ask(questions[key])
+            if reply.text is None:
+                failed[key] = reply
+                if len(failed) < min(TRIES, len(questions)):
+                    continue
+                raise UserError(
+                    f"{KEY}: {self._config.model} at {self._http.url} gave no judgment ({reply.failure}); check "
+                    f"{KEY}.model and {KEY}.url"
+                )
+            for name, found in (failed | {key: reply}).items():
+                take(name, found)
+            break
+        return keys
+
+    @contextmanager
+    def _asking(self, take: Take, grace_s: float) -> Iterator[Callable[[str, list[dict]], Future]]:
+        pool = ThreadPoolExecutor(self._config.connections, "judge")
+        begun: dict[Future, str] = {}
+
+        def submit(key: str, messages: list[dict]) -> Future:
+            future = pool.submit(self.ask, messages)
+            begun[future] = key
+            return future
+
+        try:
+            yield submit
+        except BaseException:
+            self._http.give_up()
+            for future in wait(begun, timeout=grace_s).done:
+                if future.exception() is None:
+                    take(begun[future], future.result())
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _post(self, messages: list[dict]) -> Any:
+        config = self._config
+        body = {"model": config.model, "messages": messages, "temperature": 0, self._limit: config.max_tokens}
+        try:
+            return self._http.post(body)
+        except Unanswered as error:
+            raise UserError(
+                f"{KEY}.url: {self._http.url} gave no judgment for {config.patience_s:g} s ({error}); see to the "
+                f"server and run the same command again, or raise {KEY}.patience_s"
+            ) from error
+
+    def _remedy(self, response: Any) -> str:
+        if response.status_code == 404:
+            return f"check {KEY}.url and {KEY}.model"
+        return (
+            f"put the judge's key into the environment variable {self._config.key_env or f'that {KEY}.key_env names'}"
+        )
+
+
+def endpoint(url: str) -> str:
+    """`https://host/v1` -> where chat completions are asked for. Raises UserError."""
+    import httpx
+
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UserError(f"{KEY}.url: '{url}' is no address ({error}); give http://HOST:PORT/v1") from error
+    return f"{url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
+
+
+def key_of(config: JudgeConfig) -> str | None:
+    """The key that the environment holds; None where none is asked for. Raises UserError where it is not there."""
+    if config.key_env is None:
+        return None
+    key = token_of(config.key_env)
+    if key is None:
+        raise UserError(
+            f"{KEY}.key_env: the environment variable {config.key_env} is not set; put the judge's key into it, or "
+            f"give {KEY}.key_env=null for a server that wants none"
+        )
+    return key
+
+
+def _read(response: Any) -> Reply:
+    """What a reply says, if it is one: another program may listen at that address."""
+    try:
+        said = response.json()
+        text = said["choices"][0]["message"]["content"]
+        usage = said.get("usage") or {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return Reply(None, "an answer that is no chat completion")
+    if not isinstance(text, str):
+        return Reply(None, "a chat completion without text")
+    tokens = [count if type(count) is int and count >= 0 else 0 for count in counts]
+    return Reply(text, "", *tokens, model=str(said.get("model") or ""))

@@ -1,0 +1,242 @@
+"""The suite `lm_eval`: tasks of EleutherAI's evaluation harness, through its Python API, on the model that is loaded.
+
+What a task has generated comes from the rollout engine; log-probabilities come from the harness's own batches. Both are
+kept as they come, by a hash of what was asked, so that an interrupted evaluation asks nothing twice. The harness is an
+optional package (`pip install 'starling-train[lm_eval]'`), imported where it is used. A task's YAML may name Python
+functions: give only directories that you trust as `lm_eval.include`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from starling_train.config import UserError
+from starling_train.data import openchat
+from starling_train.engine.rollout import RolloutConfig
+from starling_train.evals.journal import Journal
+from starling_train.evals.subjects import Subjects
+from starling_train.evals.suite import Line, Progress, Say, digest, named, unique
+from starling_train.models.identity import sha256
+from starling_train.models.load import first_line
+
+REQUESTS_AT_A_TIME = 256
+BOOTSTRAPS = 1000  # for standard errors of metrics without a formula
+
+
+@dataclass
+class LmEval:
+    """Every metric of the harness's tasks."""
+
+    subjects: Subjects
+    identity: dict[str, Any]
+    name: str = "lm_eval"
+
+    @classmethod
+    def find(cls, subjects: Subjects) -> "LmEval":
+        """Look up the tasks' own files and the policy. Raises UserError."""
+        how = subjects.config.lm_eval
+        if find_spec("lm_eval") is None:
+            raise UserError("suites: lm_eval is not installed; pip install 'starling-train[lm_eval]', or leave it out")
+        identity = {
+            "suite": cls.name,
+            "model": subjects.policy_identity(),
+            "data": {"tasks": list(how.tasks), "harness": version("lm_eval"), "include": _included(how.include)},
+            "settings": {
+                **subjects.greedy_settings(0),
+                "limit": how.limit,
+                "fewshot": how.fewshot,
+                "chat_template": how.chat_template,
+                "seed": subjects.config.seed,
+            },
+        }
+        return cls(subjects, identity)
+
+    def plan(self) -> str:
+        how = self.subjects.config.lm_eval
+        some = "" if how.limit is None else f", {how.limit:,} requests of each"
+        return f"{', '.join(how.tasks)} with {self.subjects.config.model.path}{some}"
+
+    def check(self, dry_run: bool) -> None:
+        self.subjects.check_policy()
+        manager = self._manager()
+        names = self.subjects.config.lm_eval.tasks
+        if unknown := [name for name in names if not manager.match_tasks([name])]:
+            raise UserError(f"lm_eval.tasks: the harness has no '{unknown[0]}'; see `lm-eval ls tasks` for its names")
+        if not dry_run:
+            self._load(manager)
+
+    def _manager(self) -> Any:
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # no bars in log files
+        from lm_eval.tasks import TaskManager
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        how = self.subjects.config.lm_eval
+        return TaskManager(include_path=str(Path(how.include).expanduser()) if how.include else None)
+
+    def _load(self, manager: Any) -> None:
+        """Get the tasks' data. Raises UserError where it cannot be had."""
+        from lm_eval.tasks import get_task_dict
+
+        names = self.subjects.config.lm_eval.tasks
+        try:
+            get_task_dict(names, manager)
+        except Exception as error:  # whatever data sets, YAML and optional packages of thousands of tasks raise
+            raise UserError(
+                f"lm_eval.tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {first_line(error)[:200]}"
+                "); download the data first, or install what the task needs"
+            ) from error
+
+    def measure(self, folder: Path, say: Say) -> dict[str, Any]:
+        from lm_eval import simple_evaluate
+
+        config = self.subjects.config
+        how, seed = config.lm_eval, config.seed
+        with Journal(folder, f"{self.name}.requests", self.identity) as journal:
+            found = simple_evaluate(
+                model=harness_model(self.subjects, journal, say),
+                tasks=list(how.tasks),
+                task_manager=self._manager(),
+                num_fewshot=how.fewshot,
+                limit=how.limit,
+                apply_chat_template=how.chat_template,
+                log_samples=False,
+                bootstrap_iters=BOOTSTRAPS,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        counts = {task: of.get("effective", 0) for task, of in found.get("n-samples", {}).items()}
+        return {
+            "tasks": [
+                {"task": task, "requests": counts.get(task), "metrics": _numbers(metrics)}
+                for task, metrics in found["results"].items()
+            ],
+            "harness": version("lm_eval"),
+        }
+
+    def lines(self, result: dict[str, Any]) -> list[Line]:
+        whole = [Line("", f"harness {result['harness']}", sum(part["requests"] or 0 for part in result["tasks"]))]
+        return whole + [
+            Line(f"{part['task']}: {name}", _with_error(value, part["metrics"], name), part["requests"] or 0)
+            for part in result["tasks"]
+            for name, value in part["metrics"].items()
+            if "_stderr" not in name
+        ]
+
+    def notes(self, result: dict[str, Any]) -> list[str]:
+        return []
+
+
+def harness_model(subjects: Subjects, journal: Journal, say: Say) -> Any:
+    """The loaded policy as a model of the harness, whose requests go through the journal."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Recorded(HFLM):
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: Any = None) -> list:
+            keys = [_key("logprob", context, continuation) for _, context, continuation in requests]
+            missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in journal}
+            progress = Progress(say, "lm_eval", "log-probabilities", len(set(keys)), len(set(keys)) - len(missing))
+            names = list(missing)
+            for start in range(0, len(names), REQUESTS_AT_A_TIME):
+                group = names[start : start + REQUESTS_AT_A_TIME]
+                # a progress bar of the harness's for every group would be many
+                found = super()._loglikelihood_tokens([missing[name] for name in group], True, override_bs)
+                for name, (logprob, is_greedy) in zip(group, found, strict=True):
+                    journal.add(name, {"logprob": float(logprob), "greedy": bool(is_greedy)})
+                progress.step(len(group))
+            return [(journal.rows[key]["logprob"], journal.rows[key]["greedy"]) for key in keys]
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            asked = [(request.args[0], json.dumps(request.args[1], sort_keys=True)) for request in requests]
+            found: dict[int, str] = {}
+            for settings in dict.fromkeys(how for _, how in asked):
+                places = [place for place, (_, how) in enumerate(asked) if how == settings]
+                answers = self._generated([asked[place][0] for place in places], json.loads(settings))
+                found |= dict(zip(places, answers, strict=True))
+            return [found[place] for place in range(len(asked))]
+
+        def _generated(self, contexts: list[str], how: dict[str, Any]) -> list[str]:
+            limits, greedy = sampling(how, subjects.config.rollout, self.max_gen_toks)
+            room = self.max_length - limits.max_new_tokens
+            if room < 1:
+                raise UserError(
+                    f"lm_eval.tasks: one asks for {limits.max_new_tokens} new tokens, the model has {self.max_length} "
+                    "positions; leave it out"
+                )
+            prompts = [self.tok_encode(context, left_truncate_len=room) for context in contexts]
+            keys = unique([_key("text", ids, how) for ids in prompts])
+            done = sum(key in journal for key in keys)
+            progress = Progress(say, "lm_eval", "answers", len(keys), done)
+            questions = dict(zip(keys, prompts, strict=True))
+            subjects.answer(questions, journal, limits, progress, greedy=greedy, purpose=("lm_eval",))
+            return [journal.rows[key]["response"] for key in keys]
+
+        def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+            return openchat.decode(tokens, self.tokenizer) if skip_special_tokens else super().tok_decode(tokens, False)
+
+    rows = max(1, min(8, subjects.config.rollout.slots))
+    return Recorded(
+        pretrained=subjects.policy(),
+        tokenizer=subjects.tokenizer,
+        backend="causal",
+        batch_size=rows,
+        add_bos_token=True,
+    )
+
+
+def sampling(how: dict[str, Any], rollout: RolloutConfig, longest: int) -> tuple[RolloutConfig, bool]:
+    """(limits, greedy) of a task's generation settings: `until`, `max_gen_toks`, `do_sample`, `temperature`, ..."""
+    until = how.get("until") or []
+    heat = float(how.get("temperature") or 0.0)
+    greedy = not how.get("do_sample", heat > 0) or heat == 0
+    limits = RolloutConfig(
+        engine=rollout.engine,
+        slots=rollout.slots,
+        max_new_tokens=int(how.get("max_gen_toks") or how.get("max_new_tokens") or longest),
+        temperature=heat or 1.0,
+        top_p=float(how.get("top_p") or 1.0),
+        top_k=int(how.get("top_k") or 0),
+        stop_strings=[text for text in ([until] if isinstance(until, str) else until) if text],
+    )
+    return limits, greedy
+
+
+def _key(kind: str, *asked: Any) -> str:
+    return hashlib.sha256(json.dumps([kind, *asked], sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _included(path: str | None) -> dict[str, Any] | None:
+    """A directory of tasks by the contents of its files. Raises UserError if it is none."""
+    if path is None:
+        return None
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        raise UserError(f"lm_eval.include: no such directory: {directory}; give one with the tasks' YAML files")
+    files = sorted(file for file in directory.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return {"path": named(path)} | digest([str(file.relative_to(directory)), sha256(file)] for file in files)
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """What is a finite number among a task's metrics; `acc,none` is `acc` with no filter."""
+    named_ = {str(name).removesuffix(",none"): value for name, value in metrics.items()}
+    return {
+        name: float(value)
+        for name, value in named_.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+        and name != "sample_len"
+    }  # fmt: skip
+
+
+def _with_error(value: float, metrics: dict[str, float], name: str) -> str:
+    metric, _, kind = name.partition(",")
+    error = metrics.get(f"{metric}_stderr" + (f",{kind}" if kind else ""))
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"

@@ -1,0 +1,195 @@
+"""The suite `mt_bench`: two-turn answers of the policy, each turn rated from 1 to 10 by a judge behind an API.
+
+Answers depend on model, questions and settings only, so another judge rates the same ones. A judgment that failed
+(no rating in the reply, or no reply) is counted and listed, never put in as a number.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from starling_train.data import openchat
+from starling_train.evals import mt_bench
+from starling_train.evals.journal import Journal
+from starling_train.evals.judge import Judge, Reply, endpoint, key_of
+from starling_train.evals.mt_bench import TURNS, Bench, Question
+from starling_train.evals.subjects import Subjects
+from starling_train.evals.suite import Line, Progress, Say, about, digest, named
+
+NO_RATING = "no rating in the reply"
+
+
+@dataclass
+class MtBench:
+    """The mean rating of both turns of all questions, and of each category."""
+
+    subjects: Subjects
+    bench: Bench
+    answered: dict[str, Any]
+    identity: dict[str, Any]
+    name: str = "mt_bench"
+
+    @classmethod
+    def find(cls, subjects: Subjects) -> "MtBench":
+        """Read the questions and look up the policy. Raises UserError."""
+        how, rollout = subjects.config.mt_bench, subjects.config.rollout
+        with about("mt_bench.path"):
+            bench = mt_bench.load(Path(how.path).expanduser(), how.questions)
+        answered = {
+            "suite": cls.name,
+            "model": subjects.policy_identity(),
+            "data": {"path": named(how.path)}
+            | digest([q.id, q.turns, q.temperature(how.temperature)] for q in bench.questions),
+            "settings": {
+                **subjects.greedy_settings(how.max_new_tokens),
+                "temperature": how.temperature,
+                "top_p": rollout.top_p,
+                "top_k": rollout.top_k,
+                "seed": subjects.config.seed,
+            },
+        }
+        asked = digest([[asdict(q) for q in bench.questions], [asdict(p) for p in bench.prompts.values()]])
+        judge = {"model": how.judge.model, "max_tokens": how.judge.max_tokens}  # known by its name, wherever it is
+        return cls(subjects, bench, answered, answered | {"judge": judge | {"prompts": asked}})
+
+    def plan(self) -> str:
+        judge = self.subjects.config.mt_bench.judge
+        return (
+            f"{len(self.bench.questions):,} questions of {self.identity['data']['path']} with "
+            f"{self.subjects.config.model.path}, {len(TURNS) * len(self.bench.questions):,} judgments of {judge.model} "
+            f"at {endpoint(judge.url)}"
+        )
+
+    def check(self, dry_run: bool) -> None:
+        how = self.subjects.config.mt_bench
+        if not dry_run:
+            key_of(how.judge)
+        self.subjects.check_policy()
+        both = max(len(self._encode(question, [""])) for question in self.bench.questions)
+        key = "mt_bench.max_new_tokens"
+        self.subjects.check_room(both + 2 * how.max_new_tokens, "two turns and their answers", key)
+
+    def _encode(self, question: Question, answers: Sequence[str]) -> list[int]:
+        """The conversation up to where the next answer begins."""
+        messages = []
+        for turn, answer in zip(question.turns, answers, strict=False):
+            messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
+        messages.append({"role": "user", "content": question.turns[len(answers)]})
+        return openchat.encode(messages, self.subjects.tokenizer)
+
+    def measure(self, folder: Path, say: Say) -> dict[str, Any]:
+        with Journal(folder, f"{self.name}.answers", self.answered) as journal:
+            self._answer(journal, say)
+            answers = dict(journal.rows)
+        with Journal(folder, f"{self.name}.judgments", self.identity) as journal:
+            self._judge(answers, journal, say)
+            return self._result(answers, journal.rows)
+
+    def _answer(self, journal: Journal, say: Say) -> None:
+        """Both turns of every question, those of one temperature together."""
+        how, questions = self.subjects.config.mt_bench, self.bench.questions
+        progress = Progress(say, self.name, "answers", len(TURNS) * len(questions), len(journal.rows))
+        for turn in TURNS:
+            for heat in sorted({question.temperature(how.temperature) for question in questions}):
+                prompts = {
+                    f"{question.id}/{turn}": self._encode(question, _texts(journal.rows, question, turn - 1))
+                    for question in questions
+                    if question.temperature(how.temperature) == heat
+                }
+                limits = self.subjects.limits(how.max_new_tokens, **({"temperature": heat} if heat else {}))
+                purpose = (self.name, turn, f"{heat:g}")
+                self.subjects.answer(prompts, journal, limits, progress, greedy=heat == 0, purpose=purpose)
+
+    def _judge(self, answers: dict[str, Any], journal: Journal, say: Say) -> None:
+        missing = {
+            f"{question.id}/{turn}": self.bench.judgment(question, turn, _texts(answers, question, turn))
+            for question in self.bench.questions
+            for turn in TURNS
+            if f"{question.id}/{turn}" not in journal
+        }
+        if not missing:
+            return
+        total = len(TURNS) * len(self.bench.questions)
+        progress = Progress(say, self.name, "judgments", total, len(journal.rows))
+
+        def take(key: str, reply: Reply) -> None:
+            rated = None if reply.text is None else mt_bench.rating(reply.text)
+            failure = reply.failure or (NO_RATING if rated is None else "")
+            journal.add(key, asdict(reply) | {"rating": rated, "failure": failure})
+            progress.step()
+
+        judge = Judge(self.subjects.config.mt_bench.judge)
+        try:
+            judge.ask_all(missing, take, self.subjects.config.checkpoint.grace_s)
+        finally:
+            judge.close()
+
+    def _result(self, answers: dict[str, Any], judgments: dict[str, Any]) -> dict[str, Any]:
+        def part(keys: list[str]) -> dict[str, Any]:
+            ratings = [judgments[key]["rating"] for key in keys if judgments[key]["rating"] is not None]
+            mean = fmean(ratings) if ratings else None
+            return {"score": mean, "rated": len(ratings), "failed": len(keys) - len(ratings)}
+
+        questions = self.bench.questions
+        by_category = {
+            name: [f"{q.id}/{turn}" for q in questions if q.category == name for turn in TURNS]
+            for name in dict.fromkeys(q.category for q in questions)
+        }
+        keys = [f"{q.id}/{turn}" for q in questions for turn in TURNS]
+        failures = Counter(judgments[key]["failure"] for key in keys if judgments[key]["rating"] is None)
+        return {
+            **part(keys),
+            "judgments": len(keys),
+            "by_category": [{"category": name, **part(some)} for name, some in by_category.items()],
+            "by_turn": [{"turn": turn, **part([f"{q.id}/{turn}" for q in questions])} for turn in TURNS],
+            "failures": [{"reason": reason, "count": count} for reason, count in failures.most_common()],
+            "answers": {
+                "tokens_mean": fmean(len(answers[key]["ids"]) for key in keys),
+                "cut": sum(not answers[key]["ended"] for key in keys),
+            },
+            "judge": self._usage([judgments[key] for key in keys]),
+        }
+
+    def _usage(self, judgments: list[dict[str, Any]]) -> dict[str, Any]:
+        judge = self.subjects.config.mt_bench.judge
+        counts = {name: sum(row[name] for row in judgments) for name in ("prompt_tokens", "completion_tokens")}
+        cost = None
+        if judge.prompt_price is not None and judge.completion_price is not None:
+            prices = (judge.prompt_price, judge.completion_price)
+            cost = sum(count * price for count, price in zip(counts.values(), prices, strict=True)) / 1e6
+        called = sorted({row["model"] for row in judgments if row["model"]})
+        return {"model": judge.model, "url": endpoint(judge.url), "called": called, **counts, "cost": cost}
+
+    def lines(self, result: dict[str, Any]) -> list[Line]:
+        judge = result["judge"]["model"]
+        turns = [(f"turn {part['turn']}", part) for part in result["by_turn"]]
+        parts = [(part["category"], part) for part in result["by_category"]]
+        return [
+            Line(f"judge {judge}" if not name else f"{name}, judge {judge}", _score(part), part["rated"])
+            for name, part in [("", result), *turns, *parts]
+        ]
+
+    def notes(self, result: dict[str, Any]) -> list[str]:
+        judge, answers = result["judge"], result["answers"]
+        called = f" (calls itself {', '.join(judge['called'])})" if set(judge["called"]) - {judge["model"]} else ""
+        cost = "" if judge["cost"] is None else f", cost {judge['cost']:.4g}"
+        failed = "; ".join(f"{part['count']:,} {part['reason']}" for part in result["failures"])
+        return [
+            f"judged by {judge['model']}{called} at {judge['url']}: {judge['prompt_tokens']:,} prompt and "
+            f"{judge['completion_tokens']:,} completion tokens{cost}; ratings of another judge do not compare",
+            f"{result['failed']:,} of {result['judgments']:,} judgments failed" + (f": {failed}" if failed else ""),
+            f"answers are {answers['tokens_mean']:.4g} tokens long on average, {answers['cut']:,} of "
+            f"{result['judgments']:,} were cut at mt_bench.max_new_tokens",
+        ]
+
+
+def _texts(rows: dict[str, Any], question: Question, turns: int) -> list[str]:
+    """The first answers to a question."""
+    return [rows[f"{question.id}/{turn}"]["response"] for turn in TURNS[:turns]]
+
+
+def _score(part: dict[str, Any]) -> str:
+    return "none rated" if part["score"] is None else f"{part['score']:.2f} of 10"

@@ -1,0 +1,175 @@
+"""The suite `reward`: answers sampled to prompts, their scores and lengths, and how far the policy is from a base.
+
+KL: the sum over an answer of log p(token) - log p_base(token), at temperature 1, averaged over the answers; for answers
+sampled at temperature 1 its expectation is the KL of the policy to the base, in nats an answer.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starling_train.config_evaluate import EvaluateConfig
+from starling_train.data import nectar, prompts
+from starling_train.data.prompts import Prompt
+from starling_train.engine import setup
+from starling_train.evals.journal import Journal
+from starling_train.evals.subjects import Subjects
+from starling_train.evals.suite import Line, Progress, Say, about, digest, named
+from starling_train.evals.suites import score, truncation
+from starling_train.models import load
+from starling_train.models import preflight as model_preflight
+from starling_train.models.budget import Budget
+from starling_train.models.sequence_logprobs import sequence_logprobs
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass
+class Reward:
+    """Scores, lengths and KL of sampled answers to held-out prompts, or to those of a file."""
+
+    subjects: Subjects
+    prompts: list[Prompt]
+    answered: dict[str, Any]
+    identity: dict[str, Any]
+    base: Path | None
+    name: str = "reward"
+
+    @classmethod
+    def find(cls, subjects: Subjects) -> "Reward":
+        """Read the prompts and look up policy, reward model and base. Raises UserError."""
+        config = subjects.config
+        found = _prompts(config, subjects.tokenizer)
+        rollout = config.rollout
+        answered = {
+            "suite": cls.name,
+            "model": subjects.policy_identity(),
+            "data": {"path": named(config.reward_suite.path or config.data.path)}
+            | digest(prompt.messages for prompt in found),
+            "settings": {
+                **subjects.greedy_settings(rollout.max_new_tokens),
+                "temperature": rollout.temperature,
+                "top_p": rollout.top_p,
+                "top_k": rollout.top_k,
+                "seed": config.seed,
+            },
+        }
+        base = None
+        if path := config.reward_suite.base:
+            base = load.resolve(path, "reward_suite.base", weights=not config.dry_run)
+        identity = answered | {
+            "reward": {**subjects.reward_identity(), "settings": subjects.reward_settings()},
+            "base": subjects.identify(path, base) if base else None,
+        }
+        return cls(subjects, found, answered, identity, base)
+
+    def plan(self) -> str:
+        reward, base = self.subjects.config.reward, self.subjects.config.reward_suite.base
+        measured = f"scored by {reward.place()} ({reward.kind})" + (f", KL to {base}" if base else "")
+        return (
+            f"answers of {self.subjects.config.model.path} to {len(self.prompts):,} prompts of "
+            f"{self.identity['data']['path']}, {measured}"
+        )
+
+    def check(self, dry_run: bool) -> None:
+        limit = self.subjects.config.rollout.max_new_tokens
+        longest = max(len(prompt.ids) for prompt in self.prompts)
+        self.subjects.check_policy()
+        self.subjects.check_room(longest + limit, "a prompt and its answer", "rollout.max_new_tokens")
+        self.subjects.check_reward()
+        if self.base:
+            config = load.load_config(self.base, "reward_suite.base")
+            setup.check_vocabulary(config, self.subjects.tokenizer, "reward_suite.base")
+            if not dry_run:
+                model_preflight.check_policy(self.base, config, "reward_suite.base")
+
+    def measure(self, folder: Path, say: Say) -> dict[str, Any]:
+        keys = [str(place) for place in range(len(self.prompts))]
+        questions = dict(zip(keys, (prompt.ids for prompt in self.prompts), strict=True))
+        with Journal(folder, f"{self.name}.answers", self.answered) as answers:
+            progress = Progress(say, self.name, "answers", len(keys), len(answers.rows))
+            limits = self.subjects.config.rollout
+            self.subjects.answer(questions, answers, limits, progress, greedy=False)
+            rows = [answers.rows[key] for key in keys]
+        kl = self._kl([row["ids"] for row in rows]) if self.base else None
+        conversations = [
+            [*prompt.messages, {"role": "assistant", "content": row["response"]}]
+            for prompt, row in zip(self.prompts, rows, strict=True)
+        ]
+        scored = {key: self.identity[key] for key in ("suite", "reward")} | {"answers": self.answered}
+        with Journal(folder, f"{self.name}.scores", scored) as journal, about("reward_suite"):
+            scores = score(conversations, self.subjects, journal, self.name, say)
+            truncated = sum(row["truncated"] for row in journal.rows.values())
+        return {
+            "answers": len(rows),
+            "score": distribution(scores),
+            "length": distribution([len(row["ids"]) for row in rows]),
+            "ended": sum(row["ended"] for row in rows) / len(rows),
+            "truncated_answers": truncated,
+            "kl": kl,
+        }
+
+    def _kl(self, responses: list[list[int]]) -> dict[str, float]:
+        """Of the policy to the base on its own answers, in nats."""
+        policy = self._logprobs(self.subjects.policy(), responses)
+        base = self._logprobs(self.subjects.causal_lm(self.base, "reward_suite.base"), responses)
+        found = [here - there for here, there in zip(policy, base, strict=True)]
+        whole = distribution(found)
+        return {
+            "mean": whole["mean"],
+            "std": whole["std"],
+            "per_token": math.fsum(found) / sum(map(len, responses)),
+        }
+
+    def _logprobs(self, model: Any, responses: list[list[int]]) -> list[float]:
+        """Log-probability of each answer, in nats."""
+        sequences = [prompt.ids + ids for prompt, ids in zip(self.prompts, responses, strict=True)]
+        budget = Budget("algorithm.tokens_per_microbatch", self.subjects.config.algorithm.tokens_per_microbatch)
+        parts = sequence_logprobs(model, sequences, budget, [len(prompt.ids) for prompt in self.prompts])
+        return [float(part.double().sum()) for part in parts]
+
+    def lines(self, result: dict[str, Any]) -> list[Line]:
+        count, score_, length = result["answers"], result["score"], result["length"]
+        ends = f"{score_['quantiles']['0.05']:.4g} to {score_['quantiles']['0.95']:.4g}"
+        lines = [
+            Line("", f"{score_['mean']:.4g}", count),
+            Line("score, standard deviation", f"{score_['std']:.4g}", count),
+            Line("score, 5 % to 95 %", ends, count),
+            Line("length, tokens", f"{length['mean']:.4g}", count),
+            Line("ended by itself", f"{100 * result['ended']:.2f} %", count),
+        ]
+        if kl := result["kl"]:
+            lines += [
+                Line("KL to the base, nats an answer", f"{kl['mean']:.4g}", count),
+                Line("KL to the base, nats a token", f"{kl['per_token']:.4g}", count),
+            ]
+        return lines
+
+    def notes(self, result: dict[str, Any]) -> list[str]:
+        reward = self.identity["reward"]
+        return [f"scored by {reward.get('path') or reward['url']}", *truncation(result)]
+
+
+def distribution(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, population standard deviation, and quantiles (linear interpolation) of numbers."""
+    array = np.asarray(values, dtype=np.float64)
+    quantiles = np.quantile(array, QUANTILES)
+    return {
+        "mean": float(array.mean()),
+        "std": float(array.std()),
+        "quantiles": {f"{share:g}": float(value) for share, value in zip(QUANTILES, quantiles, strict=True)},
+    }
+
+
+def _prompts(config: EvaluateConfig, tokenizer: Any) -> list[Prompt]:
+    """Those of the suite's own file, or those that a run with this configuration would hold out."""
+    how = config.reward_suite
+    if how.path is None:
+        return setup.load_data(config, tokenizer).held_out[: how.rows]
+    with about("reward_suite.path"):
+        rows = nectar.load(how.path, answers=False).rows
+    return prompts.tokenise([row.messages for row in rows], tokenizer, config.data.max_prompt_tokens)[0][: how.rows]

@@ -1,0 +1,189 @@
+"""The models that `evaluate` measures: found by name, identified by every byte, one at a time in memory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from starling_train.config import RewardConfig, RolloutConfig, UserError
+from starling_train.config_evaluate import EvaluateConfig
+from starling_train.data import openchat
+from starling_train.data.prompts import with_answer
+from starling_train.engine import preflight, setup
+from starling_train.engine.rollout import generate
+from starling_train.engine.runtime import Runtime
+from starling_train.evals.journal import Journal
+from starling_train.evals.suite import Progress, named
+from starling_train.models import identity, load
+from starling_train.models import preflight as model_preflight
+from starling_train.models.reward_client import RewardClient
+
+# of the reward section: what scores depend on beside the model itself
+SCORED_BY = ("dtype", "load_in", "position", "trailing_newline", "max_length")
+
+
+class Subjects:
+    """The policy, the reward model, and others, loaded when a suite needs them; the one before is let go.
+
+    known: hashes of files from an earlier evaluation, by directory, so that files that did not change are not read
+    again; `hashed` is what is known now.
+    """
+
+    def __init__(self, config: EvaluateConfig, runtime: Runtime, known: dict[str, Any]):
+        self.config, self.runtime, self.hashed = config, runtime, dict(known)
+        self._held: tuple[str, Any] = ("", None)
+        self._checked: set[str] = set()
+
+    @cached_property
+    def directory(self) -> Path:
+        """The policy's. Raises UserError."""
+        return load.resolve(
+            self.config.model.path, "model.path", self.config.model.revision, weights=not self.config.dry_run
+        )
+
+    @cached_property
+    def model_config(self) -> Any:
+        return load.load_config(self.directory, "model.path")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The policy's, checked to speak Openchat's template. Raises UserError."""
+        return setup.load_tokenizer(self.config, self.directory)
+
+    def policy_identity(self) -> dict[str, Any]:
+        return self.identify(self.config.model.path, self.directory)
+
+    def policy_settings(self) -> dict[str, Any]:
+        """What any answer or log-probability of the policy depends on beside its weights."""
+        return {"dtype": self.config.model.dtype, "attention": self.config.model.attention}
+
+    def identify(self, path: str, directory: Path) -> dict[str, Any]:
+        """A model by its name and the SHA-256 of its files."""
+        place = str(directory.resolve())
+        found = identity.identify(directory, self.hashed.get(place))
+        self.hashed[place] = found.files
+        return {"path": named(path), "sha256": found.sha256}
+
+    def reward_identity(self) -> dict[str, Any]:
+        """Which reward model this is, and how it is read. A served one is known by its address alone."""
+        config = self.config.reward
+        tokenizer = {"tokenizer": named(config.tokenizer) if config.tokenizer else None}
+        if config.kind == "server":
+            return {"kind": "server", "url": config.url, "protocol": config.protocol} | tokenizer
+        # as in setup.load_reward: a tokenizer's directory may bring the config.json
+        directory = load.resolve(
+            config.path, "reward.path", weights=not self.config.dry_run, needs_config=not config.tokenizer
+        )
+        if config.tokenizer:
+            load.resolve(config.tokenizer, "reward.tokenizer", weights=False)
+        return {"kind": config.kind} | tokenizer | self.identify(config.path, directory)
+
+    def reward_settings(self) -> dict[str, Any]:
+        served = self.config.reward.kind == "server"
+        return {} if served else {key: getattr(self.config.reward, key) for key in SCORED_BY}
+
+    def check_policy(self) -> None:
+        """What can be found wrong with the policy without loading it. Raises UserError."""
+        if "policy" in self._checked:
+            return
+        model_preflight.check_acceleration(attention=self.config.model.attention)
+        setup.check_vocabulary(self.model_config, self.tokenizer)
+        if not self.config.dry_run:
+            model_preflight.check_policy(self.directory, self.model_config, "model.path")
+        self._checked.add("policy")
+
+    def check_room(self, tokens: int, what: str, key: str) -> None:
+        """Raise UserError if `what`, a conversation of so many tokens, can outgrow the policy's positions."""
+        if tokens > self.model_config.max_position_embeddings:
+            raise UserError(
+                f"{key}: {what} can be {tokens} tokens long, more than the model's "
+                f"{self.model_config.max_position_embeddings} positions; lower it"
+            )
+
+    def check_reward(self) -> None:
+        """As `check_policy`; a server is asked whether it answers."""
+        config: RewardConfig = self.config.reward
+        if config.kind != "server":
+            preflight.check_reward(config, weights=not self.config.dry_run)
+        elif not self.config.dry_run:
+            self.reward()
+
+    def policy(self) -> nn.Module:
+        return self.causal_lm(self.directory, "model.path")
+
+    def causal_lm(self, directory: Path, key: str) -> nn.Module:
+        """A causal language model, in the policy's dtype."""
+        model = self.config.model
+        return self._hold(
+            str(directory),
+            lambda: load.load_causal_lm(
+                directory, key, dtype=model.dtype, attention=model.attention, device=str(self.runtime.device)
+            ).eval(),
+        )
+
+    def reward(self) -> Any:
+        """A reward model, or the client of a served one: `.score`, `.truncated`."""
+        if self.config.reward.kind == "server":  # takes no memory, so nothing is let go for it
+            return self._client
+        return self._hold("reward", lambda: setup.load_reward(self.config.reward, self.runtime))
+
+    @cached_property
+    def _client(self) -> RewardClient:
+        return setup.load_reward(self.config.reward, self.runtime)
+
+    def _hold(self, name: str, make: Callable[[], Any]) -> Any:
+        if self._held[0] != name:
+            self._held = ("", None)  # its memory is free before the next one needs some
+            self._held = (name, make())
+        return self._held[1]
+
+    def answer(
+        self,
+        questions: dict[str, list[int]],
+        journal: Journal,
+        limits: RolloutConfig,
+        progress: Progress,
+        *,
+        greedy: bool,
+        purpose: Sequence[str | int] = ("evaluation",),
+    ) -> None:
+        """Have the policy answer what the journal has no answer to: {"response", "ids", "ended"} by key.
+
+        questions: token ids up to where the answer begins, by key. With engine `slots` each sampled answer depends on
+        its place among the questions, not on how many were answered by an earlier start.
+        """
+        missing = [(place, key) for place, key in enumerate(questions) if key not in journal]
+        if not missing:
+            return
+        tokenizer = self.tokenizer
+        eos = openchat.end_of_turn_id(tokenizer)
+
+        def take(index: int, ids: list[int]) -> None:
+            key = missing[index][1]
+            if key in journal:
+                return  # answered once more because memory ran out
+            text = with_answer([], ids, tokenizer, limits.stop_strings)[-1]["content"]
+            journal.add(key, {"response": text, "ids": list(ids), "ended": ids[-1] == eos})
+            progress.step()
+
+        policy = self.policy()
+        self.runtime.seed_all(*purpose)
+        prompts, places = [questions[key] for _, key in missing], [place for place, _ in missing]
+        generate(policy, tokenizer, prompts, limits, greedy=greedy, places=places, on_done=take)
+
+    def limits(self, max_new_tokens: int, **changed: Any) -> RolloutConfig:
+        """The rollout's settings with another limit."""
+        return replace(self.config.rollout, max_new_tokens=max_new_tokens, **changed)
+
+    def greedy_settings(self, max_new_tokens: int) -> dict[str, Any]:
+        """What a greedy answer depends on, for an identity."""
+        rollout = self.config.rollout
+        return {
+            "max_new_tokens": max_new_tokens,
+            **self.policy_settings(),
+            "engine": rollout.engine,
+            "stop_strings": list(rollout.stop_strings),
+        }

@@ -1,0 +1,125 @@
+"""Requests to a server that may be away for a while: what passes is waited for, everything else is an answer.
+
+A request that fails in a way that may pass (no connection, no answer in time, 429, 5xx) is sent again after a growing
+pause, until `patience_s` seconds have gone since it first failed.
+"""
+
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from starling_train.config import UserError
+
+if TYPE_CHECKING:
+    import httpx
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+
+
+class Unanswered(Exception):
+    """Patience is at its end. The text says what the server did last."""
+
+
+class PatientHttp:
+    """A few connections to one address, for several threads. server: what it is, for lines that people read.
+
+    is_outside: whether the environment's proxies are used, which are for the world outside. longest_pause_s: between
+    two attempts, unless the server asks for more (Retry-After).
+    """
+
+    def __init__(
+        self,
+        server: str,
+        url: str,
+        token: str | None,
+        *,
+        connections: int,
+        timeout_s: float,
+        patience_s: float,
+        is_outside: bool = False,
+        longest_pause_s: float = LONGEST_PAUSE_S,
+    ) -> None:
+        import httpx
+
+        self.url = url
+        self._server, self._patience_s, self._longest_pause_s = server, patience_s, longest_pause_s
+        self._silent = threading.Event()  # set once a person knows that the server is away
+        self._given_up = threading.Event()  # set when one request has failed for good: the others need not wait
+        self._http = httpx.Client(
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=timeout_s,
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            trust_env=is_outside,
+        )
+
+    def post(self, body: Any) -> "httpx.Response":
+        """The first answer that is not a passing failure. Raises Unanswered."""
+        import httpx
+
+        began, pause = None, FIRST_PAUSE_S
+        while True:
+            asked_for = 0.0
+            try:
+                response = self._http.post(self.url, json=body)
+                if response.status_code not in PASSING:
+                    self._tell_back()
+                    return response
+                reason, asked_for = reason_of(response), _retry_after(response)
+            except httpx.RequestError as error:
+                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            began = began or time.monotonic()
+            left = began + self._patience_s - time.monotonic()
+            if left <= 0 or self._given_up.is_set():
+                raise Unanswered(reason)
+            self._tell(reason)
+            self._given_up.wait(min(max(pause, asked_for), left))
+            pause = min(2 * pause, self._longest_pause_s)
+
+    def give_up(self) -> None:
+        """No request waits for another attempt from here on."""
+        self._given_up.set()
+
+    def close(self) -> None:
+        self.give_up()
+        self._http.close()
+
+    def _tell(self, reason: str) -> None:
+        if not self._silent.is_set():
+            self._silent.set()
+            print(
+                f"{self._server} {self.url}: {reason}; trying again for up to {self._patience_s:g} s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _tell_back(self) -> None:
+        if self._silent.is_set():
+            self._silent.clear()
+            print(f"{self._server} {self.url} answers again", file=sys.stderr, flush=True)
+
+
+def token_of(variable: str | None) -> str | None:
+    """The bearer token in an environment variable, or None. Raises UserError if no header can carry it."""
+    token = os.environ.get(variable, "").strip() if variable else ""
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise UserError(f"{variable}: the token has spaces or characters beyond ASCII, which HTTP cannot carry")
+    return token or None
+
+
+def reason_of(response: "httpx.Response") -> str:
+    """Status and, where the server says one, its message, on one line."""
+    try:
+        said = response.json()["error"]
+        said = str(said["message"] if isinstance(said, dict) and "message" in said else said)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        said = response.reason_phrase
+    return f"{response.status_code}: {' '.join(said.split())[:200]}"
+
+
+def _retry_after(response: "httpx.Response") -> float:
+    """Seconds that the server asks to be left alone for; 0 where it does not say (or gives a date)."""
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), 3600.0) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0

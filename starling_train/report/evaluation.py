@@ -1,0 +1,102 @@
+"""The section on what `evaluate` measured: a table for each result, and a radar plot of MT-Bench's categories."""
+
+from typing import Any
+
+from starling_train.report.markup import details, escape, redact, table
+from starling_train.report.radar import radar_svg
+from starling_train.report.read_run import Run, is_number
+
+Entry = dict[str, Any]
+
+
+def section(run: Run) -> str:
+    """The whole section, newest results first; nothing where `evaluate` measured nothing."""
+    if not run.evaluation:
+        return ""
+    cards = [card(entry) for entry in reversed(run.evaluation)]
+    body = '<div class="columns">\n' + "\n".join(cards) + "\n</div>"
+    return f"<section>\n<h2>Evaluation</h2>\n{radar(run.evaluation)}{body}\n</section>\n"
+
+
+def card(entry: Entry) -> str:
+    """One result: what was measured of what, the numbers, and the notes."""
+    identity = entry["identity"]
+    suite, name = str(identity.get("suite", "suite")), model_of(entry)
+    notes = "".join(f"<li>{escape(redact(note))}</li>" for note in shown_notes(entry))
+    made = entry.get("made") if isinstance(entry.get("made"), dict) else {}
+    how = ", ".join(
+        f"{escape(key)} {escape(made[key])}" for key in ("version", "device", "seconds") if made.get(key) is not None
+    )
+    rows = [[escape(part), escape(value), escape(count)] for part, value, count in shown_lines(entry)]
+    return (
+        f'<figure class="card" data-suite="{escape(suite)}"><h3>{escape(suite.replace("_", " "))}</h3>'
+        f"<p>of <code>{escape(redact(name))}</code></p>"
+        f"{table(['Part', 'Value', 'Of'], rows, frozenset({1, 2}))}"
+        + (f'<ul class="note">{notes}</ul>' if notes else "")
+        + details("What it belongs to", f"<pre>{escape(redact(_lines(identity)))}</pre><p>{how}</p>")
+        + "</figure>"
+    )
+
+
+def shown_lines(entry: Entry) -> list[tuple[str, str, str]]:
+    """(part, value, of how many): as the suite told them, else the plain numbers of an older file."""
+    shown = entry.get("shown")
+    lines = shown.get("lines") if isinstance(shown, dict) else None
+    if isinstance(lines, list):
+        good = [line for line in lines if isinstance(line, list) and len(line) == 3]
+        return [(str(part) or "all", str(value), _count(count)) for part, value, count in good]
+    return [(key, f"{value:.6g}", "") for key, value in entry["result"].items() if is_number(value)]
+
+
+def shown_notes(entry: Entry) -> list[str]:
+    shown = entry.get("shown")
+    notes = shown.get("notes") if isinstance(shown, dict) else None
+    return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
+def model_of(entry: Entry) -> str:
+    """The name of what was measured."""
+    model = entry["identity"].get("model")
+    named = model if isinstance(model, dict) else {}
+    return str(named.get("path") or named.get("url") or "a model")
+
+
+def radar(entries: list[Entry]) -> str:
+    """MT-Bench by category, a curve for each result that has all of them; nothing where there is none."""
+    curves: dict[str, dict[str, float]] = {}
+    for entry in entries:
+        if entry["identity"].get("suite") == "mt_bench" and (scores := category_scores(entry)):
+            curves[_curve_label(entry)] = scores
+    svg = radar_svg(curves) if curves else ""
+    if not svg:
+        return ""
+    return (
+        f'<figure class="card">{svg}<figcaption>MT-Bench by category, ratings from 1 to 10 of the judge that is named. '
+        "Ratings of different judges do not compare. A category without a rating is left out.</figcaption></figure>\n"
+    )
+
+
+def category_scores(entry: Entry) -> dict[str, float]:
+    """Mean rating of each category that has one."""
+    parts = entry["result"].get("by_category")
+    rated = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return {str(part.get("category")): part["score"] for part in rated if is_number(part.get("score"))}
+
+
+def _curve_label(entry: Entry) -> str:
+    judge = entry["result"].get("judge")
+    name = judge.get("model") if isinstance(judge, dict) else None
+    return f"{model_of(entry).rstrip('/').rpartition('/')[2]}, judge {name}"
+
+
+def _count(count: object) -> str:
+    return f"{count:,}" if isinstance(count, int) else str(count)
+
+
+def _lines(values: Entry, prefix: str = "") -> str:
+    """Nested values as `a.b: value` lines."""
+    lines = []
+    for key, value in values.items():
+        nested = isinstance(value, dict) and value
+        lines.append(_lines(value, f"{prefix}{key}.") if nested else f"{prefix}{key}: {value}")
+    return "\n".join(lines)

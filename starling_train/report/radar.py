@@ -1,0 +1,41 @@
+"""A radar plot: one axis a category, one closed curve a result."""
+
+import math
+
+from starling_train.report.markup import clean
+from starling_train.report.panels import BLUE, GREEN, ORANGE, PURPLE, RED
+from starling_train.report.plots import inline_svg, style
+
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE)
+LOWEST, HIGHEST = 0.0, 10.0
+
+
+def radar_svg(curves: dict[str, dict[str, float]]) -> str:
+    """Curves (label -> category -> rating) as inline SVG; empty with fewer than three categories.
+
+    A category that a curve lacks is passed over by its line.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    categories = list(dict.fromkeys(name for curve in curves.values() for name in curve))
+    if len(categories) < 3:
+        return ""
+    angles = {name: 2 * math.pi * place / len(categories) for place, name in enumerate(categories)}
+    with matplotlib.rc_context(style("radar")):
+        figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+        axis = figure.add_subplot(projection="polar")
+        axis.set_theta_offset(math.pi / 2)
+        axis.set_theta_direction(-1)
+        for place, (label, curve) in enumerate(curves.items()):
+            names = [name for name in categories if name in curve]
+            around = [*names, names[0]]
+            colour = COLOURS[place % len(COLOURS)]
+            ratings = [curve[name] for name in around]
+            axis.plot([angles[name] for name in around], ratings, color=colour, marker="o", label=clean(label))
+            axis.fill([angles[name] for name in around], ratings, color=colour, alpha=0.08, linewidth=0)
+        axis.set_xticks(list(angles.values()), [clean(name) for name in categories])
+        axis.set_ylim(LOWEST, HIGHEST)
+        axis.set_yticks([2, 4, 6, 8, 10])
+        figure.legend(loc="outside lower center", ncols=1)
+        return inline_svg(figure, "radar", "MT-Bench by category", themed=True)
