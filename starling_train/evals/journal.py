@@ -1,19 +1,23 @@
 """What a suite has got so far, one JSON object a line: answers, scores, judgments. Nothing in it is asked for twice.
 
 The file's first line is the identity of what its rows belong to, and its name has a digest of that, so that rows of
-another model, other data or other settings are never mixed in. Every row is on disk before the next one is asked for.
+another model, other data or other settings are never mixed in. Every row is with the system before the next one is asked
+for, so that a kill loses none; a power cut loses those of the last second.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from starling_train.config import UserError
-from starling_train.engine.run_lock import RunLock
+from starling_train.engine.run_lock import UNSUPPORTED
 
 Row = dict[str, Any]
+SYNC_EVERY_S = 1.0
 
 
 class Journal:
@@ -27,24 +31,24 @@ class Journal:
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.path = folder / f"{name}-{digest}.jsonl"
         self._identity: Row = json.loads(text)
-        self._lock = RunLock(folder / f".{self.path.name}.lock")
         self.rows: dict[str, Row] = {}
+        self._synced = 0.0
 
     def __enter__(self) -> "Journal":
-        self._lock.acquire()
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
+            self._lock()
             self._read()
-            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             if not os.fstat(self._file).st_size:
                 self._write({"identity": self._identity})
         except BaseException:
-            self._lock.release()
+            os.close(self._file)
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._file)
-        self._lock.release()
+        os.fsync(self._file)
+        os.close(self._file)  # and with it the lock
 
     def __contains__(self, key: str) -> bool:
         return key in self.rows
@@ -61,11 +65,24 @@ class Journal:
         try:
             if os.write(self._file, line) < len(line):
                 raise OSError(28, "No space left on device", str(self.path))
-            os.fsync(self._file)
+            if time.monotonic() - self._synced > SYNC_EVERY_S:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
         except OSError as error:  # a full disk: not half a line
             os.truncate(self.path, size)
             error.filename = str(self.path)
             raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"run_dir: another process writes to {self.path}; wait for it, stop it, or give another run_dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:  # a file system without locks: it is up to the user
+                raise
 
     def _read(self) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []

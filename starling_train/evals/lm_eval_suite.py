@@ -9,8 +9,6 @@ functions: give only directories that you trust as `lm_eval.include`.
 import hashlib
 import json
 import logging
-import os
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -73,8 +71,6 @@ class LmEval:
             self._load(manager)
 
     def _manager(self) -> Any:
-        if not sys.stderr.isatty():
-            os.environ.setdefault("TQDM_DISABLE", "1")  # no bars in log files
         from lm_eval.tasks import TaskManager
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -136,7 +136,7 @@ class Reward:
         count, score_, length = result["answers"], result["score"], result["length"]
         ends = f"{score_['quantiles']['0.05']:.4g} to {score_['quantiles']['0.95']:.4g}"
         lines = [
-            Line("", f"{score_['mean']:.4g}", count),
+            Line("mean score", f"{score_['mean']:.4g}", count),
             Line("score, standard deviation", f"{score_['std']:.4g}", count),
             Line("score, 5 % to 95 %", ends, count),
             Line("length, tokens", f"{length['mean']:.4g}", count),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,6 +68,11 @@ def at(server: Scripted) -> list[str]:
     return ["reward=server", f"reward.url=http://127.0.0.1:{server.server_port}", "reward.patience_s=0.2"]
 
 
+def kinds(run_dir: Path) -> list[str]:
+    """The files of a directory, those of journals without their digests and `.jsonl`."""
+    return sorted(re.sub(r"-[0-9a-f]{12}\.jsonl$", "", path.name) for path in run_dir.iterdir())
+
+
 def results(run_dir: Path) -> list[dict]:
     return json.loads((run_dir / "evaluation.json").read_text(), parse_constant=pytest.fail)["results"]
 
@@ -76,8 +82,8 @@ def test_the_toys_figures_are_the_ones_known_from_its_making(run_command, run, t
     done = run_command("evaluate", *asked)
     assert done.returncode == 0, done.stderr
     file = tmp_path / "runs" / "toy" / "evaluation.json"
-    assert done.stdout.splitlines()[-1] == f"results: {file}"
-    assert [path.name for path in file.parent.iterdir()] == ["evaluation.json"]
+    assert done.stdout.splitlines()[-2:] == [f"report: {file.parent / 'report.html'}", f"results: {file}"]
+    assert kinds(file.parent) == ["evaluation.json", "function_calling.answers", "preference.scores", "report.html"]
 
     made = json.loads((toy / "toy.json").read_text())
     ranked, called = results(file.parent)
@@ -90,7 +96,7 @@ def test_the_toys_figures_are_the_ones_known_from_its_making(run_command, run, t
     assert 100 * called["result"]["accuracy"] == pytest.approx(made["policy"]["function_calling"], abs=1.0)
     assert called["result"]["cases"] == sum(part["cases"] for part in called["result"]["by_category"]) == 111
     assert called["identity"]["model"]["path"] == str(toy / "policy")
-    assert f"{100 * accuracy:.2f} %       4,200" in done.stdout
+    assert re.search(rf"^preference +{100 * accuracy:.2f} % +4,200$", done.stdout, re.M)
 
     before = file.read_bytes()
     code, out, error = run(*asked)  # again: nothing to do
@@ -161,7 +167,7 @@ def test_a_dry_run_loads_and_writes_nothing(run, pairs, small_models, monkeypatc
 @pytest.mark.parametrize(
     "changes,says",
     [
-        (["suites=[chess]"], "suites: 'chess' is not a suite; use some of: preference, function_calling"),
+        (["suites=[chess]"], "suites: 'chess' is not a suite; use some of: reward, preference"),
         (["suites=[]"], "suites: none is given"),
         (["preference.path=null"], "preference.path: not set"),
         (["preference.path=nowhere.jsonl"], "preference.path: no such file or directory: nowhere.jsonl"),
@@ -226,4 +232,4 @@ def test_a_signal_ends_it_and_what_is_done_is_kept(toy, pairs, tmp_path, number,
         process.communicate(timeout=60)
     assert process.returncode == code
     assert [entry["identity"]["suite"] for entry in results(tmp_path / "out")] == ["function_calling"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+    assert set(kinds(tmp_path / "out")) <= {"evaluation.json", "function_calling.answers", "preference.scores"}
