@@ -17,7 +17,8 @@ PRELOAD = [
     "transformers.models.llama.modeling_llama", "pyarrow.parquet", "matplotlib.figure",
     "starling_train.ppo", "starling_train.rm", "starling_train.engine.setup", "starling_train.engine.ranking_setup",
     "starling_train.engine.summary", "starling_train.engine.update", "starling_train.engine.rollout",
-    "starling_train.evals.held_out", "starling_train.report.page",
+    "starling_train.evals.held_out", "starling_train.report.page", "starling_train.evaluate",
+    "starling_train.evals.mt_bench_suite",
 ]  # fmt: skip
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOAD)

@@ -1,7 +1,7 @@
 """What a suite has got so far, one JSON object a line: answers, scores, judgments. Nothing in it is asked for twice.
 
 The file's first line is the identity of what its rows belong to, and its name has a digest of that, so that rows of
-another model, other data or other settings are never mixed in. Every row is with the system before the next one is asked
+another model, other data or other settings are never mixed in. Every row is with the system before the next is asked
 for, so that a kill loses none; a power cut loses those of the last second.
 """
 
