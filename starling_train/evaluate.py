@@ -1,5 +1,6 @@
 """python -m starling_train.evaluate model.path=DIR suites=[...]: how good are a policy and a reward model?"""
 
+import os
 import signal
 import sys
 import time
@@ -31,9 +32,9 @@ def main(config: EvaluateConfig) -> None:
     # 1. What can be wrong, before anything is loaded.
     if config.prepare:
         assets.ensure(config.prepare)
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(f"WORLD_SIZE: {processes} processes, but evaluate runs in one; start it without a launcher")
     runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
-    if runtime.world > 1:
-        raise UserError(f"WORLD_SIZE: {runtime.world} processes, but evaluate runs in one; start it without a launcher")
     file = results.place(config.run_dir or Path("runs") / config.name)
     done = results.read(file)
     subjects = Subjects(config, runtime, results.files(file))

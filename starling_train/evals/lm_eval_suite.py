@@ -79,11 +79,9 @@ class LmEval:
 
     def _load(self, manager: Any) -> None:
         """Get the tasks' data. Raises UserError where it cannot be had."""
-        from lm_eval.tasks import get_task_dict
-
         names = self.subjects.config.lm_eval.tasks
         try:
-            get_task_dict(names, manager)
+            manager.load(list(names))
         except Exception as error:  # whatever data sets, YAML and optional packages of thousands of tasks raise
             raise UserError(
                 f"lm_eval.tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {first_line(error)[:200]}"

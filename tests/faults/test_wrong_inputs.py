@@ -76,6 +76,11 @@ EXPENSIVE = (
 
 HERE_POLICY, HERE_REWARD = "model.path={here}/policy", "reward.path={here}/reward"
 CALLS = "suites=[function_calling] function_calling.path={here} "
+PROMPTS = "suites=[reward] reward_suite.path={here}/prompts.jsonl rollout.max_new_tokens=8 "
+TEXT = "suites=[perplexity] perplexity.path="
+JUDGED = "mt_bench.judge.model=m mt_bench.judge.key_env=null "
+BENCH = "suites=[mt_bench] mt_bench.path={here} mt_bench.max_new_tokens=4 " + JUDGED
+JUDGE_AT = "mt_bench.judge.patience_s=0 mt_bench.judge.url=http://127.0.0.1:"
 SERVED = "reward=server reward.patience_s=0 reward.url=http://127.0.0.1:"
 GOOD = {"prompt": "What is 1 and 1?"}
 RANKED = {"prompt": "Hi", "answers": [{"answer": "a", "model": "m", "rank": 1.0}]}
@@ -420,6 +425,19 @@ REWARD = [
 ]
 
 
+def judging(world: World) -> None:
+    """MT-Bench's three files with a question each."""
+    from starling_train.evals import mt_bench
+
+    templates = [
+        {"name": name, "system_prompt": "Judge.", "prompt_template": " ".join(f"{{{f}}}" for f in mt_bench.FIELDS[key])}
+        for key, name in mt_bench.JUDGE_PROMPTS.items()
+    ]
+    rows("judge_prompts.jsonl", *templates)(world)
+    rows("question.jsonl", {"question_id": 1, "category": "stem", "turns": ["Why?", "Why not?"]})(world)
+    rows("reference_answer_gpt-4.jsonl", {"question_id": 1, "choices": [{"turns": ["So.", "Thus."]}]})(world)
+
+
 def without_head(world: World) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -706,6 +724,59 @@ FILES = [
     a("evaluate", "suites=[function_calling,preference] function_calling.path={here} " + HERE_REWARD, "v_head.weight",
       "check reward.path", make=together(
         reward_tensors(lambda held: held.pop("v_head.weight")), lambda world: calls(world))),
+    a("evaluate", CALLS + "model.path=''", "model.path: not set", "give"),
+    a("evaluate", "suites=[reward] data.path=''", "reward_suite.path: not set", "give prompts"),
+    a("evaluate", PROMPTS + "reward_suite.path={here}/nowhere.jsonl", "reward_suite.path: ", "no such file"),
+    a("evaluate", PROMPTS + "reward_suite.path={here}/data.jsonl", "reward_suite.path: ", "data.jsonl:1: neither",
+      make=rows("data.jsonl", {"text": "a"})),
+    a("evaluate", PROMPTS + "reward_suite.path={here}/data.jsonl", "reward_suite.path: ", "no usable row",
+      make=text("data.jsonl", "")),
+    a("evaluate", PROMPTS + "reward_suite.rows=0", "reward_suite.rows: 0 is out of range", "1 or more"),
+    a("evaluate", PROMPTS + "reward_suite.base={here}/nowhere", "reward_suite.base: no such directory", "give"),
+    a("evaluate", PROMPTS + "reward_suite.base=''", "reward_suite.base: empty", "or null"),
+    a("evaluate", PROMPTS + "reward_suite.base={here}/policy", "reward_suite.base: ", "lacks 1 tensors", "download",
+      make=without("model.norm.weight")),
+    a("evaluate", PROMPTS + "reward_suite.base={here}/policy", "reward_suite.base: the tokenizer has ids", "use the",
+      make=settings("policy", vocab_size=1000)),
+    a("evaluate", PROMPTS + "rollout.max_new_tokens=200000", "rollout.max_new_tokens: a prompt and its answer",
+      "positions; lower"),
+    a("evaluate", PROMPTS + "reward.path={here}/nowhere", "reward.path: no such directory", "give"),
+    a("evaluate", "suites=[perplexity]", "perplexity.path: not set", "give a text file"),
+    a("evaluate", TEXT + "{here}/nowhere.txt", "perplexity.path: ", "no such file", "give"),
+    a("evaluate", TEXT + "{here}/empty.txt", "perplexity.path: ", "no text in it", "give",
+      make=text("empty.txt", " \n")),
+    a("evaluate", TEXT + "{here}/odd.txt", "perplexity.path: ", "not UTF-8", "save",
+      make=text("odd.txt", b"\xff\xfe")),
+    a("evaluate", TEXT + "{here}/a.jsonl", "perplexity.path: ", "a.jsonl:1: `text` is no string", "give",
+      make=rows("a.jsonl", {"text": 3})),
+    a("evaluate", TEXT + "{here}/asked.jsonl perplexity.window=1", "perplexity.window: 1 is out of range", "2 or more"),
+    a("evaluate", "suites=[mt_bench] mt_bench.judge.model=m", "mt_bench.path: not set", "question.jsonl"),
+    a("evaluate", BENCH + "mt_bench.path={here}/nowhere", "mt_bench.path: ", "no such directory", "give"),
+    a("evaluate", BENCH, "mt_bench.path: ", "judge_prompts.jsonl: no such file", "unchanged"),
+    a("evaluate", BENCH, "mt_bench.path: ", "question.jsonl:1: `turns` are not two", "unchanged",
+      make=together(judging, rows("question.jsonl", {"question_id": 1, "category": "stem", "turns": ["one"]}))),
+    a("evaluate", BENCH + "mt_bench.judge.model=null", "mt_bench.judge.model: not set", "give"),
+    a("evaluate", BENCH + "mt_bench.judge.url=gpt", "mt_bench.judge.url: 'gpt' is no address", "http://HOST:PORT"),
+    a("evaluate", BENCH + "mt_bench.judge.url=http://me:hunter2@h/v1", "mt_bench.judge.url: it holds", "key_env"),
+    a("evaluate", BENCH + "mt_bench.judge.key_env=hunter2", "mt_bench.judge.key_env: what is given is no name", "name"),
+    a("evaluate", BENCH + "mt_bench.judge.prompt_price=3", "mt_bench.judge.completion_price: not set", "both"),
+    a("evaluate", BENCH + "mt_bench.max_new_tokens=0", "mt_bench.max_new_tokens: 0 is out of range", "1 or more"),
+    a("evaluate", BENCH + "mt_bench.max_new_tokens=100000", "mt_bench.max_new_tokens: two turns", "positions; lower it",
+      make=judging),
+    a("evaluate", BENCH + "mt_bench.judge.key_env=NOT_THERE_KEY", "mt_bench.judge.key_env: the environment variable N",
+      "put the judge's key", make=judging),
+    a("evaluate", BENCH + "mt_bench.judge.key_env=MY_KEY", "MY_KEY: ", "spaces", make=judging,
+      environment=(("MY_KEY", "two words"),)),
+    a("evaluate", BENCH + JUDGE_AT + "{away}/v1", "mt_bench.judge.url: http://127.0.0.1", "gave no judgment for 0 s",
+      "run the same command again", make=judging, after_loading=True),
+    a("evaluate", BENCH + JUDGE_AT + "{locked}/v1", "mt_bench.judge.url: ", "refuses (401: no token)", "key_env",
+      make=judging, after_loading=True),
+    a("evaluate", BENCH + JUDGE_AT + "{other}/v1", "mt_bench.judge.url: ", "refuses (404", "mt_bench.judge.model",
+      make=judging, after_loading=True),
+    a("evaluate", BENCH + JUDGE_AT + "{version}/v1", "mt_bench.judge: m at ", "no chat completion", "check",
+      make=judging, after_loading=True),
+    a("evaluate", "suites=[lm_eval]", "lm_eval.tasks: none", "give some"),
+    a("evaluate", "", "WORLD_SIZE: 2 processes", "without a launcher", environment=(("WORLD_SIZE", "2"),)),
     *[
         a("evaluate", "run_dir={here}/other", "run_dir: ", "holds no results", "another",
           make=text("other/evaluation.json", content))

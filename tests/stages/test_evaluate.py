@@ -233,3 +233,43 @@ def test_a_signal_ends_it_and_what_is_done_is_kept(toy, pairs, tmp_path, number,
     assert process.returncode == code
     assert [entry["identity"]["suite"] for entry in results(tmp_path / "out")] == ["function_calling"]
     assert set(kinds(tmp_path / "out")) <= {"evaluation.json", "function_calling.answers", "preference.scores"}
+
+
+def test_results_from_before_models_were_hashed_whole_are_kept_and_measured_again(run, pairs, lengths, tmp_path):
+    asked = ["suites=[preference]", f"preference.path={pairs}", *at(lengths), "run_dir=out"]
+    assert run(*asked)[0] == 0
+    file = tmp_path / "out" / "evaluation.json"
+    (entry,) = results(tmp_path / "out")
+    older = {"identity": entry["identity"] | {"model": {"path": "/rm", "fingerprint": "ab"}}, "made": {}}
+    older["result"] = entry["result"] | {"accuracy": 0.123}
+    file.write_text(json.dumps({"results": [older]}))
+    code, out, error = run(*asked)
+    assert (code, error) == (0, "") and "done already" not in out
+    assert results(tmp_path / "out") == [older, entry | {"made": results(tmp_path / "out")[1]["made"]}]
+    assert "0.123" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_byte_in_the_middle_of_the_weights_is_another_model(run, pairs, tmp_path):
+    write_starling_7b(fresh_net(), tmp_path / "reward", small_tokenizer())
+    local = [f"reward.path={tmp_path / 'reward'}", "reward.dtype=float32", "reward.max_length=400", "run_dir=out"]
+    asked = ["suites=[preference]", f"preference.path={pairs}", *local]
+    assert run(*asked)[0] == 0 and "done already" in run(*asked)[1]
+    known = json.loads((tmp_path / "out" / "evaluation.json").read_text())["files"]
+    assert list(known) == [str(tmp_path / "reward")]
+    (weights,) = [*(tmp_path / "reward").glob("*.safetensors"), *(tmp_path / "reward").glob("*.bin")]
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    code, out, _ = run(*asked, "dry_run=true")
+    assert code == 0 and "would measure" in out
+
+
+def test_hashes_of_unchanged_files_are_not_made_again(run, pairs, tmp_path, monkeypatch):
+    from starling_train.models import identity
+
+    write_starling_7b(fresh_net(), tmp_path / "reward", small_tokenizer())
+    local = [f"reward.path={tmp_path / 'reward'}", "reward.dtype=float32", "reward.max_length=400", "run_dir=out"]
+    asked = ["suites=[preference]", f"preference.path={pairs}", *local]
+    assert run(*asked)[0] == 0
+    monkeypatch.setattr(identity, "sha256", lambda path: pytest.fail(f"{path} was read again"))
+    assert "done already" in run(*asked)[1]

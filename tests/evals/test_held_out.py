@@ -1,0 +1,57 @@
+"""What is measured while a policy trains, against the same measured alone."""
+
+import pytest
+import torch
+
+from starling_train.config import Config, UserError
+from starling_train.engine.budgets import Budgets
+from starling_train.engine.runtime import Runtime
+from starling_train.evals import held_out, perplexity
+from starling_train.models.actors import Actors
+from starling_train.models.budget import Budget
+
+
+@pytest.fixture
+def asked(tmp_path) -> Config:
+    config = Config()
+    (tmp_path / "text.txt").write_text("Hello there. " * 40)
+    config.evaluation.suites = ["perplexity"]
+    config.evaluation.perplexity.path = str(tmp_path / "text.txt")
+    config.evaluation.perplexity.window, config.evaluation.perplexity.tokens = 16, 50
+    return config
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    import openchat_tokenizer
+
+    return openchat_tokenizer.build()
+
+
+def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, asked, tokenizer):
+    held = held_out.HeldOut.from_config(asked, [], tokenizer)
+    assert sum(len(window) - 1 for window in held.windows) == 50 and len(held.windows) == 4
+    held.windows = [[token % 97 for token in window] for window in held.windows]  # the tiny model's vocabulary
+    policy = tiny_mistral()
+    actors = Actors(policy, "head", 1)
+    budgets, runtime = Budgets(asked, None, {}, print), Runtime("cpu")
+
+    def measured() -> float:
+        return held_out._perplexity(held, actors, budgets, runtime)["eval/perplexity"]
+
+    alone = perplexity.evaluate(tiny_mistral(), held.windows, Budget("x", 4096))
+    assert measured() == pytest.approx(alone.perplexity, rel=1e-5)
+    with torch.no_grad():
+        policy.lm_head.weight.zero_()
+    assert measured() == pytest.approx(97.0, rel=1e-4)
+
+
+def test_without_the_suite_there_is_no_text(tokenizer):
+    held = held_out.HeldOut.from_config(Config(), [], tokenizer)
+    assert held.windows == [] and held_out._perplexity(held, None, None, None) == {}
+
+
+def test_a_missing_text_is_told_by_its_key(asked, tokenizer):
+    asked.evaluation.perplexity.path += ".gone"
+    with pytest.raises(UserError, match=r"^evaluation\.perplexity\.path: .*no such file"):
+        held_out.HeldOut.from_config(asked, [], tokenizer)
