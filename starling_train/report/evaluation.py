@@ -13,9 +13,9 @@ def section(run: Run) -> str:
     """The whole section, newest results first; nothing where `evaluate` measured nothing."""
     if not run.evaluation:
         return ""
-    cards = [card(entry) for entry in reversed(run.evaluation)]
-    body = '<div class="columns">\n' + "\n".join(cards) + "\n</div>"
-    return f"<section>\n<h2>Evaluation</h2>\n{radar(run.evaluation)}{body}\n</section>\n"
+    cards = [radar(run.evaluation), *(card(entry) for entry in reversed(run.evaluation))]
+    body = '<div class="plots">\n' + "\n".join(filter(None, cards)) + "\n</div>"
+    return f"<section>\n<h2>Evaluation</h2>\n{body}\n</section>\n"
 
 
 def card(entry: Entry) -> str:
@@ -72,7 +72,7 @@ def radar(entries: list[Entry]) -> str:
         return ""
     return (
         f'<figure class="card">{svg}<figcaption>MT-Bench by category, ratings from 1 to 10 of the judge that is named. '
-        "Ratings of different judges do not compare. A category without a rating is left out.</figcaption></figure>\n"
+        "Ratings of different judges do not compare. A category without a rating is left out.</figcaption></figure>"
     )
 
 

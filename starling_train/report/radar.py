@@ -23,7 +23,7 @@ def radar_svg(curves: dict[str, dict[str, float]]) -> str:
         return ""
     angles = {name: 2 * math.pi * place / len(categories) for place, name in enumerate(categories)}
     with matplotlib.rc_context(style("radar")):
-        figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+        figure = Figure(figsize=(3.9, 3.7), layout="constrained")
         axis = figure.add_subplot(projection="polar")
         axis.set_theta_offset(math.pi / 2)
         axis.set_theta_direction(-1)
@@ -35,6 +35,7 @@ def radar_svg(curves: dict[str, dict[str, float]]) -> str:
             axis.plot([angles[name] for name in around], ratings, color=colour, marker="o", label=clean(label))
             axis.fill([angles[name] for name in around], ratings, color=colour, alpha=0.08, linewidth=0)
         axis.set_xticks(list(angles.values()), [clean(name) for name in categories])
+        axis.tick_params(axis="x", pad=10)
         axis.set_ylim(LOWEST, HIGHEST)
         axis.set_yticks([2, 4, 6, 8, 10])
         figure.legend(loc="outside lower center", ncols=1)
