@@ -58,7 +58,8 @@ class Subjects:
 
     def policy_settings(self) -> dict[str, Any]:
         """What any answer or log-probability of the policy depends on beside its weights."""
-        return {"dtype": self.config.model.dtype, "attention": self.config.model.attention}
+        model = self.config.model
+        return {"dtype": model.dtype, "attention": model.attention, "load_in": model.load_in}
 
     def identify(self, path: str, directory: Path) -> dict[str, Any]:
         """A model by its name and the SHA-256 of its files."""
@@ -89,7 +90,8 @@ class Subjects:
         """What can be found wrong with the policy without loading it. Raises UserError."""
         if "policy" in self._checked:
             return
-        model_preflight.check_acceleration(attention=self.config.model.attention)
+        model = self.config.model
+        model_preflight.check_acceleration(attention=model.attention, policy_load_in=model.load_in)
         setup.check_vocabulary(self.model_config, self.tokenizer)
         if not self.config.dry_run:
             model_preflight.check_policy(self.directory, self.model_config, "model.path")
@@ -115,12 +117,17 @@ class Subjects:
         return self.causal_lm(self.directory, "model.path")
 
     def causal_lm(self, directory: Path, key: str) -> nn.Module:
-        """A causal language model, in the policy's dtype."""
+        """A causal language model, loaded as the policy is."""
         model = self.config.model
         return self._hold(
             str(directory),
             lambda: load.load_causal_lm(
-                directory, key, dtype=model.dtype, attention=model.attention, device=str(self.runtime.device)
+                directory,
+                key,
+                dtype=model.dtype,
+                attention=model.attention,
+                device=str(self.runtime.device),
+                load_in=model.load_in,
             ).eval(),
         )
 
