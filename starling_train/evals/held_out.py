@@ -37,7 +37,7 @@ class HeldOut:
     tokenizer: Any
     measures: dict[str, Measure]
     cases: list[function_calling.Case]
-    windows: list[list[int]] = field(default_factory=list)
+    windows: list[perplexity.Window] = field(default_factory=list)
 
     @classmethod
     def from_config(cls, config: Config, prompts: list[Prompt], tokenizer: Any) -> "HeldOut":
@@ -47,7 +47,7 @@ class HeldOut:
         if "function_calling" in config.evaluation.suites:
             settings = config.evaluation.function_calling
             cases = function_calling.load_cases(settings.path, limit=settings.cases)
-        windows: list[list[int]] = []
+        windows: list[perplexity.Window] = []
         if "perplexity" in config.evaluation.suites:
             with about("evaluation.perplexity.path"):
                 windows = perplexity_suite.read(config.evaluation.perplexity, tokenizer)

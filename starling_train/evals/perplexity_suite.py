@@ -8,6 +8,7 @@ from starling_train.config import PerplexityConfig
 from starling_train.evals import perplexity
 from starling_train.evals.journal import Journal
 from starling_train.evals.perplexity import Perplexity as Found
+from starling_train.evals.perplexity import Window
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, about, digest, named
 from starling_train.models.budget import Budget
@@ -20,7 +21,7 @@ class Perplexity:
     """exp of the mean negative log-likelihood of a token of the text."""
 
     subjects: Subjects
-    windows: list[list[int]]
+    windows: list[Window]
     identity: dict[str, Any]
     name: str = "perplexity"
 
@@ -33,19 +34,19 @@ class Perplexity:
         identity = {
             "suite": cls.name,
             "model": subjects.policy_identity(),
-            "data": {"path": named(how.path)} | digest(windows),
+            "data": {"path": named(how.path)} | digest([window.ids, window.predicted] for window in windows),
             "settings": {"window": how.window, **subjects.policy_settings()},
         }
         return cls(subjects, windows, identity)
 
     def plan(self) -> str:
-        tokens = sum(len(window) - 1 for window in self.windows)
+        tokens = sum(len(window.predicted) for window in self.windows)
         where = f"{self.identity['data']['path']} with {self.subjects.config.model.path}"
         return f"{tokens:,} tokens in {len(self.windows):,} windows of {where}"
 
     def check(self, dry_run: bool) -> None:
         self.subjects.check_policy()
-        self.subjects.check_room(max(map(len, self.windows)), "a window", "perplexity.window")
+        self.subjects.check_room(max(len(window.ids) for window in self.windows), "a window", "perplexity.window")
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         amount = self.subjects.config.algorithm.tokens_per_microbatch
@@ -76,15 +77,14 @@ class Perplexity:
         return []
 
 
-def read(how: PerplexityConfig, tokenizer: Any) -> list[list[int]]:
-    """Windows of the text that is named, as many as hold the first `tokens` tokens. Raises UserError."""
-    windows = perplexity.sequences(perplexity.load(how.path), tokenizer, how.window)
-    kept, left = [], how.tokens
-    for ids in windows:
+def read(how: PerplexityConfig, tokenizer: Any) -> list[Window]:
+    """Windows of the text that is named, until `tokens` tokens of it are predicted. Raises UserError."""
+    kept: list[Window] = []
+    left = how.tokens
+    for window in perplexity.cut(perplexity.load(how.path), tokenizer, how.window):
         if left is not None:
-            if left <= 0:
-                break
-            ids = ids[: left + 1]
-            left -= len(ids) - 1
-        kept.append(ids)
+            window = Window(window.ids, window.predicted[:left])
+            left -= len(window.predicted)
+        if window.predicted:
+            kept.append(window)
     return kept

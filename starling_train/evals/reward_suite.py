@@ -129,7 +129,8 @@ class Reward:
         """Log-probability of each answer, in nats."""
         sequences = [prompt.ids + ids for prompt, ids in zip(self.prompts, responses, strict=True)]
         budget = Budget("algorithm.tokens_per_microbatch", self.subjects.config.algorithm.tokens_per_microbatch)
-        parts = sequence_logprobs(model, sequences, budget, [len(prompt.ids) for prompt in self.prompts])
+        answers = [range(len(p.ids), len(ids)) for p, ids in zip(self.prompts, sequences, strict=True)]
+        parts = sequence_logprobs(model, sequences, budget, answers)
         return [float(part.double().sum()) for part in parts]
 
     def lines(self, result: dict[str, Any]) -> list[Line]:

@@ -30,8 +30,9 @@ def tokenizer():
 
 def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, asked, tokenizer):
     held = held_out.HeldOut.from_config(asked, [], tokenizer)
-    assert sum(len(window) - 1 for window in held.windows) == 50 and len(held.windows) == 4
-    held.windows = [[token % 97 for token in window] for window in held.windows]  # the tiny model's vocabulary
+    assert sum(len(window.predicted) for window in held.windows) == 50 and len(held.windows) == 4
+    small = [[token % 97 for token in window.ids] for window in held.windows]  # the tiny model's vocabulary
+    held.windows = [perplexity.Window(ids, w.predicted) for ids, w in zip(small, held.windows, strict=True)]
     policy = tiny_mistral()
     actors = Actors(policy, "head", 1)
     budgets, runtime = Budgets(asked, None, {}, print), Runtime("cpu")
@@ -55,3 +56,21 @@ def test_a_missing_text_is_told_by_its_key(asked, tokenizer):
     asked.evaluation.perplexity.path += ".gone"
     with pytest.raises(UserError, match=r"^evaluation\.perplexity\.path: .*no such file"):
         held_out.HeldOut.from_config(asked, [], tokenizer)
+
+
+def test_adapters_count_those_of_the_head_too(tiny_mistral):
+    from starling_train.config_model import LoraConfig
+    from starling_train.models import adapters
+
+    windows = [perplexity.Window([1, 9, 33, 2, 5, 96, 0], [1, 3, 6])]
+    model = tiny_mistral()
+    base = perplexity.evaluate(model, windows, Budget("x", 4096))
+    torch.manual_seed(1)
+    adapters.add(model, ["lm_head.weight", "model.layers.1.mlp.down_proj.weight"], LoraConfig(rank=2))
+    assert perplexity.evaluate(model, windows, Budget("x", 4096)).nats == pytest.approx(base.nats)
+    with torch.no_grad():
+        for _, layer in adapters.adapted(model):
+            layer.lora_B[adapters.NAME].weight.normal_()
+    found = perplexity.evaluate(model, windows, Budget("x", 4096))
+    assert found.nats == pytest.approx(perplexity.evaluate(adapters.merged(model), windows, Budget("x", 4096)).nats)
+    assert abs(found.nats - base.nats) > 0.01
