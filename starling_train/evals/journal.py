@@ -5,6 +5,7 @@ another model, other data or other settings are never mixed in. Every row is wit
 for, so that a kill loses none; a power cut loses those of the last second.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,6 +33,7 @@ class Journal:
         self.path = folder / f"{name}-{digest}.jsonl"
         self._identity: Row = json.loads(text)
         self.rows: dict[str, Row] = {}
+        self._under_way: tuple[str, Row, int] | None = None  # key, row, and the file's size once it is written
         self._synced = 0.0
 
     def __enter__(self) -> "Journal":
@@ -40,7 +42,7 @@ class Journal:
             self._lock()
             self._read()
             if not os.fstat(self._file).st_size:
-                self._write({"identity": self._identity})
+                self._write(_line({"identity": self._identity}))
         except BaseException:
             os.close(self._file)
             raise
@@ -55,16 +57,26 @@ class Journal:
 
     def add(self, key: str, row: Row) -> None:
         """Write a row, whole or not at all; nothing if there is one of this key."""
+        self._settle()
         if key not in self.rows:
-            self._write({"id": key} | row)
-            self.rows[key] = row
+            line = _line({"id": key} | row)
+            self._under_way = (key, row, os.fstat(self._file).st_size + len(line))
+            self._write(line)
+            self._settle()
 
-    def _write(self, row: Row) -> None:
-        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", errors="replace")
+    def _settle(self) -> None:
+        """Take up the row that was being written: a signal may raise behind the write, and somebody add it again."""
+        if self._under_way is not None:
+            key, row, size = self._under_way
+            if os.fstat(self._file).st_size == size:
+                self.rows[key] = row
+            self._under_way = None
+
+    def _write(self, line: bytes) -> None:
         size = os.fstat(self._file).st_size
         try:
             if os.write(self._file, line) < len(line):
-                raise OSError(28, "No space left on device", str(self.path))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if time.monotonic() - self._synced > SYNC_EVERY_S:
                 os.fsync(self._file)
                 self._synced = time.monotonic()
@@ -106,3 +118,7 @@ class Journal:
             fits = False
         if not fits:
             raise UserError(f"run_dir: line {number} of {self.path} is damaged; repair it, or remove the file")
+
+
+def _line(row: Row) -> bytes:
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", errors="replace")

@@ -1,6 +1,7 @@
 """What is kept of a suite: nothing lost but half a line, nothing of something else, one writer."""
 
 import json
+import os
 
 import pytest
 
@@ -73,3 +74,33 @@ def test_one_process_at_a_time(tmp_path):
         journal.add("1", {})
     with Journal(tmp_path, "answers", WHAT) as journal:
         assert list(journal.rows) == ["1"]
+
+
+def test_a_row_behind_whose_write_a_signal_raises_is_not_written_again(tmp_path, monkeypatch):
+    write = os.write
+
+    def interrupted(file: int, line: bytes) -> int:
+        write(file, line)
+        raise SystemExit(143)
+
+    with Journal(tmp_path, "answers", WHAT) as journal:
+        monkeypatch.setattr(os, "write", interrupted)
+        with pytest.raises(SystemExit):
+            journal.add("1", {"a": 1})
+        monkeypatch.setattr(os, "write", write)
+        journal.add("1", {"a": 1})
+        journal.add("2", {"a": 2})
+    assert lines(journal)[1:] == [{"id": "1", "a": 1}, {"id": "2", "a": 2}]
+
+
+def test_a_full_disk_leaves_no_half_of_a_row(tmp_path, monkeypatch):
+    write = os.write
+    with Journal(tmp_path, "answers", WHAT) as journal:
+        journal.add("1", {"a": 1})
+        monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:4]))
+        with pytest.raises(OSError, match="No space left") as told:
+            journal.add("2", {"a": 2})
+        assert told.value.filename == str(journal.path)
+        monkeypatch.setattr(os, "write", write)
+        journal.add("2", {"a": 3})
+    assert lines(journal)[1:] == [{"id": "1", "a": 1}, {"id": "2", "a": 3}]
