@@ -218,6 +218,23 @@ def check_reward(reward: RewardConfig) -> None:
         raise UserError(f"reward.trailing_newline: the template of {reward.kind} has none; use false")
 
 
+def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> None:
+    """Check what an evaluation is made of. Raises UserError."""
+    if "" in rollout.stop_strings:
+        raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
+    for suite in evaluation.suites:
+        if suite not in SUITES:
+            raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
+    if "function_calling" in evaluation.suites and not evaluation.function_calling.path:
+        raise UserError(
+            "evaluation.function_calling.path: not set; give the directory of the leaderboard's BFCL_v4_*.json, "
+            "or leave function_calling out of evaluation.suites"
+        )
+    for name, target in evaluation.functions.items():
+        if ":" not in target:
+            raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")
+
+
 def check(config: Config) -> None:
     """Check a run's configuration, single keys first, then across keys. Raises UserError."""
     check_values(config)
@@ -248,16 +265,4 @@ def check(config: Config) -> None:
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} and its prompt; raise it, or lower that"
         )
     check_betas(config.optim.betas)
-    if "" in config.rollout.stop_strings:
-        raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
-    for suite in config.evaluation.suites:
-        if suite not in SUITES:
-            raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
-    if "function_calling" in config.evaluation.suites and not config.evaluation.function_calling.path:
-        raise UserError(
-            "evaluation.function_calling.path: not set; give the directory of the leaderboard's BFCL_v4_*.json, "
-            "or leave function_calling out of evaluation.suites"
-        )
-    for name, target in config.evaluation.functions.items():
-        if ":" not in target:
-            raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")
+    check_evaluation(config.rollout, config.evaluation)

@@ -1,6 +1,5 @@
 """What the training of a reward model needs before its first step: ranked rows, and a network to train."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,7 +132,7 @@ def _apply(config: RmConfig, net: RewardNet, selected: list[str]) -> freeze.Free
 
 
 def steps(config: RmConfig, rows: int) -> int:
-    return max(1, math.ceil(config.rm.epochs * rows / config.rm.prompts_per_step))
+    return prompts.steps(rows, config.rm.prompts_per_step, config.rm.epochs)
 
 
 def optimizer(

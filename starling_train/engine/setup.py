@@ -92,10 +92,13 @@ def check_shares(config: Config, runtime: Runtime) -> None:
         ("algorithm.prompts_per_step", config.algorithm.prompts_per_step),
         ("data.eval_prompts", config.data.eval_prompts),
     ):
-        if count < runtime.world:
-            raise UserError(
-                f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer"
-            )
+        check_share(key, count, runtime)
+
+
+def check_share(key: str, count: int, runtime: Runtime) -> None:
+    """Raise UserError if so many prompts are too few for each process to see to one."""
+    if count < runtime.world:
+        raise UserError(f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer")
 
 
 SCORED = scan_setup.SCORED

@@ -1,0 +1,54 @@
+"""Ranked answers as pairs of a better and a worse one, which DPO learns from."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starling_train.data import ranked
+from starling_train.data.nectar import Row
+
+KINDS = ("best_worst", "best_random", "all")
+
+
+@dataclass(frozen=True)
+class PairedRow:
+    """A prompt, the texts of the answers that its pairs are made of, and the pairs: (better, worse) indices.
+
+    index: its place among all rows of the data.
+    """
+
+    index: int
+    messages: list[dict]
+    answers: list[str]
+    pairs: list[tuple[int, int]]
+
+    def conversations(self) -> list[list[dict]]:
+        """The prompt with each of the answers."""
+        return [[*self.messages, {"role": "assistant", "content": answer}] for answer in self.answers]
+
+
+def make(rows: Sequence[Row], kind: str, seed: int) -> list[PairedRow]:
+    """The rows as pairs, in order. Each needs two answers of different rank (`ranked.with_an_order`).
+
+    kind: best_worst, the first and the last answer; best_random, the first and one that is placed below it, drawn by
+    the seed once for the whole run; all, every two answers of different rank.
+    """
+    return [_paired(index, row, kind, seed) for index, row in enumerate(rows)]
+
+
+def _paired(index: int, row: Row, kind: str, seed: int) -> PairedRow:
+    places = ranked.places(row.answers)
+    last = len(places) - 1
+    if kind == "best_worst":
+        pairs = [(0, last)]
+    elif kind == "best_random":
+        below = [i for i in range(last + 1) if places[i] > places[0]]
+        pairs = [(0, random.Random(f"{seed} {index}").choice(below))]
+    else:
+        assert kind == "all", kind
+        pairs = [(i, j) for i in range(last + 1) for j in range(i + 1, last + 1) if places[i] < places[j]]
+    used = sorted({i for pair in pairs for i in pair})
+    place_of = {i: place for place, i in enumerate(used)}
+    return PairedRow(
+        index, row.messages, [row.answers[i].text for i in used], [(place_of[i], place_of[j]) for i, j in pairs]
+    )
