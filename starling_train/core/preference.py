@@ -1,8 +1,8 @@
 """Losses and counts on ranked answers and on pairs of answers.
 
-For rankings: scores (prompts, K), best answer first; is_answer (prompts, K), True for real answers where rows have fewer
-than K (all real if None); place (prompts, K), integers that grow along a row, equal where answers are tied (no ties
-if None).
+For rankings: scores (prompts, K), best answer first; is_answer (prompts, K), True for real answers where rows have
+fewer than K (all real if None); place (prompts, K), integers that grow along a row, equal where answers are tied (no
+ties if None).
 """
 
 from typing import NamedTuple

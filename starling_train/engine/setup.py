@@ -44,12 +44,13 @@ def load_data(config: Config, tokenizer: Any) -> Data:
     fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], tokenizer, config.data.max_prompt_tokens)
     training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
-    report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {_counts(dropped)}"
+    report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
     return Data(training, held_out, report)
 
 
-def _counts(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
+def counts(counted: dict[str, int]) -> str:
+    """`3 empty, 1 too long`; `none` where nothing was counted."""
+    return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"
 
 
 def load_tokenizer(config: Config, directory: Path) -> Any:
