@@ -116,9 +116,10 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
         # The reference's log-probabilities, while the policy is still its own reference.
         log = run.log(run.path / dpo_reference.FILE)
-        reference.complete(refer, log, console.phase)
+        console.phase("reference")
+        reference.complete(refer, log, console.say)
         data = dpo_setup.usable(data, reference)
-        console.say(data.report or "the reference's log-probabilities are known")
+        console.say(data.report)
         stream = PromptStream(data.training, dpo.prompts_per_step, config.seed)
         held_out_rows = [[encode(row, 0) for row in piece] for piece in dpo_reference.pieces(data.held_out)]
         keeper.begin(evaluate)

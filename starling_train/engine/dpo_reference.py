@@ -56,15 +56,17 @@ class Reference:
     def is_complete(self) -> bool:
         return self._done == len(self._wanted)
 
-    def complete(self, compute: Compute, log: JsonLines | NoLines, progress: Callable[[str], None]) -> None:
-        """Compute and write what is missing. progress: told how far it is."""
+    def complete(self, compute: Compute, log: JsonLines | NoLines, say: Callable[[str], None]) -> None:
+        """Compute and write what is missing. say: told ten times how far it is, where that is far."""
+        count = len(self._wanted)
         log.write([{"step": 0, "identity": self._who}])
         while not self.is_complete:
-            progress(f"reference {self._done + 1}/{len(self._wanted)}")
             values = compute(self._wanted[self._done])
             shown = [[value if math.isfinite(value) else None for value in numbers] for numbers in values]
             self._take(values)
             log.write([{"step": self._done, "logprobs": shown, "sha256": _digest(shown)}])
+            if count >= 10 and self._done * 10 // count != (self._done - 1) * 10 // count:
+                say(f"the reference's log-probabilities: {self._done} of {count} parts are done")
 
     def usable(self, rows: Sequence[PairedRow]) -> tuple[list[PairedRow], int]:
         """(the rows with their numbers, without pairs with an answer that has no finite one; how many such pairs)."""

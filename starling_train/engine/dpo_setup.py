@@ -123,10 +123,12 @@ def usable(data: Data, reference: dpo_reference.Reference) -> Data:
             "or use model.dtype=float32"
         )
     report = (
-        f"dropped for a log-probability of the reference that is not finite: {lost} training pairs, {held_out_lost} "
-        "held out"
+        f"{lost} training pairs and {held_out_lost} held-out ones dropped: the reference's log-probability of an "
+        "answer is not finite"
+        if lost + held_out_lost
+        else "the reference's log-probabilities are known"
     )
-    return Data(training, [row for row in held_out if row.pairs], data.asked, report if lost + held_out_lost else "")
+    return Data(training, [row for row in held_out if row.pairs], data.asked, report)
 
 
 def describe(config: DpoConfig) -> str:
