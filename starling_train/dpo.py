@@ -143,7 +143,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             clock.lap("update")
 
             # 3. remember
-            better = [row.conversations()[0] for row in whole_batch]
+            better = {place: whole_batch[place].conversations()[0] for place in updated.skipped}
             keeper.skipped_log.write(skipped.rows(step, "update", updated.skipped, better))
             episodes = state.episodes + len(whole_batch)
             counts = [[len(row.responses), row.tokens(), row.cut] for row in batch]
