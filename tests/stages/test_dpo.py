@@ -355,13 +355,14 @@ def test_pairs_of_a_jsonl_file(settings, tmp_path):
 
 def test_real_nectar_rows(data_dir, settings, tmp_path, capsys):
     more = [
-        f"data.path={data_dir / 'nectar'}", "data.max_prompt_tokens=100", "dpo.max_length=160", "dpo.epochs=0.05",
-        "dpo.tokens_per_microbatch=2048", "dpo.pairs=all", "evaluation.responses=2",
+        f"data.path={data_dir / 'nectar'}", "data.max_prompt_tokens=100", "dpo.max_length=160", "dpo.epochs=0.01",
+        "dpo.tokens_per_microbatch=2048", "dpo.pairs=all", "evaluation.responses=0", "data.eval_prompts=2",
+        "dpo.prompts_per_step=4",
     ]  # fmt: skip
     run = run_here(tmp_path, [*settings, *more])
     assert "longer than 100 tokens" in capsys.readouterr().out
     rows = lines(run)
-    assert rows[-1]["dpo/truncated_answers"] > 0 and rows[-1]["dpo/pairs"] > 100
+    assert rows[-1]["dpo/truncated_answers"] > 0 and rows[-1]["dpo/pairs"] > 50
     assert rows[-1]["dpo/loss"] < 1.0
 
 
