@@ -11,6 +11,7 @@ from starling_train.config import (
     LoggingConfig,
     ModelConfig,
     RolloutConfig,
+    check_adapter,
     check_evaluation,
     check_freeze,
 )
@@ -80,6 +81,7 @@ def check_dpo(config: DpoConfig) -> None:
         if not value:
             raise UserError(f"{key}: not set; give {what}, or start from a recipe (+recipe=laser_dpo)")
     check_freeze(config.freeze)
+    check_adapter(config.model, config.freeze, config.cluster.zero_stage)
     check_betas(config.optim.betas)
     check_evaluation(config.rollout, config.evaluation)
     if config.dpo.label_smoothing and config.dpo.loss != "sigmoid":

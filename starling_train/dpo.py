@@ -43,7 +43,17 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import disk, dpo_reference, dpo_setup, dpo_update, preflight, setup, skipped, summary
+    from starling_train.engine import (
+        checkpoint,
+        disk,
+        dpo_reference,
+        dpo_setup,
+        dpo_update,
+        preflight,
+        setup,
+        skipped,
+        summary,
+    )
     from starling_train.engine.budgets import Remembered
     from starling_train.engine.clock import Clock
     from starling_train.engine.keeper import Keeper
@@ -66,8 +76,8 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     preflight.check_preferences(config, directory, model_config, runtime, run.path)
     data = dpo_setup.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.asked, tokenizer)
-    checkpoints = setup.open_checkpoints(config.checkpoint, run, directory, runtime)
-    reference = dpo_setup.find_reference(config, run.path, data, checkpoints.base.sha256, tokenizer, runtime)
+    base = runtime.from_first(lambda: checkpoint.identify_base(run.checkpoints, directory))
+    reference = dpo_setup.find_reference(config, run.path, data, base.sha256, tokenizer, runtime)
     records = runtime.from_first(lambda: setup.scan(config.freeze, directory, str(runtime.device), run.path))
     selected = setup.select(config.freeze, records, config.seed)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
@@ -80,6 +90,8 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)
+    beside = setup.adapter_files(config, policy.table, "policy.")
+    checkpoints = setup.open_checkpoints(config.checkpoint, run, base, runtime, beside)
     state = setup.restore(checkpoints, optimizer, metrics_log.last, runtime) or TrainState()
     dpo_reference.check_complete(reference, state.step, run.path / dpo_reference.FILE)
     disk.check_room(run.path, config.checkpoint, optimizer, net)
@@ -137,7 +149,8 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             # 2. DPO on what trains, one optimizer step
             console.phase("update")
             with stop.updating():
-                net.train()  # no dropout in it: only gradient checkpointing asks
+                net.train()
+                runtime.seed_all("dropout", step)  # of adapters
                 rate = optimizer.set_step(step, steps)
                 updated = dpo_update.update(net, optimizer, batch, dpo, runtime, tokens)
             clock.lap("update")
@@ -152,6 +165,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             metrics |= {"dpo/truncated_answers": cut, "optim/learning_rate": rate}
             metrics |= clock.metrics(answers, seen)
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
+            budgets.agree(runtime)
             state.step, state.episodes, state.budgets = step, episodes, budgets.fallen()
             keeper.end_step(metrics, clock, evaluate)
 
@@ -159,7 +173,8 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         console.phase("writing the model")
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
-                save.save_model(net.policy, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
+                whole = setup.whole_policy(config, directory, net.policy)
+                save.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         keeper.finish()
         if runtime.is_first:
             run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime, command="dpo"))

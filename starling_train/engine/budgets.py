@@ -18,7 +18,8 @@ class Budgets:
         self.tokens = Budget("algorithm.tokens_per_microbatch", config.algorithm.tokens_per_microbatch, say)
         self.slots = Budget("rollout.slots", config.rollout.slots, say)
         served = [reward_model.budget] if hasattr(reward_model, "budget") else []
-        self.fallen = Remembered([self.tokens, self.slots, *served], amounts).fallen
+        kept = Remembered([self.tokens, self.slots, *served], amounts)
+        self.agree, self.fallen = kept.agree, kept.fallen
 
 
 class Remembered:

@@ -16,7 +16,7 @@ from starling_train.config import UserError
 from starling_train.engine import manifest
 from starling_train.engine.manifest import Damaged
 from starling_train.engine.state import TrainState
-from starling_train.models.identity import Identity
+from starling_train.models.identity import Identity, identify
 from starling_train.models.save import flush, flush_folder
 
 Beside = Callable[[Path, dict[str, Tensor]], Sequence[str]]
@@ -39,7 +39,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int, base: Identity, beside: Beside | None = None):
-        self._directory, self._keep, self.base, self._beside = directory, keep, base, beside
+        self._directory, self._keep, self._base, self._beside = directory, keep, base, beside
         self._bad: set[Path] = set()
         self.saved = 0
 
@@ -75,7 +75,7 @@ class Checkpoints:
         save_file({n: t.detach().contiguous() for n, t in optimizer.items()}, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state.to_json(), allow_nan=False))
         more = self._beside(partial, trainable) if self._beside else ()
-        manifest.write(partial, state.step, self.base, (*FILES, *more))
+        manifest.write(partial, state.step, self._base, (*FILES, *more))
         flush_folder(partial)
 
     def newest(self, logged: int | None = None) -> Checkpoint | None:
@@ -112,7 +112,7 @@ class Checkpoints:
     def _load(self, directory: Path, logged: int | None) -> Checkpoint:
         """Raises Damaged, and UserError for another base model."""
         written = manifest.verify(directory, FILES)
-        if written.base.sha256 != self.base.sha256:
+        if written.base.sha256 != self._base.sha256:
             raise UserError(
                 f"{directory}: made from another base model than model.path; give that model, or another run_dir"
             )
@@ -154,6 +154,11 @@ class Checkpoints:
         for pattern in (".step_*.partial", ".step_*.old"):
             for leftover in self._directory.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def identify_base(directory: Path, base: Path) -> Identity:
+    """The identity of the model in the directory `base`. directory: `checkpoints/` of a run, which may know files."""
+    return identify(base, known_base(directory))
 
 
 def known_base(directory: Path) -> dict[str, dict]:

@@ -11,13 +11,14 @@ from starling_train.config import CheckpointConfig, Config, FreezeConfig, Reward
 from starling_train.data import nectar, openchat, prompts
 from starling_train.data.prompts import Prompt
 from starling_train.engine import scan_setup
-from starling_train.engine.checkpoint import Beside, Checkpoints, known_base
+from starling_train.engine.checkpoint import Beside, Checkpoints, identify_base
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.state import TrainState
 from starling_train.engine.zero import ZeroOptimizer
-from starling_train.models import adapters, freeze, identity, load, reward, snr_scan
+from starling_train.models import adapters, freeze, load, reward, snr_scan
+from starling_train.models.identity import Identity
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.running_stats import RunningMoments
 from starling_train.models.scan_journal import JOURNAL, Journal
@@ -226,11 +227,12 @@ def begin(config: FreezeConfig, run: RunDirectory, runtime: Runtime, trained: Tr
 
 
 def open_checkpoints(
-    config: CheckpointConfig, run: RunDirectory, base: Path, runtime: Runtime, beside: Beside | None = None
+    config: CheckpointConfig, run: RunDirectory, base: Path | Identity, runtime: Runtime, beside: Beside | None = None
 ) -> Checkpoints:
-    """The run's checkpoints, of the model in the directory `base`. beside: see `Checkpoints`."""
-    identified = runtime.from_first(lambda: identity.identify(base, known_base(run.checkpoints)))
-    return Checkpoints(run.checkpoints, config.keep, identified, beside)
+    """The run's checkpoints, of the model in the directory `base`, or known as that. beside: see `Checkpoints`."""
+    if isinstance(base, Path):
+        base = runtime.from_first(lambda: identify_base(run.checkpoints, base))
+    return Checkpoints(run.checkpoints, config.keep, base, beside)
 
 
 def adapter_files(config: Config, table: freeze.FreezeTable, prefix: str) -> Beside | None:

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.core.logprobs import token_logprobs
+from starling_train.models import adapters
 from starling_train.models.actors import MicroBatch, response_states
 from starling_train.models.trunk import Trunk
 
 
 class LonePolicy(nn.Module):
-    """What is handed to the engine: a causal LM with its final requires_grad flags.
+    """What is handed to the engine: a causal LM with its final requires_grad flags, and adapters if it has any.
 
     lowest: index of the lowest decoder layer with a trainable tensor; what lies below runs without gradients.
     """
@@ -38,7 +39,8 @@ class LonePolicy(nn.Module):
     def forward(self, batch: MicroBatch, start: Tensor | None = None) -> Tensor:
         """Log-probabilities of the response tokens, (n,), float32. start: what `start` gave for this batch."""
         hidden = response_states(self._trunks[0], batch, start)
-        return token_logprobs(hidden, self.policy.lm_head.weight, batch.targets)[0]
+        head = self.policy.lm_head
+        return token_logprobs(hidden, head.weight, batch.targets, low_rank=adapters.low_rank(head))[0]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""

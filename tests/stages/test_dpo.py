@@ -300,6 +300,28 @@ def test_other_ways_to_train_run(settings, tmp_path, changes):
         assert (run / "samples.jsonl").exists() is False
 
 
+def test_adapters_train_and_go_on_exactly(settings, small_models, tmp_path, monkeypatch):
+    """With dropout, whose masks depend on the step alone; what is left is read by PEFT and by transformers."""
+    from peft import PeftModel
+
+    more = ["freeze.adapter=lora", "freeze.lora.rank=4", "freeze.lora.dropout=0.2", "freeze.head=true", "dpo.epochs=1"]
+    (tmp_path / "whole").mkdir()
+    whole = run_here(tmp_path / "whole", [*settings, *more])
+    assert lines(whole)[0]["eval/preference_accuracy"] == 0.5  # adapters start as nothing
+    assert lines(whole)[-1]["eval/reward_margin"] > 0
+    update = dpo_update.update
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(dpo_update, "update", lambda *a: os.kill(os.getpid(), signal.SIGTERM) or update(*a))
+        run_here(tmp_path, [*settings, *more])
+    assert outcome(run_here(tmp_path, [*settings, *more])) == outcome(whole)
+    ids = torch.arange(1, 40)[None]
+    base = AutoModelForCausalLM.from_pretrained(small_models / "policy")
+    written = AutoModelForCausalLM.from_pretrained(whole / "policy")(ids).logits
+    assert not torch.allclose(base(ids).logits, written)
+    read = PeftModel.from_pretrained(base, whole / "checkpoints" / "step_000003")
+    torch.testing.assert_close(read(ids).logits, written, rtol=1e-5, atol=1e-5)
+
+
 def test_pairs_without_a_finite_reference_are_dropped_with_a_line(settings, tmp_path, monkeypatch, capsys):
     compute = dpo_update.logprobs_of
 
