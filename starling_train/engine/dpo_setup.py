@@ -177,5 +177,7 @@ def planned(config: DpoConfig, directory: Path, model_config: Any) -> tuple[Free
         slots=config.rollout.slots if evaluates else 0,
         prompt_tokens=config.data.max_prompt_tokens,
         new_tokens=config.rollout.max_new_tokens,
+        adapter=bool(config.freeze.adapter),
+        load_in=config.model.load_in,
     )
     return table, memory

@@ -161,6 +161,8 @@ def plan_preference(
     slots: int,
     prompt_tokens: int,
     new_tokens: int,
+    adapter: bool = False,
+    load_in: str | None = None,
 ) -> Plan:
     """Memory of DPO in one process; the reference is numbers in a file.
 
@@ -171,11 +173,12 @@ def plan_preference(
     job = Job(
         parameters, trainable, dtype, "head", slots, prompt_tokens + new_tokens, prompt_tokens, row_tokens, row_tokens,
         tokens_per_microbatch, layers_above_lowest, layers_above_lowest, gradient_checkpointing, eight_bit,
+        adapter=adapter, load_in=load_in,
     )  # fmt: skip
     activations = activation_bytes(model, size, layers_above_lowest, layers_above_lowest, gradient_checkpointing)
     return Plan(
         held={
-            "policy weights": parameters * size,
+            "policy weights": _policy_bytes(model, job, size),
             "optimizer: moments, master copies": _optimizer(trainable, 0, size, eight_bit, Share()),
         },
         rollout={part: bytes_ for part, bytes_ in _rollout(model, job, size, 0.0).items() if bytes_} if slots else {},
