@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_processes import compare, run
 
+pytestmark = pytest.mark.processes
 run = partial(run, script=Path(__file__).parent / "dpo_processes.py")
 STEPS = 4
 
@@ -36,7 +37,6 @@ def test_two_processes_take_the_steps_of_one(alone, tmp_path):
     check(out, run(out, 2, 0, "sigmoid", STEPS), alone)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_takes_the_steps_of_one_process(alone, tmp_path, stage):
     pytest.importorskip("deepspeed")
@@ -44,7 +44,6 @@ def test_zero_takes_the_steps_of_one_process(alone, tmp_path, stage):
     check(out, run(out, 2, stage, "sigmoid", STEPS), alone)
 
 
-@pytest.mark.processes
 def test_a_run_goes_on_with_another_number_of_processes_and_another_stage(alone, tmp_path):
     pytest.importorskip("deepspeed")
     out, metrics = tmp_path / "hop.json", []
