@@ -226,6 +226,24 @@ def check_reward(reward: RewardConfig) -> None:
         raise UserError(f"reward.trailing_newline: the template of {reward.kind} has none; use false")
 
 
+def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> None:
+    """Check what an evaluation is made of. Raises UserError."""
+    if "" in rollout.stop_strings:
+        raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
+    for suite in evaluation.suites:
+        if suite not in SUITES:
+            raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
+    for suite, section, what in (
+        ("function_calling", evaluation.function_calling, "the directory of the leaderboard's BFCL_v4_*.json"),
+        ("perplexity", evaluation.perplexity, "a text file, or JSONL with texts"),
+    ):
+        if suite in evaluation.suites and not section.path:
+            raise UserError(f"evaluation.{suite}.path: not set; give {what}, or leave {suite} out of evaluation.suites")
+    for name, target in evaluation.functions.items():
+        if ":" not in target:
+            raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")
+
+
 def check(config: Config) -> None:
     """Check a run's configuration, single keys first, then across keys. Raises UserError."""
     check_values(config)
@@ -256,17 +274,4 @@ def check(config: Config) -> None:
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} and its prompt; raise it, or lower that"
         )
     check_betas(config.optim.betas)
-    if "" in config.rollout.stop_strings:
-        raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
-    for suite in config.evaluation.suites:
-        if suite not in SUITES:
-            raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
-    for suite, section, what in (
-        ("function_calling", config.evaluation.function_calling, "the directory of the leaderboard's BFCL_v4_*.json"),
-        ("perplexity", config.evaluation.perplexity, "a text file, or JSONL with texts"),
-    ):
-        if suite in config.evaluation.suites and not section.path:
-            raise UserError(f"evaluation.{suite}.path: not set; give {what}, or leave {suite} out of evaluation.suites")
-    for name, target in config.evaluation.functions.items():
-        if ":" not in target:
-            raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")
+    check_evaluation(config.rollout, config.evaluation)

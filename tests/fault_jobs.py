@@ -18,6 +18,10 @@ JOBS = {
         "evaluation.suites=[]", "reward.max_length=512",
     ],
     "rm": ["+recipe=toy_rm", "rm.epochs=0.02", "rm.prompts_per_step=4", "data.eval_prompts=8", "evaluation.every=2"],
+    "dpo": [
+        "+recipe=toy_dpo", "dpo.epochs=0.02", "dpo.prompts_per_step=4", "data.eval_prompts=8",
+        "evaluation.responses=4", "evaluation.every=2", "evaluation.suites=[]",
+    ],
 }  # fmt: skip
 EVERY_STEP = ["checkpoint.every=1"]
 # What a run hides while it is half written or half deleted
@@ -68,7 +72,7 @@ def outcome(run: Path) -> dict:
         "model": [path.read_bytes() for path in sorted(run.glob("policy/*.safetensors"))],
         "state": {key: value for key, value in state.items() if key not in MAY_DIFFER},
         "metrics": rows(run),
-        "samples": (run / "samples.jsonl").read_text() if (run / "samples.jsonl").exists() else None,
+        **{name: (run / name).read_text() for name in ("samples.jsonl", "reference.jsonl") if (run / name).exists()},
         "summary": {key: summary[key] for key in ("steps", "best_step", "best_score", "first_eval", "last_eval")},
     }
 

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from starling_train import cli, export, laser, plan
 from starling_train.config import Config, UserError, check, check_values
+from starling_train.config_dpo import DpoConfig, check_dpo
 from starling_train.config_evaluate import EvaluateConfig, check_evaluate
 from starling_train.config_rm import RmConfig, check_rm
 
@@ -19,6 +20,7 @@ RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
 COMMANDS = {
     "ppo": ("config", Config, check),
     "rm": ("rm", RmConfig, check_rm),
+    "dpo": ("dpo", DpoConfig, check_dpo),
     "evaluate": ("evaluate", EvaluateConfig, check_evaluate),
     "plan": ("plan", plan.PlanConfig, plan.check),
     "laser": ("laser", laser.LaserConfig, laser.check),
@@ -207,6 +209,37 @@ def test_paths_of_conf_and_recipes_do_not_depend_on_the_working_directory(tmp_pa
     monkeypatch.chdir(tmp_path)
     assert isinstance(cli.find("conf"), Path) and cli.find("conf").is_absolute()
     assert (cli.find("recipes") / "toy.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    "section,key,value,says",
+    [
+        ("dpo", "loss", "hinge", "ipo"),
+        ("dpo", "beta", 0.0, "or more"),
+        ("dpo", "pairs", "worst", "best_random"),
+        ("dpo", "label_smoothing", 0.6, "from 0 to 0.5"),
+        ("dpo", "label_smoothing", 0.5, "give less"),
+        ("dpo", "max_length", 1024, "data.max_prompt_tokens=1024"),
+        ("data", "path", "", "not set"),
+        ("evaluation", "responses", 257, "data.eval_prompts=256"),
+        ("evaluation", "suites", ["chess"], "function_calling"),
+        ("optim", "betas", [1.0, 0.9], "two numbers"),
+    ],
+)
+def test_a_wrong_value_of_dpo_is_told_in_one_line(section, key, value, says):
+    config = DpoConfig()
+    setattr(getattr(config, section), key, value)
+    with pytest.raises(UserError) as caught:
+        check_dpo(config)
+    message = str(caught.value)
+    assert message.startswith(f"{section}.{key}: ") and says in message and "\n" not in message
+
+
+def test_label_smoothing_is_the_sigmoid_losss():
+    config = DpoConfig()
+    config.dpo.loss, config.dpo.label_smoothing = "ipo", 0.1
+    with pytest.raises(UserError, match=r"^dpo\.label_smoothing: dpo\.loss=ipo"):
+        check_dpo(config)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import starling_train
 
 ROOT = Path(starling_train.__file__).parent
 FLOORS = {
-    "config_values": -2, "config_model": -1, "config": 0, "config_rm": 1, "config_evaluate": 1, "assets": 1, "core": 1,
+    "config_values": -2, "config_model": -1, "config": 0, "config_rm": 1, "config_dpo": 1, "config_evaluate": 1,
+    "assets": 1, "core": 1,
     "data": 2, "models": 2, "engine": 3, "evals": 4, "report": 4, "cli": 5,
 }  # fmt: skip
 COMMAND = 6

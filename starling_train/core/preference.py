@@ -1,12 +1,15 @@
-"""Losses and counts on ranked answers.
+"""Losses and counts on ranked answers and on pairs of answers.
 
-Everywhere: scores (prompts, K), best answer first; is_answer (prompts, K), True for real answers where rows have fewer
-than K (all real if None); place (prompts, K), integers that grow along a row, equal where answers are tied (no ties
-if None).
+For rankings: scores (prompts, K), best answer first; is_answer (prompts, K), True for real answers where rows have
+fewer than K (all real if None); place (prompts, K), integers that grow along a row, equal where answers are tied (no
+ties if None).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 def kwise_loss(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None) -> Tensor:
@@ -71,3 +74,44 @@ def _filled(scores: Tensor, is_answer: Tensor | None, place: Tensor | None) -> t
 def _beats(is_answer: Tensor, place: Tensor) -> Tensor:
     """(prompts, K, K), True at [k, j] where real answer k is placed above real answer j."""
     return (place[:, :, None] < place[:, None, :]) & is_answer[:, :, None] & is_answer[:, None, :]
+
+
+class PairLosses(NamedTuple):
+    """Of every pair, (pairs,): its loss, and the rewards that the policy implies of its two answers."""
+
+    loss: Tensor
+    chosen_reward: Tensor
+    rejected_reward: Tensor
+
+
+def dpo_losses(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+    kind: str = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> PairLosses:
+    """Direct preference optimisation: the loss of every pair, with a reward r = beta x log(policy / reference).
+
+    chosen, rejected, reference_*: (pairs,) log-probabilities of whole answers, in nats, under policy and reference.
+    beta: how much the policy is held to the reference. With h = (r_chosen - r_rejected) / beta
+
+        sigmoid: L = -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)
+        ipo:     L = (h - 1 / (2 beta))^2
+
+    e is label_smoothing, the share of pairs that are taken to be labelled the wrong way round; ipo has none. A policy
+    that is its reference has log 2 = 0.6931, or 1 / (4 beta^2).
+    Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; Mitchell 2023, 'A note on DPO with noisy preferences', for
+    e; Azar et al. 2023 (arXiv 2310.12036), eq. 17, for ipo.
+    """
+    chosen_reward = beta * (chosen - reference_chosen)
+    rejected_reward = beta * (rejected - reference_rejected)
+    margin = chosen_reward - rejected_reward
+    if kind == "ipo":
+        loss = (margin / beta - 1 / (2 * beta)).square()
+    else:
+        assert kind == "sigmoid", kind
+        loss = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+    return PairLosses(loss, chosen_reward, rejected_reward)

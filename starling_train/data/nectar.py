@@ -62,8 +62,9 @@ def load(
     """Rows with messages and ranked answers, and a count of what was dropped and why.
 
     path: a directory with data/*.parquet, a .parquet file, a .jsonl file with `prompt` (Nectar's text,
-    or plain text as one user turn) or `messages`, and optionally `answers`, or a hub id through
-    `datasets`.
+    plain text as one user turn, or a list of messages) or `messages`, and optionally `answers`, or
+    `chosen` and `rejected` (texts, or lists of messages of which the last is the answer), or a hub id
+    through `datasets`.
     exclude: files whose prompts are dropped wherever a user turn says the same (letters and digits compared,
     case ignored): JSONL with `turns`, `messages`, `prompt` or `question`, or .txt with a prompt a line.
     answers: False leaves the answers unread, for callers that need prompts only.
@@ -154,6 +155,8 @@ def _messages(raw: dict, place: str) -> list[dict]:
         return _checked_messages(raw["messages"], place)
     if "prompt" not in raw:
         raise UserError(f"{place}: neither `prompt` nor `messages`; every row needs one of them")
+    if isinstance(raw["prompt"], list):
+        return _checked_messages(raw["prompt"], place)
     if not isinstance(raw["prompt"], str | None):
         raise UserError(f"{place}: `prompt` is a {type(raw['prompt']).__name__}; it must be text")
     return parse_prompt(raw["prompt"] or "")
@@ -193,7 +196,7 @@ def _why_unwanted(raw: dict, messages: list[dict], good_natured_only: bool, excl
 
 
 def _answers(raw: dict, place: str, changed: Counter) -> list[Answer]:
-    items = raw.get("answers") or []
+    items = raw.get("answers") or _pair(raw, place)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise UserError(f"{place}: `answers` must be a list of objects with `answer`, `model` and `rank`")
     ranks = [_rank(item, place) for item in items]
@@ -212,6 +215,24 @@ def _answers(raw: dict, place: str, changed: Counter) -> list[Answer]:
         seen.add(text.strip())
         answers.append(Answer(text, item.get("model") or "", rank))
     return answers
+
+
+def _pair(raw: dict, place: str) -> list[dict]:
+    """`chosen` and `rejected` as two ranked answers; none where a row has neither."""
+    found = [key for key in ("chosen", "rejected") if key in raw]
+    if len(found) == 1:
+        raise UserError(f"{place}: `{found[0]}` alone; a pair needs `prompt`, `chosen` and `rejected`")
+    return [{"answer": _last(raw[key], key, place), "rank": rank} for rank, key in enumerate(found, start=1)]
+
+
+def _last(answer, key: str, place: str) -> str:
+    """The text of an answer that may be given as the messages of a conversation."""
+    if isinstance(answer, list):
+        messages = _checked_messages(answer, place)
+        answer = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else None
+    if not isinstance(answer, str):
+        raise UserError(f"{place}: `{key}` is no answer; give text, or messages that end with the assistant's")
+    return answer
 
 
 def _rank(item: dict, place: str) -> float | None:

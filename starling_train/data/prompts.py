@@ -1,5 +1,6 @@
 """From conversations to prompts that fit, a held-out part, and an endless order that needs no memory."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -70,6 +71,11 @@ def hold_out(prompts: Sequence[Item], count: int, seed: int) -> tuple[list[Item]
 
 def _key(prompt: Conversation) -> tuple:
     return tuple((message["role"], message["content"]) for message in prompt.messages)
+
+
+def steps(items: int, batch: int, epochs: float) -> int:
+    """Batches of `batch` that `epochs` passes over the items take, at least one."""
+    return max(1, math.ceil(epochs * items / batch))
 
 
 class PromptStream(Generic[Item]):

@@ -26,7 +26,7 @@ def with_an_order(rows: Sequence[Row], source: str) -> tuple[list[Row], int]:
     if not usable:
         raise UserError(
             f"data.path: {source}: all {len(rows)} rows are {NO_ORDER}; every row needs `answers` with "
-            "`answer` and `rank`, as in Nectar"
+            "`answer` and `rank`, as in Nectar, or `chosen` and `rejected`"
         )
     return usable, len(rows) - len(usable)
 

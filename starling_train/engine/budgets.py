@@ -1,6 +1,6 @@
-"""What a run holds in memory at a time: the three budgets that fall when memory runs out."""
+"""What a run holds in memory at a time: the budgets that fall when memory runs out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starling_train.config import Config
@@ -18,9 +18,17 @@ class Budgets:
         self.tokens = Budget("algorithm.tokens_per_microbatch", config.algorithm.tokens_per_microbatch, say)
         self.slots = Budget("rollout.slots", config.rollout.slots, say)
         served = [reward_model.budget] if hasattr(reward_model, "budget") else []
-        self._all = [self.tokens, self.slots, *served]
-        self._full = {budget.key: budget.amount for budget in self._all}
-        for budget in self._all:
+        kept = Remembered([self.tokens, self.slots, *served], amounts)
+        self.agree, self.fallen = kept.agree, kept.fallen
+
+
+class Remembered:
+    """Budgets that a run keeps in its state. amounts: what an earlier start's fell to, by key."""
+
+    def __init__(self, budgets: Sequence[Budget], amounts: dict[str, int]):
+        self._all = budgets
+        self._full = {budget.key: budget.amount for budget in budgets}
+        for budget in budgets:
             budget.fall_to(amounts.get(budget.key, budget.amount))
 
     def agree(self, runtime: Runtime) -> None:

@@ -16,7 +16,7 @@ from starling_train.config import UserError
 from starling_train.engine import manifest
 from starling_train.engine.manifest import Damaged
 from starling_train.engine.state import TrainState
-from starling_train.models.identity import Identity
+from starling_train.models.identity import Identity, identify
 from starling_train.models.save import flush, flush_folder
 
 Beside = Callable[[Path, dict[str, Tensor]], Sequence[str]]
@@ -154,6 +154,11 @@ class Checkpoints:
         for pattern in (".step_*.partial", ".step_*.old"):
             for leftover in self._directory.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def identify_base(directory: Path, base: Path) -> Identity:
+    """The identity of the model in the directory `base`. directory: `checkpoints/` of a run, which may know files."""
+    return identify(base, known_base(directory))
 
 
 def known_base(directory: Path) -> dict[str, dict]:

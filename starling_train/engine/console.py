@@ -13,8 +13,12 @@ WATCHED = (
     ("held-out", "eval/score_mean", "{:.3f}"),
     ("loss", "rm/loss", "{:.3f}"),
     ("accuracy", "rm/accuracy", "{:.1%}"),
+    ("loss", "dpo/loss", "{:.3f}"),
+    ("accuracy", "dpo/accuracy", "{:.1%}"),
+    ("margin", "dpo/margin", "{:.3f}"),
     ("held-out loss", "eval/kwise_loss", "{:.3f}"),
     ("held-out accuracy", "eval/preference_accuracy", "{:.1%}"),
+    ("held-out margin", "eval/reward_margin", "{:.3f}"),
 )
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import Config
+from starling_train.config import Config, FreezeConfig
 from starling_train.engine import setup
 from starling_train.engine.planner import Planner, reward_shape
 from starling_train.models import load
@@ -12,6 +12,8 @@ from starling_train.models.freeze import FreezeTable
 from starling_train.models.memory_plan import Plan
 from starling_train.models.shapes import Shape
 from starling_train.models.snr_scan import list_matrices
+
+COUNTS_ONLY = "  (counts; which ones, the SNR scan decides when the run starts)"
 
 
 def describe(config: Config) -> str:
@@ -21,11 +23,6 @@ def describe(config: Config) -> str:
     tokenizer = setup.load_tokenizer(config, directory)
     setup.check_lengths(config, model_config, tokenizer)
     table, memory = planned(config, directory, model_config)
-    which = (
-        ""
-        if config.freeze.method not in setup.SCORED or config.freeze.scan
-        else "  (counts; which ones, the SNR scan decides when the run starts)"
-    )
     return "\n".join(
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
@@ -34,7 +31,7 @@ def describe(config: Config) -> str:
             f"{len(tokenizer)} tokens), {config.model.dtype}",
             f"prompts    {config.data.path}{_prompt_report(config, tokenizer)}",
             f"reward     {config.reward.place()} ({config.reward.kind})",
-            f"trains     {_what_trains(config)}{which}",
+            f"trains     {selection(config.freeze)}",
             "",
             table.render(),
             "",
@@ -46,18 +43,30 @@ def describe(config: Config) -> str:
 
 def planned(config: Config, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
-    model = load.build_empty(model_config)
-    freeze = config.freeze
-    if freeze.method in setup.SCORED and not freeze.scan:
-        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
-        freeze = replace(freeze, method="random")
-    records = setup.scan(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
-    table = setup.apply(freeze, model, setup.select(freeze, records, config.seed))
+    table = what_trains(config.freeze, directory, model_config, config.seed)
     return table, _memory(config, model_config, table)
 
 
-def _what_trains(config: Config) -> str:
-    freeze = config.freeze
+def what_trains(freeze: FreezeConfig, directory: Path, model_config: Any, seed: int) -> FreezeTable:
+    """The table of a policy, without weights and without a scan. Raises UserError."""
+    model = load.build_empty(model_config)
+    unscanned = freeze.method in setup.SCORED and not freeze.scan
+    if unscanned:
+        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
+        freeze = replace(freeze, method="random")
+    records = setup.scan(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
+    table = setup.apply(freeze, model, setup.select(freeze, records, seed))
+    # which layers the scan picks is not known yet: the lowest that it may pick
+    return replace(table, lowest_layer=freeze.lowest_layer) if unscanned else table
+
+
+def selection(freeze: FreezeConfig) -> str:
+    """What trains, in words."""
+    which = "" if freeze.method not in setup.SCORED or freeze.scan else COUNTS_ONLY
+    return _method(freeze) + which
+
+
+def _method(freeze: FreezeConfig) -> str:
     return {
         "snr": f"the top {freeze.top_percent:g} % of each module type by SNR ({freeze.dialect}), by {freeze.unit}",
         "lowest": f"the lowest {freeze.top_percent:g} % of each module type by SNR ({freeze.dialect}), a control",
@@ -75,7 +84,4 @@ def _prompt_report(config: Config, tokenizer: Any) -> str:
 
 
 def _memory(config: Config, model_config: Any, table: FreezeTable) -> Plan:
-    if config.freeze.method in setup.SCORED and not config.freeze.scan:
-        # which layers the scan picks is not known yet: the lowest that it may pick
-        table = replace(table, lowest_layer=config.freeze.lowest_layer)
     return Planner(config, Shape.of(model_config), reward_shape(config), table).memory()

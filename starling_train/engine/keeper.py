@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from starling_train.config import Config
+from starling_train.config_dpo import DpoConfig
 from starling_train.config_rm import RmConfig
 from starling_train.engine import skipped
 from starling_train.engine.checkpoint import Checkpoints
@@ -30,7 +31,7 @@ class Keeper:
 
     def __init__(
         self,
-        config: Config | RmConfig,
+        config: Config | RmConfig | DpoConfig,
         run: RunDirectory,
         runtime: Runtime,
         optimizer: Optimizer | ZeroOptimizer,

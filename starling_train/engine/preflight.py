@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import torch
 
 from starling_train.config import Config, FreezeConfig, RewardConfig, UserError
+from starling_train.config_dpo import DpoConfig
 from starling_train.config_rm import RmConfig
-from starling_train.engine import ranking_setup, scan_setup, setup
+from starling_train.engine import dpo_setup, ranking_setup, scan_setup, setup
 from starling_train.engine.dry_run import planned
 from starling_train.engine.places import check_directory
 from starling_train.engine.ranking_setup import Start
@@ -30,13 +31,7 @@ WANDB_HOST = "https://api.wandb.ai"
 
 def check_run(config: Config, directory: Path, model_config: Any, runtime: Runtime, run: Path) -> None:
     """Check everything that a PPO run needs but its data. directory, model_config: the policy's. Raises UserError."""
-    check_tracker(config.logging.wandb)
-    check_directory(run, "run_dir")
-    preflight.check_acceleration(
-        attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
-    )
-    preflight.check_policy(directory, model_config, "model.path")
-    _check_selection(config.freeze, directory, snr_scan.list_matrices(directory), config.seed)
+    _check_policy_run(config, directory, model_config, run)
     check_reward(config.reward)
     if runtime.device.type == "cuda":
         check_memory(planned(config, directory, model_config)[1], device_bytes(runtime.device))
@@ -53,6 +48,23 @@ def check_ranking(config: RmConfig, start: Start, runtime: Runtime, run: Path) -
     _check_selection(config.freeze, start.directory, ranking_setup.scan(listed, start.directory, "cpu"), config.seed)
     if runtime.device.type == "cuda":
         check_memory(ranking_setup.planned(config, start)[1], device_bytes(runtime.device))
+
+
+def check_preferences(config: DpoConfig, directory: Path, model_config: Any, runtime: Runtime, run: Path) -> None:
+    """Check everything that training on preferences needs but its data. Raises UserError."""
+    _check_policy_run(config, directory, model_config, run)
+    if runtime.device.type == "cuda":
+        check_memory(dpo_setup.planned(config, directory, model_config)[1], device_bytes(runtime.device))
+
+
+def _check_policy_run(config: Config | DpoConfig, directory: Path, model_config: Any, run: Path) -> None:
+    check_tracker(config.logging.wandb)
+    check_directory(run, "run_dir")
+    preflight.check_acceleration(
+        attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
+    )
+    preflight.check_policy(directory, model_config, "model.path")
+    _check_selection(config.freeze, directory, snr_scan.list_matrices(directory), config.seed)
 
 
 def check_reward(config: RewardConfig, *, weights: bool = True) -> None:

@@ -1,8 +1,7 @@
 """A step of a reward model's training on ranked answers, and its validation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,8 @@ from starling_train.core.batching import cut_bundles_by_tokens
 from starling_train.core.preference import kwise_losses, pairs_by_distance
 from starling_train.data.nectar import Row
 from starling_train.data.ranked import conversations, places
+from starling_train.engine import accumulation
+from starling_train.engine.accumulation import add_gradients
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.zero import ZeroOptimizer
@@ -68,10 +69,16 @@ def update(
     runtime = runtime or Runtime()
     budget = budget or Budget("rm.tokens_per_microbatch", config.tokens_per_microbatch)
     total = int(runtime.sum([len(rows)])[0])
-    if isinstance(optimizer, ZeroOptimizer):
-        parts = budget.only_attempt(partial(_accumulate_zero, optimizer, rows, config, total, runtime=runtime))
-    else:
-        parts = budget.attempt(lambda tokens: accumulate(net, rows, config, total, tokens), optimizer.drop_gradients)
+    parts = add_gradients(
+        net,
+        optimizer,
+        lambda tokens: list(_micro_batches(rows, tokens)),
+        _loss_of(config),
+        total,
+        [EncodedRow([[0], [0]], [0, 1])],
+        budget,
+        runtime,
+    )
     sums = _together(runtime.gather(parts))
     norm = optimizer.step()
     return {
@@ -85,45 +92,17 @@ def update(
     }
 
 
-def accumulate(
-    net: RewardNet,
-    rows: Sequence[EncodedRow],
-    config: RankingConfig,
-    total: int | None = None,
-    tokens: int | None = None,
-) -> list[Sums]:
+def accumulate(net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig) -> list[Sums]:
     """Add the gradients of the mean over rows of (K-wise loss + centring x (sum of scores)^2), by micro-batch.
 
-    Every row counts the same, whichever micro-batch it falls into: its answers are never cut apart. total: rows of all
-    processes; tokens: of a micro-batch at most.
+    Every row counts the same, whichever micro-batch it falls into: its answers are never cut apart.
     """
-    found = []
-    for group in _micro_batches(rows, tokens or config.tokens_per_microbatch):
-        loss, sums = _loss(net, group, config.centring)
-        (loss / (total or len(rows))).backward()
-        found.append(sums)
-    return found
+    groups = list(_micro_batches(rows, config.tokens_per_microbatch))
+    return accumulation.accumulate(net, groups, _loss_of(config), len(rows))
 
 
-def _accumulate_zero(
-    optimizer: ZeroOptimizer,
-    rows: Sequence[EncodedRow],
-    config: RankingConfig,
-    total: int,
-    tokens: int,
-    runtime: Runtime,
-) -> list[Sums]:
-    """`accumulate` through DeepSpeed, whose processes exchange gradients after every micro-batch: all take as many."""
-    groups = list(_micro_batches(rows, tokens))
-    wanted = max(1, int(runtime.maximum([len(groups)])[0]))
-    spare = [EncodedRow([[0], [0]], [0, 1])]  # for nothing but the exchange: its loss counts zero times
-    found = []
-    for index in range(wanted):
-        is_real = index < len(groups)
-        loss, sums = _loss(optimizer.engine, groups[index] if is_real else spare, config.centring)
-        optimizer.backward(loss / total if is_real else 0.0 * loss, is_last=index == wanted - 1)
-        found += [sums] if is_real else []
-    return found
+def _loss_of(config: RankingConfig) -> Callable[[nn.Module, Sequence[EncodedRow]], tuple[Tensor, Sums]]:
+    return lambda net, rows: _loss(net, rows, config.centring)
 
 
 def _loss(net: nn.Module, rows: Sequence[EncodedRow], centring: float) -> tuple[Tensor, Sums]:

@@ -1,6 +1,5 @@
 """What the training of a reward model needs before its first step: ranked rows, and a network to train."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,14 +75,10 @@ def load_data(config: RmConfig) -> Data:
     training, held_out = prompts.hold_out(usable, data.eval_prompts, config.seed)
     dropped = rows.dropped | {ranked.NO_ORDER: without}
     report = (
-        f"{len(training)} training rows, {len(held_out)} held out; dropped: {_counts(dropped)}; "
-        f"answers: {_counts(rows.answers_changed)}"
+        f"{len(training)} training rows, {len(held_out)} held out; dropped: {setup.counts(dropped)}; "
+        f"answers: {setup.counts(rows.answers_changed)}"
     )
     return Data(training, held_out, report)
-
-
-def _counts(counted: dict[str, int]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"
 
 
 def load_trainee(config: RmConfig, start: Start, runtime: Runtime, records: dict[str, Record]) -> Trainee:
@@ -133,7 +128,7 @@ def _apply(config: RmConfig, net: RewardNet, selected: list[str]) -> freeze.Free
 
 
 def steps(config: RmConfig, rows: int) -> int:
-    return max(1, math.ceil(config.rm.epochs * rows / config.rm.prompts_per_step))
+    return prompts.steps(rows, config.rm.prompts_per_step, config.rm.epochs)
 
 
 def optimizer(

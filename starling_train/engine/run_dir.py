@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from starling_train.config import Config, UserError
+from starling_train.config_dpo import DpoConfig
 from starling_train.config_rm import RmConfig
 from starling_train.engine.metrics import JsonLines, NoLines
 from starling_train.engine.places import disk_errors
@@ -39,7 +40,7 @@ class RunDirectory:
     Raises UserError if the directory holds a run with other settings.
     """
 
-    def __init__(self, config: Config | RmConfig):
+    def __init__(self, config: Config | RmConfig | DpoConfig):
         self.path = Path(config.run_dir or Path("runs") / config.name).expanduser()
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"

@@ -11,13 +11,14 @@ from starling_train.config import CheckpointConfig, Config, FreezeConfig, Reward
 from starling_train.data import nectar, openchat, prompts
 from starling_train.data.prompts import Prompt
 from starling_train.engine import scan_setup
-from starling_train.engine.checkpoint import Beside, Checkpoints, known_base
+from starling_train.engine.checkpoint import Beside, Checkpoints, identify_base
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.state import TrainState
 from starling_train.engine.zero import ZeroOptimizer
-from starling_train.models import adapters, freeze, identity, load, reward, snr_scan
+from starling_train.models import adapters, freeze, load, reward, snr_scan
+from starling_train.models.identity import Identity
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.running_stats import RunningMoments
 from starling_train.models.scan_journal import JOURNAL, Journal
@@ -44,12 +45,13 @@ def load_data(config: Config, tokenizer: Any) -> Data:
     fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], tokenizer, config.data.max_prompt_tokens)
     training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
-    report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {_counts(dropped)}"
+    report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
     return Data(training, held_out, report)
 
 
-def _counts(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
+def counts(counted: dict[str, int]) -> str:
+    """`3 empty, 1 too long`; `none` where nothing was counted."""
+    return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"
 
 
 def load_tokenizer(config: Config, directory: Path) -> Any:
@@ -92,10 +94,13 @@ def check_shares(config: Config, runtime: Runtime) -> None:
         ("algorithm.prompts_per_step", config.algorithm.prompts_per_step),
         ("data.eval_prompts", config.data.eval_prompts),
     ):
-        if count < runtime.world:
-            raise UserError(
-                f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer"
-            )
+        check_share(key, count, runtime)
+
+
+def check_share(key: str, count: int, runtime: Runtime) -> None:
+    """Raise UserError if so many prompts are too few for each process to see to one."""
+    if count < runtime.world:
+        raise UserError(f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer")
 
 
 SCORED = scan_setup.SCORED
@@ -222,11 +227,12 @@ def begin(config: FreezeConfig, run: RunDirectory, runtime: Runtime, trained: Tr
 
 
 def open_checkpoints(
-    config: CheckpointConfig, run: RunDirectory, base: Path, runtime: Runtime, beside: Beside | None = None
+    config: CheckpointConfig, run: RunDirectory, base: Path | Identity, runtime: Runtime, beside: Beside | None = None
 ) -> Checkpoints:
-    """The run's checkpoints, of the model in the directory `base`. beside: see `Checkpoints`."""
-    identified = runtime.from_first(lambda: identity.identify(base, known_base(run.checkpoints)))
-    return Checkpoints(run.checkpoints, config.keep, identified, beside)
+    """The run's checkpoints, of the model in the directory `base`, or known as that. beside: see `Checkpoints`."""
+    if isinstance(base, Path):
+        base = runtime.from_first(lambda: identify_base(run.checkpoints, base))
+    return Checkpoints(run.checkpoints, config.keep, base, beside)
 
 
 def adapter_files(config: Config, table: freeze.FreezeTable, prefix: str) -> Beside | None:

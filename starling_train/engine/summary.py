@@ -12,6 +12,7 @@ from torch import Tensor
 
 import starling_train
 from starling_train.config import Config
+from starling_train.config_dpo import DpoConfig
 from starling_train.config_rm import RmConfig
 from starling_train.engine.experience import Experience
 from starling_train.engine.run_dir import RunDirectory
@@ -51,7 +52,7 @@ def step_metrics(
 
 
 def to_json(
-    config: Config | RmConfig,
+    config: Config | RmConfig | DpoConfig,
     run: RunDirectory,
     table: FreezeTable,
     state: TrainState,

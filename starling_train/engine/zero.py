@@ -25,9 +25,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class ZeroOptimizer:
     """As `Optimizer`, for a module whose trainable tensors DeepSpeed keeps in parts: the same numbers, less memory.
 
-    groups: parameters by name, twice, with a learning rate each; the policy's, then the critic's. What it saves is what
-    `Optimizer` saves, so a run can go on with another stage and another number of processes. Every process must call
-    every method, in step, and compute through `engine`.
+    groups: parameters by name, twice, with a learning rate each; the policy's, then the critic's, which may be empty.
+    What it saves is what `Optimizer` saves, so a run can go on with another stage and another number of processes.
+    Every process must call every method, in step, and compute through `engine`.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class ZeroOptimizer:
         import deepspeed
 
         self.module, self._config, self._runtime, self.stage = module, config, runtime, cluster.zero_stage
-        self._groups = groups
-        self._parameters = self._groups[0] | self._groups[1]
+        self._groups = tuple(group for group in groups if group)  # DeepSpeed cannot keep parts of nothing
+        self._parameters = groups[0] | groups[1]
         # DeepSpeed gives all of them the policy's type; what is float32 without it stays so in checkpoints
         self._is_whole = {name: p.dtype == torch.float32 for name, p in self._parameters.items()}
         # masters are what is float32 already: the type that DeepSpeed computes in is that of the weights
@@ -69,7 +69,8 @@ class ZeroOptimizer:
     def set_step(self, step: int, steps: int, train_policy: bool = True) -> float:
         """See `Optimizer.set_step`."""
         policy, critic = rates_of(self._config, step, steps)
-        for group, rate in zip(self._adam.param_groups, (policy if train_policy else 0.0, critic), strict=True):
+        rates = (policy if train_policy else 0.0, critic)
+        for group, rate in zip(self._adam.param_groups, rates, strict=False):  # without a critic there is one group
             group["lr"] = rate
         self._trains_policy = train_policy
         return policy
@@ -228,7 +229,7 @@ class ZeroOptimizer:
 
     def _init_state(self) -> None:
         """Moments of zero, where Adam would make them in the first step: a checkpoint can then be loaded into them."""
-        for part in [*self._parts(0), *self._parts(1)]:
+        for part in [part for index in range(len(self._groups)) for part in self._parts(index)]:
             self._adam.state[part] = {"step": torch.tensor(0.0, device=part.device)} | {
                 key: torch.zeros_like(part) for key in MOMENTS
             }

@@ -76,40 +76,56 @@ def evaluate(
     Responses are sampled as in training, with the same random numbers at every evaluation; scores are the reward
     model's own, unscaled. Function calling is answered greedily, in percent; perplexity is that of the suite's text.
     """
-    runtime.seed_all("evaluation")
-    prompts = runtime.share(held_out.prompts)
-    ids, places = [prompt.ids for prompt in prompts], runtime.share(range(len(held_out.prompts)))
-    rollout = generate(actors.policy, held_out.tokenizer, ids, config.rollout, budget=budgets.slots, places=places)
-    conversations = answered(prompts, rollout, held_out.tokenizer, config)
+    rollout, conversations = draw(held_out, actors.policy, config, budgets.slots, runtime)
     scores = reward_model.score(conversations)
     kl = budgets.tokens.attempt(lambda tokens: _reference_kl(actors, rollout, tokens))
-    measured = {name: measure(conversations) for name, measure in held_out.measures.items()}
-    rows = runtime.gather(
-        [
-            {
-                "prompt": prompts[i].text(),
-                "response": conversations[i][-1]["content"],
-                "score": scores[i],
-                "kl": float(kl[i]),
-                "ended": rollout.ended[i],
-            }
-            | {name: values[i] for name, values in measured.items()}
-            for i in range(len(prompts))
-        ]
-    )
+    more = [{"score": scores[i], "kl": float(kl[i])} for i in range(len(conversations))]
+    rows, measured = described(held_out, rollout, conversations, more, runtime)
     score = torch.tensor([row["score"] for row in rows])
-    lengths = runtime.gather([len(response) for response in rollout.responses])
     metrics = {
         "eval/score_mean": float(score.mean()),
         "eval/score_std": float(score.std(correction=0)),
         "eval/kl_reference": sum(row["kl"] for row in rows) / len(rows),
+    }
+    metrics |= measured | skills(held_out, actors.policy, config, budgets.slots, budgets.tokens, runtime)
+    return metrics, rows[: config.logging.samples]
+
+
+def draw(
+    held_out: HeldOut, policy: nn.Module, config: Config, slots: Budget, runtime: Runtime
+) -> tuple[Rollout, list[list[dict]]]:
+    """Responses to this process's share of the held-out prompts, and the conversations that they make."""
+    runtime.seed_all("evaluation")
+    prompts = runtime.share(held_out.prompts)
+    ids, places = [prompt.ids for prompt in prompts], runtime.share(range(len(held_out.prompts)))
+    rollout = generate(policy, held_out.tokenizer, ids, config.rollout, budget=slots, places=places)
+    return rollout, answered(prompts, rollout, held_out.tokenizer, config)
+
+
+def described(
+    held_out: HeldOut,
+    rollout: Rollout,
+    conversations: list[list[dict]],
+    more: list[dict[str, Any]],
+    runtime: Runtime,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """(rows for samples.jsonl, of all processes, means over them). more: what else each row has."""
+    measured = {name: measure(conversations) for name, measure in held_out.measures.items()}
+    rows = runtime.gather(
+        [
+            {"prompt": conversation[-2]["content"], "response": conversation[-1]["content"]}
+            | more[i]
+            | {"ended": rollout.ended[i]}
+            | {name: values[i] for name, values in measured.items()}
+            for i, conversation in enumerate(conversations)
+        ]
+    )
+    lengths = runtime.gather([len(response) for response in rollout.responses])
+    means = {
         "eval/length_mean": sum(lengths) / len(rows),
         "eval/eos_fraction": sum(row["ended"] for row in rows) / len(rows),
     }
-    metrics |= {f"eval/{name}_mean": sum(row[name] for row in rows) / len(rows) for name in measured}
-    metrics |= _function_calling(held_out, actors, config, budgets, runtime)
-    metrics |= _perplexity(held_out, actors, budgets, runtime)
-    return metrics, rows[: config.logging.samples]
+    return rows, means | {f"eval/{name}_mean": sum(row[name] for row in rows) / len(rows) for name in measured}
 
 
 def answered(prompts: list[Prompt], rollout: Rollout, tokenizer: Any, config: Config) -> list[list[dict]]:
@@ -125,25 +141,32 @@ def _reference_kl(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) 
     return kl_estimate(logprobs, reference).where(is_response, 0.0).sum(-1).cpu()
 
 
+def skills(
+    held_out: HeldOut, policy: nn.Module, config: Config, slots: Budget, tokens: Budget, runtime: Runtime
+) -> dict[str, float]:
+    """`eval/*` of the suites that were asked for."""
+    return _function_calling(held_out, policy, config, slots, runtime) | _perplexity(held_out, policy, tokens, runtime)
+
+
 def _function_calling(
-    held_out: HeldOut, actors: Actors, config: Config, budgets: Budgets, runtime: Runtime
+    held_out: HeldOut, policy: nn.Module, config: Config, slots: Budget, runtime: Runtime
 ) -> dict[str, float]:
     if not held_out.cases:
         return {}
     limits = replace(config.rollout, max_new_tokens=config.evaluation.function_calling.max_new_tokens)
-    result = call_functions(held_out.cases, actors.policy, held_out.tokenizer, limits, runtime, budgets.slots)
+    result = call_functions(held_out.cases, policy, held_out.tokenizer, limits, runtime, slots)
     return {"eval/function_calling": result.accuracy} | {
         f"eval/function_calling_{name}": value for name, value in result.by_category.items()
     }
 
 
-def _perplexity(held_out: HeldOut, actors: Actors, budgets: Budgets, runtime: Runtime) -> dict[str, float]:
+def _perplexity(held_out: HeldOut, policy: nn.Module, tokens: Budget, runtime: Runtime) -> dict[str, float]:
     if not held_out.windows:
         return {}
     mine = runtime.share(held_out.windows)
-    found = perplexity.evaluate(actors.policy, mine, budgets.tokens) if mine else perplexity.Perplexity(0.0, 0)
-    nats, tokens = runtime.sum([found.nats * found.tokens, found.tokens])
-    return {"eval/perplexity": perplexity.Perplexity(nats / tokens, int(tokens)).perplexity}
+    found = perplexity.evaluate(policy, mine, tokens) if mine else perplexity.Perplexity(0.0, 0)
+    nats, count = runtime.sum([found.nats * found.tokens, found.tokens])
+    return {"eval/perplexity": perplexity.Perplexity(nats / count, int(count)).perplexity}
 
 
 def call_functions(

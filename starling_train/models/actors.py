@@ -86,7 +86,7 @@ class Actors(nn.Module):
         """
         start = self.start(batch) if start is None else start
         with torch.set_grad_enabled(train_policy and torch.is_grad_enabled()):
-            hidden = _response_states(self._trunks[0], batch, start)
+            hidden = response_states(self._trunks[0], batch, start)
             logprobs, entropy = self._logprobs(hidden, batch)
         values = self.value_head(hidden) if self.critic is None else self.values(batch, start)
         return Outputs(logprobs, entropy, values)
@@ -98,20 +98,20 @@ class Actors(nn.Module):
 
     def policy_outputs(self, batch: MicroBatch, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy of the response tokens alone: (n,) each."""
-        return self._logprobs(_response_states(self._trunks[0], batch, start), batch)
+        return self._logprobs(response_states(self._trunks[0], batch, start), batch)
 
     def values(self, batch: MicroBatch, start: Tensor | None = None) -> Tensor:
         """Values of the response tokens, (n,), by a critic with tensors of its own (not `head`)."""
         assert self.critic is not None, "a value head on the policy's states comes with the policy's pass"
         return self.value_head(
-            _response_states(self._trunks[2], batch, None if self._critic_kind == "separate" else start)
+            response_states(self._trunks[2], batch, None if self._critic_kind == "separate" else start)
         )
 
     @torch.no_grad()
     def reference_logprobs(self, batch: MicroBatch, start: Tensor | None = None) -> Tensor:
         """Log-probs of the response tokens under the frozen starting policy: (n,)."""
         start = self.start(batch) if start is None else start
-        hidden = _response_states(self._trunks[1], batch, start)
+        hidden = response_states(self._trunks[1], batch, start)
         return token_logprobs(hidden, self.reference.lm_head.weight, batch.targets, self.temperature)[0]
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
@@ -129,7 +129,8 @@ class Actors(nn.Module):
         return self.policy_parameters() | self.critic_parameters()
 
 
-def _response_states(trunk: Trunk, batch: MicroBatch, start: Tensor | None) -> Tensor:
+def response_states(trunk: Trunk, batch: MicroBatch, start: Tensor | None) -> Tensor:
+    """(n, d) last hidden states that predict the response tokens. start: entering the trunk's cut, None = computed."""
     start = trunk.prefix(batch.ids, batch.packing) if start is None else start
     return trunk.suffix(start, batch.packing, batch.source)
 

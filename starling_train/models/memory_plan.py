@@ -147,6 +147,50 @@ def plan_ranking(
     )
 
 
+def plan_preference(
+    model: Shape,
+    parameters: int,
+    trainable: int,
+    *,
+    dtype: str,
+    row_tokens: int,
+    tokens_per_microbatch: int,
+    gradient_checkpointing: bool,
+    layers_above_lowest: int,
+    eight_bit: bool,
+    slots: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    adapter: bool = False,
+    load_in: str | None = None,
+) -> Plan:
+    """Memory of DPO in one process; the reference is numbers in a file.
+
+    row_tokens: of the longest pair, which is never cut. slots: sequences that an evaluation draws side by side, 0 for
+    none; prompt_tokens, new_tokens: of the longest of those.
+    """
+    size = BYTES[dtype]
+    job = Job(
+        parameters, trainable, dtype, "head", slots, prompt_tokens + new_tokens, prompt_tokens, row_tokens, row_tokens,
+        tokens_per_microbatch, layers_above_lowest, layers_above_lowest, gradient_checkpointing, eight_bit,
+        adapter=adapter, load_in=load_in,
+    )  # fmt: skip
+    activations = activation_bytes(model, size, layers_above_lowest, layers_above_lowest, gradient_checkpointing)
+    return Plan(
+        held={
+            "policy weights": _policy_bytes(model, job, size),
+            "optimizer: moments, master copies": _optimizer(trainable, 0, size, eight_bit, Share()),
+        },
+        rollout={part: bytes_ for part, bytes_ in _rollout(model, job, size, 0.0).items() if bytes_} if slots else {},
+        update={
+            "gradients": trainable * size,
+            "activations": max(row_tokens, tokens_per_microbatch) * activations,
+            "logits, one chunk": 3 * min(LOGITS[job.device], row_tokens * model.vocabulary) * 4,
+        },
+        step=_step(model, trainable, 0, size, Share()),
+    )
+
+
 def _microbatch(tokens: int, budget: int, longest: int) -> float:
     """Tokens of the largest group that `core.batching.cut_packed` makes: as few groups as can be, of like size."""
     groups = max(1, -(-tokens // budget))

@@ -1,60 +1,13 @@
-"""What the plots of a report show, as data: keys, labels with units, colours, and how to read each one."""
+"""What the plots of a report show: PPO's panels, and which panels a run has."""
 
 import itertools
-import math
-from dataclasses import dataclass
 
+from starling_train.report.answer_panels import PREFERENCE, RANKING
 from starling_train.report.markup import clean
+from starling_train.report.panel import BLUE, GREEN, ORANGE, PURPLE, RED, Line, Panel, Row
 from starling_train.report.read_run import Run, series
 
-# Okabe and Ito's palette, safe for colour-blind readers. The page exchanges these exact values for its own
-# variables, so that plots follow light and dark.
-INK, GRID = "#24292f", "#d8dee4"
-BLUE, ORANGE, GREEN, RED, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"
-
 SKILL_WORDS = ("function_calling", "accuracy", "rate")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One curve: a key of `metrics.jsonl`; `spread` names the key of its standard deviation."""
-
-    key: str
-    label: str
-    colour: str = BLUE
-    spread: str = ""
-    points: bool = False
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One axis: its curves, and optionally a dashed line, limits, stacking.
-
-    `floor` and `ceiling` fix an end of the axis; below `lowest` it never reaches, so that one outlier does
-    not flatten the rest. The dashed line stands at the setting `target` of the config; with a `tolerance`,
-    that far from the first value of the metric `target`.
-    """
-
-    ylabel: str
-    lines: tuple[Line, ...]
-    target: str = ""
-    target_label: str = ""
-    tolerance: float | None = None
-    floor: float | None = None
-    ceiling: float | None = None
-    lowest: float = -math.inf
-    stacked: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One figure of the page; `reading` tells what good and bad look like."""
-
-    slug: str
-    title: str
-    reading: str
-    rows: tuple[Row, ...]
 
 
 REWARD = Panel(
@@ -184,36 +137,13 @@ PANELS = (
 )
 
 
-RANKING = Panel(
-    "ranking",
-    "Ranking of answers",
-    "K-wise loss (1.42 before training, with seven answers) and share of answer pairs in the right order, over all "
-    "pairs and by how many places lie between the two. Good: held-out follows training; distant pairs come out best. "
-    "Bad: training improves alone, so that rows are memorised.",
-    (
-        Row("loss", (Line("rm/loss", "training", BLUE), Line("eval/kwise_loss", "held-out", RED, points=True))),
-        Row(
-            "pairs right, %",
-            (
-                Line("rm/accuracy", "training", BLUE, scale=100.0),
-                Line("eval/preference_accuracy", "held-out", RED, points=True, scale=100.0),
-            ),
-        ),
-        Row(
-            "by distance, %",
-            tuple(
-                Line(f"eval/preference_accuracy_distance_{d}", f"{d} apart", colour, points=True, scale=100.0)
-                for d, colour in enumerate((BLUE, ORANGE, GREEN, RED, PURPLE, INK), start=1)
-            ),
-        ),
-    ),
-)
-
-
 def of(run: Run) -> tuple[Panel, ...]:
-    """The panels of a run's page, in order: those of a reward model's training, or of a policy's."""
+    """The panels of a run's page, in order: those of a reward model's training, of DPO, or of PPO."""
     if series(run, "rm/loss")[1]:
         return (RANKING, *(panel for panel in PANELS if panel.slug in ("optimiser", "time")))
+    if series(run, "dpo/loss")[1]:
+        shared = [panel for panel in PANELS if panel.slug in ("length", "optimiser", "time")]
+        return (PREFERENCE, *eval_panels(run, drawn=PREFERENCE), *shared)
     return (PANELS[0], *eval_panels(run), *PANELS[1:])
 
 
@@ -251,9 +181,10 @@ def skill_row(curves: tuple[Line, ...]) -> Row:
     return Row("right, %", curves, "eval/function_calling", "3 points lost", tolerance=-3.0, **limits)
 
 
-def eval_panels(run: Run) -> list[Panel]:
-    """Skills in percent, their categories, and an axis for each other number."""
-    keys = suites(run)
+def eval_panels(run: Run, drawn: Panel | None = None) -> list[Panel]:
+    """Skills in percent, their categories, and an axis for each other number but those of the panel `drawn`."""
+    shown = {line.key for row in drawn.rows for line in row.lines} if drawn else set()
+    keys = [key for key in suites(run) if key not in shown]
     skills = [key for key in keys if is_skill(key)]
     whole = [key for key in skills if parent(key, skills) is None]
     reading = (

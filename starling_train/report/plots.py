@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starling_train.config import UserError
 from starling_train.report import panels
 from starling_train.report.markup import escape
-from starling_train.report.panels import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, RED, Line, Panel, Row
+from starling_train.report.panel import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, RED, Line, Panel, Row
 from starling_train.report.read_run import Run, is_number, read, series, setting, steps_done
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from starling_train.report import plots, sections
 from starling_train.report.markup import MINUS, details, escape, number, redact, table
-from starling_train.report.panels import BLUE, GREEN, INK, RED
+from starling_train.report.panel import BLUE, GREEN, INK, RED
 from starling_train.report.read_run import Run, is_number, json_lines, read
 
 HEAD = ("", "matrix", "raw SNR", "rank before", "rank", "before", "after", "", "seconds")

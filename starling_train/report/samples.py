@@ -50,10 +50,8 @@ def _headline(pairs: list[tuple[Sample | None, Sample | None]], first: int, last
         return f'<p class="note">Samples exist for step {first} only; there is no “after” yet.</p>'
     scored = [(a["score"], b["score"]) for a, b in pairs if a and b and _has(a, "score") and _has(b, "score")]
     better = sum(after > before for before, after in scored)
-    return (
-        f"<p>The same held-out prompts at step {first} and at step {last}. The score rose on "
-        f"<strong>{better} of {len(scored)}</strong> of them.</p>"
-    )
+    rose = f" The score rose on <strong>{better} of {len(scored)}</strong> of them." if scored else ""
+    return f"<p>The same held-out prompts at step {first} and at step {last}.{rose}</p>"
 
 
 def _has(sample: Sample, key: str) -> bool:

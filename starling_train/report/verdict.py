@@ -19,7 +19,7 @@ class Finding:
 
 def findings(run: Run) -> list[Finding]:
     """Every check that the run has the numbers for."""
-    checks = (_score, _gold, _skill, _kl, _ratio, _ended, _length, _skipped)
+    checks = (_score, _preference, _gold, _skill, _kl, _ratio, _ended, _length, _skipped)
     return [finding for check in checks if (finding := check(run)) is not None]
 
 
@@ -45,6 +45,14 @@ def _score(run: Run) -> Finding | None:
         text = f"Held-out score rose by only {plain(gain)} standard deviations of the starting policy."
         return Finding(WATCH, text)
     return Finding(BAD, f"Held-out score did not rise ({plain(gain, signed=True)} starting deviations).")
+
+
+def _preference(run: Run) -> Finding | None:
+    first, last = first_last(run, "eval/preference_accuracy")
+    if first is None or last is None:
+        return None
+    text = f"Held-out pairs in the right order went from {plain(100 * first)} to {plain(100 * last)} %."
+    return Finding(GOOD if last > first else BAD, text)
 
 
 def _gold(run: Run) -> Finding | None:

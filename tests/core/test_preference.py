@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from starling_train.core.preference import kwise_loss, kwise_losses, pair_accuracy, pairs_by_distance
+from starling_train.core.preference import dpo_losses, kwise_loss, kwise_losses, pair_accuracy, pairs_by_distance
 
 
 def test_seven_equal_scores_give_log_7_factorial_over_6():
@@ -82,3 +82,43 @@ def test_pairs_by_distance_by_hand():
     right, pairs = pairs_by_distance(torch.tensor([[1.0, 2.0, 1.0, 0.0]]), None, torch.tensor([[1, 2, 2, 4]]))
     assert pairs.tolist() == [0, 2, 2, 1]
     assert right.tolist() == [0, 0.5, 2, 1]
+
+
+def test_dpo_by_hand():
+    """log-ratios 2 and -2, so h = 4: at beta 0.1 the margin is 0.4 and the loss log(1 + e^-0.4) = 0.5130153."""
+    chosen, rejected = (torch.tensor([value], requires_grad=True) for value in (-10.0, -20.0))
+    reference = torch.tensor([-12.0]), torch.tensor([-18.0])
+    found = dpo_losses(chosen, rejected, *reference, beta=0.1)
+    expected = {"loss": 0.5130153, "chosen_reward": 0.2, "rejected_reward": -0.2}
+    assert {k: float(v.detach()) for k, v in found._asdict().items()} == pytest.approx(expected, abs=1e-6)
+    found.loss.backward()  # beta x sigmoid(-0.4) = 0.1 x 0.4013123
+    assert float(chosen.grad) == pytest.approx(-0.04013123, abs=1e-7)
+    assert float(rejected.grad) == pytest.approx(0.04013123, abs=1e-7)
+
+
+def test_label_smoothing_by_hand():
+    """0.9 x 0.5130153 + 0.1 x log(1 + e^0.4) = 0.9 x 0.5130153 + 0.1 x 0.9130153."""
+    numbers = [torch.tensor([value]) for value in (-10.0, -20.0, -12.0, -18.0)]
+    assert float(dpo_losses(*numbers, beta=0.1, label_smoothing=0.1).loss) == pytest.approx(0.5530153, abs=1e-6)
+
+
+def test_ipo_by_hand():
+    """(4 - 1 / (2 x 0.1))^2 = 1; it is 0 where h = 5, and pulls back beyond it."""
+    numbers = [torch.tensor([value]) for value in (-10.0, -20.0, -12.0, -18.0)]
+    assert float(dpo_losses(*numbers, beta=0.1, kind="ipo").loss) == pytest.approx(1.0, abs=1e-5)
+    at = [float(dpo_losses(torch.tensor([h]), *[torch.zeros(1)] * 3, beta=0.1, kind="ipo").loss) for h in (4.9, 5, 5.1)]
+    assert at[1] == 0 < at[0] == pytest.approx(at[2], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind,expected", [("sigmoid", math.log(2)), ("ipo", 25.0)])
+def test_a_policy_that_is_its_reference(kind, expected):
+    numbers = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
+    found = dpo_losses(*numbers, *numbers, beta=0.1, kind=kind)
+    torch.testing.assert_close(found.loss, torch.full((7,), expected))
+    assert not found.chosen_reward.any() and not found.rejected_reward.any()
+
+
+def test_dpo_with_margins_beyond_floats():
+    """log sigmoid, not log of sigmoid: at -1000 that would be infinite."""
+    found = dpo_losses(torch.tensor([-1000.0]), *[torch.zeros(1)] * 3, beta=1.0)
+    assert float(found.loss) == 1000.0

@@ -126,6 +126,42 @@ def test_jsonl_prompts_messages_and_answers(tmp_path):
     assert data.dropped == {"does not end with a user turn": 1, "system message after the first turn": 1}
 
 
+def test_jsonl_of_pairs(tmp_path):
+    said = [{"role": "assistant", "content": "better"}]
+    file = jsonl(
+        tmp_path / "x.jsonl",
+        {"prompt": "one", "chosen": "a", "rejected": "b"},
+        {
+            "prompt": turns("two"),
+            "chosen": said,
+            "rejected": [*turns("two"), {"role": "assistant", "content": "worse"}],
+        },
+        {"prompt": "three", "chosen": "same", "rejected": " same"},
+        {"prompt": "four", "chosen": "", "rejected": "b"},
+    )
+    data = load(file)
+    assert [row.messages for row in data.rows] == [turns("one"), turns("two"), turns("three"), turns("four")]
+    answers = [[(answer.text, answer.rank) for answer in row.answers] for row in data.rows]
+    assert answers == [[("a", 1), ("b", 2)], [("better", 1), ("worse", 2)], [("same", 1)], [("b", 2)]]
+    assert data.answers_changed == {"left out: repeats a better-ranked answer": 1, "left out: empty": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ({"prompt": "x", "chosen": "a"}, "`chosen` alone; a pair needs"),
+        ({"prompt": "x", "rejected": "a"}, "`rejected` alone; a pair needs"),
+        ({"prompt": "x", "chosen": 3, "rejected": "a"}, "`chosen` is no answer"),
+        ({"prompt": "x", "chosen": "a", "rejected": []}, "`rejected` is no answer"),
+        ({"prompt": "x", "chosen": "a", "rejected": turns("b")}, "`rejected` is no answer"),
+        ({"prompt": "x", "chosen": "a", "rejected": ["b"]}, "`messages` must be a list of objects"),
+    ],
+)
+def test_pairs_that_are_none_are_named(tmp_path, row, wrong):
+    with pytest.raises(UserError, match=f"x.jsonl:1: {wrong}"):
+        load(jsonl(tmp_path / "x.jsonl", row))
+
+
 def test_answers_can_be_left_unread(tmp_path):
     file = parquet(tmp_path / "x.parquet", {"prompt": ONE_TURN})
     assert load(file, answers=False).rows == [Row(turns("Hi there"))]

@@ -19,10 +19,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run(out: Path, world: int, stage: int, critic: str, steps: int, dtype="float32", after=0) -> dict:
+def run(
+    out: Path, world: int, stage: int, critic: str, steps: int, dtype="float32", after=0, script: Path = SCRIPT
+) -> dict:
     """Metrics of the steps and bytes of optimizer state by process; the state lies beside `out`."""
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", str(free_port())]
-    arguments = [SCRIPT, stage, critic, steps, out, dtype, after]
+    arguments = [script, stage, critic, steps, out, dtype, after]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     done = subprocess.run(
         [sys.executable, *torchrun, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300

@@ -29,7 +29,7 @@ def test_every_freeze_key_that_selects_reaches_the_selection(monkeypatch):
     given = {}
     monkeypatch.setattr(selection, "select", lambda records, **settings: given.update(settings) or [])
     setup.select(FreezeConfig(), {}, seed=3)
-    elsewhere = {"dialect", "scan", "embeddings", "head", "norms"}
+    elsewhere = {"dialect", "scan", "embeddings", "head", "norms", "adapter", "lora"}
     assert set(given) == {field.name for field in fields(FreezeConfig)} - elsewhere | {"seed"}
 
 

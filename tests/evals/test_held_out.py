@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from starling_train.config import Config, UserError
-from starling_train.engine.budgets import Budgets
 from starling_train.engine.runtime import Runtime
 from starling_train.evals import held_out, perplexity
-from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 
 
@@ -34,11 +32,10 @@ def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, 
     small = [[token % 97 for token in window.ids] for window in held.windows]  # the tiny model's vocabulary
     held.windows = [perplexity.Window(ids, w.predicted) for ids, w in zip(small, held.windows, strict=True)]
     policy = tiny_mistral()
-    actors = Actors(policy, "head", 1)
-    budgets, runtime = Budgets(asked, None, {}, print), Runtime("cpu")
+    slots, tokens = Budget("rollout.slots", 4), Budget("algorithm.tokens_per_microbatch", 4096)
 
     def measured() -> float:
-        return held_out._perplexity(held, actors, budgets, runtime)["eval/perplexity"]
+        return held_out.skills(held, policy, asked, slots, tokens, Runtime("cpu"))["eval/perplexity"]
 
     alone = perplexity.evaluate(tiny_mistral(), held.windows, Budget("x", 4096))
     assert measured() == pytest.approx(alone.perplexity, rel=1e-5)
@@ -49,7 +46,7 @@ def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, 
 
 def test_without_the_suite_there_is_no_text(tokenizer):
     held = held_out.HeldOut.from_config(Config(), [], tokenizer)
-    assert held.windows == [] and held_out._perplexity(held, None, None, None) == {}
+    assert held.windows == [] and held_out.skills(held, None, Config(), None, None, None) == {}
 
 
 def test_a_missing_text_is_told_by_its_key(asked, tokenizer):

@@ -34,8 +34,9 @@ from wrong_inputs import (
     without,
 )
 
-from starling_train import evaluate, export, laser, plan, ppo, rm, score, serve_reward, snr
+from starling_train import dpo, evaluate, export, laser, plan, ppo, rm, score, serve_reward, snr
 from starling_train.config import Config, SnrConfig, UserError, check, check_snr
+from starling_train.config_dpo import DpoConfig, check_dpo
 from starling_train.config_evaluate import EvaluateConfig, check_evaluate
 from starling_train.config_rm import RmConfig, check_rm
 
@@ -46,6 +47,9 @@ RIGHT = {
     "algorithm.minibatches=2 rollout.max_new_tokens=12 data.eval_prompts=6 data.max_prompt_tokens=256 run_dir=run",
     "rm": "model.path={policy} data.path={here}/ranked.jsonl model.dtype=float32 cluster.device=cpu "
     "data.eval_prompts=2 rm.max_length=256 run_dir=run",
+    "dpo": "model.path={policy} data.path={here}/ranked.jsonl model.dtype=float32 cluster.device=cpu "
+    "freeze.top_percent=50 data.eval_prompts=2 data.max_prompt_tokens=128 dpo.max_length=256 "
+    "evaluation.responses=2 rollout.max_new_tokens=12 run_dir=run",
     "snr": "model.path={policy} cluster.device=cpu freeze.top_percent=50 run_dir=run",
     "score": "reward.path={reward} reward.dtype=float32 cluster.device=cpu input={here}/asked.jsonl "
     "output={here}/scores.jsonl",
@@ -58,11 +62,12 @@ RIGHT = {
     "export": "run_dir={run} output={here}/model",
 }
 MAIN = {
-    "ppo": ppo.main, "rm": rm.main, "snr": snr.main, "score": score.main, "serve_reward": serve_reward.main,
-    "evaluate": evaluate.main, "plan": plan.main, "laser": laser.main, "export": export.main,
+    "ppo": ppo.main, "rm": rm.main, "dpo": dpo.main, "snr": snr.main, "score": score.main,
+    "serve_reward": serve_reward.main, "evaluate": evaluate.main, "plan": plan.main, "laser": laser.main,
+    "export": export.main,
 }  # fmt: skip
 SCHEMAS = {
-    "ppo": (Config, check), "rm": (RmConfig, check_rm), "snr": (SnrConfig, check_snr),
+    "ppo": (Config, check), "rm": (RmConfig, check_rm), "dpo": (DpoConfig, check_dpo), "snr": (SnrConfig, check_snr),
     "score": (score.ScoreConfig, score.check), "serve_reward": (serve_reward.ServeConfig, serve_reward.check),
     "evaluate": (EvaluateConfig, check_evaluate), "plan": (plan.PlanConfig, plan.check),
     "laser": (laser.LaserConfig, laser.check),
@@ -118,19 +123,19 @@ POLICY = [
     a("ppo", "model.path=''", "model.path: not set", "give"),
     *[
         a(command, "model.path={here}/nowhere", "model.path: no such directory", "give")
-        for command in ("ppo", "rm", "snr")
+        for command in ("ppo", "rm", "dpo", "snr")
     ],
-    *[a(command, "model.path={long}", "model.path: ", "check it") for command in ("ppo", "rm", "snr")],
+    *[a(command, "model.path={long}", "model.path: ", "check it") for command in ("ppo", "rm", "dpo", "snr")],
     *[
         a(command, "model.path=nobody/no-such-model", "model.path: 'nobody/no-such-model'", "download")
-        for command in ("ppo", "rm", "snr")
+        for command in ("ppo", "rm", "dpo", "snr")
     ],
     a("ppo", "model.path={here}/prompts.jsonl", "model.path: ", "give"),
     a("ppo", "model.path={here}/gone", "model.path: no such directory", make=link("gone")),
     a("ppo", "model.path={here}/empty", "model.path: ", "config.json", "give", make=folder("empty")),
     *[
         a(command, HERE_POLICY, "model.path: ", "config.json", "download", make=make)
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
         for make in (
             cut("policy", "config.json"),
             spoiled("policy", "config.json", ""),
@@ -173,7 +178,7 @@ POLICY = [
             "config.json",
             make=settings("policy", vocab_size=33000),
         )
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
     ],
     a("ppo", HERE_POLICY, "model.path: ", "has shape", "config.json", make=settings("policy", intermediate_size=128)),
     a(
@@ -202,7 +207,7 @@ POLICY = [
     ),
     *[
         a(command, HERE_POLICY, "model.safetensors: truncated or damaged", "download", make=make)
-        for command in ("ppo", "rm", "snr")
+        for command in ("ppo", "rm", "dpo", "snr")
         for make in (
             cut("policy", "model.safetensors"),
             spoiled("policy", "model.safetensors", b"\xff" * 99),
@@ -218,7 +223,7 @@ POLICY = [
             "download",
             make=spoiled("policy", "model.safetensors", None),
         )
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
     ],
     a("snr", HERE_POLICY, "model.path: ", "no", make=spoiled("policy", "model.safetensors", None)),
     a(
@@ -238,7 +243,7 @@ POLICY = [
             "download",
             make=without("model.norm.weight"),
         )
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
     ],
     a(
         "ppo",
@@ -282,7 +287,7 @@ POLICY = [
             "download",
             make=code_in("policy"),
         )
-        for command in ("ppo", "rm", "snr")
+        for command in ("ppo", "rm", "dpo", "snr")
     ],
     a("ppo", "data.max_prompt_tokens=200000", "rollout.max_new_tokens: ", "positions", "lower"),
     a("rm", "rm.max_length=200000", "rm.max_length: ", "positions", "lower"),
@@ -464,7 +469,7 @@ DATA = [
     a("ppo", "data.path=''", "data.path: not set", "give"),
     *[
         a(command, f"data.path={{here}}/{name}", name, "check data.path")
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
         for name in ("nowhere.parquet", "nowhere.jsonl")
     ],
     a("ppo", "data.path={long}", "x", "check data.path"),
@@ -479,12 +484,12 @@ DATA = [
     a("ppo", "data.path={here}/empty", "empty: no .parquet file", "give", make=folder("empty")),
     *[
         a(command, DATA_FILE, "data.jsonl: no usable row is left", "check", make=text("data.jsonl", content))
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
         for content in ("", "\n\n", '{"prompt": " "}\n')
     ],
     *[
         a(command, DATA_FILE, "data.jsonl:2: ", says, make=text("data.jsonl", b'{"prompt": "hi"}\n' + line + b"\n"))
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
         for line, says in (
             (b'{"prompt": ', "every line must be one JSON object"),
             (b"[1]", "every line must be one JSON object"),
@@ -521,7 +526,7 @@ DATA = [
     ),
     *[
         a(command, PARQUET, "data.parquet: not a readable parquet file", "download", make=text("data.parquet", content))
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
         for content in ("", "PAR1 garbage")
     ],
     a("ppo", PARQUET, "data.parquet: ", "download", make=lambda world: broken_parquet(world)),
@@ -545,13 +550,13 @@ DATA = [
     a("ppo", "data.path=nobody/no-such-data", "nobody/no-such-data: no such directory here", "hub"),
     *[
         a(command, "data.exclude=[{here}/nowhere.jsonl]", "nowhere.jsonl: no such file", "check data.exclude")
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
     ],
     a("ppo", "data.exclude=[{here}/prompts.jsonl]", "prompts.jsonl: no usable row is left", "data.exclude"),
     a("ppo", "data.exclude=[{here}/no.txt]", "no.txt: not UTF-8", "save", make=text("no.txt", b"\xff")),
     a("ppo", "data.exclude=[{here}/no.jsonl]", "no.jsonl:1: ", "see data.exclude", make=rows("no.jsonl", {"a": 1})),
     a("ppo", "data.max_prompt_tokens=5", "data.max_prompt_tokens: 5 is less", "raise it"),
-    *[a(command, "data.eval_prompts=500", "data.eval_prompts: 500", "lower it") for command in ("ppo", "rm")],
+    *[a(command, "data.eval_prompts=500", "data.eval_prompts: 500", "lower it") for command in ("ppo", "rm", "dpo")],
 ]
 
 
@@ -564,25 +569,74 @@ def broken_parquet(world: World) -> None:
     file.write_bytes(content)
 
 
+PAIR = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+REFERENCE = '{"step": 0, "identity": {"base": "x", "data": "x", "dtype": "float32", "max_length": 256}}\n'
+PAIRS = [
+    *[
+        a("dpo", DATA_FILE, "data.jsonl:1: ", says, "a pair needs", make=rows("data.jsonl", row))
+        for row, says in (
+            ({"prompt": "Hi", "chosen": "a"}, "`chosen` alone"),
+            ({"prompt": "Hi", "rejected": "a"}, "`rejected` alone"),
+        )
+    ],
+    *[
+        a("dpo", DATA_FILE, "data.jsonl:1: ", says, "give text", make=rows("data.jsonl", PAIR | changed))
+        for changed, says in (
+            ({"chosen": 3}, "`chosen` is no answer"),
+            ({"rejected": None}, "`rejected` is no answer"),
+            ({"rejected": []}, "`rejected` is no answer"),
+            ({"chosen": [{"role": "user", "content": "a"}]}, "`chosen` is no answer"),
+        )
+    ],
+    *[
+        a("dpo", DATA_FILE, "data.path: ", "all 1 rows are without", "`chosen`", make=rows("data.jsonl", row))
+        for row in (PAIR | {"rejected": " a"}, PAIR | {"chosen": ""}, GOOD, RANKED)
+    ],
+    a("dpo", "data.max_prompt_tokens=5", "data.max_prompt_tokens: 5 is less", "raise it"),
+    a("dpo", "dpo.max_length=128", "dpo.max_length: 128 has no place", "raise it"),
+    a("dpo", "dpo.max_length=200000", "dpo.max_length: ", "positions", "lower"),
+    a("dpo", "dpo.beta=0", "dpo.beta: 0 is out of range", "give"),
+    a("dpo", "dpo.loss=hinge", "dpo.loss: 'hinge'", "use one of"),
+    a("dpo", "dpo.pairs=worst", "dpo.pairs: 'worst'", "use one of"),
+    a("dpo", "dpo.label_smoothing=0.5", "dpo.label_smoothing: ", "give less"),
+    a("dpo", "dpo.loss=ipo dpo.label_smoothing=0.1", "dpo.label_smoothing: ", "use 0"),
+    a("dpo", "evaluation.responses=3", "evaluation.responses: 3 exceeds", "lower it"),
+    a("dpo", "evaluation.suites=[chess]", "evaluation.suites: 'chess'", "use some of"),
+    a("dpo", "evaluation.suites=[function_calling] evaluation.function_calling.path={here}", "BFCL_v4", "give"),
+    a("dpo", "+recipe=small", "optim.critic_learning_rate: no such key", "use one of"),
+    a("dpo", "model.attention=flash_attention_2", "model.attention: needs", "use sdpa"),
+    a("dpo", "optim.eight_bit=true", "optim.eight_bit: needs", "use false"),
+    a("dpo", "optim.betas=[0.9]", "optim.betas: ", "give two numbers"),
+    a("dpo", HERE_POLICY, "model.path: ", "<|end_of_turn|>", "use an Openchat", make=no_end_of_turn),
+    a("dpo", HERE_POLICY, "model.path: no usable tokenizer", "download", make=cut("policy", "tokenizer.json")),
+    a("dpo", "run_dir={here}/other", "run_dir: ", "of another model", "another run_dir",
+      make=text("other/reference.jsonl", REFERENCE)),
+    *[
+        a("dpo", "run_dir={here}/other", "run_dir: line 1 of ", "is damaged", "another run_dir",
+          make=text("other/reference.jsonl", content))
+        for content in ("{}\n", "nothing\n", DEEP + "\n")
+    ],
+]  # fmt: skip
+
 SETTINGS = [
     *[a("ppo", f"freeze.top_percent={value}", "freeze.top_percent: ", "give") for value in ("-1", "101", "0", "nan")],
     *[
         a(command, "freeze.method=snr freeze.top_percent=10", "freeze.top_percent: 10 selects no matrix", "raise it")
-        for command in ("ppo", "rm", "snr")
+        for command in ("ppo", "rm", "dpo", "snr")
     ],
     *[
         a(command, "freeze.method=layers", "freeze.layers: empty", "give layer numbers")
-        for command in ("ppo", "rm", "snr")
+        for command in ("ppo", "rm", "dpo", "snr")
     ],
     *[
         a(command, "freeze.method=layers freeze.layers=[99]", "freeze.layers: the model has no layer 99", "0 to 3")
-        for command in ("ppo", "rm", "snr")
+        for command in ("ppo", "rm", "dpo", "snr")
     ],
     a("ppo", "freeze.max_trainable=3", "freeze.max_trainable: 3", "raise it"),
     a("ppo", "freeze.lowest_layer=99", "freeze.top_percent: ", "lower freeze.lowest_layer"),
     *[
         a(command, "freeze.method=snr freeze.scan={here}/scan.json", says, "make it with", make=make)
-        for command in ("ppo", "rm", "snr")
+        for command in ("ppo", "rm", "dpo", "snr")
         for says, make in (
             ("freeze.scan: ", None),
             ("freeze.scan: ", folder("scan.json")),
@@ -618,19 +672,19 @@ SETTINGS = [
     ),
     *[
         a(command, "logging.wandb=online", "logging.wandb: online, but there is no login", "wandb login")
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
     ],
     *[
         a(command, "run_dir={here}/file", "run_dir: ", "is a file", "give", make=text("file", "mine"))
-        for command in ("ppo", "rm", "snr", "evaluate")
+        for command in ("ppo", "rm", "dpo", "snr", "evaluate")
     ],
     *[
         a(command, "run_dir={here}/file/below", "run_dir: ", "is a file", "give", make=text("file", "mine"))
-        for command in ("ppo", "rm", "snr", "evaluate")
+        for command in ("ppo", "rm", "dpo", "snr", "evaluate")
     ],
     *[
         a(command, "run_dir=/proc/run", "run_dir: ", "/proc", "give another")
-        for command in ("ppo", "rm", "snr", "evaluate")
+        for command in ("ppo", "rm", "dpo", "snr", "evaluate")
     ],
     *[
         a(
@@ -641,7 +695,7 @@ SETTINGS = [
             "give another",
             make=text("other/config.yaml", "seed: 5\n"),
         )
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
     ],
     *[
         a(
@@ -652,7 +706,7 @@ SETTINGS = [
             "give another",
             make=text("other/config.yaml", content),
         )
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
         for content in ("", "[1, 2", "- 1\n")
     ],
     *[
@@ -664,7 +718,7 @@ SETTINGS = [
             "give another",
             make=together(text("other/summary.json", "{"), text("other/report.html", "")),
         )
-        for command in ("ppo", "rm")
+        for command in ("ppo", "rm", "dpo")
     ],
 ]
 
@@ -898,7 +952,7 @@ EXPORT = [
 ]  # fmt: skip
 
 
-CASES = [*COMMAND_LINE, *POLICY, *PLAN, *REWARD, *DATA, *SETTINGS, *FILES, *LASER, *EXPORT]
+CASES = [*COMMAND_LINE, *POLICY, *PLAN, *REWARD, *DATA, *PAIRS, *SETTINGS, *FILES, *LASER, *EXPORT]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 from starling_train.config import FreezeConfig
 from starling_train.config_model import LoraConfig
 from starling_train.models import freeze, shapes
-from starling_train.models.memory_plan import Job, Plan, Share, plan
+from starling_train.models.memory_plan import Job, Plan, Share, plan, plan_preference
 from starling_train.models.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape
 
 # 2 layers: q 8x8, k and v 4x8, o 8x8 = 192; gate, up, down 16x8 = 384; so 576 a layer, norms 2 x 8; 10 tokens
@@ -44,6 +44,20 @@ def test_adapters_lie_beside_a_base_in_four_bits():
     held = plan(TINY, None, job(dtype="bfloat16", trainable=100, adapter=True, load_in="4bit")).held
     # 2 layers x 576 weights at 0.55 bytes; 1352 - 1152 embeddings, head and norms, and the adapters, at 2
     assert list(held.values())[:2] == [1152 * 0.55 + 200 * 2 + 100 * 2, 0.0]
+
+
+def test_dpo_holds_one_policy():
+    values = {
+        "dtype": "bfloat16", "row_tokens": 40, "tokens_per_microbatch": 20, "gradient_checkpointing": False,
+        "layers_above_lowest": 1, "eight_bit": False, "slots": 2, "prompt_tokens": 10, "new_tokens": 10,
+    }  # fmt: skip
+    found = plan_preference(TINY, 1352, 576, **values)
+    assert list(found.held.values()) == [1352 * 2, 576 * 12]  # weights; moments and master copies
+    # keys and values of 2 slots x 20 tokens, 2 layers x 2 x 4 numbers of 2 bytes
+    assert found.rollout["KV cache"] == 2 * 20 * 2 * 2 * 4 * 2
+    assert found.update["gradients"] == 576 * 2 and found.update["logits, one chunk"] == 3 * 40 * 10 * 4
+    alone = plan_preference(TINY, 1352, 576, **values | {"slots": 0, "tokens_per_microbatch": 80})
+    assert alone.rollout == {} and alone.update["activations"] == 2 * found.update["activations"]  # 80 tokens, not 40
 
 
 def test_phases():

@@ -214,15 +214,16 @@ def test_adaptive_kl_and_critic_warm_up(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_toy_shows_what_it_promises(toy, tmp_path):
-    """The demo: reward rises by a standard deviation, true quality rises, the skill stays."""
+@pytest.mark.parametrize("recipe", ["toy", "toy_lora"])
+def test_the_toy_shows_what_it_promises(toy, tmp_path, recipe):
+    """The demo, and with adapters: reward rises by a standard deviation, true quality rises, the skill stays."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "starling_train.ppo", "+recipe=toy"], cwd=tmp_path, check=True, env=environment
+        [sys.executable, "-m", "starling_train.ppo", f"+recipe={recipe}"], cwd=tmp_path, check=True, env=environment
     )
     print(f"seconds: {time.monotonic() - began:.0f}")
-    rows = metrics(tmp_path / "runs" / "toy")
+    rows = metrics(tmp_path / "runs" / recipe)
     first, last = rows[0], rows[-1]
     assert last["eval/score_mean"] >= first["eval/score_mean"] + first["eval/score_std"]
     assert last["eval/gold_mean"] > first["eval/gold_mean"]
@@ -230,4 +231,4 @@ def test_the_toy_shows_what_it_promises(toy, tmp_path):
     kl = [row["kl/reference"] for row in rows[1:]]
     assert all(0 <= k < float("inf") for k in kl[1:]) and kl[-1] > 0
     assert max(row["policy/ratio_first"] for row in rows[1:]) < 1e-4
-    assert (tmp_path / "runs" / "toy" / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "runs" / recipe / "report.html").stat().st_size > 10_000

@@ -1,0 +1,137 @@
+"""The reference's log-probabilities: computed once, before the first step, and kept in the run's directory.
+
+They are numbers, not a model: no second policy is in memory while the first one trains. `reference.jsonl` has a line
+for every piece of the data that is done, so that a run that is stopped in between goes on from there.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from starling_train.config import UserError
+from starling_train.data.pairs import PairedRow
+from starling_train.engine.metrics import JsonLines, NoLines
+
+FILE = "reference.jsonl"
+PIECE = 256  # rows that are computed together, and then written: what a signal or a kill can lose
+Compute = Callable[[Sequence[PairedRow]], list[list[float]]]
+
+
+def pieces(rows: Sequence[PairedRow]) -> list[list[PairedRow]]:
+    """The rows in the pieces that they are computed in, always the same: so a resumed run has the same numbers."""
+    return [list(rows[first : first + PIECE]) for first in range(0, len(rows), PIECE)]
+
+
+def identity(base: str, settings: dict[str, Any], rows: Sequence[PairedRow], probe: Any) -> dict[str, Any]:
+    """All that they depend on. base: sha256 of the model's files. probe: some of the data as token ids."""
+    digest = hashlib.sha256(json.dumps(probe).encode())
+    for row in rows:
+        digest.update(json.dumps([row.messages, row.answers]).encode())
+    return {"base": base, "data": digest.hexdigest()} | settings
+
+
+class Reference:
+    """Log-probabilities of the answers under the policy that training starts from.
+
+    wanted: the pieces of rows that are needed. found: what `read` gave.
+    """
+
+    def __init__(self, wanted: Sequence[list[PairedRow]], who: dict[str, Any], found: list[list[list[float]]]):
+        self._wanted, self._who = wanted, who
+        self._of: dict[int, list[float]] = {}  # by a row's index; NaN for what was not a finite number
+        self._done = 0
+        for values in found[: len(wanted)]:
+            self._take(values)
+
+    def _take(self, values: list[list[float]]) -> None:
+        for row, numbers in zip(self._wanted[self._done], values, strict=True):
+            self._of[row.index] = numbers
+        self._done += 1
+
+    @property
+    def is_complete(self) -> bool:
+        return self._done == len(self._wanted)
+
+    def complete(self, compute: Compute, log: JsonLines | NoLines, say: Callable[[str], None]) -> None:
+        """Compute and write what is missing. say: told ten times how far it is, where that is far."""
+        count = len(self._wanted)
+        log.write([{"step": 0, "identity": self._who}])
+        while not self.is_complete:
+            values = compute(self._wanted[self._done])
+            shown = [[value if math.isfinite(value) else None for value in numbers] for numbers in values]
+            self._take(values)
+            log.write([{"step": self._done, "logprobs": shown, "sha256": _digest(shown)}])
+            if count >= 10 and self._done * 10 // count != (self._done - 1) * 10 // count:
+                say(f"the reference's log-probabilities: {self._done} of {count} parts are done")
+
+    def usable(self, rows: Sequence[PairedRow]) -> tuple[list[PairedRow], int]:
+        """(the rows with their numbers, without pairs with an answer that has no finite one; how many such pairs)."""
+        kept, lost = [], 0
+        for row in rows:
+            known = self._of.get(row.index)
+            if known is not None:  # else no step trains on it
+                good = [pair for pair in row.pairs if all(math.isfinite(known[i]) for i in pair)]
+                lost += len(row.pairs) - len(good)
+                row = replace(row, reference=known).only(good)
+            kept.append(row)
+        return kept, lost
+
+
+def read(path: Path, who: dict[str, Any], wanted: Sequence[list[PairedRow]]) -> list[list[list[float]]]:
+    """The pieces that the file has, in order; a line that a kill cut in half is left out.
+
+    Raises UserError if the file is damaged, or of another model, other data or other settings.
+    """
+    if not path.is_file():
+        return []
+    found: list[list[list[float]]] = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+            there = row["identity"] if number == 0 else who
+            found += [_values(row, number, wanted)] if number else []
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            raise UserError(
+                f"run_dir: line {number + 1} of {path} is damaged; put the file back, or give another run_dir"
+            ) from None
+        _check(path, there, who)
+    return found
+
+
+def _check(path: Path, there: Any, who: dict[str, Any]) -> None:
+    names = {"base": "another model", "data": "other data or another tokenizer"}
+    there = there if isinstance(there, dict) else {}
+    different = [names.get(key, "other settings") for key in who if there.get(key) != who[key]]
+    if different:
+        raise UserError(
+            f"run_dir: {path} holds the log-probabilities of {different[0]}; give those that the run began with, or "
+            "another run_dir"
+        )
+
+
+def _values(row: dict[str, Any], number: int, wanted: Sequence[list[PairedRow]]) -> list[list[float]]:
+    """The numbers of a line. Raises ValueError and the like for anything that `complete` does not write."""
+    shown = row["logprobs"]
+    fits = [len(numbers) for numbers in shown] == [len(r.answers) for r in wanted[number - 1]]
+    if row["step"] != number or row["sha256"] != _digest(shown) or not fits:
+        raise ValueError
+    return [[math.nan if value is None else float(value) for value in numbers] for numbers in shown]
+
+
+def _digest(shown: list[list[float | None]]) -> str:
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def check_complete(reference: Reference, step: int, path: Path) -> None:
+    """Raise UserError if a run that has trained already lacks them: the policy is no longer its own reference."""
+    if step and not reference.is_complete:
+        raise UserError(
+            f"run_dir: {path} is not whole, and cannot be computed from weights that have trained; put the file back, "
+            "or give another run_dir"
+        )

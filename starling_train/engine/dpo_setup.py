@@ -1,0 +1,183 @@
+"""What training on preferences needs before its first step: pairs of answers, and a policy of which a part trains."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starling_train.config import ClusterConfig, OptimConfig, UserError
+from starling_train.config_dpo import DpoConfig, DpoOptimConfig
+from starling_train.data import nectar, openchat, pairs, prompts, ranked
+from starling_train.data.pairs import PairedRow
+from starling_train.data.prompts import Prompt
+from starling_train.engine import dpo_reference, dry_run, setup
+from starling_train.engine.optim import Optimizer
+from starling_train.engine.runtime import Runtime
+from starling_train.engine.zero import ZeroOptimizer, optimizer_of
+from starling_train.models import load
+from starling_train.models.freeze import FreezeTable
+from starling_train.models.lone_policy import LonePolicy
+from starling_train.models.memory_plan import Plan, plan_preference
+from starling_train.models.shapes import Shape
+
+PROBED = 8  # rows whose token ids say which tokenizer this is
+
+
+@dataclass
+class Data:
+    """Rows to train on, rows held out (other prompts), those of their prompts to be answered, and a line about all."""
+
+    training: list[PairedRow]
+    held_out: list[PairedRow]
+    asked: list[Prompt]
+    report: str
+
+
+def load_data(config: DpoConfig, tokenizer: Any) -> Data:
+    """Read the ranked rows, drop what says nothing or is too long, split by prompt. Raises UserError."""
+    data = config.data
+    rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
+    usable, without = ranked.with_an_order(rows.rows, data.path)
+    fitting, too_long = prompts.tokenise([row.messages for row in usable], tokenizer, data.max_prompt_tokens)
+    prompt_of = {id(prompt.messages): prompt for prompt in fitting}
+    paired = pairs.make([row for row in usable if id(row.messages) in prompt_of], config.dpo.pairs, config.seed)
+    training, held_out = prompts.hold_out(paired, data.eval_prompts, config.seed)
+    asked = [prompt_of[id(row.messages)] for row in held_out[: config.evaluation.responses]]
+    dropped = rows.dropped | {ranked.NO_ORDER: without, f"longer than {data.max_prompt_tokens} tokens": too_long}
+    report = (
+        f"{len(training)} training prompts with {_pairs(training)} pairs ({config.dpo.pairs}), {len(held_out)} held "
+        f"out with {_pairs(held_out)}; dropped: {setup.counts(dropped)}; answers: {setup.counts(rows.answers_changed)}"
+    )
+    return Data(training, held_out, asked, report)
+
+
+def _pairs(rows: list[PairedRow]) -> int:
+    return sum(len(row.pairs) for row in rows)
+
+
+def check_lengths(config: DpoConfig, model_config: Any, tokenizer: Any) -> None:
+    """Raise UserError if an answer can outgrow the model's positions, or ids its vocabulary."""
+    setup.check_lengths(config, model_config, tokenizer)
+    if config.dpo.max_length > model_config.max_position_embeddings:
+        raise UserError(
+            f"dpo.max_length: {config.dpo.max_length} is more than the model's {model_config.max_position_embeddings} "
+            "positions; lower it"
+        )
+
+
+def check_shares(config: DpoConfig, runtime: Runtime) -> None:
+    """Raise UserError if a process would have no prompt to see to."""
+    setup.check_share("dpo.prompts_per_step", config.dpo.prompts_per_step, runtime)
+    setup.check_share("data.eval_prompts", config.data.eval_prompts, runtime)
+    if config.evaluation.responses:
+        setup.check_share("evaluation.responses", config.evaluation.responses, runtime)
+
+
+def steps(config: DpoConfig, rows: int) -> int:
+    return prompts.steps(rows, config.dpo.prompts_per_step, config.dpo.epochs)
+
+
+def optim(config: DpoOptimConfig, total: int) -> OptimConfig:
+    """The optimizer's settings. total: steps of the run, which the warm-up is a share of."""
+    values = {key: value for key, value in vars(config).items() if key != "warmup_percent"}
+    return OptimConfig(**values, warmup_steps=int(total * config.warmup_percent / 100))
+
+
+def optimizer(
+    net: LonePolicy, config: OptimConfig, cluster: ClusterConfig, runtime: Runtime
+) -> Optimizer | ZeroOptimizer:
+    """AdamW over what trains."""
+    made = optimizer_of(net, (net.trainable(), {}), config, cluster, runtime)
+    net.look_again()  # DeepSpeed has hung hooks onto the layers
+    return made
+
+
+def find_reference(
+    config: DpoConfig, run: Path, data: Data, base: str, tokenizer: Any, runtime: Runtime
+) -> dpo_reference.Reference:
+    """The reference's log-probabilities, as far as an earlier start has computed them. Raises UserError.
+
+    base: sha256 of the model's files. Only rows that some step trains on are computed, and the held-out ones.
+    """
+    count, per_step = len(data.training), config.dpo.prompts_per_step
+    stream = prompts.PromptStream(range(count), per_step, config.seed)
+    used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
+    training = [row for place, row in enumerate(data.training) if place in used]
+    wanted = dpo_reference.pieces(training) + dpo_reference.pieces(data.held_out)
+    probe = [openchat.encode(row.messages, tokenizer) for row in [*training, *data.held_out][:PROBED]]
+    settings = {"dtype": config.model.dtype, "max_length": config.dpo.max_length}
+    rows = [row for piece in wanted for row in piece]
+    who = dpo_reference.identity(base, settings, rows, probe)
+    found = runtime.from_first(lambda: dpo_reference.read(run / dpo_reference.FILE, who, wanted))
+    return dpo_reference.Reference(wanted, who, found)
+
+
+def usable(data: Data, reference: dpo_reference.Reference) -> Data:
+    """The data with the reference's log-probabilities; pairs without a finite one are dropped, and the line says so.
+
+    Raises UserError if none is left. A training row without pairs keeps its place, or later steps had other rows.
+    """
+    (training, lost), (held_out, held_out_lost) = map(reference.usable, (data.training, data.held_out))
+    if not any(row.pairs for row in training):
+        raise UserError(
+            "model.path: not one answer of a training pair has a finite log-probability under it; check its weights, "
+            "or use model.dtype=float32"
+        )
+    report = (
+        f"{lost} training pairs and {held_out_lost} held-out ones dropped: the reference's log-probability of an "
+        "answer is not finite"
+        if lost + held_out_lost
+        else "the reference's log-probabilities are known"
+    )
+    return Data(training, [row for row in held_out if row.pairs], data.asked, report)
+
+
+def describe(config: DpoConfig) -> str:
+    """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
+    directory = load.resolve(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = load.load_config(directory, "model.path")
+    tokenizer = setup.load_tokenizer(config, directory)
+    check_lengths(config, model_config, tokenizer)
+    table, memory = planned(config, directory, model_config)
+    pairs_found, count = "  (not a local path: read when the run starts)", ""
+    if Path(config.data.path).expanduser().exists():
+        data = load_data(config, tokenizer)
+        pairs_found, count = f": {data.report}", f", {steps(config, len(data.training))} steps"
+    dpo = config.dpo
+    return "\n".join(
+        [
+            f"run        {config.name}: DPO ({dpo.loss}, beta {dpo.beta:g}), {dpo.epochs:g} epochs of "
+            f"{dpo.prompts_per_step} prompts a step{count}",
+            f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
+            f"{len(tokenizer)} tokens), {config.model.dtype}",
+            f"pairs      {config.data.path}{pairs_found}",
+            f"trains     {dry_run.selection(config.freeze)}",
+            "",
+            table.render(),
+            "",
+            "memory, one process",
+            memory.render(),
+        ]
+    )
+
+
+def planned(config: DpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+    table = dry_run.what_trains(config.freeze, directory, model_config, config.seed)
+    evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)
+    memory = plan_preference(
+        Shape.of(model_config),
+        table.parameters_of,
+        table.parameters_trained,
+        dtype=config.model.dtype,
+        row_tokens=2 * config.dpo.max_length,
+        tokens_per_microbatch=config.dpo.tokens_per_microbatch,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        layers_above_lowest=model_config.num_hidden_layers - min(table.lowest_layer, model_config.num_hidden_layers),
+        eight_bit=config.optim.eight_bit,
+        slots=config.rollout.slots if evaluates else 0,
+        prompt_tokens=config.data.max_prompt_tokens,
+        new_tokens=config.rollout.max_new_tokens,
+        adapter=bool(config.freeze.adapter),
+        load_in=config.model.load_in,
+    )
+    return table, memory

@@ -1,0 +1,41 @@
+"""How good is a policy that learns from preferences now? Held-out pairs, answers to their prompts, and skills."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from starling_train.config_dpo import DpoConfig
+from starling_train.engine import dpo_update
+from starling_train.engine.dpo_update import EncodedRow
+from starling_train.engine.runtime import Runtime
+from starling_train.evals import held_out as held_out_suite
+from starling_train.evals.held_out import HeldOut
+from starling_train.models.budget import Budget
+from starling_train.models.lone_policy import LonePolicy
+
+
+@torch.no_grad()
+def evaluate(
+    held_out: HeldOut,
+    net: LonePolicy,
+    pieces: Sequence[Sequence[EncodedRow]],
+    config: DpoConfig,
+    tokens: Budget,
+    slots: Budget,
+    runtime: Runtime,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(`eval/*` metrics, rows for samples.jsonl). pieces: the held-out pairs, see `dpo_update.evaluate`.
+
+    Prompts are answered as in `ppo`'s evaluation, with the same random numbers at every evaluation; nothing scores the
+    answers but own functions.
+    """
+    metrics = dpo_update.evaluate(net, pieces, config.dpo, tokens, runtime)
+    rows: list[dict[str, Any]] = []
+    if held_out.prompts:
+        rollout, conversations = held_out_suite.draw(held_out, net.policy, config, slots, runtime)
+        more: list[dict[str, Any]] = [{} for _ in conversations]
+        rows, measured = held_out_suite.described(held_out, rollout, conversations, more, runtime)
+        metrics |= measured
+    metrics |= held_out_suite.skills(held_out, net.policy, config, slots, tokens, runtime)
+    return metrics, rows[: config.logging.samples]

@@ -1,0 +1,51 @@
+"""What a plot of a report is made of, as data: keys, labels with units, colours, and how to read it."""
+
+import math
+from dataclasses import dataclass
+
+# Okabe and Ito's palette, safe for colour-blind readers. The page exchanges these exact values for its own
+# variables, so that plots follow light and dark.
+INK, GRID = "#24292f", "#d8dee4"
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: a key of `metrics.jsonl`; `spread` names the key of its standard deviation."""
+
+    key: str
+    label: str
+    colour: str = BLUE
+    spread: str = ""
+    points: bool = False
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One axis: its curves, and optionally a dashed line, limits, stacking.
+
+    `floor` and `ceiling` fix an end of the axis; below `lowest` it never reaches, so that one outlier does
+    not flatten the rest. The dashed line stands at the setting `target` of the config; with a `tolerance`,
+    that far from the first value of the metric `target`.
+    """
+
+    ylabel: str
+    lines: tuple[Line, ...]
+    target: str = ""
+    target_label: str = ""
+    tolerance: float | None = None
+    floor: float | None = None
+    ceiling: float | None = None
+    lowest: float = -math.inf
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of the page; `reading` tells what good and bad look like."""
+
+    slug: str
+    title: str
+    reading: str
+    rows: tuple[Row, ...]
