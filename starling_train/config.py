@@ -191,6 +191,11 @@ SUITES = ("function_calling", "perplexity")
 
 def check_ppo_adapter(config: Config) -> None:
     """Check what PPO with adapters needs. Raises UserError."""
+    if config.model.load_in == "8bit" and config.rollout.engine == "slots":
+        raise UserError(
+            "model.load_in: the 8-bit products of bitsandbytes wait for the GPU and cannot be captured in the graphs "
+            "of rollout.engine=slots; use 4bit, or rollout=hf"
+        )
     if config.freeze.adapter and config.algorithm.critic == "separate":
         raise UserError(
             "algorithm.critic: separate trains a whole copy; with freeze.adapter=lora use head, or twin for adapters "

@@ -50,6 +50,9 @@ def check_freeze(freeze: FreezeConfig) -> None:
         )
     if freeze.method in ("snr", "random", "lowest") and freeze.top_percent == 0:
         raise UserError("freeze.top_percent: 0 selects nothing to train; give a percentage above 0, e.g. 25")
+    for key in ("max_trainable", "max_memory_gb"):
+        if freeze.adapter and getattr(freeze, key) is not None:
+            raise UserError(f"freeze.{key}: counts whole matrices; with freeze.adapter use freeze.top_percent")
     for key in ("embeddings", "norms"):
         if freeze.adapter and getattr(freeze, key):
             raise UserError(f"freeze.{key}: adapters are for matrices; leave it out, or freeze.adapter")

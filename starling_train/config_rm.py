@@ -92,8 +92,9 @@ def check_rm(config: RmConfig) -> None:
             raise UserError(f"{key}: not set; give {what}, or start from a recipe (+recipe=starling_rm_7b)")
     check_freeze(config.freeze)
     check_betas(config.optim.betas)
-    if config.rm.fresh and config.freeze.method != "none":
-        raise UserError(f"rm.fresh: freeze.method={config.freeze.method} would freeze random weights; use freeze=none")
+    if config.rm.fresh and (config.freeze.method != "none" or config.freeze.adapter):
+        what = "freeze.adapter" if config.freeze.adapter else f"freeze.method={config.freeze.method}"
+        raise UserError(f"rm.fresh: {what} would freeze random weights; use freeze=none, without an adapter")
     if config.model.load_in:
         raise UserError("model.load_in: the weights of a reward model in training are not quantised; leave it out")
     if config.rm.trailing_newline and config.rm.kind != "starling_34b":

@@ -106,7 +106,8 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             console.phase("update")
             metrics = {"step": step, "episodes": state.episodes + len(whole_batch)}
             with stop.updating():
-                net.train()  # no dropout in it: only gradient checkpointing asks
+                net.train()
+                runtime.seed_all("update", step)  # for the dropout of adapters; nothing else in it is random
                 rate = optimizer.set_step(step, steps)
                 metrics |= ranking.update(net, optimizer, batch, config.rm, runtime, budget)
                 metrics["optim/learning_rate"] = rate

@@ -18,12 +18,16 @@ from starling_train.engine.places import disk_errors
 from starling_train.engine.run_lock import RunLock
 from starling_train.engine.runtime import Runtime
 
-# May be changed between two starts of a run: they change neither its data nor what one step computes, but for
-# algorithm.steps, which makes a run longer and with it a schedule that falls to 0 at its end.
+# May be changed between two starts of a run: they change neither its data nor what one step computes (but for rounding,
+# where sequences go through a model in other groups), but for algorithm.steps, which makes a run longer and with it a
+# schedule that falls to 0 at its end.
 FREE_TO_CHANGE = ("name", "run_dir", "dry_run", "debug", "prepare", "cluster", "checkpoint", "logging", "evaluation")
 FREE_TO_CHANGE_KEYS = (
     "algorithm.steps",
     "algorithm.prefix_device_gb",
+    "algorithm.tokens_per_microbatch",
+    "rm.tokens_per_microbatch",
+    "dpo.tokens_per_microbatch",
     "reward.device_map",
     "reward.url",
     "reward.token_env",

@@ -239,8 +239,8 @@ def adapter_files(config: Config, table: freeze.FreezeTable, prefix: str) -> Bes
     """Writes the adapters as PEFT reads them into each checkpoint; None without adapters. prefix: of their names."""
     if not config.freeze.adapter:
         return None
-    lora, path = config.freeze.lora, config.model.path
-    return lambda directory, tensors: adapters.write(directory, tensors, prefix, table.names, lora, path)
+    model = config.freeze.lora, config.model.path, config.model.revision
+    return lambda directory, tensors: adapters.write(directory, tensors, prefix, table.names, *model)
 
 
 def whole_policy(config: Config, directory: Path, policy: nn.Module) -> nn.Module:

@@ -27,7 +27,6 @@ def left_out(step: int, scores: Tensor, fit: Tensor, conversations: Sequence[lis
 def too_many(path: Path) -> UserError:
     """The error that a run stops with."""
     return UserError(
-        f"optim: in {STEPS_IN_A_ROW} steps in a row every update had a loss or gradient that is not finite; the state "
-        "is saved. "
+        f"optim: {STEPS_IN_A_ROW} steps in a row had no update with numbers that are finite; the state is saved. "
         f"Lower optim.learning_rate, or look at the samples in {path}"
     )

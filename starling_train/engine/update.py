@@ -182,7 +182,7 @@ def _nothing(actors: Actors, experience: Experience) -> tuple[MicroBatch, Tensor
     """A micro-batch for nothing but the exchange: of this process's own sequences none may be left, or fit."""
     batch = micro_batch([[0]], [[0]], experience.logprobs.device)
     if experience.prefix is None:
-        return batch, actors.start(batch)
+        return batch, None
     policy = actors.policy  # as for the others, without the layers below, whose weights ZeRO-3 would have to gather
     return batch, torch.zeros(1, policy.config.hidden_size, dtype=policy.dtype, device=policy.device)
 

@@ -82,7 +82,11 @@ def evaluate(
     more = [{"score": scores[i], "kl": float(kl[i])} for i in range(len(conversations))]
     rows, measured = described(held_out, rollout, conversations, more, runtime)
     score = torch.tensor([row["score"] for row in rows])
+    is_scored = score.isfinite()
+    if left_out := int((~is_scored).sum()):  # as in a step: an odd answer must not hide the others
+        score = score[is_scored]
     metrics = {
+        "eval/unscored": left_out,
         "eval/score_mean": float(score.mean()),
         "eval/score_std": float(score.std(correction=0)),
         "eval/kl_reference": sum(row["kl"] for row in rows) / len(rows),

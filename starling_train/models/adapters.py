@@ -3,6 +3,7 @@
 Source: Hu et al. 2021, 'LoRA: Low-Rank Adaptation of Large Language Models' (arXiv 2106.09685), section 4.1.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from starling_train.config_model import LoraConfig
+from starling_train.config_values import UserError
 from starling_train.models.sharing import twin
 
 NAME = "default"  # PEFT's name of the only adapter
@@ -21,11 +23,18 @@ def add(model: nn.Module, weights: Iterable[str], config: LoraConfig) -> None:
     """Hang an adapter onto each of the matrices; the adapters train, and nothing else.
 
     weights: names of parameters, `model.layers.3.mlp.down_proj.weight`. B starts at zero, so the model computes what
-    it did; A is drawn from the global random generator.
+    it did; A is drawn from the global random generator. Raises UserError for what can have none.
     """
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(_peft_config(weights, config), model)
+    weights = list(weights)
+    try:
+        inject_adapter_in_model(_peft_config(weights, config), model)
+    except ValueError as error:
+        raise UserError(f"freeze.adapter: {str(error).splitlines()[0][:200]}; select other matrices") from error
+    names = {name.removesuffix(".weight") for name in weights}
+    if without_one := sorted(names - {name for name, _ in adapted(model)}):
+        raise UserError(f"freeze.adapter: PEFT has no adapter for {without_one[0]}; select other matrices")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
@@ -86,15 +95,25 @@ def merged(model: nn.Module, base: nn.Module | None = None) -> nn.Module:
 
 
 def write(
-    directory: Path, trainable: dict[str, Tensor], prefix: str, weights: Iterable[str], config: LoraConfig, base: str
+    directory: Path,
+    trainable: dict[str, Tensor],
+    prefix: str,
+    weights: Iterable[str],
+    config: LoraConfig,
+    base: str,
+    revision: str | None = None,
 ) -> tuple[str, ...]:
     """Write the adapters among a checkpoint's tensors as PEFT reads them; returns the names of the files.
 
-    prefix: of the policy's names in `trainable`. weights: the adapted matrices. base: the base model, for PEFT.
+    prefix: of the policy's names in `trainable`. weights: the adapted matrices. base, revision: the base model's, for
+    PEFT.
     """
     peft_config = _peft_config(weights, config, base)
-    peft_config.inference_mode = True
+    peft_config.inference_mode, peft_config.revision = True, revision
     peft_config.save_pretrained(directory)
+    values = json.loads((directory / FILES[0]).read_text())
+    values["target_modules"] = sorted(values["target_modules"])  # a set: in another order in every process
+    (directory / FILES[0]).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     tensors = {
         f"base_model.model.{name.removeprefix(prefix).replace(f'.{NAME}.', '.')}": tensor.detach().contiguous()
         for name, tensor in trainable.items()

@@ -16,6 +16,10 @@ OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+REMEDY = (
+    "train fewer matrices, use a smaller critic (algorithm.critic=head), model.gradient_checkpointing=true, or a "
+    "larger GPU"
+)
 LEAST = 1  # a sequence at a time, that is: one that is longer than the budget still goes through alone
 
 
@@ -49,10 +53,7 @@ class Budget:
                 first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             # outside of `except`: the error holds the frames, and with them the tensors, that filled the memory
             if self.amount <= LEAST:
-                raise UserError(
-                    f"{self.key}: out of memory even at {self.amount} ({first}); train fewer matrices, use a smaller "
-                    "critic (algorithm.critic=head), model.gradient_checkpointing=true, or a larger GPU"
-                )
+                raise UserError(f"{self.key}: out of memory even at {self.amount} ({first}); {REMEDY}")
             self.amount = max(LEAST, self.amount // 2)
             undo()
             if torch.cuda.is_available():
@@ -69,9 +70,11 @@ class Budget:
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            if self.amount <= LEAST:
+                raise UserError(f"{self.key}: out of memory even at {self.amount}; {REMEDY}") from error
             raise UserError(
-                f"{self.key}: out of memory at {self.amount}; start again with {self.key}="
-                f"{max(LEAST, self.amount // 2)}: the run goes on from its last checkpoint"
+                f"{self.key}: out of memory at {self.amount}; start again with {self.key}={self.amount // 2}: the run "
+                "goes on from its last checkpoint"
             ) from error
 
 

@@ -130,12 +130,14 @@ def apply(
     selected = list(selected)
     parameters = _parameters(model)
     names = _match(selected, parameters)
-    if selected != [EVERYTHING]:
-        _check_tied(model, embeddings, head)
+    if selected != [EVERYTHING] or rank is not None:
+        _check_tied(model, embeddings, head, rank)
         groups = {p.name: p.group for p in parameters}
         names |= set(besides(groups, names, embeddings=embeddings, head=head, norms=norms))
     if rank is not None:
         names = {p.name for p in parameters if p.name in names and (p.matrices or (head and p.group == "head"))}
+        if odd := next((p.name for p in parameters if p.name in names and len(p.shape) != 2), None):
+            raise UserError(f"freeze.adapter: {odd} is no single matrix, and adapters are for those; leave it out")
     if not names:
         raise UserError("freeze.method: nothing would train; select matrices, or set freeze.embeddings, head or norms")
     for name, parameter in model.named_parameters():
@@ -182,9 +184,12 @@ def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
     return names
 
 
-def _check_tied(model: nn.Module, embeddings: bool, head: bool) -> None:
+def _check_tied(model: nn.Module, embeddings: bool, head: bool, rank: int | None) -> None:
     output = model.get_output_embeddings()
-    if output is not None and output.weight is model.get_input_embeddings().weight and embeddings != head:
+    is_tied = output is not None and output.weight is model.get_input_embeddings().weight
+    if is_tied and head and rank is not None:
+        raise UserError("freeze.head: this model's head is its embeddings, and takes no adapter; leave freeze.head out")
+    if is_tied and embeddings != head:
         raise UserError(
             "freeze.head: this model's head and embeddings are one tensor; "
             "set freeze.embeddings and freeze.head both or neither"

@@ -199,7 +199,7 @@ def _microbatch(tokens: int, budget: int, longest: int) -> float:
 
 def _policy_bytes(policy: Shape, job: Job, size: int) -> float:
     """Adapters lie beside the weights that they are for; embeddings, head and norms are not quantised."""
-    beside = job.trainable * size if job.adapter else 0
+    beside = job.trainable * (size if job.load_in is None else 4) if job.adapter else 0  # PEFT's choice
     if job.load_in is None:
         return job.parameters * size + beside
     layers = policy.layers * policy.layer_parameters()

@@ -11,8 +11,12 @@ def twin(model: nn.Module) -> nn.Module:
     The copies keep requires_grad; buffers are copied. Outputs are bit-identical to those of a full copy, for any
     selection of trainable parameters.
     """
-    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
-    return copy.deepcopy(model, memo=frozen)
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    for module in model.modules():
+        # bitsandbytes moves an 8-bit matrix's scales from the parameter into its module's state in the first forward
+        if hasattr(module, "init_8bit_state"):
+            shared[id(module.state)] = module.state
+    return copy.deepcopy(model, memo=shared)
 
 
 def freeze_all(model: nn.Module) -> nn.Module:

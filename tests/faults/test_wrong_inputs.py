@@ -632,6 +632,35 @@ SETTINGS = [
         a(command, "freeze.method=layers freeze.layers=[99]", "freeze.layers: the model has no layer 99", "0 to 3")
         for command in ("ppo", "rm", "dpo", "snr")
     ],
+    *[
+        a(command, f"freeze.method=snr freeze.adapter=lora {setting}", says, remedy)
+        for command in ("ppo", "rm", "dpo")
+        for setting, says, remedy in (
+            ("freeze.norms=true freeze.embeddings=false", "freeze.norms: adapters are for matrices", "leave it out"),
+            ("freeze.norms=false freeze.embeddings=true", "freeze.embeddings: adapters are for", "leave it out"),
+            ("freeze.norms=false freeze.embeddings=false freeze.lora.rank=0", "freeze.lora.rank: 0", "give"),
+            (
+                "freeze.norms=false freeze.embeddings=false freeze.max_trainable=9",
+                "freeze.max_trainable: ",
+                "top_percent",
+            ),
+        )
+    ],
+    a("ppo", "freeze.adapter=qlora", "freeze.adapter: 'qlora'", "use one of"),
+    a("ppo", "freeze.adapter=lora freeze.lora.dropout=0.1", "freeze.lora.dropout: ", "use 0"),
+    a("ppo", "freeze.adapter=lora algorithm.critic=separate", "algorithm.critic: separate", "use head"),
+    a("ppo", "model.load_in=4bit", "model.load_in: weights in 4bit cannot train", "use freeze.adapter=lora"),
+    a("ppo", "freeze.adapter=lora model.load_in=4bit", "model.load_in: needs an NVIDIA GPU", "use null"),
+    a("dpo", "freeze.adapter=lora model.load_in=4bit", "model.load_in: needs an NVIDIA GPU", "use null"),
+    a("ppo", "freeze.adapter=lora model.load_in=8bit", "model.load_in: the 8-bit products", "use 4bit"),
+    a("ppo", "freeze.adapter=lora model.load_in=4bit cluster.zero_stage=3", "model.load_in: quantised", "zero_stage=2"),
+    a("rm", "model.load_in=4bit", "model.load_in: ", "leave it out"),
+    a(
+        "rm",
+        "rm.fresh=true freeze.adapter=lora freeze.norms=false freeze.embeddings=false",
+        "rm.fresh: freeze.adapter would freeze random weights",
+        "without an adapter",
+    ),
     a("ppo", "freeze.max_trainable=3", "freeze.max_trainable: 3", "raise it"),
     a("ppo", "freeze.lowest_layer=99", "freeze.top_percent: ", "lower freeze.lowest_layer"),
     *[

@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
+from starling_train.config import UserError
 from starling_train.config_model import LoraConfig
 from starling_train.core.logprobs import token_logprobs
 from starling_train.engine.batching import micro_batch
-from starling_train.models import adapters, freeze
+from starling_train.models import adapters, freeze, load
 from starling_train.models.actors import Actors
 
 WEIGHTS = ["model.layers.1.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight", "lm_head.weight"]
@@ -129,6 +130,48 @@ def test_plain_peft_reads_what_is_written(tiny_mistral, tmp_path):
     peft = PeftModel.from_pretrained(loaded, tmp_path / "step")
     torch.testing.assert_close(logits(peft), logits(model), rtol=1e-6, atol=1e-6)
     assert {name for name, _ in adapters.adapted(peft.base_model.model)} == {n.removesuffix(".weight") for n in WEIGHTS}
+
+
+@pytest.mark.parametrize("load_in", ["4bit", "8bit"])
+def test_a_quantised_base_is_shared_and_merged_into_the_plain_one(tmp_path, load_in):
+    """Policy, reference and critic compute with the same quantised weights; what is written has the plain ones."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is for GPUs, and an extra of its own")
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": 97}  # blocks of 64
+    torch.manual_seed(0)
+    base = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=1))
+    base.save_pretrained(tmp_path)
+    weights = WEIGHTS[:2]
+    model = load.load_causal_lm(tmp_path, "model.path", dtype="float32", load_in=load_in)
+    torch.manual_seed(1)
+    adapters.add(model, weights, LORA)
+    actors = Actors(model, "twin", lowest=1)
+    batch = micro_batch(PROMPTS, RESPONSES, "cpu")
+    with torch.no_grad():  # with gradients bitsandbytes takes other kernels
+        fresh = actors(batch).logprobs  # B is zero
+    torch.testing.assert_close(actors.reference_logprobs(batch), fresh, rtol=1e-5, atol=1e-5)
+    packed = [name for name, p in model.named_parameters() if not p.is_floating_point()]
+    theirs = dict(actors.reference.named_parameters())
+    assert len(packed) == 7 * len(model.model.layers)
+    assert all(theirs[n.replace(".base_layer", "")] is dict(model.named_parameters())[n] for n in packed)
+    for _, layer in adapters.adapted(model):
+        torch.nn.init.normal_(layer.lora_B[adapters.NAME].weight, std=0.1)
+    merged = adapters.merged(model, load.load_causal_lm(tmp_path, "model.path", dtype="float32"))
+    layer = model.model.layers[1].mlp.down_proj
+    by_hand = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * 2
+    difference = merged.model.layers[1].mlp.down_proj.weight - base.model.layers[1].mlp.down_proj.weight
+    torch.testing.assert_close(difference, by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_what_can_have_no_adapter_is_named(tiny_mistral):
+    with pytest.raises(UserError, match=r"freeze.adapter: Target module MistralRMSNorm"):
+        adapters.add(tiny_mistral(), [*WEIGHTS, "model.layers.1.input_layernorm.weight"], LORA)
+
+
+def test_a_tied_head_takes_no_adapter(tiny_mistral):
+    model = tiny_mistral()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    with pytest.raises(UserError, match=r"freeze.head: this model's head is its embeddings"):
+        freeze.apply(model, ["model.layers.1.mlp.down_proj"], head=True, rank=2)
 
 
 def test_the_table_counts_adapters(tiny_mistral):

@@ -42,8 +42,8 @@ def test_what_is_held_in_bfloat16_with_a_twin():
 
 def test_adapters_lie_beside_a_base_in_four_bits():
     held = plan(TINY, None, job(dtype="bfloat16", trainable=100, adapter=True, load_in="4bit")).held
-    # 2 layers x 576 weights at 0.55 bytes; 1352 - 1152 embeddings, head and norms, and the adapters, at 2
-    assert list(held.values())[:2] == [1152 * 0.55 + 200 * 2 + 100 * 2, 0.0]
+    # 2 layers x 576 weights at 0.55 bytes; 1352 - 1152 embeddings, head and norms, at 2, adapters at 4
+    assert list(held.values())[:2] == [1152 * 0.55 + 200 * 2 + 100 * 4, 0.0]
 
 
 def test_dpo_holds_one_policy():
