@@ -100,6 +100,23 @@ def _compose(config_name: str) -> list[DictConfig]:
     return composed
 
 
+def configuration(arguments: list[str], schema: type = Config, config_name: str = "config") -> Any:
+    """What another command line, without the command, would ask for; raises the errors that it would end with."""
+    own = sys.argv
+    sys.argv = [own[0], *arguments]
+    try:
+        (composed,) = _compose(config_name)
+    finally:
+        sys.argv = own
+    return typed(composed, schema)
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra's command line reads it back, whatever it is made of."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{escaped}'"
+
+
 def _last_line(said: io.StringIO) -> str:
     """What argparse says in the end: `program: error: unrecognized arguments: --flag`."""
     return said.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2] or "the command line is wrong"

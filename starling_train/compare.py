@@ -1,32 +1,48 @@
 """python -m starling_train.compare +recipe=NAME: one run under several freeze strategies and seeds, side by side."""
 
 import json
+import os
+import re
+import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starling_train import assets
-from starling_train.cli import command
+from starling_train.cli import command, configuration, quoted
 from starling_train.config import Config, UserError, number, optional_number
 from starling_train.config import check as check_run
 
 if TYPE_CHECKING:
     from starling_train.engine.children import Child
 
-OWN = ("compare.", "run_dir=", "name=", "seed=", "dry_run=")  # of the command line, not for the runs
+OWN = ("compare.", "run_dir=", "name=", "dry_run=")  # of the command line, not for the runs
+ALWAYS = ("eval/score_mean", "eval/score_std", "eval/kl_reference", "eval/length_mean", "eval/eos_fraction")
+PLAIN = "freeze.adapter=null"  # where the recipe has adapters
+STRATEGIES = {
+    "snr": ["freeze.method=snr", PLAIN],
+    "lowest": ["freeze.method=lowest", PLAIN],
+    "random": ["freeze.method=random", PLAIN],
+    "last_layers": ["freeze.method=last_layers", "freeze.last_layers=LAYERS", PLAIN],
+    "lora": [
+        "freeze.method=snr", "freeze.adapter=lora", "freeze.lora.rank=8", "freeze.lora.alpha=16",
+        "freeze.lora.dropout=0", "freeze.embeddings=false", "freeze.norms=false",
+    ],
+    "none": ["freeze.method=none", "freeze.embeddings=true", "freeze.head=true", "freeze.norms=true", PLAIN],
+}  # fmt: skip
 
 
 @dataclass
 class CompareSection:
-    strategies: dict[str, list[str]] = field(default_factory=dict)
+    strategies: dict[str, list[str]] = field(default_factory=lambda: {k: list(v) for k, v in STRATEGIES.items()})
     only: list[str] = field(default_factory=list)
     reference: str = "snr"
     seeds: int = number(5, 1, 1000)
     first_seed: int = number(0, 0, 2**31)
     reward: str = "eval/score_mean"
     skills: list[str] = field(default_factory=lambda: ["eval/function_calling"])
-    level: float | None = optional_number(0.0)
+    level: float | None = optional_number(1e-9)
     processes: int = number(1, 1, 1024)
 
 
@@ -42,59 +58,123 @@ def check(config: CompareConfig) -> None:
     """Check the configuration. Raises UserError."""
     check_run(config)
     section = config.compare
-    for name in [*section.only, section.reference]:
-        if name not in section.strategies:
-            known = ", ".join(section.strategies)
-            raise UserError(
-                f"compare: there is no strategy '{name}'; use some of: {known}, or add to compare.strategies"
-            )
+    for key, names in (("only", section.only), ("reference", [section.reference])):
+        for name in names:
+            if name not in section.strategies:
+                known = ", ".join(section.strategies)
+                raise UserError(
+                    f"compare.{key}: there is no strategy '{name}'; use {known}, or add one: "
+                    f"+compare.strategies.{name}=['KEY=VALUE']"
+                )
+    for name in section.strategies:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise UserError(f"compare.strategies: '{name}' is to name a directory; use letters, digits and _")
     if not config.evaluation.every:
         raise UserError("evaluation.every: 0 measures nothing to compare; give a number of steps")
     if not section.skills:
         raise UserError("compare.skills: empty; give metrics that are evaluated, e.g. [eval/function_calling]")
-    if "eval/function_calling" in section.skills and "function_calling" not in config.evaluation.suites:
-        raise UserError(
-            "compare.skills: eval/function_calling is not evaluated; add function_calling to evaluation.suites, or "
-            "give other metrics"
-        )
+    check_metrics(config)
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UserError("WORLD_SIZE: compare starts its runs itself, in one process each; start it without a launcher")
+
+
+def check_metrics(config: CompareConfig) -> None:
+    """Raise UserError for a metric that no run would log."""
+    evaluation = config.evaluation
+    known = [*ALWAYS, *(f"eval/{suite}" for suite in evaluation.suites)]
+    known += [f"eval/{name}_mean" for name in evaluation.functions]
+    for key, metrics in (("reward", [config.compare.reward]), ("skills", config.compare.skills)):
+        for metric in metrics:
+            by_category = "function_calling" in evaluation.suites and metric.startswith("eval/function_calling_")
+            if metric not in known and not by_category:
+                raise UserError(
+                    f"compare.{key}: {metric} is not evaluated; add to evaluation.suites or evaluation.functions, or "
+                    f"use some of: {', '.join(known)}"
+                )
 
 
 @command(check, CompareConfig, "compare")
 def main(config: CompareConfig) -> None:
     """Run what is not finished, then compare all that is."""
-    from starling_train.engine import children
-
+    check_arguments(sys.argv[1:])
     if config.prepare:
         assets.ensure(config.prepare)
-    directory = Path(config.run_dir or Path("runs") / config.name).expanduser()
-    layers = count_layers(config)
-    wanted = [
-        run_of(config, directory, name, overrides, seed, layers)
-        for seed in range(config.compare.first_seed, config.compare.first_seed + config.compare.seeds)
-        for name, overrides in chosen(config).items()
-    ]
-    missing = [child for child in wanted if not (place_of(directory, child) / "summary.json").is_file()]
-    print(f"{len(wanted)} runs in {directory}, {len(wanted) - len(missing)} of them finished", flush=True)
+    # a recipe's name is that of the training run's directory already
+    folder = config.name if "compare" in config.name else f"{config.name}-compare"
+    directory = Path(config.run_dir or Path("runs") / folder).expanduser()
+
+    # 1. Mistakes of any run, before the first of them trains.
+    runs = find_runs(config, directory)
+    missing = [run for run in runs if not run.finished]
+    look_over(missing, config.dry_run)
+    print(f"{len(runs)} runs in {directory}, {len(runs) - len(missing)} of them finished", flush=True)
     if config.dry_run:
-        for child in wanted:
-            print(f"{child.name}: python -m {' '.join(child.arguments)}")
+        describe(runs)
         return
 
-    # 1. Mistakes in a strategy's settings, before the first of them trains.
-    new = {child.name.split("/")[0]: child for child in missing if not place_of(directory, child).exists()}
-    children.run([dry(child) for child in new.values()], config.compare.processes, lambda line: None)
-
     # 2. The runs; one that was interrupted goes on.
-    children.run(missing, config.compare.processes, lambda line: print(line, flush=True))
+    from starling_train.engine import children
+
+    children.run([run.child for run in missing], config.compare.processes, lambda line: print(line, flush=True))
 
     # 3. All that is finished there, that of other strategies too.
     report(config, directory)
 
 
-def chosen(config: CompareConfig) -> dict[str, list[str]]:
-    """The strategies that are asked for, by name."""
-    section = config.compare
-    return {name: section.strategies[name] for name in section.only or section.strategies}
+def check_arguments(arguments: list[str]) -> None:
+    """Raise UserError for what the runs' own arguments would overrule without a word."""
+    for argument in arguments:
+        if argument.lstrip("+~").startswith("seed="):
+            raise UserError(f"seed: compare gives each run its own; use compare.first_seed{argument.lstrip('+~')[4:]}")
+        if argument in ("-m", "--multirun"):
+            raise UserError(f"{argument}: compare starts its runs itself; give compare.strategies and compare.seeds")
+
+
+@dataclass
+class Run:
+    """One strategy with one seed: its settings, the process that makes it, and whether there is nothing to do."""
+
+    config: Config
+    child: "Child"
+    finished: bool
+
+
+def find_runs(config: CompareConfig, directory: Path) -> list[Run]:
+    """All that are asked for, seed by seed. Raises UserError, also for a directory that holds runs with other settings.
+
+    A run's arguments are this command's own, then the strategy's. They are read here as the run will read them, once
+    for each strategy: what is finished need not be started to say so.
+    """
+    from starling_train.engine.children import Child
+    from starling_train.engine.run_dir import RunDirectory
+
+    section, layers = config.compare, count_layers(config)
+    given = [argument for argument in sys.argv[1:] if not argument.lstrip("+~").startswith(OWN)]
+    made = {}
+    for strategy in section.only or section.strategies:
+        own = [re.sub("=LAYERS$", f"={layers}", override) for override in section.strategies[strategy]]
+        arguments = [*given, *own, f"name={quoted(f'{config.name}_{strategy}')}"]
+        made[strategy] = (arguments, read(strategy, own, arguments))
+    runs = []
+    for seed in range(section.first_seed, section.first_seed + section.seeds):
+        for strategy, (arguments, settings) in made.items():
+            place = directory / "runs" / strategy / f"seed_{seed}"
+            whole = ["starling_train.ppo", *arguments, f"seed={seed}", f"run_dir={quoted(str(place))}"]
+            child = Child(f"{strategy}/seed_{seed}", whole, directory / "logs" / f"{strategy}_seed_{seed}.log")
+            settings = replace(settings, seed=seed, run_dir=str(place))
+            runs.append(Run(settings, child, RunDirectory(settings).is_finished()))
+    return runs
+
+
+def read(strategy: str, own: list[str], arguments: list[str]) -> Config:
+    """The settings of a strategy's runs. Raises UserError; one about a key of the strategy's own says so."""
+    settings = configuration(arguments)
+    try:
+        check_run(settings)
+    except UserError as error:
+        keys = tuple(f"{override.lstrip('+~').partition('=')[0]}:" for override in own)
+        raise UserError(f"compare.strategies.{strategy}: {error}" if str(error).startswith(keys) else error) from error
+    return settings
 
 
 def count_layers(config: CompareConfig) -> int:
@@ -105,30 +185,47 @@ def count_layers(config: CompareConfig) -> int:
     return max(1, int(shape.layers * config.freeze.top_percent / 100))
 
 
-def run_of(config: CompareConfig, directory: Path, name: str, overrides: list[str], seed: int, layers: int) -> "Child":
-    """The run of one strategy and seed: this command's own settings, then the strategy's."""
-    from starling_train.engine.children import Child
+def look_over(missing: list[Run], is_dry: bool) -> None:
+    """What a run would find wrong before it trains, for one run of each strategy. Raises UserError."""
+    from starling_train.engine import dry_run, preflight, setup
+    from starling_train.engine.runtime import Runtime
+    from starling_train.evals.held_out import HeldOut
+    from starling_train.models import load
 
-    given = [argument for argument in sys.argv[1:] if not argument.lstrip("+~").startswith(OWN)]
-    own = [override.replace("LAYERS", str(layers)) for override in overrides]
-    place = directory / "runs" / name / f"seed_{seed}"
-    arguments = ["starling_train.ppo", *given, *own, f"seed={seed}", f"name={config.name}_{name}", f"run_dir={place}"]
-    return Child(f"{name}/seed_{seed}", arguments, directory / "logs" / f"{name}_seed_{seed}.log")
+    first = {run.child.name.partition("/")[0]: run.config for run in reversed(missing)}
+    if not first:
+        return
+    config = missing[0].config
+    if is_dry:
+        dry_run.describe(config)
+        return
+    runtime = Runtime(config.cluster.device, config.cluster.threads)
+    directory = load.resolve(config.model.path, "model.path", config.model.revision)
+    model_config = load.load_config(directory, "model.path")
+    for settings in first.values():
+        preflight.check_run(settings, directory, model_config, runtime, Path(settings.run_dir))
+    tokenizer = setup.load_tokenizer(config, directory)  # from here on, what is the same for all
+    setup.check_lengths(config, model_config, tokenizer)
+    HeldOut.from_config(config, setup.load_data(config, tokenizer).held_out, tokenizer)
 
 
-def place_of(directory: Path, child: "Child") -> Path:
-    return directory / "runs" / child.name
+def describe(runs: list[Run]) -> None:
+    """Print what each strategy trains, and the command line of each run that is not finished."""
+    from starling_train.engine import dry_run
+    from starling_train.models import load
 
-
-def dry(child: "Child") -> "Child":
-    """The same run, only looked at."""
-    from starling_train.engine.children import Child
-
-    return Child(child.name, [*child.arguments, "dry_run=true"], child.log)
+    model = runs[0].config.model
+    directory = load.resolve(model.path, "model.path", model.revision, weights=False)
+    for strategy, config in {run.child.name.partition("/")[0]: run.config for run in runs}.items():
+        table, _ = dry_run.planned(config, directory, load.load_config(directory, "model.path"))
+        print(f"{strategy}: trains {table.parameters_trained:,} parameters")
+    for run in runs:
+        line = shlex.join(["python", "-m", *run.child.arguments])
+        print(f"{run.child.name}: {'finished' if run.finished else line}")
 
 
 def report(config: CompareConfig, directory: Path) -> None:
-    """compare.json, compare.png and compare.md of every finished run in the directory. Raises UserError without any."""
+    """compare.json, compare.png and compare.md of every finished run in the directory, if one is the reference's."""
     from starling_train.evals import comparison
     from starling_train.report import comparison as page
 
@@ -138,13 +235,12 @@ def report(config: CompareConfig, directory: Path) -> None:
         curve = comparison.read(place, place.parent.name, seed, section.reward, section.skills)
         curves += [curve] if curve else []
     if not any(curve.strategy == section.reference for curve in curves):
-        raise UserError(f"compare.reference: no run of {section.reference} is finished; run it, or give another one")
+        print(f"no comparison yet: no run of {section.reference}, compare.reference, is finished")
+        return
     found = comparison.compare(curves, section.reference, section.level)
-    (directory / "compare.json").write_text(json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
-    page.draw(curves, found, directory / "compare.png")
-    (directory / "compare.md").write_text(page.markdown(config.name, curves, found))
-    print(page.table(found))
-    print("\n".join(page.sentences(found)))
+    text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
+    page.write(directory, config.name, curves, found, text)
+    print("\n".join([page.table(found), *page.sentences(found), *found.notes]))
     print(f"comparison: {(directory / 'compare.md').resolve()}")
 
 

@@ -9,7 +9,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf.errors import OmegaConfBaseException
 
-from starling_train import cli, export, laser, plan
+from starling_train import cli, compare, export, laser, plan
 from starling_train.config import Config, UserError, check, check_values
 from starling_train.config_dpo import DpoConfig, check_dpo
 from starling_train.config_evaluate import EvaluateConfig, check_evaluate
@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("evaluate", EvaluateConfig, check_evaluate),
     "plan": ("plan", plan.PlanConfig, plan.check),
     "laser": ("laser", laser.LaserConfig, laser.check),
+    "compare": ("compare", compare.CompareConfig, compare.check),
     "export": ("export", export.ExportConfig, export.check),
 }
 GROUPS = [
@@ -147,6 +148,12 @@ def test_evaluate_measures_function_calling_as_the_recipe_does_unless_it_is_told
     config = composed("+recipe=toy", "function_calling.max_new_tokens=9", command="evaluate")
     assert config.function_calling.path == config.evaluation.function_calling.path
     assert (config.function_calling.max_new_tokens, config.evaluation.function_calling.max_new_tokens) == (9, 48)
+
+
+@pytest.mark.parametrize("value", ["plain", "a b, c", "it's", "\\", "C:\\", "\\'", "[1", "a=b", "{x: 1}", "é'"])
+def test_a_quoted_value_is_read_back_as_it_was(value):
+    config = cli.configuration(["+recipe=debug", f"name={cli.quoted(value)}"])
+    assert (config.name, config.prepare) == (value, "toy")
 
 
 def test_every_field_is_checked_or_free():

@@ -63,7 +63,7 @@ def first_reached(levels: Sequence[float], others: Sequence[float], level: float
     for i, here in enumerate(levels):
         if here < level:
             continue
-        if i == 0 or here == levels[i - 1]:
+        if i == 0:
             return float(others[i])
         share = (level - levels[i - 1]) / (here - levels[i - 1])
         return others[i - 1] + share * (others[i] - others[i - 1])

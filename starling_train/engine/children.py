@@ -4,15 +4,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 from starling_train.config import UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclass
@@ -23,51 +22,76 @@ class Child:
     arguments: list[str]
     log: Path
     process: subprocess.Popen | None = field(default=None, repr=False)
-    file: IO[str] | None = field(default=None, repr=False)
 
 
 def run(children: Sequence[Child], at_once: int, say: Callable[[str], None]) -> None:
     """Run all of them, `at_once` side by side. say: told of each that begins and ends.
 
-    A signal is passed on to those that run; when they have ended, this process exits with the signal's code. Where one
-    fails, the others that run go on to their end, no new one begins, and UserError names it, with its last line.
+    A signal is passed on to those that run, Ctrl-C as SIGTERM; when they have ended, this process exits with the
+    signal's own code. Where one fails, the others that run go on to their end, no new one begins, and UserError names
+    it, with its last line. None is left running, whatever happens here.
     """
-    waiting, running, failed = list(children), [], None
-    received: list[int] = []
-
-    def pass_on(number: int, frame: Any) -> None:
-        received.append(number)
-        for child in running:
-            child.process.send_signal(number)
-
-    with ExitStack() as stack:
-        for number in SIGNALS:
-            stack.callback(signal.signal, number, signal.signal(number, pass_on))
-        while waiting or running:
-            while waiting and len(running) < at_once and not (received or failed):
-                running.append(_start(waiting.pop(0)))
-                say(f"{running[-1].name}: started")
-            if received or failed:
-                waiting.clear()
-            for child in [child for child in running if child.process.poll() is not None]:
-                running.remove(child)
-                child.file.close()
-                code = child.process.returncode
-                say(f"{child.name}: {'done' if code == 0 else f'ended with code {code}'}")
-                failed = failed or (child if code and not received else None)
-            time.sleep(0.2)
+    running: list[Child] = []
+    with _received() as received:
+        try:
+            failed = _look_after(list(children), running, at_once, received, say)
+        finally:
+            for child in running:  # after an error of our own
+                child.process.terminate()
+            for child in running:
+                child.process.wait()
     if received:
         sys.exit(128 + received[0])
     if failed:
         raise UserError(f"compare: {failed.name} failed ({_last_line(failed.log)}); see {failed.log}, then start again")
 
 
+@contextmanager
+def _received() -> Iterator[list[int]]:
+    """The signals that have come so far. One that is ignored stays so, as in `engine/stop.py`."""
+    received: list[int] = []
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in heard}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _look_after(
+    waiting: list[Child], running: list[Child], at_once: int, received: list[int], say: Callable[[str], None]
+) -> Child | None:
+    """Until all have ended; gives the first that failed. Signals are passed on here and not by their handler, so that
+    one that comes while a process is being made reaches it as well."""
+    failed, passed = None, 0
+    while waiting or running:
+        while waiting and len(running) < at_once and not (received or failed):
+            running.append(_start(waiting.pop(0)))
+            say(f"{running[-1].name}: started")
+        if received or failed:
+            waiting.clear()
+        for number in received[passed:]:
+            passed += 1
+            for child in running:
+                child.process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+        for child in [child for child in running if child.process.poll() is not None]:
+            running.remove(child)
+            code = child.process.returncode
+            say(f"{child.name}: {'done' if code == 0 else f'ended with code {code}'}")
+            failed = failed or (child if code and not received else None)
+        time.sleep(0.2 if running else 0.0)
+    return failed
+
+
 def _start(child: Child) -> Child:
+    """In a group of its own: a terminal's Ctrl-C comes to us alone, and from us to it."""
     child.log.parent.mkdir(parents=True, exist_ok=True)
-    child.file = child.log.open("a")
-    child.process = subprocess.Popen(
-        [sys.executable, "-m", *child.arguments], stdout=child.file, stderr=subprocess.STDOUT, text=True
-    )
+    with child.log.open("a") as file:
+        child.process = subprocess.Popen(
+            [sys.executable, "-m", *child.arguments],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, process_group=0,
+        )  # fmt: skip
     return child
 
 

@@ -12,7 +12,10 @@ from starling_train.core.comparison import Interval, first_reached, interval
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: steps that were evaluated, and there the reward and each skill, as change since step 0."""
+    """One run: steps that were evaluated, and there the reward and each skill, as change since step 0.
+
+    left_out: steps whose evaluation has a value that is not finite, or lacks one.
+    """
 
     strategy: str
     seed: int
@@ -21,32 +24,50 @@ class Curve:
     reward: list[float]
     skills: dict[str, list[float]]
     start: dict[str, float]  # reward and skills at step 0
+    left_out: list[int]
 
 
 def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]) -> Curve | None:
-    """The curve of a finished run; None for one that is not. Raises UserError for metrics that it did not log."""
+    """The curve of a finished run; None for one that is not.
+
+    Raises UserError for a metric that it did not log, or not at step 0, and for files that are no run's.
+    """
     if not (run / "summary.json").is_file():
         return None
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row.get(reward) is not None]
-    for key in (reward, *skills):
-        if not rows or any(row.get(key) is None for row in rows):
+    keys = (reward, *skills)
+    try:
+        summary = json.loads((run / "summary.json").read_text())
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        trained, steps = summary["trainable"]["parameters"], summary["steps"]
+        # what is behind the summary's last step is of a run that goes on
+        rows = [row for row in rows if row["step"] <= steps and any(key in row for key in keys)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"run_dir: {run} cannot be read, it holds no finished run; remove it, or repair it") from error
+    for key in keys:
+        if all(row.get(key) is None for row in rows):
             raise UserError(
-                f"compare: {run}/metrics.jsonl has no {key}; see evaluation.suites and evaluation.functions"
+                f"compare: {run}/metrics.jsonl has no {key}; see evaluation.suites and evaluation.functions, and run "
+                "it in another run_dir"
             )
+    whole = [row for row in rows if all(row.get(key) is not None for key in keys)]
+    if not whole or whole[0]["step"] != 0:
+        raise UserError(
+            f"compare: {run}/metrics.jsonl lacks a finite {' or '.join(keys)} at step 0, from which changes count; "
+            "give other metrics, or remove the run"
+        )
 
     def change(key: str) -> list[float]:
-        return [row[key] - rows[0][key] for row in rows]
+        return [row[key] - whole[0][key] for row in whole]
 
-    summary = json.loads((run / "summary.json").read_text())
     return Curve(
         strategy,
         seed,
-        summary["trainable"]["parameters"],
-        [row["step"] for row in rows],
+        trained,
+        [row["step"] for row in whole],
         change(reward),
         {skill: change(skill) for skill in skills},
-        {key: rows[0][key] for key in (reward, *skills)},
+        {key: whole[0][key] for key in keys},
+        [row["step"] for row in rows if row not in whole],
     )
 
 
@@ -74,13 +95,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """level: the gain of reward at which strategies are compared. equal_steps, equal_reward: against `reference`."""
+    """level: the gain of reward at which strategies are compared, None if there is none, and then no `equal_reward`.
+
+    equal_steps, equal_reward: against `reference`. notes: what a reader must know of the runs, in sentences.
+    """
 
     reference: str
-    level: float
+    level: float | None
     sides: list[Side]
     equal_steps: list[Difference]
     equal_reward: list[Difference]
+    notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         return _strict(asdict(self))
@@ -97,16 +122,19 @@ def _strict(value: Any) -> Any:
 def compare(curves: Sequence[Curve], reference: str, level: float | None = None) -> Comparison:
     """Compare strategies, the reference first. level: of reward gained; None = the most that every run reached.
 
+    Where a run gained nothing there is no such level, and all would be equal at step 0: then a note says so instead.
     The runs must not be empty, and one of them must be the reference's.
     """
+    told = notes(curves, level)
     if level is None:
         level = min(max(curve.reward) for curve in curves)
+        level = level if level > 0 else None
     names = [reference, *sorted({curve.strategy for curve in curves} - {reference})]
     by_name = {name: [curve for curve in curves if curve.strategy == name] for name in names}
     skills = list(curves[0].skills)
 
     def reached(curve: Curve, values: Sequence[float]) -> float | None:
-        return first_reached(curve.reward, values, level)
+        return None if level is None else first_reached(curve.reward, values, level)
 
     def differences(of: str, value: Any) -> list[Difference]:
         plain = {curve.seed: value(curve) for curve in by_name[reference]}
@@ -130,8 +158,29 @@ def compare(curves: Sequence[Curve], reference: str, level: float | None = None)
     last = differences("reward", lambda curve: curve.reward[-1])
     for skill in skills:
         last += differences(skill, lambda curve, skill=skill: curve.skills[skill][-1])
-    equal = [d for skill in skills for d in differences(skill, lambda c, s=skill: reached(c, c.skills[s]))]
-    return Comparison(reference, level, sides, last, equal)
+    compared = skills if level is not None else []
+    equal = [d for skill in compared for d in differences(skill, lambda c, s=skill: reached(c, c.skills[s]))]
+    return Comparison(reference, level, sides, last, equal, told)
+
+
+def notes(curves: Sequence[Curve], level: float | None) -> list[str]:
+    """What a reader must know: no gain where a level follows from gains, values left out, runs of unequal length."""
+    said = []
+    stuck = [f"{curve.strategy} seed {curve.seed}" for curve in curves if max(curve.reward) <= 0]
+    if stuck and level is None:
+        said.append(
+            f"No comparison at equal reward: {', '.join(stuck)} never gained any. Give compare.level to compare those "
+            "that reach it."
+        )
+    for curve in curves:
+        if curve.left_out:
+            steps = ", ".join(map(str, curve.left_out))
+            said.append(f"{curve.strategy} seed {curve.seed}: a value at step {steps} is not finite; left out.")
+    last = {max([*curve.steps, *curve.left_out]) for curve in curves}
+    if len(last) > 1:
+        steps = ", ".join(map(str, sorted(last)))
+        said.append(f"The runs end at different steps ({steps}): each counts at its own last.")
+    return said
 
 
 def _known(values: Any) -> list[float]:

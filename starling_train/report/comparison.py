@@ -1,11 +1,18 @@
 """The table, the sentences and the plot of a comparison of freeze strategies."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989")
-WORDS = {"more": "better than", "less": "worse than", "alike": "no different from", "unknown": "not comparable with"}
+WORDS = {
+    "more": "better than",
+    "less": "worse than",
+    "alike": "not clearly different from",
+    "unknown": "not comparable with",
+}
+LESS_IS_BETTER = ("eval/perplexity", "eval/kl_reference")
 
 
 def number(value: Any, digits: int = 2) -> str:
@@ -22,20 +29,21 @@ def _signed(value: float, digits: int = 2) -> str:
 
 def table(found: Any) -> str:
     """Markdown: a line for each strategy."""
-    skills = list(found.sides[0].skills)
+    skills, level = list(found.sides[0].skills), found.level
     head = ["strategy", "parameters trained", "seeds", "reward gained"]
     head += [f"{_short(skill)}, last step" for skill in skills]
-    head += [f"{_short(skill)} at +{found.level:.2f} reward" for skill in skills] + [
-        "steps to it",
-        "runs that reach it",
-    ]
+    if level is not None:
+        head += [f"{_short(skill)} at +{level:.2f} reward" for skill in skills]
+        head += ["steps to it", "runs that reach it"]
     lines = [head, ["---"] * len(head)]
     for side in found.sides:
         cells = [side.strategy, f"{side.trained:,}", str(side.reward.count), number(side.reward)]
-        cells += [number(side.skills[skill]) for skill in skills] + [number(side.at_level[skill]) for skill in skills]
-        reaching = side.steps_to_level.count
-        steps = f"{side.steps_to_level.mean:.1f}" if reaching else "none"
-        lines.append([*cells, steps, f"{reaching} of {side.reward.count}"])
+        cells += [number(side.skills[skill]) for skill in skills]
+        if level is not None:
+            reaching = side.steps_to_level.count
+            cells += [number(side.at_level[skill]) for skill in skills]
+            cells += [f"{side.steps_to_level.mean:.1f}" if reaching else "none", f"{reaching} of {side.reward.count}"]
+        lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -51,7 +59,7 @@ def sentences(found: Any) -> list[str]:
 
 def _sentence(reference: str, difference: Any) -> str:
     """The reference's side of a difference, which is the strategy's minus the reference's."""
-    turned = {"more": "less", "less": "more"}
+    turned = {} if difference.of in LESS_IS_BETTER else {"more": "less", "less": "more"}
     verdict = turned.get(difference.value.verdict, difference.value.verdict)
     what = "gains a reward that is" if difference.of == "reward" else f"leaves {_short(difference.of)}"
     value = difference.value
@@ -83,12 +91,13 @@ def draw(curves: list[Any], found: Any, path: Path) -> None:
             x, y = side.reward, side.skills[skill]
             halves = [0.0 if math.isnan(v.half) else v.half for v in (x, y)]
             axes.errorbar(x.mean, y.mean, xerr=halves[0], yerr=halves[1], fmt="o", color=colour, label=side.strategy)
-        axes.axvline(found.level, color="#8c959f", linewidth=0.8, linestyle=":")
+        if found.level is not None:
+            axes.axvline(found.level, color="#8c959f", linewidth=0.8, linestyle=":")
         axes.axhline(0.0, color="#8c959f", linewidth=0.8)
         axes.set_xlabel("held-out reward gained")
         axes.set_ylabel(f"change of {_short(skill)}")
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 
 
 def markdown(name: str, curves: list[Any], found: Any) -> str:
@@ -105,7 +114,17 @@ def markdown(name: str, curves: list[Any], found: Any) -> str:
             "",
             "![reward gained against skill lost](compare.png)",
             "",
-            *(f"- {line}" for line in sentences(found)),
+            *(f"- {line}" for line in [*sentences(found), *found.notes]),
             "",
         ]
     )
+
+
+def write(directory: Path, name: str, curves: list[Any], found: Any, numbers: str) -> None:
+    """compare.json (`numbers`), compare.png and compare.md, each whole or not at all: another process may write too."""
+    drafts = {kind: directory / f".compare.{kind}.{os.getpid()}" for kind in ("json", "png", "md")}
+    drafts["json"].write_text(numbers)
+    draw(curves, found, drafts["png"])
+    drafts["md"].write_text(markdown(name, curves, found))
+    for kind, draft in drafts.items():
+        draft.replace(directory / f"compare.{kind}")

@@ -35,17 +35,64 @@ def test_a_failure_is_named_with_its_last_line_and_stops_the_rest(tmp_path):
     assert not (tmp_path / "never.log").exists()
 
 
-def test_a_signal_ends_all_of_them(tmp_path):
+@pytest.fixture
+def started(tmp_path):
+    """Two servers that run until they are told to end, and the process that looks after them."""
     script = (
         "import sys; from pathlib import Path; from starling_train.engine.children import Child, run\n"
-        "made = [Child(n, ['http.server', '0', '--bind', '127.0.0.1'], Path(n)) for n in ('a', 'b')]\n"
-        "run(made, 2, lambda line: print(line, flush=True))"
+        "made = [Child(n, ['http.server', '0', '--bind', '127.0.0.1'], Path(n)) for n in ('a', 'b', 'c')]\n"
+        "run(made, 2, lambda line: print(line, made[0].process.pid, flush=True))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert [process.stdout.readline() for _ in range(2)] == ["a: started\n", "b: started\n"]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
-    assert sorted(process.stdout.read().splitlines()) == ["a: ended with code -15", "b: ended with code -15"]
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_all_of_them(started, number, code):
+    assert [started.stdout.readline()[:10] for _ in range(2)] == ["a: started", "b: started"]
+    started.send_signal(number)
+    assert started.wait(30) == code
+    said = [line.rpartition(" ")[0] for line in started.stdout.read().splitlines()]
+    assert sorted(said) == ["a: ended with code -15", "b: ended with code -15"]
+    assert started.stderr.read() == ""
+
+
+def test_an_error_of_our_own_leaves_none_running(started):
+    pid = int(started.stdout.readline().rpartition(" ")[2])
+    started.stdout.close()  # the next line that is said is a broken pipe
+    assert started.wait(30) == 1 and "BrokenPipeError" in started.stderr.read()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_signal_that_comes_while_a_process_is_made_reaches_it(tmp_path, monkeypatch):
+    from starling_train.engine import children
+
+    def start(one, start=children._start):
+        made = start(one)
+        signal.raise_signal(signal.SIGTERM)  # before it is in the list of those that run
+        return made
+
+    monkeypatch.setattr(children, "_start", start)
+    said = []
+    server = child(tmp_path, "server", "http.server", "0", "--bind", "127.0.0.1")
+    with pytest.raises(SystemExit) as stopped:
+        run([server, child(tmp_path, "never", "json.tool")], 1, said.append)
+    assert stopped.value.code == 143 and said == ["server: started", "server: ended with code -15"]
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        (tmp_path / "in.json").write_text("{}")
+        found = []
+        run([child(tmp_path, "x", "json.tool", str(tmp_path / "in.json"))], 1,
+            lambda line: found.append(signal.getsignal(signal.SIGUSR1)))  # fmt: skip
+        assert set(found) == {signal.SIG_IGN}
+    finally:
+        signal.signal(signal.SIGUSR1, before)

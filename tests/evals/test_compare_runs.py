@@ -18,7 +18,8 @@ def write(root, strategy, seed, rewards, skills, finished=True):
     rows.insert(1, {"step": 1, "reward/score_mean": 0.0})  # a step without an evaluation
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
-        (run / "summary.json").write_text(json.dumps({"trainable": {"parameters": 100 + len(strategy)}}))
+        summary = {"finished": True, "steps": 5 * len(rewards) - 5, "trainable": {"parameters": 100 + len(strategy)}}
+        (run / "summary.json").write_text(json.dumps(summary))
     return run
 
 
@@ -80,3 +81,65 @@ def test_unfinished_runs_and_metrics_that_are_not_there(tmp_path):
     run = write(tmp_path, "snr", 1, [1.0, 2.0], [1.0, 1.0])
     with pytest.raises(UserError, match="eval/perplexity"):
         comparison.read(run, "snr", 1, REWARD, ["eval/perplexity"])
+    (run / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^run_dir: .*seed_1 cannot be read"):
+        comparison.read(run, "snr", 1, REWARD, [SKILL])
+
+
+def test_an_evaluation_that_is_not_finite_is_left_out_and_said(tmp_path):
+    curves = []
+    for seed, (rewards, skills) in enumerate(
+        [([0.0, None, 2.0, 3.0], [9.0, 8.0, 7.0, 6.0]), ([0.0, 1.0, 2.0, 3.0], [9.0, 8.0, 7.0, None])]
+    ):
+        run = write(tmp_path, "snr", seed, rewards, skills)
+        curves.append(comparison.read(run, "snr", seed, REWARD, [SKILL]))
+    assert (curves[0].steps, curves[0].reward, curves[0].left_out) == ([0, 10, 15], [0.0, 2.0, 3.0], [5])
+    assert (curves[1].steps, curves[1].skills[SKILL], curves[1].left_out) == ([0, 5, 10], [0.0, -1.0, -2.0], [15])
+    found = comparison.compare(curves, "snr")
+    assert found.notes == [
+        "snr seed 0: a value at step 5 is not finite; left out.",
+        "snr seed 1: a value at step 15 is not finite; left out.",
+    ]
+    assert found.level == 2.0 and found.sides[0].skills[SKILL].mean == -2.5
+    run = write(tmp_path, "snr", 2, [None, 1.0], [9.0, 9.0])
+    with pytest.raises(UserError, match="lacks a finite .* at step 0"):
+        comparison.read(run, "snr", 2, REWARD, [SKILL])
+
+
+def test_a_run_that_gains_nothing_takes_the_equal_reward_away_and_is_named(curves, tmp_path):
+    run = write(tmp_path, "random", 4, [1.0, 0.5, 0.9], [90.0, 91.0, 92.0])
+    stuck = comparison.read(run, "random", 4, REWARD, [SKILL])
+    found = comparison.compare([*curves, stuck], "snr")
+    assert found.level is None and found.equal_reward == []
+    assert [note.partition(" never")[0] for note in found.notes] == ["No comparison at equal reward: random seed 4"]
+    table, said = page.table(found), page.sentences(found)
+    assert "steps to it" not in table and "| random | 106 | 1 | -0.10 | +2.00 |" in table
+    assert len({len(line.split("|")) for line in table.splitlines()}) == 1
+    assert said and not any(line.startswith("At equal reward") for line in said)
+    json.dumps(found.to_json(), allow_nan=False)
+    page.write(tmp_path, "toy", [*curves, stuck], found, "{}")
+    assert "random seed 4 never gained" in (tmp_path / "compare.md").read_text()
+    assert sorted(path.name for path in tmp_path.glob("*compare*")) == ["compare.json", "compare.md", "compare.png"]
+    given = comparison.compare([*curves, stuck], "snr", level=1.0)  # those that reach it
+    assert given.level == 1.0 and given.notes == [] and given.equal_reward[0].value.count == 3
+
+
+def test_runs_of_unequal_length_are_told_and_what_is_behind_a_summary_is_not_read(curves, tmp_path):
+    run = write(tmp_path, "random", 4, [1.0, 2.0, 3.0], [90.0, 91.0, 92.0])
+    summary = json.loads((run / "summary.json").read_text()) | {"steps": 5}
+    (run / "summary.json").write_text(json.dumps(summary))
+    short = comparison.read(run, "random", 4, REWARD, [SKILL])
+    assert short.steps == [0, 5]
+    assert comparison.compare([*curves, short], "snr").notes == [
+        "The runs end at different steps (5, 10): each counts at its own last."
+    ]
+
+
+def test_less_perplexity_is_better():
+    runs = [
+        comparison.Curve(name, seed, 1, [0, 5], [0.0, 1.0], {"eval/perplexity": [0.0, loss + 0.01 * seed]}, {}, [])
+        for name, loss in (("snr", 1.0), ("none", 3.0))
+        for seed in range(3)
+    ]
+    said = page.sentences(comparison.compare(runs, "snr"))
+    assert any("leaves perplexity better than none's: -2.00" in line for line in said)

@@ -34,7 +34,7 @@ from wrong_inputs import (
     without,
 )
 
-from starling_train import dpo, evaluate, export, laser, plan, ppo, rm, score, serve_reward, snr
+from starling_train import compare, dpo, evaluate, export, laser, plan, ppo, rm, score, serve_reward, snr
 from starling_train.config import Config, SnrConfig, UserError, check, check_snr
 from starling_train.config_dpo import DpoConfig, check_dpo
 from starling_train.config_evaluate import EvaluateConfig, check_evaluate
@@ -60,17 +60,20 @@ RIGHT = {
     "laser": "model.path={policy} model.dtype=float32 cluster.device=cpu perplexity.path={here}/text.txt "
     "preference.path={here}/pairs.jsonl run_dir=run",
     "export": "run_dir={run} output={here}/model",
+    "compare": "model.path={policy} reward.path={reward} data.path={here}/prompts.jsonl model.dtype=float32 "
+    "reward.dtype=float32 cluster.device=cpu freeze.top_percent=50 rollout.max_new_tokens=12 data.eval_prompts=6 "
+    "data.max_prompt_tokens=256 compare.skills=[eval/length_mean] run_dir=run",
 }
 MAIN = {
     "ppo": ppo.main, "rm": rm.main, "dpo": dpo.main, "snr": snr.main, "score": score.main,
     "serve_reward": serve_reward.main, "evaluate": evaluate.main, "plan": plan.main, "laser": laser.main,
-    "export": export.main,
+    "export": export.main, "compare": compare.main,
 }  # fmt: skip
 SCHEMAS = {
     "ppo": (Config, check), "rm": (RmConfig, check_rm), "dpo": (DpoConfig, check_dpo), "snr": (SnrConfig, check_snr),
     "score": (score.ScoreConfig, score.check), "serve_reward": (serve_reward.ServeConfig, serve_reward.check),
     "evaluate": (EvaluateConfig, check_evaluate), "plan": (plan.PlanConfig, plan.check),
-    "laser": (laser.LaserConfig, laser.check),
+    "laser": (laser.LaserConfig, laser.check), "compare": (compare.CompareConfig, compare.check),
 }  # fmt: skip
 EXPENSIVE = (
     "starling_train.models.load.load_causal_lm",
@@ -981,7 +984,40 @@ EXPORT = [
 ]  # fmt: skip
 
 
-CASES = [*COMMAND_LINE, *POLICY, *PLAN, *REWARD, *DATA, *PAIRS, *SETTINGS, *FILES, *LASER, *EXPORT]
+COMPARE = [
+    a("compare", "compare.only=[luck]", "compare.only: there is no strategy 'luck'", "use snr, lowest", "or add one"),
+    a("compare", "compare.reference=luck", "compare.reference: there is no strategy 'luck'", "use snr, lowest"),
+    a("compare", "compare.strategies.wide=[]", "compare.strategies.wide: no such key", "+compare.strategies.wide="),
+    a("compare", "+compare.strategies.wide=[freeze.top_percent=75]", "wide=", "quote odd values"),
+    a("compare", "'+compare.strategies={{a/b: []}}'", "compare.strategies: 'a/b'", "use letters"),
+    a("compare", "'+compare.strategies.wide=[\"freeze.top_percent=0\"]'", "compare.strategies.wide: freeze.top_percent",
+      "above 0"),
+    a("compare", "'+compare.strategies.wide=[\"freeze.top=75\"]'", "freeze.top: no such key", "use one of"),
+    a("compare", "compare.seeds=0", "compare.seeds: 0", "give"),
+    a("compare", "compare.level=0", "compare.level: 0", "give"),
+    a("compare", "seed=7", "seed: ", "use compare.first_seed=7"),
+    a("compare", "-m", "-m: ", "compare.seeds", after_loading=True),  # Hydra has made its directory by then
+    a("compare", "evaluation.every=0", "evaluation.every: 0", "give"),
+    a("compare", "compare.skills=[]", "compare.skills: empty", "give"),
+    a("compare", "compare.skills=[eval/function_calling]", "compare.skills: eval/function_calling is not evaluated",
+      "add to evaluation.suites"),
+    a("compare", "compare.reward=eval/gold_mean", "compare.reward: eval/gold_mean is not evaluated",
+      "evaluation.functions"),
+    a("compare", "", "WORLD_SIZE: compare starts its runs itself", "without a launcher",
+      environment=(("WORLD_SIZE", "2"),)),
+    a("compare", "model.path={here}/nowhere", "model.path: no such directory", "give"),
+    a("compare", "reward.path={here}/nowhere", "reward.path: no such directory", "give"),
+    a("compare", "data.path={here}/nowhere", "{here}/nowhere: no such file", "check data.path"),
+    a("compare", "evaluation.functions.f=no.such:thing", "evaluation.functions.f: cannot import", "check the name"),
+    a("compare", HERE_POLICY, "model.safetensors: truncated", "download", make=cut("policy", "model.safetensors")),
+    a("compare", "run_dir={here}/file", "run_dir: ", "is a file", "give", make=text("file", "mine")),
+    a("compare", "run_dir=/proc/run", "run_dir: ", "/proc", "give another"),
+    a("compare", "run_dir={here}/other", "run_dir: ", "seed_1 holds a run with other settings", "give another",
+      make=text("other/runs/random/seed_1/config.yaml", "seed: 5\n")),
+]  # fmt: skip
+
+
+CASES = [*COMMAND_LINE, *POLICY, *PLAN, *REWARD, *DATA, *PAIRS, *SETTINGS, *FILES, *LASER, *EXPORT, *COMPARE]
 
 
 @pytest.fixture(scope="module")

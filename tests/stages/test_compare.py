@@ -1,0 +1,162 @@
+"""The `compare` command on the toy: what it starts, what it does not start again, and what comes of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from starling_train import compare
+
+ROOT = Path(__file__).parents[2]
+TWO = ["+recipe=debug", "compare.only=[snr,random]"]
+
+
+def by_hand(directory, strategy, seed, gain=2.0, loss=4.0):
+    """A finished run of the debug recipe's two steps."""
+    run = directory / "runs" / strategy / f"seed_{seed}"
+    run.mkdir(parents=True)
+    rows = [
+        {"step": step, "eval/score_mean": gain * step / 2 + 0.1 * seed, "eval/function_calling": 90.0 - loss * step / 2}
+        for step in (0, 1, 2)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = {"finished": True, "steps": 2, "trainable": {"parameters": 1000}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "report.html").touch()
+    return run
+
+
+@pytest.fixture
+def command(toy, tmp_path, monkeypatch, capsys):
+    """Runs compare here, without a process of its own; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["compare", *arguments])
+        code = 0
+        try:
+            compare.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def no_run_starts(monkeypatch):
+    monkeypatch.setattr("starling_train.engine.children._start", lambda child: pytest.fail(f"{child.name} was started"))
+
+
+def test_a_dry_run_lists_the_runs_and_what_they_train_and_writes_nothing(command, tmp_path, no_run_starts):
+    code, out, error = command("+recipe=debug", "compare.seeds=2", "dry_run=true", "algorithm.steps=3")
+    assert (code, error) == (0, "") and not list(tmp_path.iterdir())
+    lines = out.splitlines()
+    assert lines[0] == "12 runs in runs/debug-compare, 0 of them finished"
+    trains = dict(line.split(": trains ") for line in lines[1:7])
+    assert list(trains) == ["snr", "lowest", "random", "last_layers", "lora", "none"]
+    counts = {name: int(text.split()[0].replace(",", "")) for name, text in trains.items()}
+    assert counts["lora"] < counts["snr"] == counts["lowest"] == counts["random"] == counts["last_layers"]
+    assert counts["none"] == max(counts.values())
+    assert lines[7].startswith("snr/seed_0: python -m starling_train.ppo +recipe=debug algorithm.steps=3 ")
+    assert lines[18].startswith("none/seed_1: ") and lines[18].endswith(
+        "seed=1 'run_dir='\"'\"'runs/debug-compare/runs/none/seed_1'\"'\"''"
+    )
+    assert "compare.seeds" not in "".join(lines[7:]) and "freeze.last_layers=1 " in lines[10]
+
+
+def test_over_a_recipe_with_adapters_the_plain_strategies_have_none(command, no_run_starts):
+    code, out, error = command("+recipe=toy_lora", "compare.seeds=1", "dry_run=true")
+    assert (code, error) == (0, "")
+    plain = command("+recipe=toy", "compare.seeds=1", "dry_run=true")[1]
+    assert [line for line in out.splitlines() if "trains" in line] == [
+        line for line in plain.splitlines() if "trains" in line
+    ]
+
+
+def test_what_is_finished_is_not_run_again_but_compared(command, tmp_path, no_run_starts):
+    place = tmp_path / "a b, it's"
+    for seed in range(3):
+        by_hand(place, "snr", seed)
+        by_hand(place, "random", seed, loss=6.0)
+        by_hand(place, "old", seed, gain=1.0)
+    code, out, error = command(*TWO, "compare.seeds=3", 'run_dir="a b, it\'s"')
+    assert (code, error) == (0, "")
+    assert out.startswith("6 runs in a b, it's, 6 of them finished\n| strategy |")
+    found = json.loads((place / "compare.json").read_text(), parse_constant=pytest.fail)
+    assert [side["strategy"] for side in found["sides"]] == ["snr", "old", "random"]
+    assert found["level"] == 1.0 and found["notes"] == []
+    by_name = {side["strategy"]: side for side in found["sides"]}
+    # random loses 6 for 2, so 3 for 1; old 4 for 1
+    assert by_name["random"]["at_level"]["eval/function_calling"]["mean"] == pytest.approx(-3.0)
+    assert by_name["old"]["at_level"]["eval/function_calling"]["mean"] == pytest.approx(-4.0)
+    assert (place / "compare.png").stat().st_size > 5000 and "At equal reward (+1.00)" in out
+
+
+def test_more_seeds_and_more_steps_are_still_to_do(command, tmp_path):
+    for strategy in ("snr", "random"):
+        by_hand(tmp_path / "runs" / "debug-compare", strategy, 0)
+    _, out, _ = command(*TWO, "compare.seeds=2", "dry_run=true")
+    assert "4 runs in runs/debug-compare, 2 of them finished" in out
+    assert "snr/seed_0: finished\n" in out and "snr/seed_1: python" in out
+    _, out, _ = command(*TWO, "compare.seeds=1", "algorithm.steps=3", "dry_run=true")
+    assert "2 runs in runs/debug-compare, 0 of them finished" in out
+
+
+def test_runs_with_other_settings_are_refused(command, tmp_path, no_run_starts):
+    run = by_hand(tmp_path / "there", "snr", 0)
+    (run / "config.yaml").write_text(yaml.safe_dump({"seed": 0, "optim": {"learning_rate": 5.0}}))
+    code, out, error = command(*TWO, "compare.seeds=1", "run_dir=there")
+    assert (code, out) == (2, "") and error.count("\n") == 1
+    assert error.startswith("error: run_dir: there/runs/snr/seed_0 holds a run with other settings (")
+
+
+def test_without_a_run_of_the_reference_there_is_no_comparison_yet(command, tmp_path, no_run_starts):
+    by_hand(tmp_path / "there", "random", 0)
+    code, out, _ = command("+recipe=debug", "compare.only=[random]", "compare.seeds=1", "run_dir=there")
+    assert code == 0 and "no comparison yet: no run of snr" in out
+    assert not (tmp_path / "there" / "compare.json").exists()
+
+
+@pytest.mark.slow
+def test_real_runs_that_are_stopped_and_started_again(toy, tmp_path):
+    arguments = [*TWO, "compare.seeds=1", "algorithm.steps=1", "evaluation.every=1", "run_dir=a b,c"]
+    arguments[-1] = "run_dir='a b,c'"
+    place = tmp_path / "a b,c"
+
+    def start(*more):
+        return subprocess.Popen(
+            [sys.executable, "-m", "starling_train.compare", *arguments, *more],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+
+    first = start()
+    end = time.monotonic() + 120
+    while not (place / "runs" / "snr" / "seed_0" / "config.yaml").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    out, error = first.communicate(timeout=120)
+    assert first.returncode == 143, (out, error)
+    assert "snr/seed_0: started" in out and "random/seed_0" not in out and not (place / "compare.json").exists()
+    assert not (place / "runs" / "snr" / "seed_0" / "policy").exists()
+
+    out, error = start().communicate(timeout=300)
+    assert "2 runs in a b,c, 0 of them finished" in out and "random/seed_0: done" in out and error == ""
+    found = json.loads((place / "compare.json").read_text(), parse_constant=pytest.fail)
+    assert [side["strategy"] for side in found["sides"]] == ["snr", "random"]
+    for strategy in ("snr", "random"):
+        run = place / "runs" / strategy / "seed_0"
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [0, 1] and (run / "report.html").exists()
+
+    out, error = start().communicate(timeout=120)
+    assert "2 of them finished" in out and "started" not in out and error == ""
+    out, error = start("freeze.top_percent=100").communicate(timeout=120)
+    assert "other settings (freeze.top_percent)" in error
