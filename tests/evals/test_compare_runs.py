@@ -102,7 +102,7 @@ def test_an_evaluation_that_is_not_finite_is_left_out_and_said(tmp_path):
     ]
     assert found.level == 2.0 and found.sides[0].skills[SKILL].mean == -2.5
     run = write(tmp_path, "snr", 2, [None, 1.0], [9.0, 9.0])
-    with pytest.raises(UserError, match="lacks a finite .* at step 0"):
+    with pytest.raises(UserError, match=r"lacks a finite .* at step 0"):
         comparison.read(run, "snr", 2, REWARD, [SKILL])
 
 
