@@ -870,7 +870,10 @@ FILES = [
     ],
 ]  # fmt: skip
 
-TEXT, PAIRS = "perplexity.path={here}/data.txt", "laser.measure=preference_margin preference.path={here}/data.jsonl"
+OF_TEXT, BY_MARGIN = (
+    "perplexity.path={here}/data.txt",
+    "laser.measure=preference_margin preference.path={here}/data.jsonl",
+)
 UP = "model.layers.0.mlp.up_proj"
 LASER = [
     a("laser", "model.path=''", "model.path: not set", "give"),
@@ -896,8 +899,8 @@ LASER = [
     a("laser", "perplexity.path=null", "perplexity.path: not set", "give"),
     a("laser", "perplexity.path={here}/nowhere.txt", "perplexity.path: ", "nowhere.txt: no such file", "give"),
     a("laser", "perplexity.path={here}/nowhere", "perplexity.path: ", "nowhere: no such file", "give"),
-    a("laser", TEXT, "perplexity.path: ", "data.txt: no text in it", "give", make=text("data.txt", " \n")),
-    a("laser", TEXT, "perplexity.path: ", "data.txt: not UTF-8", "save", make=text("data.txt", b"\xff\xfe")),
+    a("laser", OF_TEXT, "perplexity.path: ", "data.txt: no text in it", "give", make=text("data.txt", " \n")),
+    a("laser", OF_TEXT, "perplexity.path: ", "data.txt: not UTF-8", "save", make=text("data.txt", b"\xff\xfe")),
     a("laser", "perplexity.path={here}", "perplexity.path: ", "no .parquet file", "give"),
     a("laser", "perplexity.path={here}/data.jsonl", "perplexity.path: ", "data.jsonl:1: `text` is no string", "give",
       make=rows("data.jsonl", {"text": 3})),
@@ -908,11 +911,11 @@ LASER = [
     a("laser", "laser.measure=preference_share preference.path=null", "preference.path: not set", "give"),
     a("laser", "laser.measure=preference_share preference.path={here}/nowhere", "preference.path: ",
       "no such file or directory", "give"),
-    a("laser", PAIRS, "preference.path: ", "data.jsonl: comparison 1: ", "same text", "repair",
+    a("laser", BY_MARGIN, "preference.path: ", "data.jsonl: comparison 1: ", "same text", "repair",
       make=rows("data.jsonl", {"prompt": "a", "chosen": "b", "rejected": "b"})),
-    a("laser", PAIRS, "preference.path: ", "data.jsonl:1: no preference", "give", make=rows("data.jsonl", GOOD)),
-    a("laser", PAIRS, "preference.path: ", "no comparison in it", make=text("data.jsonl", "")),
-    a("laser", PAIRS + " laser.window=8", "preference.path: ", "none of 1 pairs has 8 tokens at most", "give",
+    a("laser", BY_MARGIN, "preference.path: ", "data.jsonl:1: no preference", "give", make=rows("data.jsonl", GOOD)),
+    a("laser", BY_MARGIN, "preference.path: ", "no comparison in it", make=text("data.jsonl", "")),
+    a("laser", BY_MARGIN + " laser.window=8", "preference.path: ", "none of 1 pairs has 8 tokens at most", "give",
       make=rows("data.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})),
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "does not exist", "make it with"),
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "says no rank of model.layers.0", "give", "leave",
