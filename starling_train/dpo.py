@@ -124,7 +124,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         budgets = Remembered([tokens, slots], state.budgets)
         console.say(data.report)
         console.say(policy.table.render())
-        console.say(setup.describe(optimizer, runtime))
+        console.say(setup.describe(optimizer, runtime, config.cluster.zero_stage))
 
         # The reference's log-probabilities, while the policy is still its own reference.
         log = run.log(run.path / dpo_reference.FILE)

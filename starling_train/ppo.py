@@ -113,7 +113,7 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
         budgets = Budgets(config, reward_model, state.budgets, console.say)
         console.say(data.report)
         console.say(policy.table.render())
-        console.say(setup.describe(optimizer, runtime))
+        console.say(setup.describe(optimizer, runtime, config.cluster.zero_stage))
         keeper.begin(evaluate)
 
         while state.step < algorithm.steps:

@@ -88,7 +88,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         if held_out_truncated:
             console.say(f"{held_out_truncated} held-out answers are longer than rm.max_length and lose their beginning")
         console.say(trainee.table.render())
-        console.say(setup.describe(optimizer, runtime))
+        console.say(setup.describe(optimizer, runtime, config.cluster.zero_stage))
         keeper.begin(evaluate)
 
         while state.step < steps:

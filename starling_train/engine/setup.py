@@ -254,10 +254,12 @@ def whole_policy(config: Config, directory: Path, policy: nn.Module) -> nn.Modul
     return adapters.merged(policy, base)
 
 
-def describe(optimizer: Optimizer | ZeroOptimizer, runtime: Runtime) -> str:
-    """What runs where, as it is and not as it was asked for."""
+def describe(optimizer: Optimizer | ZeroOptimizer, runtime: Runtime, zero_stage: int) -> str:
+    """What runs where, as it is and not as it was asked for. zero_stage: the one that was."""
     here = optimizer.state_bytes() if optimizer.engine is None else optimizer.bytes_here()
     how = "whole" if optimizer.engine is None else f"ZeRO stage {optimizer.engine.zero_optimization_stage()}"
+    if optimizer.engine is None and zero_stage:
+        how += f": cluster.zero_stage={zero_stage} has no effect in one process"
     return f"{runtime.describe()}; optimizer state in each process: {here / 1e9:.3g} GB ({how})"
 
 

@@ -123,6 +123,22 @@ def test_zero_takes_the_steps_of_one_process_and_keeps_half_of_the_state(alone, 
 
 
 @pytest.mark.processes
+def test_accelerate_starts_the_same_processes(alone, tmp_path):
+    """Told to start several: on a machine without GPUs it would start one."""
+    pytest.importorskip("deepspeed")
+    out = tmp_path / "accelerate.json"
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+    command = [sys.executable, *launch, str(SCRIPT), "2", "twin", "5", str(out), "float32"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    compare(found["metrics"], alone("twin")["metrics"])
+    assert len(found["bytes"]) == 2
+
+
+@pytest.mark.processes
 def test_a_run_goes_on_with_another_number_of_processes_and_another_stage(alone, tmp_path):
     pytest.importorskip("deepspeed")
     out, metrics = tmp_path / "hop.json", []
