@@ -17,6 +17,7 @@ from starling_train.engine import extensions
 from starling_train.engine.optim import Optimizer, adam_options, fit_together, rates_of
 from starling_train.engine.runtime import Runtime
 from starling_train.models.actors import Actors
+from starling_train.models.memory_plan import BUCKET
 from starling_train.models.packing import without_hooks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -53,7 +54,7 @@ class ZeroOptimizer:
         self.engine = deepspeed.initialize(
             model=module,
             optimizer=adam,
-            config=_settings(config, cluster, dtype, runtime.world),
+            config=_settings(config, cluster, dtype, runtime.world, sum(p.numel() for p in self._parameters.values())),
             dist_init_required=False,
         )[0]
         if buffers != {name: buffer.dtype for name, buffer in module.named_buffers()}:
@@ -237,8 +238,11 @@ class ZeroOptimizer:
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _settings(config: OptimConfig, cluster: ClusterConfig, dtype: torch.dtype, world: int) -> dict[str, Any]:
+def _settings(
+    config: OptimConfig, cluster: ClusterConfig, dtype: torch.dtype, world: int, trained: int
+) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
+    zero["reduce_bucket_size"] = min(BUCKET, trained)  # a buffer of that many elements is held: no more than there are
     if cluster.zero_stage == 3:
         zero |= {"stage3_param_persistence_threshold": 0}
     return {

@@ -12,7 +12,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOADED = {"8bit": 1.0, "4bit": 0.55}  # bytes of a quantised weight, scales included
 LOGITS = {"cpu": 2**21, "cuda": 2**25}  # elements of a chunk (core.logprobs)
 PREFILL_TOKENS = 8192  # of prompts in one forward pass (engine.slots)
-BUCKET = 5 * 10**8  # elements that DeepSpeed exchanges at a time, its default
+BUCKET = 5 * 10**8  # elements of gradients that DeepSpeed exchanges at a time, at most
 LIVE = 10**9  # parameters that stage 3 holds gathered at a time, its default
 
 
@@ -254,7 +254,7 @@ def _update(
     parts = {"logits, one chunk": logits}
     if share.is_zero:
         gradients = share.of((trainable + trunk + head) * size, 2)
-        parts["exchange with other processes"] = BUCKET * size
+        parts["exchange with other processes"] = min(BUCKET, trainable + trunk + head) * size
         if share.stage == 3:
             parts["weights gathered"] = min(LIVE, job.parameters) * size
     else:
