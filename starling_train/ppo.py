@@ -47,7 +47,7 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.engine import disk, planner, preflight, setup, skipped, summary
     from starling_train.engine.budgets import Budgets
     from starling_train.engine.clock import Clock
-    from starling_train.engine.experience import finite_scores, layer_to_keep, pay, score_tokens
+    from starling_train.engine.experience import finite_scores, layer_to_keep, pay, scale, score_tokens
     from starling_train.engine.keeper import Keeper
     from starling_train.engine.rollout import generate
     from starling_train.engine.state import TrainState
@@ -140,7 +140,7 @@ def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
                 answered = held_out_suite.answered(batch, rollout, tokenizer, config)
                 scores, everyones = finite_scores(torch.tensor(reward_model.score(answered)), runtime)
                 moments.update(everyones)
-                scaled = setup.scale(scores, moments, config.reward)
+                scaled = scale(scores, moments, config.reward)
                 clock.lap("score")
 
                 # 4. log-probs, reference, values, advantages

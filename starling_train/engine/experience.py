@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from starling_train.config import AlgorithmConfig, Config, UserError
+from starling_train.config import AlgorithmConfig, Config, RewardConfig, UserError
 from starling_train.core.batching import cut_packed
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, kl_estimate, token_rewards
@@ -17,6 +17,7 @@ from starling_train.engine.rollout import Rollout
 from starling_train.engine.runtime import Runtime
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
+from starling_train.models.running_stats import RunningMoments
 
 
 @dataclass
@@ -173,6 +174,14 @@ def positions(rollout: Rollout, rows: list[int], device: torch.device) -> tuple[
     row = torch.tensor(rows).repeat_interleave(torch.tensor(lengths))
     token = torch.cat([torch.arange(length) for length in lengths])
     return row.to(device), token.to(device)
+
+
+def scale(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
+    """Scores as PPO is paid: centred and scaled by the running moments and clipped, or as they are."""
+    if config.scale == "none":
+        return scores
+    scaled = (scores - moments.mean) / max(moments.std, 1e-6)
+    return scaled.clamp(-config.clip, config.clip) if config.clip else scaled
 
 
 def pay(scores: Tensor, rollout: Rollout, config: AlgorithmConfig) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from starling_train.config import CheckpointConfig, Config, FreezeConfig, RewardConfig, UserError
 from starling_train.data import nectar, openchat, prompts
@@ -20,7 +20,6 @@ from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models import adapters, freeze, load, reward, snr_scan
 from starling_train.models.identity import Identity
 from starling_train.models.reward_client import RewardClient
-from starling_train.models.running_stats import RunningMoments
 from starling_train.models.scan_journal import JOURNAL, Journal
 from starling_train.models.snr_scan import Record
 
@@ -261,14 +260,6 @@ def describe(optimizer: Optimizer | ZeroOptimizer, runtime: Runtime, zero_stage:
     if optimizer.engine is None and zero_stage:
         how += f": cluster.zero_stage={zero_stage} has no effect in one process"
     return f"{runtime.describe()}; optimizer state in each process: {here / 1e9:.3g} GB ({how})"
-
-
-def scale(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
-    """Scores as PPO is paid: centred and scaled by the running moments and clipped, or as they are."""
-    if config.scale == "none":
-        return scores
-    scaled = (scores - moments.mean) / max(moments.std, 1e-6)
-    return scaled.clamp(-config.clip, config.clip) if config.clip else scaled
 
 
 def restore(

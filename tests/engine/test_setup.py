@@ -8,7 +8,7 @@ import torch
 
 from starling_train.config import Config, FreezeConfig, RewardConfig, RolloutConfig
 from starling_train.core.ppo import kl_estimate, token_rewards
-from starling_train.engine import setup
+from starling_train.engine import experience, setup
 from starling_train.engine.experience import score_tokens
 from starling_train.engine.rollout import Rollout
 from starling_train.models import load, selection
@@ -20,9 +20,9 @@ def test_scores_are_centred_scaled_and_clipped_by_hand():
     moments = RunningMoments()
     moments.update([1.0, 3.0, 5.0])  # mean 3, sample deviation 2
     scores = torch.tensor([1.0, 4.0, 103.0])
-    assert setup.scale(scores, moments, RewardConfig(clip=10.0)).tolist() == [-1.0, 0.5, 10.0]
-    assert setup.scale(scores, moments, RewardConfig(clip=0.0)).tolist() == [-1.0, 0.5, 50.0]
-    assert setup.scale(scores, moments, RewardConfig(scale="none")).tolist() == [1.0, 4.0, 103.0]
+    assert experience.scale(scores, moments, RewardConfig(clip=10.0)).tolist() == [-1.0, 0.5, 10.0]
+    assert experience.scale(scores, moments, RewardConfig(clip=0.0)).tolist() == [-1.0, 0.5, 50.0]
+    assert experience.scale(scores, moments, RewardConfig(scale="none")).tolist() == [1.0, 4.0, 103.0]
 
 
 def test_every_freeze_key_that_selects_reaches_the_selection(monkeypatch):
