@@ -42,6 +42,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import disk, preflight, ranking, ranking_setup, setup, skipped, summary
+    from starling_train.engine.budgets import Remembered
     from starling_train.engine.clock import Clock
     from starling_train.engine.keeper import Keeper
     from starling_train.engine.state import TrainState
@@ -83,7 +84,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     # A signal while everything in memory is of one finished step: that is kept.
     with keeper.running():
         budget = Budget("rm.tokens_per_microbatch", config.rm.tokens_per_microbatch, console.say)
-        budget.fall_to(state.budgets.get(budget.key, budget.amount))
+        budgets = Remembered([budget], state.budgets)
         console.say(data.report)
         if held_out_truncated:
             console.say(f"{held_out_truncated} held-out answers are longer than rm.max_length and lose their beginning")
@@ -129,8 +130,8 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             metrics |= clock.metrics(int(answers), int(tokens))
             metrics["memory/peak_gb"] = runtime.peak_memory_gb()
             state.step, state.episodes = step, state.episodes + len(whole_batch)
-            budget.fall_to(int(runtime.minimum([budget.amount])[0]))
-            state.budgets = {budget.key: budget.amount} if budget.amount < config.rm.tokens_per_microbatch else {}
+            budgets.agree(runtime)
+            state.budgets = budgets.fallen()
             keeper.end_step(metrics, clock, evaluate)
 
         # The reward model for whoever wants to score with it, and the page for whoever wants to know what happened.

@@ -8,20 +8,6 @@ from starling_train.engine.runtime import Runtime
 from starling_train.models.budget import Budget
 
 
-class Budgets:
-    """tokens: of a micro-batch, in scoring and update. slots: sequences that are drawn side by side.
-
-    reward_model: its own budget, if it has one here, is the third. amounts: what an earlier start's fell to, by key.
-    """
-
-    def __init__(self, config: Config, reward_model: Any, amounts: dict[str, int], say: Callable[[str], None]):
-        self.tokens = Budget("algorithm.tokens_per_microbatch", config.algorithm.tokens_per_microbatch, say)
-        self.slots = Budget("rollout.slots", config.rollout.slots, say)
-        served = [reward_model.budget] if hasattr(reward_model, "budget") else []
-        kept = Remembered([self.tokens, self.slots, *served], amounts)
-        self.agree, self.fallen = kept.agree, kept.fallen
-
-
 class Remembered:
     """Budgets that a run keeps in its state. amounts: what an earlier start's fell to, by key."""
 
@@ -39,3 +25,16 @@ class Remembered:
     def fallen(self) -> dict[str, int]:
         """Amounts that are no longer the configuration's, by key."""
         return {budget.key: budget.amount for budget in self._all if budget.amount < self._full[budget.key]}
+
+
+class Budgets(Remembered):
+    """tokens: of a micro-batch, in scoring and update. slots: sequences that are drawn side by side.
+
+    reward_model: its own budget, if it has one here, is the third. amounts: what an earlier start's fell to, by key.
+    """
+
+    def __init__(self, config: Config, reward_model: Any, amounts: dict[str, int], say: Callable[[str], None]):
+        self.tokens = Budget("algorithm.tokens_per_microbatch", config.algorithm.tokens_per_microbatch, say)
+        self.slots = Budget("rollout.slots", config.rollout.slots, say)
+        served = [reward_model.budget] if hasattr(reward_model, "budget") else []
+        super().__init__([self.tokens, self.slots, *served], amounts)

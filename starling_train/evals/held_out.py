@@ -81,12 +81,10 @@ def evaluate(
     kl = budgets.tokens.attempt(lambda tokens: _reference_kl(actors, rollout, tokens))
     more = [{"score": scores[i], "kl": float(kl[i])} for i in range(len(conversations))]
     rows, measured = described(held_out, rollout, conversations, more, runtime)
-    score = torch.tensor([row["score"] for row in rows])
-    is_scored = score.isfinite()
-    if left_out := int((~is_scored).sum()):  # as in a step: an odd answer must not hide the others
-        score = score[is_scored]
+    scores_of_all = torch.tensor([row["score"] for row in rows])
+    score = scores_of_all[scores_of_all.isfinite()]  # as in a step: an odd answer must not hide the others
     metrics = {
-        "eval/unscored": left_out,
+        "eval/unscored": len(scores_of_all) - len(score),
         "eval/score_mean": float(score.mean()),
         "eval/score_std": float(score.std(correction=0)),
         "eval/kl_reference": sum(row["kl"] for row in rows) / len(rows),
