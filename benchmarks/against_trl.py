@@ -49,7 +49,8 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 import models
 
-from starling_train.config import AlgorithmConfig, Config, KLConfig, OptimConfig, RolloutConfig
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import AlgorithmConfig, KLConfig, OptimConfig, RolloutConfig
 from starling_train.engine.experience import layer_to_keep, score_tokens
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.rollout import generate
@@ -98,7 +99,7 @@ def ours(arguments: argparse.Namespace) -> Result:
     return steps.result(arguments.prompts) | {"peak_mb": memory.mb()}
 
 
-def our_settings(arguments: argparse.Namespace) -> Config:
+def our_settings(arguments: argparse.Namespace) -> PpoConfig:
     """The library's configuration of rollout, algorithm and optimizer."""
     algorithm = AlgorithmConfig(
         prompts_per_step=arguments.prompts, epochs=arguments.epochs, minibatches=arguments.minibatches,
@@ -106,7 +107,7 @@ def our_settings(arguments: argparse.Namespace) -> Config:
         value_clip=VALUE_CLIP, value_coefficient=VALUE_COEFFICIENT, critic=arguments.critics[0],
         missing_eos_penalty=0.0, kl=KLConfig(coefficient=KL),
     )  # fmt: skip
-    return Config(
+    return PpoConfig(
         rollout=RolloutConfig(arguments.engine, arguments.slots, arguments.limit, stop_strings=[]),
         algorithm=algorithm,
         optim=OptimConfig(LEARNING_RATE, betas=list(BETAS), eps=EPSILON, weight_decay=0.0, schedule="constant"),

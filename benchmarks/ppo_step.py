@@ -26,8 +26,8 @@ import machine
 import models
 from torch.utils.flop_counter import FlopCounterMode
 
-from starling_train.config import AlgorithmConfig, Config, KLConfig, OptimConfig, RolloutConfig
-from starling_train.config_model import LoraConfig
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import AlgorithmConfig, KLConfig, LoraConfig, OptimConfig, RolloutConfig
 from starling_train.engine import decode_step
 from starling_train.engine.experience import layer_to_keep, score_tokens
 from starling_train.engine.optim import Optimizer
@@ -78,8 +78,8 @@ class Job:
         update(self.actors, self.optimizer, experience, self.config.algorithm, self.order)
 
 
-def settings(arguments: argparse.Namespace) -> Config:
-    config = Config()
+def settings(arguments: argparse.Namespace) -> PpoConfig:
+    config = PpoConfig()
     config.rollout = RolloutConfig(arguments.engine, arguments.slots, arguments.limit, stop_strings=[])
     config.algorithm = AlgorithmConfig(
         prompts_per_step=arguments.prompts, epochs=arguments.epochs, minibatches=arguments.minibatches,

@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 import machine
 import models
 
-from starling_train.config import RolloutConfig
+from starling_train.config.sections import RolloutConfig
 from starling_train.engine.rollout import generate
 
 Responses = list[list[int]]

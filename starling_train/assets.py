@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 
 def directory(name: str) -> Path:

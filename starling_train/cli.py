@@ -23,10 +23,11 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from starling_train import assets
-from starling_train.config import Config, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
 
 
-def command(check: Callable[[Any], None], schema: type = Config, config_name: str = "config") -> Callable:
+def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name: str = "config") -> Callable:
     """Make a function of a checked configuration a command: `main()` reads sys.argv and returns when it is done.
 
     check: cross-field checks, raises UserError. schema: the dataclass that the composed configuration must fit.
@@ -100,7 +101,7 @@ def _compose(config_name: str) -> list[DictConfig]:
     return composed
 
 
-def configuration(arguments: list[str], schema: type = Config, config_name: str = "config") -> Any:
+def configuration(arguments: list[str], schema: type = PpoConfig, config_name: str = "config") -> Any:
     """What another command line, without the command, would ask for; raises the errors that it would end with."""
     own = sys.argv
     sys.argv = [own[0], *arguments]
@@ -143,7 +144,7 @@ def find(folder: str) -> Path:
     return inside if inside.is_dir() else beside
 
 
-def typed(composed: DictConfig, schema: type = Config) -> Any:
+def typed(composed: DictConfig, schema: type = PpoConfig) -> Any:
     """The composed configuration as dataclasses; raises OmegaConf's errors for an unknown key or a wrong type."""
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config_dpo import DpoConfig, check_dpo
+from starling_train.config.dpo import DpoConfig, check_dpo
 
 if TYPE_CHECKING:
     from starling_train.data.pairs import PairedRow

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config import UserError
-from starling_train.config_evaluate import EvaluateConfig, check_evaluate
+from starling_train.config.evaluate import EvaluateConfig, check_evaluate
+from starling_train.config.fields import UserError
 
 if TYPE_CHECKING:
     from starling_train.evals.subjects import Subjects

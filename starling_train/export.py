@@ -2,43 +2,18 @@
 
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starling_train.cli import command, read_settings
-from starling_train.config import Config, UserError, check_values
-from starling_train.config_rm import RmConfig
-from starling_train.config_values import no_path
+from starling_train.config.export import ExportConfig, check
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.rm import RmConfig
 
 if TYPE_CHECKING:
     from starling_train.engine.exporting import Trained
     from starling_train.engine.saved_run import SavedRun
-
-
-@dataclass
-class ExportConfig:
-    """No run's configuration: the run directory holds that."""
-
-    run_dir: str | None = None
-    checkpoint: str = "newest"
-    output: str | None = None
-    base: str | None = None
-    dry_run: bool = False
-    debug: bool = False
-
-
-def check(config: ExportConfig) -> None:
-    """Check the configuration. Raises UserError."""
-    check_values(config)
-    for key, value, what in (
-        ("run_dir", config.run_dir, "run_dir=runs/NAME, the directory of a run"),
-        ("output", config.output, "output=DIR, a new directory for the model"),
-    ):
-        if not value:
-            raise UserError(f"{key}: not set; give {what}")
-        if reason := no_path(Path(value).expanduser()):
-            raise UserError(f"{key}: {value[:80]!r} cannot be a path ({reason}); give another")
 
 
 @command(check, ExportConfig, "export")
@@ -94,7 +69,7 @@ def trained_by(run: "SavedRun", base: str | None) -> "Trained":
     sections = {name: run.settings[name] for name in ("model", "freeze", "rm") if name in run.settings}
     if "rm" in sections:
         return exporting.TrainedReward(read_settings(sections, RmConfig, run.config_file), base)
-    settings = read_settings(sections, Config, run.config_file)
+    settings = read_settings(sections, PpoConfig, run.config_file)
     return exporting.TrainedPolicy(settings.model, settings.freeze, base)
 
 

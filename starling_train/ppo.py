@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config import Config, check
+from starling_train.config.ppo import PpoConfig, check
 
 if TYPE_CHECKING:
     from starling_train.engine.run_dir import RunDirectory
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @command(check)
-def main(config: Config) -> None:
+def main(config: PpoConfig) -> None:
     """Dry run, nothing to do, or train."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
     from starling_train.engine.run_dir import RunDirectory
@@ -37,7 +37,7 @@ def main(config: Config) -> None:
             print(f"report: {(run.path / 'report.html').resolve()}")
 
 
-def train(config: Config, run: "RunDirectory", runtime: "Runtime") -> None:
+def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
     import torch
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config_rm import RmConfig, check_rm
+from starling_train.config.rm import RmConfig, check_rm
 
 if TYPE_CHECKING:
     from starling_train.engine.run_dir import RunDirectory

@@ -1,36 +1,16 @@
 """python -m starling_train.score reward.path=DIR input=FILE.jsonl output=FILE.jsonl: a score for each conversation."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config import Config, UserError, check_reward, check_values, number
-from starling_train.config_values import no_path
+from starling_train.config.fields import UserError, no_path
+from starling_train.config.score import ScoreConfig, check
 
 if TYPE_CHECKING:
     from starling_train.engine.score_file import Progress, Scorer
-
-
-@dataclass
-class ScoreConfig(Config):
-    """A run's configuration, so that recipes fit, and the two files."""
-
-    name: str = "score"
-    input: str | None = None
-    output: str | None = None
-    chunk: int = number(1024, 1)
-
-
-def check(config: ScoreConfig) -> None:
-    """Check the configuration. Raises UserError."""
-    check_values(config)
-    check_reward(config.reward)
-    for key, value, what in (("input", config.input, "conversations"), ("output", config.output, "their scores")):
-        if not value:
-            raise UserError(f"{key}: not set; give {key}=FILE.jsonl, the file of {what}")
 
 
 @command(check, ScoreConfig, "score")

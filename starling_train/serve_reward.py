@@ -3,39 +3,17 @@
 import ipaddress
 import socket
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config import Config, UserError, check_reward, check_values, number, variable
+from starling_train.config.fields import UserError
+from starling_train.config.serve_reward import ServeConfig, check
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 BACKLOG = 2048  # connections that the kernel holds until they are accepted
-
-
-@dataclass
-class ServeConfig(Config):
-    """A run's configuration, so that recipes fit, and where and how the server answers."""
-
-    name: str = "serve_reward"
-    host: str = "127.0.0.1"
-    port: int = number(8000, 0, 65535)
-    token_env: str | None = variable("STARLING_REWARD_TOKEN")
-    max_body_mb: float = number(16.0, 0.001, 10_000.0)
-    max_wait_ms: float = number(5.0, 0.0, 60_000.0)
-    max_connections: int = number(1024, 1, 65_536)
-    shutdown_s: int = number(60, 0, 86_400)
-
-
-def check(config: ServeConfig) -> None:
-    """Check the configuration of the server. Raises UserError."""
-    check_values(config)
-    check_reward(config.reward)
-    if config.reward.kind == "server":
-        raise UserError("reward.kind: a server cannot serve a server; give the kind and path of a model")
 
 
 @command(check, ServeConfig, "serve_reward")

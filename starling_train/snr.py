@@ -2,7 +2,7 @@
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config import SnrConfig, check_snr
+from starling_train.config.snr import SnrConfig, check_snr
 
 
 @command(check_snr, SnrConfig, "snr")

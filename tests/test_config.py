@@ -9,23 +9,28 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf.errors import OmegaConfBaseException
 
-from starling_train import cli, compare, export, laser, plan
-from starling_train.config import Config, UserError, check, check_values
-from starling_train.config_dpo import DpoConfig, check_dpo
-from starling_train.config_evaluate import EvaluateConfig, check_evaluate
-from starling_train.config_rm import RmConfig, check_rm
+from starling_train import cli
+from starling_train.config import compare as config_compare
+from starling_train.config import export as config_export
+from starling_train.config import laser as config_laser
+from starling_train.config import plan as config_plan
+from starling_train.config.dpo import DpoConfig, check_dpo
+from starling_train.config.evaluate import EvaluateConfig, check_evaluate
+from starling_train.config.fields import UserError, check_values
+from starling_train.config.ppo import PpoConfig, check
+from starling_train.config.rm import RmConfig, check_rm
 
 RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
 # what a recipe's first line can begin with -> the command's configuration file, schema and check
 COMMANDS = {
-    "ppo": ("config", Config, check),
+    "ppo": ("config", PpoConfig, check),
     "rm": ("rm", RmConfig, check_rm),
     "dpo": ("dpo", DpoConfig, check_dpo),
     "evaluate": ("evaluate", EvaluateConfig, check_evaluate),
-    "plan": ("plan", plan.PlanConfig, plan.check),
-    "laser": ("laser", laser.LaserConfig, laser.check),
-    "compare": ("compare", compare.CompareConfig, compare.check),
-    "export": ("export", export.ExportConfig, export.check),
+    "plan": ("plan", config_plan.PlanConfig, config_plan.check),
+    "laser": ("laser", config_laser.LaserConfig, config_laser.check),
+    "compare": ("compare", config_compare.CompareConfig, config_compare.check),
+    "export": ("export", config_export.ExportConfig, config_export.check),
 }
 GROUPS = [
     f"{path.parent.name}={path.stem}"
@@ -34,7 +39,7 @@ GROUPS = [
 ]
 
 
-def composed(*overrides: str, command: str = "ppo") -> Config:
+def composed(*overrides: str, command: str = "ppo") -> PpoConfig:
     name, schema, _ = COMMANDS[command]
     cli.store_recipes()
     with initialize_config_dir(str(cli.find("conf")), version_base="1.3"):
@@ -128,7 +133,7 @@ def test_small_is_the_real_job():
     ],
 )
 def test_a_wrong_value_is_told_in_one_line_that_names_the_key(key, value, says):
-    config = Config()
+    config = PpoConfig()
     section, _, name = key.rpartition(".")
     setattr(getattr(config, section) if section else config, name, value)
     with pytest.raises(UserError) as caught:
@@ -138,7 +143,7 @@ def test_a_wrong_value_is_told_in_one_line_that_names_the_key(key, value, says):
 
 
 def test_a_suite_needs_its_files():
-    config = Config()
+    config = PpoConfig()
     config.evaluation.suites = ["function_calling"]
     with pytest.raises(UserError, match=r"^evaluation\.function_calling\.path: not set"):
         check(config)
@@ -171,7 +176,7 @@ def test_every_field_is_checked_or_free():
 
 
 def test_the_written_yaml_reads_back():
-    assert yaml.safe_load(yaml.safe_dump(asdict(Config()))) == asdict(Config())
+    assert yaml.safe_load(yaml.safe_dump(asdict(PpoConfig()))) == asdict(PpoConfig())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import nectar_files
 
 SPEAKER = re.compile(r"\n\n(Human|Assistant):(?: |(?=\n)|\Z)")

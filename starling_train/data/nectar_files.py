@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from starling_train.config import UserError
-from starling_train.config_values import no_path
+from starling_train.config.fields import UserError, no_path
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 

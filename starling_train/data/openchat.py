@@ -9,7 +9,7 @@ of the answer's first word. System messages are bare text and an end of turn, as
 from collections.abc import Sequence
 from pathlib import Path
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 END_OF_TURN = "<|end_of_turn|>"
 PAD = "<|pad_0|>"

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import openchat
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data.nectar import Answer, Row
 
 NO_ORDER = "without two answers of different rank"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from starling_train.config import Config
+from starling_train.config.ppo import PpoConfig
 from starling_train.engine.runtime import Runtime
 from starling_train.models.budget import Budget
 
@@ -33,7 +33,7 @@ class Budgets(Remembered):
     reward_model: its own budget, if it has one here, is the third. amounts: what an earlier start's fell to, by key.
     """
 
-    def __init__(self, config: Config, reward_model: Any, amounts: dict[str, int], say: Callable[[str], None]):
+    def __init__(self, config: PpoConfig, reward_model: Any, amounts: dict[str, int], say: Callable[[str], None]):
         self.tokens = Budget("algorithm.tokens_per_microbatch", config.algorithm.tokens_per_microbatch, say)
         self.slots = Budget("rollout.slots", config.rollout.slots, say)
         served = [reward_model.budget] if hasattr(reward_model, "budget") else []

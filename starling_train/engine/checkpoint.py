@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.engine import manifest
 from starling_train.engine.manifest import Damaged
 from starling_train.engine.state import TrainState

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from starling_train.config import CheckpointConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import CheckpointConfig
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer
 

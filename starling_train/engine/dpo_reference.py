@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data.pairs import PairedRow
 from starling_train.engine.metrics import JsonLines, NoLines
 

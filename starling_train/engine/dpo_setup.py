@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import ClusterConfig, OptimConfig, UserError
-from starling_train.config_dpo import DpoConfig, DpoOptimConfig
+from starling_train.config.dpo import DpoConfig, DpoOptimConfig
+from starling_train.config.fields import UserError
+from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, openchat, pairs, prompts, ranked
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from starling_train.config_dpo import PreferenceConfig
+from starling_train.config.dpo import DpoLossConfig
 from starling_train.core.batching import cut_packed
 from starling_train.core.preference import dpo_losses
 from starling_train.data import pairs
@@ -61,7 +61,7 @@ def update(
     net: LonePolicy,
     optimizer: Optimizer | ZeroOptimizer,
     rows: Sequence[EncodedRow],
-    config: PreferenceConfig,
+    config: DpoLossConfig,
     runtime: Runtime | None = None,
     budget: Budget | None = None,
 ) -> Updated:
@@ -99,7 +99,7 @@ def _suspects(lines: list[list[float]]) -> list[int]:
 
 
 def _loss(
-    module: nn.Module, net: LonePolicy, rows: Sequence[EncodedRow], config: PreferenceConfig
+    module: nn.Module, net: LonePolicy, rows: Sequence[EncodedRow], config: DpoLossConfig
 ) -> tuple[Tensor, Tensor]:
     """(sum of the pairs' losses, place and `MEASURED` of every pair (pairs, 6) float64). module: net, or its engine."""
     logprobs = _answers(module, net, rows)
@@ -116,7 +116,7 @@ def _loss(
     return found[:, 0].sum(), torch.cat([places[:, None], found.detach().double().cpu()], 1)
 
 
-def compared(logprobs: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, config: PreferenceConfig) -> Tensor:
+def compared(logprobs: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, config: DpoLossConfig) -> Tensor:
     """`MEASURED` of every pair, (pairs, 5), with gradients. logprobs, reference: of answers, which the others index."""
     losses = dpo_losses(
         logprobs[chosen],
@@ -161,7 +161,7 @@ def logprobs_of(net: LonePolicy, rows: Sequence[EncodedRow], budget: Budget, run
 
 
 def evaluate(
-    net: LonePolicy, pieces: Sequence[Sequence[EncodedRow]], config: PreferenceConfig, budget: Budget, runtime: Runtime
+    net: LonePolicy, pieces: Sequence[Sequence[EncodedRow]], config: DpoLossConfig, budget: Budget, runtime: Runtime
 ) -> dict[str, float]:
     """`eval/` metrics of held-out pairs: their rewards need the reference's log-probs, which are numbers by now.
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import Config, FreezeConfig
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import FreezeConfig
 from starling_train.engine import setup
 from starling_train.engine.planner import Planner, reward_shape
 from starling_train.models import load
@@ -16,7 +17,7 @@ from starling_train.models.snr_scan import list_matrices
 COUNTS_ONLY = "  (counts; which ones, the SNR scan decides when the run starts)"
 
 
-def describe(config: Config) -> str:
+def describe(config: PpoConfig) -> str:
     """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
     directory = load.resolve(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = load.load_config(directory, "model.path")
@@ -41,7 +42,7 @@ def describe(config: Config) -> str:
     )
 
 
-def planned(config: Config, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+def planned(config: PpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains(config.freeze, directory, model_config, config.seed)
     return table, _memory(config, model_config, table)
@@ -77,11 +78,11 @@ def _method(freeze: FreezeConfig) -> str:
     }[freeze.method]
 
 
-def _prompt_report(config: Config, tokenizer: Any) -> str:
+def _prompt_report(config: PpoConfig, tokenizer: Any) -> str:
     if not Path(config.data.path).expanduser().exists():
         return "  (not a local path: read when the run starts)"
     return f": {setup.load_data(config, tokenizer).report}"
 
 
-def _memory(config: Config, model_config: Any, table: FreezeTable) -> Plan:
+def _memory(config: PpoConfig, model_config: Any, table: FreezeTable) -> Plan:
     return Planner(config, Shape.of(model_config), reward_shape(config), table).memory()

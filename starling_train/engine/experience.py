@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from starling_train.config import AlgorithmConfig, Config, RewardConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import AlgorithmConfig, RewardConfig
 from starling_train.core.batching import cut_packed
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, kl_estimate, token_rewards
@@ -57,7 +59,7 @@ def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]
     return scores, finite
 
 
-def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: Config) -> int | None:
+def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfig) -> int | None:
     """The layer whose inputs a rollout should keep (`rollout.generate`): the lowest that trains, if they fit.
 
     None where nothing is shared below it, or where prefix_device_gb is too little for the longest responses; the

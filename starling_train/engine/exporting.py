@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from starling_train.config import FreezeConfig, ModelConfig, UserError
-from starling_train.config_model import LoraConfig
-from starling_train.config_rm import RmConfig
+from starling_train.config.fields import UserError
+from starling_train.config.rm import RmConfig
+from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
 from starling_train.data import openchat
 from starling_train.engine import ranking_setup
 from starling_train.engine.saved_run import SavedRun

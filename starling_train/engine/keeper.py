@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from starling_train.config import Config
-from starling_train.config_dpo import DpoConfig
-from starling_train.config_rm import RmConfig
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.rm import RmConfig
 from starling_train.engine import skipped
 from starling_train.engine.checkpoint import Checkpoints
 from starling_train.engine.clock import Clock
@@ -31,7 +31,7 @@ class Keeper:
 
     def __init__(
         self,
-        config: Config | RmConfig | DpoConfig,
+        config: PpoConfig | RmConfig | DpoConfig,
         run: RunDirectory,
         runtime: Runtime,
         optimizer: Optimizer | ZeroOptimizer,

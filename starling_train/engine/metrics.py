@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 
 class JsonLines:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starling_train.config import OptimConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import OptimConfig
 
 
 class Optimizer:

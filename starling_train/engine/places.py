@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models import load
 
 

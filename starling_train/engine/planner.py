@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from starling_train.config import Config, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
 from starling_train.models import shapes
 from starling_train.models.memory_plan import Job, Plan, Share, plan
 from starling_train.models.shapes import Shape
@@ -16,14 +17,14 @@ COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 class Planner:
     """The arithmetic for one configuration. table: what trains (`FreezeTable`)."""
 
-    config: Config
+    config: PpoConfig
     policy: Shape
     reward: Shape | None
     table: Any
     device: str = "cuda"
 
     @classmethod
-    def find(cls, config: Config) -> "Planner":
+    def find(cls, config: PpoConfig) -> "Planner":
         """From config.json, or what is known of published models. Raises UserError."""
         policy = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
         device = "cpu" if config.cluster.device == "cpu" else "cuda"
@@ -87,7 +88,7 @@ class Planner:
         return seconds(self.policy, self.reward, self.job(processes), work, device, matrix, bandwidth)
 
 
-def reward_shape(config: Config) -> Shape | None:
+def reward_shape(config: PpoConfig) -> Shape | None:
     """The reward model's, None where it is served. Raises UserError."""
     reward = config.reward
     if reward.kind == "server":
@@ -99,7 +100,7 @@ def reward_shape(config: Config) -> Shape | None:
 def _has_config(path: str) -> bool:
     from pathlib import Path
 
-    from starling_train.config_values import no_path
+    from starling_train.config.fields import no_path
 
     local = Path(path).expanduser()
     return no_path(local) is not None or not local.is_dir() or (local / "config.json").is_file()
@@ -157,7 +158,7 @@ def _words(found: tuple[int, int] | None, stage: int) -> str:
     return f"{count}" + (f" with cluster.zero_stage={needed}" if count > 1 and needed != stage else "")
 
 
-def of_run(config: Config, policy: Any, table: Any, device: str, processes: int) -> float | None:
+def of_run(config: PpoConfig, policy: Any, table: Any, device: str, processes: int) -> float | None:
     """Planned peak of each process of a run, decimal GB; None with a reward model whose architecture may be any.
 
     policy: its transformers configuration. table: what trains.

@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 
 import torch
 
-from starling_train.config import Config, FreezeConfig, RewardConfig, UserError
-from starling_train.config_dpo import DpoConfig
-from starling_train.config_rm import RmConfig
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.rm import RmConfig
+from starling_train.config.sections import FreezeConfig, RewardConfig
 from starling_train.engine import dpo_setup, ranking_setup, scan_setup, setup
 from starling_train.engine.dry_run import planned
 from starling_train.engine.places import check_directory
@@ -29,7 +31,7 @@ from starling_train.models.scan_records import Record
 WANDB_HOST = "https://api.wandb.ai"
 
 
-def check_run(config: Config, directory: Path, model_config: Any, runtime: Runtime, run: Path) -> None:
+def check_run(config: PpoConfig, directory: Path, model_config: Any, runtime: Runtime, run: Path) -> None:
     """Check everything that a PPO run needs but its data. directory, model_config: the policy's. Raises UserError."""
     _check_policy_run(config, directory, model_config, run)
     check_reward(config.reward)
@@ -57,7 +59,7 @@ def check_preferences(config: DpoConfig, directory: Path, model_config: Any, run
         check_memory(dpo_setup.planned(config, directory, model_config)[1], device_bytes(runtime.device))
 
 
-def _check_policy_run(config: Config | DpoConfig, directory: Path, model_config: Any, run: Path) -> None:
+def _check_policy_run(config: PpoConfig | DpoConfig, directory: Path, model_config: Any, run: Path) -> None:
     check_tracker(config.logging.wandb)
     check_directory(run, "run_dir")
     preflight.check_acceleration(

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import Config, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data import openchat
 from starling_train.engine import disk, summary
@@ -98,7 +99,7 @@ def summarise(
     }
 
 
-def to_json(config: Config, numbers: dict[str, Any], runtime: Runtime) -> str:
+def to_json(config: PpoConfig, numbers: dict[str, Any], runtime: Runtime) -> str:
     """The content of summary.json."""
     made = {
         "peak_memory_gb": runtime.peak_memory_gb(),

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.core.rank_reduction import factored_size
 from starling_train.engine.metrics import JsonLines, NoLines
 from starling_train.engine.stop import StopRequest

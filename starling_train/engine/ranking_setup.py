@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from starling_train.config import ClusterConfig, OptimConfig
-from starling_train.config_rm import RmConfig, RmOptimConfig
+from starling_train.config.rm import RmConfig, RmOptimConfig
+from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, prompts, ranked
 from starling_train.data.nectar import Row
 from starling_train.engine import setup

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from starling_train import __version__
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.engine.reward_queue import RewardQueue
 from starling_train.models import conversations, plain_text
 

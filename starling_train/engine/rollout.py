@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from starling_train.config import RolloutConfig
+from starling_train.config.sections import RolloutConfig
 from starling_train.data import openchat
 from starling_train.engine import slots
 from starling_train.engine.stop_strings import StopStrings

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from starling_train.config import Config, UserError
-from starling_train.config_dpo import DpoConfig
-from starling_train.config_rm import RmConfig
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.rm import RmConfig
 from starling_train.engine.metrics import JsonLines, NoLines
 from starling_train.engine.places import disk_errors
 from starling_train.engine.run_lock import RunLock
@@ -44,7 +45,7 @@ class RunDirectory:
     Raises UserError if the directory holds a run with other settings.
     """
 
-    def __init__(self, config: Config | RmConfig | DpoConfig):
+    def __init__(self, config: PpoConfig | RmConfig | DpoConfig):
         self.path = Path(config.run_dir or Path("runs") / config.name).expanduser()
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"

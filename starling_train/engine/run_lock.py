@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 

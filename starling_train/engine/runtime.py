@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.core.masked import Moments, moments
 
 Item = TypeVar("Item")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.engine import checkpoint, manifest
 from starling_train.engine.manifest import Damaged
 from starling_train.engine.state import TrainState

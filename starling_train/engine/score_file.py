@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from starling_train.config import RewardConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import RewardConfig
 from starling_train.models import conversations
 
 BLOCK = 1 << 20

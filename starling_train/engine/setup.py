@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from starling_train.config import CheckpointConfig, Config, FreezeConfig, RewardConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import CheckpointConfig, FreezeConfig, RewardConfig
 from starling_train.data import nectar, openchat, prompts
 from starling_train.data.prompts import Prompt
 from starling_train.engine import scan_setup
@@ -33,7 +35,7 @@ class Data:
     report: str
 
 
-def load_data(config: Config, tokenizer: Any) -> Data:
+def load_data(config: PpoConfig, tokenizer: Any) -> Data:
     """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter."""
     rows = nectar.load(
         config.data.path,
@@ -53,7 +55,7 @@ def counts(counted: dict[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"
 
 
-def load_tokenizer(config: Config, directory: Path) -> Any:
+def load_tokenizer(config: PpoConfig, directory: Path) -> Any:
     """The policy's tokenizer, checked to speak Openchat's template."""
     load.load_config(directory, "model.path")  # read with the tokenizer too: what is wrong in it is told as its own
     tokenizer = load.load_tokenizer(directory, "model.path")
@@ -61,7 +63,7 @@ def load_tokenizer(config: Config, directory: Path) -> Any:
     return tokenizer
 
 
-def check_lengths(config: Config, model_config: Any, tokenizer: Any) -> None:
+def check_lengths(config: PpoConfig, model_config: Any, tokenizer: Any) -> None:
     """Raise UserError if prompt and response together can outgrow the model's positions, or ids its vocabulary."""
     check_vocabulary(model_config, tokenizer)
     wanted = config.data.max_prompt_tokens + config.rollout.max_new_tokens
@@ -82,7 +84,7 @@ def check_vocabulary(model_config: Any, tokenizer: Any, key: str = "model.path")
         )
 
 
-def check_shares(config: Config, runtime: Runtime) -> None:
+def check_shares(config: PpoConfig, runtime: Runtime) -> None:
     """Raise UserError if a process would have no prompt to see to, or a reward model on the GPUs of the others."""
     if runtime.world > 1 and config.reward.device_map:
         raise UserError(
@@ -117,7 +119,7 @@ class SelectedPolicy:
 
 
 def load_selected_policy(
-    config: Config, directory: Path, runtime: Runtime, records: dict[str, Record], selected: list[str]
+    config: PpoConfig, directory: Path, runtime: Runtime, records: dict[str, Record], selected: list[str]
 ) -> SelectedPolicy:
     """Load the weights and freeze what is not selected; with freeze.adapter, hang adapters onto it."""
     model = load.load_causal_lm(
@@ -234,7 +236,7 @@ def open_checkpoints(
     return Checkpoints(run.checkpoints, config.keep, base, beside)
 
 
-def adapter_files(config: Config, table: freeze.FreezeTable, prefix: str) -> Beside | None:
+def adapter_files(config: PpoConfig, table: freeze.FreezeTable, prefix: str) -> Beside | None:
     """Writes the adapters as PEFT reads them into each checkpoint; None without adapters. prefix: of their names."""
     if not config.freeze.adapter:
         return None
@@ -242,7 +244,7 @@ def adapter_files(config: Config, table: freeze.FreezeTable, prefix: str) -> Bes
     return lambda directory, tensors: adapters.write(directory, tensors, prefix, table.names, *model)
 
 
-def whole_policy(config: Config, directory: Path, policy: nn.Module) -> nn.Module:
+def whole_policy(config: PpoConfig, directory: Path, policy: nn.Module) -> nn.Module:
     """The policy as a model of its own: with adapters merged into the weights, those of a quantised base unquantised.
 
     directory: of the base model.

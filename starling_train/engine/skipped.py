@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 STEPS_IN_A_ROW = 3  # without one applied update, that stop a run: one can be bad samples, so many are no accident
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.engine.runtime import Runtime
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import starling_train
-from starling_train.config import Config
-from starling_train.config_dpo import DpoConfig
-from starling_train.config_rm import RmConfig
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.rm import RmConfig
 from starling_train.engine.experience import Experience
 from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.runtime import Runtime
@@ -52,7 +52,7 @@ def step_metrics(
 
 
 def to_json(
-    config: Config | RmConfig | DpoConfig,
+    config: PpoConfig | RmConfig | DpoConfig,
     run: RunDirectory,
     table: FreezeTable,
     state: TrainState,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from starling_train.config import AlgorithmConfig
+from starling_train.config.sections import AlgorithmConfig
 from starling_train.core.batching import cut_packed
 from starling_train.core.masked import explained_variance
 from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss, value_loss

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starling_train.config import ClusterConfig, OptimConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.engine import extensions
 from starling_train.engine.optim import Optimizer, adam_options, fit_together, rates_of
 from starling_train.engine.runtime import Runtime

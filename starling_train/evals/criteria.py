@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import nectar_files
 from starling_train.evals import margin, perplexity, preference
 from starling_train.models.budget import Budget

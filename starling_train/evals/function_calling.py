@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.evals.call_checker import is_correct
 from starling_train.evals.call_parser import Call, answer_text, parse_calls
 from starling_train.evals.suite import in_turn

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from starling_train.config import Config, RolloutConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import RolloutConfig
 from starling_train.core.ppo import kl_estimate
 from starling_train.data import openchat
 from starling_train.data.prompts import Prompt, with_answer
@@ -40,7 +42,7 @@ class HeldOut:
     windows: list[perplexity.Window] = field(default_factory=list)
 
     @classmethod
-    def from_config(cls, config: Config, prompts: list[Prompt], tokenizer: Any) -> "HeldOut":
+    def from_config(cls, config: PpoConfig, prompts: list[Prompt], tokenizer: Any) -> "HeldOut":
         """Raises UserError for a suite's missing files or a function that cannot be imported."""
         measures = {name: _find(name, target) for name, target in config.evaluation.functions.items()}
         cases: list[function_calling.Case] = []
@@ -67,7 +69,7 @@ def evaluate(
     held_out: HeldOut,
     actors: Actors,
     reward_model: RewardModel,
-    config: Config,
+    config: PpoConfig,
     runtime: Runtime,
     budgets: Budgets,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -94,7 +96,7 @@ def evaluate(
 
 
 def draw(
-    held_out: HeldOut, policy: nn.Module, config: Config, slots: Budget, runtime: Runtime
+    held_out: HeldOut, policy: nn.Module, config: PpoConfig, slots: Budget, runtime: Runtime
 ) -> tuple[Rollout, list[list[dict]]]:
     """Responses to this process's share of the held-out prompts, and the conversations that they make."""
     runtime.seed_all("evaluation")
@@ -130,7 +132,7 @@ def described(
     return rows, means | {f"eval/{name}_mean": sum(row[name] for row in rows) / len(rows) for name in measured}
 
 
-def answered(prompts: list[Prompt], rollout: Rollout, tokenizer: Any, config: Config) -> list[list[dict]]:
+def answered(prompts: list[Prompt], rollout: Rollout, tokenizer: Any, config: PpoConfig) -> list[list[dict]]:
     """The prompts' conversations with the responses as last turns, decoded."""
     return [
         with_answer(prompt.messages, response, tokenizer, config.rollout.stop_strings)
@@ -144,14 +146,14 @@ def _reference_kl(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) 
 
 
 def skills(
-    held_out: HeldOut, policy: nn.Module, config: Config, slots: Budget, tokens: Budget, runtime: Runtime
+    held_out: HeldOut, policy: nn.Module, config: PpoConfig, slots: Budget, tokens: Budget, runtime: Runtime
 ) -> dict[str, float]:
     """`eval/*` of the suites that were asked for."""
     return _function_calling(held_out, policy, config, slots, runtime) | _perplexity(held_out, policy, tokens, runtime)
 
 
 def _function_calling(
-    held_out: HeldOut, policy: nn.Module, config: Config, slots: Budget, runtime: Runtime
+    held_out: HeldOut, policy: nn.Module, config: PpoConfig, slots: Budget, runtime: Runtime
 ) -> dict[str, float]:
     if not held_out.cases:
         return {}

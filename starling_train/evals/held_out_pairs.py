@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from starling_train.config_dpo import DpoConfig
+from starling_train.config.dpo import DpoConfig
 from starling_train.engine import dpo_update
 from starling_train.engine.dpo_update import EncodedRow
 from starling_train.engine.runtime import Runtime

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.engine.run_lock import UNSUPPORTED
 
 Row = dict[str, Any]

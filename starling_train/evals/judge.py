@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from starling_train.config import UserError
-from starling_train.config_evaluate import JudgeConfig
+from starling_train.config.evaluate import JudgeConfig
+from starling_train.config.fields import UserError
 from starling_train.models.patient_http import PatientHttp, Unanswered, reason_of, token_of
 
 FATAL = (401, 403, 404)  # the next request would fare no better

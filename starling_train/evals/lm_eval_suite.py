@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import openchat
 from starling_train.engine.rollout import RolloutConfig
 from starling_train.evals.journal import Journal

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import openchat
 from starling_train.evals.preference import Comparison
 from starling_train.models.budget import Budget

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import nectar_files
 from starling_train.evals.suite import in_turn
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import nectar_files, openchat
 from starling_train.evals import preference
 from starling_train.models import conversations

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import PerplexityConfig
+from starling_train.config.sections import PerplexityConfig
 from starling_train.evals import perplexity
 from starling_train.evals.journal import Journal
 from starling_train.evals.perplexity import Perplexity as Found

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 NAME = "evaluation.json"
 

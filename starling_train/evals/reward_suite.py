@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from starling_train.config_evaluate import EvaluateConfig
+from starling_train.config.evaluate import EvaluateConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.prompts import Prompt
 from starling_train.engine import setup

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from starling_train.config import RewardConfig, RolloutConfig, UserError
-from starling_train.config_evaluate import EvaluateConfig
+from starling_train.config.evaluate import EvaluateConfig
+from starling_train.config.fields import UserError
+from starling_train.config.sections import RewardConfig, RolloutConfig
 from starling_train.data import openchat
 from starling_train.data.prompts import with_answer
 from starling_train.engine import preflight, setup

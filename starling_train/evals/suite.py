@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 Say = Callable[[str], None]
 Item = TypeVar("Item")

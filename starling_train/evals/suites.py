@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import nectar_files, openchat
 from starling_train.evals import function_calling, preference
 from starling_train.evals.journal import Journal

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from starling_train.config_model import LoraConfig
-from starling_train.config_values import UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import LoraConfig
 from starling_train.models.sharing import twin
 
 NAME = "default"  # PEFT's name of the only adapter

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 Result = TypeVar("Result")
 # what allocators say: torch's on a CPU and on a GPU, the CUDA runtime's, and cuBLAS for its workspace

@@ -6,7 +6,7 @@ For `score`'s lines, the server's requests and preference sets: the messages nam
 import json
 from typing import Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.reward_templates import check_conversation
 
 ROLES = ("system", "user", "assistant")

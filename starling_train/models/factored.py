@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models import load
 from starling_train.models.checkpoint_files import read_json
 from starling_train.models.save import write_whole

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from torch import nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.module_types import Matrix, classify, layer_of
 from starling_train.models.scan_records import Record, not_whole, parameters_of
 from starling_train.models.selection import EVERYTHING

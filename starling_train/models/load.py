@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starling_train.config import UserError
-from starling_train.config_values import no_path
+from starling_train.config.fields import UserError, no_path
 from starling_train.models import quantisation
 
 # What transformers raises, at one place or another, for files that are damaged or of another model.

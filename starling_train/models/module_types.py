@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 # What stands before the layer number: transformers v5, bare decoders, reward models around a `transformer`.
 _PREFIX = r"(?:model\.|transformer\.|model\.model\.|model\.language_model\.)?"

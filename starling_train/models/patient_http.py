@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 if TYPE_CHECKING:
     import httpx

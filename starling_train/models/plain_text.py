@@ -15,7 +15,7 @@ it contains, but in a prompt every mark starts a turn. `POST /score` has no such
 import re
 from dataclasses import dataclass
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 ENDS = (
     "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<|end_of_turn|>", "<|pad_0|>", "<|im_end|>", "<|endoftext|>",

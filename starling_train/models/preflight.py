@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from starling_train.config import RewardConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import RewardConfig
 from starling_train.models import (
     checkpoint_files,
     load,

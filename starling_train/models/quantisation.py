@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 
 def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:

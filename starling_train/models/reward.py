@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.core.batching import cut_by_tokens, cut_packed, overhead_of
 from starling_train.models import quantisation, reward_loading, reward_templates
 from starling_train.models.budget import Budget

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 SEVEN_B_FILE = "pytorch_model.bin"
 # torch's remark on a pickle that is not its own comes before the error that says so

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from starling_train.config import RewardConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import RewardConfig
 from starling_train.models.patient_http import PatientHttp, Unanswered, reason_of, token_of
 
 if TYPE_CHECKING:

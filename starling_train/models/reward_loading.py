@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models import reward_checkpoint
 from starling_train.models.load import UNUSABLE, first_line, shapes_of
 from starling_train.models.reward_net import ClassifierNet, RewardNet

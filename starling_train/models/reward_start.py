@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models import checkpoint_files, load, quantisation, reward_loading, reward_templates
 from starling_train.models.reward_net import RewardNet
 

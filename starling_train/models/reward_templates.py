@@ -6,7 +6,7 @@ Starling-RM-34B (ChatML as in Yi-34B-Chat, no BOS); system messages as in Llama-
 
 from collections.abc import Callable, Sequence
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 KINDS = ("starling_7b", "starling_34b", "sequence_classification")
 # Stand-ins for special strings that somebody wrote into a message, from a range of Unicode that means

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.core.spectrum import Spectrum
 from starling_train.models.checkpoint_files import read_json
 from starling_train.models.module_types import is_linear, layer_of, name_in_layer

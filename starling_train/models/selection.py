@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.scan_records import Record
 
 # What method `none` selects: no name but every parameter, norms and embeddings included.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.config import FreezeConfig, UserError
-from starling_train.config_values import no_path
+from starling_train.config.fields import UserError, no_path
+from starling_train.config.sections import FreezeConfig
 
 
 @dataclass(frozen=True)

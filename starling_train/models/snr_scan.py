@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.core import spectrum
 from starling_train.models import checkpoint_files as files
 from starling_train.models.scan_journal import Journal, content_hash

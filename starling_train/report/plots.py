@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.report import panels
 from starling_train.report.markup import escape
 from starling_train.report.panel import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, RED, Line, Panel, Row

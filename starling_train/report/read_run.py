@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from starling_train.config import RolloutConfig
+from starling_train.config.sections import RolloutConfig
 from starling_train.data import openchat
 from starling_train.engine.rollout import generate
 from starling_train.evals import function_calling

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data.nectar import Answer, Nectar, Row, load, normalise, parse_prompt, write_parquet
 
 USER, ASSISTANT = "user", "assistant"

@@ -5,7 +5,7 @@ from openchat_tokenizer import build
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import openchat
 
 USER_HELLO = [420, 6316, 28781, 3198, 3123, 1247, 28747, 22557]

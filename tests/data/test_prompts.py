@@ -1,7 +1,7 @@
 import openchat_tokenizer
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data.prompts import Prompt, PromptStream, hold_out, tokenise, with_answer
 
 

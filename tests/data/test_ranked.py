@@ -1,6 +1,6 @@
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data.nectar import Answer, Row
 from starling_train.data.ranked import conversations, places, with_an_order
 

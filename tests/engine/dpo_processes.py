@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from starling_train.config import ClusterConfig, OptimConfig
-from starling_train.config_dpo import PreferenceConfig
+from starling_train.config.dpo import DpoLossConfig
+from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.engine import dpo_setup, dpo_update
 from starling_train.engine.dpo_update import EncodedRow
 from starling_train.engine.runtime import Runtime
@@ -32,7 +32,7 @@ def main() -> None:
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("layers.1.mlp" in name or "layers.2.self_attn.q" in name)
         net, budget = LonePolicy(policy, lowest=1), Budget("test", 40)
-        settings = PreferenceConfig(beta=0.3, loss=loss, tokens_per_microbatch=40)
+        settings = DpoLossConfig(beta=0.3, loss=loss, tokens_per_microbatch=40)
         optim = OptimConfig(learning_rate=1e-2, schedule="constant")
         optimizer = dpo_setup.optimizer(net, optim, ClusterConfig("cpu", zero_stage=stage), runtime)
         given = [rows(step) for step in range(first + steps + 1)]

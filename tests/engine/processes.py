@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from starling_train.config import AlgorithmConfig, ClusterConfig, KLConfig, OptimConfig
-from starling_train.config_model import LoraConfig
+from starling_train.config.sections import AlgorithmConfig, ClusterConfig, KLConfig, LoraConfig, OptimConfig
 from starling_train.engine.experience import score_tokens
 from starling_train.engine.rollout import Rollout
 from starling_train.engine.runtime import Runtime

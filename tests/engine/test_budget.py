@@ -4,7 +4,8 @@ import pytest
 import torch
 from test_update import SCORES, actors, rollout, settings
 
-from starling_train.config import OptimConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import OptimConfig
 from starling_train.engine.experience import score_tokens
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.update import update

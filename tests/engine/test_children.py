@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.engine.children import Child, run
 
 ROOT = Path(__file__).parents[2]

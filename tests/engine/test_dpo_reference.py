@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data.pairs import PairedRow
 from starling_train.engine import dpo_reference
 from starling_train.engine.dpo_reference import Reference, check_complete, pieces, read

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from starling_train.config import OptimConfig
-from starling_train.config_dpo import PreferenceConfig
+from starling_train.config.dpo import DpoLossConfig
+from starling_train.config.sections import OptimConfig
 from starling_train.engine import dpo_update
 from starling_train.engine.accumulation import accumulate
 from starling_train.engine.dpo_update import EncodedRow
@@ -45,7 +45,7 @@ def net(tiny_mistral) -> LonePolicy:
     return LonePolicy(policy, lowest=1)
 
 
-def gradients(net: LonePolicy, given: list[EncodedRow], config: PreferenceConfig) -> tuple[float, dict]:
+def gradients(net: LonePolicy, given: list[EncodedRow], config: DpoLossConfig) -> tuple[float, dict]:
     """Loss and gradients as a step computes them."""
     net.zero_grad(set_to_none=True)
     groups = list(dpo_update.micro_batches(given, config.tokens_per_microbatch))
@@ -54,7 +54,7 @@ def gradients(net: LonePolicy, given: list[EncodedRow], config: PreferenceConfig
     return float(torch.cat(found)[:, 1].mean()), {name: p.grad for name, p in net.trainable().items()}
 
 
-def by_hand(net: LonePolicy, given: list[EncodedRow], config: PreferenceConfig) -> tuple[float, dict]:
+def by_hand(net: LonePolicy, given: list[EncodedRow], config: DpoLossConfig) -> tuple[float, dict]:
     """The paper's formula, a whole forward pass of the plain model for each answer alone."""
     model = copy.deepcopy(net.policy)
 
@@ -89,12 +89,12 @@ def same(found: tuple[float, dict], expected: tuple[float, dict], tolerance: flo
     "settings", [{"beta": 0.1}, {"beta": 0.7, "label_smoothing": 0.2}, {"beta": 0.4, "loss": "ipo"}], ids=str
 )
 def test_loss_and_gradients_are_the_formula(net, settings):
-    config = PreferenceConfig(tokens_per_microbatch=40, **settings)
+    config = DpoLossConfig(tokens_per_microbatch=40, **settings)
     same(gradients(net, rows(), config), by_hand(net, rows(), config))
 
 
 def test_all_pairs_of_an_answer_share_its_forward_pass(net):
-    config, every = PreferenceConfig(beta=0.3), [(0, 1), (0, 2), (1, 2), (2, 3), (0, 3)]
+    config, every = DpoLossConfig(beta=0.3), [(0, 1), (0, 2), (1, 2), (2, 3), (0, 3)]
     given = rows(every, answers=4)
     same(gradients(net, given, config), by_hand(net, given, config))
 
@@ -129,17 +129,17 @@ def test_loss_and_gradients_are_trls(net, tmp_path):
     )
     loss.backward()
     theirs = float(loss.detach()), {f"policy.{n}": p.grad for n, p in model.named_parameters() if p.requires_grad}
-    ours = gradients(net, given, PreferenceConfig(beta=0.3, tokens_per_microbatch=60))
+    ours = gradients(net, given, DpoLossConfig(beta=0.3, tokens_per_microbatch=60))
     assert ours[0] != pytest.approx(math.log(2), abs=0.01)
     same(ours, theirs)
 
 
 def test_nothing_depends_on_micro_batches_or_order(net):
     given = rows([(0, 1), (0, 2), (1, 2)], answers=3)
-    whole = gradients(net, given, PreferenceConfig(tokens_per_microbatch=100_000))
+    whole = gradients(net, given, DpoLossConfig(tokens_per_microbatch=100_000))
     for budget in (1, 60, 130):
-        same(gradients(net, given, PreferenceConfig(tokens_per_microbatch=budget)), whole)
-    same(gradients(net, given[::-1], PreferenceConfig(tokens_per_microbatch=130)), whole)
+        same(gradients(net, given, DpoLossConfig(tokens_per_microbatch=budget)), whole)
+    same(gradients(net, given[::-1], DpoLossConfig(tokens_per_microbatch=130)), whole)
 
 
 def test_log_probs_do_not_depend_on_what_lies_beside_an_answer(net):
@@ -162,7 +162,7 @@ def referenced(net: LonePolicy) -> list[EncodedRow]:
 
 
 def test_updates_widen_the_margin_and_the_first_one_starts_at_log_2(net):
-    given, config = referenced(net), PreferenceConfig(tokens_per_microbatch=60)
+    given, config = referenced(net), DpoLossConfig(tokens_per_microbatch=60)
     optimizer = optimizer_of(net)
     found = [dpo_update.update(net, optimizer, given, config).metrics for _ in range(6)]
     assert found[0]["dpo/loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -174,7 +174,7 @@ def test_updates_widen_the_margin_and_the_first_one_starts_at_log_2(net):
 
 def test_validation_of_the_untrained_policy_is_exactly_even(net):
     """The reference's numbers came out of the same pass, so no rounding decides a pair."""
-    config, budget = PreferenceConfig(tokens_per_microbatch=60), Budget("test", 60)
+    config, budget = DpoLossConfig(tokens_per_microbatch=60), Budget("test", 60)
     found = dpo_update.evaluate(net, [referenced(net)], config, budget, Runtime())
     assert found["eval/preference_accuracy"] == 0.5
     assert found["eval/reward_margin"] == 0 and found["eval/loss"] == pytest.approx(math.log(2))
@@ -187,7 +187,7 @@ def test_validation_of_the_untrained_policy_is_exactly_even(net):
 
 @pytest.mark.parametrize("what", ["reference", "weights"])
 def test_what_is_not_finite_is_not_applied_and_named(net, what):
-    given, config = referenced(net), PreferenceConfig(tokens_per_microbatch=60)
+    given, config = referenced(net), DpoLossConfig(tokens_per_microbatch=60)
     before = {name: p.detach().clone() for name, p in net.trainable().items()}
     if what == "reference":
         given[3].reference[0] = math.inf
@@ -203,7 +203,7 @@ def test_what_is_not_finite_is_not_applied_and_named(net, what):
 
 def test_a_row_without_pairs_counts_for_nothing(net):
     """Its pairs may have lost their reference."""
-    given, config = rows(), PreferenceConfig(tokens_per_microbatch=60)
+    given, config = rows(), DpoLossConfig(tokens_per_microbatch=60)
     empty = EncodedRow(9, [], [], [], [])
     with_it = dpo_update.update(copy.deepcopy(net), optimizer_of(net), [empty, *given], config).metrics
     without = dpo_update.update(copy.deepcopy(net), optimizer_of(net), given, config).metrics
@@ -213,7 +213,7 @@ def test_a_row_without_pairs_counts_for_nothing(net):
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(net, monkeypatch):
-    given, config = rows(), PreferenceConfig(tokens_per_microbatch=80)
+    given, config = rows(), DpoLossConfig(tokens_per_microbatch=80)
     expected = gradients(net, given, config)
     net.zero_grad(set_to_none=True)
     tried, forward = [], LonePolicy.forward

@@ -6,7 +6,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from starling_train.config import Config, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
 from starling_train.engine.checkpoint import Checkpoints
 from starling_train.engine.metrics import JsonLines
 from starling_train.engine.run_dir import RunDirectory
@@ -87,7 +88,7 @@ def test_a_file_cut_in_its_first_line_starts_again(tmp_path):
 
 
 def test_a_run_directory_refuses_other_settings_and_takes_harmless_ones(tmp_path):
-    config = Config(run_dir=str(tmp_path / "run"))
+    config = PpoConfig(run_dir=str(tmp_path / "run"))
     run = RunDirectory(config)
     assert not run.path.exists()
     run.create()
@@ -101,7 +102,7 @@ def test_a_run_directory_refuses_other_settings_and_takes_harmless_ones(tmp_path
 
 
 def test_finished_means_all_steps_that_are_asked_for(tmp_path):
-    config = Config(run_dir=str(tmp_path))
+    config = PpoConfig(run_dir=str(tmp_path))
     run = RunDirectory(config)
     run.create()
     assert not run.is_finished()
@@ -116,6 +117,6 @@ def test_finished_means_all_steps_that_are_asked_for(tmp_path):
 def test_the_written_configuration_is_the_one_that_ran(tmp_path):
     import yaml
 
-    config = Config(run_dir=str(tmp_path))
+    config = PpoConfig(run_dir=str(tmp_path))
     RunDirectory(config).create()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == asdict(config)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from starling_train.config import OptimConfig
+from starling_train.config.sections import OptimConfig
 from starling_train.engine.optim import Optimizer, schedule
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.engine import rank_search
 from starling_train.engine.metrics import JsonLines
 from starling_train.engine.rank_search import Judge, Search

@@ -4,8 +4,8 @@ import pytest
 import torch
 from reward_checkpoints import fresh_net
 
-from starling_train.config import OptimConfig
-from starling_train.config_rm import RankingConfig
+from starling_train.config.rm import RankingConfig
+from starling_train.config.sections import OptimConfig
 from starling_train.core.preference import kwise_losses
 from starling_train.engine import ranking
 from starling_train.engine.optim import Optimizer

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from starling_train.config import RolloutConfig
+from starling_train.config.sections import RolloutConfig
 from starling_train.data import openchat
 from starling_train.engine.rollout import _trim, generate
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from starling_train.config import ModelConfig, SnrConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import ModelConfig
+from starling_train.config.snr import SnrConfig
 from starling_train.engine import scan_setup
 from starling_train.models.scan_records import Record
 

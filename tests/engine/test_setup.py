@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from starling_train.config import Config, FreezeConfig, RewardConfig, RolloutConfig
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import FreezeConfig, RewardConfig, RolloutConfig
 from starling_train.core.ppo import kl_estimate, token_rewards
 from starling_train.engine import experience, setup
 from starling_train.engine.experience import score_tokens
@@ -56,7 +57,7 @@ def test_the_temperature_of_the_rollout_is_that_of_the_scored_log_probs(tiny_mis
     sampled = torch.stack([s[0].log_softmax(-1)[t] for s, t in zip(output.scores, response, strict=True)])
     actors = Actors(policy, "head", 0, RolloutConfig(temperature=0.7).temperature)
     rollout = Rollout([prompt], [response], [True])
-    found = score_tokens(actors, rollout, torch.zeros(1), Config().algorithm, 0.0)
+    found = score_tokens(actors, rollout, torch.zeros(1), PpoConfig().algorithm, 0.0)
     torch.testing.assert_close(found.logprobs[0], sampled, atol=1e-5, rtol=1e-5)
 
 
@@ -65,7 +66,7 @@ def test_the_estimator_of_the_penalty_is_the_one_asked_for(tiny_mistral, estimat
     actors = Actors(tiny_mistral(), "head", 0)
     with torch.no_grad():
         actors.reference.lm_head.weight.add_(0.3 * torch.randn_like(actors.reference.lm_head.weight))
-    config = Config().algorithm
+    config = PpoConfig().algorithm
     config.kl.estimator = estimator
     rollout = Rollout([[1, 2]], [[3, 4, 5]], [True])
     found = score_tokens(actors, rollout, torch.ones(1), config, 0.5)
@@ -75,7 +76,7 @@ def test_the_estimator_of_the_penalty_is_the_one_asked_for(tiny_mistral, estimat
 
 
 def test_a_scan_of_another_model_is_refused(tiny_mistral, tmp_path):
-    from starling_train.config import UserError
+    from starling_train.config.fields import UserError
     from starling_train.models import scan_records, snr_scan
 
     tiny_mistral(layers=3).save_pretrained(tmp_path / "three")

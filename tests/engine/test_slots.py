@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen3Config
 
-from starling_train.config import RolloutConfig
+from starling_train.config.sections import RolloutConfig
 from starling_train.engine import slots
 from starling_train.engine.rollout import generate
 from starling_train.engine.slots import Sampling

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from starling_train.config import AlgorithmConfig, KLConfig, OptimConfig
+from starling_train.config.sections import AlgorithmConfig, KLConfig, OptimConfig
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, ppo_policy_loss, token_rewards, value_loss
 from starling_train.engine import experience as experience_module

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from starling_train.config import AlgorithmConfig
+from starling_train.config.sections import AlgorithmConfig
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import gae, ppo_policy_loss, token_rewards, value_loss
 from starling_train.engine import slots

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.evals import comparison
 from starling_train.report import comparison as page
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.evals.function_calling import INSTRUCTION, Case, conversation, evaluate, load_cases
 
 FUNCTION = {

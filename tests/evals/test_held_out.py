@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from starling_train.config import Config, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
 from starling_train.engine.runtime import Runtime
 from starling_train.evals import held_out, perplexity
 from starling_train.models.budget import Budget
 
 
 @pytest.fixture
-def asked(tmp_path) -> Config:
-    config = Config()
+def asked(tmp_path) -> PpoConfig:
+    config = PpoConfig()
     (tmp_path / "text.txt").write_text("Hello there. " * 40)
     config.evaluation.suites = ["perplexity"]
     config.evaluation.perplexity.path = str(tmp_path / "text.txt")
@@ -45,8 +46,8 @@ def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, 
 
 
 def test_without_the_suite_there_is_no_text(tokenizer):
-    held = held_out.HeldOut.from_config(Config(), [], tokenizer)
-    assert held.windows == [] and held_out.skills(held, None, Config(), None, None, None) == {}
+    held = held_out.HeldOut.from_config(PpoConfig(), [], tokenizer)
+    assert held.windows == [] and held_out.skills(held, None, PpoConfig(), None, None, None) == {}
 
 
 def test_a_missing_text_is_told_by_its_key(asked, tokenizer):
@@ -56,7 +57,7 @@ def test_a_missing_text_is_told_by_its_key(asked, tokenizer):
 
 
 def test_adapters_count_those_of_the_head_too(tiny_mistral):
-    from starling_train.config_model import LoraConfig
+    from starling_train.config.sections import LoraConfig
     from starling_train.models import adapters
 
     windows = [perplexity.Window([1, 9, 33, 2, 5, 96, 0], [1, 3, 6])]

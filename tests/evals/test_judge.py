@@ -5,8 +5,8 @@ import threading
 import pytest
 from reward_server import Scripted
 
-from starling_train.config import UserError
-from starling_train.config_evaluate import JudgeConfig
+from starling_train.config.evaluate import JudgeConfig
+from starling_train.config.fields import UserError
 from starling_train.evals.judge import Judge, Reply, endpoint, key_of
 
 ASKED = [{"role": "user", "content": "Rate this."}]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import openchat
 from starling_train.evals import margin
 from starling_train.evals.margin import Pair

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.evals import mt_bench
 from starling_train.evals.mt_bench import rating
 

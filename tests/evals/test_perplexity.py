@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import nectar, openchat
 from starling_train.evals import perplexity
 from starling_train.models.budget import Budget

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.evals import preference
 
 

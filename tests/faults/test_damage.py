@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.engine import manifest
 from starling_train.engine.checkpoint import FILES, Checkpoints, known_base
 from starling_train.engine.state import TrainState

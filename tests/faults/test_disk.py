@@ -11,7 +11,8 @@ import torch
 from fault_jobs import EVERY_STEP, saved_step, step
 from torch import nn
 
-from starling_train.config import CheckpointConfig, OptimConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import CheckpointConfig, OptimConfig
 from starling_train.engine import disk
 from starling_train.engine.optim import Optimizer
 

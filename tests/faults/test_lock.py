@@ -9,7 +9,8 @@ import socket
 import pytest
 from fault_jobs import EVERY_STEP, step
 
-from starling_train.config import Config, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
 from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.run_lock import RunLock
 
@@ -42,16 +43,16 @@ def test_a_dry_run_and_a_finished_one_need_no_lock(job, tmp_path):
 
 def test_two_that_begin_at_once(tmp_path):
     """Neither directory was there when they started: the second is told when it wants to write."""
-    first, second, third = (RunDirectory(Config(run_dir=str(tmp_path / "run"))) for _ in range(3))
+    first, second, third = (RunDirectory(PpoConfig(run_dir=str(tmp_path / "run"))) for _ in range(3))
     with first.owned(), second.owned():
         first.create()
         with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
             second.create()
     with third.owned(), pytest.raises(UserError, match="in use"), second.owned():
         pass
-    late = RunDirectory(Config(run_dir=str(tmp_path / "late")))
+    late = RunDirectory(PpoConfig(run_dir=str(tmp_path / "late")))
     with late.owned():
-        other = RunDirectory(Config(run_dir=str(tmp_path / "late")))
+        other = RunDirectory(PpoConfig(run_dir=str(tmp_path / "late")))
         with other.owned():
             other.create()
         with pytest.raises(UserError, match="meanwhile"):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from reward_checkpoints import small_tokenizer
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.data import nectar, nectar_files, openchat
 from starling_train.evals import call_checker, function_calling, preference
 from starling_train.evals.call_parser import Call, answer_text, attempts_call, parse_calls

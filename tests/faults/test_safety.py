@@ -14,7 +14,8 @@ from reward_server import Scripted, Served, ask
 
 import starling_train
 from starling_train import cli
-from starling_train.config import Config, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
 from starling_train.models.reward import write_starling_7b
 
 PACKAGE = Path(starling_train.__file__).parent
@@ -71,7 +72,7 @@ def test_a_recipe_cannot_ask_for_remote_code():
     ],
 )
 def test_no_error_line_shows_a_secret(said, hidden, monkeypatch, capsys):
-    def fail(config: Config) -> None:
+    def fail(config: PpoConfig) -> None:
         raise UserError(said)
 
     monkeypatch.setattr("sys.argv", ["ppo"])

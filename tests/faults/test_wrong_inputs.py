@@ -35,10 +35,17 @@ from wrong_inputs import (
 )
 
 from starling_train import compare, dpo, evaluate, export, laser, plan, ppo, rm, score, serve_reward, snr
-from starling_train.config import Config, SnrConfig, UserError, check, check_snr
-from starling_train.config_dpo import DpoConfig, check_dpo
-from starling_train.config_evaluate import EvaluateConfig, check_evaluate
-from starling_train.config_rm import RmConfig, check_rm
+from starling_train.config import compare as config_compare
+from starling_train.config import laser as config_laser
+from starling_train.config import plan as config_plan
+from starling_train.config import score as config_score
+from starling_train.config import serve_reward as config_serve_reward
+from starling_train.config.dpo import DpoConfig, check_dpo
+from starling_train.config.evaluate import EvaluateConfig, check_evaluate
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig, check
+from starling_train.config.rm import RmConfig, check_rm
+from starling_train.config.snr import SnrConfig, check_snr
 
 # command -> arguments that are right; a case's own come behind them and win
 RIGHT = {
@@ -70,10 +77,12 @@ MAIN = {
     "export": export.main, "compare": compare.main,
 }  # fmt: skip
 SCHEMAS = {
-    "ppo": (Config, check), "rm": (RmConfig, check_rm), "dpo": (DpoConfig, check_dpo), "snr": (SnrConfig, check_snr),
-    "score": (score.ScoreConfig, score.check), "serve_reward": (serve_reward.ServeConfig, serve_reward.check),
-    "evaluate": (EvaluateConfig, check_evaluate), "plan": (plan.PlanConfig, plan.check),
-    "laser": (laser.LaserConfig, laser.check), "compare": (compare.CompareConfig, compare.check),
+    "ppo": (PpoConfig, check), "rm": (RmConfig, check_rm), "dpo": (DpoConfig, check_dpo), "snr": (SnrConfig, check_snr),
+    "score": (config_score.ScoreConfig, config_score.check),
+    "serve_reward": (config_serve_reward.ServeConfig, config_serve_reward.check),
+    "evaluate": (EvaluateConfig, check_evaluate), "plan": (config_plan.PlanConfig, config_plan.check),
+    "laser": (config_laser.LaserConfig, config_laser.check),
+    "compare": (config_compare.CompareConfig, config_compare.check),
 }  # fmt: skip
 EXPENSIVE = (
     "starling_train.models.load.load_causal_lm",

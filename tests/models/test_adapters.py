@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from starling_train.config import UserError
-from starling_train.config_model import LoraConfig
+from starling_train.config.fields import UserError
+from starling_train.config.sections import LoraConfig
 from starling_train.core.logprobs import token_logprobs
 from starling_train.engine.batching import micro_batch
 from starling_train.models import adapters, freeze, load

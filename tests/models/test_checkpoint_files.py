@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.checkpoint_files import entries, read, unindexed
 from starling_train.models.snr_scan import check_weights, left_out, list_matrices, other_weights, scan
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.conversations import of_row, parse
 from starling_train.models.plain_text import to_conversation
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.freeze import apply, read_unfrozen_yaml, write_unfrozen_yaml
 from starling_train.models.scan_records import Record
 from starling_train.models.selection import select

@@ -2,8 +2,7 @@
 
 import pytest
 
-from starling_train.config import FreezeConfig
-from starling_train.config_model import LoraConfig
+from starling_train.config.sections import FreezeConfig, LoraConfig
 from starling_train.models import freeze, shapes
 from starling_train.models.memory_plan import Job, Plan, Share, plan, plan_preference
 from starling_train.models.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape

@@ -13,7 +13,7 @@ from transformers import (
     Starcoder2Config,
 )
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.freeze import apply, read_unfrozen_yaml, write_unfrozen_yaml
 from starling_train.models.module_types import classify, layer_of, name_in_layer, second_copies
 from starling_train.models.scan_records import write_target_modules

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.core import spectrum
 from starling_train.core.rank_reduction import truncate
 from starling_train.models import factored, reduction, snr_scan

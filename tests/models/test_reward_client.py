@@ -7,7 +7,8 @@ import pytest
 from reward_checkpoints import conversations, small_tokenizer
 from reward_server import Scripted, honest
 
-from starling_train.config import RewardConfig, UserError
+from starling_train.config.fields import UserError
+from starling_train.config.sections import RewardConfig
 from starling_train.models.reward_client import RewardClient, RewardServerError
 
 ASKED = conversations(20)

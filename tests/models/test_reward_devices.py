@@ -6,7 +6,8 @@ from accelerate import dispatch_model
 from reward_checkpoints import SIZE, conversations, fresh_net, load, small_tokenizer
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
-from starling_train.config import RewardConfig, UserError, check_values
+from starling_train.config.fields import UserError, check_values
+from starling_train.config.sections import RewardConfig
 from starling_train.engine import setup
 from starling_train.engine.runtime import Runtime
 from starling_train.models import reward_loading

@@ -12,7 +12,7 @@ from reward_checkpoints import PIECES, SIZE, conversations, fresh_net, load, sma
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.reward import write_starling_7b, write_starling_34b
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.scan_records import (
     Record,
     fill,

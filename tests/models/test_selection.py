@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.models.scan_records import Record, read_scan
 from starling_train.models.selection import EVERYTHING, select
 

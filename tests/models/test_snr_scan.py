@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.core import spectrum
 from starling_train.models.scan_journal import Journal, content_hash
 from starling_train.models.snr_scan import check_scan, list_matrices, read_ahead, scan, write_scan

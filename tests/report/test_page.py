@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from synthetic_run import HOSTILE, TYPES, write_lines, write_run
 
-from starling_train.config import UserError
+from starling_train.config.fields import UserError
 from starling_train.report import page, plots
 from starling_train.report.markup import duration, plain, redact
 from starling_train.report.read_run import read, selected_modules

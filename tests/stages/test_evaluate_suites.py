@@ -125,7 +125,7 @@ def test_reward_is_that_of_its_own_answers_and_resumes_to_the_same(run, toy, shi
 
 def kl_by_hand(toy: Path, base: Path, answers: dict[str, dict]) -> float:
     """With transformers' own forward passes, an answer at a time."""
-    from starling_train.config_evaluate import EvaluateConfig
+    from starling_train.config.evaluate import EvaluateConfig
     from starling_train.engine.setup import load_data
 
     tokenizer = load_tokenizer(toy / "policy", "model.path")
@@ -363,7 +363,7 @@ def test_without_the_harness_one_line_says_so(monkeypatch, toy, tmp_path, capsys
     ],
 )
 def test_a_tasks_settings_become_the_rollouts(how, expected, greedy):
-    from starling_train.config import RolloutConfig
+    from starling_train.config.sections import RolloutConfig
 
     limits, is_greedy = sampling(how, RolloutConfig(slots=3), 256)
     assert (limits.max_new_tokens, limits.temperature, limits.stop_strings) == expected

@@ -1,8 +1,9 @@
-"""The configuration of the `dpo` command, in the way of `config.py`; its YAML is `conf/dpo.yaml`."""
+"""The configuration of the `dpo` command, in the way of `config/sections.py`; its YAML is `conf/dpo.yaml`."""
 
 from dataclasses import dataclass, field
 
-from starling_train.config import (
+from starling_train.config.fields import UserError, check_betas, check_name, check_values, choice, number
+from starling_train.config.sections import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
@@ -15,11 +16,10 @@ from starling_train.config import (
     check_evaluation,
     check_freeze,
 )
-from starling_train.config_values import UserError, check_betas, check_name, check_values, choice, number
 
 
 @dataclass
-class PreferenceConfig:
+class DpoLossConfig:
     loss: str = choice("sigmoid", "sigmoid", "ipo")
     beta: float = number(0.1, 1e-6)
     label_smoothing: float = number(0.0, 0.0, 0.5)
@@ -60,7 +60,7 @@ class DpoConfig:
     prepare: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
-    dpo: PreferenceConfig = field(default_factory=PreferenceConfig)
+    dpo: DpoLossConfig = field(default_factory=DpoLossConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(eval_prompts=256))
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optim: DpoOptimConfig = field(default_factory=DpoOptimConfig)

@@ -1,9 +1,8 @@
-"""The configuration of the `rm` command, in the way of `config.py`; its YAML is `conf/rm.yaml`."""
+"""The configuration of the `rm` command, in the way of `config/sections.py`; its YAML is `conf/rm.yaml`."""
 
 from dataclasses import dataclass, field
 
-from starling_train.config import CheckpointConfig, ClusterConfig, FreezeConfig, ModelConfig, check_freeze
-from starling_train.config_values import (
+from starling_train.config.fields import (
     UserError,
     check_betas,
     check_name,
@@ -12,6 +11,7 @@ from starling_train.config_values import (
     number,
     optional_number,
 )
+from starling_train.config.sections import CheckpointConfig, ClusterConfig, FreezeConfig, ModelConfig, check_freeze
 
 
 @dataclass

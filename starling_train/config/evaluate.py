@@ -1,10 +1,9 @@
-"""The configuration of the `evaluate` command, in the way of `config.py`; its YAML is `conf/evaluate.yaml`."""
+"""The configuration of the `evaluate` command, in the way of `config/sections.py`; its YAML is `conf/evaluate.yaml`."""
 
 import math
 from dataclasses import dataclass, field
 
-from starling_train.config import Config, FunctionCallingConfig, PerplexityConfig, check_reward
-from starling_train.config_values import (
+from starling_train.config.fields import (
     UserError,
     check_name,
     check_server_url,
@@ -13,6 +12,8 @@ from starling_train.config_values import (
     optional_number,
     variable,
 )
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import FunctionCallingConfig, PerplexityConfig, check_reward
 
 SUITES = ("reward", "preference", "function_calling", "perplexity", "mt_bench", "lm_eval")
 OF_THE_REWARD_MODEL = ("reward", "preference")
@@ -27,7 +28,7 @@ class RewardSuiteConfig:
 
 
 @dataclass
-class PreferenceConfig:
+class PreferenceSuiteConfig:
     path: str | None = None
     rows: int | None = optional_number(1)
 
@@ -64,13 +65,13 @@ class LmEvalConfig:
 
 
 @dataclass
-class EvaluateConfig(Config):
+class EvaluateConfig(PpoConfig):
     """A run's configuration, so that recipes fit, and what is measured."""
 
     name: str = "evaluate"
     suites: list[str] = field(default_factory=list)
     reward_suite: RewardSuiteConfig = field(default_factory=RewardSuiteConfig)
-    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    preference: PreferenceSuiteConfig = field(default_factory=PreferenceSuiteConfig)
     function_calling: FunctionCallingConfig = field(default_factory=FunctionCallingConfig)
     perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
     mt_bench: MtBenchConfig = field(default_factory=MtBenchConfig)

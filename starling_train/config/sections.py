@@ -1,19 +1,15 @@
 """The configuration as typed dataclasses, and its checks.
 
 `conf/` holds the same keys with the same defaults and a comment on each (a test compares them). Checks on one key
-stand beside the key (`config_values.py`), checks across keys in `check`. Only the standard library is used, so that a
+stand beside the key (`config/fields.py`), checks across keys in `check`. Only the standard library is used, so that a
 wrong key is told before anything heavy is imported.
 """
 
 from dataclasses import dataclass, field
 
-from starling_train.config_model import FreezeConfig, ModelConfig, check_adapter, check_freeze
-from starling_train.config_values import (
+from starling_train.config.fields import (
     UserError,
-    check_betas,
-    check_name,
     check_url,
-    check_values,
     choice,
     number,
     optional_number,
@@ -156,62 +152,7 @@ class LoggingConfig:
     samples: int = number(16, 1)
 
 
-@dataclass
-class Config:
-    name: str = "ppo"
-    run_dir: str | None = None
-    seed: int = number(0, 0, 2**32 - 1)
-    dry_run: bool = False
-    debug: bool = False
-    prepare: str | None = None
-    model: ModelConfig = field(default_factory=ModelConfig)
-    freeze: FreezeConfig = field(default_factory=FreezeConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-
-
-@dataclass
-class SnrConfig(Config):
-    """Configuration of the `snr` command: a run's, so that recipes fit, and what only a scan has."""
-
-    name: str = "snr"
-    compare: str | None = None
-    spectra: list[str] = field(default_factory=list)
-
-
 SUITES = ("function_calling", "perplexity")
-
-
-def check_ppo_adapter(config: Config) -> None:
-    """Check what PPO with adapters needs. Raises UserError."""
-    if config.model.load_in == "8bit" and config.rollout.engine == "slots":
-        raise UserError(
-            "model.load_in: the 8-bit products of bitsandbytes wait for the GPU and cannot be captured in the graphs "
-            "of rollout.engine=slots; use 4bit, or rollout=hf"
-        )
-    if config.freeze.adapter and config.algorithm.critic == "separate":
-        raise UserError(
-            "algorithm.critic: separate trains a whole copy; with freeze.adapter=lora use head, or twin for adapters "
-            "of its own"
-        )
-    if config.freeze.adapter and config.freeze.lora.dropout:
-        raise UserError("freeze.lora.dropout: in PPO a probability must be the same each time it is computed; use 0")
-
-
-def check_snr(config: SnrConfig) -> None:
-    """Check the configuration of a scan. Raises UserError."""
-    check_values(config)
-    check_name(config.name)
-    check_freeze(config.freeze)
-    if not config.model.path:
-        raise UserError("model.path: not set; give the model to scan: a Hugging Face directory or hub id")
 
 
 def check_reward(reward: RewardConfig) -> None:
@@ -249,34 +190,65 @@ def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> No
             raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")
 
 
-def check(config: Config) -> None:
-    """Check a run's configuration, single keys first, then across keys. Raises UserError."""
-    check_values(config)
-    check_name(config.name)
-    for key, value, what in (
-        ("model.path", config.model.path, "the policy: a Hugging Face directory or hub id"),
-        ("data.path", config.data.path, "the prompts: Nectar's parquet, JSONL, or a hub id"),
-    ):
-        if not value:
-            raise UserError(f"{key}: not set; give {what}, or start from a recipe (+recipe=small)")
-    check_reward(config.reward)
-    check_freeze(config.freeze)
-    check_adapter(config.model, config.freeze, config.cluster.zero_stage)
-    check_ppo_adapter(config)
-    minibatches, prompts = config.algorithm.minibatches, config.algorithm.prompts_per_step
-    if minibatches > prompts:
-        raise UserError(f"algorithm.minibatches: {minibatches} exceeds algorithm.prompts_per_step={prompts}; lower it")
-    if config.algorithm.critic_warmup_steps >= config.algorithm.steps:
+@dataclass
+class ModelConfig:
+    path: str = "openchat/openchat-3.5-0106"
+    revision: str | None = None
+    dtype: str = choice("bfloat16", "bfloat16", "float32")
+    attention: str = choice("sdpa", "sdpa", "eager", "flash_attention_2")
+    load_in: str | None = choice(None, None, "8bit", "4bit")
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class LoraConfig:
+    rank: int = number(64, 1)
+    alpha: float = number(16.0, 1e-9)
+    dropout: float = number(0.0, 0.0, 0.99)
+
+
+@dataclass
+class FreezeConfig:
+    method: str = choice("snr", "snr", "layers", "last_layers", "random", "lowest", "none")
+    unit: str = choice("matrix", "matrix", "layer")
+    scope: str = choice("type", "type", "global")
+    top_percent: float = number(25.0, 0.0, 100.0)
+    max_trainable: int | None = optional_number(1)
+    max_memory_gb: float | None = optional_number(0.0)
+    layers: list[int] = field(default_factory=list)
+    last_layers: int = number(4, 1)
+    lowest_layer: int = number(0, 0)
+    dialect: str = choice("spectrum", "spectrum", "laserrmt", "gavish_donoho")
+    scan: str | None = None
+    embeddings: bool = False
+    head: bool = False
+    norms: bool = False
+    adapter: str | None = choice(None, None, "lora")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+def check_freeze(freeze: FreezeConfig) -> None:
+    """Check the keys of `freeze` against one another. Raises UserError."""
+    if freeze.method == "layers" and not freeze.layers:
         raise UserError(
-            f"algorithm.critic_warmup_steps: {config.algorithm.critic_warmup_steps} of {config.algorithm.steps} steps "
-            "leave none in which the policy trains; lower it"
+            "freeze.layers: empty with freeze.method=layers; give layer numbers, e.g. freeze.layers=[10,11]"
         )
-    if config.algorithm.kl.target is not None and config.algorithm.kl.coefficient == 0:
-        raise UserError("algorithm.kl.coefficient: 0 stays 0 whatever algorithm.kl.target asks for; start above 0")
-    if config.reward.kind != "server" and config.reward.max_length <= config.rollout.max_new_tokens:
+    if freeze.method in ("snr", "random", "lowest") and freeze.top_percent == 0:
+        raise UserError("freeze.top_percent: 0 selects nothing to train; give a percentage above 0, e.g. 25")
+    for key in ("max_trainable", "max_memory_gb"):
+        if freeze.adapter and getattr(freeze, key) is not None:
+            raise UserError(f"freeze.{key}: counts whole matrices; with freeze.adapter use freeze.top_percent")
+    for key in ("embeddings", "norms"):
+        if freeze.adapter and getattr(freeze, key):
+            raise UserError(f"freeze.{key}: adapters are for matrices; leave it out, or freeze.adapter")
+
+
+def check_adapter(model: ModelConfig, freeze: FreezeConfig, zero_stage: int) -> None:
+    """Check what a quantised base allows. Raises UserError."""
+    if model.load_in and not freeze.adapter:
         raise UserError(
-            f"reward.max_length: {config.reward.max_length} has no place for a response of "
-            f"rollout.max_new_tokens={config.rollout.max_new_tokens} and its prompt; raise it, or lower that"
+            f"model.load_in: weights in {model.load_in} cannot train themselves; use freeze.adapter=lora, or leave it "
+            "out"
         )
-    check_betas(config.optim.betas)
-    check_evaluation(config.rollout, config.evaluation)
+    if model.load_in and zero_stage == 3:
+        raise UserError("model.load_in: quantised weights cannot lie in parts; use cluster.zero_stage=2 or lower")
