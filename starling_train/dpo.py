@@ -45,7 +45,6 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import (
         checkpoint,
-        disk,
         dpo_reference,
         dpo_setup,
         dpo_update,
@@ -60,7 +59,9 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.engine.state import TrainState
     from starling_train.evals import held_out as held_out_suite
     from starling_train.evals import held_out_pairs
-    from starling_train.models import load, save
+    from starling_train.files import disk
+    from starling_train.files import whole as save
+    from starling_train.models import load
     from starling_train.models.budget import Budget
     from starling_train.models.lone_policy import LonePolicy
     from starling_train.report import page

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @command(check, ExportConfig, "export")
 def main(config: ExportConfig) -> None:
     """Find the checkpoint, see that base model and disk are right, write the model."""
-    from starling_train.engine import disk, exporting, places, saved_run
-    from starling_train.models import save
+    from starling_train.engine import exporting, saved_run
+    from starling_train.files import disk, whole
     from starling_train.report import model_card
 
     for number in (signal.SIGTERM, signal.SIGUSR1):  # what is half written is removed on the way out
@@ -28,7 +28,7 @@ def main(config: ExportConfig) -> None:
 
     # 1. What can be wrong, from headers and small files.
     output = Path(config.output).expanduser().resolve()
-    places.check_new(output, "output")
+    disk.check_new(output, "output")
     run = saved_run.find(Path(config.run_dir).expanduser(), config.checkpoint)
     trained = trained_by(run, config.base)
     plan = exporting.plan(run, trained)
@@ -48,7 +48,7 @@ def main(config: ExportConfig) -> None:
 
     # 3. The model, whole or not at all.
     card = model_card.render(run, trained, plan.table, base)
-    with places.disk_errors(output):
+    with disk.disk_errors(output):
         model = exporting.load_trained(run, trained)
 
         def write(directory: Path) -> None:
@@ -56,7 +56,7 @@ def main(config: ExportConfig) -> None:
             trained.write(model, directory)
             (directory / "README.md").write_text(card)
 
-        save.write_whole(output, write)
+        whole.write_whole(output, write)
     print(f"{trained.what} of step {run.step}: {output}")
 
 

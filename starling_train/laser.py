@@ -62,10 +62,11 @@ class Inputs:
     @classmethod
     def find(cls, config: LaserConfig, runtime: "Runtime", run: "RunDirectory") -> "Inputs":
         """Check, the cheap things first, and read the data. Raises UserError."""
-        from starling_train.engine import places, rank_search, scan_setup, setup
+        from starling_train.engine import rank_search, scan_setup, setup
+        from starling_train.files import disk
         from starling_train.models import load, preflight, snr_scan
 
-        places.check_directory(run.path, "run_dir")
+        disk.check_directory(run.path, "run_dir")
         model, laser = config.model, config.laser
         directory = load.resolve(model.path, "model.path", model.revision, weights=not config.dry_run)
         preflight.check_acceleration(attention=model.attention)
@@ -203,7 +204,7 @@ def measure(inputs: Inputs, model: "nn.Module", budget: Any) -> dict[str, Any]:
     """Which model and data these are, and how good the model is. Raises UserError where that is no number."""
     import math
 
-    from starling_train.models import identity
+    from starling_train.files import identity
 
     judging = inputs.criterion.measure(model, budget)
     held_out = inputs.criterion.measure_held_out(model, budget)

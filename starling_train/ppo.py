@@ -44,7 +44,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.core.ppo import KLController
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import disk, planner, preflight, setup, skipped, summary
+    from starling_train.engine import planner, preflight, setup, skipped, summary
     from starling_train.engine.budgets import Budgets
     from starling_train.engine.clock import Clock
     from starling_train.engine.experience import finite_scores, layer_to_keep, pay, scale, score_tokens
@@ -54,7 +54,9 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.engine.update import update
     from starling_train.engine.zero import make_optimizer
     from starling_train.evals import held_out as held_out_suite
-    from starling_train.models import load, save
+    from starling_train.files import disk
+    from starling_train.files import whole as save
+    from starling_train.models import load
     from starling_train.models.actors import Actors
     from starling_train.models.running_stats import RunningMoments
     from starling_train.report import page

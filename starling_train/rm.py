@@ -41,12 +41,12 @@ def main(config: RmConfig) -> None:
 def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import disk, preflight, ranking, ranking_setup, setup, skipped, summary
+    from starling_train.engine import preflight, ranking, ranking_setup, setup, skipped, summary
     from starling_train.engine.budgets import Remembered
     from starling_train.engine.clock import Clock
     from starling_train.engine.keeper import Keeper
     from starling_train.engine.state import TrainState
-    from starling_train.models import save
+    from starling_train.files import disk, whole
     from starling_train.models.budget import Budget
     from starling_train.report import page
 
@@ -138,7 +138,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         console.phase("writing the model")
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
-                save.write_whole(run.reward, ranking_setup.writer(config, net, start.tokenizer))
+                whole.write_whole(run.reward, ranking_setup.writer(config, net, start.tokenizer))
         keeper.finish()
         if runtime.is_first:
             run.write("summary.json", summary.to_json(config, run, trainee.table, state, runtime, command="rm"))

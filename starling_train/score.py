@@ -59,10 +59,11 @@ def check_files(source: Path, output: Path) -> None:
 
 
 def load_model(config: ScoreConfig) -> "Scorer":
-    from starling_train.engine import places, preflight, setup
+    from starling_train.engine import preflight, setup
     from starling_train.engine.runtime import Runtime
+    from starling_train.files import disk
 
-    places.check_directory(Path(config.output).expanduser().parent, "output")
+    disk.check_directory(Path(config.output).expanduser().parent, "output")
     preflight.check_reward(config.reward)
     return setup.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
 

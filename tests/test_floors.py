@@ -20,7 +20,7 @@ ONLY_IN = {
     "omegaconf": ("cli.py",),
     "accelerate": ("engine",),
     "deepspeed": ("engine",),
-    "wandb": ("engine/metrics.py",),
+    "wandb": ("files/json_lines.py",),
     "peft": ("models/adapters.py",),
     "matplotlib": ("report",),
 }

@@ -16,8 +16,8 @@ from starling_train.config.fields import UserError
 from starling_train.engine import manifest
 from starling_train.engine.manifest import Damaged
 from starling_train.engine.state import TrainState
-from starling_train.models.identity import Identity, identify
-from starling_train.models.save import flush, flush_folder
+from starling_train.files.identity import Identity, identify
+from starling_train.files.whole import flush, flush_folder
 
 Beside = Callable[[Path, dict[str, Tensor]], Sequence[str]]
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")

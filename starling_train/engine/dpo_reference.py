@@ -14,7 +14,7 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.data.pairs import PairedRow
-from starling_train.engine.metrics import JsonLines, NoLines
+from starling_train.files.json_lines import JsonLines, NoLines
 
 FILE = "reference.jsonl"
 PIECE = 256  # rows that are computed together, and then written: what a signal or a kill can lose

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.models.identity import Identity, sha256
+from starling_train.files.identity import Identity, sha256
 
 NAME = "manifest.json"
 

@@ -9,12 +9,13 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data import openchat
-from starling_train.engine import disk, summary
+from starling_train.engine import summary
 from starling_train.engine.rank_search import Search
 from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.runtime import Runtime
-from starling_train.models import factored, identity, reduction, save
-from starling_train.models.checkpoint_files import read_json
+from starling_train.files import disk, identity, whole
+from starling_train.files.tensors import read_json
+from starling_train.models import factored, reduction
 
 START = "start.json"  # which model it is, on which data, and how good it was before the first try
 
@@ -64,7 +65,7 @@ def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -
     def save_tokenizer(directory: Path) -> None:
         openchat.save_tokenizer(tokenizer, directory)
 
-    save.save_model(model, run.path / "model", save_tokenizer)
+    whole.save_model(model, run.path / "model", save_tokenizer)
     counts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "parameters_of_accepted": sum(row["parameters"] for row, _ in accepted.values()),

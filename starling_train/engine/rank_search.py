@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.core.rank_reduction import factored_size
-from starling_train.engine.metrics import JsonLines, NoLines
 from starling_train.engine.stop import StopRequest
+from starling_train.files.json_lines import JsonLines, NoLines
 from starling_train.models import reduction
 from starling_train.models.scan_records import Record
 

@@ -14,7 +14,7 @@ from starling_train.config.fields import UserError
 from starling_train.engine import checkpoint, manifest
 from starling_train.engine.manifest import Damaged
 from starling_train.engine.state import TrainState
-from starling_train.models import identity
+from starling_train.files import identity
 
 WEIGHTS, _, STATE = checkpoint.FILES
 READ = (WEIGHTS, STATE)  # the optimizer's file, the largest, is of no use here

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from starling_train.config.fields import UserError
 from starling_train.config.sections import FreezeConfig
 from starling_train.config.snr import SnrConfig
-from starling_train.engine.places import check_directory
+from starling_train.files.disk import check_directory
 from starling_train.models import freeze as freezing
 from starling_train.models import load, scan_records, selection, snr_scan
 from starling_train.models.scan_journal import Journal

@@ -19,8 +19,8 @@ from starling_train.engine.run_dir import RunDirectory
 from starling_train.engine.runtime import Runtime
 from starling_train.engine.state import TrainState
 from starling_train.engine.zero import ZeroOptimizer
+from starling_train.files.identity import Identity
 from starling_train.models import adapters, freeze, load, reward, snr_scan
-from starling_train.models.identity import Identity
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.scan_journal import JOURNAL, Journal
 from starling_train.models.snr_scan import Record

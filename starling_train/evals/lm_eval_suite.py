@@ -18,10 +18,10 @@ from typing import Any
 from starling_train.config.fields import UserError
 from starling_train.data import openchat
 from starling_train.engine.rollout import RolloutConfig
-from starling_train.evals.journal import Journal
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, digest, named, unique
-from starling_train.models.identity import sha256
+from starling_train.files.identity import sha256
+from starling_train.files.journal import Journal
 from starling_train.models.load import first_line
 
 REQUESTS_AT_A_TIME = 256

@@ -6,11 +6,11 @@ from typing import Any
 
 from starling_train.config.sections import PerplexityConfig
 from starling_train.evals import perplexity
-from starling_train.evals.journal import Journal
 from starling_train.evals.perplexity import Perplexity as Found
 from starling_train.evals.perplexity import Window
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, about, digest, named
+from starling_train.files.journal import Journal
 from starling_train.models.budget import Budget
 
 WINDOWS_AT_A_TIME = 64

@@ -16,10 +16,10 @@ from starling_train.config.evaluate import EvaluateConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.prompts import Prompt
 from starling_train.engine import setup
-from starling_train.evals.journal import Journal
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, about, digest, named
 from starling_train.evals.suites import score, truncation
+from starling_train.files.journal import Journal
 from starling_train.models import load
 from starling_train.models import preflight as model_preflight
 from starling_train.models.budget import Budget

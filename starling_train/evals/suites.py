@@ -8,9 +8,9 @@ from typing import Any
 from starling_train.config.fields import UserError
 from starling_train.data import nectar_files, openchat
 from starling_train.evals import function_calling, preference
-from starling_train.evals.journal import Journal
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, about, check_finite, digest, named, unique
+from starling_train.files.journal import Journal
 
 ANSWERS_AT_A_TIME = 256
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
+from starling_train.files.tensors import read_json
+from starling_train.files.whole import write_whole
 from starling_train.models import load
-from starling_train.models.checkpoint_files import read_json
-from starling_train.models.save import write_whole
 
 WEIGHTS, LISTING = "factored.safetensors", "factored.json"
 

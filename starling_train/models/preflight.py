@@ -11,14 +11,8 @@ import torch
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
-from starling_train.models import (
-    checkpoint_files,
-    load,
-    quantisation,
-    reward_checkpoint,
-    reward_loading,
-    reward_templates,
-)
+from starling_train.files import tensors as checkpoint_files
+from starling_train.models import load, quantisation, reward_checkpoint, reward_loading, reward_templates
 
 Shapes = Mapping[str, tuple[int, ...]]
 

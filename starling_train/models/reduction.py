@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from starling_train.core.rank_reduction import saving, truncate
-from starling_train.models import checkpoint_files, load, snr_scan
-from starling_train.models.save import flush
+from starling_train.files import tensors as checkpoint_files
+from starling_train.files.whole import flush
+from starling_train.models import load, snr_scan
 from starling_train.models.scan_journal import content_hash
 from starling_train.models.scan_listing import jobs
 from starling_train.models.scan_records import Record

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from starling_train.config.fields import UserError
-from starling_train.models import checkpoint_files, load, quantisation, reward_loading, reward_templates
+from starling_train.files import tensors
+from starling_train.models import load, quantisation, reward_loading, reward_templates
 from starling_train.models.reward_net import RewardNet
 
 # What a Mistral's configuration shares with a Llama's; with these and no sliding window the two compute the same.
@@ -66,7 +67,7 @@ def start(directory: Path, config: Any, *, fresh: bool, dtype: str, attention: s
 
 def is_reward_model(directory: Path) -> bool:
     """True for a directory in one of the two Starling layouts."""
-    return any(entry.name == "v_head.weight" for entry in checkpoint_files.entries(directory))
+    return any(entry.name == "v_head.weight" for entry in tensors.entries(directory))
 
 
 def empty(config: Any) -> RewardNet:

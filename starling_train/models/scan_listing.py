@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from starling_train.config.fields import UserError
-from starling_train.models import checkpoint_files as files
+from starling_train.files import tensors as files
 from starling_train.models.module_types import LAYER, Matrix, classify, second_copies
 from starling_train.models.scan_records import Record
 

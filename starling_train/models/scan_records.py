@@ -12,7 +12,7 @@ from pathlib import Path
 
 from starling_train.config.fields import UserError
 from starling_train.core.spectrum import Spectrum
-from starling_train.models.checkpoint_files import read_json
+from starling_train.files.tensors import read_json
 from starling_train.models.module_types import is_linear, layer_of, name_in_layer
 
 

@@ -132,7 +132,7 @@ def _cached(hub_id: str) -> Path | None:
 
 def read(directory: Path, key: str) -> Shape:
     """The shape that a directory's config.json gives. Raises UserError for what is no Llama or Mistral."""
-    from starling_train.models.checkpoint_files import read_json
+    from starling_train.files.tensors import read_json
 
     file = directory / "config.json"
     if not file.is_file():

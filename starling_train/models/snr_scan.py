@@ -12,7 +12,7 @@ from torch import Tensor
 
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
-from starling_train.models import checkpoint_files as files
+from starling_train.files import tensors as files
 from starling_train.models.scan_journal import Journal, content_hash
 from starling_train.models.scan_listing import (
     Job,

@@ -1,6 +1,6 @@
 import pytest
 
-from starling_train.engine.metrics import NoTracker, tracker
+from starling_train.run.tracker import NoTracker, tracker
 
 
 def test_disabled_tracks_nothing(tmp_path):

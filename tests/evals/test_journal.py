@@ -6,7 +6,7 @@ import os
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.evals.journal import Journal
+from starling_train.files.journal import Journal
 
 WHAT = {"suite": "mt_bench", "model": {"sha256": "ab"}, "limits": (1, 2)}
 

@@ -12,7 +12,7 @@ from starling_train.config.fields import UserError
 from starling_train.engine import manifest
 from starling_train.engine.checkpoint import FILES, Checkpoints, known_base
 from starling_train.engine.state import TrainState
-from starling_train.models.identity import Identity
+from starling_train.files.identity import Identity
 
 BASE = Identity("0" * 64, {"model.safetensors": {"stat": ["/m", 1], "sha256": "1" * 64}})
 NAMES = (*FILES, manifest.NAME)

@@ -1051,7 +1051,7 @@ def saved_run(run, base) -> None:
 
     from starling_train.engine.checkpoint import Checkpoints
     from starling_train.engine.state import TrainState
-    from starling_train.models.identity import identify
+    from starling_train.files.identity import identify
 
     name = "model.layers.0.mlp.up_proj.weight"
     trained = {f"policy.{name}": load_file(base / "model.safetensors")[name] + 1}

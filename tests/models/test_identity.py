@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from starling_train.models import identity
+from starling_train.files import identity
 
 
 @pytest.fixture

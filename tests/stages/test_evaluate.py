@@ -265,7 +265,7 @@ def test_a_byte_in_the_middle_of_the_weights_is_another_model(run, pairs, tmp_pa
 
 
 def test_hashes_of_unchanged_files_are_not_made_again(run, pairs, tmp_path, monkeypatch):
-    from starling_train.models import identity
+    from starling_train.files import identity
 
     write_starling_7b(fresh_net(), tmp_path / "reward", small_tokenizer())
     local = [f"reward.path={tmp_path / 'reward'}", "reward.dtype=float32", "reward.max_length=400", "run_dir=out"]

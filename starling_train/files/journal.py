@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.engine.run_lock import UNSUPPORTED
+from starling_train.files.lock import UNSUPPORTED
 
 Row = dict[str, Any]
 SYNC_EVERY_S = 1.0

@@ -1,0 +1,49 @@
+"""TODO docstring."""
+
+from pathlib import Path
+from typing import Any
+
+from starling_train.files.json_lines import strict
+
+WANDB_ID = "wandb_id.txt"
+
+
+class NoTracker:
+    """Tracks nothing."""
+
+    id: str | None = None
+
+    def log(self, metrics: dict[str, Any]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class WandbTracker:
+    """Weights & Biases; `id` continues a run after a resume. API keys are left to wandb's own login.
+
+    The id is kept in the run's directory too: a run that ends before its first checkpoint goes on in the same W&B run.
+    """
+
+    def __init__(self, mode: str, name: str, run_dir: Path, config: dict[str, Any], run_id: str | None):
+        import wandb
+
+        kept = run_dir / WANDB_ID
+        run_id = run_id or (kept.read_text().strip() if kept.is_file() else None)
+        self._run = wandb.init(
+            project="starling_train", name=name, dir=run_dir, config=config, id=run_id, resume="allow", mode=mode
+        )
+        self.id = self._run.id
+        kept.write_text(f"{self.id}\n")
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        self._run.log(strict(metrics), step=metrics["step"])
+
+    def finish(self) -> None:
+        self._run.finish()
+
+
+def tracker(
+    mode: str, name: str, run_dir: Path, config: dict[str, Any], run_id: str | None
+) -> NoTracker | WandbTracker:
+    """The tracker that `logging.wandb` asks for. Raises ImportError with pip's name if wandb is not installed."""
+    return NoTracker() if mode == "disabled" else WandbTracker(mode, name, run_dir, config, run_id)
