@@ -42,6 +42,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     import torch
 
     from starling_train.core.ppo import KLController
+    from starling_train.core.running_moments import RunningMoments
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import planner, preflight, setup, skipped, summary
@@ -58,7 +59,6 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.files import whole as save
     from starling_train.models import load
     from starling_train.models.actors import Actors
-    from starling_train.models.running_stats import RunningMoments
     from starling_train.report import page
 
     algorithm = config.algorithm

@@ -34,38 +34,6 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str = "k1") -> T
     return (-log_ratio).exp() - 1 + log_ratio
 
 
-def token_rewards(scores: Tensor, kl: Tensor, is_response: Tensor, kl_coefficient: float) -> Tensor:
-    """-coefficient x KL on every response token, plus the score on the last real one (the end of turn); 0 on padding.
-
-    scores: (sequences,), kl: (sequences, tokens). Source: Ziegler et al. 2019 (arXiv 1909.08593), equation 2.
-    """
-    rewards = torch.where(is_response, -kl_coefficient * kl, 0.0)
-    last = is_response.sum(-1) - 1
-    rows = torch.arange(len(scores), device=scores.device)
-    return rewards.index_put((rows, last), scores.to(rewards), accumulate=True)
-
-
-def gae(rewards: Tensor, values: Tensor, is_response: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates and returns (advantage + value), both 0 on padding.
-
-    delta_t = r_t + gamma v_{t+1} - v_t;  A_t = delta_t + gamma lambda A_{t+1};  v = A = 0 after the last token.
-    Source: Schulman et al. 2015 (arXiv 1506.02438), equation 16.
-    """
-    values = torch.where(is_response, values, 0.0)
-    rewards = torch.where(is_response, rewards, 0.0)
-    advantages = torch.zeros_like(values)
-    a_tp1 = torch.zeros_like(values[:, 0])
-    v_tp1 = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        delta_t = rewards[:, t] + gamma * v_tp1 - values[:, t]
-        a_t = delta_t + gamma * gae_lambda * a_tp1
-        # padding lies to the right: until the first real token from there nothing may accumulate
-        a_tp1 = torch.where(is_response[:, t], a_t, 0.0)
-        v_tp1 = values[:, t]
-        advantages[:, t] = a_tp1
-    return advantages, torch.where(is_response, advantages + values, 0.0)
-
-
 @dataclass(frozen=True)
 class PolicyLoss:
     """A loss and the sums, over the same tokens, that its metrics are made of (divide them by the token count)."""

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from starling_train.config.fields import UserError
-from starling_train.data import nectar_files
+from starling_train.data import row_files
 
 SPEAKER = re.compile(r"\n\n(Human|Assistant):(?: |(?=\n)|\Z)")
 ROLE_OF = {"Human": "user", "Assistant": "assistant"}
@@ -73,7 +73,7 @@ def load(
     columns = ["prompt", *(["answers"] if answers else []), *(["good_natured"] if good_natured_only else [])]
     excluded = {normalise(text) for file in exclude for text in _excluded_prompts(Path(file).expanduser())}
     rows, dropped, changed = [], Counter(), Counter()
-    for place, raw in nectar_files.read(path, columns):
+    for place, raw in row_files.read(path, columns):
         messages = _messages(raw, place)
         reason = _why_unusable(messages) or _why_unwanted(raw, messages, good_natured_only, excluded)
         if reason:
@@ -262,7 +262,7 @@ def _excluded_prompts(file: Path) -> Iterable[str]:
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
     prompts = []
-    for place, raw in nectar_files.jsonl_rows(file):
+    for place, raw in row_files.jsonl_rows(file):
         prompts += _excluded_turns(raw, place)
     return prompts
 

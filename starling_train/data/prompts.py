@@ -108,3 +108,8 @@ def with_answer(
     for stop in stop_strings:
         text = text.split(stop)[0]
     return [*messages, {"role": "assistant", "content": text.rstrip() if stop_strings else text}]
+
+
+def counts(counted: dict[str, int]) -> str:
+    """`3 empty, 1 too long`; `none` where nothing was counted."""
+    return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"

@@ -46,7 +46,8 @@ def load_data(config: DpoConfig, tokenizer: Any) -> Data:
     dropped = rows.dropped | {ranked.NO_ORDER: without, f"longer than {data.max_prompt_tokens} tokens": too_long}
     report = (
         f"{len(training)} training prompts with {_pairs(training)} pairs ({config.dpo.pairs}), {len(held_out)} held "
-        f"out with {_pairs(held_out)}; dropped: {setup.counts(dropped)}; answers: {setup.counts(rows.answers_changed)}"
+        f"out with {_pairs(held_out)}; dropped: {prompts.counts(dropped)}; "
+        f"answers: {prompts.counts(rows.answers_changed)}"
     )
     return Data(training, held_out, asked, report)
 

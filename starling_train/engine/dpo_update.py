@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.dpo import DpoLossConfig
-from starling_train.core.batching import cut_packed
+from starling_train.core.micro_batches import cut_packed
 from starling_train.core.preference import dpo_losses
 from starling_train.data import pairs
 from starling_train.data.pairs import PairedRow

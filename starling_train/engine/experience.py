@@ -10,16 +10,17 @@ from torch import Tensor
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import AlgorithmConfig, RewardConfig
-from starling_train.core.batching import cut_packed
+from starling_train.core.advantages import gae, token_rewards
 from starling_train.core.masked import whiten
-from starling_train.core.ppo import gae, kl_estimate, token_rewards
+from starling_train.core.micro_batches import cut_packed
+from starling_train.core.ppo import kl_estimate
+from starling_train.core.running_moments import RunningMoments
 from starling_train.engine.batching import micro_batch, response_mask
 from starling_train.engine.prefix import Prefix
 from starling_train.engine.rollout import Rollout
 from starling_train.engine.runtime import Runtime
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
-from starling_train.models.running_stats import RunningMoments
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.rm import RankingConfig
-from starling_train.core.batching import cut_bundles_by_tokens
+from starling_train.core.micro_batches import cut_bundles_by_tokens
 from starling_train.core.preference import kwise_losses, pairs_by_distance
 from starling_train.data.nectar import Row
 from starling_train.data.ranked import conversations, places

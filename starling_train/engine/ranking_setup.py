@@ -75,8 +75,8 @@ def load_data(config: RmConfig) -> Data:
     training, held_out = prompts.hold_out(usable, data.eval_prompts, config.seed)
     dropped = rows.dropped | {ranked.NO_ORDER: without}
     report = (
-        f"{len(training)} training rows, {len(held_out)} held out; dropped: {setup.counts(dropped)}; "
-        f"answers: {setup.counts(rows.answers_changed)}"
+        f"{len(training)} training rows, {len(held_out)} held out; dropped: {prompts.counts(dropped)}; "
+        f"answers: {prompts.counts(rows.answers_changed)}"
     )
     return Data(training, held_out, report)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from starling_train import __version__
 from starling_train.config.fields import UserError
+from starling_train.data import conversations, rendered_text
 from starling_train.engine.reward_queue import RewardQueue
-from starling_train.models import conversations, plain_text
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -140,7 +140,7 @@ def of_openrlhf_request(request: Any) -> list[list[dict]]:
         raise UserError(f"prompts: give one text for each of the {len(queries)} queries, or none at all")
 
     def read(pair: tuple[str, str | None]) -> list[dict]:
-        return _scorable(plain_text.to_conversation(*pair))
+        return _scorable(rendered_text.to_conversation(*pair))
 
     return [_at("query", i, read, pair) for i, pair in enumerate(zip(queries, prompts, strict=True))]
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
-from starling_train.models import conversations
+from starling_train.data import conversations
 
 BLOCK = 1 << 20
 CHUNK_BYTES = 32_000_000  # of input held at a time, however few lines that is

@@ -11,7 +11,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import CheckpointConfig, FreezeConfig, RewardConfig
 from starling_train.data import nectar, openchat, prompts
-from starling_train.data.prompts import Prompt
+from starling_train.data.prompts import Prompt, counts
 from starling_train.engine import scan_setup
 from starling_train.engine.checkpoint import Beside, Checkpoints, identify_base
 from starling_train.engine.optim import Optimizer
@@ -48,11 +48,6 @@ def load_data(config: PpoConfig, tokenizer: Any) -> Data:
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
     report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
     return Data(training, held_out, report)
-
-
-def counts(counted: dict[str, int]) -> str:
-    """`3 empty, 1 too long`; `none` where nothing was counted."""
-    return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"
 
 
 def load_tokenizer(config: PpoConfig, directory: Path) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from starling_train.core import sampling
-from starling_train.core.batching import cut_by_tokens, overhead_of
+from starling_train.core.micro_batches import cut_by_tokens, overhead_of
 from starling_train.engine.decode_step import DecodeStep, GraphStep
 from starling_train.engine.kept_states import Kept
 from starling_train.engine.slot_cache import SlotCache

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from starling_train.config.sections import AlgorithmConfig
-from starling_train.core.batching import cut_packed
 from starling_train.core.masked import explained_variance
+from starling_train.core.micro_batches import cut_packed
 from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss, value_loss
 from starling_train.engine.batching import micro_batch
 from starling_train.engine.experience import Experience, positions

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.core.comparison import Interval, first_reached, interval
+from starling_train.core.intervals import Interval, first_reached, interval
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from starling_train.config.fields import UserError
-from starling_train.data import nectar_files
-from starling_train.evals import margin, perplexity, preference
+from starling_train.data import preferences, row_files
+from starling_train.evals import margin, perplexity
 from starling_train.models.budget import Budget
 
 PREFERENCE = {"preference_margin": "mean", "preference_share": "share"}  # measure -> field of Margin
@@ -71,9 +71,9 @@ def of_preferences(
     Raises UserError in the name of `preference.path`.
     """
     with _about("preference.path", path):
-        if not Path(path).expanduser().exists() and not nectar_files.HUB_ID.fullmatch(path):
+        if not Path(path).expanduser().exists() and not row_files.HUB_ID.fullmatch(path):
             raise UserError(f"{path}: no such file or directory; give JSONL of preferences, or Nectar's parquet")
-        found, dropped = margin.pairs(preference.load(path)[:rows], tokenizer, max_tokens)
+        found, dropped = margin.pairs(preferences.load(path)[:rows], tokenizer, max_tokens)
 
     def measure(model: nn.Module, pairs: list[Any], budget: Budget) -> float:
         return getattr(margin.evaluate(model, pairs, budget), PREFERENCE[name])

@@ -10,7 +10,7 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.data import openchat
-from starling_train.evals.preference import Comparison
+from starling_train.data.preferences import Comparison
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
 

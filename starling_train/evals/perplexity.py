@@ -21,9 +21,7 @@ import torch
 from torch import nn
 
 from starling_train.config.fields import UserError
-from starling_train.data import nectar_files, openchat
-from starling_train.evals import preference
-from starling_train.models import conversations
+from starling_train.data import conversations, openchat, preferences, row_files
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
 
@@ -46,13 +44,13 @@ class Perplexity:
 def load(path: str | Path) -> list[Document]:
     """The documents behind a path. Raises UserError that names the file, and the line where there are several."""
     local = Path(path).expanduser()
-    on_hub = not local.exists() and local.suffix not in (".txt", ".jsonl") and nectar_files.HUB_ID.fullmatch(str(path))
+    on_hub = not local.exists() and local.suffix not in (".txt", ".jsonl") and row_files.HUB_ID.fullmatch(str(path))
     if on_hub or local.is_dir() or local.suffix == ".parquet":
-        return [_best(row) for row in preference.load(path)]
+        return [_best(row) for row in preferences.load(path)]
     if not local.is_file():
         raise UserError(f"{local}: no such file; give plain text, JSONL with `text` or `messages`, or Nectar's parquet")
     if local.suffix == ".jsonl":
-        found = [_of_row(raw, place) for place, raw in nectar_files.jsonl_rows(local)]
+        found = [_of_row(raw, place) for place, raw in row_files.jsonl_rows(local)]
     else:
         found = [_text(local)]
     found = [document for document in found if not isinstance(document, str) or document.strip()]
@@ -61,7 +59,7 @@ def load(path: str | Path) -> list[Document]:
     return found
 
 
-def _best(row: preference.Comparison) -> Document:
+def _best(row: preferences.Comparison) -> Document:
     return row.conversations[row.ranks.index(min(row.ranks))]
 
 
@@ -72,7 +70,7 @@ def _of_row(raw: dict[str, Any], place: str) -> Document:
                 raise UserError("`text` is no string; give the document's text")
             return raw["text"]
         if "chosen" in raw or "answers" in raw:
-            return _best(preference.comparison(raw))
+            return _best(preferences.comparison(raw))
         return conversations.of_row(raw, allow_empty=True)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.data import nectar_files, openchat
+from starling_train.data import openchat, preferences, row_files
 from starling_train.evals import function_calling, preference
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, about, check_finite, digest, named, unique
@@ -20,7 +20,7 @@ class Preference:
     """How often the reward model prefers what is ranked higher."""
 
     subjects: Subjects
-    comparisons: list[preference.Comparison]
+    comparisons: list[preferences.Comparison]
     identity: dict[str, Any]
     name: str = "preference"
 
@@ -29,10 +29,10 @@ class Preference:
         """Read the preference set and look up the reward model. Raises UserError."""
         path, rows = subjects.config.preference.path, subjects.config.preference.rows
         local = Path(path).expanduser()
-        if not local.exists() and not nectar_files.HUB_ID.fullmatch(path):
+        if not local.exists() and not row_files.HUB_ID.fullmatch(path):
             raise UserError(f"preference.path: no such file or directory: {local}; give JSONL, or Nectar's parquet")
         with about("preference.path"):
-            comparisons = preference.load(path)[:rows]
+            comparisons = preferences.load(path)[:rows]
         identity = {
             "suite": cls.name,
             "model": subjects.reward_identity(),

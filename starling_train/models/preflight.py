@@ -11,8 +11,9 @@ import torch
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
+from starling_train.data import reward_templates
 from starling_train.files import tensors as checkpoint_files
-from starling_train.models import load, quantisation, reward_checkpoint, reward_loading, reward_templates
+from starling_train.models import load, quantisation, reward_checkpoint, reward_loading
 
 Shapes = Mapping[str, tuple[int, ...]]
 

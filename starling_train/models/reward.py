@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
-from starling_train.core.batching import cut_by_tokens, cut_packed, overhead_of
-from starling_train.models import quantisation, reward_loading, reward_templates
+from starling_train.core.micro_batches import cut_by_tokens, cut_packed, overhead_of
+from starling_train.data import reward_templates
+from starling_train.data.reward_templates import encode_conversation
+from starling_train.models import quantisation, reward_loading
 from starling_train.models.budget import Budget
 from starling_train.models.packing import Packing
 from starling_train.models.reward_checkpoint import write_starling_7b, write_starling_34b
 from starling_train.models.reward_net import PackedNet, RewardNet
-from starling_train.models.reward_templates import encode_conversation
 
 __all__ = [
     "RewardModel",

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from starling_train.config.fields import UserError
+from starling_train.data import reward_templates
 from starling_train.files import tensors
-from starling_train.models import load, quantisation, reward_loading, reward_templates
+from starling_train.models import load, quantisation, reward_loading
 from starling_train.models.reward_net import RewardNet
 
 # What a Mistral's configuration shares with a Llama's; with these and no sliding window the two compute the same.

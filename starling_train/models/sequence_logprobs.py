@@ -6,8 +6,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from starling_train.core.batching import cut_packed
 from starling_train.core.logprobs import token_logprobs
+from starling_train.core.micro_batches import cut_packed
 from starling_train.models import adapters
 from starling_train.models.budget import Budget
 from starling_train.models.packing import Packing

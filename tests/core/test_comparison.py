@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from starling_train.core.comparison import first_reached, interval, t_975
+from starling_train.core.intervals import first_reached, interval, t_975
 
 
 def test_interval_by_hand():

@@ -3,15 +3,8 @@ import math
 import pytest
 import torch
 
-from starling_train.core.ppo import (
-    KLController,
-    apa_policy_loss,
-    gae,
-    kl_estimate,
-    ppo_policy_loss,
-    token_rewards,
-    value_loss,
-)
+from starling_train.core.advantages import gae, token_rewards
+from starling_train.core.ppo import KLController, apa_policy_loss, kl_estimate, ppo_policy_loss, value_loss
 
 # two responses of 3 and 2 tokens; the last entry of the second is padding
 IS_RESPONSE = torch.tensor([[True, True, True], [True, True, False]])

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from starling_train.core.batching import cut_bundles_by_tokens, cut_by_tokens, cut_packed, overhead_of
+from starling_train.core.micro_batches import cut_bundles_by_tokens, cut_by_tokens, cut_packed, overhead_of
 from starling_train.engine.batching import micro_batch, response_mask
 
 

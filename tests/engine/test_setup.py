@@ -8,13 +8,14 @@ import torch
 
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig, RewardConfig, RolloutConfig
-from starling_train.core.ppo import kl_estimate, token_rewards
+from starling_train.core.advantages import token_rewards
+from starling_train.core.ppo import kl_estimate
+from starling_train.core.running_moments import RunningMoments
 from starling_train.engine import experience, setup
 from starling_train.engine.experience import score_tokens
 from starling_train.engine.rollout import Rollout
 from starling_train.models import load, selection
 from starling_train.models.actors import Actors
-from starling_train.models.running_stats import RunningMoments
 
 
 def test_scores_are_centred_scaled_and_clipped_by_hand():

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from starling_train.config.sections import AlgorithmConfig, KLConfig, OptimConfig
+from starling_train.core.advantages import gae, token_rewards
 from starling_train.core.masked import whiten
-from starling_train.core.ppo import gae, ppo_policy_loss, token_rewards, value_loss
+from starling_train.core.ppo import ppo_policy_loss, value_loss
 from starling_train.engine import experience as experience_module
 from starling_train.engine.batching import micro_batch
 from starling_train.engine.experience import pay, score_tokens

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from starling_train.config.sections import AlgorithmConfig
+from starling_train.core.advantages import gae, token_rewards
 from starling_train.core.masked import whiten
-from starling_train.core.ppo import gae, ppo_policy_loss, token_rewards, value_loss
+from starling_train.core.ppo import ppo_policy_loss, value_loss
 from starling_train.engine import slots
 from starling_train.engine.experience import score_tokens
 from starling_train.engine.rollout import Rollout

@@ -3,9 +3,9 @@ import torch
 
 from starling_train.config.fields import UserError
 from starling_train.data import openchat
+from starling_train.data.preferences import Comparison
 from starling_train.evals import margin
 from starling_train.evals.margin import Pair
-from starling_train.evals.preference import Comparison
 from starling_train.models.budget import Budget
 
 

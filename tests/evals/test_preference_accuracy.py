@@ -6,6 +6,7 @@ import math
 import pytest
 
 from starling_train.config.fields import UserError
+from starling_train.data import preferences
 from starling_train.evals import preference
 
 
@@ -40,7 +41,7 @@ def test_the_forms_of_a_preference_set(tmp_path):
     ]  # fmt: skip
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    comparisons = preference.load(path)
+    comparisons = preferences.load(path)
     assert all(messages[0] == talk[0] for row in comparisons for messages in row.conversations)
     result = preference.evaluate(comparisons, length)
     assert (result.right, result.pairs) == (4.0, 5)
@@ -68,10 +69,10 @@ def test_the_forms_of_a_preference_set(tmp_path):
 def test_a_wrong_line_is_named(tmp_path, line, says):
     (tmp_path / "pairs.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=says):
-        preference.load(tmp_path / "pairs.jsonl")
+        preferences.load(tmp_path / "pairs.jsonl")
 
 
 def test_real_rows(data_dir):
-    comparisons = preference.load(data_dir / "nectar")
+    comparisons = preferences.load(data_dir / "nectar")
     result = preference.evaluate(comparisons, length)
     assert result.pairs > 3000 and 0.5 < result.accuracy < 1  # longer answers were preferred, not always

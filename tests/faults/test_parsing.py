@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from reward_checkpoints import small_tokenizer
 
 from starling_train.config.fields import UserError
-from starling_train.data import nectar, nectar_files, openchat
-from starling_train.evals import call_checker, function_calling, preference
+from starling_train.data import conversations, nectar, openchat, preferences, rendered_text, reward_templates, row_files
+from starling_train.evals import call_checker, function_calling
 from starling_train.evals.call_parser import Call, answer_text, attempts_call, parse_calls
-from starling_train.models import conversations, plain_text, reward_templates, scan_records
+from starling_train.models import scan_records
 from starling_train.models.scan_records import Record
 
 settings.register_profile(
@@ -147,14 +147,14 @@ def test_any_rows_are_read_or_refused_by_line(tmp_path, values, good_natured_onl
     read = or_user_error(nectar.load, file, good_natured_only=good_natured_only)
     assert read is None or all(row.messages[-1]["role"] == "user" for row in read.rows)
     or_user_error(nectar.load, file, answers=False, exclude=[file])
-    or_user_error(preference.load, file)
+    or_user_error(preferences.load, file)
 
 
 @given(st.binary(max_size=200) | st.sampled_from([text.encode() for text in DEEP]))
 @example(b'{"prompt": "\\ud800"}')
 @example(b"9" * 5000)
 def test_any_line_is_an_object_or_refused(line):
-    row = or_user_error(nectar_files._json_object, line, "file:1")
+    row = or_user_error(row_files._json_object, line, "file:1")
     assert row is None or isinstance(row, dict)
     or_user_error(conversations.parse, line)
 
@@ -166,7 +166,7 @@ def test_any_line_is_an_object_or_refused(line):
 def test_any_json_is_a_conversation_or_refused(row, allow_empty):
     messages = or_user_error(conversations.of_row, row, allow_empty=allow_empty)
     assert messages is None or messages[-1]["role"] == "assistant"
-    or_user_error(preference.comparison, row if isinstance(row, dict) else {})
+    or_user_error(preferences.comparison, row if isinstance(row, dict) else {})
 
 
 @given(dialogues("assistant"))
@@ -178,7 +178,7 @@ def test_a_conversation_is_taken_as_it_is(messages):
 
 @given(TEXT, st.none() | TEXT)
 def test_any_rendered_text_is_a_conversation_or_refused(query, prompt):
-    messages = or_user_error(plain_text.to_conversation, query, prompt)
+    messages = or_user_error(rendered_text.to_conversation, query, prompt)
     assert messages is None or messages[-1]["role"] == "assistant"
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.models.conversations import of_row, parse
-from starling_train.models.plain_text import to_conversation
+from starling_train.data.conversations import of_row, parse
+from starling_train.data.rendered_text import to_conversation
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 TALK = [USER, ANSWER]

@@ -4,7 +4,7 @@ import pytest
 from openchat_tokenizer import build
 
 from starling_train.config.fields import UserError
-from starling_train.models.reward_templates import check_tokenizer, encode_conversation, encode_prompt
+from starling_train.data.reward_templates import check_tokenizer, encode_conversation, encode_prompt
 
 QUESTION = {"role": "user", "content": "How are\nyou? "}
 ANSWER = {"role": "assistant", "content": "  Fine,\n\nthanks"}

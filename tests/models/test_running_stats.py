@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from starling_train.models.running_stats import RunningMoments
+from starling_train.core.running_moments import RunningMoments
 
 
 def test_by_hand():

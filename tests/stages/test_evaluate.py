@@ -14,6 +14,7 @@ from reward_server import Scripted, Served
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from starling_train import evaluate
+from starling_train.data import preferences
 from starling_train.engine import setup
 from starling_train.evals import preference
 from starling_train.models import load as loading
@@ -146,7 +147,7 @@ def test_a_served_model_and_a_classifier_are_as_good_as_in_process(run, pairs, t
     assert run(*suite, *local)[0] == 0
 
     found = [entry["result"] for entry in results(tmp_path / "out")]
-    comparisons = preference.load(pairs)
+    comparisons = preferences.load(pairs)
     kinds = [("starling_7b", "reward"), ("sequence_classification", "classifier")]
     now, classifier = (preference.evaluate(comparisons, load(k, tmp_path / name).score).accuracy for k, name in kinds)
     assert found[0] == found[2] and [found[1]["accuracy"], found[3]["accuracy"]] == [classifier, now]

@@ -12,7 +12,8 @@ from laser_runs import MARGIN, MATRICES, TOY, finish, start, tries
 from safetensors.torch import load_file
 
 from starling_train.core import rank_reduction, spectrum
-from starling_train.evals import margin, perplexity, preference
+from starling_train.data import preferences
+from starling_train.evals import margin, perplexity
 from starling_train.models import load
 from starling_train.models.budget import Budget
 
@@ -84,7 +85,7 @@ def test_preferred_answers_do_not_become_less_likely(by_margin, toy):
     assert summary["accepted"] > 0 and summary["measure"] == "preference_margin" and summary["unit"] == "pairs"
     assert summary["judging"]["after"] >= summary["judging"]["before"] > 0
     tokenizer = load.load_tokenizer(toy / "policy", "model.path")
-    pairs, _ = margin.pairs(preference.load(toy / "nectar")[:300], tokenizer, 512)
+    pairs, _ = margin.pairs(preferences.load(toy / "nectar")[:300], tokenizer, 512)
     found = [
         margin.evaluate(load.load_causal_lm(place, "model.path", dtype="float32"), pairs, Budget("b", 8192))
         for place in (toy / "policy", by_margin / "model")

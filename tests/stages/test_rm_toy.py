@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from starling_train.data import nectar, prompts
+from starling_train.data import nectar, preferences, prompts
 from starling_train.evals import preference
 from starling_train.models.reward import load_reward_model
 
@@ -25,7 +25,7 @@ def test_the_recipe_orders_more_than_80_percent_of_the_held_out_pairs(run_comman
     assert len(held_out) == 200 and not {prompt_of(row) for row in held_out} & {prompt_of(row) for row in training}
     model = load_reward_model("starling_7b", run / "reward", dtype="float32", max_length=256)
     comparisons = [
-        preference.Comparison(
+        preferences.Comparison(
             [[*row.messages, {"role": "assistant", "content": answer.text}] for answer in row.answers],
             [answer.rank for answer in row.answers],
         )

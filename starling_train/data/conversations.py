@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.models.reward_templates import check_conversation
+from starling_train.data.reward_templates import check_conversation
 
 ROLES = ("system", "user", "assistant")
 
