@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from starling_train.data.openchat import END_OF_TURN, PAD
-from starling_train.engine.clock import Clock
 from starling_train.models import freeze
 from starling_train.models.reward_net import RewardNet
+from starling_train.run.records import Clock
 
 SPECIALS = ("<unk>", "<s>", END_OF_TURN, PAD)
 BOS_ID, END_ID = SPECIALS.index("<s>"), SPECIALS.index(END_OF_TURN)

@@ -4,7 +4,7 @@ set -euo pipefail
 
 # Slurm sends a signal to every process of a step, often twice (preemption, scontrol requeue, scancel again). A second
 # one would have torchrun leave its processes alone in the middle of saving, and end those themselves. So neither sees
-# SIGTERM: it is ignored from the start, which --signals-to-handle and the run (engine/stop.py) leave as it is, and
+# SIGTERM: it is ignored from the start, which --signals-to-handle and the run (run/signals.py) leave as it is, and
 # the processes get one SIGUSR1 from here. They save, leave together, and torchrun ends with them.
 torchrun="" relayed=no
 relay() {

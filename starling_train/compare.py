@@ -74,7 +74,7 @@ def find_runs(config: CompareConfig, directory: Path) -> list[Run]:
     for each strategy: what is finished need not be started to say so.
     """
     from starling_train.engine.children import Child
-    from starling_train.engine.run_dir import RunDirectory
+    from starling_train.run.directory import RunDirectory
 
     section, layers = config.compare, count_layers(config)
     given = [argument for argument in sys.argv[1:] if not argument.lstrip("+~").startswith(OWN)]
@@ -116,9 +116,9 @@ def count_layers(config: CompareConfig) -> int:
 def look_over(missing: list[Run], is_dry: bool) -> None:
     """What a run would find wrong before it trains, for one run of each strategy. Raises UserError."""
     from starling_train.engine import dry_run, preflight, setup
-    from starling_train.engine.runtime import Runtime
     from starling_train.evals.held_out import HeldOut
     from starling_train.models import load
+    from starling_train.run.runtime import Runtime
 
     first = {run.child.name.partition("/")[0]: run.config for run in reversed(missing)}
     if not first:

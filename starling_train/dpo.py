@@ -9,15 +9,15 @@ from starling_train.config.dpo import DpoConfig, check_dpo
 
 if TYPE_CHECKING:
     from starling_train.data.pairs import PairedRow
-    from starling_train.engine.run_dir import RunDirectory
-    from starling_train.engine.runtime import Runtime
+    from starling_train.run.directory import RunDirectory
+    from starling_train.run.runtime import Runtime
 
 
 @command(check_dpo, DpoConfig, "dpo")
 def main(config: DpoConfig) -> None:
     """Dry run, nothing to do, or train."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
-    from starling_train.engine.run_dir import RunDirectory
+    from starling_train.run.directory import RunDirectory
 
     if config.prepare:
         assets.ensure(config.prepare)
@@ -29,7 +29,7 @@ def main(config: DpoConfig) -> None:
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its report: {run.path / 'report.html'}")
     else:
-        from starling_train.engine.runtime import Runtime
+        from starling_train.run.runtime import Runtime
 
         cluster = config.cluster
         runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s)
@@ -43,20 +43,9 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import (
-        checkpoint,
-        dpo_reference,
-        dpo_setup,
-        dpo_update,
-        preflight,
-        setup,
-        skipped,
-        summary,
-    )
+    from starling_train.engine import dpo_reference, dpo_setup, dpo_update, preflight, setup
     from starling_train.engine.budgets import Remembered
-    from starling_train.engine.clock import Clock
     from starling_train.engine.keeper import Keeper
-    from starling_train.engine.state import TrainState
     from starling_train.evals import held_out as held_out_suite
     from starling_train.evals import held_out_pairs
     from starling_train.files import disk
@@ -65,6 +54,11 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.models.budget import Budget
     from starling_train.models.lone_policy import LonePolicy
     from starling_train.report import page
+    from starling_train.run import checkpoints as checkpoint
+    from starling_train.run import skipped
+    from starling_train.run import summary as run_summary
+    from starling_train.run.records import Clock
+    from starling_train.run.state import TrainState
 
     dpo = config.dpo
 
@@ -178,7 +172,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 save.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         keeper.finish()
         if runtime.is_first:
-            run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime, command="dpo"))
+            run.write("summary.json", run_summary.to_json(config, run, policy.table, state, runtime, command="dpo"))
             page.write(run.path)
 
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def main(config: EvaluateConfig) -> None:
     """Find what the suites need, pass over what is done, measure the rest, print the table, write the page."""
     from starling_train import __version__
-    from starling_train.engine.runtime import Runtime
     from starling_train.evals import results
     from starling_train.evals.subjects import Subjects
     from starling_train.report import page
+    from starling_train.run.runtime import Runtime
 
     for number in (signal.SIGTERM, signal.SIGUSR1):  # everything that is done is in a file already
         signal.signal(number, lambda received, frame: sys.exit(128 + received))

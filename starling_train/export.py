@@ -13,15 +13,16 @@ from starling_train.config.rm import RmConfig
 
 if TYPE_CHECKING:
     from starling_train.engine.exporting import Trained
-    from starling_train.engine.saved_run import SavedRun
+    from starling_train.run.saved import SavedRun
 
 
 @command(check, ExportConfig, "export")
 def main(config: ExportConfig) -> None:
     """Find the checkpoint, see that base model and disk are right, write the model."""
-    from starling_train.engine import exporting, saved_run
+    from starling_train.engine import exporting
     from starling_train.files import disk, whole
     from starling_train.report import model_card
+    from starling_train.run import saved
 
     for number in (signal.SIGTERM, signal.SIGUSR1):  # what is half written is removed on the way out
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
@@ -29,7 +30,7 @@ def main(config: ExportConfig) -> None:
     # 1. What can be wrong, from headers and small files.
     output = Path(config.output).expanduser().resolve()
     disk.check_new(output, "output")
-    run = saved_run.find(Path(config.run_dir).expanduser(), config.checkpoint)
+    run = saved.find(Path(config.run_dir).expanduser(), config.checkpoint)
     trained = trained_by(run, config.base)
     plan = exporting.plan(run, trained)
     disk.check_fits(output, plan.size, "the model's weights", "free some, or give another output", "output")
@@ -44,7 +45,7 @@ def main(config: ExportConfig) -> None:
         return
 
     # 2. The bytes: of the checkpoint, and of the base model that it belongs to.
-    base = saved_run.verify(run, trained.directory)
+    base = saved.verify(run, trained.directory)
 
     # 3. The model, whole or not at all.
     card = model_card.render(run, trained, plan.table, base)

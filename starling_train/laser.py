@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from starling_train.engine.run_dir import RunDirectory
-    from starling_train.engine.runtime import Runtime
     from starling_train.evals.criteria import Criterion
     from starling_train.models.scan_records import Record
+    from starling_train.run.directory import RunDirectory
+    from starling_train.run.runtime import Runtime
 
 
 @command(check, LaserConfig, "laser")
 def main(config: LaserConfig) -> None:
     """Dry run, nothing to do, or search."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
-    from starling_train.engine.run_dir import RunDirectory
-    from starling_train.engine.runtime import Runtime
+    from starling_train.run.directory import RunDirectory
+    from starling_train.run.runtime import Runtime
 
     if config.prepare:
         assets.ensure(config.prepare)
@@ -128,11 +128,11 @@ def criterion_of(config: LaserConfig, tokenizer: Any, window: int, runtime: "Run
 def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All tries of one run, from wherever an earlier start left off; then the model, its numbers and its page."""
     from starling_train.engine import rank_results, rank_search, scan_setup, setup
-    from starling_train.engine.console import Console
-    from starling_train.engine.stop import Stopped, StopRequest
     from starling_train.models import load
     from starling_train.models.budget import Budget
     from starling_train.report import rank_page
+    from starling_train.run.console import Console
+    from starling_train.run.signals import Stopped, StopRequest
 
     console = Console(0)
     tries = 0

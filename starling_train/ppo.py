@@ -7,15 +7,15 @@ from starling_train.cli import command
 from starling_train.config.ppo import PpoConfig, check
 
 if TYPE_CHECKING:
-    from starling_train.engine.run_dir import RunDirectory
-    from starling_train.engine.runtime import Runtime
+    from starling_train.run.directory import RunDirectory
+    from starling_train.run.runtime import Runtime
 
 
 @command(check)
 def main(config: PpoConfig) -> None:
     """Dry run, nothing to do, or train."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
-    from starling_train.engine.run_dir import RunDirectory
+    from starling_train.run.directory import RunDirectory
 
     if config.prepare:
         assets.ensure(config.prepare)
@@ -27,7 +27,7 @@ def main(config: PpoConfig) -> None:
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its report: {run.path / 'report.html'}")
     else:
-        from starling_train.engine.runtime import Runtime
+        from starling_train.run.runtime import Runtime
 
         cluster = config.cluster
         runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s)
@@ -45,13 +45,11 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.core.running_moments import RunningMoments
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import planner, preflight, setup, skipped, summary
+    from starling_train.engine import planner, preflight, setup, summary
     from starling_train.engine.budgets import Budgets
-    from starling_train.engine.clock import Clock
     from starling_train.engine.experience import finite_scores, layer_to_keep, pay, scale, score_tokens
     from starling_train.engine.keeper import Keeper
     from starling_train.engine.rollout import generate
-    from starling_train.engine.state import TrainState
     from starling_train.engine.update import update
     from starling_train.engine.zero import make_optimizer
     from starling_train.evals import held_out as held_out_suite
@@ -60,6 +58,10 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.models import load
     from starling_train.models.actors import Actors
     from starling_train.report import page
+    from starling_train.run import skipped
+    from starling_train.run import summary as run_summary
+    from starling_train.run.records import Clock
+    from starling_train.run.state import TrainState
 
     algorithm = config.algorithm
     base_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
@@ -186,7 +188,9 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         planned_gb = planner.of_run(config, model_config, policy.table, runtime.device.type, runtime.world)
         console.say(planner.against(planned_gb, runtime.peak_memory_gb() - base_gb))
         if runtime.is_first:
-            run.write("summary.json", summary.to_json(config, run, policy.table, state, runtime, planned_gb=planned_gb))
+            run.write(
+                "summary.json", run_summary.to_json(config, run, policy.table, state, runtime, planned_gb=planned_gb)
+            )
             page.write(run.path)
 
 

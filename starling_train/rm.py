@@ -7,15 +7,15 @@ from starling_train.cli import command
 from starling_train.config.rm import RmConfig, check_rm
 
 if TYPE_CHECKING:
-    from starling_train.engine.run_dir import RunDirectory
-    from starling_train.engine.runtime import Runtime
+    from starling_train.run.directory import RunDirectory
+    from starling_train.run.runtime import Runtime
 
 
 @command(check_rm, RmConfig, "rm")
 def main(config: RmConfig) -> None:
     """Dry run, nothing to do, or train."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
-    from starling_train.engine.run_dir import RunDirectory
+    from starling_train.run.directory import RunDirectory
 
     if config.prepare:
         assets.ensure(config.prepare)
@@ -27,7 +27,7 @@ def main(config: RmConfig) -> None:
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its reward model: {run.reward}")
     else:
-        from starling_train.engine.runtime import Runtime
+        from starling_train.run.runtime import Runtime
 
         cluster = config.cluster
         runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s)
@@ -41,14 +41,16 @@ def main(config: RmConfig) -> None:
 def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import preflight, ranking, ranking_setup, setup, skipped, summary
+    from starling_train.engine import preflight, ranking, ranking_setup, setup
     from starling_train.engine.budgets import Remembered
-    from starling_train.engine.clock import Clock
     from starling_train.engine.keeper import Keeper
-    from starling_train.engine.state import TrainState
     from starling_train.files import disk, whole
     from starling_train.models.budget import Budget
     from starling_train.report import page
+    from starling_train.run import skipped
+    from starling_train.run import summary as run_summary
+    from starling_train.run.records import Clock
+    from starling_train.run.state import TrainState
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     start = ranking_setup.find(config)
@@ -141,7 +143,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 whole.write_whole(run.reward, ranking_setup.writer(config, net, start.tokenizer))
         keeper.finish()
         if runtime.is_first:
-            run.write("summary.json", summary.to_json(config, run, trainee.table, state, runtime, command="rm"))
+            run.write("summary.json", run_summary.to_json(config, run, trainee.table, state, runtime, command="rm"))
             page.write(run.path)
 
 

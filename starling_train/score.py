@@ -60,8 +60,8 @@ def check_files(source: Path, output: Path) -> None:
 
 def load_model(config: ScoreConfig) -> "Scorer":
     from starling_train.engine import preflight, setup
-    from starling_train.engine.runtime import Runtime
     from starling_train.files import disk
+    from starling_train.run.runtime import Runtime
 
     disk.check_directory(Path(config.output).expanduser().parent, "output")
     preflight.check_reward(config.reward)

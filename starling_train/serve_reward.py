@@ -21,8 +21,8 @@ def main(config: ServeConfig) -> None:
     """Take the address, load the model, answer until a signal comes."""
     from starling_train.engine import preflight, reward_app, setup
     from starling_train.engine.reward_queue import RewardQueue
-    from starling_train.engine.runtime import Runtime
     from starling_train.models.patient_http import token_of
+    from starling_train.run.runtime import Runtime
 
     # 1. What is cheap to find wrong, before minutes of loading.
     token = token_of(config.token_env)

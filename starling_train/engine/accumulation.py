@@ -6,9 +6,9 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from starling_train.engine.optim import Optimizer
-from starling_train.engine.runtime import Runtime
 from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models.budget import Budget
+from starling_train.run.runtime import Runtime
 
 Item = TypeVar("Item")
 Sums = TypeVar("Sums")

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from starling_train.config.ppo import PpoConfig
-from starling_train.engine.runtime import Runtime
 from starling_train.models.budget import Budget
+from starling_train.run.runtime import Runtime
 
 
 class Remembered:

@@ -48,7 +48,7 @@ def run(children: Sequence[Child], at_once: int, say: Callable[[str], None]) -> 
 
 @contextmanager
 def _received() -> Iterator[list[int]]:
-    """The signals that have come so far. One that is ignored stays so, as in `engine/stop.py`."""
+    """The signals that have come so far. One that is ignored stays so, as in `run/signals.py`."""
     received: list[int] = []
     heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in heard}

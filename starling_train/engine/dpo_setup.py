@@ -12,13 +12,13 @@ from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
 from starling_train.engine import dpo_reference, dry_run, setup
 from starling_train.engine.optim import Optimizer
-from starling_train.engine.runtime import Runtime
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
 from starling_train.models import load
 from starling_train.models.freeze import FreezeTable
 from starling_train.models.lone_policy import LonePolicy
 from starling_train.models.memory_plan import Plan, plan_preference
 from starling_train.models.shapes import Shape
+from starling_train.run.runtime import Runtime
 
 PROBED = 8  # rows whose token ids say which tokenizer this is
 

@@ -18,9 +18,9 @@ from starling_train.core.running_moments import RunningMoments
 from starling_train.engine.batching import micro_batch, response_mask
 from starling_train.engine.prefix import Prefix
 from starling_train.engine.rollout import Rollout
-from starling_train.engine.runtime import Runtime
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
+from starling_train.run.runtime import Runtime
 
 
 @dataclass

@@ -14,9 +14,9 @@ from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
 from starling_train.data import openchat
 from starling_train.engine import ranking_setup
-from starling_train.engine.saved_run import SavedRun
 from starling_train.files.tensors import FLOATS
 from starling_train.models import adapters, freeze, load, preflight, reward_start
+from starling_train.run.saved import SavedRun
 
 LORA = ".lora_"  # in the names of an adapter's two matrices
 NOT_EXPORTED = ("critic.", "value_head.")  # what a checkpoint of ppo has beside the policy

@@ -7,17 +7,17 @@ from typing import Any
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
-from starling_train.engine import skipped
-from starling_train.engine.checkpoint import Checkpoints
-from starling_train.engine.clock import Clock
-from starling_train.engine.console import Console
 from starling_train.engine.optim import Optimizer
-from starling_train.engine.run_dir import RunDirectory
-from starling_train.engine.runtime import Runtime
-from starling_train.engine.state import TrainState
-from starling_train.engine.stop import StopRequest, leave_saved
 from starling_train.engine.zero import ZeroOptimizer
 from starling_train.files.json_lines import JsonLines, NoLines, strict
+from starling_train.run import skipped
+from starling_train.run.checkpoints import Checkpoints
+from starling_train.run.console import Console
+from starling_train.run.directory import RunDirectory
+from starling_train.run.records import Clock
+from starling_train.run.runtime import Runtime
+from starling_train.run.signals import StopRequest, leave_saved
+from starling_train.run.state import TrainState
 from starling_train.run.tracker import tracker
 
 Evaluate = Callable[[], dict[str, float]]

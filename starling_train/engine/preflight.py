@@ -22,11 +22,11 @@ from starling_train.config.sections import FreezeConfig, RewardConfig
 from starling_train.engine import dpo_setup, ranking_setup, scan_setup, setup
 from starling_train.engine.dry_run import planned
 from starling_train.engine.ranking_setup import Start
-from starling_train.engine.runtime import Runtime
 from starling_train.files.disk import check_directory
 from starling_train.models import load, preflight, reward_start, scan_records, selection, snr_scan
 from starling_train.models.memory_plan import Plan
 from starling_train.models.scan_records import Record
+from starling_train.run.runtime import Runtime
 
 WANDB_HOST = "https://api.wandb.ai"
 

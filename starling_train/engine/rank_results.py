@@ -9,13 +9,13 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data import openchat
-from starling_train.engine import summary
 from starling_train.engine.rank_search import Search
-from starling_train.engine.run_dir import RunDirectory
-from starling_train.engine.runtime import Runtime
 from starling_train.files import disk, identity, whole
 from starling_train.files.tensors import read_json
 from starling_train.models import factored, reduction
+from starling_train.run import summary as run_summary
+from starling_train.run.directory import RunDirectory
+from starling_train.run.runtime import Runtime
 
 START = "start.json"  # which model it is, on which data, and how good it was before the first try
 
@@ -105,8 +105,8 @@ def to_json(config: PpoConfig, numbers: dict[str, Any], runtime: Runtime) -> str
     made = {
         "peak_memory_gb": runtime.peak_memory_gb(),
         "device": runtime.describe(),
-        "versions": summary.versions(),
-        "git_commit": summary.git_commit(),
+        "versions": run_summary.versions(),
+        "git_commit": run_summary.git_commit(),
     }
     first = {"name": config.name, "command": "laser", "finished": True, "model": asdict(config.model)}
     return json.dumps(first | numbers | made, indent=1, allow_nan=False)

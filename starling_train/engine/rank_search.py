@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.core.rank_reduction import factored_size
-from starling_train.engine.stop import StopRequest
 from starling_train.files.json_lines import JsonLines, NoLines
 from starling_train.models import reduction
 from starling_train.models.scan_records import Record
+from starling_train.run.signals import StopRequest
 
 LOG = "tries.jsonl"
 ACCEPTED = "accepted"  # folder of the accepted matrices, until they are in the finished model

@@ -13,7 +13,6 @@ from starling_train.data import nectar, prompts, ranked
 from starling_train.data.nectar import Row
 from starling_train.engine import setup
 from starling_train.engine.optim import Optimizer
-from starling_train.engine.runtime import Runtime
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
 from starling_train.models import adapters, freeze, load, reward_start
 from starling_train.models.memory_plan import Plan, plan_ranking
@@ -22,6 +21,7 @@ from starling_train.models.reward import RewardModel, write_starling_7b, write_s
 from starling_train.models.reward_net import RewardNet
 from starling_train.models.scan_records import Record
 from starling_train.models.shapes import Shape
+from starling_train.run.runtime import Runtime
 
 
 @dataclass

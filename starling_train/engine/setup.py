@@ -13,17 +13,17 @@ from starling_train.config.sections import CheckpointConfig, FreezeConfig, Rewar
 from starling_train.data import nectar, openchat, prompts
 from starling_train.data.prompts import Prompt, counts
 from starling_train.engine import scan_setup
-from starling_train.engine.checkpoint import Beside, Checkpoints, identify_base
 from starling_train.engine.optim import Optimizer
-from starling_train.engine.run_dir import RunDirectory
-from starling_train.engine.runtime import Runtime
-from starling_train.engine.state import TrainState
 from starling_train.engine.zero import ZeroOptimizer
 from starling_train.files.identity import Identity
 from starling_train.models import adapters, freeze, load, reward, snr_scan
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.scan_journal import JOURNAL, Journal
 from starling_train.models.snr_scan import Record
+from starling_train.run.checkpoints import Beside, Checkpoints, identify_base
+from starling_train.run.directory import RunDirectory
+from starling_train.run.runtime import Runtime
+from starling_train.run.state import TrainState
 
 
 @dataclass

@@ -16,10 +16,10 @@ from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss
 from starling_train.engine.batching import micro_batch
 from starling_train.engine.experience import Experience, positions
 from starling_train.engine.optim import Optimizer
-from starling_train.engine.runtime import Runtime
 from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models.actors import Actors, MicroBatch
 from starling_train.models.budget import Budget
+from starling_train.run.runtime import Runtime
 
 Sums = dict[str, float]
 NAMES = ("policy_loss", "entropy", "clipped", "approx_kl", "value_loss", "value_clipped", "first_ratio")

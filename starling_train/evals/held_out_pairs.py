@@ -8,11 +8,11 @@ import torch
 from starling_train.config.dpo import DpoConfig
 from starling_train.engine import dpo_update
 from starling_train.engine.dpo_update import EncodedRow
-from starling_train.engine.runtime import Runtime
 from starling_train.evals import held_out as held_out_suite
 from starling_train.evals.held_out import HeldOut
 from starling_train.models.budget import Budget
 from starling_train.models.lone_policy import LonePolicy
+from starling_train.run.runtime import Runtime
 
 
 @torch.no_grad()

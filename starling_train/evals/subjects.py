@@ -15,13 +15,13 @@ from starling_train.data import openchat
 from starling_train.data.prompts import with_answer
 from starling_train.engine import preflight, setup
 from starling_train.engine.rollout import generate
-from starling_train.engine.runtime import Runtime
 from starling_train.evals.suite import Progress, named
 from starling_train.files import identity
 from starling_train.files.journal import Journal
 from starling_train.models import load
 from starling_train.models import preflight as model_preflight
 from starling_train.models.reward_client import RewardClient
+from starling_train.run.runtime import Runtime
 
 # of the reward section: what scores depend on beside the model itself
 SCORED_BY = ("dtype", "load_in", "position", "trailing_newline", "max_length")

@@ -15,9 +15,9 @@ from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.engine import dpo_setup, dpo_update
 from starling_train.engine.dpo_update import EncodedRow
-from starling_train.engine.runtime import Runtime
 from starling_train.models.budget import Budget
 from starling_train.models.lone_policy import LonePolicy
+from starling_train.run.runtime import Runtime
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ def refuse_above(tokens):
 
 @pytest.mark.parametrize("section", ["algorithm", "rm", "dpo"])
 def test_a_run_goes_on_with_the_smaller_budget_that_the_line_asks_for(section):
-    from starling_train.engine import run_dir
+    from starling_train.run import directory
 
-    assert not run_dir._is_fixed(f"{section}.tokens_per_microbatch")
-    assert run_dir._is_fixed(f"{section}.prompts_per_step")
+    assert not directory._is_fixed(f"{section}.tokens_per_microbatch")
+    assert directory._is_fixed(f"{section}.prompts_per_step")

@@ -1,4 +1,4 @@
-from starling_train.engine.console import Console, duration, numbers
+from starling_train.run.console import Console, duration, numbers
 
 
 def test_duration_by_hand():

@@ -12,9 +12,9 @@ from starling_train.engine import dpo_update
 from starling_train.engine.accumulation import accumulate
 from starling_train.engine.dpo_update import EncodedRow
 from starling_train.engine.optim import Optimizer
-from starling_train.engine.runtime import Runtime
 from starling_train.models.budget import Budget
 from starling_train.models.lone_policy import LonePolicy
+from starling_train.run.runtime import Runtime
 
 SIZES = [((4, 6), (4, 3)), ((7, 2), (7, 9)), ((3, 1), (3, 12)), ((5, 5), (5, 5)), ((9, 4), (9, 2))]
 SINGLE = "layers.1.mlp"

@@ -8,11 +8,11 @@ import torch
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.engine.checkpoint import Checkpoints
-from starling_train.engine.run_dir import RunDirectory
-from starling_train.engine.state import TrainState
 from starling_train.files.identity import Identity
 from starling_train.files.json_lines import JsonLines
+from starling_train.run.checkpoints import Checkpoints
+from starling_train.run.directory import RunDirectory
+from starling_train.run.state import TrainState
 
 BASE = Identity("base")
 

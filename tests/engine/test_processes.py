@@ -82,7 +82,7 @@ def test_the_others_wait_for_the_first_longer_than_for_a_lost_process(tmp_path):
     done = torchrun(
         """
 import time
-from starling_train.engine.runtime import Runtime
+from starling_train.run.runtime import Runtime
 runtime = Runtime("cpu", timeout_s=2)
 with runtime.together():
     made = runtime.from_first(lambda: time.sleep(5) or [1, 2])
@@ -97,7 +97,7 @@ with runtime.together():
 def test_an_error_of_ours_is_not_taken_for_a_lost_process(tmp_path):
     done = torchrun(
         """
-from starling_train.engine.runtime import Runtime
+from starling_train.run.runtime import Runtime
 runtime = Runtime("cpu", timeout_s=5)
 with runtime.together():
     runtime.sum([1.0])

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from starling_train.config.fields import UserError
 from starling_train.engine import rank_search
 from starling_train.engine.rank_search import Judge, Search
-from starling_train.engine.stop import StopRequest
 from starling_train.files.json_lines import JsonLines
 from starling_train.models import load, snr_scan
 from starling_train.models.scan_records import Record
+from starling_train.run.signals import StopRequest
 
 
 @pytest.fixture(scope="module")

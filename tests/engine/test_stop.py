@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from starling_train.engine.stop import Stopped, StopRequest, leave_saved
+from starling_train.run.signals import Stopped, StopRequest, leave_saved
 
 
 def send(number: int = signal.SIGTERM) -> None:

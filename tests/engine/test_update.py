@@ -15,10 +15,10 @@ from starling_train.engine.batching import micro_batch
 from starling_train.engine.experience import pay, score_tokens
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.rollout import Rollout
-from starling_train.engine.runtime import Runtime
 from starling_train.engine.summary import step_metrics
 from starling_train.engine.update import accumulate, update
 from starling_train.models.actors import Actors
+from starling_train.run.runtime import Runtime
 
 SCORES = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0])
 

@@ -5,9 +5,9 @@ import torch
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.engine.runtime import Runtime
 from starling_train.evals import held_out, perplexity
 from starling_train.models.budget import Budget
+from starling_train.run.runtime import Runtime
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from starling_train.config.fields import UserError
-from starling_train.engine import manifest
-from starling_train.engine.checkpoint import FILES, Checkpoints, known_base
-from starling_train.engine.state import TrainState
 from starling_train.files.identity import Identity
+from starling_train.run import manifest
+from starling_train.run.checkpoints import FILES, Checkpoints, known_base
+from starling_train.run.state import TrainState
 
 BASE = Identity("0" * 64, {"model.safetensors": {"stat": ["/m", 1], "sha256": "1" * 64}})
 NAMES = (*FILES, manifest.NAME)

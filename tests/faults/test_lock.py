@@ -11,8 +11,8 @@ from fault_jobs import EVERY_STEP, step
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.engine.run_dir import RunDirectory
 from starling_train.files.lock import RunLock
+from starling_train.run.directory import RunDirectory
 
 
 def test_a_second_process_is_told_who_has_it_and_a_crash_frees_it(job, tmp_path):

@@ -1049,9 +1049,9 @@ def saved_run(run, base) -> None:
     """A run directory with the checkpoint of a step in which one matrix of the base model has changed."""
     from safetensors.torch import load_file
 
-    from starling_train.engine.checkpoint import Checkpoints
-    from starling_train.engine.state import TrainState
     from starling_train.files.identity import identify
+    from starling_train.run.checkpoints import Checkpoints
+    from starling_train.run.state import TrainState
 
     name = "model.layers.0.mlp.up_proj.weight"
     trained = {f"policy.{name}": load_file(base / "model.safetensors")[name] + 1}

@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from starling_train.config.fields import UserError, check_values
 from starling_train.config.sections import RewardConfig
 from starling_train.engine import setup
-from starling_train.engine.runtime import Runtime
 from starling_train.models import reward_loading
 from starling_train.models.reward import RewardModel, write_starling_7b
+from starling_train.run.runtime import Runtime
 
 KINDS = {"starling_7b": LlamaModel, "sequence_classification": AutoModelForSequenceClassification}
 

@@ -14,10 +14,10 @@ from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
-from starling_train.engine.runtime import Runtime
 from starling_train.files.disk import disk_errors
 from starling_train.files.json_lines import JsonLines, NoLines
 from starling_train.files.lock import RunLock
+from starling_train.run.runtime import Runtime
 
 # May be changed between two starts of a run: they change neither its data nor what one step computes (but for rounding,
 # where sequences go through a model in other groups), but for algorithm.steps, which makes a run longer and with it a

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from starling_train.config.fields import UserError
-from starling_train.engine import checkpoint, manifest
-from starling_train.engine.manifest import Damaged
-from starling_train.engine.state import TrainState
 from starling_train.files import identity
+from starling_train.run import checkpoints, manifest
+from starling_train.run.manifest import Damaged
+from starling_train.run.state import TrainState
 
-WEIGHTS, _, STATE = checkpoint.FILES
+WEIGHTS, _, STATE = checkpoints.FILES
 READ = (WEIGHTS, STATE)  # the optimizer's file, the largest, is of no use here
 
 
@@ -26,7 +26,7 @@ class SavedRun:
 
     path: Path
     settings: dict[str, Any]
-    checkpoint: Path
+    checkpoints: Path
     state: TrainState
 
     @property
@@ -48,7 +48,7 @@ def find(run: Path, which: str) -> SavedRun:
     which: `newest`, `best` (of the highest held-out score), or a folder's name. Raises UserError.
     """
     settings = _settings(run)
-    folders = checkpoint.found(run / "checkpoints")
+    folders = checkpoints.found(run / "checkpoints")
     if not folders:
         raise UserError(f"run_dir: {run} has no checkpoint; give a run that has saved one")
     if which == "best":
@@ -65,7 +65,7 @@ def verify(run: SavedRun, base: Path) -> identity.Identity:
     identity. Raises UserError for a difference.
     """
     try:
-        written = manifest.verify(run.checkpoint, checkpoint.FILES, compared=READ)
+        written = manifest.verify(run.checkpoint, checkpoints.FILES, compared=READ)
     except Damaged as problem:
         raise _unusable(run.checkpoint, problem) from problem
     found = identity.identify(base, written.base.files)

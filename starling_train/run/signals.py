@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from starling_train.config.fields import UserError
-from starling_train.engine.runtime import Runtime
+from starling_train.run.runtime import Runtime
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 KEPT_FOR_SAVING = 0.2  # of the grace time

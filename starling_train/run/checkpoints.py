@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from starling_train.config.fields import UserError
-from starling_train.engine import manifest
-from starling_train.engine.manifest import Damaged
-from starling_train.engine.state import TrainState
 from starling_train.files.identity import Identity, identify
 from starling_train.files.whole import flush, flush_folder
+from starling_train.run import manifest
+from starling_train.run.manifest import Damaged
+from starling_train.run.state import TrainState
 
 Beside = Callable[[Path, dict[str, Tensor]], Sequence[str]]
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
