@@ -56,7 +56,7 @@ from starling_train.engine.optim import Optimizer
 from starling_train.engine.rollout import generate
 from starling_train.engine.update import update
 from starling_train.models.actors import Actors
-from starling_train.models.reward import RewardModel
+from starling_train.models.reward.model import RewardModel
 
 Result = dict[str, Any]
 VERSION = "1.12.0"

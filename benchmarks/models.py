@@ -24,7 +24,7 @@ from transformers import (
 
 from starling_train.data.openchat import END_OF_TURN, PAD
 from starling_train.models import freeze
-from starling_train.models.reward_net import RewardNet
+from starling_train.models.reward.net import RewardNet
 from starling_train.run.records import Clock
 
 SPECIALS = ("<unk>", "<s>", END_OF_TURN, PAD)

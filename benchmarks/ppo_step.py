@@ -35,7 +35,7 @@ from starling_train.engine.rollout import Rollout, generate
 from starling_train.engine.update import update
 from starling_train.models import adapters
 from starling_train.models.actors import Actors
-from starling_train.models.reward import RewardModel
+from starling_train.models.reward.model import RewardModel
 
 
 class Job:

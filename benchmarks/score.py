@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from starling_train.data import nectar
-from starling_train.models.reward import RewardModel, RewardNet, load_reward_model, write_starling_7b
+from starling_train.models.reward import RewardNet, write_starling_7b
+from starling_train.models.reward.model import RewardModel, load_reward_model
 
 
 def write(arguments: argparse.Namespace) -> None:

@@ -117,7 +117,7 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
     """What a run would find wrong before it trains, for one run of each strategy. Raises UserError."""
     from starling_train.engine import dry_run, preflight, setup
     from starling_train.evals.held_out import HeldOut
-    from starling_train.models import load
+    from starling_train.models import causal_lm
     from starling_train.run.runtime import Runtime
 
     first = {run.child.name.partition("/")[0]: run.config for run in reversed(missing)}
@@ -128,8 +128,8 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
         dry_run.describe(config)
         return
     runtime = Runtime(config.cluster.device, config.cluster.threads)
-    directory = load.resolve(config.model.path, "model.path", config.model.revision)
-    model_config = load.load_config(directory, "model.path")
+    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
+    model_config = causal_lm.load_config(directory, "model.path")
     for settings in first.values():
         preflight.check_run(settings, directory, model_config, runtime, Path(settings.run_dir))
     tokenizer = setup.load_tokenizer(config, directory)  # from here on, what is the same for all
@@ -140,12 +140,12 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
 def describe(runs: list[Run]) -> None:
     """Print what each strategy trains, and the command line of each run that is not finished."""
     from starling_train.engine import dry_run
-    from starling_train.models import load
+    from starling_train.models import causal_lm
 
     model = runs[0].config.model
-    directory = load.resolve(model.path, "model.path", model.revision, weights=False)
+    directory = causal_lm.resolve(model.path, "model.path", model.revision, weights=False)
     for strategy, config in {run.child.name.partition("/")[0]: run.config for run in runs}.items():
-        table, _ = dry_run.planned(config, directory, load.load_config(directory, "model.path"))
+        table, _ = dry_run.planned(config, directory, causal_lm.load_config(directory, "model.path"))
         print(f"{strategy}: trains {table.parameters_trained:,} parameters")
     for run in runs:
         line = shlex.join(["python", "-m", *run.child.arguments])

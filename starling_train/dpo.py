@@ -44,14 +44,12 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import dpo_reference, dpo_setup, dpo_update, preflight, setup
-    from starling_train.engine.budgets import Remembered
     from starling_train.engine.keeper import Keeper
     from starling_train.evals import held_out as held_out_suite
     from starling_train.evals import held_out_pairs
     from starling_train.files import disk
-    from starling_train.files import whole as save
-    from starling_train.models import load
-    from starling_train.models.budget import Budget
+    from starling_train.models import causal_lm
+    from starling_train.models.budget import Budget, Remembered
     from starling_train.models.lone_policy import LonePolicy
     from starling_train.report import page
     from starling_train.run import checkpoints as checkpoint
@@ -63,9 +61,9 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     dpo = config.dpo
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
-    directory = load.resolve(config.model.path, "model.path", config.model.revision)
+    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
     tokenizer = setup.load_tokenizer(config, directory)
-    model_config = load.load_config(directory, "model.path")
+    model_config = causal_lm.load_config(directory, "model.path")
     dpo_setup.check_lengths(config, model_config, tokenizer)
     dpo_setup.check_shares(config, runtime)
     preflight.check_preferences(config, directory, model_config, runtime, run.path)
@@ -73,7 +71,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     held_out = held_out_suite.HeldOut.from_config(config, data.asked, tokenizer)
     base = runtime.from_first(lambda: checkpoint.identify_base(run.checkpoints, directory))
     reference = dpo_setup.find_reference(config, run.path, data, base.sha256, tokenizer, runtime)
-    records = runtime.from_first(lambda: setup.scan(config.freeze, directory, str(runtime.device), run.path))
+    records = runtime.from_first(lambda: setup.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
     selected = setup.select(config.freeze, records, config.seed)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
 
@@ -169,7 +167,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
                 whole = setup.whole_policy(config, directory, net.policy)
-                save.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
+                causal_lm.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         keeper.finish()
         if runtime.is_first:
             run.write("summary.json", run_summary.to_json(config, run, policy.table, state, runtime, command="dpo"))

@@ -64,18 +64,18 @@ class Inputs:
         """Check, the cheap things first, and read the data. Raises UserError."""
         from starling_train.engine import rank_search, scan_setup, setup
         from starling_train.files import disk
-        from starling_train.models import load, preflight, snr_scan
+        from starling_train.models import causal_lm, header_checks, quantisation, snr_scan
 
         disk.check_directory(run.path, "run_dir")
         model, laser = config.model, config.laser
-        directory = load.resolve(model.path, "model.path", model.revision, weights=not config.dry_run)
-        preflight.check_acceleration(attention=model.attention)
-        model_config = load.load_config(directory, "model.path")
+        directory = causal_lm.resolve(model.path, "model.path", model.revision, weights=not config.dry_run)
+        quantisation.check_acceleration(attention=model.attention)
+        model_config = causal_lm.load_config(directory, "model.path")
         tokenizer = setup.load_tokenizer(config, directory)
         setup.check_vocabulary(model_config, tokenizer)
         window = window_of(laser.window, model_config.max_position_embeddings)
         if not config.dry_run:
-            preflight.check_policy(directory, model_config, "model.path")
+            header_checks.check_policy(directory, model_config, "model.path")
             snr_scan.check_weights(directory)
         listing = snr_scan.list_matrices(directory)
         rank_search.check_asked(listing, laser.modules, laser.layers, laser.types, laser.percent)
@@ -128,7 +128,7 @@ def criterion_of(config: LaserConfig, tokenizer: Any, window: int, runtime: "Run
 def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All tries of one run, from wherever an earlier start left off; then the model, its numbers and its page."""
     from starling_train.engine import rank_results, rank_search, scan_setup, setup
-    from starling_train.models import load
+    from starling_train.models import causal_lm
     from starling_train.models.budget import Budget
     from starling_train.report import rank_page
     from starling_train.run.console import Console
@@ -157,7 +157,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
 
             # 3. The model, and how good it is before anything is changed.
             with stop.abandonable():
-                model = load.load_causal_lm(
+                model = causal_lm.load_causal_lm(
                     inputs.directory,
                     "model.path",
                     dtype=config.model.dtype,

@@ -46,7 +46,6 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import planner, preflight, setup, summary
-    from starling_train.engine.budgets import Budgets
     from starling_train.engine.experience import finite_scores, layer_to_keep, pay, scale, score_tokens
     from starling_train.engine.keeper import Keeper
     from starling_train.engine.rollout import generate
@@ -54,9 +53,9 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.engine.zero import make_optimizer
     from starling_train.evals import held_out as held_out_suite
     from starling_train.files import disk
-    from starling_train.files import whole as save
-    from starling_train.models import load
+    from starling_train.models import causal_lm
     from starling_train.models.actors import Actors
+    from starling_train.models.budget import Budgets
     from starling_train.report import page
     from starling_train.run import skipped
     from starling_train.run import summary as run_summary
@@ -67,15 +66,15 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     base_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
-    directory = load.resolve(config.model.path, "model.path", config.model.revision)
+    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
     tokenizer = setup.load_tokenizer(config, directory)
-    model_config = load.load_config(directory, "model.path")
+    model_config = causal_lm.load_config(directory, "model.path")
     setup.check_lengths(config, model_config, tokenizer)
     setup.check_shares(config, runtime)
     preflight.check_run(config, directory, model_config, runtime, run.path)
     data = setup.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
-    records = runtime.from_first(lambda: setup.scan(config.freeze, directory, str(runtime.device), run.path))
+    records = runtime.from_first(lambda: setup.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
     selected = setup.select(config.freeze, records, config.seed)
     reward_model = setup.load_reward(config.reward, runtime)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
@@ -183,7 +182,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
                 whole = setup.whole_policy(config, directory, actors.policy)
-                save.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
+                causal_lm.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         keeper.finish()
         planned_gb = planner.of_run(config, model_config, policy.table, runtime.device.type, runtime.world)
         console.say(planner.against(planned_gb, runtime.peak_memory_gb() - base_gb))

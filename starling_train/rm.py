@@ -42,10 +42,9 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
     from starling_train.engine import preflight, ranking, ranking_setup, setup
-    from starling_train.engine.budgets import Remembered
     from starling_train.engine.keeper import Keeper
     from starling_train.files import disk, whole
-    from starling_train.models.budget import Budget
+    from starling_train.models.budget import Budget, Remembered
     from starling_train.report import page
     from starling_train.run import skipped
     from starling_train.run import summary as run_summary

@@ -41,7 +41,7 @@ def small_models(tmp_path_factory) -> Path:
 
     from starling_train.data import openchat
     from starling_train.models.reward import RewardNet
-    from starling_train.models.reward_checkpoint import write_starling_7b
+    from starling_train.models.reward.checkpoint import write_starling_7b
 
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)

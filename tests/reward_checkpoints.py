@@ -7,7 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from starling_train.models.reward import RewardNet, load_reward_model
+from starling_train.models.reward import RewardNet
+from starling_train.models.reward.model import load_reward_model
 
 MAX_LENGTH = 400
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")

@@ -13,7 +13,7 @@ from starling_train.data.prompts import Prompt
 from starling_train.engine import dpo_reference, dry_run, setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
-from starling_train.models import load
+from starling_train.models import causal_lm
 from starling_train.models.freeze import FreezeTable
 from starling_train.models.lone_policy import LonePolicy
 from starling_train.models.memory_plan import Plan, plan_preference
@@ -135,8 +135,8 @@ def usable(data: Data, reference: dpo_reference.Reference) -> Data:
 
 def describe(config: DpoConfig) -> str:
     """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
-    directory = load.resolve(config.model.path, "model.path", config.model.revision, weights=False)
-    model_config = load.load_config(directory, "model.path")
+    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = causal_lm.load_config(directory, "model.path")
     tokenizer = setup.load_tokenizer(config, directory)
     check_lengths(config, model_config, tokenizer)
     table, memory = planned(config, directory, model_config)

@@ -8,7 +8,7 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.engine import setup
 from starling_train.engine.planner import Planner, reward_shape
-from starling_train.models import load
+from starling_train.models import causal_lm
 from starling_train.models.freeze import FreezeTable
 from starling_train.models.memory_plan import Plan
 from starling_train.models.shapes import Shape
@@ -19,8 +19,8 @@ COUNTS_ONLY = "  (counts; which ones, the SNR scan decides when the run starts)"
 
 def describe(config: PpoConfig) -> str:
     """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
-    directory = load.resolve(config.model.path, "model.path", config.model.revision, weights=False)
-    model_config = load.load_config(directory, "model.path")
+    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = causal_lm.load_config(directory, "model.path")
     tokenizer = setup.load_tokenizer(config, directory)
     setup.check_lengths(config, model_config, tokenizer)
     table, memory = planned(config, directory, model_config)
@@ -50,13 +50,13 @@ def planned(config: PpoConfig, directory: Path, model_config: Any) -> tuple[Free
 
 def what_trains(freeze: FreezeConfig, directory: Path, model_config: Any, seed: int) -> FreezeTable:
     """The table of a policy, without weights and without a scan. Raises UserError."""
-    model = load.build_empty(model_config)
+    model = causal_lm.build_empty(model_config)
     unscanned = freeze.method in setup.SCORED and not freeze.scan
     if unscanned:
         # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
         freeze = replace(freeze, method="random")
-    records = setup.scan(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
-    table = setup.apply(freeze, model, setup.select(freeze, records, seed))
+    records = setup.scan_or_list(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
+    table = setup.apply_to(freeze, model, setup.select(freeze, records, seed))
     # which layers the scan picks is not known yet: the lowest that it may pick
     return replace(table, lowest_layer=freeze.lowest_layer) if unscanned else table
 

@@ -15,7 +15,8 @@ from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
 from starling_train.data import openchat
 from starling_train.engine import ranking_setup
 from starling_train.files.tensors import FLOATS
-from starling_train.models import adapters, freeze, load, preflight, reward_start
+from starling_train.models import adapters, causal_lm, freeze, header_checks
+from starling_train.models.reward import start
 from starling_train.run.saved import SavedRun
 
 LORA = ".lora_"  # in the names of an adapter's two matrices
@@ -53,15 +54,15 @@ class TrainedPolicy:
     def __init__(self, model: ModelConfig, freeze: FreezeConfig, base: str | None):
         self.model, self.lora = model, freeze.lora if freeze.adapter else None
         self.directory = _resolve(model, base)
-        self._config = load.load_config(self.directory, "base")
-        self._tokenizer = load.load_tokenizer(self.directory, "base")
+        self._config = causal_lm.load_config(self.directory, "base")
+        self._tokenizer = causal_lm.load_tokenizer(self.directory, "base")
 
     def empty(self) -> nn.Module:
-        preflight.check_policy(self.directory, self._config, "base")
-        return load.build_empty(self._config)
+        header_checks.check_policy(self.directory, self._config, "base")
+        return causal_lm.build_empty(self._config)
 
     def load(self) -> nn.Module:
-        return load.load_causal_lm(self.directory, "base", dtype=self.model.dtype)
+        return causal_lm.load_causal_lm(self.directory, "base", dtype=self.model.dtype)
 
     def write(self, model: nn.Module, directory: Path) -> None:
         model.save_pretrained(directory)
@@ -82,10 +83,10 @@ class TrainedReward:
         self._start = ranking_setup.find(here)
 
     def empty(self) -> nn.Module:
-        return reward_start.empty(self._start.config)
+        return start.empty(self._start.config)
 
     def load(self) -> nn.Module:
-        return reward_start.start(
+        return start.start(
             self.directory,
             self._start.config,
             fresh=self._config.rm.fresh,  # then every tensor is in the checkpoint
@@ -100,7 +101,7 @@ class TrainedReward:
 
 def _resolve(model: ModelConfig, base: str | None, **needs: bool) -> Path:
     """The base model's directory: where it was when the run trained, or where it is now."""
-    return load.resolve(base or model.path, "base", None if base else model.revision, **needs)
+    return causal_lm.resolve(base or model.path, "base", None if base else model.revision, **needs)
 
 
 @dataclass(frozen=True)

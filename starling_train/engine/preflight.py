@@ -23,8 +23,11 @@ from starling_train.engine import dpo_setup, ranking_setup, scan_setup, setup
 from starling_train.engine.dry_run import planned
 from starling_train.engine.ranking_setup import Start
 from starling_train.files.disk import check_directory
-from starling_train.models import load, preflight, reward_start, scan_records, selection, snr_scan
+from starling_train.models import causal_lm, quantisation, scan_records, selection, snr_scan
+from starling_train.models import header_checks as models_header_checks
 from starling_train.models.memory_plan import Plan
+from starling_train.models.reward import header_checks as reward_header_checks
+from starling_train.models.reward import start as reward_start
 from starling_train.models.scan_records import Record
 from starling_train.run.runtime import Runtime
 
@@ -43,9 +46,11 @@ def check_ranking(config: RmConfig, start: Start, runtime: Runtime, run: Path) -
     """Check everything that the training of a reward model needs but its data. Raises UserError."""
     check_tracker(config.logging.wandb)
     check_directory(run, "run_dir")
-    preflight.check_acceleration(attention=config.model.attention)
+    quantisation.check_acceleration(attention=config.model.attention)
     if not config.rm.fresh and not reward_start.is_reward_model(start.directory):
-        preflight.check_policy(start.directory, load.load_config(start.directory, "model.path"), "model.path")
+        models_header_checks.check_policy(
+            start.directory, causal_lm.load_config(start.directory, "model.path"), "model.path"
+        )
     listed = replace(config, freeze=replace(config.freeze, method=_unscored(config.freeze)))
     _check_selection(config.freeze, start.directory, ranking_setup.scan(listed, start.directory, "cpu"), config.seed)
     if runtime.device.type == "cuda":
@@ -62,10 +67,10 @@ def check_preferences(config: DpoConfig, directory: Path, model_config: Any, run
 def _check_policy_run(config: PpoConfig | DpoConfig, directory: Path, model_config: Any, run: Path) -> None:
     check_tracker(config.logging.wandb)
     check_directory(run, "run_dir")
-    preflight.check_acceleration(
+    quantisation.check_acceleration(
         attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
     )
-    preflight.check_policy(directory, model_config, "model.path")
+    models_header_checks.check_policy(directory, model_config, "model.path")
     _check_selection(config.freeze, directory, snr_scan.list_matrices(directory), config.seed)
 
 
@@ -75,10 +80,12 @@ def check_reward(config: RewardConfig, *, weights: bool = True) -> None:
         if weights:
             setup.load_reward_client(config).close()
         return
-    preflight.check_acceleration(load_in=config.load_in, device_map=config.device_map)
-    directory = load.resolve(config.path, "reward.path", weights=weights, needs_config=not config.tokenizer)
-    tokenizer = load.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else directory
-    preflight.check_reward(config, directory, tokenizer, weights=weights)
+    quantisation.check_acceleration(load_in=config.load_in, device_map=config.device_map)
+    directory = causal_lm.resolve(config.path, "reward.path", weights=weights, needs_config=not config.tokenizer)
+    tokenizer = (
+        causal_lm.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else directory
+    )
+    reward_header_checks.check_reward(config, directory, tokenizer, weights=weights)
 
 
 def check_tracker(mode: str) -> None:

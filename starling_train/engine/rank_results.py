@@ -10,9 +10,9 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data import openchat
 from starling_train.engine.rank_search import Search
-from starling_train.files import disk, identity, whole
+from starling_train.files import disk, identity
 from starling_train.files.tensors import read_json
-from starling_train.models import factored, reduction
+from starling_train.models import causal_lm, factored, reduction
 from starling_train.run import summary as run_summary
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
@@ -65,7 +65,7 @@ def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -
     def save_tokenizer(directory: Path) -> None:
         openchat.save_tokenizer(tokenizer, directory)
 
-    whole.save_model(model, run.path / "model", save_tokenizer)
+    causal_lm.save_model(model, run.path / "model", save_tokenizer)
     counts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "parameters_of_accepted": sum(row["parameters"] for row, _ in accepted.values()),

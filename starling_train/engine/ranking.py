@@ -16,8 +16,8 @@ from starling_train.engine.accumulation import add_gradients
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models.budget import Budget
-from starling_train.models.reward import RewardModel
-from starling_train.models.reward_net import RewardNet
+from starling_train.models.reward.model import RewardModel
+from starling_train.models.reward.net import RewardNet
 from starling_train.run.runtime import Runtime
 
 

@@ -14,11 +14,13 @@ from starling_train.data.nectar import Row
 from starling_train.engine import setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
-from starling_train.models import adapters, freeze, load, reward_start
+from starling_train.models import adapters, causal_lm, freeze
 from starling_train.models.memory_plan import Plan, plan_ranking
 from starling_train.models.module_types import LAYER
-from starling_train.models.reward import RewardModel, write_starling_7b, write_starling_34b
-from starling_train.models.reward_net import RewardNet
+from starling_train.models.reward import start as reward_start
+from starling_train.models.reward import write_starling_7b, write_starling_34b
+from starling_train.models.reward.model import RewardModel
+from starling_train.models.reward.net import RewardNet
 from starling_train.models.scan_records import Record
 from starling_train.models.shapes import Shape
 from starling_train.run.runtime import Runtime
@@ -59,10 +61,10 @@ def find(config: RmConfig) -> Start:
     """Resolve model and tokenizer, and check them. Raises UserError."""
     weights = not (config.dry_run or config.rm.fresh)
     path, key = config.rm.tokenizer, "rm.tokenizer"
-    directory = load.resolve(
+    directory = causal_lm.resolve(
         config.model.path, "model.path", config.model.revision, weights=weights, needs_config=not path
     )
-    source = load.resolve(path, key, weights=False) if path else directory
+    source = causal_lm.resolve(path, key, weights=False) if path else directory
     tokenizer = reward_start.load_tokenizer(config.rm.kind, source)
     return Start(directory, tokenizer, reward_start.read_config(directory, source, tokenizer, config.rm.max_length))
 
@@ -110,7 +112,7 @@ def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None
     if config.freeze.method == "none":
         return {}
     records = {}
-    for module, record in setup.scan(config.freeze, directory, device, run).items():
+    for module, record in setup.scan_or_list(config.freeze, directory, device, run).items():
         name = "transformer." + module[LAYER.match(module).start(1) - len("layers.") :]
         records[name] = replace(record, module=name)
     return records
@@ -118,8 +120,10 @@ def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None
 
 def _apply(config: RmConfig, net: RewardNet, selected: list[str]) -> freeze.FreezeTable:
     if not config.freeze.adapter:
-        return setup.apply(replace(config.freeze, head=True), net, selected)
-    table = setup.apply(replace(config.freeze, head=False), net, selected)  # the reward head has no use for an adapter
+        return setup.apply_to(replace(config.freeze, head=True), net, selected)
+    table = setup.apply_to(
+        replace(config.freeze, head=False), net, selected
+    )  # the reward head has no use for an adapter
     rows = [
         replace(row, trained=1, parameters_trained=row.parameters_of) if row.type == "head" else row
         for row in table.rows

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from starling_train.models.reward import RewardModel
+from starling_train.models.reward.model import RewardModel
 
 
 class Scored(NamedTuple):

@@ -15,8 +15,8 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import FreezeConfig
 from starling_train.config.snr import SnrConfig
 from starling_train.files.disk import check_directory
+from starling_train.models import causal_lm, scan_records, selection, snr_scan
 from starling_train.models import freeze as freezing
-from starling_train.models import load, scan_records, selection, snr_scan
 from starling_train.models.scan_journal import Journal
 from starling_train.models.scan_records import Record
 
@@ -38,7 +38,7 @@ def model_directory(config: SnrConfig) -> Path:
     """`model.path` itself, or the snapshot of a hub id. A scan alone needs no config.json."""
     weights = not config.dry_run and (not config.freeze.scan or bool(config.spectra))
     model = config.model
-    return load.resolve(model.path, "model.path", model.revision, weights=weights, needs_config=False)
+    return causal_lm.resolve(model.path, "model.path", model.revision, weights=weights, needs_config=False)
 
 
 def device_of(config: SnrConfig) -> str:

@@ -16,7 +16,8 @@ from starling_train.engine import scan_setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer
 from starling_train.files.identity import Identity
-from starling_train.models import adapters, freeze, load, reward, snr_scan
+from starling_train.models import adapters, causal_lm, freeze, snr_scan
+from starling_train.models.reward import model as reward_model
 from starling_train.models.reward_client import RewardClient
 from starling_train.models.scan_journal import JOURNAL, Journal
 from starling_train.models.snr_scan import Record
@@ -52,8 +53,10 @@ def load_data(config: PpoConfig, tokenizer: Any) -> Data:
 
 def load_tokenizer(config: PpoConfig, directory: Path) -> Any:
     """The policy's tokenizer, checked to speak Openchat's template."""
-    load.load_config(directory, "model.path")  # read with the tokenizer too: what is wrong in it is told as its own
-    tokenizer = load.load_tokenizer(directory, "model.path")
+    causal_lm.load_config(
+        directory, "model.path"
+    )  # read with the tokenizer too: what is wrong in it is told as its own
+    tokenizer = causal_lm.load_tokenizer(directory, "model.path")
     openchat.check_tokenizer(tokenizer, f"model.path: {directory}")
     return tokenizer
 
@@ -117,7 +120,7 @@ def load_selected_policy(
     config: PpoConfig, directory: Path, runtime: Runtime, records: dict[str, Record], selected: list[str]
 ) -> SelectedPolicy:
     """Load the weights and freeze what is not selected; with freeze.adapter, hang adapters onto it."""
-    model = load.load_causal_lm(
+    model = causal_lm.load_causal_lm(
         directory,
         "model.path",
         dtype=config.model.dtype,
@@ -128,7 +131,7 @@ def load_selected_policy(
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     # quantised weights have neither their shapes nor gradients: what is selected is told by the empty model
-    table = apply(config.freeze, load.build_empty(model.config) if config.freeze.adapter else model, selected)
+    table = apply_to(config.freeze, causal_lm.build_empty(model.config) if config.freeze.adapter else model, selected)
     add_adapters(config.freeze, model, table, runtime)
     return SelectedPolicy(model, selected, table, records)
 
@@ -140,7 +143,7 @@ def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTab
         adapters.add(model, table.names, config.lora)
 
 
-def scan(config: FreezeConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
+def scan_or_list(config: FreezeConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
     """SNR of the model's matrices: from `freeze.scan` or computed; names and shapes if the method needs none.
 
     run: the run's directory. Where it exists already, what its own scan has of the same weights is not computed
@@ -161,20 +164,20 @@ def write_scan(records: dict[str, Record], run: Path) -> None:
     (run / JOURNAL).unlink(missing_ok=True)
 
 
-def apply(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze.FreezeTable:
+def apply_to(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze.FreezeTable:
     rank = config.lora.rank if config.adapter else None
     wanted = {"embeddings": config.embeddings, "head": config.head, "norms": config.norms}
     return freeze.apply(model, selected, **wanted, rank=rank)
 
 
-def load_reward(config: RewardConfig, runtime: Runtime) -> reward.RewardModel | RewardClient:
+def load_reward(config: RewardConfig, runtime: Runtime) -> reward_model.RewardModel | RewardClient:
     """The reward model, with its own tokenizer, on the run's device; or the client of a served one that answers."""
     if config.kind == "server":
         return load_reward_client(config)
     # Starling-RM-7B-alpha comes without config.json: the tokenizer's directory, its base model's, then has it
-    directory = load.resolve(config.path, "reward.path", needs_config=not config.tokenizer)
-    tokenizer = load.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else None
-    return reward.load_reward_model(
+    directory = causal_lm.resolve(config.path, "reward.path", needs_config=not config.tokenizer)
+    tokenizer = causal_lm.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else None
+    return reward_model.load_reward_model(
         config.kind,
         directory,
         tokenizer=tokenizer,
@@ -192,8 +195,8 @@ def load_reward_client(config: RewardConfig) -> RewardClient:
     """The client of a served reward model that answers. Raises UserError."""
     tokenizer = None
     if config.protocol == "openrlhf":
-        directory = load.resolve(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
-        tokenizer = load.load_tokenizer(directory, "reward.tokenizer")
+        directory = causal_lm.resolve(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
+        tokenizer = causal_lm.load_tokenizer(directory, "reward.tokenizer")
         if not tokenizer.chat_template:
             raise UserError(
                 f"reward.tokenizer: {directory} has no chat template, which makes the text for "
@@ -246,7 +249,7 @@ def whole_policy(config: PpoConfig, directory: Path, policy: nn.Module) -> nn.Mo
     """
     if not config.model.load_in:
         return adapters.merged(policy)
-    base = load.load_causal_lm(directory, "model.path", dtype=config.model.dtype, device="cpu")
+    base = causal_lm.load_causal_lm(directory, "model.path", dtype=config.model.dtype, device="cpu")
     return adapters.merged(policy, base)
 
 

@@ -22,7 +22,7 @@ from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, digest, named, unique
 from starling_train.files.identity import sha256
 from starling_train.files.journal import Journal
-from starling_train.models.load import first_line
+from starling_train.models.causal_lm import first_line
 
 REQUESTS_AT_A_TIME = 256
 BOOTSTRAPS = 1000  # for standard errors of metrics without a formula

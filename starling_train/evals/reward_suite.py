@@ -20,8 +20,8 @@ from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, about, digest, named
 from starling_train.evals.suites import score, truncation
 from starling_train.files.journal import Journal
-from starling_train.models import load
-from starling_train.models import preflight as model_preflight
+from starling_train.models import causal_lm
+from starling_train.models import header_checks as model_preflight
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
 
@@ -60,7 +60,7 @@ class Reward:
         }
         base = None
         if path := config.reward_suite.base:
-            base = load.resolve(path, "reward_suite.base", weights=not config.dry_run)
+            base = causal_lm.resolve(path, "reward_suite.base", weights=not config.dry_run)
         identity = answered | {
             "reward": {**subjects.reward_identity(), "settings": subjects.reward_settings()},
             "base": subjects.identify(path, base) if base else None,
@@ -82,7 +82,7 @@ class Reward:
         self.subjects.check_room(longest + limit, "a prompt and its answer", "rollout.max_new_tokens")
         self.subjects.check_reward()
         if self.base:
-            config = load.load_config(self.base, "reward_suite.base")
+            config = causal_lm.load_config(self.base, "reward_suite.base")
             setup.check_vocabulary(config, self.subjects.tokenizer, "reward_suite.base")
             if not dry_run:
                 model_preflight.check_policy(self.base, config, "reward_suite.base")

@@ -18,8 +18,9 @@ from starling_train.engine.rollout import generate
 from starling_train.evals.suite import Progress, named
 from starling_train.files import identity
 from starling_train.files.journal import Journal
-from starling_train.models import load
-from starling_train.models import preflight as model_preflight
+from starling_train.models import causal_lm as load
+from starling_train.models import header_checks as model_preflight
+from starling_train.models import quantisation
 from starling_train.models.reward_client import RewardClient
 from starling_train.run.runtime import Runtime
 
@@ -93,7 +94,7 @@ class Subjects:
         if "policy" in self._checked:
             return
         model = self.config.model
-        model_preflight.check_acceleration(attention=model.attention, policy_load_in=model.load_in)
+        quantisation.check_acceleration(attention=model.attention, policy_load_in=model.load_in)
         setup.check_vocabulary(self.model_config, self.tokenizer)
         if not self.config.dry_run:
             model_preflight.check_policy(self.directory, self.model_config, "model.path")

@@ -16,7 +16,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import CheckpointConfig
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer
-from starling_train.models import load
+from starling_train.models import causal_lm
 
 
 def check_room(run: Path, config: CheckpointConfig, optimizer: Optimizer | ZeroOptimizer, model: nn.Module) -> None:
@@ -53,7 +53,7 @@ def _held(run: Path) -> int:
 
 def check_directory(path: Path, key: str) -> None:
     """Raise UserError unless files can be written into a directory, or the directory be made. Leaves nothing."""
-    path = load.local_path(str(path), key).absolute()
+    path = causal_lm.local_path(str(path), key).absolute()
     existing = next(place for place in (path, *path.parents) if place.exists())
     if not existing.is_dir():
         raise UserError(f"{key}: {existing} is a file; give another one")

@@ -1,39 +1,16 @@
 """Policy, reference and critic in one module, each frozen tensor once."""
 
 import copy
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from starling_train.core.logprobs import token_logprobs
 from starling_train.models import adapters
-from starling_train.models.packing import Packing
+from starling_train.models.micro_batch import MicroBatch, Outputs
 from starling_train.models.sharing import freeze_all, twin
 from starling_train.models.trunk import Trunk
-from starling_train.models.value import ValueHead
-
-
-class MicroBatch(NamedTuple):
-    """Sequences cut for one forward pass, one after the other.
-
-    ids: (tokens,) prompt + response without its last token, which predicts nothing. packing: where each sequence lies.
-    source: (n,) tokens whose hidden state predicts a response token; targets: (n,) those response tokens. Sequence by
-    sequence, left to right.
-    """
-
-    ids: Tensor
-    packing: Packing
-    source: Tensor
-    targets: Tensor
-
-
-class Outputs(NamedTuple):
-    """Per response token, (n,), float32: log-probability and entropy (nats), value."""
-
-    logprobs: Tensor
-    entropy: Tensor
-    values: Tensor
+from starling_train.models.value_head import ValueHead
 
 
 class Actors(nn.Module):

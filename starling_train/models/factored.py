@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from starling_train.config.fields import UserError
 from starling_train.files.tensors import read_json
 from starling_train.files.whole import write_whole
-from starling_train.models import load
+from starling_train.models import causal_lm
 
 WEIGHTS, LISTING = "factored.safetensors", "factored.json"
 
@@ -87,9 +87,9 @@ def load_factored(
     except KeyError as error:
         raise UserError(f"{directory / WEIGHTS}: lacks {error}; write the folder again") from None
     state |= {f"{name}.weight": (left.double() @ right.double()).to(kind) for name, (left, right) in factors.items()}
-    config = load.without_dropout(load.load_config(directory, "model.path"))
+    config = causal_lm.without_dropout(causal_lm.load_config(directory, "model.path"))
     # the class that transformers has for it; from_pretrained also makes what no file holds, such as rotary tables
-    model, found = type(load.build_empty(config)).from_pretrained(
+    model, found = type(causal_lm.build_empty(config)).from_pretrained(
         None, config=config, state_dict=state, dtype=kind, output_loading_info=True
     )
     if missing := sorted(found["missing_keys"]):

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from starling_train.core.logprobs import token_logprobs
 from starling_train.models import adapters
-from starling_train.models.actors import MicroBatch, response_states
+from starling_train.models.actors import response_states
+from starling_train.models.micro_batch import MicroBatch
 from starling_train.models.trunk import Trunk
 
 

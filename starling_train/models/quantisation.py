@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from starling_train.config.fields import UserError
+from starling_train.models import quantisation
 
 
 def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:
@@ -32,3 +33,33 @@ def _quantisation(load_in: str, dtype: torch.dtype) -> Any:
     if load_in == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+
+
+def check_acceleration(
+    *,
+    attention: str | None = None,
+    load_in: str | None = None,
+    device_map: str | None = None,
+    eight_bit: bool = False,
+    policy_load_in: str | None = None,
+) -> None:
+    """Raise UserError for a setting that needs a GPU, or a package, which is not there."""
+    from importlib.util import find_spec
+
+    needing = (
+        ("model.attention", attention == "flash_attention_2", "flash_attn", "sdpa"),
+        ("model.load_in", bool(policy_load_in), "bitsandbytes", "null"),
+        ("reward.load_in", bool(load_in), "bitsandbytes", "null"),
+        ("optim.eight_bit", eight_bit, "bitsandbytes", "false"),
+        ("reward.device_map", bool(device_map), None, "null"),
+    )
+    for key, asked, package, instead in needing:
+        if not asked:
+            continue
+        if key == "reward.device_map":
+            quantisation.check_device(device_map)
+        elif not torch.cuda.is_available():
+            raise UserError(f"{key}: needs an NVIDIA GPU, and none is visible; use {instead}")
+        if package and find_spec(package) is None:
+            name = package.replace("_", "-")
+            raise UserError(f"{key}: needs {package}, which is not installed; pip install {name}, or use {instead}")

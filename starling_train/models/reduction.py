@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from starling_train.core.rank_reduction import saving, truncate
 from starling_train.files import tensors as checkpoint_files
 from starling_train.files.whole import flush
-from starling_train.models import load, snr_scan
+from starling_train.models import causal_lm, snr_scan
 from starling_train.models.scan_journal import content_hash
 from starling_train.models.scan_listing import jobs
 from starling_train.models.scan_records import Record
@@ -94,7 +94,7 @@ def in_stored_dtype(model: nn.Module, directory: Path, matrices: dict[str, Tenso
     dtype = stored_dtype(directory)
     if model.dtype == dtype:
         return model
-    stored = load.load_causal_lm(directory, "model.path", dtype=str(dtype).removeprefix("torch."))
+    stored = causal_lm.load_causal_lm(directory, "model.path", dtype=str(dtype).removeprefix("torch."))
     for name, matrix in matrices.items():
         exchange(stored.get_parameter(name), matrix)
     return stored

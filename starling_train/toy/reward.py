@@ -10,7 +10,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from starling_train.core.preference import kwise_loss, pair_accuracy
 from starling_train.data.nectar import Answer, Row
-from starling_train.models.reward import RewardNet, encode_conversation, load_reward_model
+from starling_train.models.reward import RewardNet, encode_conversation
+from starling_train.models.reward.model import load_reward_model
 from starling_train.toy import gold, language
 from starling_train.toy.training import right_padded, train
 

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from starling_train.core.micro_batches import cut_bundles_by_tokens, cut_by_tokens, cut_packed, overhead_of
-from starling_train.engine.batching import micro_batch, response_mask
+from starling_train.models.micro_batch import micro_batch, response_mask
 
 
 @pytest.mark.parametrize(

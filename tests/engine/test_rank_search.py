@@ -13,7 +13,7 @@ from starling_train.config.fields import UserError
 from starling_train.engine import rank_search
 from starling_train.engine.rank_search import Judge, Search
 from starling_train.files.json_lines import JsonLines
-from starling_train.models import load, snr_scan
+from starling_train.models import causal_lm, snr_scan
 from starling_train.models.scan_records import Record
 from starling_train.run.signals import StopRequest
 
@@ -31,7 +31,7 @@ def candidates(checkpoint):
 def made(checkpoint, candidates, run, measures, factors=False) -> Search:
     """A search whose measure is what a list says: decisions are the test's, everything else is real."""
     values = iter(measures)
-    model = load.load_causal_lm(checkpoint, "model.path", dtype="float32")
+    model = causal_lm.load_causal_lm(checkpoint, "model.path", dtype="float32")
     judge = Judge("perplexity", lambda: next(values), lambda after, before: after <= before)
     run.mkdir(exist_ok=True)
     return Search(model, checkpoint, candidates, judge, 10.0, run, factors)

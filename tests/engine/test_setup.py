@@ -14,7 +14,7 @@ from starling_train.core.running_moments import RunningMoments
 from starling_train.engine import experience, setup
 from starling_train.engine.experience import score_tokens
 from starling_train.engine.rollout import Rollout
-from starling_train.models import load, selection
+from starling_train.models import causal_lm, selection
 from starling_train.models.actors import Actors
 
 
@@ -39,7 +39,7 @@ def test_dropout_is_off_whatever_the_model_directory_says(tiny_mistral, tmp_path
     model = tiny_mistral()
     model.config.attention_dropout = 0.5
     model.save_pretrained(tmp_path)
-    loaded = load.load_causal_lm(tmp_path, "model.path", dtype="float32").train()
+    loaded = causal_lm.load_causal_lm(tmp_path, "model.path", dtype="float32").train()
     ids = torch.arange(20)[None]
     assert loaded.config.attention_dropout == 0.0
     assert torch.equal(loaded(ids).logits, loaded(ids).logits)
@@ -84,9 +84,9 @@ def test_a_scan_of_another_model_is_refused(tiny_mistral, tmp_path):
     tiny_mistral(layers=2).save_pretrained(tmp_path / "two")
     scan_records.write_scan(snr_scan.scan(tmp_path / "two"), tmp_path / "scan.json")
     config = FreezeConfig(scan=str(tmp_path / "scan.json"))
-    assert len(setup.scan(config, tmp_path / "two", "cpu")) == 14
+    assert len(setup.scan_or_list(config, tmp_path / "two", "cpu")) == 14
     with pytest.raises(UserError, match=r"freeze\.scan"):
-        setup.scan(config, Path(tmp_path / "three"), "cpu")
+        setup.scan_or_list(config, Path(tmp_path / "three"), "cpu")
 
 
 def test_a_resumed_run_uses_its_own_scan_again(tiny_mistral, tmp_path, monkeypatch):
@@ -94,11 +94,11 @@ def test_a_resumed_run_uses_its_own_scan_again(tiny_mistral, tmp_path, monkeypat
 
     tiny_mistral(layers=2).save_pretrained(tmp_path / "model")
     run, config = tmp_path / "run", FreezeConfig()
-    records = setup.scan(config, tmp_path / "model", "cpu", run)
+    records = setup.scan_or_list(config, tmp_path / "model", "cpu", run)
     assert not run.exists()  # nothing is written before all inputs are known to be right
     run.mkdir()
     setup.write_scan(records, run)
     monkeypatch.setattr(spectrum, "gram", None)  # any computation would fail
-    assert setup.scan(config, tmp_path / "model", "cpu", run) == records
+    assert setup.scan_or_list(config, tmp_path / "model", "cpu", run) == records
     setup.write_scan(records, run)
     assert [path.name for path in run.iterdir()] == ["snr.json"]

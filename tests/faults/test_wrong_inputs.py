@@ -85,9 +85,9 @@ SCHEMAS = {
     "compare": (config_compare.CompareConfig, config_compare.check),
 }  # fmt: skip
 EXPENSIVE = (
-    "starling_train.models.load.load_causal_lm",
-    "starling_train.models.reward.load_reward_model",
-    "starling_train.models.reward_start.start",
+    "starling_train.models.causal_lm.load_causal_lm",
+    "starling_train.models.reward.model.load_reward_model",
+    "starling_train.models.reward.start.start",
     "starling_train.models.snr_scan.scan",
 )
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from starling_train.config.fields import UserError
 from starling_train.config.sections import LoraConfig
 from starling_train.core.logprobs import token_logprobs
-from starling_train.engine.batching import micro_batch
-from starling_train.models import adapters, freeze, load
+from starling_train.models import adapters, causal_lm, freeze
 from starling_train.models.actors import Actors
+from starling_train.models.micro_batch import micro_batch
 
 WEIGHTS = ["model.layers.1.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight", "lm_head.weight"]
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -141,7 +141,7 @@ def test_a_quantised_base_is_shared_and_merged_into_the_plain_one(tmp_path, load
     base = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=1))
     base.save_pretrained(tmp_path)
     weights = WEIGHTS[:2]
-    model = load.load_causal_lm(tmp_path, "model.path", dtype="float32", load_in=load_in)
+    model = causal_lm.load_causal_lm(tmp_path, "model.path", dtype="float32", load_in=load_in)
     torch.manual_seed(1)
     adapters.add(model, weights, LORA)
     actors = Actors(model, "twin", lowest=1)
@@ -155,7 +155,7 @@ def test_a_quantised_base_is_shared_and_merged_into_the_plain_one(tmp_path, load
     assert all(theirs[n.replace(".base_layer", "")] is dict(model.named_parameters())[n] for n in packed)
     for _, layer in adapters.adapted(model):
         torch.nn.init.normal_(layer.lora_B[adapters.NAME].weight, std=0.1)
-    merged = adapters.merged(model, load.load_causal_lm(tmp_path, "model.path", dtype="float32"))
+    merged = adapters.merged(model, causal_lm.load_causal_lm(tmp_path, "model.path", dtype="float32"))
     layer = model.model.layers[1].mlp.down_proj
     by_hand = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * 2
     difference = merged.model.layers[1].mlp.down_proj.weight - base.model.layers[1].mlp.down_proj.weight

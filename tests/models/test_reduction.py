@@ -59,10 +59,10 @@ def test_a_kept_matrix_is_read_as_it_was_or_not_at_all(checkpoint, records, tmp_
 
 
 def test_a_model_in_another_dtype_gets_the_checkpoints_back(checkpoint, records):
-    from starling_train.models import load
+    from starling_train.models import causal_lm
 
     reduced = reduction.reduce(checkpoint, records[MODULE])
-    loaded = load.load_causal_lm(checkpoint, "model.path", dtype="bfloat16")
+    loaded = causal_lm.load_causal_lm(checkpoint, "model.path", dtype="bfloat16")
     name = records[MODULE].parameter
     reduction.exchange(loaded.get_parameter(name), reduced.matrix)
     stored = reduction.in_stored_dtype(loaded, checkpoint, {name: reduced.matrix})
@@ -76,13 +76,13 @@ def test_a_model_in_another_dtype_gets_the_checkpoints_back(checkpoint, records)
 def halves(tiny_mistral, tmp_path, small_models):
     """A model with one matrix at rank 4, written in factors: (model, factors, folder, counts)."""
     from starling_train.data import openchat
-    from starling_train.models import load
+    from starling_train.models import causal_lm
 
     model = tiny_mistral().eval()
     found = truncate(model.get_parameter(f"{MODULE}.weight").detach(), 4)
     factors = {MODULE: (found.left.float(), found.right.float())}
     reduction.exchange(model.get_parameter(f"{MODULE}.weight"), factors[MODULE][0] @ factors[MODULE][1])
-    tokenizer = load.load_tokenizer(small_models / "policy", "model.path")
+    tokenizer = causal_lm.load_tokenizer(small_models / "policy", "model.path")
     counts = factored.write(model, factors, tmp_path / "factored", lambda out: openchat.save_tokenizer(tokenizer, out))
     return model, factors, tmp_path / "factored", counts
 

@@ -18,13 +18,8 @@ from transformers import (
 )
 
 from starling_train.core.preference import kwise_loss
-from starling_train.models.reward import (
-    RewardNet,
-    encode_conversation,
-    load_reward_model,
-    write_starling_7b,
-    write_starling_34b,
-)
+from starling_train.models.reward import RewardNet, encode_conversation, write_starling_7b, write_starling_34b
+from starling_train.models.reward.model import load_reward_model
 
 
 @pytest.fixture(scope="module")

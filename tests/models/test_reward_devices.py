@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from starling_train.config.fields import UserError, check_values
 from starling_train.config.sections import RewardConfig
 from starling_train.engine import setup
-from starling_train.models import reward_loading
-from starling_train.models.reward import RewardModel, write_starling_7b
+from starling_train.models.reward import loading, write_starling_7b
+from starling_train.models.reward.model import RewardModel
 from starling_train.run.runtime import Runtime
 
 KINDS = {"starling_7b": LlamaModel, "sequence_classification": AutoModelForSequenceClassification}
@@ -81,10 +81,10 @@ def on_the_cpu(monkeypatch):
 def test_weights_given_as_tensors_take_a_map(directories, on_the_cpu):
     """Both Starling layouts are read by us and handed to `from_pretrained`; without a GPU `auto` means the CPU."""
     directory = directories / "starling_7b"
-    config = reward_loading.load_config(directory, directory)
+    config = loading.load_config(directory, directory)
     options = {"dtype": torch.float32, "device_map": "auto"}
     mapped = RewardModel(
-        reward_loading.load_starling("starling_7b", directory, config, options), small_tokenizer(), "starling_7b"
+        loading.load_starling("starling_7b", directory, config, options), small_tokenizer(), "starling_7b"
     )
     plain = load("starling_7b", directory)
     assert mapped.score(conversations()) == pytest.approx(plain.score(conversations()), abs=1e-6)

@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from starling_train.models.actors import Actors, MicroBatch
+from starling_train.models.actors import Actors
+from starling_train.models.micro_batch import MicroBatch
 from starling_train.models.packing import Packing, attend_one_by_one, attend_padded
 from starling_train.models.sharing import freeze_all, twin, unique_tensors
 from starling_train.models.trunk import Trunk

@@ -17,7 +17,7 @@ from starling_train import evaluate
 from starling_train.data import preferences
 from starling_train.engine import setup
 from starling_train.evals import preference
-from starling_train.models import load as loading
+from starling_train.models import causal_lm as loading
 from starling_train.models.reward import write_starling_7b
 
 ROOT = Path(evaluate.__file__).parents[1]
@@ -196,7 +196,7 @@ def test_wrong_input_ends_in_one_line_before_anything_is_loaded(
     run, pairs, toy, small_models, tmp_path, changes, says, monkeypatch
 ):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("starling_train.models.reward.load_reward_model", pytest.fail)
+    monkeypatch.setattr("starling_train.models.reward.model.load_reward_model", pytest.fail)
     monkeypatch.setattr(loading, "load_causal_lm", pytest.fail)
     (tmp_path / "empty.jsonl").write_text('{"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}\n')
     (tmp_path / "wrong.jsonl").write_text(json.dumps(PAIRS[0]) + '\n{"prompt": "a"}\n')

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from starling_train import evaluate
 from starling_train.evals import subjects, suites
 from starling_train.evals.lm_eval_suite import sampling
-from starling_train.models.load import load_tokenizer
+from starling_train.models.causal_lm import load_tokenizer
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from starling_train import ppo
-from starling_train.models.reward import RewardModel
+from starling_train.models.reward.model import RewardModel
 
 
 @pytest.fixture

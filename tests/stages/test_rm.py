@@ -18,7 +18,7 @@ from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MistralConfi
 
 from starling_train import rm
 from starling_train.engine import ranking
-from starling_train.models.reward_checkpoint import write_starling_7b, write_starling_34b
+from starling_train.models.reward.checkpoint import write_starling_7b, write_starling_34b
 
 PROMISED = {
     "step", "episodes", "rm/loss", "rm/accuracy", "rm/score_mean", "rm/score_std", "rm/centring",
@@ -271,11 +271,11 @@ def weights_file(directory: Path) -> str:
 
 
 def test_a_mistral_becomes_a_llama_that_computes_the_same(bases):
-    from starling_train.models import reward_start
+    from starling_train.models.reward import start
 
     tokenizer = small_tokenizer()
-    config = reward_start.read_config(bases / "mistral", bases / "mistral", tokenizer, 256)
-    net = reward_start.start(bases / "mistral", config, fresh=False, dtype="float32", attention="sdpa", device="cpu")
+    config = start.read_config(bases / "mistral", bases / "mistral", tokenizer, 256)
+    net = start.start(bases / "mistral", config, fresh=False, dtype="float32", attention="sdpa", device="cpu")
     original = MistralForCausalLM.from_pretrained(bases / "mistral").model
     ids = torch.randint(len(tokenizer), (2, 40), generator=torch.Generator().manual_seed(0))
     expected = original(input_ids=ids).last_hidden_state
@@ -285,11 +285,11 @@ def test_a_mistral_becomes_a_llama_that_computes_the_same(bases):
 
 @pytest.mark.parametrize("base", ["rm_7b", "rm_34b"])
 def test_a_reward_model_goes_on_from_its_own_scores(bases, base):
-    from starling_train.models import reward_start
+    from starling_train.models.reward import start
 
     tokenizer = small_tokenizer()
-    config = reward_start.read_config(bases / base, bases / base, tokenizer, 256)
-    net = reward_start.start(bases / base, config, fresh=False, dtype="float32", attention="sdpa", device="cpu")
+    config = start.read_config(bases / base, bases / base, tokenizer, 256)
+    net = start.start(bases / base, config, fresh=False, dtype="float32", attention="sdpa", device="cpu")
     model = load(f"starling{base[2:]}", bases / base)
     own = model.score(conversations())
     model.net = net

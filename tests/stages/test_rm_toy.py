@@ -6,7 +6,7 @@ import pytest
 
 from starling_train.data import nectar, preferences, prompts
 from starling_train.evals import preference
-from starling_train.models.reward import load_reward_model
+from starling_train.models.reward.model import load_reward_model
 
 
 @pytest.mark.slow

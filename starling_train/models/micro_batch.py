@@ -1,12 +1,34 @@
 """Sequences to micro-batches of tensors."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from starling_train.models.actors import MicroBatch
 from starling_train.models.packing import Packing
+
+
+class MicroBatch(NamedTuple):
+    """Sequences cut for one forward pass, one after the other.
+
+    ids: (tokens,) prompt + response without its last token, which predicts nothing. packing: where each sequence lies.
+    source: (n,) tokens whose hidden state predicts a response token; targets: (n,) those response tokens. Sequence by
+    sequence, left to right.
+    """
+
+    ids: Tensor
+    packing: Packing
+    source: Tensor
+    targets: Tensor
+
+
+class Outputs(NamedTuple):
+    """Per response token, (n,), float32: log-probability and entropy (nats), value."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
 
 
 def micro_batch(prompts: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device | str) -> MicroBatch:

@@ -9,8 +9,9 @@ from torch import nn
 from starling_train.config.fields import UserError
 from starling_train.data import reward_templates
 from starling_train.files import tensors
-from starling_train.models import load, quantisation, reward_loading
-from starling_train.models.reward_net import RewardNet
+from starling_train.models import causal_lm, quantisation
+from starling_train.models.reward import loading
+from starling_train.models.reward.net import RewardNet
 
 # What a Mistral's configuration shares with a Llama's; with these and no sliding window the two compute the same.
 SHARED = (
@@ -27,7 +28,7 @@ def read_config(directory: Path, tokenizer_directory: Path, tokenizer: Any, max_
     Raises UserError for another architecture, and for a vocabulary or positions that are too few.
     """
     source = directory if (directory / "config.json").is_file() else tokenizer_directory
-    config = load.load_config(source, "model.path")
+    config = causal_lm.load_config(source, "model.path")
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
     positions = min(window, config.max_position_embeddings)
     if max_length > positions:
@@ -37,12 +38,12 @@ def read_config(directory: Path, tokenizer_directory: Path, tokenizer: Any, max_
             f"rm.tokenizer: it has {len(tokenizer)} tokens, but the vocabulary of {directory} is {config.vocab_size}; "
             "give the tokenizer that belongs to model.path"
         )
-    return load.without_dropout(_as_llama(config))
+    return causal_lm.without_dropout(_as_llama(config))
 
 
 def load_tokenizer(kind: str, directory: Path) -> Any:
     """The tokenizer, loaded as the finished reward model's will be, and checked to fit the template."""
-    tokenizer = reward_loading.load_tokenizer(directory)
+    tokenizer = loading.load_tokenizer(directory)
     reward_templates.check_tokenizer(kind, tokenizer, f"rm.tokenizer: {directory}")
     return tokenizer
 
@@ -58,7 +59,7 @@ def start(directory: Path, config: Any, *, fresh: bool, dtype: str, attention: s
     elif is_reward_model(directory):
         layout = "starling_7b" if (directory / "pytorch_model.bin").is_file() else "starling_34b"
         options = quantisation.loading_options(dtype, device, None) | {"attn_implementation": attention}
-        net = reward_loading.load_starling(layout, directory, config, options)
+        net = loading.load_starling(layout, directory, config, options)
     else:
         head = nn.Linear(config.hidden_size, 1, bias=False, dtype=getattr(torch, dtype))
         nn.init.zeros_(head.weight)
@@ -81,7 +82,7 @@ def _transformer(directory: Path, config: Any, dtype: str, attention: str) -> nn
     """The causal language model without its head, as a Llama."""
     from transformers import LlamaModel
 
-    model = load.load_causal_lm(directory, "model.path", dtype=dtype, attention=attention).model
+    model = causal_lm.load_causal_lm(directory, "model.path", dtype=dtype, attention=attention).model
     if model.config.model_type == "llama":
         return model
     return LlamaModel.from_pretrained(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
-from starling_train.models import reward_checkpoint
-from starling_train.models.load import UNUSABLE, first_line, shapes_of
-from starling_train.models.reward_net import ClassifierNet, RewardNet
+from starling_train.models.causal_lm import UNUSABLE, first_line, shapes_of
+from starling_train.models.reward import checkpoint
+from starling_train.models.reward.net import ClassifierNet, RewardNet
 
 
 def load_config(directory: Path, tokenizer_directory: Path) -> Any:
@@ -51,9 +51,9 @@ def load_starling(kind: str, directory: Path, config: Any, options: dict[str, An
     from transformers import LlamaModel
 
     check_llama(kind, directory, config)
-    read = reward_checkpoint.read_7b if kind == "starling_7b" else reward_checkpoint.read_34b
-    tensors = reward_checkpoint.drop_rotary(read(directory))
-    reward_checkpoint.check(tensors, starling_shapes(config), str(directory))
+    read = checkpoint.read_7b if kind == "starling_7b" else checkpoint.read_34b
+    tensors = checkpoint.drop_rotary(read(directory))
+    checkpoint.check(tensors, starling_shapes(config), str(directory))
     head = _head(tensors.pop("v_head.weight"), options["dtype"])
     weights = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     transformer = LlamaModel.from_pretrained(None, config=config, state_dict=weights, **options)
@@ -127,7 +127,7 @@ def _quiet() -> Iterator[None]:
 def _check_report(report: dict[str, Any], directory: Path) -> None:
     """Raise UserError unless transformers found every tensor of the classifier in its shape, and no other."""
     if missing := sorted(report["missing_keys"]):
-        named = reward_checkpoint.names(missing)
+        named = checkpoint.names(missing)
         raise UserError(f"{directory}: {named} missing; it is no trained sequence classifier")
     if shaped := sorted(report["mismatched_keys"]):
         name, found, expected = shaped[0]
@@ -136,7 +136,7 @@ def _check_report(report: dict[str, Any], directory: Path) -> None:
             f"({len(shaped)} such tensors); is config.json this checkpoint's?"
         )
     if extra := sorted(report["unexpected_keys"]):
-        raise UserError(f"{directory}: {reward_checkpoint.names(extra)} unknown; is config.json this checkpoint's?")
+        raise UserError(f"{directory}: {checkpoint.names(extra)} unknown; is config.json this checkpoint's?")
 
 
 def _head(weight: Tensor, dtype: torch.dtype) -> nn.Linear:

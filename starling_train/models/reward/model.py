@@ -1,13 +1,4 @@
-"""Reward models: conversations -> scores, batched by length, the same whatever shares the batch.
-
-Three kinds. starling_7b and starling_34b are a Llama transformer with a linear head `v_head` on the last
-hidden state (their model cards); sequence_classification is any transformers classifier with one label.
-
-Where the head is read (`position`): `last_token` is the last real token, as in the authors' training code and
-Starling-RM-34B's card. `card` follows the scoring code on Starling-RM-7B-alpha's card: it takes the id of BOS
-for the id of the padding, pads to max_length (2048) and so reads the head on the last *padded* position.
-Which of the two the checkpoint was trained with is not documented.
-"""
+"""TODO docstring."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,21 +10,11 @@ from torch import Tensor, nn
 from starling_train.config.fields import UserError
 from starling_train.core.micro_batches import cut_by_tokens, cut_packed, overhead_of
 from starling_train.data import reward_templates
-from starling_train.data.reward_templates import encode_conversation
-from starling_train.models import quantisation, reward_loading
+from starling_train.models import quantisation
 from starling_train.models.budget import Budget
 from starling_train.models.packing import Packing
-from starling_train.models.reward_checkpoint import write_starling_7b, write_starling_34b
-from starling_train.models.reward_net import PackedNet, RewardNet
-
-__all__ = [
-    "RewardModel",
-    "RewardNet",
-    "encode_conversation",
-    "load_reward_model",
-    "write_starling_7b",
-    "write_starling_34b",
-]
+from starling_train.models.reward import loading
+from starling_train.models.reward.net import PackedNet
 
 
 class RewardModel:
@@ -194,8 +175,8 @@ def load_reward_model(
     if not directory.is_dir():
         raise UserError(f"reward.path: no directory {directory}; download the reward model first")
     options = quantisation.loading_options(dtype, device, load_in)
-    config = reward_loading.load_config(directory, tokenizer_directory)
-    own_tokenizer = reward_loading.load_tokenizer(tokenizer_directory)
+    config = loading.load_config(directory, tokenizer_directory)
+    own_tokenizer = loading.load_tokenizer(tokenizer_directory)
     reward_templates.check_tokenizer(kind, own_tokenizer, str(tokenizer_directory))
     if config.vocab_size < len(own_tokenizer):
         raise UserError(
@@ -203,9 +184,9 @@ def load_reward_model(
             f"{len(own_tokenizer)} tokens; set reward.tokenizer to the one it was trained with"
         )
     if kind == "sequence_classification":
-        net = reward_loading.load_classifier(directory, config, options)
+        net = loading.load_classifier(directory, config, options)
     else:
-        net = reward_loading.load_starling(kind, directory, config, options)
+        net = loading.load_starling(kind, directory, config, options)
     return RewardModel(
         net if "device_map" in options else net.to(device),
         own_tokenizer,

@@ -1,6 +1,7 @@
 """From a directory or hub id to a policy: config, tokenizer, weights."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from starling_train.config.fields import UserError, no_path
+from starling_train.files.whole import write_whole
 from starling_train.models import quantisation
 
 # What transformers raises, at one place or another, for files that are damaged or of another model.
@@ -153,3 +155,16 @@ def first_line(error: Exception) -> str:
     """The error's first line, with the second where the first only announces it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+
+
+def save_model(model: nn.Module, directory: Path, save_tokenizer: Callable[[Path], None]) -> Path:
+    """Write a causal LM with its tokenizer in Hugging Face format, safetensors, then rename into place.
+
+    save_tokenizer: writes the tokenizer, chat template included, into a given directory.
+    """
+
+    def write(partial: Path) -> None:
+        model.save_pretrained(partial)
+        save_tokenizer(partial)
+
+    return write_whole(directory, write)
