@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from starling_train.data.openchat import END_OF_TURN, PAD
-from starling_train.models import freeze
 from starling_train.models.reward.net import RewardNet
 from starling_train.run.records import Clock
+from starling_train.selection import freeze
 
 SPECIALS = ("<unk>", "<s>", END_OF_TURN, PAD)
 BOS_ID, END_ID = SPECIALS.index("<s>"), SPECIALS.index(END_OF_TURN)

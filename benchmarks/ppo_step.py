@@ -92,7 +92,7 @@ def settings(arguments: argparse.Namespace) -> PpoConfig:
 
 def select(policy: torch.nn.Module, arguments: argparse.Namespace) -> Any:
     """The last `percent` % of the layers train; or, with --lowest-layer, as many spread evenly from there to the top."""
-    from starling_train.models import freeze
+    from starling_train.selection import freeze
 
     layers = policy.config.num_hidden_layers
     if arguments.percent * layers < 100:  # less than a layer: the matrices that write to the hidden state

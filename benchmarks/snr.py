@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from starling_train.core import spectrum
-from starling_train.models.snr_scan import list_matrices, scan
+from starling_train.selection.scan import list_matrices, scan
 
 HIDDEN, INTERMEDIATE, KEY_VALUE, VOCABULARY = 4096, 14336, 1024, 32000
 LAYER = {

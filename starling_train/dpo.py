@@ -57,6 +57,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.run import summary as run_summary
     from starling_train.run.records import Clock
     from starling_train.run.state import TrainState
+    from starling_train.selection import scans
 
     dpo = config.dpo
 
@@ -71,8 +72,8 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     held_out = held_out_suite.HeldOut.from_config(config, data.asked, tokenizer)
     base = runtime.from_first(lambda: checkpoint.identify_base(run.checkpoints, directory))
     reference = dpo_setup.find_reference(config, run.path, data, base.sha256, tokenizer, runtime)
-    records = runtime.from_first(lambda: setup.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
-    selected = setup.select(config.freeze, records, config.seed)
+    records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
+    selected = scans.select(config.freeze, records, config.seed)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
 
     # One policy; what it is compared with are numbers.

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from starling_train.evals.criteria import Criterion
-    from starling_train.models.scan_records import Record
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
+    from starling_train.selection.records import Record
 
 
 @command(check, LaserConfig, "laser")
@@ -62,9 +62,10 @@ class Inputs:
     @classmethod
     def find(cls, config: LaserConfig, runtime: "Runtime", run: "RunDirectory") -> "Inputs":
         """Check, the cheap things first, and read the data. Raises UserError."""
-        from starling_train.engine import rank_search, scan_setup, setup
+        from starling_train.engine import rank_search, setup
         from starling_train.files import disk
-        from starling_train.models import causal_lm, header_checks, quantisation, snr_scan
+        from starling_train.models import causal_lm, header_checks, quantisation
+        from starling_train.selection import scan, scans
 
         disk.check_directory(run.path, "run_dir")
         model, laser = config.model, config.laser
@@ -76,10 +77,10 @@ class Inputs:
         window = window_of(laser.window, model_config.max_position_embeddings)
         if not config.dry_run:
             header_checks.check_policy(directory, model_config, "model.path")
-            snr_scan.check_weights(directory)
-        listing = snr_scan.list_matrices(directory)
+            scan.check_weights(directory)
+        listing = scan.list_matrices(directory)
         rank_search.check_asked(listing, laser.modules, laser.layers, laser.types, laser.percent)
-        records = scan_setup.read_scan(config.freeze, directory) if config.freeze.scan else None
+        records = scans.read_scan(config.freeze, directory) if config.freeze.scan else None
         if records and (unranked := [m for m, record in records.items() if record.rank is None or record.raw is None]):
             raise UserError(
                 f"freeze.scan: {config.freeze.scan} says no rank of {unranked[0]}; give the snr.json of our own scan, "
@@ -127,12 +128,13 @@ def criterion_of(config: LaserConfig, tokenizer: Any, window: int, runtime: "Run
 
 def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All tries of one run, from wherever an earlier start left off; then the model, its numbers and its page."""
-    from starling_train.engine import rank_results, rank_search, scan_setup, setup
+    from starling_train.engine import rank_results, rank_search
     from starling_train.models import causal_lm
     from starling_train.models.budget import Budget
     from starling_train.report import rank_page
     from starling_train.run.console import Console
     from starling_train.run.signals import Stopped, StopRequest
+    from starling_train.selection import scans
 
     console = Console(0)
     tries = 0
@@ -150,8 +152,8 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             run.create()
             console.say(inputs.judged())
             with stop.abandonable():
-                records = inputs.records or scan_setup.scan(config, inputs.directory, run.path)
-            setup.write_scan(records, run.path)
+                records = inputs.records or scans.scan(config, inputs.directory, run.path)
+            scans.write_scan(records, run.path)
             laser = config.laser
             candidates, uncut = rank_search.order(records, laser.modules, laser.layers, laser.types, laser.percent)
 

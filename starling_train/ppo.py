@@ -61,6 +61,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.run import summary as run_summary
     from starling_train.run.records import Clock
     from starling_train.run.state import TrainState
+    from starling_train.selection import scans
 
     algorithm = config.algorithm
     base_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
@@ -74,8 +75,8 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     preflight.check_run(config, directory, model_config, runtime, run.path)
     data = setup.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
-    records = runtime.from_first(lambda: setup.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
-    selected = setup.select(config.freeze, records, config.seed)
+    records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
+    selected = scans.select(config.freeze, records, config.seed)
     reward_model = setup.load_reward(config.reward, runtime)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
 

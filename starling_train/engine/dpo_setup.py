@@ -14,11 +14,11 @@ from starling_train.engine import dpo_reference, dry_run, setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
 from starling_train.models import causal_lm
-from starling_train.models.freeze import FreezeTable
 from starling_train.models.lone_policy import LonePolicy
 from starling_train.models.memory_plan import Plan, plan_preference
 from starling_train.models.shapes import Shape
 from starling_train.run.runtime import Runtime
+from starling_train.selection.freeze import FreezeTable
 
 PROBED = 8  # rows whose token ids say which tokenizer this is
 

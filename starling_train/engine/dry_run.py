@@ -9,10 +9,12 @@ from starling_train.config.sections import FreezeConfig
 from starling_train.engine import setup
 from starling_train.engine.planner import Planner, reward_shape
 from starling_train.models import causal_lm
-from starling_train.models.freeze import FreezeTable
 from starling_train.models.memory_plan import Plan
 from starling_train.models.shapes import Shape
-from starling_train.models.snr_scan import list_matrices
+from starling_train.selection import freeze as selection_freeze
+from starling_train.selection import scans
+from starling_train.selection.freeze import FreezeTable
+from starling_train.selection.scan import list_matrices
 
 COUNTS_ONLY = "  (counts; which ones, the SNR scan decides when the run starts)"
 
@@ -51,19 +53,19 @@ def planned(config: PpoConfig, directory: Path, model_config: Any) -> tuple[Free
 def what_trains(freeze: FreezeConfig, directory: Path, model_config: Any, seed: int) -> FreezeTable:
     """The table of a policy, without weights and without a scan. Raises UserError."""
     model = causal_lm.build_empty(model_config)
-    unscanned = freeze.method in setup.SCORED and not freeze.scan
+    unscanned = freeze.method in scans.SCORED and not freeze.scan
     if unscanned:
         # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
         freeze = replace(freeze, method="random")
-    records = setup.scan_or_list(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
-    table = setup.apply_to(freeze, model, setup.select(freeze, records, seed))
+    records = scans.scan_or_list(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
+    table = selection_freeze.apply_to(freeze, model, scans.select(freeze, records, seed))
     # which layers the scan picks is not known yet: the lowest that it may pick
     return replace(table, lowest_layer=freeze.lowest_layer) if unscanned else table
 
 
 def selection(freeze: FreezeConfig) -> str:
     """What trains, in words."""
-    which = "" if freeze.method not in setup.SCORED or freeze.scan else COUNTS_ONLY
+    which = "" if freeze.method not in scans.SCORED or freeze.scan else COUNTS_ONLY
     return _method(freeze) + which
 
 

@@ -15,9 +15,10 @@ from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
 from starling_train.data import openchat
 from starling_train.engine import ranking_setup
 from starling_train.files.tensors import FLOATS
-from starling_train.models import adapters, causal_lm, freeze, header_checks
+from starling_train.models import adapters, causal_lm, header_checks
 from starling_train.models.reward import start
 from starling_train.run.saved import SavedRun
+from starling_train.selection import freeze
 
 LORA = ".lora_"  # in the names of an adapter's two matrices
 NOT_EXPORTED = ("critic.", "value_head.")  # what a checkpoint of ppo has beside the policy

@@ -19,17 +19,19 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig, RewardConfig
-from starling_train.engine import dpo_setup, ranking_setup, scan_setup, setup
+from starling_train.engine import dpo_setup, ranking_setup, setup
 from starling_train.engine.dry_run import planned
 from starling_train.engine.ranking_setup import Start
 from starling_train.files.disk import check_directory
-from starling_train.models import causal_lm, quantisation, scan_records, selection, snr_scan
+from starling_train.models import causal_lm, quantisation
 from starling_train.models import header_checks as models_header_checks
 from starling_train.models.memory_plan import Plan
 from starling_train.models.reward import header_checks as reward_header_checks
 from starling_train.models.reward import start as reward_start
-from starling_train.models.scan_records import Record
 from starling_train.run.runtime import Runtime
+from starling_train.selection import records as scan_records
+from starling_train.selection import scan, scans, select
+from starling_train.selection.records import Record
 
 WANDB_HOST = "https://api.wandb.ai"
 
@@ -71,7 +73,7 @@ def _check_policy_run(config: PpoConfig | DpoConfig, directory: Path, model_conf
         attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
     )
     models_header_checks.check_policy(directory, model_config, "model.path")
-    _check_selection(config.freeze, directory, snr_scan.list_matrices(directory), config.seed)
+    _check_selection(config.freeze, directory, scan.list_matrices(directory), config.seed)
 
 
 def check_reward(config: RewardConfig, *, weights: bool = True) -> None:
@@ -119,19 +121,19 @@ def _has_login(url: str) -> bool:
 
 
 def _unscored(freeze: FreezeConfig) -> str:
-    return "random" if freeze.method in scan_setup.SCORED and not freeze.scan else freeze.method
+    return "random" if freeze.method in scans.SCORED and not freeze.scan else freeze.method
 
 
 def _check_selection(freeze: FreezeConfig, directory: Path, listing: dict[str, Record], seed: int) -> None:
     """Raise UserError for a scan that does not fit, and for settings that select nothing whatever a scan finds."""
-    if freeze.method in scan_setup.SCORED and freeze.scan:
+    if freeze.method in scans.SCORED and freeze.scan:
         source = Path(freeze.scan).expanduser()
-        records = scan_records.match(scan_records.read_scan(source), snr_scan.list_matrices(directory), str(source))
-        snr_scan.check_scan(directory, records, freeze.dialect, str(source))
-        scan_setup.select(freeze, records, seed)
+        records = scan_records.match(scan_records.read_scan(source), scan.list_matrices(directory), str(source))
+        scan.check_scan(directory, records, freeze.dialect, str(source))
+        scans.select(freeze, records, seed)
     else:
-        unscored = selection.SMALLEST if freeze.method in scan_setup.SCORED else None
-        scan_setup.select(freeze, listing, seed, unscored)
+        unscored = select.SMALLEST if freeze.method in scans.SCORED else None
+        scans.select(freeze, listing, seed, unscored)
 
 
 def check_memory(plan: Plan, device: float) -> None:

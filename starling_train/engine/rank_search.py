@@ -19,8 +19,8 @@ from starling_train.config.fields import UserError
 from starling_train.core.rank_reduction import factored_size
 from starling_train.files.json_lines import JsonLines, NoLines
 from starling_train.models import reduction
-from starling_train.models.scan_records import Record
 from starling_train.run.signals import StopRequest
+from starling_train.selection.records import Record
 
 LOG = "tries.jsonl"
 ACCEPTED = "accepted"  # folder of the accepted matrices, until they are in the finished model

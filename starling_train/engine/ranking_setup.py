@@ -14,16 +14,17 @@ from starling_train.data.nectar import Row
 from starling_train.engine import setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
-from starling_train.models import adapters, causal_lm, freeze
+from starling_train.models import adapters, causal_lm
 from starling_train.models.memory_plan import Plan, plan_ranking
-from starling_train.models.module_types import LAYER
 from starling_train.models.reward import start as reward_start
 from starling_train.models.reward import write_starling_7b, write_starling_34b
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
-from starling_train.models.scan_records import Record
 from starling_train.models.shapes import Shape
 from starling_train.run.runtime import Runtime
+from starling_train.selection import freeze, scans
+from starling_train.selection.module_types import LAYER
+from starling_train.selection.records import Record
 
 
 @dataclass
@@ -85,7 +86,7 @@ def load_data(config: RmConfig) -> Data:
 
 def load_trainee(config: RmConfig, start: Start, runtime: Runtime, records: dict[str, Record]) -> Trainee:
     """Select, load the weights, freeze the rest. The reward head always trains. records: `scan`'s."""
-    selected = setup.select(config.freeze, records, config.seed)
+    selected = scans.select(config.freeze, records, config.seed)
     runtime.seed_all("fresh weights")
     net = reward_start.start(
         start.directory,
@@ -112,7 +113,7 @@ def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None
     if config.freeze.method == "none":
         return {}
     records = {}
-    for module, record in setup.scan_or_list(config.freeze, directory, device, run).items():
+    for module, record in scans.scan_or_list(config.freeze, directory, device, run).items():
         name = "transformer." + module[LAYER.match(module).start(1) - len("layers.") :]
         records[name] = replace(record, module=name)
     return records
@@ -120,8 +121,8 @@ def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None
 
 def _apply(config: RmConfig, net: RewardNet, selected: list[str]) -> freeze.FreezeTable:
     if not config.freeze.adapter:
-        return setup.apply_to(replace(config.freeze, head=True), net, selected)
-    table = setup.apply_to(
+        return freeze.apply_to(replace(config.freeze, head=True), net, selected)
+    table = freeze.apply_to(
         replace(config.freeze, head=False), net, selected
     )  # the reward head has no use for an adapter
     rows = [
@@ -205,7 +206,7 @@ def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, Plan]:
         # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
         sized = replace(sized, method="random")
     shown = replace(config, freeze=sized)
-    selected = setup.select(sized, scan(shown, start.directory, "cpu"), config.seed)
+    selected = scans.select(sized, scan(shown, start.directory, "cpu"), config.seed)
     table = _apply(shown, net, selected)
     memory = plan_ranking(
         Shape.of(start.config),

@@ -12,19 +12,20 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import CheckpointConfig, FreezeConfig, RewardConfig
 from starling_train.data import nectar, openchat, prompts
 from starling_train.data.prompts import Prompt, counts
-from starling_train.engine import scan_setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer
 from starling_train.files.identity import Identity
-from starling_train.models import adapters, causal_lm, freeze, snr_scan
+from starling_train.models import adapters, causal_lm
 from starling_train.models.reward import model as reward_model
 from starling_train.models.reward_client import RewardClient
-from starling_train.models.scan_journal import JOURNAL, Journal
-from starling_train.models.snr_scan import Record
 from starling_train.run.checkpoints import Beside, Checkpoints, identify_base
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.run.state import TrainState
+from starling_train.selection import freeze, scans, unfrozen_yaml
+from starling_train.selection.freeze import apply_to
+from starling_train.selection.scan import Record
+from starling_train.selection.scans import write_scan
 
 
 @dataclass
@@ -102,8 +103,8 @@ def check_share(key: str, count: int, runtime: Runtime) -> None:
         raise UserError(f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer")
 
 
-SCORED = scan_setup.SCORED
-select = scan_setup.select
+SCORED = scans.SCORED
+select = scans.select
 
 
 @dataclass
@@ -141,33 +142,6 @@ def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTab
     if config.adapter:
         runtime.seed_all("adapters")
         adapters.add(model, table.names, config.lora)
-
-
-def scan_or_list(config: FreezeConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
-    """SNR of the model's matrices: from `freeze.scan` or computed; names and shapes if the method needs none.
-
-    run: the run's directory. Where it exists already, what its own scan has of the same weights is not computed
-    again, and an interrupted scan goes on.
-    """
-    if config.method not in SCORED:
-        return snr_scan.list_matrices(directory)
-    if config.scan:
-        return scan_setup.read_scan(config, directory)
-    # a new run's directory is not made before all of its inputs are known to be right
-    journal = Journal.of(run) if run and run.is_dir() else None
-    return snr_scan.scan(directory, dialect=config.dialect, device=device, journal=journal)
-
-
-def write_scan(records: dict[str, Record], run: Path) -> None:
-    """`snr.json` in the run's directory, in place of the scan's journal."""
-    snr_scan.write_scan(records, run / "snr.json")
-    (run / JOURNAL).unlink(missing_ok=True)
-
-
-def apply_to(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze.FreezeTable:
-    rank = config.lora.rank if config.adapter else None
-    wanted = {"embeddings": config.embeddings, "head": config.head, "norms": config.norms}
-    return freeze.apply(model, selected, **wanted, rank=rank)
 
 
 def load_reward(config: RewardConfig, runtime: Runtime) -> reward_model.RewardModel | RewardClient:
@@ -222,7 +196,9 @@ def begin(config: FreezeConfig, run: RunDirectory, runtime: Runtime, trained: Tr
     run.create()
     if config.method in SCORED:
         write_scan(trained.records, run.path)
-    freeze.write_unfrozen_yaml(trained.selected, trained.records, run.path / "unfrozen.yaml", trained.table.names)
+    unfrozen_yaml.write_unfrozen_yaml(
+        trained.selected, trained.records, run.path / "unfrozen.yaml", trained.table.names
+    )
 
 
 def open_checkpoints(

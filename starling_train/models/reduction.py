@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from starling_train.core.rank_reduction import saving, truncate
 from starling_train.files import tensors as checkpoint_files
 from starling_train.files.whole import flush
-from starling_train.models import causal_lm, snr_scan
-from starling_train.models.scan_journal import content_hash
-from starling_train.models.scan_listing import jobs
-from starling_train.models.scan_records import Record
+from starling_train.models import causal_lm
+from starling_train.selection import scan
+from starling_train.selection.listing import jobs
+from starling_train.selection.records import Record
+from starling_train.selection.scan_journal import content_hash
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Reduced:
 
 def reduce(directory: Path, record: Record, device: torch.device | str = "cpu", factors: bool = False) -> Reduced:
     """The matrix of `record` in the model directory at the rank that its scan found, by a full SVD in fp64."""
-    stored = snr_scan.read_matrix(directory, record.module)
+    stored = scan.read_matrix(directory, record.module)
     found = truncate(stored.to(device), record.rank)
     matrix = found.matrix(stored.dtype).cpu()
     reduced = Reduced(matrix, found.rank_before, content_hash(matrix))

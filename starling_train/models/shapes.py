@@ -159,8 +159,9 @@ def freeze_table(shape: Shape, freeze: FreezeConfig, seed: int = 0) -> Any:
     Which matrices have the highest SNR is not known: as many are counted as would train, and the lowest layer is the
     lowest that may. With `freeze.scan`, those it selects.
     """
-    from starling_train.models import scan_records, selection
-    from starling_train.models.freeze import FreezeTable, Row
+    from starling_train.selection import records as scan_records
+    from starling_train.selection import select
+    from starling_train.selection.freeze import FreezeTable, Row
 
     records = {
         name: scan_records.Record(name, kind, size)
@@ -173,12 +174,12 @@ def freeze_table(shape: Shape, freeze: FreezeConfig, seed: int = 0) -> Any:
         source = Path(freeze.scan).expanduser()
         records = scan_records.match(scan_records.read_scan(source), records, str(source))
     guessed = scored and not freeze.scan
-    chosen = selection.select(
+    chosen = select.select(
         records, method="random" if guessed else freeze.method, unit=freeze.unit, scope=freeze.scope,
         top_percent=freeze.top_percent, max_trainable=freeze.max_trainable, max_memory_gb=freeze.max_memory_gb,
         last_layers=freeze.last_layers, layers=freeze.layers, lowest_layer=freeze.lowest_layer, seed=seed,
     )  # fmt: skip
-    everything = chosen == [selection.EVERYTHING]
+    everything = chosen == [select.EVERYTHING]
     names = set(records) if everything else set(chosen)
     layers = {records[name].layer for name in names}
     table = shape.vocabulary * shape.hidden

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starling_train.core import spectrum
-from starling_train.models import freeze, scan_records, snr_scan
-from starling_train.models.module_types import layer_of
-from starling_train.models.scan_journal import JOURNAL, Journal
-from starling_train.models.scan_overlap import Overlap
-from starling_train.models.scan_records import Record
-from starling_train.models.selection import EVERYTHING
 from starling_train.report import heatmap, spectrum_plot
+from starling_train.selection import records as scan_records
+from starling_train.selection import scan, unfrozen_yaml
+from starling_train.selection.module_types import layer_of
+from starling_train.selection.overlap import Overlap
+from starling_train.selection.records import Record
+from starling_train.selection.scan_journal import JOURNAL, Journal
+from starling_train.selection.select import EVERYTHING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +74,7 @@ def write(outcome: Outcome, run: Path, slug: str) -> None:
     run.mkdir(parents=True, exist_ok=True)
     names = list(outcome.records) if outcome.selected == [EVERYTHING] else outcome.selected
     scan_records.write_spectrum_scan(outcome.records, run / f"snr_results_{slug}.json")
-    freeze.write_unfrozen_yaml(outcome.selected, outcome.records, run / "unfrozen.yaml", outcome.besides)
+    unfrozen_yaml.write_unfrozen_yaml(outcome.selected, outcome.records, run / "unfrozen.yaml", outcome.besides)
     scan_records.write_target_modules(names, outcome.records, run / "target_modules.json")
     heatmap.save(heatmap.draw(outcome.records, names, f"SNR of {slug}"), run / "heatmap.png")
     for module, figure in outcome.spectra.items():
@@ -87,5 +88,5 @@ def write(outcome: Outcome, run: Path, slug: str) -> None:
 
 def draw_spectrum(directory: Path, module: str, dialect: str, device: str) -> "Figure":
     """The singular values of one matrix with the threshold. Raises UserError for values that are nan or infinite."""
-    values, (n, m) = snr_scan.read_values(directory, module, device)
+    values, (n, m) = scan.read_values(directory, module, device)
     return spectrum_plot.draw(values.tolist(), spectrum.score(values, n, m, dialect), module)

@@ -10,10 +10,10 @@ import starling_train
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
-from starling_train.models.freeze import FreezeTable
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.run.state import TrainState
+from starling_train.selection.freeze import FreezeTable
 
 
 def to_json(

@@ -13,9 +13,10 @@ from starling_train.config.fields import UserError
 from starling_train.engine import rank_search
 from starling_train.engine.rank_search import Judge, Search
 from starling_train.files.json_lines import JsonLines
-from starling_train.models import causal_lm, snr_scan
-from starling_train.models.scan_records import Record
+from starling_train.models import causal_lm
 from starling_train.run.signals import StopRequest
+from starling_train.selection import scan
+from starling_train.selection.records import Record
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def checkpoint(small_models):
 
 @pytest.fixture(scope="module")
 def candidates(checkpoint):
-    return rank_search.order(snr_scan.scan(checkpoint), [], [0, 2], [], 100.0)[0][:6]
+    return rank_search.order(scan.scan(checkpoint), [], [0, 2], [], 100.0)[0][:6]
 
 
 def made(checkpoint, candidates, run, measures, factors=False) -> Search:

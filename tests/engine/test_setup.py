@@ -11,11 +11,12 @@ from starling_train.config.sections import FreezeConfig, RewardConfig, RolloutCo
 from starling_train.core.advantages import token_rewards
 from starling_train.core.ppo import kl_estimate
 from starling_train.core.running_moments import RunningMoments
-from starling_train.engine import experience, setup
+from starling_train.engine import experience
 from starling_train.engine.experience import score_tokens
 from starling_train.engine.rollout import Rollout
-from starling_train.models import causal_lm, selection
+from starling_train.models import causal_lm
 from starling_train.models.actors import Actors
+from starling_train.selection import scans, select
 
 
 def test_scores_are_centred_scaled_and_clipped_by_hand():
@@ -29,8 +30,8 @@ def test_scores_are_centred_scaled_and_clipped_by_hand():
 
 def test_every_freeze_key_that_selects_reaches_the_selection(monkeypatch):
     given = {}
-    monkeypatch.setattr(selection, "select", lambda records, **settings: given.update(settings) or [])
-    setup.select(FreezeConfig(), {}, seed=3)
+    monkeypatch.setattr(select, "select", lambda records, **settings: given.update(settings) or [])
+    scans.select(FreezeConfig(), {}, seed=3)
     elsewhere = {"dialect", "scan", "embeddings", "head", "norms", "adapter", "lora"}
     assert set(given) == {field.name for field in fields(FreezeConfig)} - elsewhere | {"seed"}
 
@@ -78,15 +79,16 @@ def test_the_estimator_of_the_penalty_is_the_one_asked_for(tiny_mistral, estimat
 
 def test_a_scan_of_another_model_is_refused(tiny_mistral, tmp_path):
     from starling_train.config.fields import UserError
-    from starling_train.models import scan_records, snr_scan
+    from starling_train.selection import records as scan_records
+    from starling_train.selection import scan
 
     tiny_mistral(layers=3).save_pretrained(tmp_path / "three")
     tiny_mistral(layers=2).save_pretrained(tmp_path / "two")
-    scan_records.write_scan(snr_scan.scan(tmp_path / "two"), tmp_path / "scan.json")
+    scan_records.write_scan(scan.scan(tmp_path / "two"), tmp_path / "scan.json")
     config = FreezeConfig(scan=str(tmp_path / "scan.json"))
-    assert len(setup.scan_or_list(config, tmp_path / "two", "cpu")) == 14
+    assert len(scans.scan_or_list(config, tmp_path / "two", "cpu")) == 14
     with pytest.raises(UserError, match=r"freeze\.scan"):
-        setup.scan_or_list(config, Path(tmp_path / "three"), "cpu")
+        scans.scan_or_list(config, Path(tmp_path / "three"), "cpu")
 
 
 def test_a_resumed_run_uses_its_own_scan_again(tiny_mistral, tmp_path, monkeypatch):
@@ -94,11 +96,11 @@ def test_a_resumed_run_uses_its_own_scan_again(tiny_mistral, tmp_path, monkeypat
 
     tiny_mistral(layers=2).save_pretrained(tmp_path / "model")
     run, config = tmp_path / "run", FreezeConfig()
-    records = setup.scan_or_list(config, tmp_path / "model", "cpu", run)
+    records = scans.scan_or_list(config, tmp_path / "model", "cpu", run)
     assert not run.exists()  # nothing is written before all inputs are known to be right
     run.mkdir()
-    setup.write_scan(records, run)
+    scans.write_scan(records, run)
     monkeypatch.setattr(spectrum, "gram", None)  # any computation would fail
-    assert setup.scan_or_list(config, tmp_path / "model", "cpu", run) == records
-    setup.write_scan(records, run)
+    assert scans.scan_or_list(config, tmp_path / "model", "cpu", run) == records
+    scans.write_scan(records, run)
     assert [path.name for path in run.iterdir()] == ["snr.json"]

@@ -16,8 +16,8 @@ from starling_train.config.fields import UserError
 from starling_train.data import conversations, nectar, openchat, preferences, rendered_text, reward_templates, row_files
 from starling_train.evals import call_checker, function_calling
 from starling_train.evals.call_parser import Call, answer_text, attempts_call, parse_calls
-from starling_train.models import scan_records
-from starling_train.models.scan_records import Record
+from starling_train.selection import records as scan_records
+from starling_train.selection.records import Record
 
 settings.register_profile(
     "suite",

@@ -88,7 +88,7 @@ EXPENSIVE = (
     "starling_train.models.causal_lm.load_causal_lm",
     "starling_train.models.reward.model.load_reward_model",
     "starling_train.models.reward.start.start",
-    "starling_train.models.snr_scan.scan",
+    "starling_train.selection.scan.scan",
 )
 
 HERE_POLICY, HERE_REWARD = "model.path={here}/policy", "reward.path={here}/reward"

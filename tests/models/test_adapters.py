@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from starling_train.config.fields import UserError
 from starling_train.config.sections import LoraConfig
 from starling_train.core.logprobs import token_logprobs
-from starling_train.models import adapters, causal_lm, freeze
+from starling_train.models import adapters, causal_lm
 from starling_train.models.actors import Actors
 from starling_train.models.micro_batch import micro_batch
+from starling_train.selection import freeze
 
 WEIGHTS = ["model.layers.1.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight", "lm_head.weight"]
 LORA = LoraConfig(rank=3, alpha=6.0)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from starling_train.config.fields import UserError
 from starling_train.files.tensors import entries, read, unindexed
-from starling_train.models.snr_scan import check_weights, left_out, list_matrices, other_weights, scan
+from starling_train.selection.scan import check_weights, left_out, list_matrices, other_weights, scan
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 

@@ -7,9 +7,10 @@ import torch
 import yaml
 
 from starling_train.config.fields import UserError
-from starling_train.models.freeze import apply, read_unfrozen_yaml, write_unfrozen_yaml
-from starling_train.models.scan_records import Record
-from starling_train.models.selection import select
+from starling_train.selection.freeze import apply
+from starling_train.selection.records import Record
+from starling_train.selection.select import select
+from starling_train.selection.unfrozen_yaml import read_unfrozen_yaml, write_unfrozen_yaml
 
 DOWN, Q = "model.layers.1.mlp.down_proj", "model.layers.2.self_attn.q_proj"
 

@@ -3,9 +3,10 @@
 import pytest
 
 from starling_train.config.sections import FreezeConfig, LoraConfig
-from starling_train.models import freeze, shapes
+from starling_train.models import shapes
 from starling_train.models.memory_plan import Job, Plan, Share, plan, plan_preference
 from starling_train.models.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape
+from starling_train.selection import freeze
 
 # 2 layers: q 8x8, k and v 4x8, o 8x8 = 192; gate, up, down 16x8 = 384; so 576 a layer, norms 2 x 8; 10 tokens
 TINY = Shape(hidden=8, intermediate=16, layers=2, heads=2, kv_heads=1, vocabulary=10)
@@ -106,8 +107,8 @@ def test_the_peak_is_held_and_the_largest_phase():
     ],
 )
 def test_the_table_is_that_of_the_model_itself(settings, tiny_mistral):
-    from starling_train.engine import scan_setup
-    from starling_train.models.scan_records import Record
+    from starling_train.selection import scans
+    from starling_train.selection.records import Record
 
     model = tiny_mistral(4)
     config = FreezeConfig(**settings)
@@ -118,7 +119,7 @@ def test_the_table_is_that_of_the_model_itself(settings, tiny_mistral):
         for name, module in model.named_modules()
         if name.endswith("_proj")
     }
-    selected = scan_setup.select(config, records, 0)
+    selected = scans.select(config, records, 0)
     rank = config.lora.rank if config.adapter else None
     wanted = {"embeddings": config.embeddings, "head": config.head, "norms": config.norms}
     real = freeze.apply(model, selected, **wanted, rank=rank)

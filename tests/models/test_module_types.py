@@ -14,11 +14,12 @@ from transformers import (
 )
 
 from starling_train.config.fields import UserError
-from starling_train.models.freeze import apply, read_unfrozen_yaml, write_unfrozen_yaml
-from starling_train.models.module_types import classify, layer_of, name_in_layer, second_copies
-from starling_train.models.scan_records import write_target_modules
-from starling_train.models.selection import select
-from starling_train.models.snr_scan import list_matrices, read_matrix, scan, unscanned
+from starling_train.selection.freeze import apply
+from starling_train.selection.module_types import classify, layer_of, name_in_layer, second_copies
+from starling_train.selection.records import write_target_modules
+from starling_train.selection.scan import list_matrices, read_matrix, scan, unscanned
+from starling_train.selection.select import select
+from starling_train.selection.unfrozen_yaml import read_unfrozen_yaml, write_unfrozen_yaml
 
 SMALL = {
     "hidden_size": 32,

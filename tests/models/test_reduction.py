@@ -5,7 +5,8 @@ from safetensors.torch import load_file
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
 from starling_train.core.rank_reduction import truncate
-from starling_train.models import factored, reduction, snr_scan
+from starling_train.models import factored, reduction
+from starling_train.selection import scan
 
 MODULE = "model.layers.1.mlp.down_proj"
 
@@ -17,7 +18,7 @@ def checkpoint(small_models):
 
 @pytest.fixture(scope="module")
 def records(checkpoint):
-    return snr_scan.scan(checkpoint)
+    return scan.scan(checkpoint)
 
 
 def test_a_matrix_keeps_as_many_singular_values_as_the_scan_counts(checkpoint, records):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from starling_train.models.scan_overlap import compare, render, spearman
-from starling_train.models.scan_records import Record
+from starling_train.selection.overlap import compare, render, spearman
+from starling_train.selection.records import Record
 
 
 def make(scores):

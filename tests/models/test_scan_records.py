@@ -5,7 +5,7 @@ import json
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.models.scan_records import (
+from starling_train.selection.records import (
     Record,
     fill,
     match,

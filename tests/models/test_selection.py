@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.models.scan_records import Record, read_scan
-from starling_train.models.selection import EVERYTHING, select
+from starling_train.selection.records import Record, read_scan
+from starling_train.selection.select import EVERYTHING, select
 
 
 def make(scores: dict[str, list[float]], sizes: dict[str, int] | None = None) -> dict[str, Record]:

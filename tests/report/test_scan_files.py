@@ -2,8 +2,8 @@
 
 import pytest
 
-from starling_train.models.scan_records import Record, write_scan
 from starling_train.report import scan_files
+from starling_train.selection.records import Record, write_scan
 
 
 def test_the_name_of_the_model(tmp_path):

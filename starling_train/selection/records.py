@@ -13,7 +13,7 @@ from pathlib import Path
 from starling_train.config.fields import UserError
 from starling_train.core.spectrum import Spectrum
 from starling_train.files.tensors import read_json
-from starling_train.models.module_types import is_linear, layer_of, name_in_layer
+from starling_train.selection.module_types import is_linear, layer_of, name_in_layer
 
 
 @dataclass(frozen=True)

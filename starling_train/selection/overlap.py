@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from starling_train.models.scan_records import Record
+from starling_train.selection.records import Record
 
 
 @dataclass(frozen=True)

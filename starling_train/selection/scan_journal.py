@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from starling_train.core import spectrum
-from starling_train.models.scan_records import Record, from_json, is_record, read_scan, to_json
+from starling_train.selection.records import Record, from_json, is_record, read_scan, to_json
 
 
 def content_hash(matrix: Tensor) -> str:

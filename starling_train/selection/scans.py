@@ -15,10 +15,13 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import FreezeConfig
 from starling_train.config.snr import SnrConfig
 from starling_train.files.disk import check_directory
-from starling_train.models import causal_lm, scan_records, selection, snr_scan
-from starling_train.models import freeze as freezing
-from starling_train.models.scan_journal import Journal
-from starling_train.models.scan_records import Record
+from starling_train.models import causal_lm
+from starling_train.selection import freeze as freezing
+from starling_train.selection import records as scan_records
+from starling_train.selection import scan as snr_scan
+from starling_train.selection import select as selection
+from starling_train.selection.records import Record
+from starling_train.selection.scan_journal import JOURNAL, Journal
 
 SCORED = ("snr", "lowest")  # methods that cannot select without a score
 
@@ -150,3 +153,24 @@ def scan(config: SnrConfig, directory: Path, run: Path) -> dict[str, Record]:
     if journal.changed:
         print(f"{len(journal.changed)} matrices changed since the last scan, {journal.changed[0]} first")
     return records
+
+
+def scan_or_list(config: FreezeConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
+    """SNR of the model's matrices: from `freeze.scan` or computed; names and shapes if the method needs none.
+
+    run: the run's directory. Where it exists already, what its own scan has of the same weights is not computed
+    again, and an interrupted scan goes on.
+    """
+    if config.method not in SCORED:
+        return snr_scan.list_matrices(directory)
+    if config.scan:
+        return read_scan(config, directory)
+    # a new run's directory is not made before all of its inputs are known to be right
+    journal = Journal.of(run) if run and run.is_dir() else None
+    return snr_scan.scan(directory, dialect=config.dialect, device=device, journal=journal)
+
+
+def write_scan(records: dict[str, Record], run: Path) -> None:
+    """`snr.json` in the run's directory, in place of the scan's journal."""
+    snr_scan.write_scan(records, run / "snr.json")
+    (run / JOURNAL).unlink(missing_ok=True)

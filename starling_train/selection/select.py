@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from starling_train.config.fields import UserError
-from starling_train.models.scan_records import Record
+from starling_train.selection.records import Record
 
 # What method `none` selects: no name but every parameter, norms and embeddings included.
 EVERYTHING = "*"

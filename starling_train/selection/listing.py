@@ -7,8 +7,8 @@ import torch
 
 from starling_train.config.fields import UserError
 from starling_train.files import tensors as files
-from starling_train.models.module_types import LAYER, Matrix, classify, second_copies
-from starling_train.models.scan_records import Record
+from starling_train.selection.module_types import LAYER, Matrix, classify, second_copies
+from starling_train.selection.records import Record
 
 
 @dataclass(frozen=True)

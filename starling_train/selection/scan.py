@@ -13,17 +13,9 @@ from torch import Tensor
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
 from starling_train.files import tensors as files
-from starling_train.models.scan_journal import Journal, content_hash
-from starling_train.models.scan_listing import (
-    Job,
-    check_weights,
-    jobs,
-    left_out,
-    list_matrices,
-    other_weights,
-    unscanned,
-)
-from starling_train.models.scan_records import Record, match, read_scan, write_scan
+from starling_train.selection.listing import Job, check_weights, jobs, left_out, list_matrices, other_weights, unscanned
+from starling_train.selection.records import Record, match, read_scan, write_scan
+from starling_train.selection.scan_journal import Journal, content_hash
 
 __all__ = [
     "Record",
