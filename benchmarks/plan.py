@@ -92,9 +92,9 @@ def _step(job, step: int, phases: dict | None = None, peak=None) -> list[int]:
 
 def planned(job, arguments: argparse.Namespace, lengths: list[int]):
     """The plan of what was run. lengths: tokens of its sequences."""
-    from starling_train.models.memory_plan import Job as Planned
-    from starling_train.models.memory_plan import plan
-    from starling_train.models.shapes import Shape
+    from starling_train.planning.memory import Job as Planned
+    from starling_train.planning.memory import plan
+    from starling_train.planning.shapes import Shape
 
     policy = job.actors.policy
     shape = Shape.of(policy.config)

@@ -107,7 +107,7 @@ def read(strategy: str, own: list[str], arguments: list[str]) -> PpoConfig:
 
 def count_layers(config: CompareConfig) -> int:
     """As many of the last layers as freeze.top_percent is of all: a like number of parameters."""
-    from starling_train.models import shapes
+    from starling_train.planning import shapes
 
     shape = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
     return max(1, int(shape.layers * config.freeze.top_percent / 100))
@@ -115,9 +115,10 @@ def count_layers(config: CompareConfig) -> int:
 
 def look_over(missing: list[Run], is_dry: bool) -> None:
     """What a run would find wrong before it trains, for one run of each strategy. Raises UserError."""
-    from starling_train.engine import dry_run, preflight, setup
+    from starling_train.engine import preflight, setup
     from starling_train.evals.held_out import HeldOut
     from starling_train.models import causal_lm
+    from starling_train.planning import what_trains
     from starling_train.run.runtime import Runtime
 
     first = {run.child.name.partition("/")[0]: run.config for run in reversed(missing)}
@@ -125,7 +126,7 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
         return
     config = missing[0].config
     if is_dry:
-        dry_run.describe(config)
+        what_trains.describe(config)
         return
     runtime = Runtime(config.cluster.device, config.cluster.threads)
     directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
@@ -139,13 +140,13 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
 
 def describe(runs: list[Run]) -> None:
     """Print what each strategy trains, and the command line of each run that is not finished."""
-    from starling_train.engine import dry_run
     from starling_train.models import causal_lm
+    from starling_train.planning import what_trains
 
     model = runs[0].config.model
     directory = causal_lm.resolve(model.path, "model.path", model.revision, weights=False)
     for strategy, config in {run.child.name.partition("/")[0]: run.config for run in runs}.items():
-        table, _ = dry_run.planned(config, directory, causal_lm.load_config(directory, "model.path"))
+        table, _ = what_trains.planned(config, directory, causal_lm.load_config(directory, "model.path"))
         print(f"{strategy}: trains {table.parameters_trained:,} parameters")
     for run in runs:
         line = shlex.join(["python", "-m", *run.child.arguments])

@@ -8,7 +8,7 @@ from starling_train.config.plan import PlanConfig, check
 @command(check, PlanConfig, "plan")
 def main(config: PlanConfig) -> None:
     """Print the plan. Nothing is written and nothing downloaded."""
-    from starling_train.engine import planner
+    from starling_train.planning import planner
 
     if config.prepare:
         assets.ensure(config.prepare)

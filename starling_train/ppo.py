@@ -21,9 +21,9 @@ def main(config: PpoConfig) -> None:
         assets.ensure(config.prepare)
     run = RunDirectory(config)
     if config.dry_run:
-        from starling_train.engine import dry_run
+        from starling_train.planning import what_trains
 
-        print(dry_run.describe(config))
+        print(what_trains.describe(config))
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its report: {run.path / 'report.html'}")
     else:
@@ -45,7 +45,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.core.running_moments import RunningMoments
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import planner, preflight, setup, summary
+    from starling_train.engine import preflight, setup, summary
     from starling_train.engine.experience import finite_scores, layer_to_keep, pay, scale, score_tokens
     from starling_train.engine.keeper import Keeper
     from starling_train.engine.rollout import generate
@@ -56,6 +56,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.models import causal_lm
     from starling_train.models.actors import Actors
     from starling_train.models.budget import Budgets
+    from starling_train.planning import planner
     from starling_train.report import page
     from starling_train.run import skipped
     from starling_train.run import summary as run_summary

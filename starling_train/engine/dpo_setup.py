@@ -10,13 +10,14 @@ from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, openchat, pairs, prompts, ranked
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
-from starling_train.engine import dpo_reference, dry_run, setup
+from starling_train.engine import dpo_reference, setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
 from starling_train.models import causal_lm
 from starling_train.models.lone_policy import LonePolicy
-from starling_train.models.memory_plan import Plan, plan_preference
-from starling_train.models.shapes import Shape
+from starling_train.planning import what_trains
+from starling_train.planning.memory import Plan, plan_preference
+from starling_train.planning.shapes import Shape
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
 
@@ -152,7 +153,7 @@ def describe(config: DpoConfig) -> str:
             f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
             f"{len(tokenizer)} tokens), {config.model.dtype}",
             f"pairs      {config.data.path}{pairs_found}",
-            f"trains     {dry_run.selection(config.freeze)}",
+            f"trains     {what_trains.selection(config.freeze)}",
             "",
             table.render(),
             "",
@@ -164,7 +165,7 @@ def describe(config: DpoConfig) -> str:
 
 def planned(config: DpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
-    table = dry_run.what_trains(config.freeze, directory, model_config, config.seed)
+    table = what_trains.what_trains(config.freeze, directory, model_config, config.seed)
     evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)
     memory = plan_preference(
         Shape.of(model_config),

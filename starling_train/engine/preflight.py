@@ -20,14 +20,14 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig, RewardConfig
 from starling_train.engine import dpo_setup, ranking_setup, setup
-from starling_train.engine.dry_run import planned
 from starling_train.engine.ranking_setup import Start
 from starling_train.files.disk import check_directory
 from starling_train.models import causal_lm, quantisation
 from starling_train.models import header_checks as models_header_checks
-from starling_train.models.memory_plan import Plan
 from starling_train.models.reward import header_checks as reward_header_checks
 from starling_train.models.reward import start as reward_start
+from starling_train.planning.memory import Plan
+from starling_train.planning.what_trains import planned
 from starling_train.run.runtime import Runtime
 from starling_train.selection import records as scan_records
 from starling_train.selection import scan, scans, select

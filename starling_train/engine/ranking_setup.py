@@ -15,12 +15,12 @@ from starling_train.engine import setup
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer, optimizer_of
 from starling_train.models import adapters, causal_lm
-from starling_train.models.memory_plan import Plan, plan_ranking
 from starling_train.models.reward import start as reward_start
 from starling_train.models.reward import write_starling_7b, write_starling_34b
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
-from starling_train.models.shapes import Shape
+from starling_train.planning.memory import Plan, plan_ranking
+from starling_train.planning.shapes import Shape
 from starling_train.run.runtime import Runtime
 from starling_train.selection import freeze, scans
 from starling_train.selection.module_types import LAYER

@@ -17,8 +17,8 @@ from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.engine import extensions
 from starling_train.engine.optim import Optimizer, adam_options, fit_together, rates_of
 from starling_train.models.actors import Actors
-from starling_train.models.memory_plan import BUCKET
 from starling_train.models.packing import without_hooks
+from starling_train.planning.memory import BUCKET
 from starling_train.run.runtime import Runtime
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -3,9 +3,9 @@
 import pytest
 
 from starling_train.config.sections import FreezeConfig, LoraConfig
-from starling_train.models import shapes
-from starling_train.models.memory_plan import Job, Plan, Share, plan, plan_preference
-from starling_train.models.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape
+from starling_train.planning import shapes
+from starling_train.planning.memory import Job, Plan, Share, plan, plan_preference
+from starling_train.planning.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape
 from starling_train.selection import freeze
 
 # 2 layers: q 8x8, k and v 4x8, o 8x8 = 192; gate, up, down 16x8 = 384; so 576 a layer, norms 2 x 8; 10 tokens

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from starling_train import cli, plan
-from starling_train.engine import planner
+from starling_train.planning import planner
 
 PPO = sorted(
     path.stem for path in cli.find("recipes").glob("*.yaml") if path.read_text().splitlines()[0].startswith("# ppo:")

@@ -6,8 +6,8 @@ Estimates, not measurements: the shares of the rates that are achieved are assum
 
 from dataclasses import dataclass
 
-from starling_train.models.memory_plan import Job
-from starling_train.models.shapes import Shape
+from starling_train.planning.memory import Job
+from starling_train.planning.shapes import Shape
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.models import shapes
-from starling_train.models.memory_plan import Job, Plan, Share, plan
-from starling_train.models.shapes import Shape
-from starling_train.models.step_time import DEVICES, Device, Work, nearest, seconds
+from starling_train.planning import shapes
+from starling_train.planning.memory import Job, Plan, Share, plan
+from starling_train.planning.shapes import Shape
+from starling_train.planning.step_time import DEVICES, Device, Work, nearest, seconds
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 

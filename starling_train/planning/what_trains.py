@@ -7,10 +7,10 @@ from typing import Any
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.engine import setup
-from starling_train.engine.planner import Planner, reward_shape
 from starling_train.models import causal_lm
-from starling_train.models.memory_plan import Plan
-from starling_train.models.shapes import Shape
+from starling_train.planning.memory import Plan
+from starling_train.planning.planner import Planner, reward_shape
+from starling_train.planning.shapes import Shape
 from starling_train.selection import freeze as selection_freeze
 from starling_train.selection import scans
 from starling_train.selection.freeze import FreezeTable

@@ -6,7 +6,7 @@ context, what an allocator loses in fragments, and what libraries keep for thems
 
 from dataclasses import dataclass, field
 
-from starling_train.models.shapes import Shape
+from starling_train.planning.shapes import Shape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOADED = {"8bit": 1.0, "4bit": 0.55}  # bytes of a quantised weight, scales included
