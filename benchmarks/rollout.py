@@ -27,7 +27,7 @@ import machine
 import models
 
 from starling_train.config.sections import RolloutConfig
-from starling_train.engine.rollout import generate
+from starling_train.rollout.generate import generate
 
 Responses = list[list[int]]
 

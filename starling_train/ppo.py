@@ -48,7 +48,6 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.engine import preflight, setup, summary
     from starling_train.engine.experience import finite_scores, layer_to_keep, pay, scale, score_tokens
     from starling_train.engine.keeper import Keeper
-    from starling_train.engine.rollout import generate
     from starling_train.engine.update import update
     from starling_train.engine.zero import make_optimizer
     from starling_train.evals import held_out as held_out_suite
@@ -58,6 +57,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.models.budget import Budgets
     from starling_train.planning import planner
     from starling_train.report import page
+    from starling_train.rollout.generate import generate
     from starling_train.run import skipped
     from starling_train.run import summary as run_summary
     from starling_train.run.records import Clock

@@ -43,7 +43,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 
 
 def part(module: str) -> str:
-    """`starling_train.engine.rollout` -> `engine`; the package itself -> ''."""
+    """`starling_train.rollout.generate` -> `engine`; the package itself -> ''."""
     return [*module.split("."), ""][1]
 
 

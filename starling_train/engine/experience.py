@@ -15,11 +15,11 @@ from starling_train.core.masked import whiten
 from starling_train.core.micro_batches import cut_packed
 from starling_train.core.ppo import kl_estimate
 from starling_train.core.running_moments import RunningMoments
-from starling_train.engine.prefix import Prefix
-from starling_train.engine.rollout import Rollout
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.micro_batch import micro_batch, response_mask
+from starling_train.rollout.hidden_states import Prefix
+from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 
 

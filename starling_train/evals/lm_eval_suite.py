@@ -17,12 +17,12 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.data import openchat
-from starling_train.engine.rollout import RolloutConfig
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, digest, named, unique
 from starling_train.files.identity import sha256
 from starling_train.files.journal import Journal
 from starling_train.models.causal_lm import first_line
+from starling_train.rollout.generate import RolloutConfig
 
 REQUESTS_AT_A_TIME = 256
 BOOTSTRAPS = 1000  # for standard errors of metrics without a formula

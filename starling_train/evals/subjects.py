@@ -14,7 +14,6 @@ from starling_train.config.sections import RewardConfig, RolloutConfig
 from starling_train.data import openchat
 from starling_train.data.prompts import with_answer
 from starling_train.engine import preflight, setup
-from starling_train.engine.rollout import generate
 from starling_train.evals.suite import Progress, named
 from starling_train.files import identity
 from starling_train.files.journal import Journal
@@ -22,6 +21,7 @@ from starling_train.models import causal_lm as load
 from starling_train.models import header_checks as model_preflight
 from starling_train.models import quantisation
 from starling_train.models.reward_client import RewardClient
+from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
 
 # of the reward section: what scores depend on beside the model itself

@@ -9,8 +9,8 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, Pr
 
 from starling_train.config.sections import RolloutConfig
 from starling_train.data import openchat
-from starling_train.engine.rollout import generate
 from starling_train.evals import function_calling
+from starling_train.rollout.generate import generate
 from starling_train.toy import language, skills
 from starling_train.toy.training import batches, right_padded, train
 

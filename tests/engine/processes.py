@@ -13,11 +13,11 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.sections import AlgorithmConfig, ClusterConfig, KLConfig, LoraConfig, OptimConfig
 from starling_train.engine.experience import score_tokens
-from starling_train.engine.rollout import Rollout
 from starling_train.engine.update import update
 from starling_train.engine.zero import make_optimizer
 from starling_train.models import adapters
 from starling_train.models.actors import Actors
+from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 
 

@@ -5,7 +5,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.sections import RolloutConfig
 from starling_train.data import openchat
-from starling_train.engine.rollout import _trim, generate
+from starling_train.rollout.generate import generate
+from starling_train.rollout.transformers_engine import _trim
 
 END, PAD = 32000, 32001
 PROMPTS = [[1, 420, 6316], [1, 7596, 1247, 28747, 26256, 2936], [1, 5], [1, 9, 8, 7]]

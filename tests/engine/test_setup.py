@@ -13,9 +13,9 @@ from starling_train.core.ppo import kl_estimate
 from starling_train.core.running_moments import RunningMoments
 from starling_train.engine import experience
 from starling_train.engine.experience import score_tokens
-from starling_train.engine.rollout import Rollout
 from starling_train.models import causal_lm
 from starling_train.models.actors import Actors
+from starling_train.rollout.responses import Rollout
 from starling_train.selection import scans, select
 
 

@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen3Config
 
 from starling_train.config.sections import RolloutConfig
-from starling_train.engine import slots
-from starling_train.engine.rollout import generate
-from starling_train.engine.slots import Sampling
-from starling_train.engine.stop_strings import StopStrings
+from starling_train.rollout import slots
+from starling_train.rollout.generate import generate
+from starling_train.rollout.slots import Sampling
+from starling_train.rollout.stop_strings import StopStrings
 
 END = 32000
 SIZES = {
@@ -111,7 +111,7 @@ def test_the_shortest_limits(limit):
 
 def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
     """On a GPU all places take part in every step, free ones too; here with the plain step in place of the graph."""
-    from starling_train.engine.decode_step import DecodeStep
+    from starling_train.rollout.decode_step import DecodeStep
 
     class FixedStep(DecodeStep):
         def __init__(self, policy, cache, keep, count, capacity):

@@ -13,11 +13,11 @@ from starling_train.core.ppo import ppo_policy_loss, value_loss
 from starling_train.engine import experience as experience_module
 from starling_train.engine.experience import pay, score_tokens
 from starling_train.engine.optim import Optimizer
-from starling_train.engine.rollout import Rollout
 from starling_train.engine.summary import step_metrics
 from starling_train.engine.update import accumulate, update
 from starling_train.models.actors import Actors
 from starling_train.models.micro_batch import micro_batch
+from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 
 SCORES = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0])

@@ -110,7 +110,8 @@ def test_many_skipped_updates_in_a_row_end_the_run_with_the_state_saved(run, mon
 
 def test_out_of_memory_goes_on_with_less_and_a_resume_remembers(run, monkeypatch, tmp_path, capsys):
     """Scoring, drawing and the update each run out of memory once."""
-    from starling_train.engine import experience, slots, update
+    from starling_train.engine import experience, update
+    from starling_train.rollout import slots
 
     def refuse_once(module, name):
         plain, refused = getattr(module, name), []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from starling_train.engine.slot_cache import SlotCache
+from starling_train.rollout.slot_cache import SlotCache
 
 BUCKET = 256  # positions: a CUDA graph attends over a multiple of this
 

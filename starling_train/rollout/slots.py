@@ -14,10 +14,10 @@ from transformers import DynamicCache
 
 from starling_train.core import sampling
 from starling_train.core.micro_batches import cut_by_tokens, overhead_of
-from starling_train.engine.decode_step import DecodeStep, GraphStep
-from starling_train.engine.kept_states import Kept
-from starling_train.engine.slot_cache import SlotCache
-from starling_train.engine.stop_strings import StopStrings
+from starling_train.rollout.decode_step import DecodeStep, GraphStep
+from starling_train.rollout.hidden_states import Kept
+from starling_train.rollout.slot_cache import SlotCache
+from starling_train.rollout.stop_strings import StopStrings
 
 PREFILL_TOKENS = 8192  # of prompts in one forward pass, padded
 REFILL_SHARE = 8  # places are filled again once an eighth of them is free: the prompts share a forward pass

@@ -1,0 +1,36 @@
+"""TODO docstring."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Rollout:
+    """Prompts and the responses drawn for them, as token ids, in the order of the prompts.
+
+    responses end with the end-of-turn token where `ended` is True; else they were cut by the limit or a stop string.
+    entering: the hidden states that entered a layer that was asked for, per sequence, of all its tokens but the last.
+    """
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    ended: list[bool]
+    entering: list[Tensor] | None = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def only(self, rows: Sequence[int]) -> "Rollout":
+        """Some of its sequences, in this order."""
+        prompts, responses, ended = ([values[i] for i in rows] for values in (self.prompts, self.responses, self.ended))
+        entering = None if self.entering is None else [self.entering[i] for i in rows]
+        return Rollout(prompts, responses, ended, entering)
+
+    def lengths(self) -> list[int]:
+        """Tokens of prompt and response together but for the last, which predicts nothing, per sequence."""
+        return [len(p) + len(r) - 1 for p, r in zip(self.prompts, self.responses, strict=True)]
+
+
+OnDone = Callable[[int, list[int]], None]
