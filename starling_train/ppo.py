@@ -57,6 +57,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.models.budget import Budgets
     from starling_train.planning import planner
     from starling_train.report import page
+    from starling_train.rewards import load
     from starling_train.rollout.generate import generate
     from starling_train.run import skipped
     from starling_train.run import summary as run_summary
@@ -78,7 +79,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
     records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
     selected = scans.select(config.freeze, records, config.seed)
-    reward_model = setup.load_reward(config.reward, runtime)
+    reward_model = load.load_reward(config.reward, runtime)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
 
     # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.

@@ -10,13 +10,13 @@ from starling_train.config.fields import UserError, no_path
 from starling_train.config.score import ScoreConfig, check
 
 if TYPE_CHECKING:
-    from starling_train.engine.score_file import Progress, Scorer
+    from starling_train.rewards.score_file import Progress, Scorer
 
 
 @command(check, ScoreConfig, "score")
 def main(config: ScoreConfig) -> None:
     """Look where an earlier start left off, load the model, score the rest."""
-    from starling_train.engine import score_file
+    from starling_train.rewards import score_file
 
     source, output = Path(config.input).expanduser(), Path(config.output).expanduser()
     check_files(source, output)
@@ -59,13 +59,13 @@ def check_files(source: Path, output: Path) -> None:
 
 
 def load_model(config: ScoreConfig) -> "Scorer":
-    from starling_train.engine import preflight, setup
     from starling_train.files import disk
+    from starling_train.rewards import load
     from starling_train.run.runtime import Runtime
 
     disk.check_directory(Path(config.output).expanduser().parent, "output")
-    preflight.check_reward(config.reward)
-    return setup.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
+    load.check_reward(config.reward)
+    return load.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
 
 
 def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, progress: "Progress") -> None:
@@ -74,7 +74,7 @@ def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, prog
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from starling_train.engine import score_file
+    from starling_train.rewards import score_file
 
     console = Console()
     said = TextColumn("{task.description}")

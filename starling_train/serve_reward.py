@@ -19,9 +19,9 @@ BACKLOG = 2048  # connections that the kernel holds until they are accepted
 @command(check, ServeConfig, "serve_reward")
 def main(config: ServeConfig) -> None:
     """Take the address, load the model, answer until a signal comes."""
-    from starling_train.engine import preflight, reward_app, setup
-    from starling_train.engine.reward_queue import RewardQueue
     from starling_train.models.patient_http import token_of
+    from starling_train.rewards import load, server_app
+    from starling_train.rewards.server_queue import RewardQueue
     from starling_train.run.runtime import Runtime
 
     # 1. What is cheap to find wrong, before minutes of loading.
@@ -38,13 +38,13 @@ def main(config: ServeConfig) -> None:
         print(f"would serve {config.reward.path} ({config.reward.kind}) on {config.host}:{config.port}, asking {asked}")
         return
     listener = listen(config.host, config.port)
-    preflight.check_reward(config.reward)
+    load.check_reward(config.reward)
 
     # 2. The model, and the one thread that owns it.
-    model = setup.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
+    model = load.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
     scores = RewardQueue(model, config.max_wait_ms / 1000)
     about = {"kind": config.reward.kind, "position": config.reward.position, "max_length": config.reward.max_length}
-    app = reward_app.build(scores, token=token, max_body_bytes=int(config.max_body_mb * 1e6), about=about)
+    app = server_app.build(scores, token=token, max_body_bytes=int(config.max_body_mb * 1e6), about=about)
 
     # 3. Answer.
     serve(app, listener, config)

@@ -18,16 +18,16 @@ from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
-from starling_train.config.sections import FreezeConfig, RewardConfig
-from starling_train.engine import dpo_setup, ranking_setup, setup
+from starling_train.config.sections import FreezeConfig
+from starling_train.engine import dpo_setup, ranking_setup
 from starling_train.engine.ranking_setup import Start
 from starling_train.files.disk import check_directory
 from starling_train.models import causal_lm, quantisation
 from starling_train.models import header_checks as models_header_checks
-from starling_train.models.reward import header_checks as reward_header_checks
 from starling_train.models.reward import start as reward_start
 from starling_train.planning.memory import Plan
 from starling_train.planning.what_trains import planned
+from starling_train.rewards.load import check_reward
 from starling_train.run.runtime import Runtime
 from starling_train.selection import records as scan_records
 from starling_train.selection import scan, scans, select
@@ -74,20 +74,6 @@ def _check_policy_run(config: PpoConfig | DpoConfig, directory: Path, model_conf
     )
     models_header_checks.check_policy(directory, model_config, "model.path")
     _check_selection(config.freeze, directory, scan.list_matrices(directory), config.seed)
-
-
-def check_reward(config: RewardConfig, *, weights: bool = True) -> None:
-    """Check the reward model's directory, or that its server answers. weights: their shapes too. Raises UserError."""
-    if config.kind == "server":
-        if weights:
-            setup.load_reward_client(config).close()
-        return
-    quantisation.check_acceleration(load_in=config.load_in, device_map=config.device_map)
-    directory = causal_lm.resolve(config.path, "reward.path", weights=weights, needs_config=not config.tokenizer)
-    tokenizer = (
-        causal_lm.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else directory
-    )
-    reward_header_checks.check_reward(config, directory, tokenizer, weights=weights)
 
 
 def check_tracker(mode: str) -> None:

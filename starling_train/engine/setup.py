@@ -9,15 +9,13 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import CheckpointConfig, FreezeConfig, RewardConfig
+from starling_train.config.sections import CheckpointConfig, FreezeConfig
 from starling_train.data import nectar, openchat, prompts
 from starling_train.data.prompts import Prompt, counts
 from starling_train.engine.optim import Optimizer
 from starling_train.engine.zero import ZeroOptimizer
 from starling_train.files.identity import Identity
 from starling_train.models import adapters, causal_lm
-from starling_train.models.reward import model as reward_model
-from starling_train.models.reward_client import RewardClient
 from starling_train.run.checkpoints import Beside, Checkpoints, identify_base
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
@@ -142,43 +140,6 @@ def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTab
     if config.adapter:
         runtime.seed_all("adapters")
         adapters.add(model, table.names, config.lora)
-
-
-def load_reward(config: RewardConfig, runtime: Runtime) -> reward_model.RewardModel | RewardClient:
-    """The reward model, with its own tokenizer, on the run's device; or the client of a served one that answers."""
-    if config.kind == "server":
-        return load_reward_client(config)
-    # Starling-RM-7B-alpha comes without config.json: the tokenizer's directory, its base model's, then has it
-    directory = causal_lm.resolve(config.path, "reward.path", needs_config=not config.tokenizer)
-    tokenizer = causal_lm.resolve(config.tokenizer, "reward.tokenizer", weights=False) if config.tokenizer else None
-    return reward_model.load_reward_model(
-        config.kind,
-        directory,
-        tokenizer=tokenizer,
-        dtype=config.dtype,
-        device=config.device_map or str(runtime.device),
-        position=config.position,
-        max_length=config.max_length,
-        tokens_per_batch=config.tokens_per_batch,
-        load_in=config.load_in,
-        trailing_newline=config.trailing_newline,
-    )
-
-
-def load_reward_client(config: RewardConfig) -> RewardClient:
-    """The client of a served reward model that answers. Raises UserError."""
-    tokenizer = None
-    if config.protocol == "openrlhf":
-        directory = causal_lm.resolve(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
-        tokenizer = causal_lm.load_tokenizer(directory, "reward.tokenizer")
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"reward.tokenizer: {directory} has no chat template, which makes the text for "
-                "reward.protocol=openrlhf; add chat_template.jinja to it"
-            )
-    client = RewardClient(config, tokenizer)
-    client.check()
-    return client
 
 
 class Trained(Protocol):

@@ -13,14 +13,15 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig, RolloutConfig
 from starling_train.data import openchat
 from starling_train.data.prompts import with_answer
-from starling_train.engine import preflight, setup
+from starling_train.engine import setup
 from starling_train.evals.suite import Progress, named
 from starling_train.files import identity
 from starling_train.files.journal import Journal
 from starling_train.models import causal_lm as load
 from starling_train.models import header_checks as model_preflight
 from starling_train.models import quantisation
-from starling_train.models.reward_client import RewardClient
+from starling_train.rewards import load as rewards_load
+from starling_train.rewards.served import RewardClient
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
 
@@ -112,7 +113,7 @@ class Subjects:
         """As `check_policy`; a server is asked whether it answers."""
         config: RewardConfig = self.config.reward
         if config.kind != "server":
-            preflight.check_reward(config, weights=not self.config.dry_run)
+            rewards_load.check_reward(config, weights=not self.config.dry_run)
         elif not self.config.dry_run:
             self.reward()
 
@@ -138,11 +139,11 @@ class Subjects:
         """A reward model, or the client of a served one: `.score`, `.truncated`."""
         if self.config.reward.kind == "server":  # takes no memory, so nothing is let go for it
             return self._client
-        return self._hold("reward", lambda: setup.load_reward(self.config.reward, self.runtime))
+        return self._hold("reward", lambda: rewards_load.load_reward(self.config.reward, self.runtime))
 
     @cached_property
     def _client(self) -> RewardClient:
-        return setup.load_reward(self.config.reward, self.runtime)
+        return rewards_load.load_reward(self.config.reward, self.runtime)
 
     def _hold(self, name: str, make: Callable[[], Any]) -> Any:
         if self._held[0] != name:

@@ -9,7 +9,7 @@ from reward_server import Scripted, honest
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
-from starling_train.models.reward_client import RewardClient, RewardServerError
+from starling_train.rewards.served import RewardClient, RewardServerError
 
 ASKED = conversations(20)
 SCORES = [float(len(messages[-1]["content"])) for messages in ASKED]  # what the servers here answer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starling_train import __version__
 from starling_train.config.fields import UserError
 from starling_train.data import conversations, rendered_text
-from starling_train.engine.reward_queue import RewardQueue
+from starling_train.rewards.server_queue import RewardQueue
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
