@@ -51,12 +51,12 @@ import models
 
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import AlgorithmConfig, KLConfig, OptimConfig, RolloutConfig
-from starling_train.engine.experience import layer_to_keep, score_tokens
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.update import update
 from starling_train.models.actors import Actors
 from starling_train.models.reward.model import RewardModel
 from starling_train.rollout.generate import generate
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.ppo.experience import layer_to_keep, score_tokens
+from starling_train.training.ppo.update import update
 
 Result = dict[str, Any]
 VERSION = "1.12.0"

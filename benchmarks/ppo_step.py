@@ -28,15 +28,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import AlgorithmConfig, KLConfig, LoraConfig, OptimConfig, RolloutConfig
-from starling_train.engine.experience import layer_to_keep, score_tokens
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.update import update
 from starling_train.models import adapters
 from starling_train.models.actors import Actors
 from starling_train.models.reward.model import RewardModel
 from starling_train.rollout import decode_step
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.ppo.experience import layer_to_keep, score_tokens
+from starling_train.training.ppo.update import update
 
 
 class Job:

@@ -115,38 +115,38 @@ def count_layers(config: CompareConfig) -> int:
 
 def look_over(missing: list[Run], is_dry: bool) -> None:
     """What a run would find wrong before it trains, for one run of each strategy. Raises UserError."""
-    from starling_train.engine import preflight, setup
     from starling_train.evals.held_out import HeldOut
     from starling_train.models import causal_lm
-    from starling_train.planning import what_trains
     from starling_train.run.runtime import Runtime
+    from starling_train.training import policy, preflight
+    from starling_train.training.ppo import inputs
 
     first = {run.child.name.partition("/")[0]: run.config for run in reversed(missing)}
     if not first:
         return
     config = missing[0].config
     if is_dry:
-        what_trains.describe(config)
+        inputs.describe(config)
         return
     runtime = Runtime(config.cluster.device, config.cluster.threads)
     directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
     model_config = causal_lm.load_config(directory, "model.path")
     for settings in first.values():
         preflight.check_run(settings, directory, model_config, runtime, Path(settings.run_dir))
-    tokenizer = setup.load_tokenizer(config, directory)  # from here on, what is the same for all
-    setup.check_lengths(config, model_config, tokenizer)
-    HeldOut.from_config(config, setup.load_data(config, tokenizer).held_out, tokenizer)
+    tokenizer = policy.load_tokenizer(config, directory)  # from here on, what is the same for all
+    policy.check_lengths(config, model_config, tokenizer)
+    HeldOut.from_config(config, inputs.load_data(config, tokenizer).held_out, tokenizer)
 
 
 def describe(runs: list[Run]) -> None:
     """Print what each strategy trains, and the command line of each run that is not finished."""
     from starling_train.models import causal_lm
-    from starling_train.planning import what_trains
+    from starling_train.training.ppo import inputs
 
     model = runs[0].config.model
     directory = causal_lm.resolve(model.path, "model.path", model.revision, weights=False)
     for strategy, config in {run.child.name.partition("/")[0]: run.config for run in runs}.items():
-        table, _ = what_trains.planned(config, directory, causal_lm.load_config(directory, "model.path"))
+        table, _ = inputs.planned(config, directory, causal_lm.load_config(directory, "model.path"))
         print(f"{strategy}: trains {table.parameters_trained:,} parameters")
     for run in runs:
         line = shlex.join(["python", "-m", *run.child.arguments])

@@ -23,9 +23,9 @@ def main(config: DpoConfig) -> None:
         assets.ensure(config.prepare)
     run = RunDirectory(config)
     if config.dry_run:
-        from starling_train.engine import dpo_setup
+        from starling_train.training.dpo import inputs
 
-        print(dpo_setup.describe(config))
+        print(inputs.describe(config))
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its report: {run.path / 'report.html'}")
     else:
@@ -43,8 +43,6 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import dpo_reference, dpo_setup, dpo_update, preflight, setup
-    from starling_train.engine.keeper import Keeper
     from starling_train.evals import held_out as held_out_suite
     from starling_train.evals import held_out_pairs
     from starling_train.files import disk
@@ -58,6 +56,11 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.run.records import Clock
     from starling_train.run.state import TrainState
     from starling_train.selection import scans
+    from starling_train.training import policy as setup
+    from starling_train.training import preflight, session
+    from starling_train.training.dpo import inputs, update
+    from starling_train.training.dpo import reference as dpo_reference
+    from starling_train.training.session import Keeper
 
     dpo = config.dpo
 
@@ -65,13 +68,13 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
     tokenizer = setup.load_tokenizer(config, directory)
     model_config = causal_lm.load_config(directory, "model.path")
-    dpo_setup.check_lengths(config, model_config, tokenizer)
-    dpo_setup.check_shares(config, runtime)
+    inputs.check_lengths(config, model_config, tokenizer)
+    inputs.check_shares(config, runtime)
     preflight.check_preferences(config, directory, model_config, runtime, run.path)
-    data = dpo_setup.load_data(config, tokenizer)
+    data = inputs.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.asked, tokenizer)
     base = runtime.from_first(lambda: checkpoint.identify_base(run.checkpoints, directory))
-    reference = dpo_setup.find_reference(config, run.path, data, base.sha256, tokenizer, runtime)
+    reference = inputs.find_reference(config, run.path, data, base.sha256, tokenizer, runtime)
     records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
     selected = scans.select(config.freeze, records, config.seed)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
@@ -79,29 +82,29 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     # One policy; what it is compared with are numbers.
     net = LonePolicy(policy.model, policy.table.lowest_layer)
     net.to(runtime.device)
-    steps = dpo_setup.steps(config, len(data.training))
-    optimizer = dpo_setup.optimizer(net, dpo_setup.optim(config.optim, steps), config.cluster, runtime)
+    steps = inputs.steps(config, len(data.training))
+    optimizer = inputs.optimizer(net, inputs.optim(config.optim, steps), config.cluster, runtime)
 
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)
     beside = setup.adapter_files(config, policy.table, "policy.")
-    checkpoints = setup.open_checkpoints(config.checkpoint, run, base, runtime, beside)
-    state = setup.restore(checkpoints, optimizer, metrics_log.last, runtime) or TrainState()
+    checkpoints = session.open_checkpoints(config.checkpoint, run, base, runtime, beside)
+    state = session.restore(checkpoints, optimizer, metrics_log.last, runtime) or TrainState()
     dpo_reference.check_complete(reference, state.step, run.path / dpo_reference.FILE)
     disk.check_room(run.path, config.checkpoint, optimizer, net)
 
-    setup.begin(config.freeze, run, runtime, policy)
+    session.begin(config.freeze, run, runtime, policy)
     samples_log = run.log(run.samples, state.logged)
     keeper = Keeper(
         config, run, runtime, optimizer, checkpoints, state, metrics_log, steps, watched="eval/preference_accuracy"
     )
     console, stop = keeper.console, keeper.stop
-    encode = partial(dpo_update.encode, tokenizer=tokenizer, max_length=dpo.max_length)
+    encode = partial(update.encode, tokenizer=tokenizer, max_length=dpo.max_length)
 
     def refer(rows: "list[PairedRow]") -> list[list[float]]:
         with stop.abandonable(), optimizer.gathered():
             net.eval()
-            return dpo_update.logprobs_of(net, [encode(row, 0) for row in rows], tokens, runtime)
+            return update.logprobs_of(net, [encode(row, 0) for row in rows], tokens, runtime)
 
     def evaluate() -> dict[str, float]:
         console.phase("evaluating")
@@ -118,13 +121,13 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         budgets = Remembered([tokens, slots], state.budgets)
         console.say(data.report)
         console.say(policy.table.render())
-        console.say(setup.describe(optimizer, runtime, config.cluster.zero_stage))
+        console.say(session.describe(optimizer, runtime, config.cluster.zero_stage))
 
         # The reference's log-probabilities, while the policy is still its own reference.
         log = run.log(run.path / dpo_reference.FILE)
         console.phase("reference")
         reference.complete(refer, log, console.say)
-        data = dpo_setup.usable(data, reference)
+        data = inputs.usable(data, reference)
         console.say(data.report)
         stream = PromptStream(data.training, dpo.prompts_per_step, config.seed)
         held_out_rows = [[encode(row, 0) for row in piece] for piece in dpo_reference.pieces(data.held_out)]
@@ -146,7 +149,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 net.train()
                 runtime.seed_all("dropout", step)  # of adapters
                 rate = optimizer.set_step(step, steps)
-                updated = dpo_update.update(net, optimizer, batch, dpo, runtime, tokens)
+                updated = update.update(net, optimizer, batch, dpo, runtime, tokens)
             clock.lap("update")
 
             # 3. remember

@@ -12,17 +12,17 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
 
 if TYPE_CHECKING:
-    from starling_train.engine.exporting import Trained
     from starling_train.run.saved import SavedRun
+    from starling_train.training.trained import Trained
 
 
 @command(check, ExportConfig, "export")
 def main(config: ExportConfig) -> None:
     """Find the checkpoint, see that base model and disk are right, write the model."""
-    from starling_train.engine import exporting
     from starling_train.files import disk, whole
     from starling_train.report import model_card
     from starling_train.run import saved
+    from starling_train.training import trained as exporting
 
     for number in (signal.SIGTERM, signal.SIGUSR1):  # what is half written is removed on the way out
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
@@ -63,7 +63,7 @@ def main(config: ExportConfig) -> None:
 
 def trained_by(run: "SavedRun", base: str | None) -> "Trained":
     """What the run trains, by its config.yaml: a reward model where that has a section `rm`, else a policy."""
-    from starling_train.engine import exporting
+    from starling_train.training import trained as exporting
 
     if not isinstance(run.settings.get("model"), dict):
         raise UserError(f"run_dir: {run.config_file} says of no model; give the directory of a training run")

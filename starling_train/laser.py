@@ -62,18 +62,19 @@ class Inputs:
     @classmethod
     def find(cls, config: LaserConfig, runtime: "Runtime", run: "RunDirectory") -> "Inputs":
         """Check, the cheap things first, and read the data. Raises UserError."""
-        from starling_train.engine import rank_search, setup
+        from starling_train.engine import rank_search
         from starling_train.files import disk
         from starling_train.models import causal_lm, header_checks, quantisation
         from starling_train.selection import scan, scans
+        from starling_train.training import policy
 
         disk.check_directory(run.path, "run_dir")
         model, laser = config.model, config.laser
         directory = causal_lm.resolve(model.path, "model.path", model.revision, weights=not config.dry_run)
         quantisation.check_acceleration(attention=model.attention)
         model_config = causal_lm.load_config(directory, "model.path")
-        tokenizer = setup.load_tokenizer(config, directory)
-        setup.check_vocabulary(model_config, tokenizer)
+        tokenizer = policy.load_tokenizer(config, directory)
+        policy.check_vocabulary(model_config, tokenizer)
         window = window_of(laser.window, model_config.max_position_embeddings)
         if not config.dry_run:
             header_checks.check_policy(directory, model_config, "model.path")

@@ -21,9 +21,9 @@ def main(config: PpoConfig) -> None:
         assets.ensure(config.prepare)
     run = RunDirectory(config)
     if config.dry_run:
-        from starling_train.planning import what_trains
+        from starling_train.training.ppo import inputs
 
-        print(what_trains.describe(config))
+        print(inputs.describe(config))
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its report: {run.path / 'report.html'}")
     else:
@@ -45,11 +45,6 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.core.running_moments import RunningMoments
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import preflight, setup, summary
-    from starling_train.engine.experience import finite_scores, layer_to_keep, pay, scale, score_tokens
-    from starling_train.engine.keeper import Keeper
-    from starling_train.engine.update import update
-    from starling_train.engine.zero import make_optimizer
     from starling_train.evals import held_out as held_out_suite
     from starling_train.files import disk
     from starling_train.models import causal_lm
@@ -64,6 +59,14 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.run.records import Clock
     from starling_train.run.state import TrainState
     from starling_train.selection import scans
+    from starling_train.training import policy as setup
+    from starling_train.training import preflight, session
+    from starling_train.training.ppo import inputs
+    from starling_train.training.ppo import metrics as summary
+    from starling_train.training.ppo.experience import finite_scores, layer_to_keep, pay, scale, score_tokens
+    from starling_train.training.ppo.update import update
+    from starling_train.training.session import Keeper
+    from starling_train.training.zero import make_optimizer
 
     algorithm = config.algorithm
     base_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
@@ -73,9 +76,9 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     tokenizer = setup.load_tokenizer(config, directory)
     model_config = causal_lm.load_config(directory, "model.path")
     setup.check_lengths(config, model_config, tokenizer)
-    setup.check_shares(config, runtime)
+    inputs.check_shares(config, runtime)
     preflight.check_run(config, directory, model_config, runtime, run.path)
-    data = setup.load_data(config, tokenizer)
+    data = inputs.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
     records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
     selected = scans.select(config.freeze, records, config.seed)
@@ -91,16 +94,16 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)
     beside = setup.adapter_files(config, policy.table, "policy.")
-    checkpoints = setup.open_checkpoints(config.checkpoint, run, directory, runtime, beside)
+    checkpoints = session.open_checkpoints(config.checkpoint, run, directory, runtime, beside)
     fresh = TrainState(kl_coefficient=algorithm.kl.coefficient)
-    state = setup.restore(checkpoints, optimizer, metrics_log.last, runtime) or fresh
+    state = session.restore(checkpoints, optimizer, metrics_log.last, runtime) or fresh
     kl = KLController(state.kl_coefficient, algorithm.kl.target, algorithm.kl.horizon)
     moments = RunningMoments()
     moments.load_state_dict(state.reward_moments or moments.state_dict())
     prompts = PromptStream(data.training, algorithm.prompts_per_step, config.seed)
     disk.check_room(run.path, config.checkpoint, optimizer, actors.policy)
 
-    setup.begin(config.freeze, run, runtime, policy)
+    session.begin(config.freeze, run, runtime, policy)
     samples_log = run.log(run.samples, state.logged)
     keeper = Keeper(
         config, run, runtime, optimizer, checkpoints, state, metrics_log, algorithm.steps, watched="eval/score_mean"
@@ -119,7 +122,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         budgets = Budgets(config, reward_model, state.budgets, console.say)
         console.say(data.report)
         console.say(policy.table.render())
-        console.say(setup.describe(optimizer, runtime, config.cluster.zero_stage))
+        console.say(session.describe(optimizer, runtime, config.cluster.zero_stage))
         keeper.begin(evaluate)
 
         while state.step < algorithm.steps:

@@ -21,9 +21,9 @@ def main(config: RmConfig) -> None:
         assets.ensure(config.prepare)
     run = RunDirectory(config)
     if config.dry_run:
-        from starling_train.engine import ranking_setup
+        from starling_train.training.reward_model import inputs
 
-        print(ranking_setup.describe(config))
+        print(inputs.describe(config))
     elif run.is_finished():
         print(f"{run.path} is finished, nothing to do; its reward model: {run.reward}")
     else:
@@ -41,8 +41,6 @@ def main(config: RmConfig) -> None:
 def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
-    from starling_train.engine import preflight, ranking, ranking_setup, setup
-    from starling_train.engine.keeper import Keeper
     from starling_train.files import disk, whole
     from starling_train.models.budget import Budget, Remembered
     from starling_train.report import page
@@ -50,28 +48,31 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.run import summary as run_summary
     from starling_train.run.records import Clock
     from starling_train.run.state import TrainState
+    from starling_train.training import preflight, session
+    from starling_train.training.reward_model import inputs, update
+    from starling_train.training.session import Keeper
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
-    start = ranking_setup.find(config)
+    start = inputs.find(config)
     preflight.check_ranking(config, start, runtime, run.path)
-    data = ranking_setup.load_data(config)
-    records = runtime.from_first(lambda: ranking_setup.scan(config, start.directory, str(runtime.device), run.path))
-    trainee = ranking_setup.load_trainee(config, start, runtime, records)
+    data = inputs.load_data(config)
+    records = runtime.from_first(lambda: inputs.scan(config, start.directory, str(runtime.device), run.path))
+    trainee = inputs.load_trainee(config, start, runtime, records)
     net = trainee.net
-    model = ranking_setup.scorer(config, start, net, runtime)
-    held_out = ranking.encode(data.held_out, model)
+    model = inputs.scorer(config, start, net, runtime)
+    held_out = update.encode(data.held_out, model)
     held_out_truncated = model.truncated
-    steps = ranking_setup.steps(config, len(data.training))
+    steps = inputs.steps(config, len(data.training))
     stream = PromptStream(data.training, config.rm.prompts_per_step, config.seed)
-    optimizer = ranking_setup.optimizer(trainee, config.optim, steps, config.cluster, runtime)
+    optimizer = inputs.optimizer(trainee, config.optim, steps, config.cluster, runtime)
 
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)
-    checkpoints = setup.open_checkpoints(config.checkpoint, run, start.directory, runtime)
-    state = setup.restore(checkpoints, optimizer, metrics_log.last, runtime) or TrainState()
+    checkpoints = session.open_checkpoints(config.checkpoint, run, start.directory, runtime)
+    state = session.restore(checkpoints, optimizer, metrics_log.last, runtime) or TrainState()
     disk.check_room(run.path, config.checkpoint, optimizer, net)
 
-    setup.begin(config.freeze, run, runtime, trainee)
+    session.begin(config.freeze, run, runtime, trainee)
     watched = "eval/preference_accuracy"
     keeper = Keeper(config, run, runtime, optimizer, checkpoints, state, metrics_log, steps, watched)
     console, stop = keeper.console, keeper.stop
@@ -80,7 +81,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         console.phase("evaluating")
         with stop.abandonable(), optimizer.gathered():
             net.eval()
-            return ranking.evaluate(net, held_out, config.rm, runtime)
+            return update.evaluate(net, held_out, config.rm, runtime)
 
     # A signal while everything in memory is of one finished step: that is kept.
     with keeper.running():
@@ -90,7 +91,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         if held_out_truncated:
             console.say(f"{held_out_truncated} held-out answers are longer than rm.max_length and lose their beginning")
         console.say(trainee.table.render())
-        console.say(setup.describe(optimizer, runtime, config.cluster.zero_stage))
+        console.say(session.describe(optimizer, runtime, config.cluster.zero_stage))
         keeper.begin(evaluate)
 
         while state.step < steps:
@@ -101,7 +102,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             truncated = model.truncated
             with stop.abandonable():
                 whole_batch = stream.batch(step)
-                batch = ranking.encode(runtime.share(whole_batch), model)
+                batch = update.encode(runtime.share(whole_batch), model)
             clock.lap("encode")
 
             # 2. K-wise loss, one optimizer step
@@ -111,7 +112,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 net.train()
                 runtime.seed_all("update", step)  # for the dropout of adapters; nothing else in it is random
                 rate = optimizer.set_step(step, steps)
-                metrics |= ranking.update(net, optimizer, batch, config.rm, runtime, budget)
+                metrics |= update.update(net, optimizer, batch, config.rm, runtime, budget)
                 metrics["optim/learning_rate"] = rate
             if metrics["optim/skipped"]:
                 keeper.skipped_log.write(
@@ -139,7 +140,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         console.phase("writing the model")
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
-                whole.write_whole(run.reward, ranking_setup.writer(config, net, start.tokenizer))
+                whole.write_whole(run.reward, inputs.writer(config, net, start.tokenizer))
         keeper.finish()
         if runtime.is_first:
             run.write("summary.json", run_summary.to_json(config, run, trainee.table, state, runtime, command="rm"))

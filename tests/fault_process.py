@@ -15,8 +15,9 @@ from pathlib import Path
 PRELOAD = [
     "torch", "transformers.models.auto.modeling_auto", "transformers.models.mistral.modeling_mistral",
     "transformers.models.llama.modeling_llama", "pyarrow.parquet", "matplotlib.figure",
-    "starling_train.ppo", "starling_train.rm", "starling_train.engine.setup", "starling_train.engine.ranking_setup",
-    "starling_train.engine.summary", "starling_train.engine.update", "starling_train.rollout.generate",
+    "starling_train.ppo", "starling_train.rm", "starling_train.training.policy",
+    "starling_train.training.reward_model.inputs",
+    "starling_train.training.ppo.metrics", "starling_train.training.ppo.update", "starling_train.rollout.generate",
     "starling_train.evals.held_out", "starling_train.report.page", "starling_train.evaluate",
     "starling_train.evals.mt_bench_suite",
 ]  # fmt: skip

@@ -14,7 +14,6 @@ from starling_train.config.sections import RolloutConfig
 from starling_train.core.ppo import kl_estimate
 from starling_train.data import openchat
 from starling_train.data.prompts import Prompt, with_answer
-from starling_train.engine.experience import forward_all
 from starling_train.evals import function_calling, perplexity, perplexity_suite
 from starling_train.evals.suite import about
 from starling_train.models.actors import Actors
@@ -23,6 +22,7 @@ from starling_train.models.reward.model import RewardModel
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
+from starling_train.training.ppo.experience import forward_all
 
 Measure = Callable[[list[list[dict]]], list[float]]
 

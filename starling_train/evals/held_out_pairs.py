@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from starling_train.config.dpo import DpoConfig
-from starling_train.engine import dpo_update
-from starling_train.engine.dpo_update import EncodedRow
 from starling_train.evals import held_out as held_out_suite
 from starling_train.evals.held_out import HeldOut
 from starling_train.models.budget import Budget
 from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
+from starling_train.training.dpo import update
+from starling_train.training.dpo.update import EncodedRow
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def evaluate(
     Prompts are answered as in `ppo`'s evaluation, with the same random numbers at every evaluation; nothing scores the
     answers but own functions.
     """
-    metrics = dpo_update.evaluate(net, pieces, config.dpo, tokens, runtime)
+    metrics = update.evaluate(net, pieces, config.dpo, tokens, runtime)
     rows: list[dict[str, Any]] = []
     if held_out.prompts:
         rollout, conversations = held_out_suite.draw(held_out, net.policy, config, slots, runtime)

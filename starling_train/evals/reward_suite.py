@@ -15,7 +15,6 @@ import numpy as np
 from starling_train.config.evaluate import EvaluateConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.prompts import Prompt
-from starling_train.engine import setup
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, about, digest, named
 from starling_train.evals.suites import score, truncation
@@ -24,6 +23,8 @@ from starling_train.models import causal_lm
 from starling_train.models import header_checks as model_preflight
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
+from starling_train.training import policy as setup
+from starling_train.training.ppo import inputs
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -170,7 +171,7 @@ def _prompts(config: EvaluateConfig, tokenizer: Any) -> list[Prompt]:
     """Those of the suite's own file, or those that a run with this configuration would hold out."""
     how = config.reward_suite
     if how.path is None:
-        return setup.load_data(config, tokenizer).held_out[: how.rows]
+        return inputs.load_data(config, tokenizer).held_out[: how.rows]
     with about("reward_suite.path"):
         rows = nectar.load(how.path, answers=False).rows
     return prompts.tokenise([row.messages for row in rows], tokenizer, config.data.max_prompt_tokens)[0][: how.rows]

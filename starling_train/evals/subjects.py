@@ -13,7 +13,6 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig, RolloutConfig
 from starling_train.data import openchat
 from starling_train.data.prompts import with_answer
-from starling_train.engine import setup
 from starling_train.evals.suite import Progress, named
 from starling_train.files import identity
 from starling_train.files.journal import Journal
@@ -24,6 +23,7 @@ from starling_train.rewards import load as rewards_load
 from starling_train.rewards.served import RewardClient
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
+from starling_train.training import policy as setup
 
 # of the reward section: what scores depend on beside the model itself
 SCORED_BY = ("dtype", "load_in", "position", "trailing_newline", "max_length")

@@ -14,9 +14,9 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import CheckpointConfig
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models import causal_lm
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.zero import ZeroOptimizer
 
 
 def check_room(run: Path, config: CheckpointConfig, optimizer: Optimizer | ZeroOptimizer, model: nn.Module) -> None:

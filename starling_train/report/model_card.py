@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from starling_train import __version__
-from starling_train.engine.exporting import Trained
 from starling_train.files.identity import Identity
 from starling_train.report import read_run
 from starling_train.report.read_run import setting
 from starling_train.run.saved import SavedRun
 from starling_train.selection.freeze import FreezeTable
+from starling_train.training.trained import Trained
 
 USE_POLICY = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

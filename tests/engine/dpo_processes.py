@@ -13,11 +13,11 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
-from starling_train.engine import dpo_setup, dpo_update
-from starling_train.engine.dpo_update import EncodedRow
 from starling_train.models.budget import Budget
 from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
+from starling_train.training.dpo import inputs, update
+from starling_train.training.dpo.update import EncodedRow
 
 
 def main() -> None:
@@ -34,10 +34,10 @@ def main() -> None:
         net, budget = LonePolicy(policy, lowest=1), Budget("test", 40)
         settings = DpoLossConfig(beta=0.3, loss=loss, tokens_per_microbatch=40)
         optim = OptimConfig(learning_rate=1e-2, schedule="constant")
-        optimizer = dpo_setup.optimizer(net, optim, ClusterConfig("cpu", zero_stage=stage), runtime)
+        optimizer = inputs.optimizer(net, optim, ClusterConfig("cpu", zero_stage=stage), runtime)
         given = [rows(step) for step in range(first + steps + 1)]
         with optimizer.gathered():
-            known = [dpo_update.logprobs_of(net, everyones, budget, runtime) for everyones in given]
+            known = [update.logprobs_of(net, everyones, budget, runtime) for everyones in given]
         given = [
             [replace(r, reference=v) for r, v in zip(*pair, strict=True)] for pair in zip(given, known, strict=True)
         ]
@@ -48,9 +48,9 @@ def main() -> None:
         for step in range(first + 1, first + steps + 1):
             optimizer.set_step(step, 100)
             mine = runtime.share(given[step])
-            found.append(dpo_update.update(net, optimizer, mine, settings, runtime, budget).metrics)
+            found.append(update.update(net, optimizer, mine, settings, runtime, budget).metrics)
         with optimizer.gathered():
-            found[-1] |= dpo_update.evaluate(net, [given[0]], settings, budget, runtime)
+            found[-1] |= update.evaluate(net, [given[0]], settings, budget, runtime)
         bytes_here = runtime.gather([optimizer.bytes_here()])
         tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
         if runtime.is_first:

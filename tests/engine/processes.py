@@ -12,13 +12,13 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.sections import AlgorithmConfig, ClusterConfig, KLConfig, LoraConfig, OptimConfig
-from starling_train.engine.experience import score_tokens
-from starling_train.engine.update import update
-from starling_train.engine.zero import make_optimizer
 from starling_train.models import adapters
 from starling_train.models.actors import Actors
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
+from starling_train.training.ppo.experience import score_tokens
+from starling_train.training.ppo.update import update
+from starling_train.training.zero import make_optimizer
 
 
 def main() -> None:

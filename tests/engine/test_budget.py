@@ -6,10 +6,10 @@ from test_update import SCORES, actors, rollout, settings
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import OptimConfig
-from starling_train.engine.experience import score_tokens
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.update import update
 from starling_train.models.budget import Budget, is_out_of_memory
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.ppo.experience import score_tokens
+from starling_train.training.ppo.update import update
 
 
 def test_halves_undoes_and_goes_on():

@@ -7,9 +7,9 @@ import pytest
 
 from starling_train.config.fields import UserError
 from starling_train.data.pairs import PairedRow
-from starling_train.engine import dpo_reference
-from starling_train.engine.dpo_reference import Reference, check_complete, pieces, read
 from starling_train.files.json_lines import JsonLines
+from starling_train.training.dpo import reference as dpo_reference
+from starling_train.training.dpo.reference import Reference, check_complete, pieces, read
 
 WHO = {"base": "a" * 64, "data": "b" * 64, "dtype": "float32", "max_length": 64}
 

@@ -8,13 +8,13 @@ import torch
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import OptimConfig
-from starling_train.engine import dpo_update
-from starling_train.engine.accumulation import accumulate
-from starling_train.engine.dpo_update import EncodedRow
-from starling_train.engine.optim import Optimizer
 from starling_train.models.budget import Budget
 from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
+from starling_train.training.accumulate import accumulate
+from starling_train.training.dpo import update
+from starling_train.training.dpo.update import EncodedRow
+from starling_train.training.optimizer import Optimizer
 
 SIZES = [((4, 6), (4, 3)), ((7, 2), (7, 9)), ((3, 1), (3, 12)), ((5, 5), (5, 5)), ((9, 4), (9, 2))]
 SINGLE = "layers.1.mlp"
@@ -48,9 +48,9 @@ def net(tiny_mistral) -> LonePolicy:
 def gradients(net: LonePolicy, given: list[EncodedRow], config: DpoLossConfig) -> tuple[float, dict]:
     """Loss and gradients as a step computes them."""
     net.zero_grad(set_to_none=True)
-    groups = list(dpo_update.micro_batches(given, config.tokens_per_microbatch))
+    groups = list(update.micro_batches(given, config.tokens_per_microbatch))
     total = sum(len(row.pairs) for row in given)
-    found = accumulate(net, groups, lambda module, group: dpo_update._loss(module, net, group, config), total)
+    found = accumulate(net, groups, lambda module, group: update._loss(module, net, group, config), total)
     return float(torch.cat(found)[:, 1].mean()), {name: p.grad for name, p in net.trainable().items()}
 
 
@@ -110,7 +110,7 @@ def test_loss_and_gradients_are_trls(net, tmp_path):
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw))
-    known = dpo_update.logprobs_of(LonePolicy(reference, lowest=0), rows(), Budget("test", 60), Runtime())
+    known = update.logprobs_of(LonePolicy(reference, lowest=0), rows(), Budget("test", 60), Runtime())
     given = [EncodedRow(r.place, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
     model = copy.deepcopy(net.policy)
     settings = trl.DPOConfig(str(tmp_path), beta=0.3, max_length=None, report_to=[], bf16=False, use_cpu=True)
@@ -143,8 +143,8 @@ def test_nothing_depends_on_micro_batches_or_order(net):
 
 
 def test_log_probs_do_not_depend_on_what_lies_beside_an_answer(net):
-    alone = [dpo_update.logprobs_of(net, [row], Budget("test", 1), Runtime())[0] for row in rows()]
-    together = dpo_update.logprobs_of(net, rows(), Budget("test", 100_000), Runtime())
+    alone = [update.logprobs_of(net, [row], Budget("test", 1), Runtime())[0] for row in rows()]
+    together = update.logprobs_of(net, rows(), Budget("test", 100_000), Runtime())
     for mine, beside in zip(alone, together, strict=True):
         assert mine == pytest.approx(beside, abs=1e-5)
 
@@ -157,14 +157,14 @@ def optimizer_of(net: LonePolicy, rate: float = 1e-3) -> Optimizer:
 
 def referenced(net: LonePolicy) -> list[EncodedRow]:
     """The rows with the policy itself as reference."""
-    known = dpo_update.logprobs_of(net, rows(), Budget("test", 60), Runtime())
+    known = update.logprobs_of(net, rows(), Budget("test", 60), Runtime())
     return [EncodedRow(r.place, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
 
 
 def test_updates_widen_the_margin_and_the_first_one_starts_at_log_2(net):
     given, config = referenced(net), DpoLossConfig(tokens_per_microbatch=60)
     optimizer = optimizer_of(net)
-    found = [dpo_update.update(net, optimizer, given, config).metrics for _ in range(6)]
+    found = [update.update(net, optimizer, given, config).metrics for _ in range(6)]
     assert found[0]["dpo/loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert found[0]["dpo/margin"] == pytest.approx(0, abs=1e-5) and found[0]["dpo/pairs"] == 5
     assert found[-1]["dpo/loss"] < found[0]["dpo/loss"] and found[-1]["dpo/margin"] > 0.01
@@ -175,13 +175,13 @@ def test_updates_widen_the_margin_and_the_first_one_starts_at_log_2(net):
 def test_validation_of_the_untrained_policy_is_exactly_even(net):
     """The reference's numbers came out of the same pass, so no rounding decides a pair."""
     config, budget = DpoLossConfig(tokens_per_microbatch=60), Budget("test", 60)
-    found = dpo_update.evaluate(net, [referenced(net)], config, budget, Runtime())
+    found = update.evaluate(net, [referenced(net)], config, budget, Runtime())
     assert found["eval/preference_accuracy"] == 0.5
     assert found["eval/reward_margin"] == 0 and found["eval/loss"] == pytest.approx(math.log(2))
     optimizer = optimizer_of(net)
     given = referenced(net)
-    dpo_update.update(net, optimizer, given, config)
-    after = dpo_update.evaluate(net, [given[:2], given[2:]], config, budget, Runtime())
+    update.update(net, optimizer, given, config)
+    after = update.evaluate(net, [given[:2], given[2:]], config, budget, Runtime())
     assert after["eval/reward_margin"] > 0
 
 
@@ -195,7 +195,7 @@ def test_what_is_not_finite_is_not_applied_and_named(net, what):
         with torch.no_grad():
             net.policy.lm_head.weight.mul_(math.nan)
     optimizer = optimizer_of(net)
-    updated = dpo_update.update(net, optimizer, given, config)
+    updated = update.update(net, optimizer, given, config)
     assert updated.metrics["optim/skipped"] == 1 and optimizer.applied == 0
     assert updated.skipped == ([3] if what == "reference" else [0, 1, 2, 3, 4])
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in net.trainable().items())
@@ -205,8 +205,8 @@ def test_a_row_without_pairs_counts_for_nothing(net):
     """Its pairs may have lost their reference."""
     given, config = rows(), DpoLossConfig(tokens_per_microbatch=60)
     empty = EncodedRow(9, [], [], [], [])
-    with_it = dpo_update.update(copy.deepcopy(net), optimizer_of(net), [empty, *given], config).metrics
-    without = dpo_update.update(copy.deepcopy(net), optimizer_of(net), given, config).metrics
+    with_it = update.update(copy.deepcopy(net), optimizer_of(net), [empty, *given], config).metrics
+    without = update.update(copy.deepcopy(net), optimizer_of(net), given, config).metrics
     assert {k: v for k, v in with_it.items() if k.startswith("dpo/")} == pytest.approx(
         {k: v for k, v in without.items() if k.startswith("dpo/")}
     )
@@ -229,6 +229,6 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(net, monkeypat
     kept: dict = {}
     optimizer = optimizer_of(net)
     monkeypatch.setattr(optimizer, "step", lambda: kept.update({n: p.grad for n, p in net.trainable().items()}) or 1.0)
-    metrics = dpo_update.update(net, optimizer, given, config, Runtime(), budget).metrics
+    metrics = update.update(net, optimizer, given, config, Runtime(), budget).metrics
     assert budget.amount == 40 and max(tried) > 40
     same((metrics["dpo/loss"], kept), expected)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from starling_train.config.sections import OptimConfig
-from starling_train.engine.optim import Optimizer, schedule
+from starling_train.training.optimizer import Optimizer, schedule
 
 
 def test_schedules_by_hand():
@@ -83,7 +83,7 @@ def test_state_goes_on_exactly(dtype):
 
 
 def test_old_locks_of_compilations_are_removed(tmp_path, monkeypatch):
-    from starling_train.engine import extensions
+    from starling_train.training import zero
 
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     locks = [tmp_path / "py311_cpu" / name / "lock" for name in ("old", "new")]
@@ -91,5 +91,5 @@ def test_old_locks_of_compilations_are_removed(tmp_path, monkeypatch):
         lock.parent.mkdir(parents=True)
         lock.touch()
     os.utime(locks[0], (1.0, 1.0))
-    extensions.remove_old_locks()
+    zero.remove_old_locks()
     assert [lock.exists() for lock in locks] == [False, True]

@@ -7,9 +7,9 @@ from reward_checkpoints import fresh_net
 from starling_train.config.rm import RankingConfig
 from starling_train.config.sections import OptimConfig
 from starling_train.core.preference import kwise_losses
-from starling_train.engine import ranking
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.ranking import EncodedRow
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.reward_model import update
+from starling_train.training.reward_model.update import EncodedRow
 
 
 def rows() -> list[EncodedRow]:
@@ -24,9 +24,9 @@ def rows() -> list[EncodedRow]:
     ]
 
 
-def gradients(config: RankingConfig) -> tuple[ranking.Sums, dict[str, torch.Tensor]]:
+def gradients(config: RankingConfig) -> tuple[update.Sums, dict[str, torch.Tensor]]:
     net = fresh_net()
-    sums = ranking._together(ranking.accumulate(net, rows(), config))
+    sums = update._together(update.accumulate(net, rows(), config))
     return sums, {name: p.grad for name, p in net.named_parameters()}
 
 
@@ -58,15 +58,15 @@ def test_the_loss_is_the_mean_over_rows_of_each_row_alone():
 
 def test_validation_by_hand_and_however_it_is_cut():
     net = fresh_net()
-    measured = [ranking.evaluate(net, rows(), RankingConfig(tokens_per_microbatch=b)) for b in (1, 100_000)]
+    measured = [update.evaluate(net, rows(), RankingConfig(tokens_per_microbatch=b)) for b in (1, 100_000)]
     assert measured[0].keys() == measured[1].keys()
     assert measured[0] == pytest.approx(measured[1], abs=1e-5)
     keys = [key for key in measured[0] if "distance" in key]
     assert keys == [f"eval/preference_accuracy_distance_{d}" for d in range(1, 7)]
     # one row of two answers: right or wrong as a whole
-    one = ranking.evaluate(net, rows()[1:2], RankingConfig())
+    one = update.evaluate(net, rows()[1:2], RankingConfig())
     assert one["eval/preference_accuracy"] in (0.0, 1.0)
-    other = ranking.evaluate(net, [EncodedRow(rows()[1].sequences[::-1], [1, 2])], RankingConfig())
+    other = update.evaluate(net, [EncodedRow(rows()[1].sequences[::-1], [1, 2])], RankingConfig())
     assert one["eval/preference_accuracy"] + other["eval/preference_accuracy"] == 1.0
 
 
@@ -74,10 +74,10 @@ def test_an_update_lowers_the_loss_and_one_that_is_not_finite_is_skipped():
     net = fresh_net()
     optimizer = Optimizer(dict(net.named_parameters()), {}, OptimConfig(learning_rate=1e-2, schedule="constant"))
     optimizer.set_step(1, 10)
-    losses = [ranking.update(net, optimizer, rows(), RankingConfig())["rm/loss"] for _ in range(5)]
+    losses = [update.update(net, optimizer, rows(), RankingConfig())["rm/loss"] for _ in range(5)]
     assert losses[-1] < losses[0]
     with torch.no_grad():
         net.v_head.weight[0, 0] = torch.nan
     before = net.transformer.layers[0].mlp.up_proj.weight.clone()
-    assert ranking.update(net, optimizer, rows(), RankingConfig())["optim/skipped"] == 1
+    assert update.update(net, optimizer, rows(), RankingConfig())["optim/skipped"] == 1
     assert torch.equal(net.transformer.layers[0].mlp.up_proj.weight, before)

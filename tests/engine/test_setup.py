@@ -11,12 +11,12 @@ from starling_train.config.sections import FreezeConfig, RewardConfig, RolloutCo
 from starling_train.core.advantages import token_rewards
 from starling_train.core.ppo import kl_estimate
 from starling_train.core.running_moments import RunningMoments
-from starling_train.engine import experience
-from starling_train.engine.experience import score_tokens
 from starling_train.models import causal_lm
 from starling_train.models.actors import Actors
 from starling_train.rollout.responses import Rollout
 from starling_train.selection import scans, select
+from starling_train.training.ppo import experience
+from starling_train.training.ppo.experience import score_tokens
 
 
 def test_scores_are_centred_scaled_and_clipped_by_hand():

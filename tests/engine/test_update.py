@@ -10,15 +10,15 @@ from starling_train.config.sections import AlgorithmConfig, KLConfig, OptimConfi
 from starling_train.core.advantages import gae, token_rewards
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import ppo_policy_loss, value_loss
-from starling_train.engine import experience as experience_module
-from starling_train.engine.experience import pay, score_tokens
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.summary import step_metrics
-from starling_train.engine.update import accumulate, update
 from starling_train.models.actors import Actors
 from starling_train.models.micro_batch import micro_batch
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.ppo import experience as experience_module
+from starling_train.training.ppo.experience import pay, score_tokens
+from starling_train.training.ppo.metrics import step_metrics
+from starling_train.training.ppo.update import accumulate, update
 
 SCORES = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0])
 

@@ -9,13 +9,13 @@ from starling_train.config.sections import AlgorithmConfig
 from starling_train.core.advantages import gae, token_rewards
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import ppo_policy_loss, value_loss
-from starling_train.engine.experience import score_tokens
-from starling_train.engine.update import accumulate
 from starling_train.models.actors import Actors
 from starling_train.rollout import slots
 from starling_train.rollout.responses import Rollout
 from starling_train.rollout.slots import Sampling
 from starling_train.rollout.stop_strings import StopStrings
+from starling_train.training.ppo.experience import score_tokens
+from starling_train.training.ppo.update import accumulate
 
 END, LIMIT, KL = 5, 12, 0.3
 PROMPTS = [[1, 20, 30, 7], [1, 9], [1, 50, 60, 70, 80, 90, 11], [1, 33, 44], [1, 8, 7, 6, 66]]

@@ -13,8 +13,8 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import CheckpointConfig, OptimConfig
-from starling_train.engine.optim import Optimizer
 from starling_train.files import disk
+from starling_train.training.optimizer import Optimizer
 
 
 def check_stopped(process, reason: str) -> None:

@@ -1200,7 +1200,7 @@ def test_the_right_arguments_are_right(command, world, monkeypatch, capsys):
 
 
 def test_a_login_is_found_where_wandb_looks(tmp_path, monkeypatch):
-    from starling_train.engine import preflight
+    from starling_train.training import preflight
 
     monkeypatch.setenv("HOME", str(tmp_path))
     for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "WANDB_BASE_URL", "WANDB_CONFIG_DIR"):
@@ -1222,8 +1222,8 @@ def test_a_login_is_found_where_wandb_looks(tmp_path, monkeypatch):
 
 
 def test_a_plan_larger_than_the_gpu_is_refused_and_a_tight_one_is_told(capsys):
-    from starling_train.engine import preflight
     from starling_train.planning.memory import Plan
+    from starling_train.training import preflight
 
     plan = Plan({"policy weights": 14e9, "hidden states below": 8e9}, {"KV cache": 5e9}, {"activations": 30e9})
     preflight.check_memory(plan, 80e9)

@@ -14,8 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from starling_train import dpo
-from starling_train.engine import dpo_reference, dpo_update
 from starling_train.models.lone_policy import LonePolicy
+from starling_train.training.dpo import reference
+from starling_train.training.dpo import update as dpo_update
 
 ROOT = Path(__file__).parents[2]
 PROMISED = {
@@ -99,7 +100,7 @@ def outcome(run: Path) -> tuple:
 def small_pieces():
     """24 training rows are then four pieces of the reference's pass."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dpo_reference, "PIECE", 7)
+        patch.setattr(reference, "PIECE", 7)
         yield
 
 

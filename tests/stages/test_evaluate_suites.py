@@ -126,7 +126,7 @@ def test_reward_is_that_of_its_own_answers_and_resumes_to_the_same(run, toy, shi
 def kl_by_hand(toy: Path, base: Path, answers: dict[str, dict]) -> float:
     """With transformers' own forward passes, an answer at a time."""
     from starling_train.config.evaluate import EvaluateConfig
-    from starling_train.engine.setup import load_data
+    from starling_train.training.ppo.inputs import load_data
 
     tokenizer = load_tokenizer(toy / "policy", "model.path")
     config = EvaluateConfig()

@@ -65,7 +65,7 @@ def test_only_odd_scores_end_the_run_with_the_state_saved(run, monkeypatch, caps
 
 
 def test_an_odd_log_prob_leaves_its_answer_out_and_the_kl_target_goes_on(run, monkeypatch):
-    from starling_train.engine import experience
+    from starling_train.training.ppo import experience
 
     plain, calls = experience.forward_all, []
 
@@ -87,7 +87,7 @@ def test_an_odd_log_prob_leaves_its_answer_out_and_the_kl_target_goes_on(run, mo
 
 
 def test_many_skipped_updates_in_a_row_end_the_run_with_the_state_saved(run, monkeypatch, capsys, tmp_path):
-    from starling_train.engine import experience
+    from starling_train.training.ppo import experience
 
     whiten, calls = experience.whiten, []
 
@@ -110,8 +110,8 @@ def test_many_skipped_updates_in_a_row_end_the_run_with_the_state_saved(run, mon
 
 def test_out_of_memory_goes_on_with_less_and_a_resume_remembers(run, monkeypatch, tmp_path, capsys):
     """Scoring, drawing and the update each run out of memory once."""
-    from starling_train.engine import experience, update
     from starling_train.rollout import slots
+    from starling_train.training.ppo import experience, update
 
     def refuse_once(module, name):
         plain, refused = getattr(module, name), []

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from starling_train import rm
-from starling_train.engine import ranking
 from starling_train.models.reward.checkpoint import write_starling_7b, write_starling_34b
+from starling_train.training.reward_model import update as ranking
 
 PROMISED = {
     "step", "episodes", "rm/loss", "rm/accuracy", "rm/score_mean", "rm/score_std", "rm/centring",

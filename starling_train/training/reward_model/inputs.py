@@ -11,9 +11,6 @@ from starling_train.config.rm import RmConfig, RmOptimConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, prompts, ranked
 from starling_train.data.nectar import Row
-from starling_train.engine import setup
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.zero import ZeroOptimizer, optimizer_of
 from starling_train.models import adapters, causal_lm
 from starling_train.models.reward import start as reward_start
 from starling_train.models.reward import write_starling_7b, write_starling_34b
@@ -25,6 +22,9 @@ from starling_train.run.runtime import Runtime
 from starling_train.selection import freeze, scans
 from starling_train.selection.module_types import LAYER
 from starling_train.selection.records import Record
+from starling_train.training import policy
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.zero import ZeroOptimizer, optimizer_of
 
 
 @dataclass
@@ -100,7 +100,7 @@ def load_trainee(config: RmConfig, start: Start, runtime: Runtime, records: dict
         net.transformer.gradient_checkpointing_enable({"use_reentrant": False})
     table = _apply(config, reward_start.empty(start.config) if config.freeze.adapter else net, selected)
     if config.freeze.adapter:
-        setup.add_adapters(config.freeze, net, table, runtime)
+        policy.add_adapters(config.freeze, net, table, runtime)
         net.v_head.requires_grad_(True)
     return Trainee(net, selected, table, records)
 

@@ -13,13 +13,13 @@ from starling_train.config.sections import AlgorithmConfig
 from starling_train.core.masked import explained_variance
 from starling_train.core.micro_batches import cut_packed
 from starling_train.core.ppo import PolicyLoss, apa_policy_loss, ppo_policy_loss, value_loss
-from starling_train.engine.experience import Experience, positions
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.micro_batch import MicroBatch, micro_batch
 from starling_train.run.runtime import Runtime
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.ppo.experience import Experience, positions
+from starling_train.training.zero import ZeroOptimizer
 
 Sums = dict[str, float]
 NAMES = ("policy_loss", "entropy", "clipped", "approx_kl", "value_loss", "value_clipped", "first_ratio")

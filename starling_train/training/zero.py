@@ -5,8 +5,11 @@ Source: Rajbhandari et al. 2019, 'ZeRO: Memory Optimizations Toward Training Tri
 """
 
 import math
+import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +17,11 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import ClusterConfig, OptimConfig
-from starling_train.engine import extensions
-from starling_train.engine.optim import Optimizer, adam_options, fit_together, rates_of
 from starling_train.models.actors import Actors
 from starling_train.models.packing import without_hooks
 from starling_train.planning.memory import BUCKET
 from starling_train.run.runtime import Runtime
+from starling_train.training.optimizer import Optimizer, adam_options, fit_together, rates_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -293,5 +295,18 @@ def optimizer_of(
     if config.eight_bit:
         raise UserError("optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0")
     check_installed()
-    extensions.remove_old_locks()
+    remove_old_locks()
     return ZeroOptimizer(module, groups, config, cluster, runtime)
+
+
+LONGEST_COMPILATION_S = 1800.0
+
+
+def remove_old_locks() -> None:
+    """What a process that was killed while torch compiled an extension leaves: every later one would wait for ever."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch_extensions"
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default).expanduser()
+    for lock in folder.glob("**/lock"):
+        with suppress(OSError):  # another process of the run may be faster
+            if time.time() - lock.stat().st_mtime > LONGEST_COMPILATION_S:
+                lock.unlink()

@@ -13,13 +13,13 @@ from starling_train.core.micro_batches import cut_packed
 from starling_train.core.preference import dpo_losses
 from starling_train.data import pairs
 from starling_train.data.pairs import PairedRow
-from starling_train.engine.accumulation import add_gradients
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models.budget import Budget
 from starling_train.models.lone_policy import LonePolicy
 from starling_train.models.micro_batch import micro_batch
 from starling_train.run.runtime import Runtime
+from starling_train.training.accumulate import add_gradients
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.zero import ZeroOptimizer
 
 MEASURED = ("loss", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob")
 

@@ -13,12 +13,12 @@ from starling_train.config.fields import UserError
 from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
 from starling_train.data import openchat
-from starling_train.engine import ranking_setup
 from starling_train.files.tensors import FLOATS
 from starling_train.models import adapters, causal_lm, header_checks
 from starling_train.models.reward import start
 from starling_train.run.saved import SavedRun
 from starling_train.selection import freeze
+from starling_train.training.reward_model import inputs
 
 LORA = ".lora_"  # in the names of an adapter's two matrices
 NOT_EXPORTED = ("critic.", "value_head.")  # what a checkpoint of ppo has beside the policy
@@ -81,7 +81,7 @@ class TrainedReward:
         needs = {"needs_config": not config.rm.tokenizer, "weights": not config.rm.fresh}
         self.directory = _resolve(config.model, base, **needs)
         here = replace(config, model=replace(config.model, path=str(self.directory)))
-        self._start = ranking_setup.find(here)
+        self._start = inputs.find(here)
 
     def empty(self) -> nn.Module:
         return start.empty(self._start.config)
@@ -97,7 +97,7 @@ class TrainedReward:
         )
 
     def write(self, model: nn.Module, directory: Path) -> None:
-        ranking_setup.writer(self._config, model, self._start.tokenizer)(directory)
+        inputs.writer(self._config, model, self._start.tokenizer)(directory)
 
 
 def _resolve(model: ModelConfig, base: str | None, **needs: bool) -> Path:

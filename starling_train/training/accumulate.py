@@ -5,10 +5,10 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.zero import ZeroOptimizer
 
 Item = TypeVar("Item")
 Sums = TypeVar("Sums")

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starling_train.engine.experience import Experience
 from starling_train.run.runtime import Runtime
+from starling_train.training.ppo.experience import Experience
 
 
 def step_metrics(

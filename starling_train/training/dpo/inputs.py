@@ -10,9 +10,6 @@ from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, openchat, pairs, prompts, ranked
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
-from starling_train.engine import dpo_reference, setup
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.zero import ZeroOptimizer, optimizer_of
 from starling_train.models import causal_lm
 from starling_train.models.lone_policy import LonePolicy
 from starling_train.planning import what_trains
@@ -20,6 +17,10 @@ from starling_train.planning.memory import Plan, plan_preference
 from starling_train.planning.shapes import Shape
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
+from starling_train.training import policy
+from starling_train.training.dpo import reference as dpo_reference
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.zero import ZeroOptimizer, optimizer_of
 
 PROBED = 8  # rows whose token ids say which tokenizer this is
 
@@ -59,7 +60,7 @@ def _pairs(rows: list[PairedRow]) -> int:
 
 def check_lengths(config: DpoConfig, model_config: Any, tokenizer: Any) -> None:
     """Raise UserError if an answer can outgrow the model's positions, or ids its vocabulary."""
-    setup.check_lengths(config, model_config, tokenizer)
+    policy.check_lengths(config, model_config, tokenizer)
     if config.dpo.max_length > model_config.max_position_embeddings:
         raise UserError(
             f"dpo.max_length: {config.dpo.max_length} is more than the model's {model_config.max_position_embeddings} "
@@ -69,10 +70,10 @@ def check_lengths(config: DpoConfig, model_config: Any, tokenizer: Any) -> None:
 
 def check_shares(config: DpoConfig, runtime: Runtime) -> None:
     """Raise UserError if a process would have no prompt to see to."""
-    setup.check_share("dpo.prompts_per_step", config.dpo.prompts_per_step, runtime)
-    setup.check_share("data.eval_prompts", config.data.eval_prompts, runtime)
+    policy.check_share("dpo.prompts_per_step", config.dpo.prompts_per_step, runtime)
+    policy.check_share("data.eval_prompts", config.data.eval_prompts, runtime)
     if config.evaluation.responses:
-        setup.check_share("evaluation.responses", config.evaluation.responses, runtime)
+        policy.check_share("evaluation.responses", config.evaluation.responses, runtime)
 
 
 def steps(config: DpoConfig, rows: int) -> int:
@@ -138,7 +139,7 @@ def describe(config: DpoConfig) -> str:
     """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
     directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = causal_lm.load_config(directory, "model.path")
-    tokenizer = setup.load_tokenizer(config, directory)
+    tokenizer = policy.load_tokenizer(config, directory)
     check_lengths(config, model_config, tokenizer)
     table, memory = planned(config, directory, model_config)
     pairs_found, count = "  (not a local path: read when the run starts)", ""

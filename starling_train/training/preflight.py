@@ -19,19 +19,20 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig
-from starling_train.engine import dpo_setup, ranking_setup
-from starling_train.engine.ranking_setup import Start
 from starling_train.files.disk import check_directory
 from starling_train.models import causal_lm, quantisation
 from starling_train.models import header_checks as models_header_checks
 from starling_train.models.reward import start as reward_start
 from starling_train.planning.memory import Plan
-from starling_train.planning.what_trains import planned
 from starling_train.rewards.load import check_reward
 from starling_train.run.runtime import Runtime
 from starling_train.selection import records as scan_records
 from starling_train.selection import scan, scans, select
 from starling_train.selection.records import Record
+from starling_train.training.dpo import inputs as dpo_inputs
+from starling_train.training.ppo.inputs import planned
+from starling_train.training.reward_model import inputs as reward_model_inputs
+from starling_train.training.reward_model.inputs import Start
 
 WANDB_HOST = "https://api.wandb.ai"
 
@@ -54,16 +55,18 @@ def check_ranking(config: RmConfig, start: Start, runtime: Runtime, run: Path) -
             start.directory, causal_lm.load_config(start.directory, "model.path"), "model.path"
         )
     listed = replace(config, freeze=replace(config.freeze, method=_unscored(config.freeze)))
-    _check_selection(config.freeze, start.directory, ranking_setup.scan(listed, start.directory, "cpu"), config.seed)
+    _check_selection(
+        config.freeze, start.directory, reward_model_inputs.scan(listed, start.directory, "cpu"), config.seed
+    )
     if runtime.device.type == "cuda":
-        check_memory(ranking_setup.planned(config, start)[1], device_bytes(runtime.device))
+        check_memory(reward_model_inputs.planned(config, start)[1], device_bytes(runtime.device))
 
 
 def check_preferences(config: DpoConfig, directory: Path, model_config: Any, runtime: Runtime, run: Path) -> None:
     """Check everything that training on preferences needs but its data. Raises UserError."""
     _check_policy_run(config, directory, model_config, run)
     if runtime.device.type == "cuda":
-        check_memory(dpo_setup.planned(config, directory, model_config)[1], device_bytes(runtime.device))
+        check_memory(dpo_inputs.planned(config, directory, model_config)[1], device_bytes(runtime.device))
 
 
 def _check_policy_run(config: PpoConfig | DpoConfig, directory: Path, model_config: Any, run: Path) -> None:

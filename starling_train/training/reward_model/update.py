@@ -11,14 +11,14 @@ from starling_train.core.micro_batches import cut_bundles_by_tokens
 from starling_train.core.preference import kwise_losses, pairs_by_distance
 from starling_train.data.nectar import Row
 from starling_train.data.ranked import conversations, places
-from starling_train.engine import accumulation
-from starling_train.engine.accumulation import add_gradients
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.zero import ZeroOptimizer
 from starling_train.models.budget import Budget
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
 from starling_train.run.runtime import Runtime
+from starling_train.training import accumulate as accumulation
+from starling_train.training.accumulate import add_gradients
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.zero import ZeroOptimizer
 
 
 @dataclass(frozen=True)

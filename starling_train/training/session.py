@@ -1,17 +1,20 @@
 """What every training command does around its steps: log, evaluate when it is time, save, and end well."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from starling_train.config.dpo import DpoConfig
+from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
-from starling_train.engine.optim import Optimizer
-from starling_train.engine.zero import ZeroOptimizer
+from starling_train.config.sections import CheckpointConfig, FreezeConfig
+from starling_train.files.identity import Identity
 from starling_train.files.json_lines import JsonLines, NoLines, strict
 from starling_train.run import skipped
-from starling_train.run.checkpoints import Checkpoints
+from starling_train.run.checkpoints import Beside, Checkpoints, identify_base
 from starling_train.run.console import Console
 from starling_train.run.directory import RunDirectory
 from starling_train.run.records import Clock
@@ -19,6 +22,12 @@ from starling_train.run.runtime import Runtime
 from starling_train.run.signals import StopRequest, leave_saved
 from starling_train.run.state import TrainState
 from starling_train.run.tracker import tracker
+from starling_train.selection import freeze, unfrozen_yaml
+from starling_train.selection.scan import Record
+from starling_train.selection.scans import write_scan
+from starling_train.training.optimizer import Optimizer
+from starling_train.training.policy import SCORED
+from starling_train.training.zero import ZeroOptimizer
 
 Evaluate = Callable[[], dict[str, float]]
 
@@ -115,3 +124,71 @@ class Keeper:
         tensors = self._optimizer.trainable_tensors(), self._optimizer.state_tensors()
         if self._runtime.is_first:
             self._checkpoints.save(*tensors, self._state)
+
+
+class Trained(Protocol):
+    """What a selection gave: names selected, scan, table."""
+
+    selected: list[str]
+    records: dict[str, Record]
+    table: freeze.FreezeTable
+
+
+def begin(config: FreezeConfig, run: RunDirectory, runtime: Runtime, trained: Trained) -> None:
+    """Make the run's directory, with its configuration and what was selected. The first process does."""
+    if not runtime.is_first:
+        return
+    run.create()
+    if config.method in SCORED:
+        write_scan(trained.records, run.path)
+    unfrozen_yaml.write_unfrozen_yaml(
+        trained.selected, trained.records, run.path / "unfrozen.yaml", trained.table.names
+    )
+
+
+def open_checkpoints(
+    config: CheckpointConfig, run: RunDirectory, base: Path | Identity, runtime: Runtime, beside: Beside | None = None
+) -> Checkpoints:
+    """The run's checkpoints, of the model in the directory `base`, or known as that. beside: see `Checkpoints`."""
+    if isinstance(base, Path):
+        base = runtime.from_first(lambda: identify_base(run.checkpoints, base))
+    return Checkpoints(run.checkpoints, config.keep, base, beside)
+
+
+def describe(optimizer: Optimizer | ZeroOptimizer, runtime: Runtime, zero_stage: int) -> str:
+    """What runs where, as it is and not as it was asked for. zero_stage: the one that was."""
+    here = optimizer.state_bytes() if optimizer.engine is None else optimizer.bytes_here()
+    how = "whole" if optimizer.engine is None else f"ZeRO stage {optimizer.engine.zero_optimization_stage()}"
+    if optimizer.engine is None and zero_stage:
+        how += f": cluster.zero_stage={zero_stage} has no effect in one process"
+    return f"{runtime.describe()}; optimizer state in each process: {here / 1e9:.3g} GB ({how})"
+
+
+def restore(
+    checkpoints: Checkpoints, optimizer: Optimizer | ZeroOptimizer, logged: int, runtime: Runtime
+) -> TrainState | None:
+    """Load the newest intact checkpoint into trainable parameters and optimizer; None if there is none.
+
+    The first process chooses it. logged: the last step in metrics.jsonl. Raises UserError if no checkpoint can be
+    used, or if it is of other tensors.
+    """
+    found = checkpoints.newest(logged) if runtime.is_first else None
+    step = runtime.from_first(lambda: found and found.state.step)
+    if step is not None and found is None:
+        found = checkpoints.at(step)
+    if found is None:
+        if logged > 0 and runtime.is_first:
+            print(
+                f"no checkpoint was saved before the run ended: it starts again, and the steps up to {logged}, which "
+                "metrics.jsonl has already, are computed again",
+                file=sys.stderr,
+            )
+        return None
+    shapes = {name: (t.shape, t.dtype) for name, t in found.trainable.items()}
+    if shapes != optimizer.shapes() or not optimizer.fits(found.optimizer):
+        raise UserError(
+            "run_dir: its checkpoint trained other tensors than this selection; give the same freeze.* settings, "
+            "or another run_dir"
+        )
+    optimizer.load(found.trainable, found.optimizer)
+    return found.state

@@ -1,0 +1,115 @@
+"""What every training command needs before its first step: prompts, and a policy of which the selected part trains."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import FreezeConfig
+from starling_train.data import openchat
+from starling_train.models import adapters, causal_lm
+from starling_train.run.checkpoints import Beside
+from starling_train.run.runtime import Runtime
+from starling_train.selection import freeze, scans
+from starling_train.selection.freeze import apply_to
+from starling_train.selection.scan import Record
+
+
+def load_tokenizer(config: PpoConfig, directory: Path) -> Any:
+    """The policy's tokenizer, checked to speak Openchat's template."""
+    causal_lm.load_config(
+        directory, "model.path"
+    )  # read with the tokenizer too: what is wrong in it is told as its own
+    tokenizer = causal_lm.load_tokenizer(directory, "model.path")
+    openchat.check_tokenizer(tokenizer, f"model.path: {directory}")
+    return tokenizer
+
+
+def check_lengths(config: PpoConfig, model_config: Any, tokenizer: Any) -> None:
+    """Raise UserError if prompt and response together can outgrow the model's positions, or ids its vocabulary."""
+    check_vocabulary(model_config, tokenizer)
+    wanted = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    if wanted > model_config.max_position_embeddings:
+        raise UserError(
+            f"rollout.max_new_tokens: {config.rollout.max_new_tokens} and data.max_prompt_tokens "
+            f"{config.data.max_prompt_tokens} make {wanted} tokens, more than the model's "
+            f"{model_config.max_position_embeddings} positions; lower one of them"
+        )
+
+
+def check_vocabulary(model_config: Any, tokenizer: Any, key: str = "model.path") -> None:
+    """Raise UserError, naming the model's `key`, if the tokenizer has ids that the model has no embedding for."""
+    if (highest := max(tokenizer.get_vocab().values())) >= model_config.vocab_size:
+        raise UserError(
+            f"{key}: the tokenizer has ids up to {highest}, the model only {model_config.vocab_size} embeddings; "
+            "use the tokenizer that belongs to the model"
+        )
+
+
+def check_share(key: str, count: int, runtime: Runtime) -> None:
+    """Raise UserError if so many prompts are too few for each process to see to one."""
+    if count < runtime.world:
+        raise UserError(f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer")
+
+
+SCORED = scans.SCORED
+select = scans.select
+
+
+@dataclass
+class SelectedPolicy:
+    """A causal LM with its trainable parameters marked, the names selected, the table, and the scan."""
+
+    model: nn.Module
+    selected: list[str]
+    table: freeze.FreezeTable
+    records: dict[str, Record]
+
+
+def load_selected_policy(
+    config: PpoConfig, directory: Path, runtime: Runtime, records: dict[str, Record], selected: list[str]
+) -> SelectedPolicy:
+    """Load the weights and freeze what is not selected; with freeze.adapter, hang adapters onto it."""
+    model = causal_lm.load_causal_lm(
+        directory,
+        "model.path",
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+        device=str(runtime.device),
+        load_in=config.model.load_in,
+    )
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    # quantised weights have neither their shapes nor gradients: what is selected is told by the empty model
+    table = apply_to(config.freeze, causal_lm.build_empty(model.config) if config.freeze.adapter else model, selected)
+    add_adapters(config.freeze, model, table, runtime)
+    return SelectedPolicy(model, selected, table, records)
+
+
+def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTable, runtime: Runtime) -> None:
+    """With freeze.adapter, adapters on what the table names train, and nothing else."""
+    if config.adapter:
+        runtime.seed_all("adapters")
+        adapters.add(model, table.names, config.lora)
+
+
+def adapter_files(config: PpoConfig, table: freeze.FreezeTable, prefix: str) -> Beside | None:
+    """Writes the adapters as PEFT reads them into each checkpoint; None without adapters. prefix: of their names."""
+    if not config.freeze.adapter:
+        return None
+    model = config.freeze.lora, config.model.path, config.model.revision
+    return lambda directory, tensors: adapters.write(directory, tensors, prefix, table.names, *model)
+
+
+def whole_policy(config: PpoConfig, directory: Path, policy: nn.Module) -> nn.Module:
+    """The policy as a model of its own: with adapters merged into the weights, those of a quantised base unquantised.
+
+    directory: of the base model.
+    """
+    if not config.model.load_in:
+        return adapters.merged(policy)
+    base = causal_lm.load_causal_lm(directory, "model.path", dtype=config.model.dtype, device="cpu")
+    return adapters.merged(policy, base)

@@ -1,0 +1,98 @@
+"""TODO docstring."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.data import nectar, prompts
+from starling_train.data.prompts import Prompt, counts
+from starling_train.models import causal_lm
+from starling_train.planning.memory import Plan
+from starling_train.planning.planner import Planner, reward_shape
+from starling_train.planning.shapes import Shape
+from starling_train.planning.what_trains import selection, what_trains
+from starling_train.run.runtime import Runtime
+from starling_train.selection.freeze import FreezeTable
+from starling_train.training import policy
+from starling_train.training.policy import check_share
+
+
+@dataclass
+class Data:
+    """Prompts to train on, prompts held out, and one line on what was dropped."""
+
+    training: list[Prompt]
+    held_out: list[Prompt]
+    report: str
+
+
+def load_data(config: PpoConfig, tokenizer: Any) -> Data:
+    """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter."""
+    rows = nectar.load(
+        config.data.path,
+        good_natured_only=config.data.good_natured_only,
+        exclude=config.data.exclude,
+        answers=False,
+    )
+    fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], tokenizer, config.data.max_prompt_tokens)
+    training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
+    dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
+    report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
+    return Data(training, held_out, report)
+
+
+def check_shares(config: PpoConfig, runtime: Runtime) -> None:
+    """Raise UserError if a process would have no prompt to see to, or a reward model on the GPUs of the others."""
+    if runtime.world > 1 and config.reward.device_map:
+        raise UserError(
+            f"reward.device_map: {config.reward.device_map} spreads the reward model over GPUs that the other "
+            "processes use; serve it (reward.kind=server), or leave reward.device_map out"
+        )
+    for key, count in (
+        ("algorithm.prompts_per_step", config.algorithm.prompts_per_step),
+        ("data.eval_prompts", config.data.eval_prompts),
+    ):
+        check_share(key, count, runtime)
+
+
+def describe(config: PpoConfig) -> str:
+    """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
+    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = causal_lm.load_config(directory, "model.path")
+    tokenizer = policy.load_tokenizer(config, directory)
+    policy.check_lengths(config, model_config, tokenizer)
+    table, memory = planned(config, directory, model_config)
+    return "\n".join(
+        [
+            f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
+            f"{config.algorithm.prompts_per_step} prompts, up to {config.rollout.max_new_tokens} new tokens",
+            f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
+            f"{len(tokenizer)} tokens), {config.model.dtype}",
+            f"prompts    {config.data.path}{_prompt_report(config, tokenizer)}",
+            f"reward     {config.reward.place()} ({config.reward.kind})",
+            f"trains     {selection(config.freeze)}",
+            "",
+            table.render(),
+            "",
+            "memory, one process",
+            memory.render(),
+        ]
+    )
+
+
+def _prompt_report(config: PpoConfig, tokenizer: Any) -> str:
+    if not Path(config.data.path).expanduser().exists():
+        return "  (not a local path: read when the run starts)"
+    return f": {load_data(config, tokenizer).report}"
+
+
+def _memory(config: PpoConfig, model_config: Any, table: FreezeTable) -> Plan:
+    return Planner(config, Shape.of(model_config), reward_shape(config), table).memory()
+
+
+def planned(config: PpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+    table = what_trains(config.freeze, directory, model_config, config.seed)
+    return table, _memory(config, model_config, table)
