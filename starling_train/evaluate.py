@@ -75,11 +75,12 @@ def main(config: EvaluateConfig) -> None:
 
 def find(name: str, subjects: "Subjects") -> "Suite":
     """A suite with its data read and its models looked up. Raises UserError."""
-    from starling_train.evals.lm_eval_suite import LmEval
-    from starling_train.evals.mt_bench_suite import MtBench
-    from starling_train.evals.perplexity_suite import Perplexity
-    from starling_train.evals.reward_suite import Reward
-    from starling_train.evals.suites import FunctionCalling, Preference
+    from starling_train.evals.function_calling.suite import FunctionCalling
+    from starling_train.evals.lm_eval import LmEval
+    from starling_train.evals.mt_bench import MtBench
+    from starling_train.evals.perplexity import Perplexity
+    from starling_train.evals.preference import Preference
+    from starling_train.evals.reward import Reward
 
     known = {suite.name: suite for suite in (Reward, Preference, FunctionCalling, Perplexity, MtBench, LmEval)}
     return known[name].find(subjects)

@@ -19,7 +19,7 @@ PRELOAD = [
     "starling_train.training.reward_model.inputs",
     "starling_train.training.ppo.metrics", "starling_train.training.ppo.update", "starling_train.rollout.generate",
     "starling_train.evals.held_out", "starling_train.report.page", "starling_train.evaluate",
-    "starling_train.evals.mt_bench_suite",
+    "starling_train.evals.mt_bench",
 ]  # fmt: skip
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOAD)

@@ -14,7 +14,7 @@ from starling_train.config.sections import RolloutConfig
 from starling_train.core.ppo import kl_estimate
 from starling_train.data import openchat
 from starling_train.data.prompts import Prompt, with_answer
-from starling_train.evals import function_calling, perplexity, perplexity_suite
+from starling_train.evals import function_calling, perplexity
 from starling_train.evals.suite import about
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget, Budgets
@@ -52,7 +52,7 @@ class HeldOut:
         windows: list[perplexity.Window] = []
         if "perplexity" in config.evaluation.suites:
             with about("evaluation.perplexity.path"):
-                windows = perplexity_suite.read(config.evaluation.perplexity, tokenizer)
+                windows = perplexity.read(config.evaluation.perplexity, tokenizer)
         return cls(prompts, tokenizer, measures, cases, windows)
 
 
@@ -168,9 +168,9 @@ def _perplexity(held_out: HeldOut, policy: nn.Module, tokens: Budget, runtime: R
     if not held_out.windows:
         return {}
     mine = runtime.share(held_out.windows)
-    found = perplexity.evaluate(policy, mine, tokens) if mine else perplexity.Perplexity(0.0, 0)
+    found = perplexity.evaluate(policy, mine, tokens) if mine else perplexity.TextPerplexity(0.0, 0)
     nats, count = runtime.sum([found.nats * found.tokens, found.tokens])
-    return {"eval/perplexity": perplexity.Perplexity(nats / count, int(count)).perplexity}
+    return {"eval/perplexity": perplexity.TextPerplexity(nats / count, int(count)).perplexity}
 
 
 def call_functions(

@@ -21,7 +21,11 @@ import torch
 from torch import nn
 
 from starling_train.config.fields import UserError
+from starling_train.config.sections import PerplexityConfig
 from starling_train.data import conversations, openchat, preferences, row_files
+from starling_train.evals.subjects import Subjects
+from starling_train.evals.suite import Line, Progress, Say, about, digest, named
+from starling_train.files.journal import Journal
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
 
@@ -29,7 +33,7 @@ Document = str | list[dict]  # plain text, or the messages of a conversation
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class TextPerplexity:
     """nats: mean negative log-likelihood of a token; tokens: how many were predicted."""
 
     nats: float
@@ -130,7 +134,7 @@ def cut(documents: Sequence[Document], tokenizer: Any, size: int) -> list[Window
     return found
 
 
-def evaluate(model: nn.Module, windows: Sequence[Window], budget: Budget) -> Perplexity:
+def evaluate(model: nn.Module, windows: Sequence[Window], budget: Budget) -> TextPerplexity:
     """Of the windows together: every predicted token counts the same. Sums are in float64.
 
     The model's forward is that of its dtype, log-probabilities are float32. budget: of tokens at a time.
@@ -138,4 +142,81 @@ def evaluate(model: nn.Module, windows: Sequence[Window], budget: Budget) -> Per
     ids, predicted = [window.ids for window in windows], [window.predicted for window in windows]
     sums = [float(part.sum(dtype=torch.float64)) for part in sequence_logprobs(model, ids, budget, predicted)]
     tokens = sum(map(len, predicted))
-    return Perplexity(-math.fsum(sums) / tokens, tokens)
+    return TextPerplexity(-math.fsum(sums) / tokens, tokens)
+
+
+WINDOWS_AT_A_TIME = 64
+
+
+@dataclass
+class Perplexity:
+    """exp of the mean negative log-likelihood of a token of the text."""
+
+    subjects: Subjects
+    windows: list[Window]
+    identity: dict[str, Any]
+    name: str = "perplexity"
+
+    @classmethod
+    def find(cls, subjects: Subjects) -> "Perplexity":
+        """Read the text and look up the policy. Raises UserError."""
+        how = subjects.config.perplexity
+        with about("perplexity.path"):
+            windows = read(how, subjects.tokenizer)
+        identity = {
+            "suite": cls.name,
+            "model": subjects.policy_identity(),
+            "data": {"path": named(how.path)} | digest([window.ids, window.predicted] for window in windows),
+            "settings": {"window": how.window, **subjects.policy_settings()},
+        }
+        return cls(subjects, windows, identity)
+
+    def plan(self) -> str:
+        tokens = sum(len(window.predicted) for window in self.windows)
+        where = f"{self.identity['data']['path']} with {self.subjects.config.model.path}"
+        return f"{tokens:,} tokens in {len(self.windows):,} windows of {where}"
+
+    def check(self, dry_run: bool) -> None:
+        self.subjects.check_policy()
+        self.subjects.check_room(max(len(window.ids) for window in self.windows), "a window", "perplexity.window")
+
+    def measure(self, folder: Path, say: Say) -> dict[str, Any]:
+        amount = self.subjects.config.algorithm.tokens_per_microbatch
+        budget = Budget("algorithm.tokens_per_microbatch", amount)
+        starts = range(0, len(self.windows), WINDOWS_AT_A_TIME)
+        with Journal(folder, f"{self.name}.windows", self.identity) as journal:
+            done = WINDOWS_AT_A_TIME * len(journal.rows)
+            progress = Progress(say, self.name, "windows", len(self.windows), min(done, len(self.windows)))
+            for start in starts:
+                if str(start) in journal:
+                    continue
+                group = self.windows[start : start + WINDOWS_AT_A_TIME]
+                part = evaluate(self.subjects.policy(), group, budget)
+                journal.add(str(start), {"nats": part.nats, "tokens": part.tokens})
+                progress.step(len(group))
+            rows = [journal.rows[str(start)] for start in starts]
+        tokens = sum(row["tokens"] for row in rows)
+        found = TextPerplexity(sum(row["nats"] * row["tokens"] for row in rows) / tokens, tokens)
+        return {"nats": found.nats, "perplexity": min(found.perplexity, 1e300), "tokens": tokens}
+
+    def lines(self, result: dict[str, Any]) -> list[Line]:
+        return [
+            Line("", f"{result['perplexity']:.5g}", result["tokens"]),
+            Line("nats a token", f"{result['nats']:.5g}", result["tokens"]),
+        ]
+
+    def notes(self, result: dict[str, Any]) -> list[str]:
+        return []
+
+
+def read(how: PerplexityConfig, tokenizer: Any) -> list[Window]:
+    """Windows of the text that is named, until `tokens` tokens of it are predicted. Raises UserError."""
+    kept: list[Window] = []
+    left = how.tokens
+    for window in cut(load(how.path), tokenizer, how.window):
+        if left is not None:
+            window = Window(window.ids, window.predicted[:left])
+            left -= len(window.predicted)
+        if window.predicted:
+            kept.append(window)
+    return kept

@@ -9,8 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
+from starling_train.config.fields import UserError
+from starling_train.data import preferences, row_files
 from starling_train.data.preferences import Comparison
+from starling_train.evals import preference
+from starling_train.evals.subjects import Subjects, score
+from starling_train.evals.suite import Line, Say, about, digest, named, shares, truncation
+from starling_train.files.journal import Journal
 
 Score = Callable[[list[list[dict]]], list[float]]
 
@@ -47,3 +55,61 @@ def pair_accuracy(scores: Iterable[Sequence[float]], ranks: Iterable[Sequence[fl
                 right[worse - better] += 1.0 if high > low else 0.5 if high == low else 0.0
     by_distance = {distance: (float(right[distance]), pairs[distance]) for distance in sorted(pairs)}
     return PairAccuracy(float(sum(right.values())), sum(pairs.values()), by_distance)
+
+
+@dataclass
+class Preference:
+    """How often the reward model prefers what is ranked higher."""
+
+    subjects: Subjects
+    comparisons: list[preferences.Comparison]
+    identity: dict[str, Any]
+    name: str = "preference"
+
+    @classmethod
+    def find(cls, subjects: Subjects) -> "Preference":
+        """Read the preference set and look up the reward model. Raises UserError."""
+        path, rows = subjects.config.preference.path, subjects.config.preference.rows
+        local = Path(path).expanduser()
+        if not local.exists() and not row_files.HUB_ID.fullmatch(path):
+            raise UserError(f"preference.path: no such file or directory: {local}; give JSONL, or Nectar's parquet")
+        with about("preference.path"):
+            comparisons = preferences.load(path)[:rows]
+        identity = {
+            "suite": cls.name,
+            "model": subjects.reward_identity(),
+            "data": {"path": named(path)} | digest([row.conversations, row.ranks] for row in comparisons),
+            "settings": subjects.reward_settings(),
+        }
+        return cls(subjects, comparisons, identity)
+
+    def plan(self) -> str:
+        ranks = [row.ranks for row in self.comparisons]
+        pairs, answers = preference.pair_accuracy(ranks, ranks).pairs, sum(map(len, ranks))
+        reward = self.subjects.config.reward
+        where = f"{self.identity['data']['path']} with {reward.place()} ({reward.kind})"
+        return f"{pairs:,} pairs among {answers:,} answers to {len(ranks):,} prompts of {where}"
+
+    def check(self, dry_run: bool) -> None:
+        self.subjects.check_reward()
+
+    def measure(self, folder: Path, say: Say) -> dict[str, Any]:
+        with Journal(folder, f"{self.name}.scores", self.identity) as journal, about("preference"):
+            found = preference.evaluate(
+                self.comparisons, lambda conversations: score(conversations, self.subjects, journal, self.name, say)
+            )
+            truncated = sum(row["truncated"] for row in journal.rows.values())
+        by_distance = [
+            {"distance": distance, "accuracy": right / pairs, "pairs": pairs}
+            for distance, (right, pairs) in found.by_distance.items()
+        ]
+        result = {"accuracy": found.accuracy, "pairs": found.pairs, "by_distance": by_distance}
+        return result | {"truncated_answers": truncated}
+
+    def lines(self, result: dict[str, Any]) -> list[Line]:
+        parts = result["by_distance"]
+        named_parts = [(f"ranks {part['distance']:g} apart", part["accuracy"], part["pairs"]) for part in parts]
+        return shares([("", result["accuracy"], result["pairs"]), *named_parts])
+
+    def notes(self, result: dict[str, Any]) -> list[str]:
+        return truncation(result)

@@ -13,7 +13,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig, RolloutConfig
 from starling_train.data import openchat
 from starling_train.data.prompts import with_answer
-from starling_train.evals.suite import Progress, named
+from starling_train.evals.suite import ANSWERS_AT_A_TIME, Progress, Say, check_finite, named
 from starling_train.files import identity
 from starling_train.files.journal import Journal
 from starling_train.models import causal_lm as load
@@ -198,3 +198,24 @@ class Subjects:
             "engine": rollout.engine,
             "stop_strings": list(rollout.stop_strings),
         }
+
+
+def score(conversations: list[list[dict]], subjects: Subjects, journal: Journal, suite: str, say: Say) -> list[float]:
+    """A score for every conversation, from the journal where it has one: {"score", "truncated"} by place.
+
+    truncated: of a group's answers, how many were too long for the reward model; it stands at the group's first.
+    Raises UserError for a score that is not finite.
+    """
+    places = [place for place in range(len(conversations)) if str(place) not in journal]
+    progress = Progress(say, suite, "answers scored", len(conversations), len(journal.rows))
+    model: Any = subjects.reward() if places else None
+    for start in range(0, len(places), ANSWERS_AT_A_TIME):
+        group = places[start : start + ANSWERS_AT_A_TIME]
+        before = model.truncated
+        scores = model.score([conversations[place] for place in group])
+        check_finite(scores)
+        for place, value in zip(group, scores, strict=True):
+            journal.add(str(place), {"score": value, "truncated": model.truncated - before})
+            before = model.truncated
+            progress.step()
+    return [journal.rows[str(place)]["score"] for place in range(len(conversations))]

@@ -120,3 +120,16 @@ def about(key: str) -> Iterator[None]:
         if str(error).startswith(("reward", "data.", "model.", "run_dir")):
             raise
         raise UserError(f"{key}: {error}") from error
+
+
+def shares(parts: list[tuple[str, float, int]]) -> list[Line]:
+    """(part, share of right ones, of how many) as lines, in percent."""
+    return [Line(part, f"{100 * share:.2f} %", count) for part, share, count in parts]
+
+
+def truncation(result: dict[str, Any]) -> list[str]:
+    count = result.get("truncated_answers")
+    return [f"{count:,} answers were longer than reward.max_length and lost their beginning"] if count else []
+
+
+ANSWERS_AT_A_TIME = 256

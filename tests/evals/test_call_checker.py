@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from starling_train.evals.call_checker import has_perfect_matching, is_correct
+from starling_train.evals.function_calling.checker import has_perfect_matching, is_correct
 
 
 def function(name: str, required: tuple[str, ...] = (), **properties: dict) -> dict:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from starling_train.evals.call_parser import MAX_CHARACTERS, Call, answer_text, attempts_call, parse_calls
+from starling_train.evals.function_calling.parser import MAX_CHARACTERS, Call, answer_text, attempts_call, parse_calls
 
 F1 = Call("f", {"a": 1})
 
@@ -200,7 +200,7 @@ def test_nothing_is_evaluated_or_printed(tmp_path):
     """In a fresh process: no file appears, and no warning about an odd escape reaches the terminal."""
     marker = tmp_path / "marker"
     script = (
-        "from starling_train.evals.call_parser import parse_calls\n"
+        "from starling_train.evals.function_calling.parser import parse_calls\n"
         f"parse_calls('''f(a=open({str(marker)!r}, 'w'))''')\n"
         f"parse_calls('''[open({str(marker)!r}, 'w')]''')\n"
         f"parse_calls('''open(file={str(marker)!r}, mode='w')''')\n"

@@ -7,7 +7,7 @@ from reward_server import Scripted
 
 from starling_train.config.evaluate import JudgeConfig
 from starling_train.config.fields import UserError
-from starling_train.evals.judge import Judge, Reply, endpoint, key_of
+from starling_train.evals.mt_bench.judge import Judge, Reply, endpoint, key_of
 
 ASKED = [{"role": "user", "content": "Rate this."}]
 

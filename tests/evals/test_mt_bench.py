@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starling_train.config.fields import UserError
-from starling_train.evals import mt_bench
-from starling_train.evals.mt_bench import rating
+from starling_train.evals.mt_bench import bench as mt_bench
+from starling_train.evals.mt_bench.bench import rating
 
 PLAIN = [
     ("Rating: [[5]]", 5.0),

@@ -14,8 +14,9 @@ from reward_checkpoints import small_tokenizer
 
 from starling_train.config.fields import UserError
 from starling_train.data import conversations, nectar, openchat, preferences, rendered_text, reward_templates, row_files
-from starling_train.evals import call_checker, function_calling
-from starling_train.evals.call_parser import Call, answer_text, attempts_call, parse_calls
+from starling_train.evals import function_calling
+from starling_train.evals.function_calling import checker
+from starling_train.evals.function_calling.parser import Call, answer_text, attempts_call, parse_calls
 from starling_train.selection import records as scan_records
 from starling_train.selection.records import Record
 
@@ -252,7 +253,7 @@ VALUES = st.recursive(
 )
 CALLS = st.lists(st.builds(Call, NAMES, st.dictionaries(SIMPLE, VALUES, max_size=3)), min_size=1, max_size=3)
 FUNCTION = {"name": "f", "parameters": {"properties": {"a": {"type": "float"}}, "required": ["a"]}}
-KINDS = (*call_checker.PYTHON_TYPES, "any", None)
+KINDS = (*checker.PYTHON_TYPES, "any", None)
 
 
 @given(CALLS)
@@ -276,13 +277,13 @@ def test_any_answer_is_calls_or_none(text):
     calls = parse_calls(text)
     assert calls is None or all(isinstance(call, Call) for call in calls)
     for truth in (None, [{"f": {"a": [1.0]}}]):
-        assert call_checker.is_correct(text, [FUNCTION], truth) in (True, False)
+        assert checker.is_correct(text, [FUNCTION], truth) in (True, False)
 
 
 @pytest.mark.parametrize("text", DEEP)
 def test_deep_answers_are_none(text):
     assert parse_calls(text) is None or text.startswith("[")
-    assert call_checker.is_correct(text, [FUNCTION], [{"f": {"a": [1.0]}}]) is False
+    assert checker.is_correct(text, [FUNCTION], [{"f": {"a": [1.0]}}]) is False
     attempts_call(text)
 
 
@@ -291,7 +292,7 @@ def test_any_argument_is_compared_with_any_truth(value, allowed, kind, items):
     schema = {"type": kind, "items": {"type": items}} if kind else {}
     function = {"name": "f", "parameters": {"properties": {"a": schema}}}
     text = answer_text([Call("f", {"a": value})])
-    assert call_checker.is_correct(text, [function], [{"f": {"a": allowed}}]) in (True, False)
+    assert checker.is_correct(text, [function], [{"f": {"a": allowed}}]) in (True, False)
 
 
 @given(values=st.lists(spoiled(CASE), min_size=1, max_size=2), truths=st.lists(spoiled(CASE), min_size=1, max_size=2))

@@ -444,11 +444,11 @@ REWARD = [
 
 def judging(world: World) -> None:
     """MT-Bench's three files with a question each."""
-    from starling_train.evals import mt_bench
+    from starling_train.evals.mt_bench import bench
 
     templates = [
-        {"name": name, "system_prompt": "Judge.", "prompt_template": " ".join(f"{{{f}}}" for f in mt_bench.FIELDS[key])}
-        for key, name in mt_bench.JUDGE_PROMPTS.items()
+        {"name": name, "system_prompt": "Judge.", "prompt_template": " ".join(f"{{{f}}}" for f in bench.FIELDS[key])}
+        for key, name in bench.JUDGE_PROMPTS.items()
     ]
     rows("judge_prompts.jsonl", *templates)(world)
     rows("question.jsonl", {"question_id": 1, "category": "stem", "turns": ["Why?", "Why not?"]})(world)

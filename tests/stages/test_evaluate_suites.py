@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from starling_train import evaluate
 from starling_train.evals import subjects, suites
-from starling_train.evals.lm_eval_suite import sampling
+from starling_train.evals.lm_eval import sampling
 from starling_train.models.causal_lm import load_tokenizer
 
 
@@ -340,7 +340,7 @@ def lines_of(out: Path) -> list[bytes]:
 
 
 def test_without_the_harness_one_line_says_so(monkeypatch, toy, tmp_path, capsys):
-    monkeypatch.setattr("starling_train.evals.lm_eval_suite.find_spec", lambda name: None)
+    monkeypatch.setattr("starling_train.evals.lm_eval.find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["evaluate", "+recipe=toy", "suites=[lm_eval]", "lm_eval.tasks=[mmlu]"])
     with pytest.raises(SystemExit) as stopped:

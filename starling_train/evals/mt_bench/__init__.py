@@ -12,9 +12,9 @@ from statistics import fmean
 from typing import Any
 
 from starling_train.data import openchat
-from starling_train.evals import mt_bench
-from starling_train.evals.judge import Judge, Reply, endpoint, key_of
-from starling_train.evals.mt_bench import TURNS, Bench, Question
+from starling_train.evals.mt_bench import bench as mt_bench
+from starling_train.evals.mt_bench.bench import TURNS, Bench, Question
+from starling_train.evals.mt_bench.judge import Judge, Reply, endpoint, key_of
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, about, digest, named
 from starling_train.files.journal import Journal

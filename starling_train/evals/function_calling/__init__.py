@@ -12,8 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.evals.call_checker import is_correct
-from starling_train.evals.call_parser import Call, answer_text, parse_calls
+from starling_train.evals.function_calling.checker import is_correct
+from starling_train.evals.function_calling.parser import Call, answer_text, parse_calls
 from starling_train.evals.suite import in_turn
 
 __all__ = [

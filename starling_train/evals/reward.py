@@ -15,9 +15,8 @@ import numpy as np
 from starling_train.config.evaluate import EvaluateConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.prompts import Prompt
-from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Progress, Say, about, digest, named
-from starling_train.evals.suites import score, truncation
+from starling_train.evals.subjects import Subjects, score
+from starling_train.evals.suite import Line, Progress, Say, about, digest, named, truncation
 from starling_train.files.journal import Journal
 from starling_train.models import causal_lm
 from starling_train.models import header_checks as model_preflight

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from starling_train.evals.call_parser import Call, attempts_call, parse_calls
+from starling_train.evals.function_calling.parser import Call, attempts_call, parse_calls
 
 PYTHON_TYPES = {
     "string": str,
