@@ -3,23 +3,16 @@
 import json
 import os
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starling_train import assets
 from starling_train.cli import command
-from starling_train.config.fields import UserError
-from starling_train.config.laser import LONGEST_WINDOW, LaserConfig, check
+from starling_train.config.laser import LaserConfig, check
+from starling_train.rank_search.inputs import Inputs, measure
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import nn
-
-    from starling_train.evals.criteria import Criterion
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
-    from starling_train.selection.records import Record
 
 
 @command(check, LaserConfig, "laser")
@@ -48,90 +41,12 @@ def main(config: LaserConfig) -> None:
     print(f"report: {run.report.resolve()}")
 
 
-@dataclass
-class Inputs:
-    """Everything that is known before a weight is read, and found to be right."""
-
-    config: LaserConfig
-    directory: "Path"
-    tokenizer: Any
-    listing: "dict[str, Record]"
-    records: "dict[str, Record] | None"  # of freeze.scan; None: the model is to be scanned
-    criterion: "Criterion"
-
-    @classmethod
-    def find(cls, config: LaserConfig, runtime: "Runtime", run: "RunDirectory") -> "Inputs":
-        """Check, the cheap things first, and read the data. Raises UserError."""
-        from starling_train.engine import rank_search
-        from starling_train.files import disk
-        from starling_train.models import causal_lm, header_checks, quantisation
-        from starling_train.selection import scan, scans
-        from starling_train.training import policy
-
-        disk.check_directory(run.path, "run_dir")
-        model, laser = config.model, config.laser
-        directory = causal_lm.resolve(model.path, "model.path", model.revision, weights=not config.dry_run)
-        quantisation.check_acceleration(attention=model.attention)
-        model_config = causal_lm.load_config(directory, "model.path")
-        tokenizer = policy.load_tokenizer(config, directory)
-        policy.check_vocabulary(model_config, tokenizer)
-        window = window_of(laser.window, model_config.max_position_embeddings)
-        if not config.dry_run:
-            header_checks.check_policy(directory, model_config, "model.path")
-            scan.check_weights(directory)
-        listing = scan.list_matrices(directory)
-        rank_search.check_asked(listing, laser.modules, laser.layers, laser.types, laser.percent)
-        records = scans.read_scan(config.freeze, directory) if config.freeze.scan else None
-        if records and (unranked := [m for m, record in records.items() if record.rank is None or record.raw is None]):
-            raise UserError(
-                f"freeze.scan: {config.freeze.scan} says no rank of {unranked[0]}; give the snr.json of our own scan, "
-                "or leave it out"
-            )
-        return cls(config, directory, tokenizer, listing, records, criterion_of(config, tokenizer, window, runtime))
-
-    def describe(self) -> str:
-        """What would be tried, and how it would be judged."""
-        from starling_train.engine import rank_search
-
-        laser = self.config.laser
-        tries = rank_search.check_asked(self.listing, laser.modules, laser.layers, laser.types, laser.percent)
-        return (
-            f"would try {tries} of {len(self.listing)} matrices of {self.directory}, those "
-            f"with the lowest raw SNR ({self.config.freeze.dialect}) first\n{self.judged()}"
-        )
-
-    def judged(self) -> str:
-        """By what, in words."""
-        found = self.criterion
-        source = self.config.perplexity.path if found.name == "perplexity" else self.config.preference.path
-        dropped = f"; {found.dropped} longer than laser.window left out" if found.dropped else ""
-        return f"{found.name} on {len(found.judging)} {found.unit} of {source}, {len(found.held_out)} held out{dropped}"
-
-
-def window_of(asked: int | None, positions: int) -> int:
-    """Tokens that go through the model together. Raises UserError for more than it has positions."""
-    if asked and asked > positions:
-        raise UserError(f"laser.window: {asked} is more than the model's {positions} positions; lower it")
-    return asked or min(positions, LONGEST_WINDOW)
-
-
-def criterion_of(config: LaserConfig, tokenizer: Any, window: int, runtime: "Runtime") -> "Criterion":
-    """The measure with its data. Raises UserError."""
-    from starling_train.evals import criteria
-
-    laser = config.laser
-    split = criteria.Split(laser.samples, laser.held_out_percent, runtime.generator("laser"))
-    if laser.measure == "perplexity":
-        return criteria.of_text(config.perplexity.path, tokenizer, window, split)
-    rows = config.preference.rows
-    return criteria.of_preferences(laser.measure, config.preference.path, rows, tokenizer, window, split)
-
-
 def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All tries of one run, from wherever an earlier start left off; then the model, its numbers and its page."""
-    from starling_train.engine import rank_results, rank_search
     from starling_train.models import causal_lm
     from starling_train.models.budget import Budget
+    from starling_train.rank_search import results
+    from starling_train.rank_search import search as rank_search
     from starling_train.report import rank_page
     from starling_train.run.console import Console
     from starling_train.run.signals import Stopped, StopRequest
@@ -146,8 +61,8 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
                 inputs = Inputs.find(config, runtime, run)
             log = run.log(run.path / rank_search.LOG)
             tries = max(0, log.last)
-            known = rank_results.read_start(run, inputs.directory, inputs.criterion.digest())
-            rank_results.check_room(run, inputs.directory, config.laser.factored)
+            known = results.read_start(run, inputs.directory, inputs.criterion.digest())
+            results.check_room(run, inputs.directory, config.laser.factored)
 
             # 2. The scan, whose journal knows what an interrupted start has done.
             run.create()
@@ -169,7 +84,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
                 ).eval()
                 budget = Budget("laser.tokens_per_batch", laser.tokens_per_batch, console.say)
                 known = known or measure(inputs, model, budget)
-            run.write(rank_results.START, json.dumps(known))
+            run.write(results.START, json.dumps(known))
 
             # 4. One matrix after the other.
             judge = rank_search.Judge(
@@ -190,31 +105,17 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             with stop.abandonable():
                 held_out = inputs.criterion.measure_held_out(model, budget)
             with stop.finishing():
-                weights = rank_results.write(found, inputs.tokenizer, run, laser.factored)
+                weights = results.write(found, inputs.tokenizer, run, laser.factored)
                 measured = {"judging": found.current(), "held_out": held_out}
                 counts = {"judging": len(inputs.criterion.judging), "held_out": len(inputs.criterion.held_out)}
-                numbers = rank_results.summarise(found, known, measured, counts, inputs.criterion.unit)
-                run.write("summary.json", rank_results.to_json(config, numbers | weights, runtime))
+                numbers = results.summarise(found, known, measured, counts, inputs.criterion.unit)
+                run.write("summary.json", results.to_json(config, numbers | weights, runtime))
                 rank_page.write(run.path)
                 found.clear()
-            console.say(rank_results.told(numbers | weights))
+            console.say(results.told(numbers | weights))
         except Stopped:
             console.say(f"stopped by a signal after {tries} tries, which are kept; run the same command to go on")
             sys.exit(stop.exit_code)
-
-
-def measure(inputs: Inputs, model: "nn.Module", budget: Any) -> dict[str, Any]:
-    """Which model and data these are, and how good the model is. Raises UserError where that is no number."""
-    import math
-
-    from starling_train.files import identity
-
-    judging = inputs.criterion.measure(model, budget)
-    held_out = inputs.criterion.measure_held_out(model, budget)
-    if not all(math.isfinite(value) for value in (judging, held_out) if value is not None):
-        raise UserError(f"model.path: {inputs.criterion.name} of the model is not finite; try model.dtype=float32")
-    which = {"model": identity.fingerprint(inputs.directory), "data": inputs.criterion.digest()}
-    return which | {"judging": judging, "held_out": held_out}
 
 
 def told(row: dict[str, Any], tries: int) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from starling_train.comparison.children import Child, run
 from starling_train.config.fields import UserError
-from starling_train.engine.children import Child, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def test_a_failure_is_named_with_its_last_line_and_stops_the_rest(tmp_path):
 def started(tmp_path):
     """Two servers that run until they are told to end, and the process that looks after them."""
     script = (
-        "import sys; from pathlib import Path; from starling_train.engine.children import Child, run\n"
+        "import sys; from pathlib import Path; from starling_train.comparison.children import Child, run\n"
         "made = [Child(n, ['http.server', '0', '--bind', '127.0.0.1'], Path(n)) for n in ('a', 'b', 'c')]\n"
         "run(made, 2, lambda line: print(line, flush=True))"
     )
@@ -74,7 +74,7 @@ def test_an_error_of_our_own_leaves_none_running(tmp_path):
 
 
 def test_a_signal_that_comes_while_a_process_is_made_reaches_it(tmp_path, monkeypatch):
-    from starling_train.engine import children
+    from starling_train.comparison import children
 
     def start(one, start=children._start):
         made = start(one)

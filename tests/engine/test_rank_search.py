@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from starling_train.config.fields import UserError
-from starling_train.engine import rank_search
-from starling_train.engine.rank_search import Judge, Search
 from starling_train.files.json_lines import JsonLines
 from starling_train.models import causal_lm
+from starling_train.rank_search import search as rank_search
+from starling_train.rank_search.search import Judge, Search
 from starling_train.run.signals import StopRequest
 from starling_train.selection import scan
 from starling_train.selection.records import Record

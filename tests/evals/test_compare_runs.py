@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from starling_train.comparison import curves as comparison
 from starling_train.config.fields import UserError
-from starling_train.evals import comparison
 from starling_train.report import comparison as page
 
 REWARD, SKILL = "eval/score_mean", "eval/function_calling"

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from starling_train.evals import criteria
+from starling_train.rank_search import criteria
 
 
 def split(most=None, percent=25.0, seed=0) -> criteria.Split:

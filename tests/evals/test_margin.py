@@ -4,9 +4,9 @@ import torch
 from starling_train.config.fields import UserError
 from starling_train.data import openchat
 from starling_train.data.preferences import Comparison
-from starling_train.evals import margin
-from starling_train.evals.margin import Pair
 from starling_train.models.budget import Budget
+from starling_train.rank_search import margin
+from starling_train.rank_search.margin import Pair
 
 
 @pytest.fixture(scope="module")

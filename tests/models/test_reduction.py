@@ -5,7 +5,8 @@ from safetensors.torch import load_file
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
 from starling_train.core.rank_reduction import truncate
-from starling_train.models import factored, reduction
+from starling_train.models import factored
+from starling_train.rank_search import reduction
 from starling_train.selection import scan
 
 MODULE = "model.layers.1.mlp.down_proj"

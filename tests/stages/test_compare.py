@@ -51,7 +51,9 @@ def command(toy, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def no_run_starts(monkeypatch):
-    monkeypatch.setattr("starling_train.engine.children._start", lambda child: pytest.fail(f"{child.name} was started"))
+    monkeypatch.setattr(
+        "starling_train.comparison.children._start", lambda child: pytest.fail(f"{child.name} was started")
+    )
 
 
 def test_a_dry_run_lists_the_runs_and_what_they_train_and_writes_nothing(command, tmp_path, no_run_starts):

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from starling_train.core import rank_reduction, spectrum
 from starling_train.data import preferences
-from starling_train.evals import margin, perplexity
+from starling_train.evals import perplexity
 from starling_train.models import causal_lm
 from starling_train.models.budget import Budget
+from starling_train.rank_search import margin
 
 
 def replayed(base, run) -> dict[str, torch.Tensor]:

@@ -9,10 +9,11 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data import openchat
-from starling_train.engine.rank_search import Search
 from starling_train.files import disk, identity
 from starling_train.files.tensors import read_json
-from starling_train.models import causal_lm, factored, reduction
+from starling_train.models import causal_lm, factored
+from starling_train.rank_search import reduction
+from starling_train.rank_search.search import Search
 from starling_train.run import summary as run_summary
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime

@@ -12,8 +12,9 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.data import preferences, row_files
-from starling_train.evals import margin, perplexity
+from starling_train.evals import perplexity
 from starling_train.models.budget import Budget
+from starling_train.rank_search import margin
 
 PREFERENCE = {"preference_margin": "mean", "preference_share": "share"}  # measure -> field of Margin
 NAMES = ("perplexity", *PREFERENCE)

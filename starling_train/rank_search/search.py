@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from starling_train.config.fields import UserError
 from starling_train.core.rank_reduction import factored_size
 from starling_train.files.json_lines import JsonLines, NoLines
-from starling_train.models import reduction
+from starling_train.rank_search import reduction
 from starling_train.run.signals import StopRequest
 from starling_train.selection.records import Record
 

@@ -1,0 +1,113 @@
+"""TODO docstring."""
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starling_train.cli import configuration, quoted
+from starling_train.config.compare import CompareConfig
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.ppo import check as check_run
+
+if TYPE_CHECKING:
+    from starling_train.comparison.children import Child
+from starling_train.compare import OWN
+
+
+@dataclass
+class Run:
+    """One strategy with one seed: its settings, the process that makes it, and whether there is nothing to do."""
+
+    config: PpoConfig
+    child: "Child"
+    finished: bool
+
+
+def find_runs(config: CompareConfig, directory: Path) -> list[Run]:
+    """All that are asked for, seed by seed. Raises UserError, also for a directory that holds runs with other settings.
+
+    A run's arguments are this command's own, then the strategy's. They are read here as the run will read them, once
+    for each strategy: what is finished need not be started to say so.
+    """
+    from starling_train.comparison.children import Child
+    from starling_train.run.directory import RunDirectory
+
+    section, layers = config.compare, count_layers(config)
+    given = [argument for argument in sys.argv[1:] if not argument.lstrip("+~").startswith(OWN)]
+    made = {}
+    for strategy in section.only or section.strategies:
+        own = [re.sub("=LAYERS$", f"={layers}", override) for override in section.strategies[strategy]]
+        arguments = [*given, *own, f"name={quoted(f'{config.name}_{strategy}')}"]
+        made[strategy] = (arguments, read(strategy, own, arguments))
+    runs = []
+    for seed in range(section.first_seed, section.first_seed + section.seeds):
+        for strategy, (arguments, settings) in made.items():
+            place = directory / "runs" / strategy / f"seed_{seed}"
+            whole = ["starling_train.ppo", *arguments, f"seed={seed}", f"run_dir={quoted(str(place))}"]
+            child = Child(f"{strategy}/seed_{seed}", whole, directory / "logs" / f"{strategy}_seed_{seed}.log")
+            settings = replace(settings, seed=seed, run_dir=str(place))
+            runs.append(Run(settings, child, RunDirectory(settings).is_finished()))
+    return runs
+
+
+def read(strategy: str, own: list[str], arguments: list[str]) -> PpoConfig:
+    """The settings of a strategy's runs. Raises UserError; one about a key of the strategy's own says so."""
+    settings = configuration(arguments)
+    try:
+        check_run(settings)
+    except UserError as error:
+        keys = tuple(f"{override.lstrip('+~').partition('=')[0]}:" for override in own)
+        raise UserError(f"compare.strategies.{strategy}: {error}" if str(error).startswith(keys) else error) from error
+    return settings
+
+
+def count_layers(config: CompareConfig) -> int:
+    """As many of the last layers as freeze.top_percent is of all: a like number of parameters."""
+    from starling_train.planning import shapes
+
+    shape = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
+    return max(1, int(shape.layers * config.freeze.top_percent / 100))
+
+
+def look_over(missing: list[Run], is_dry: bool) -> None:
+    """What a run would find wrong before it trains, for one run of each strategy. Raises UserError."""
+    from starling_train.evals.held_out import HeldOut
+    from starling_train.models import causal_lm
+    from starling_train.run.runtime import Runtime
+    from starling_train.training import policy, preflight
+    from starling_train.training.ppo import inputs
+
+    first = {run.child.name.partition("/")[0]: run.config for run in reversed(missing)}
+    if not first:
+        return
+    config = missing[0].config
+    if is_dry:
+        inputs.describe(config)
+        return
+    runtime = Runtime(config.cluster.device, config.cluster.threads)
+    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
+    model_config = causal_lm.load_config(directory, "model.path")
+    for settings in first.values():
+        preflight.check_run(settings, directory, model_config, runtime, Path(settings.run_dir))
+    tokenizer = policy.load_tokenizer(config, directory)  # from here on, what is the same for all
+    policy.check_lengths(config, model_config, tokenizer)
+    HeldOut.from_config(config, inputs.load_data(config, tokenizer).held_out, tokenizer)
+
+
+def describe(runs: list[Run]) -> None:
+    """Print what each strategy trains, and the command line of each run that is not finished."""
+    from starling_train.models import causal_lm
+    from starling_train.training.ppo import inputs
+
+    model = runs[0].config.model
+    directory = causal_lm.resolve(model.path, "model.path", model.revision, weights=False)
+    for strategy, config in {run.child.name.partition("/")[0]: run.config for run in runs}.items():
+        table, _ = inputs.planned(config, directory, causal_lm.load_config(directory, "model.path"))
+        print(f"{strategy}: trains {table.parameters_trained:,} parameters")
+    for run in runs:
+        line = shlex.join(["python", "-m", *run.child.arguments])
+        print(f"{run.child.name}: {'finished' if run.finished else line}")
