@@ -47,7 +47,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
     from starling_train.models.budget import Budget
     from starling_train.rank_search import results
     from starling_train.rank_search import search as rank_search
-    from starling_train.report import rank_page
+    from starling_train.report import laser_page
     from starling_train.run.console import Console
     from starling_train.run.signals import Stopped, StopRequest
     from starling_train.selection import scans
@@ -110,7 +110,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
                 counts = {"judging": len(inputs.criterion.judging), "held_out": len(inputs.criterion.held_out)}
                 numbers = results.summarise(found, known, measured, counts, inputs.criterion.unit)
                 run.write("summary.json", results.to_json(config, numbers | weights, runtime))
-                rank_page.write(run.path)
+                laser_page.write(run.path)
                 found.clear()
             console.say(results.told(numbers | weights))
         except Stopped:

@@ -11,7 +11,7 @@ def main(config: SnrConfig) -> None:
     # torch takes seconds to import: only once the configuration is known to be right
     import torch
 
-    from starling_train.report import scan_files, scan_text
+    from starling_train.report import scan as report_scan
     from starling_train.selection import overlap, scan, scans
     from starling_train.selection import records as scan_records
 
@@ -25,20 +25,20 @@ def main(config: SnrConfig) -> None:
     run = scans.run_directory(config)
     directory = scans.model_directory(config)
     other = scans.read_other(config)
-    slug = scan_files.slug_of(config.model.path, directory)
+    slug = report_scan.slug_of(config.model.path, directory)
     if not config.dry_run and not config.freeze.scan:
-        scan_files.retire(run, slug)
+        report_scan.retire(run, slug)
 
     # 2. What there is, from headers alone: whatever can be told before the scan is not told after it.
     listing = scans.list_matrices(config, directory)
-    passed_over = scan_text.passed_over(scan.unscanned(directory), scan.left_out(directory))
+    passed_over = report_scan.passed_over(scan.unscanned(directory), scan.left_out(directory))
     planned = scans.plan(config, listing)
     other = scan_records.fill(other, listing)
     others = scans.select_other(config, other) if other else []
     if config.dry_run:
         print(f"would scan {directory} on {device}, dialect {config.freeze.dialect}")
         at_most = scans.depends_on_scores(config.freeze)
-        print(scan_text.plan(listing, config.freeze.method, len(planned), at_most=at_most) + passed_over)
+        print(report_scan.plan(listing, config.freeze.method, len(planned), at_most=at_most) + passed_over)
         return
 
     # 3. Scan, or read a scan, and select.
@@ -48,11 +48,11 @@ def main(config: SnrConfig) -> None:
     # 4. What was asked for besides; then everything is written at once.
     names = scans.names_of(selected, records)
     overlaps = overlap.compare(records, other, names, others) if other else []
-    spectra = {m: scan_files.draw_spectrum(directory, m, config.freeze.dialect, device) for m in config.spectra}
+    spectra = {m: report_scan.draw_spectrum(directory, m, config.freeze.dialect, device) for m in config.spectra}
     besides = scans.besides(config.freeze, directory, names)
-    outcome = scan_files.Outcome(records, selected, besides, config.compare, overlaps, spectra)
-    scan_files.write(outcome, run, slug)
-    print(scan_text.table(records, selected) + passed_over)
+    outcome = report_scan.Outcome(records, selected, besides, config.compare, overlaps, spectra)
+    report_scan.write(outcome, run, slug)
+    print(report_scan.table(records, selected) + passed_over)
     if overlaps:
         print(f"compared with {config.compare}:\n{overlap.render(overlaps)}")
     print(f"results: {run.resolve()}")

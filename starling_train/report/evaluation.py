@@ -3,7 +3,7 @@
 from typing import Any
 
 from starling_train.report.markup import details, escape, redact, table
-from starling_train.report.radar import radar_svg
+from starling_train.report.plots.radar import radar_svg
 from starling_train.report.read_run import Run, is_number
 
 Entry = dict[str, Any]

@@ -7,8 +7,10 @@ from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 
-from starling_train.report import evaluation, panels, plots, samples, sections
+from starling_train.report import evaluation, samples, sections
 from starling_train.report.markup import clean, escape
+from starling_train.report.plots import draw as plots
+from starling_train.report.plots import panels
 from starling_train.report.read_run import Run, is_number, read, selected_modules
 
 
@@ -88,7 +90,7 @@ def heatmap(run: Run) -> str:
         return '<p class="note">No SNR scan belongs to this run (no snr.json).</p>'
     import matplotlib
 
-    from starling_train.report.heatmap import draw
+    from starling_train.report.plots.heatmap import draw
 
     with matplotlib.rc_context({"svg.hashsalt": "snr", "svg.fonttype": "none"}):
         svg = plots.inline_svg(draw(scanned, selected_modules(run)), "snr", "Signal-to-noise ratio", themed=False)

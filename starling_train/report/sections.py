@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from starling_train.report.markup import count, details, duration, escape, number, plain, redact, table
-from starling_train.report.panels import is_skill, parent, percent_scale, suite_label, suites
+from starling_train.report.plots.panels import is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.read_run import (
     Run,
     first_last,

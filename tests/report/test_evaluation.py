@@ -7,7 +7,8 @@ import pytest
 from synthetic_run import HOSTILE, write_run
 from test_page import Page, rendered
 
-from starling_train.report import evaluation, radar
+from starling_train.report import evaluation
+from starling_train.report.plots import radar
 from starling_train.report.read_run import read
 
 CATEGORIES = ("writing", "roleplay", "math", "coding")

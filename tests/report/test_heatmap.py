@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from starling_train.report import heatmap, spectrum_plot
-from starling_train.report.scan_text import passed_over, plan, table
+from starling_train.report.plots import heatmap, spectrum
+from starling_train.report.scan import passed_over, plan, table
 
 TYPES = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -74,7 +74,7 @@ def test_png_without_pyplot(tmp_path):
 
 def test_spectrum_plot():
     score = SimpleNamespace(threshold=2.0, rank=2, snr=1.5, fragile=True)
-    axes = spectrum_plot.draw([4.0, 3.0, 1.0, 0.5, 0.0], score, "mlp").axes[0]
+    axes = spectrum.draw([4.0, 3.0, 1.0, 0.5, 0.0], score, "mlp").axes[0]
     signal, noise, threshold = axes.lines
     assert signal.get_ydata().tolist() == [4.0, 3.0] and noise.get_xdata().tolist() == [3, 4, 5]
     assert set(threshold.get_ydata()) == {2.0}

@@ -12,8 +12,9 @@ import pytest
 from synthetic_run import HOSTILE, TYPES, write_lines, write_run
 
 from starling_train.config.fields import UserError
-from starling_train.report import page, plots
+from starling_train.report import page
 from starling_train.report.markup import duration, plain, redact
+from starling_train.report.plots import draw
 from starling_train.report.read_run import read, selected_modules
 from starling_train.report.samples import pair
 from starling_train.report.sections import ranges
@@ -308,14 +309,14 @@ def test_small_formats():
 
 
 def test_reward_png_is_the_same_each_time(full_run, tmp_path):
-    first = plots.reward_png(full_run, tmp_path / "a.png").read_bytes()
+    first = draw.reward_png(full_run, tmp_path / "a.png").read_bytes()
     assert first.startswith(b"\x89PNG") and len(first) > 10_000
-    assert plots.reward_png(full_run, tmp_path / "b.png").read_bytes() == first
+    assert draw.reward_png(full_run, tmp_path / "b.png").read_bytes() == first
 
 
 def test_reward_png_without_numbers_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="holds nothing to plot"):
-        plots.reward_png(tmp_path, tmp_path / "a.png")
+        draw.reward_png(tmp_path, tmp_path / "a.png")
 
 
 # A frame with `srcdoc` shares its parent's origin, so the parent can measure the page, which runs no script.

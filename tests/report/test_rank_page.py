@@ -1,7 +1,7 @@
 import json
 import re
 
-from starling_train.report import rank_page
+from starling_train.report import laser_page
 
 TRY = {
     "step": 1, "module": "model.layers.0.mlp.up_proj", "raw_snr": 0.5, "rank_before": 8, "rank": 3,
@@ -14,7 +14,7 @@ def write(run, rows, **summary) -> str:
     (run / "config.yaml").write_text("name: mine\nmodel:\n  path: some/model\n")
     if summary:
         (run / "summary.json").write_text(json.dumps({"name": "mine", "measure": "perplexity"} | summary))
-    return rank_page.write(run).read_text()
+    return laser_page.write(run).read_text()
 
 
 def test_every_try_is_a_line_with_its_numbers(tmp_path):
@@ -26,7 +26,7 @@ def test_every_try_is_a_line_with_its_numbers(tmp_path):
     assert re.findall(r"<code>(layers.*?)</code>", page) == ["layers.0.mlp.up_proj", "layers.1.mlp.up_proj"]
     assert page.count(">kept</span>") == page.count(">restored</span>") == 1 and "not measured" in page
     assert page.count("<svg") == 1 and page.count('class="tile"') == 4
-    assert rank_page.write(tmp_path).read_text() == page
+    assert laser_page.write(tmp_path).read_text() == page
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):

@@ -2,15 +2,15 @@
 
 import pytest
 
-from starling_train.report import scan_files
+from starling_train.report import scan
 from starling_train.selection.records import Record, write_scan
 
 
 def test_the_name_of_the_model(tmp_path):
     (tmp_path / "my-model").mkdir()
-    assert scan_files.slug_of(str(tmp_path / "my-model"), tmp_path / "my-model") == "my-model"
+    assert scan.slug_of(str(tmp_path / "my-model"), tmp_path / "my-model") == "my-model"
     # the directory of a hub id's snapshot is called by its commit
-    assert scan_files.slug_of("openchat/openchat-3.5-0106", tmp_path / "0a1b") == "openchat-openchat-3.5-0106"
+    assert scan.slug_of("openchat/openchat-3.5-0106", tmp_path / "0a1b") == "openchat-openchat-3.5-0106"
 
 
 def test_an_earlier_scan_gives_way_to_its_journal(tmp_path):
@@ -20,7 +20,7 @@ def test_an_earlier_scan_gives_way_to_its_journal(tmp_path):
     theirs = ("spectrum_of_light.png", "snr_results_other.json", "notes.json")
     for name in (*ours, *theirs):
         (tmp_path / name).write_text("")
-    scan_files.retire(tmp_path, "m")
+    scan.retire(tmp_path, "m")
     assert {path.name for path in tmp_path.iterdir()} == {*theirs, "snr.partial.jsonl"}
     assert record.module in (tmp_path / "snr.partial.jsonl").read_text()
 
@@ -31,6 +31,6 @@ def test_a_matrix_of_zeros_is_drawn(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"model.layers.0.mlp.up_proj.weight": torch.zeros(4, 6)}, tmp_path / "model.safetensors")
-    figure = scan_files.draw_spectrum(tmp_path, "model.layers.0.mlp.up_proj", "spectrum", "cpu")
-    scan_files.heatmap.save(figure, tmp_path / "x.png")
+    figure = scan.draw_spectrum(tmp_path, "model.layers.0.mlp.up_proj", "spectrum", "cpu")
+    scan.heatmap.save(figure, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size

@@ -6,9 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from starling_train.report import plots, sections
+from starling_train.report import sections
 from starling_train.report.markup import MINUS, details, escape, number, redact, table
-from starling_train.report.panel import BLUE, GREEN, INK, RED
+from starling_train.report.plots import draw
+from starling_train.report.plots.panel import BLUE, GREEN, INK, RED
 from starling_train.report.read_run import Run, is_number, json_lines, read
 
 HEAD = ("", "matrix", "raw SNR", "rank before", "rank", "before", "after", "", "seconds")
@@ -89,7 +90,7 @@ def figure(rows: list[dict[str, Any]]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(plots.style("laser")):
+    with matplotlib.rc_context(draw.style("laser")):
         drawn = Figure(figsize=(8.0, 2.8), layout="constrained")
         axis = drawn.subplots()
         standing = [row["after"] if row.get("accepted") else row["before"] for row in points]
@@ -104,7 +105,7 @@ def figure(rows: list[dict[str, Any]]) -> str:
         axis.set_xlabel("try")
         axis.set_ylabel(str(points[0].get("measure", "measure")), color=INK)
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1, ncols=3)
-        svg = plots.inline_svg(drawn, "laser", "The measure over the tries", themed=True)
+        svg = draw.inline_svg(drawn, "laser", "The measure over the tries", themed=True)
     return (
         f'<figure class="card">{svg}<figcaption>Each mark is the measure with one more matrix at lower rank; it was '
         "kept where the measure was not worse than the line. What was held out says whether that holds for other "

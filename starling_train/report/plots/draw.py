@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starling_train.config.fields import UserError
-from starling_train.report import panels
 from starling_train.report.markup import escape
-from starling_train.report.panel import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, RED, Line, Panel, Row
+from starling_train.report.plots import panels
+from starling_train.report.plots.panel import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, RED, Line, Panel, Row
 from starling_train.report.read_run import Run, is_number, read, series, setting, steps_done
 
 if TYPE_CHECKING:
