@@ -15,7 +15,7 @@ nvidia-smi --query-gpu=name,memory.total --format=csv,noheader | tee "$out/card.
 rm -r "$out/7b"
 
 # captured decoding steps against generate; a failure is written down and the measurements go on
-"$python" -m pytest -q "$here/../tests/engine/test_slots.py" -k on_a_gpu 2>&1 | tail -20 | tee "$out/tests.txt" || true
+"$python" -m pytest -q "$here/../tests/rollout/test_slots.py" -k on_a_gpu 2>&1 | tail -20 | tee "$out/tests.txt" || true
 
 # decoding: slots with CUDA graphs, generate, continuous batching
 "$python" "$here/rollout.py" --model-shape 7b --device cuda --dtype bfloat16 --prompts 128 --slots 64 --limit 512 \

@@ -10,8 +10,6 @@ from starling_train.comparison.runs import describe, find_runs, look_over
 from starling_train.config.compare import CompareConfig, check
 from starling_train.config.fields import UserError
 
-OWN = ("compare.", "run_dir=", "name=", "dry_run=")  # of the command line, not for the runs
-
 
 @command(check, CompareConfig, "compare")
 def main(config: CompareConfig) -> None:

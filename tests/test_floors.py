@@ -1,99 +1,174 @@
-"""The layout holds: who may import whom, found by walking the imports."""
+"""The house holds: who may import whom, how large a room, a file and a function may be; found by reading the code."""
 
 import ast
+from collections import Counter, defaultdict
 from pathlib import Path
-
-import pytest
 
 import starling_train
 
 ROOT = Path(starling_train.__file__).parent
+COMMAND = 11
+# a room, or a room within a room, and its floor: it imports only from floors below its own, and from itself
 FLOORS = {
-    "config_values": -2, "config_model": -1, "config": 0, "config_rm": 1, "config_dpo": 1, "config_evaluate": 1,
-    "assets": 1, "core": 1,
-    "data": 2, "models": 2, "engine": 3, "evals": 4, "report": 4, "cli": 5,
+    "config": 0,
+    "files": 1, "core": 1,
+    "data": 2, "run": 2,
+    "models": 3,
+    "selection": 4,
+    "planning": 5, "rollout": 5,
+    "rewards": 6,
+    "training": 7, "training/ppo": 7.5, "training/dpo": 7.5, "training/reward_model": 7.5,
+    "evals": 8,
+    "rank_search": 9, "comparison": 9, "report": 9,
+    "cli": 10, "assets": 10,
 }  # fmt: skip
-COMMAND = 6
-# package: the only places that may import it (a file or a folder of starling_train)
+CLI_IMPORTS = {"config", "assets"}  # all that a typo or --help waits for
+# package: the only places that may import it
 ONLY_IN = {
     "hydra": ("cli.py",),
     "omegaconf": ("cli.py",),
-    "accelerate": ("engine",),
-    "deepspeed": ("engine",),
-    "wandb": ("files/json_lines.py",),
+    "deepspeed": ("training/zero.py",),
+    "wandb": ("run/tracker.py",),
     "peft": ("models/adapters.py",),
-    "matplotlib": ("report",),
+    "matplotlib": ("report/",),
+    "vllm": ("rollout/",),
 }
+PURE = {"torch", "math", "statistics", "dataclasses", "typing", "collections", "functools", "starling_train"}
+HEAVY = {"torch", "transformers", "datasets", "matplotlib", "pyarrow"}
+LARGEST_ROOM = 16
+LONGEST_STORY = 85  # `train` of ppo, dpo and rm
+LONGEST_FUNCTION = 60
 FILES = sorted(ROOT.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(module, is at the top of the file) of every import in a file, functions' own included."""
     tree = ast.parse(path.read_text())
     top = set(map(id, tree.body))
-    found = []
+    rows = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(alias.name, id(node) in top) for alias in node.names]
+            rows += [(alias.name, id(node) in top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.append((node.module, id(node) in top))
-            found += [(f"{node.module}.{alias.name}", id(node) in top) for alias in node.names]
-    return found
+            rows.append((node.module, id(node) in top))
+            rows += [(f"{node.module}.{alias.name}", id(node) in top) for alias in node.names]
+    return rows
 
 
-def part(module: str) -> str:
-    """`starling_train.rollout.generate` -> `engine`; the package itself -> ''."""
-    return [*module.split("."), ""][1]
+def room_of(module: str) -> str:
+    """`starling_train.training.ppo.update` -> `training/ppo`; a command, or the package itself -> its own name."""
+    parts = module.split(".")[1:]
+    for length in (2, 1):
+        if "/".join(parts[:length]) in FLOORS:
+            return "/".join(parts[:length])
+    return parts[0] if parts else ""
 
 
-def own_part(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def own_imports(path: Path) -> list[tuple[str, bool]]:
+    """The modules of this package that a file imports."""
+    return [(module, top) for module, top in imports(path) if module.startswith("starling_train.")]
+
+
+def module_of(path: Path) -> str:
+    return "starling_train." + name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def test_the_walk_sees_the_package():
     assert len(FILES) > 20
     assert ("starling_train.core.masked", True) in imports(ROOT / "core" / "ppo.py")
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_module_imports_only_from_floors_below_its_own(path):
-    mine = own_part(path)
-    floor = FLOORS.get(mine, COMMAND)
-    for module, _ in imports(path):
-        if module.split(".")[0] != "starling_train" or part(module) in ("", "__version__", mine):
-            continue
-        other = FLOORS.get(part(module), COMMAND)
-        assert other < COMMAND, f"{path} imports the command {module}"
-        assert other < floor, f"{path} (floor {floor}) imports {module} (floor {other})"
-
-
-@pytest.mark.parametrize("package", ONLY_IN)
-def test_packages_that_live_in_one_place_only(package):
-    users = {
-        str(path.relative_to(ROOT))
-        for path in FILES
-        if any(module.split(".")[0] == package for module, _ in imports(path))
+    assert room_of("starling_train.training.ppo.update") == "training/ppo"
+    assert {path.parent.name for path in FILES if name_of(path).count("/")} >= {
+        room for room in FLOORS if "/" not in room
+    } - {
+        "cli",
+        "assets",
     }
-    assert all(user.startswith(ONLY_IN[package]) for user in users), users
 
 
-def test_core_is_pure():
-    """No files, no configuration, no models below the data floor."""
-    allowed = {"torch", "math", "statistics", "dataclasses", "typing", "collections", "functools", "starling_train"}
+def test_a_module_imports_only_from_floors_below_its_own():
+    offenders = []
+    for path in FILES:
+        mine = room_of(module_of(path))
+        floor = FLOORS.get(mine, COMMAND)
+        for module, _ in own_imports(path):
+            other = room_of(module)
+            if other in ("", mine, "__version__"):
+                continue
+            if FLOORS.get(other, COMMAND) >= floor or (mine in ("cli", "assets") and other not in CLI_IMPORTS):
+                offenders.append(f"{name_of(path)} (floor {floor:g}) imports {module} ({FLOORS.get(other, COMMAND):g})")
+    assert not offenders, "\n".join(sorted(set(offenders)))
+
+
+def test_no_circle():
+    """Not even within a room: a module that is read first never needs one that needs it."""
+    modules = {module_of(path) for path in FILES}
+    graph = defaultdict(set)
+    for path in FILES:
+        for module, _ in own_imports(path):
+            known = module if module in modules else module.rpartition(".")[0]
+            if known in modules and known != module_of(path) and not module_of(path).startswith(f"{known}."):
+                graph[module_of(path)].add(known)
+    done, circles = set(), []
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        if module in trail:
+            circles.append(" -> ".join([*trail[trail.index(module) :], module]))
+        elif module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in sorted(modules):
+        visit(module, ())
+    assert not circles, "\n".join(circles)
+
+
+def test_packages_that_live_in_one_place_only():
+    offenders = [
+        f"{name_of(path)} imports {package}"
+        for path in FILES
+        for package in {module.split(".")[0] for module, _ in imports(path)} & ONLY_IN.keys()
+        if not name_of(path).startswith(ONLY_IN[package])
+    ]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_core_is_pure_and_config_needs_nothing():
+    """No files, no models in core; the standard library alone in config, so that a wrong key is reported at once."""
     for path in (ROOT / "core").rglob("*.py"):
-        assert {module.split(".")[0] for module, _ in imports(path)} <= allowed, path
+        assert {module.split(".")[0] for module, _ in imports(path)} <= PURE, path
+    for path in (ROOT / "config").rglob("*.py"):
+        assert not {module.split(".")[0] for module, _ in imports(path)} & HEAVY, path
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("*.py")))
-def test_help_and_typos_need_nothing_heavy(name):
-    heavy = {"torch", "transformers", "datasets", "matplotlib", "pyarrow"}
-    at_top = {module.split(".")[0] for module, top in imports(ROOT / name) if top}
-    assert not at_top & heavy
-    below = {part(m) for m, top in imports(ROOT / name) if top and m.startswith("starling_train.")}
-    assert all(name in ("assets", "cli") or name.split("_")[0] == "config" for name in below)
+def test_help_and_typos_need_nothing_heavy():
+    for path in ROOT.glob("*.py"):
+        at_top = [module for module, top in imports(path) if top]
+        assert not {module.split(".")[0] for module in at_top} & HEAVY, path
+        rooms = {room_of(module) for module in at_top if module.startswith("starling_train.")}
+        assert rooms <= {"config", "cli", "assets", "__version__"}, f"{path}: {rooms}"
 
 
-def test_files_stay_small():
-    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 300}
-    assert not long
+def test_the_optimizer_is_asked_and_not_looked_at():
+    """Which optimizer it is, only `training/` may know."""
+    for path in FILES:
+        if not name_of(path).startswith("training/"):
+            assert "ZeroOptimizer" not in path.read_text(), path
+
+
+def test_rooms_files_and_functions_stay_small():
+    rooms = Counter(path.parent for path in FILES if path.name != "__init__.py" and path.parent != ROOT)
+    offenders = [f"{room.relative_to(ROOT)}/: {count} files" for room, count in rooms.items() if count > LARGEST_ROOM]
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                is_story = path.parent == ROOT and node.name == "train"
+                if lines > (LONGEST_STORY if is_story else LONGEST_FUNCTION):
+                    offenders.append(f"{name_of(path)}: {node.name} has {lines} lines")
+    assert not offenders, "\n".join(offenders)

@@ -15,7 +15,7 @@ from starling_train.config.ppo import check as check_run
 
 if TYPE_CHECKING:
     from starling_train.comparison.children import Child
-from starling_train.compare import OWN
+from starling_train.config.compare import OWN
 
 
 @dataclass

@@ -85,3 +85,6 @@ def check_metrics(config: CompareConfig) -> None:
                     f"compare.{key}: {metric} is not evaluated; add to evaluation.suites or evaluation.functions, or "
                     f"use some of: {', '.join(known)}"
                 )
+
+
+OWN = ("compare.", "run_dir=", "name=", "dry_run=")  # of the command line, not for the runs
