@@ -17,7 +17,7 @@ from reward_server import Scripted
 from transformers import AutoModelForCausalLM
 
 from starling_train import evaluate
-from starling_train.evals import subjects, suites
+from starling_train.evals import subjects
 from starling_train.evals.lm_eval import sampling
 from starling_train.models.causal_lm import load_tokenizer
 
@@ -162,7 +162,7 @@ def test_function_calling_asks_only_what_it_has_no_answer_to(run, tmp_path, gene
 
 
 def test_preference_scores_only_what_has_no_score(run, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(suites, "ANSWERS_AT_A_TIME", 16)
+    monkeypatch.setattr(subjects, "ANSWERS_AT_A_TIME", 16)
     asked = ["suites=[preference]", f"preference.path={toy / 'nectar'}", "preference.rows=10"]
     run(*asked)
     (entry,), out = entries(tmp_path / "out"), tmp_path / "out"
