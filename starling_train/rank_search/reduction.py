@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from starling_train.core.rank_reduction import saving, truncate
 from starling_train.files import tensors as checkpoint_files
-from starling_train.files.whole import flush
+from starling_train.files.whole import write_whole
 from starling_train.models import causal_lm
 from starling_train.selection import scan
 from starling_train.selection.listing import jobs
@@ -59,18 +59,10 @@ def exchange(parameter: nn.Parameter, matrix: Tensor) -> Tensor:
 
 
 def write(reduced: Reduced, path: Path) -> None:
-    """A file that is complete or absent."""
+    """Write a file of the matrix, and of its factors where there are some."""
     tensors = {"matrix": reduced.matrix, "left": reduced.left, "right": reduced.right}
-    partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(exist_ok=True)
-    try:
-        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, partial)
-        flush(partial)
-    except (OSError, SafetensorError):  # a full disk
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
-    flush(path.parent)
+    write_whole(path, lambda partial: save_file({k: v for k, v in tensors.items() if v is not None}, partial))
 
 
 def read(path: Path, content: str) -> dict[str, Tensor] | None:

@@ -4,7 +4,6 @@ After laserRMT (see `core/rank_reduction.py`). Every try is a line of `tries.jso
 it was accepted, after its matrix: the search goes on after any kill, and no try is made twice.
 """
 
-import json
 import math
 import shutil
 import time
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.core.rank_reduction import factored_size
+from starling_train.files import json_lines
 from starling_train.files.json_lines import JsonLines, NoLines
 from starling_train.rank_search import reduction
 from starling_train.run.signals import StopRequest
@@ -55,9 +55,8 @@ class Search:
     def rows(self) -> list[Row]:
         """The tries so far. Raises UserError if they are not of these candidates."""
         path = self.run / LOG
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines]
-        if [row.get("module") for row in rows] != [record.module for record in self.candidates[: len(rows)]]:
+        rows = json_lines.read(path)
+        if [row and row.get("module") for row in rows] != [record.module for record in self.candidates[: len(rows)]]:
             raise UserError(f"run_dir: {path} has tries of other matrices; put the file back, or give another run_dir")
         return rows
 

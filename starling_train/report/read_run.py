@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from starling_train.config.fields import UserError
+from starling_train.files.json_lines import parse, whole_lines
 
 
 @dataclass(frozen=True)
@@ -136,16 +137,8 @@ def json_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         missing.append(f"{path.name} is not there")
         return []
-    rows = [_json_object(line) for line in _text(path).split("\n") if line.strip()]
+    rows = [parse(line) for line in whole_lines(path, with_cut=True) if line.strip()]
     broken = rows.count(None)
     if broken:
         missing.append(f"{path.name}: {broken} of {len(rows)} lines are not JSON objects and were left out")
     return [row for row in rows if row is not None]
-
-
-def _json_object(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

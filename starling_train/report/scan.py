@@ -15,7 +15,7 @@ from starling_train.selection import scan, unfrozen_yaml
 from starling_train.selection.module_types import layer_of
 from starling_train.selection.overlap import Overlap
 from starling_train.selection.records import Record
-from starling_train.selection.scan_journal import JOURNAL, Journal
+from starling_train.selection.scan_journal import JOURNAL, ScanJournal
 from starling_train.selection.select import EVERYTHING
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def retire(run: Path, slug: str) -> None:
     directory looks like its result, and nothing has to be computed again.
     """
     if (run / "snr.json").is_file():
-        Journal.of(run)
+        ScanJournal.of(run)
     remove(run, slug)
 
 

@@ -15,7 +15,7 @@ from starling_train.core import spectrum
 from starling_train.files import tensors as files
 from starling_train.selection.listing import Job, check_weights, jobs, left_out, list_matrices, other_weights, unscanned
 from starling_train.selection.records import Record, match, read_scan, write_scan
-from starling_train.selection.scan_journal import Journal, content_hash
+from starling_train.selection.scan_journal import ScanJournal, content_hash
 
 __all__ = [
     "Record",
@@ -88,7 +88,7 @@ def scan(
     dialect: str = "spectrum",
     device: str = "cpu",
     on_progress: Progress | None = None,
-    journal: Journal | None = None,
+    journal: ScanJournal | None = None,
 ) -> dict[str, Record]:
     """SNR of every matrix of the model directory `path`, keyed by module name, in the order of the
     forward pass.
@@ -108,7 +108,7 @@ def scan(
     return {job.record.module: done[job.record.module] for job in todo}
 
 
-def _results(todo: list[Job], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
+def _results(todo: list[Job], dialect: str, device: torch.device, journal: ScanJournal | None) -> Iterator[Record]:
     """Finished records, on a GPU in batches of one short side."""
     batches: dict[int, list[_Loaded]] = {}
     for loaded in read_ahead(todo, lambda job: _load(job, device), READ_AHEAD.get(device.type, 1)):
@@ -149,7 +149,7 @@ def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> It
             del ready
 
 
-def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
+def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: ScanJournal | None) -> Iterator[Record]:
     grams = [_gram(loaded.matrix, loaded.entry) for loaded in batch]
     for loaded, values in zip(batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True):
         n, m = loaded.matrix.shape

@@ -21,7 +21,7 @@ from starling_train.selection import records as scan_records
 from starling_train.selection import scan as snr_scan
 from starling_train.selection import select as selection
 from starling_train.selection.records import Record
-from starling_train.selection.scan_journal import JOURNAL, Journal
+from starling_train.selection.scan_journal import JOURNAL, ScanJournal
 
 SCORED = ("snr", "lowest")  # methods that cannot select without a score
 
@@ -133,7 +133,7 @@ def read_scan(freeze: FreezeConfig, directory: Path) -> dict[str, Record]:
 
 def scan(config: SnrConfig, directory: Path, run: Path) -> dict[str, Record]:
     """Scan the model, with a progress bar, or a plain line per matrix where there is no terminal."""
-    journal = Journal.of(run)
+    journal = ScanJournal.of(run)
     console = Console()
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("scanning", total=None)
@@ -166,7 +166,7 @@ def scan_or_list(config: FreezeConfig, directory: Path, device: str, run: Path |
     if config.scan:
         return read_scan(config, directory)
     # a new run's directory is not made before all of its inputs are known to be right
-    journal = Journal.of(run) if run and run.is_dir() else None
+    journal = ScanJournal.of(run) if run and run.is_dir() else None
     return snr_scan.scan(directory, dialect=config.dialect, device=device, journal=journal)
 
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""`unfrozen.yaml`: what trains, as axolotl's patterns of parameter names; written and read."""
 
 import re
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from starling_train.config.fields import UserError
+from starling_train.files import whole
 from starling_train.selection.records import Record, parameters_of
 from starling_train.selection.select import EVERYTHING
 
@@ -33,9 +34,7 @@ def write_unfrozen_yaml(
     lines = ["unfrozen_parameters:"]
     for comment, patterns in names.items():
         lines += [f"# {comment}", *(f"- '{pattern}'" for pattern in dict.fromkeys(patterns))]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("\n".join(lines) + "\n")
-    partial.replace(path)
+    whole.write_text(path, "\n".join(lines) + "\n")
 
 
 def pattern_of(parameter: str) -> str:
