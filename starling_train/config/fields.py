@@ -3,6 +3,7 @@
 Only the standard library is used, so that a wrong key is told before anything heavy is imported.
 """
 
+import os
 import re
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
@@ -125,3 +126,9 @@ def check_url(url: str, protocol: str) -> None:
         raise UserError(
             "reward.url: has something behind ? or #; give http://HOST:PORT, and a token in reward.token_env"
         )
+
+
+def check_one_process(command: str) -> None:
+    """Raise UserError if a launcher (torchrun, accelerate) has started several processes of a command that is one."""
+    if (processes := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
+        raise UserError(f"WORLD_SIZE: {processes} processes, but {command} runs in one; start it without a launcher")
