@@ -106,6 +106,12 @@ def selected_modules(run: Run) -> set[str]:
     return {name for name in run.snr if pattern.fullmatch(name + ".weight") or pattern.fullmatch(name)}
 
 
+def layer_in(module: str) -> int | None:
+    """The layer number in a module's name, whatever the model's other names are."""
+    match = re.search(r"\.(\d+)\.", module)
+    return int(match[1]) if match else None
+
+
 def steps_done(run: Run) -> int:
     """The last step that the run reports, 0 before the first."""
     last = run.metrics[-1]["step"] if run.metrics else 0

@@ -1,4 +1,4 @@
-"""What the plots of a report show: PPO's panels, and which panels a run has."""
+"""What the plots of a report show: the panels of each command, and which of them a run has."""
 
 import itertools
 
@@ -7,6 +7,11 @@ from starling_train.report.plots.panel import BLUE, GREEN, INK, ORANGE, PURPLE, 
 from starling_train.report.read_run import Run, series
 
 SKILL_WORDS = ("function_calling", "accuracy", "rate")
+
+
+def _both(training: str, held_out: str, scale: float = 1.0) -> tuple[Line, Line]:
+    """The same number on training and on held-out data."""
+    return Line(training, "training", BLUE, scale=scale), Line(held_out, "held-out", RED, points=True, scale=scale)
 
 
 REWARD = Panel(
@@ -28,6 +33,49 @@ REWARD = Panel(
     ),
 )
 
+RANKING = Panel(
+    "ranking",
+    "Ranking of answers",
+    "K-wise loss (1.42 before training, with seven answers) and share of answer pairs in the right order, over all "
+    "pairs and by how many places lie between the two. Good: held-out follows training; distant pairs come out best. "
+    "Bad: training improves alone, so that rows are memorised.",
+    (
+        Row("loss", _both("rm/loss", "eval/kwise_loss")),
+        Row("pairs right, %", _both("rm/accuracy", "eval/preference_accuracy", 100.0)),
+        Row(
+            "by distance, %",
+            tuple(
+                Line(f"eval/preference_accuracy_distance_{d}", f"{d} apart", colour, points=True, scale=100.0)
+                for d, colour in enumerate((BLUE, ORANGE, GREEN, RED, PURPLE, INK), start=1)
+            ),
+        ),
+    ),
+)
+
+PREFERENCE = Panel(
+    "preference",
+    "Pairs of answers",
+    "The reward that the policy implies of an answer is beta times the log of its probability over the one before "
+    "training. Right: the better answer has the larger one. Good: held-out follows training, and the margin grows "
+    "because worse answers become unlikely while better ones keep their probability. Bad: training improves alone "
+    "(pairs are memorised), or the better answers' reward falls far below 0 too: the policy then moves to answers that "
+    "nobody ranked.",
+    (
+        Row("loss", _both("dpo/loss", "eval/loss")),
+        Row("pairs right, %", _both("dpo/accuracy", "eval/preference_accuracy", 100.0)),
+        Row("margin", _both("dpo/margin", "eval/reward_margin")),
+        Row(
+            "reward",
+            (
+                Line("dpo/chosen_reward", "better, training", GREEN),
+                Line("dpo/rejected_reward", "worse, training", ORANGE),
+                Line("eval/chosen_reward", "better, held-out", GREEN, points=True),
+                Line("eval/rejected_reward", "worse, held-out", ORANGE, points=True),
+            ),
+        ),
+    ),
+)
+
 PANELS = (
     REWARD,
     Panel(
@@ -39,10 +87,7 @@ PANELS = (
         (
             Row(
                 "KL (nats)",
-                (
-                    Line("kl/reference", "training", BLUE),
-                    Line("eval/kl_reference", "held-out", RED, points=True),
-                ),
+                _both("kl/reference", "eval/kl_reference"),
                 target="algorithm.kl.target",
                 target_label="target",
             ),
@@ -66,10 +111,7 @@ PANELS = (
             ),
             Row(
                 "ended by itself, %",
-                (
-                    Line("response/eos_fraction", "training", BLUE, scale=100.0),
-                    Line("eval/eos_fraction", "held-out", RED, points=True, scale=100.0),
-                ),
+                _both("response/eos_fraction", "eval/eos_fraction", 100.0),
                 floor=0.0,
                 ceiling=103.0,
             ),
@@ -213,60 +255,3 @@ def _curves(run: Run, keys: list[str], skill: str = "eval") -> tuple[Line, ...]:
         Line(key, label, colour, points=True, scale=percent_scale(run, key))
         for key, label, colour in zip(keys, labels, colours, strict=False)
     )
-
-
-RANKING = Panel(
-    "ranking",
-    "Ranking of answers",
-    "K-wise loss (1.42 before training, with seven answers) and share of answer pairs in the right order, over all "
-    "pairs and by how many places lie between the two. Good: held-out follows training; distant pairs come out best. "
-    "Bad: training improves alone, so that rows are memorised.",
-    (
-        Row("loss", (Line("rm/loss", "training", BLUE), Line("eval/kwise_loss", "held-out", RED, points=True))),
-        Row(
-            "pairs right, %",
-            (
-                Line("rm/accuracy", "training", BLUE, scale=100.0),
-                Line("eval/preference_accuracy", "held-out", RED, points=True, scale=100.0),
-            ),
-        ),
-        Row(
-            "by distance, %",
-            tuple(
-                Line(f"eval/preference_accuracy_distance_{d}", f"{d} apart", colour, points=True, scale=100.0)
-                for d, colour in enumerate((BLUE, ORANGE, GREEN, RED, PURPLE, INK), start=1)
-            ),
-        ),
-    ),
-)
-
-
-PREFERENCE = Panel(
-    "preference",
-    "Pairs of answers",
-    "The reward that the policy implies of an answer is beta times the log of its probability over the one before "
-    "training. Right: the better answer has the larger one. Good: held-out follows training, and the margin grows "
-    "because worse answers become unlikely while better ones keep their probability. Bad: training improves alone "
-    "(pairs are memorised), or the better answers' reward falls far below 0 too: the policy then moves to answers that "
-    "nobody ranked.",
-    (
-        Row("loss", (Line("dpo/loss", "training", BLUE), Line("eval/loss", "held-out", RED, points=True))),
-        Row(
-            "pairs right, %",
-            (
-                Line("dpo/accuracy", "training", BLUE, scale=100.0),
-                Line("eval/preference_accuracy", "held-out", RED, points=True, scale=100.0),
-            ),
-        ),
-        Row("margin", (Line("dpo/margin", "training", BLUE), Line("eval/reward_margin", "held-out", RED, points=True))),
-        Row(
-            "reward",
-            (
-                Line("dpo/chosen_reward", "better, training", GREEN),
-                Line("dpo/rejected_reward", "worse, training", ORANGE),
-                Line("eval/chosen_reward", "better, held-out", GREEN, points=True),
-                Line("eval/rejected_reward", "worse, held-out", ORANGE, points=True),
-            ),
-        ),
-    ),
-)
