@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""From scores and KL to rewards of tokens, and from rewards and values to advantages."""
 
 import torch
 from torch import Tensor

@@ -38,11 +38,11 @@ def files(path: Path) -> dict[str, Any]:
     known = _read(path).get("files")
     if not isinstance(known, dict):
         return {}
-    return {place: of for place, of in known.items() if isinstance(of, dict) and all(map(_is_dict, of.values()))}
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
+    return {
+        directory: hashes
+        for directory, hashes in known.items()
+        if isinstance(hashes, dict) and all(isinstance(value, dict) for value in hashes.values())
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:

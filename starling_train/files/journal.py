@@ -12,6 +12,7 @@ from pathlib import Path
 from starling_train.config.fields import UserError
 from starling_train.files.json_lines import Appender, Row, parse, to_line, whole_lines
 from starling_train.files.lock import Lock
+from starling_train.files.whole import flush
 
 SYNC_EVERY_S = 1.0
 
@@ -50,7 +51,7 @@ class Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.sync()
+        flush(self.path)
         self._lock.release()
 
     def __contains__(self, key: str) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.files.whole import flush
 
 Row = dict[str, Any]
 
@@ -79,10 +78,6 @@ class Appender:
         finally:
             os.close(descriptor)
         self.size += len(text)
-
-    def sync(self) -> None:
-        """Flush to disk what is with the system only."""
-        flush(self.path)
 
 
 class JsonLines:

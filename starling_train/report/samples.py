@@ -48,14 +48,14 @@ def _by_prompt(samples: list[Sample], step: int | None) -> dict[str, list[Sample
 def _headline(pairs: list[tuple[Sample | None, Sample | None]], first: int, last: int | None) -> str:
     if last is None:
         return note(f"Samples exist for step {first} only; there is no “after” yet.")
-    scored = [(a["score"], b["score"]) for a, b in pairs if a and b and _has(a, "score") and _has(b, "score")]
+    scored = [
+        (a["score"], b["score"])
+        for a, b in pairs
+        if a and b and is_number(a.get("score")) and is_number(b.get("score"))
+    ]
     better = sum(after > before for before, after in scored)
     rose = f" The score rose on <strong>{better} of {len(scored)}</strong> of them." if scored else ""
     return f"<p>The same held-out prompts at step {first} and at step {last}.{rose}</p>"
-
-
-def _has(sample: Sample, key: str) -> bool:
-    return is_number(sample.get(key))
 
 
 def _card(before: Sample | None, after: Sample | None, first: int, last: int | None) -> str:
@@ -83,10 +83,10 @@ def _facts(sample: Sample, reference: Sample | None) -> str:
     """Score (with its change), gold, KL, and whether the answer ended by itself."""
     facts = []
     for key, label, unit in (("score", "score", ""), ("gold", "gold", ""), ("kl", "KL", "nats")):
-        if not _has(sample, key):
+        if not is_number(sample.get(key)):
             continue
         fact = f"{label} {number(sample[key], unit)}"
-        if reference and key != "kl" and _has(reference, key):
+        if reference and key != "kl" and is_number(reference.get(key)):
             gain = sample[key] - reference[key]
             mark = "up" if gain > 0 else "down" if gain < 0 else "same"
             fact += f' <span class="{mark}">({number(gain, signed=True)})</span>'

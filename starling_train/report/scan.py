@@ -1,4 +1,4 @@
-"""The files of a scan's directory: made complete or not at all, and none of them outlives the scan it is of."""
+"""What `snr` leaves and says: the files of a scan's directory, none of which outlives its scan, and its tables."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

@@ -33,11 +33,8 @@ def chats(requests: list[language.Request], seed: str) -> list[Conversation]:
 
 def calls(cases: list[function_calling.Case]) -> list[Conversation]:
     """Function-calling cases with their right answers."""
-    return [[*function_calling.conversation(case), _assistant(skills.right_answer(case))] for case in cases]
-
-
-def _assistant(content: str) -> dict:
-    return {"role": "assistant", "content": content}
+    answers = [{"role": "assistant", "content": skills.right_answer(case)} for case in cases]
+    return [[*function_calling.conversation(case), answer] for case, answer in zip(cases, answers, strict=True)]
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> MistralForCausalLM:

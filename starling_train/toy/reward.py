@@ -11,6 +11,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from starling_train.core.padding import padded
 from starling_train.core.preference import count_pairs, kwise_loss
 from starling_train.data.nectar import Answer, Row
+from starling_train.data.ranked import conversations
 from starling_train.models.reward import RewardNet, encode_conversation
 from starling_train.models.reward.model import load_reward_model
 from starling_train.toy import gold, language
@@ -67,7 +68,7 @@ def fit(net: RewardNet, tokenizer: PreTrainedTokenizerFast, ranked: Sequence[Row
     Language modelling goes on beside it, in place of the pre-training of a real reward model: which words belong
     together is learned from the text itself, what is wanted from the rankings.
     """
-    encoded = [[_encode(row, answer, tokenizer) for answer in row.answers] for row in ranked]
+    encoded = [[encode_conversation("starling_7b", c, tokenizer) for c in conversations(row)] for row in ranked]
     rng = random.Random(f"batches {seed}")
     ranking: list[float] = []
 
@@ -92,17 +93,11 @@ def _scores_and_language_loss(net: RewardNet, sequences: list[list[int]]) -> tup
     return scores, nn.functional.cross_entropy(logits, ids[:, 1:][is_next])
 
 
-def _encode(row: Row, answer: Answer, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    conversation = [*row.messages, {"role": "assistant", "content": answer.text}]
-    return encode_conversation("starling_7b", conversation, tokenizer)
-
-
 def measure(directory: Path, held_out: Sequence[Row]) -> dict[str, float]:
     """Held-out pair accuracy, and correlation with the gold score, of the reward model as PPO would load it."""
     model = load_reward_model("starling_7b", directory, dtype="float32")
-    conversations = [[*row.messages, {"role": "assistant", "content": a.text}] for row in held_out for a in row.answers]
-    scores = torch.tensor(model.score(conversations))
-    true = torch.tensor(gold.scores(conversations))
+    talks = [talk for row in held_out for talk in conversations(row)]
+    scores, true = torch.tensor(model.score(talks)), torch.tensor(gold.scores(talks))
     return {
         "pair_accuracy": count_pairs(scores.view(-1, ANSWERS).tolist(), [range(ANSWERS)] * len(held_out)).accuracy,
         "correlation_with_gold": float(torch.corrcoef(torch.stack([scores, true]))[0, 1]),

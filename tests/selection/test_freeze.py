@@ -5,12 +5,13 @@ import re
 import pytest
 import torch
 import yaml
+from axolotl import unfrozen
 
 from starling_train.config.fields import UserError
 from starling_train.selection.freeze import apply
 from starling_train.selection.records import Record
 from starling_train.selection.select import select
-from starling_train.selection.unfrozen_yaml import read_unfrozen_yaml, write_unfrozen_yaml
+from starling_train.selection.unfrozen_yaml import write_unfrozen_yaml
 
 DOWN, Q = "model.layers.1.mlp.down_proj", "model.layers.2.self_attn.q_proj"
 
@@ -151,7 +152,7 @@ def test_yaml_there_and_back(tmp_path, tiny_mistral):
         r"- '^model[.]layers[.]1[.]mlp[.]down_proj[.]weight$'",
         r"- '^model[.]layers[.]11[.]mlp[.]down_proj[.]weight$'",
     ]
-    assert set(read_unfrozen_yaml(path, names)) == set(selected)
+    assert set(unfrozen(path, names)) == set(selected)
     # escaped and anchored: no pattern takes along a name that only looks like it
     patterns = [line[3:-1] for line in path.read_text().splitlines() if line.startswith("- ")]
     near = [
@@ -168,42 +169,13 @@ def test_yaml_names_what_trains_besides(tmp_path, tiny_mistral):
     table = apply(model, [DOWN], head=True, norms=True)
     write_unfrozen_yaml([DOWN], records_of(model), path, table.names)
     names = [n for n, _ in model.named_parameters()]
-    assert {n for n in names if n.removesuffix(".weight") in read_unfrozen_yaml(path, names)} == set(table.names)
+    assert {n for n in names if n.removesuffix(".weight") in unfrozen(path, names)} == set(table.names)
 
 
 def test_yaml_of_everything(tmp_path, tiny_mistral):
     model, path = tiny_mistral(), tmp_path / "unfrozen.yaml"
     write_unfrozen_yaml(["*"], records_of(model), path, [n for n, _ in model.named_parameters()])
-    assert len(read_unfrozen_yaml(path, [n for n, _ in model.named_parameters()])) == 30
-
-
-def test_yaml_of_other_tools(tmp_path):
-    path = tmp_path / "unfrozen.yaml"
-    path.write_text(
-        "unfrozen_parameters:\n- ^lm_head.weight$\n# mlp.down_proj layers\n- model.layers.1.mlp.down_proj\n"
-    )
-    names = ["model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight", "lm_head.weight"]
-    assert read_unfrozen_yaml(path, names) == ["model.layers.1.mlp.down_proj", "lm_head"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            "unfrozen_parameters:\n- ^model.layers.9.mlp.down_proj$\n",
-            r"pattern \^model.*matches no parameter",
-        ),
-        ("unfrozen_parameters:\n- '^(model'\n", r"u\.yaml: \^\(model is no regular expression"),
-        ("unfrozen_parameters:\n", "no list"),
-        ("other: 1\n", "no list"),
-        ("- a\n", "no list"),
-        ("a: [\n", "not YAML"),
-    ],
-)
-def test_wrong_yaml(tmp_path, content, message):
-    (tmp_path / "u.yaml").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_unfrozen_yaml(tmp_path / "u.yaml", ["lm_head.weight"])
+    assert len(unfrozen(path, [n for n, _ in model.named_parameters()])) == 30
 
 
 @pytest.mark.parametrize(
@@ -230,7 +202,7 @@ def test_yaml_names_the_parameters_of_the_model(tmp_path):
     parts = [Record(f"model.layers.0.block_sparse_moe.experts.{e}.{w}", w, holder=stack) for e in (0, 1) for w in "ab"]
     records = {record.module: record for record in parts}
     write_unfrozen_yaml(list(records), records, tmp_path / "u.yaml")
-    assert read_unfrozen_yaml(tmp_path / "u.yaml", [stack, f"{stack}x"]) == [stack]
+    assert unfrozen(tmp_path / "u.yaml", [stack, f"{stack}x"]) == [stack]
     assert "# mlp.experts.gate_up_proj layers" in (tmp_path / "u.yaml").read_text()
     with pytest.raises(UserError, match=r"gate_up_proj is one tensor, and .*experts\.1\.b in it is not selected"):
         write_unfrozen_yaml(list(records)[:3], records, tmp_path / "u.yaml")
