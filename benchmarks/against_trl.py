@@ -55,7 +55,7 @@ from starling_train.models.actors import Actors
 from starling_train.models.reward.model import RewardModel
 from starling_train.rollout.generate import generate
 from starling_train.training.optimizer import Optimizer
-from starling_train.training.ppo.experience import layer_to_keep, score_tokens
+from starling_train.training.ppo.experience import layer_to_keep, make_experience
 from starling_train.training.ppo.update import update
 
 Result = dict[str, Any]
@@ -90,7 +90,7 @@ def ours(arguments: argparse.Namespace) -> Result:
         rollout = generate(actors.policy, tokenizer, batch, config.rollout, keep_layer=keep_layer)
         steps.clock.lap("rollout")
         scores = reward.score_ids([p + r for p, r in zip(rollout.prompts, rollout.responses, strict=True)])
-        experience = score_tokens(actors, rollout, torch.tensor(scores), config.algorithm, KL)
+        experience = make_experience(actors, rollout, torch.tensor(scores), config.algorithm, KL)
         steps.clock.lap("scoring")
         optimizer.set_step(step, arguments.steps + 1)
         update(actors, optimizer, experience, config.algorithm, order)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from starling_train.models.lone_policy import LonePolicy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from starling_train import dpo
-from starling_train.models.lone_policy import LonePolicy
 from starling_train.training.dpo import reference
 from starling_train.training.dpo import update as dpo_update
 

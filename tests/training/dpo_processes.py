@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from starling_train.models.lone_policy import LonePolicy
 from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.models.budget import Budget
-from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
 from starling_train.training.dpo import inputs, update
 from starling_train.training.dpo.update import EncodedRow

@@ -16,7 +16,7 @@ from starling_train.models import adapters
 from starling_train.models.actors import Actors
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
-from starling_train.training.ppo.experience import score_tokens
+from starling_train.training.ppo.experience import make_experience
 from starling_train.training.ppo.update import update
 from starling_train.training.zero import make_optimizer
 
@@ -56,7 +56,7 @@ def main() -> None:
                 everyones_scores[1::2] = torch.nan
             scores = torch.tensor(runtime.share(everyones_scores.tolist()))
             with optimizer.gathered():
-                experience = score_tokens(actors, mine, scores, algorithm, 0.1, runtime=runtime)
+                experience = make_experience(actors, mine, scores, algorithm, 0.1, runtime=runtime)
             train_policy = step > 1
             optimizer.set_step(step, 100, train_policy)
             order = runtime.generator("update", step)

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from starling_train.models.lone_policy import LonePolicy
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import OptimConfig
 from starling_train.models.budget import Budget
-from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
 from starling_train.training.accumulate import accumulate
 from starling_train.training.dpo import update

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from starling_train.config.sections import OptimConfig
-from starling_train.training.optimizer import Optimizer, schedule
+from starling_train.training.adam import schedule
+from starling_train.training.optimizer import Optimizer
 
 
 def test_schedules_by_hand():

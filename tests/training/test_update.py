@@ -16,7 +16,7 @@ from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 from starling_train.training.optimizer import Optimizer
 from starling_train.training.ppo import experience as experience_module
-from starling_train.training.ppo.experience import pay, score_tokens
+from starling_train.training.ppo.experience import make_experience, sequence_rewards
 from starling_train.training.ppo.metrics import step_metrics
 from starling_train.training.ppo.update import accumulate, update
 
@@ -52,7 +52,7 @@ def gradients(model: Actors) -> dict[str, torch.Tensor]:
 
 def test_scoring_equals_the_plain_way(tiny_mistral):
     model, config = actors(tiny_mistral), settings()
-    found = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.3)
+    found = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.3)
     for i, (prompt, response) in enumerate(zip(rollout().prompts, rollout().responses, strict=True)):
         ids, n = torch.tensor([prompt + response]), len(response)
         for network, expected in ((model.policy, found.logprobs), (model.reference, found.reference)):
@@ -76,7 +76,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_order(tiny_mistral, critic,
     found = {}
     for budget, rows in ((10_000, [0, 1, 2, 3, 4]), (12, [0, 1, 2, 3, 4]), (25, [3, 1, 4, 0, 2])):
         config = settings(name=name, tokens_per_microbatch=budget)
-        experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+        experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
         model.zero_grad()
         sums = accumulate(model, experience, rows, config)
         found[budget] = (gradients(model), sums)
@@ -90,7 +90,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_order(tiny_mistral, critic,
 
 def test_one_update_equals_a_padded_batch_written_out(tiny_mistral):
     model, config = actors(tiny_mistral), settings(value_clip=0.0)
-    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
     accumulate(model, experience, [0, 1, 2, 3, 4], config)
     ours = gradients(model)
 
@@ -131,7 +131,7 @@ def test_states_kept_in_the_rollout_give_the_same_experience_and_gradients(tiny_
         if keeps:
             alone = [micro_batch([p], [r], "cpu") for p, r in zip(drawn.prompts, drawn.responses, strict=True)]
             drawn.entering = [model.start(batch) for batch in alone]
-        experience = score_tokens(model, drawn, SCORES, config, kl_coefficient=0.1)
+        experience = make_experience(model, drawn, SCORES, config, kl_coefficient=0.1)
         model.zero_grad()
         accumulate(model, experience, [3, 0, 4, 1], config)
         found.append((experience, gradients(model)))
@@ -152,7 +152,7 @@ def test_the_first_ratio_is_one(tiny_mistral):
 def update_once(model, config, optim=None, **options):
     optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), optim or OptimConfig())
     optimizer.set_step(1, 10)
-    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
     return update(model, optimizer, experience, config, torch.Generator().manual_seed(0), **options).metrics
 
 
@@ -180,7 +180,7 @@ def test_kl_stop_ends_the_epochs(tiny_mistral):
     step = optimizer.step
     optimizer.step = lambda: calls.append(1) or step()
     config = settings(epochs=5, minibatches=1, kl=KLConfig(stop=1e-6))
-    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
     update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
     assert len(calls) == 2  # the first epoch's KL is 0; the second's is not
 
@@ -190,7 +190,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny_mistral):
     config = settings(epochs=1)
     optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
     optimizer.set_step(1, 10)
-    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
     experience.returns[0, 0] = float("nan")
     before = {n: p.detach().clone() for n, p in model.trainable().items()}
     found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
@@ -226,7 +226,7 @@ def test_a_sequence_with_an_odd_number_is_as_if_it_were_not_there(tiny_mistral, 
         optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
         optimizer.set_step(1, 10)
         config = settings(minibatches=2)
-        experience = score_tokens(model, drawn, scores, config, kl_coefficient=0.1)
+        experience = make_experience(model, drawn, scores, config, kl_coefficient=0.1)
         found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
         measured = step_metrics(1, 5, experience, scores, 0.1, Runtime(device="cpu"))
         trained.append((model, experience, found.metrics, measured))
@@ -246,7 +246,7 @@ def test_fewer_sequences_than_mini_batches(tiny_mistral):
     model, config = actors(tiny_mistral), settings(epochs=2, minibatches=5, kl=KLConfig(stop=10.0))
     optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
     optimizer.set_step(1, 10)
-    experience = score_tokens(model, rollout(), scores, config, kl_coefficient=0.1)
+    experience = make_experience(model, rollout(), scores, config, kl_coefficient=0.1)
     found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
     assert optimizer.applied == 2 and found.metrics["optim/skipped"] == 0
     assert all(math.isfinite(found.metrics[key]) for key in ("policy/loss", "value/loss", "policy/approx_kl"))
@@ -264,7 +264,7 @@ def test_without_any_finite_sequence_nothing_moves(tiny_mistral, monkeypatch):
     model = actors(tiny_mistral)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
-    experience = score_tokens(model, rollout(), SCORES, settings(), kl_coefficient=0.1)
+    experience = make_experience(model, rollout(), SCORES, settings(), kl_coefficient=0.1)
     found = update(model, optimizer, experience, settings(), torch.Generator().manual_seed(0))
     assert optimizer.applied == 0 and found.metrics["optim/skipped"] == 1
     assert math.isnan(found.metrics["policy/loss"]) and math.isnan(found.metrics["policy/ratio_first"])
@@ -277,4 +277,4 @@ def test_pay_by_hand():
     config = settings(missing_eos_penalty=1.0, length_penalty=2.0)
     # lengths 6, 2, 9, 1, 4; the third and fifth did not end
     expected = torch.tensor([1 - 0.12, -0.5 - 0.04, 0.3 - 1 - 0.18, 2 - 0.02, -1 - 1 - 0.08])
-    torch.testing.assert_close(pay(SCORES, rollout(), config), expected)
+    torch.testing.assert_close(sequence_rewards(SCORES, rollout(), config), expected)

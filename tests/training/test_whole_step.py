@@ -14,7 +14,7 @@ from starling_train.rollout import slots
 from starling_train.rollout.responses import Rollout
 from starling_train.rollout.slots import Sampling
 from starling_train.rollout.stop_strings import StopStrings
-from starling_train.training.ppo.experience import score_tokens
+from starling_train.training.ppo.experience import make_experience
 from starling_train.training.ppo.update import accumulate
 
 END, LIMIT, KL = 5, 12, 0.3
@@ -85,7 +85,7 @@ def test_responses_losses_and_gradients_are_those_of_the_plain_way(tiny_mistral,
     assert responses == plain_responses(policy.eval())
     assert len({len(response) for response in responses}) > 1  # padding and refilled places play a part
     rollout = Rollout(PROMPTS, responses, [r[-1] == END for r in responses], entering)
-    experience = score_tokens(actors, rollout, SCORES, config, KL)
+    experience = make_experience(actors, rollout, SCORES, config, KL)
     sums = accumulate(actors, experience, [0, 1, 2, 3, 4], config)
 
     ids, predicts = padded(responses)
