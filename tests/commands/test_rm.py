@@ -171,9 +171,9 @@ def test_finished_and_other_settings(straight, bases, rows, capsys):
 KILLED_IN_STEP_4 = """
 import os, signal
 from starling_train import rm
-from starling_train.engine import ranking
+from starling_train.training.reward_model import update as module
 
-update, steps = ranking.update, []
+update, steps = module.update, []
 
 def killed(*arguments):
     steps.append(None)
@@ -181,7 +181,7 @@ def killed(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return update(*arguments)
 
-ranking.update = killed
+module.update = killed
 rm.main()
 """
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from minibatch import add_gradients
 
 from starling_train.config.sections import AlgorithmConfig
 from starling_train.core.advantages import gae, token_rewards
@@ -15,7 +16,6 @@ from starling_train.rollout.responses import Rollout
 from starling_train.rollout.slots import Sampling
 from starling_train.rollout.stop_strings import StopStrings
 from starling_train.training.ppo.experience import make_experience
-from starling_train.training.ppo.update import accumulate
 
 END, LIMIT, KL = 5, 12, 0.3
 PROMPTS = [[1, 20, 30, 7], [1, 9], [1, 50, 60, 70, 80, 90, 11], [1, 33, 44], [1, 8, 7, 6, 66]]
@@ -86,7 +86,7 @@ def test_responses_losses_and_gradients_are_those_of_the_plain_way(tiny_mistral,
     assert len({len(response) for response in responses}) > 1  # padding and refilled places play a part
     rollout = Rollout(PROMPTS, responses, [r[-1] == END for r in responses], entering)
     experience = make_experience(actors, rollout, SCORES, config, KL)
-    sums = accumulate(actors, experience, [0, 1, 2, 3, 4], config)
+    sums = add_gradients(actors, experience, [0, 1, 2, 3, 4], config)
 
     ids, predicts = padded(responses)
     width = max(map(len, responses))

@@ -50,9 +50,7 @@ class PpoInputs:
         model_config = causal_lm.load_config(directory, "model.path")
         policy.check_lengths(config, model_config, tokenizer)
         check_shares(config, runtime)
-        preflight.check_policy_run(config, directory, model_config, run.path)
-        check_reward(config.reward)
-        preflight.check_gpu(lambda: planned(config, directory, model_config)[1], runtime.device)
+        check_run(config, directory, model_config, run.path, runtime)
         return cls(directory, tokenizer, model_config, load_data(config, tokenizer), baseline_gb)
 
     def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
@@ -74,6 +72,13 @@ def load_data(config: PpoConfig, tokenizer: Any) -> Data:
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
     report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
     return Data(training, held_out, report)
+
+
+def check_run(config: PpoConfig, directory: Path, model_config: Any, run: Path, runtime: Runtime) -> None:
+    """Check everything that a run needs but its data. directory, model_config: the policy's. Raises UserError."""
+    preflight.check_policy_run(config, directory, model_config, run)
+    check_reward(config.reward)
+    preflight.check_gpu(lambda: planned(config, directory, model_config)[1], runtime.device)
 
 
 def check_shares(config: PpoConfig, runtime: Runtime) -> None:
