@@ -160,6 +160,6 @@ class LocalOptimizer:
                 self._adam.state[master] = {key: self._restored(key, t, master) for key, t in own.items()}
 
     def _restored(self, key: str, tensor: Tensor, master: Tensor) -> Tensor | int:
-        if key == "step" and self._config.eight_bit:  # bitsandbytes counts steps in an int
+        if key == "step" and getattr(self._config, "eight_bit", False):  # bitsandbytes counts steps in an int
             return int(tensor)
         return tensor.clone().to(master.device)

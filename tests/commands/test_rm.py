@@ -202,9 +202,9 @@ def test_after_a_kill_it_goes_on_exactly(straight, bases, rows, tmp_path, capsys
 def test_after_a_signal_the_state_is_saved(straight, bases, rows, tmp_path, monkeypatch):
     update = ranking.update
 
-    def interrupted(net, optimizer, *rest):
+    def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return update(net, optimizer, *rest)
+        return update(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(ranking, "update", interrupted)

@@ -24,7 +24,9 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 
 def state(step: int) -> TrainState:
     moments = {"count": 8, "mean": 0.5, "squares": 2.0}
-    return TrainState(step, 8 * step, 0.1, moments, 1.5, "abc", best_score=0.5, best_step=1)
+    return TrainState(
+        step, 8 * step, {"kl": {"coefficient": 0.1}, "scores": moments}, 1.5, "abc", best_score=0.5, best_step=1
+    )
 
 
 @pytest.fixture(scope="module")
