@@ -10,6 +10,7 @@ import starling_train
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
+from starling_train.files import json_lines
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.run.state import TrainState
@@ -26,7 +27,7 @@ def to_json(
     planned_gb: float | None = None,
 ) -> str:
     """The content of summary.json for a run that has done all its steps."""
-    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    rows = json_lines.read(run.metrics)
     evaluations = [{k: v for k, v in row.items() if k.startswith(("eval/", "step"))} for row in rows]
     evaluations = [row for row in evaluations if len(row) > 1]
     steps = [row for row in rows if "throughput/samples_per_s" in row]
