@@ -45,7 +45,6 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.data.prompts import PromptStream
     from starling_train.evals import held_out as held_out_suite
     from starling_train.evals import held_out_pairs
-    from starling_train.files import disk
     from starling_train.models import causal_lm
     from starling_train.models.budget import Budget, Remembered
     from starling_train.models.lone_policy import LonePolicy
@@ -91,7 +90,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     checkpoints = session.open_checkpoints(config.checkpoint, run, base, runtime, beside)
     state = session.restore(checkpoints, optimizer, metrics_log.last, runtime) or TrainState()
     dpo_reference.check_complete(reference, state.step, run.path / dpo_reference.FILE)
-    disk.check_room(run.path, config.checkpoint, optimizer, net)
+    session.check_room(run.path, config.checkpoint, optimizer, net)
 
     session.begin(config.freeze, run, runtime, policy)
     samples_log = run.log(run.samples, state.logged)
@@ -174,7 +173,9 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 causal_lm.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         keeper.finish()
         if runtime.is_first:
-            run.write("summary.json", run_summary.to_json(config, run, policy.table, state, runtime, command="dpo"))
+            run.write(
+                "summary.json", run_summary.to_json(config, run, policy.table.counts(), state, runtime, command="dpo")
+            )
             page.write(run.path)
 
 

@@ -46,7 +46,6 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
     from starling_train.evals import held_out as held_out_suite
-    from starling_train.files import disk
     from starling_train.models import causal_lm
     from starling_train.models.actors import Actors
     from starling_train.models.budget import Budgets
@@ -101,7 +100,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     moments = RunningMoments()
     moments.load_state_dict(state.reward_moments or moments.state_dict())
     prompts = PromptStream(data.training, algorithm.prompts_per_step, config.seed)
-    disk.check_room(run.path, config.checkpoint, optimizer, actors.policy)
+    session.check_room(run.path, config.checkpoint, optimizer, actors.policy)
 
     session.begin(config.freeze, run, runtime, policy)
     samples_log = run.log(run.samples, state.logged)
@@ -194,7 +193,8 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         console.say(planner.against(planned_gb, runtime.peak_memory_gb() - base_gb))
         if runtime.is_first:
             run.write(
-                "summary.json", run_summary.to_json(config, run, policy.table, state, runtime, planned_gb=planned_gb)
+                "summary.json",
+                run_summary.to_json(config, run, policy.table.counts(), state, runtime, planned_gb=planned_gb),
             )
             page.write(run.path)
 

@@ -41,7 +41,7 @@ def main(config: RmConfig) -> None:
 def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import PromptStream
-    from starling_train.files import disk, whole
+    from starling_train.files import whole
     from starling_train.models.budget import Budget, Remembered
     from starling_train.report import page
     from starling_train.run import skipped
@@ -70,7 +70,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     metrics_log = run.log(run.metrics)
     checkpoints = session.open_checkpoints(config.checkpoint, run, start.directory, runtime)
     state = session.restore(checkpoints, optimizer, metrics_log.last, runtime) or TrainState()
-    disk.check_room(run.path, config.checkpoint, optimizer, net)
+    session.check_room(run.path, config.checkpoint, optimizer, net)
 
     session.begin(config.freeze, run, runtime, trainee)
     watched = "eval/preference_accuracy"
@@ -143,7 +143,9 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 whole.write_whole(run.reward, inputs.writer(config, net, start.tokenizer))
         keeper.finish()
         if runtime.is_first:
-            run.write("summary.json", run_summary.to_json(config, run, trainee.table, state, runtime, command="rm"))
+            run.write(
+                "summary.json", run_summary.to_json(config, run, trainee.table.counts(), state, runtime, command="rm")
+            )
             page.write(run.path)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starling_train.config.fields import UserError, no_path
+from starling_train.config.fields import UserError, local_path
 from starling_train.files.whole import write_whole
 from starling_train.models import quantisation
 
@@ -34,14 +34,6 @@ def resolve(
     if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
         raise UserError(f"{key}: no such directory: {local}; give a Hugging Face model directory or a hub id")
     return _from_hub(path, key, revision, weights)
-
-
-def local_path(path: str, key: str) -> Path:
-    """The path as the file system knows it. Raises UserError for one that cannot be: too long, a null byte."""
-    local = Path(path).expanduser()
-    if reason := no_path(local):
-        raise UserError(f"{key}: {str(local)[:80]!r} cannot be a path ({reason}); check it")
-    return local
 
 
 def _from_hub(hub_id: str, key: str, revision: str | None, weights: bool) -> Path:

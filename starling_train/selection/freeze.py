@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -64,6 +65,18 @@ class FreezeTable:
     def parameters_of(self) -> int:
         """Parameters of the model, tied ones counted once."""
         return self.total.parameters_of
+
+    def counts(self) -> dict[str, Any]:
+        """The numbers as summary.json has them."""
+        return {
+            "parameters": self.parameters_trained,
+            "of": self.parameters_of,
+            "matrices": sum(row.trained for row in self.rows),
+            "by_type": [
+                {"type": row.type, "matrices": row.trained, "of": row.of, "parameters": row.parameters_trained}
+                for row in self.rows
+            ],
+        }
 
     def render(self) -> str:
         """A plain text table, one line per module type and one for the total."""

@@ -1,16 +1,20 @@
 """What every training command does around its steps: log, evaluate when it is time, save, and end well."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import nn
+
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
 from starling_train.config.sections import CheckpointConfig, FreezeConfig
+from starling_train.files import disk
 from starling_train.files.identity import Identity
 from starling_train.files.json_lines import JsonLines, NoLines, strict
 from starling_train.run import skipped
@@ -153,6 +157,14 @@ def open_checkpoints(
     if isinstance(base, Path):
         base = runtime.from_first(lambda: identify_base(run.checkpoints, base))
     return Checkpoints(run.checkpoints, config.keep, base, beside)
+
+
+def check_room(run: Path, config: CheckpointConfig, optimizer: Optimizer | ZeroOptimizer, model: nn.Module) -> None:
+    """Raise UserError if checkpoints of what trains, and the final model, do not fit on the disk of `run`."""
+    trainable = sum(math.prod(shape) * dtype.itemsize for shape, dtype in optimizer.shapes().values())
+    # under ZeRO-3 a parameter is empty here and says in ds_numel how large it is
+    final = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
+    disk.check_room(run, config, trainable + optimizer.state_bytes(), final)
 
 
 def describe(optimizer: Optimizer | ZeroOptimizer, runtime: Runtime, zero_stage: int) -> str:

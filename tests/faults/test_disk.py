@@ -13,7 +13,7 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import CheckpointConfig, OptimConfig
-from starling_train.files import disk
+from starling_train.training import session
 from starling_train.training.optimizer import Optimizer
 
 
@@ -88,7 +88,7 @@ def test_room_is_asked_for_by_hand(tmp_path, monkeypatch, dtype, expected):
 
     def check(free: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        disk.check_room(tmp_path / "new" / "run", CheckpointConfig(keep=2), optimizer, model)
+        session.check_room(tmp_path / "new" / "run", CheckpointConfig(keep=2), optimizer, model)
 
     check(expected)
     with pytest.raises(UserError, match=r"run_dir: .*checkpoint\.keep"):
