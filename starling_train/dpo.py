@@ -48,6 +48,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.models import causal_lm
     from starling_train.models.budget import Budget, Remembered
     from starling_train.models.lone_policy import LonePolicy
+    from starling_train.models.source import ModelSource
     from starling_train.report import page
     from starling_train.run import checkpoints as checkpoint
     from starling_train.run import skipped
@@ -55,6 +56,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.run.records import Clock
     from starling_train.run.state import TrainState
     from starling_train.selection import scans
+    from starling_train.selection.select import select
     from starling_train.training import policy as setup
     from starling_train.training import preflight, session
     from starling_train.training.dpo import inputs, update
@@ -64,19 +66,19 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     dpo = config.dpo
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
-    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
-    tokenizer = setup.load_tokenizer(config, directory)
-    model_config = causal_lm.load_config(directory, "model.path")
+    source = ModelSource.open(config.model.path, "model.path", config.model.revision)
+    tokenizer = setup.load_tokenizer(source)
+    model_config = source.policy_config
     inputs.check_lengths(config, model_config, tokenizer)
     inputs.check_shares(config, runtime)
-    preflight.check_preferences(config, directory, model_config, runtime, run.path)
+    preflight.check_preferences(config, source, runtime, run.path)
     data = inputs.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.asked, tokenizer)
-    base = runtime.from_first(lambda: checkpoint.identify_base(run.checkpoints, directory))
+    base = runtime.from_first(lambda: checkpoint.identify_base(run.checkpoints, source.directory))
     reference = inputs.find_reference(config, run.path, data, base.sha256, tokenizer, runtime)
-    records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
-    selected = scans.select(config.freeze, records, config.seed)
-    policy = setup.load_selected_policy(config, directory, runtime, records, selected)
+    records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, source, str(runtime.device), run.path))
+    selected = select(config.freeze, records, config.seed)
+    policy = setup.load_selected_policy(config, source, runtime, records, selected)
 
     # One policy; what it is compared with are numbers.
     net = LonePolicy(policy.model, policy.table.lowest_layer)
@@ -169,7 +171,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         console.phase("writing the model")
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
-                whole = setup.whole_policy(config, directory, net.policy)
+                whole = setup.whole_policy(config, source, net.policy)
                 causal_lm.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         keeper.finish()
         if runtime.is_first:

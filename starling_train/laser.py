@@ -61,14 +61,16 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
                 inputs = Inputs.find(config, runtime, run)
             log = run.log(run.path / rank_search.LOG)
             tries = max(0, log.last)
-            known = results.read_start(run, inputs.directory, inputs.criterion.digest())
-            results.check_room(run, inputs.directory, config.laser.factored)
+            known = results.read_start(run, inputs.source, inputs.criterion.digest())
+            results.check_room(run, inputs.source, config.laser.factored)
 
             # 2. The scan, whose journal knows what an interrupted start has done.
             run.create()
             console.say(inputs.judged())
             with stop.abandonable():
-                records = inputs.records or scans.scan(config, inputs.directory, run.path)
+                records = inputs.records or scans.scan(
+                    inputs.source, config.freeze.dialect, runtime.device.type, run.path
+                )
             scans.write_scan(records, run.path)
             laser = config.laser
             candidates, uncut = rank_search.order(records, laser.modules, laser.layers, laser.types, laser.percent)
@@ -76,8 +78,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             # 3. The model, and how good it is before anything is changed.
             with stop.abandonable():
                 model = causal_lm.load_causal_lm(
-                    inputs.directory,
-                    "model.path",
+                    inputs.source,
                     dtype=config.model.dtype,
                     attention=config.model.attention,
                     device=str(runtime.device),
@@ -91,7 +92,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
                 laser.measure, lambda: inputs.criterion.measure(model, budget), inputs.criterion.is_not_worse
             )
             found = rank_search.Search(
-                model, inputs.directory, candidates, judge, known["judging"], run.path, laser.factored
+                model, inputs.source, candidates, judge, known["judging"], run.path, laser.factored
             )
             if tries:
                 console.say(f"{tries} of {len(candidates)} tries are done already")

@@ -49,6 +49,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.models import causal_lm
     from starling_train.models.actors import Actors
     from starling_train.models.budget import Budgets
+    from starling_train.models.source import ModelSource
     from starling_train.planning import planner
     from starling_train.report import page
     from starling_train.rewards import load
@@ -58,6 +59,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.run.records import Clock
     from starling_train.run.state import TrainState
     from starling_train.selection import scans
+    from starling_train.selection.select import select
     from starling_train.training import policy as setup
     from starling_train.training import preflight, session
     from starling_train.training.ppo import inputs
@@ -71,18 +73,18 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     base_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
-    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
-    tokenizer = setup.load_tokenizer(config, directory)
-    model_config = causal_lm.load_config(directory, "model.path")
+    source = ModelSource.open(config.model.path, "model.path", config.model.revision)
+    tokenizer = setup.load_tokenizer(source)
+    model_config = source.policy_config
     setup.check_lengths(config, model_config, tokenizer)
     inputs.check_shares(config, runtime)
-    preflight.check_run(config, directory, model_config, runtime, run.path)
+    preflight.check_run(config, source, runtime, run.path)
     data = inputs.load_data(config, tokenizer)
     held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
-    records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
-    selected = scans.select(config.freeze, records, config.seed)
+    records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, source, str(runtime.device), run.path))
+    selected = select(config.freeze, records, config.seed)
     reward_model = load.load_reward(config.reward, runtime)
-    policy = setup.load_selected_policy(config, directory, runtime, records, selected)
+    policy = setup.load_selected_policy(config, source, runtime, records, selected)
 
     # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.
     runtime.seed_all("value head")
@@ -93,7 +95,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)
     beside = setup.adapter_files(config, policy.table, "policy.")
-    checkpoints = session.open_checkpoints(config.checkpoint, run, directory, runtime, beside)
+    checkpoints = session.open_checkpoints(config.checkpoint, run, source.directory, runtime, beside)
     fresh = TrainState(kl_coefficient=algorithm.kl.coefficient)
     state = session.restore(checkpoints, optimizer, metrics_log.last, runtime) or fresh
     kl = KLController(state.kl_coefficient, algorithm.kl.target, algorithm.kl.horizon)
@@ -186,7 +188,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         console.phase("writing the model")
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
-                whole = setup.whole_policy(config, directory, actors.policy)
+                whole = setup.whole_policy(config, source, actors.policy)
                 causal_lm.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
         keeper.finish()
         planned_gb = planner.of_run(config, model_config, policy.table, runtime.device.type, runtime.world)

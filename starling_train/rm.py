@@ -43,6 +43,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.data.prompts import PromptStream
     from starling_train.files import whole
     from starling_train.models.budget import Budget, Remembered
+    from starling_train.models.reward import start as reward_start
     from starling_train.report import page
     from starling_train.run import skipped
     from starling_train.run import summary as run_summary
@@ -53,10 +54,10 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.training.session import Keeper
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
-    start = inputs.find(config)
+    start = reward_start.find(config)
     preflight.check_ranking(config, start, runtime, run.path)
     data = inputs.load_data(config)
-    records = runtime.from_first(lambda: inputs.scan(config, start.directory, str(runtime.device), run.path))
+    records = runtime.from_first(lambda: inputs.scan(config, start.source.model, str(runtime.device), run.path))
     trainee = inputs.load_trainee(config, start, runtime, records)
     net = trainee.net
     model = inputs.scorer(config, start, net, runtime)
@@ -140,7 +141,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         console.phase("writing the model")
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
-                whole.write_whole(run.reward, inputs.writer(config, net, start.tokenizer))
+                whole.write_whole(run.reward, reward_start.writer(config, net, start.tokenizer))
         keeper.finish()
         if runtime.is_first:
             run.write(

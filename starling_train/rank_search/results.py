@@ -9,9 +9,10 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data import openchat
-from starling_train.files import disk, identity
+from starling_train.files import disk
 from starling_train.files.tensors import read_json
 from starling_train.models import causal_lm, factored
+from starling_train.models.source import ModelSource
 from starling_train.rank_search import reduction
 from starling_train.rank_search.search import Search
 from starling_train.run import summary as run_summary
@@ -21,7 +22,7 @@ from starling_train.run.runtime import Runtime
 START = "start.json"  # which model it is, on which data, and how good it was before the first try
 
 
-def read_start(run: RunDirectory, directory: Path, data: str) -> dict[str, Any] | None:
+def read_start(run: RunDirectory, source: ModelSource, data: str) -> dict[str, Any] | None:
     """What an earlier start found before its first try; None without one.
 
     data: hash of what the measure reads. Raises UserError for another model, and for other data.
@@ -33,9 +34,10 @@ def read_start(run: RunDirectory, directory: Path, data: str) -> dict[str, Any] 
         known = read_json(path)
     except UserError as error:
         raise UserError(f"run_dir: {path} is damaged; put it back, or give another run_dir=") from error
-    if known.get("model") != identity.fingerprint(directory) or not isinstance(known.get("judging"), float):
+    if known.get("model") != source.fingerprint or not isinstance(known.get("judging"), float):
         raise UserError(
-            f"run_dir: {run.path} was begun with other weights than those in {directory} now; give another run_dir="
+            f"run_dir: {run.path} was begun with other weights than those in {source.directory} now; give "
+            "another run_dir="
         )
     if known.get("data") != data:
         raise UserError(
@@ -45,11 +47,11 @@ def read_start(run: RunDirectory, directory: Path, data: str) -> dict[str, Any] 
     return known
 
 
-def check_room(run: RunDirectory, directory: Path, in_factors: bool) -> None:
+def check_room(run: RunDirectory, source: ModelSource, in_factors: bool) -> None:
     """Raises UserError if the model, the accepted matrices and the factored model may not fit on the run's disk."""
-    size = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in directory.glob(pattern))
+    size = source.files.size
     parts = 3 if in_factors else 2
-    what = f"the model and accepted matrices, {parts} times the {size / 1e9:.2f} of {directory}"
+    what = f"the model and accepted matrices, {parts} times the {size / 1e9:.2f} of {source.directory}"
     disk.check_fits(run.path, parts * size, what, "free some, or give another run_dir")
 
 
@@ -61,7 +63,7 @@ def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -
     accepted = search.accepted()
     tensors = {name: search.matrix(row, record) for name, (row, record) in accepted.items()}
     matrices = {name: found["matrix"] for name, found in tensors.items()}
-    model = reduction.in_stored_dtype(search.model, search.directory, matrices)
+    model = reduction.in_stored_dtype(search.model, search.source, matrices)
 
     def save_tokenizer(directory: Path) -> None:
         openchat.save_tokenizer(tokenizer, directory)

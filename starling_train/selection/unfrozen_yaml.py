@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""axolotl's `unfrozen_parameters`: what trains as patterns of parameter names, written and read."""
 
 import re
 from collections.abc import Iterable

@@ -1,7 +1,6 @@
 """What every training command needs before its first step: prompts, and a policy of which the selected part trains."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,21 +10,18 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.data import openchat
 from starling_train.models import adapters, causal_lm
+from starling_train.models.source import ModelSource
 from starling_train.run.checkpoints import Beside
 from starling_train.run.runtime import Runtime
-from starling_train.selection import freeze, scans
-from starling_train.selection.freeze import apply_to
-from starling_train.selection.scan import Record
+from starling_train.selection import freeze
+from starling_train.selection.records import Record
 
 
-def load_tokenizer(config: PpoConfig, directory: Path) -> Any:
+def load_tokenizer(source: ModelSource) -> Any:
     """The policy's tokenizer, checked to speak Openchat's template."""
-    causal_lm.load_config(
-        directory, "model.path"
-    )  # read with the tokenizer too: what is wrong in it is told as its own
-    tokenizer = causal_lm.load_tokenizer(directory, "model.path")
-    openchat.check_tokenizer(tokenizer, f"model.path: {directory}")
-    return tokenizer
+    _ = source.policy_config  # read with the tokenizer too: what is wrong in it is reported as its own
+    openchat.check_tokenizer(source.tokenizer, f"{source.key}: {source.directory}")
+    return source.tokenizer
 
 
 def check_lengths(config: PpoConfig, model_config: Any, tokenizer: Any) -> None:
@@ -55,10 +51,6 @@ def check_share(key: str, count: int, runtime: Runtime) -> None:
         raise UserError(f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer")
 
 
-SCORED = scans.SCORED
-select = scans.select
-
-
 @dataclass
 class SelectedPolicy:
     """A causal LM with its trainable parameters marked, the names selected, the table, and the scan."""
@@ -70,12 +62,11 @@ class SelectedPolicy:
 
 
 def load_selected_policy(
-    config: PpoConfig, directory: Path, runtime: Runtime, records: dict[str, Record], selected: list[str]
+    config: PpoConfig, source: ModelSource, runtime: Runtime, records: dict[str, Record], selected: list[str]
 ) -> SelectedPolicy:
     """Load the weights and freeze what is not selected; with freeze.adapter, hang adapters onto it."""
     model = causal_lm.load_causal_lm(
-        directory,
-        "model.path",
+        source,
         dtype=config.model.dtype,
         attention=config.model.attention,
         device=str(runtime.device),
@@ -84,7 +75,9 @@ def load_selected_policy(
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     # quantised weights have neither their shapes nor gradients: what is selected is told by the empty model
-    table = apply_to(config.freeze, causal_lm.build_empty(model.config) if config.freeze.adapter else model, selected)
+    table = freeze.apply(
+        config.freeze, causal_lm.build_empty(model.config) if config.freeze.adapter else model, selected
+    )
     add_adapters(config.freeze, model, table, runtime)
     return SelectedPolicy(model, selected, table, records)
 
@@ -104,12 +97,12 @@ def adapter_files(config: PpoConfig, table: freeze.FreezeTable, prefix: str) -> 
     return lambda directory, tensors: adapters.write(directory, tensors, prefix, table.names, *model)
 
 
-def whole_policy(config: PpoConfig, directory: Path, policy: nn.Module) -> nn.Module:
+def whole_policy(config: PpoConfig, source: ModelSource, policy: nn.Module) -> nn.Module:
     """The policy as a model of its own: with adapters merged into the weights, those of a quantised base unquantised.
 
-    directory: of the base model.
+    source: the base model.
     """
     if not config.model.load_in:
         return adapters.merged(policy)
-    base = causal_lm.load_causal_lm(directory, "model.path", dtype=config.model.dtype, device="cpu")
+    base = causal_lm.load_causal_lm(source, dtype=config.model.dtype, device="cpu")
     return adapters.merged(policy, base)

@@ -27,10 +27,10 @@ from starling_train.run.signals import StopRequest, leave_saved
 from starling_train.run.state import TrainState
 from starling_train.run.tracker import tracker
 from starling_train.selection import freeze, unfrozen_yaml
-from starling_train.selection.scan import Record
+from starling_train.selection.records import Record
 from starling_train.selection.scans import write_scan
+from starling_train.selection.select import SCORED
 from starling_train.training.optimizer import Optimizer
-from starling_train.training.policy import SCORED
 from starling_train.training.zero import ZeroOptimizer
 
 Evaluate = Callable[[], dict[str, float]]

@@ -10,10 +10,10 @@ from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, openchat, pairs, prompts, ranked
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
-from starling_train.models import causal_lm
 from starling_train.models.lone_policy import LonePolicy
+from starling_train.models.source import ModelSource
 from starling_train.planning import what_trains
-from starling_train.planning.memory import Plan, plan_preference
+from starling_train.planning.memory import Job, Plan, plan_supervised
 from starling_train.planning.shapes import Shape
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
@@ -137,11 +137,11 @@ def usable(data: Data, reference: dpo_reference.Reference) -> Data:
 
 def describe(config: DpoConfig) -> str:
     """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
-    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
-    model_config = causal_lm.load_config(directory, "model.path")
-    tokenizer = policy.load_tokenizer(config, directory)
+    source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = source.policy_config
+    tokenizer = policy.load_tokenizer(source)
     check_lengths(config, model_config, tokenizer)
-    table, memory = planned(config, directory, model_config)
+    table, memory = planned(config, source)
     pairs_found, count = "  (not a local path: read when the run starts)", ""
     if Path(config.data.path).expanduser().exists():
         data = load_data(config, tokenizer)
@@ -164,24 +164,24 @@ def describe(config: DpoConfig) -> str:
     )
 
 
-def planned(config: DpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
-    table = what_trains.what_trains(config.freeze, directory, model_config, config.seed)
+    table = what_trains.what_trains(config.freeze, source, config.seed)
+    layers = source.policy_config.num_hidden_layers
     evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)
-    memory = plan_preference(
-        Shape.of(model_config),
-        table.parameters_of,
-        table.parameters_trained,
+    job = Job(
+        parameters=table.parameters_of,
+        trainable=table.parameters_trained,
         dtype=config.model.dtype,
-        row_tokens=2 * config.dpo.max_length,
+        minibatch_tokens=2 * config.dpo.max_length,
         tokens_per_microbatch=config.dpo.tokens_per_microbatch,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        layers_above_lowest=model_config.num_hidden_layers - min(table.lowest_layer, model_config.num_hidden_layers),
-        eight_bit=config.optim.eight_bit,
+        layers_above_lowest=layers - min(table.lowest_layer, layers),
         slots=config.rollout.slots if evaluates else 0,
+        sequence_tokens=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
         prompt_tokens=config.data.max_prompt_tokens,
-        new_tokens=config.rollout.max_new_tokens,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        eight_bit=config.optim.eight_bit,
         adapter=bool(config.freeze.adapter),
         load_in=config.model.load_in,
     )
-    return table, memory
+    return table, plan_supervised(Shape.of(source.policy_config), job)

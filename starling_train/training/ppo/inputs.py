@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What a PPO run needs before its first step: prompts, and what would train on which memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.prompts import Prompt, counts
-from starling_train.models import causal_lm
+from starling_train.models.source import ModelSource
 from starling_train.planning.memory import Plan
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
@@ -59,11 +59,11 @@ def check_shares(config: PpoConfig, runtime: Runtime) -> None:
 
 def describe(config: PpoConfig) -> str:
     """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
-    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
-    model_config = causal_lm.load_config(directory, "model.path")
-    tokenizer = policy.load_tokenizer(config, directory)
+    source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = source.policy_config
+    tokenizer = policy.load_tokenizer(source)
     policy.check_lengths(config, model_config, tokenizer)
-    table, memory = planned(config, directory, model_config)
+    table, memory = planned(config, source)
     return "\n".join(
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
@@ -88,11 +88,7 @@ def _prompt_report(config: PpoConfig, tokenizer: Any) -> str:
     return f": {load_data(config, tokenizer).report}"
 
 
-def _memory(config: PpoConfig, model_config: Any, table: FreezeTable) -> Plan:
-    return Planner(config, Shape.of(model_config), reward_shape(config), table).memory()
-
-
-def planned(config: PpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
-    table = what_trains(config.freeze, directory, model_config, config.seed)
-    return table, _memory(config, model_config, table)
+    table = what_trains(config.freeze, source, config.seed)
+    return table, Planner(config, Shape.of(source.policy_config), reward_shape(config), table).memory()
