@@ -171,7 +171,7 @@ def test_finished_and_other_settings(straight, bases, rows, capsys):
 KILLED_IN_STEP_4 = """
 import os, signal
 from starling_train import rm
-from starling_train.engine import ranking
+from starling_train.training.reward_model import update as ranking
 
 update, steps = ranking.update, []
 
