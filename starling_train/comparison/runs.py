@@ -78,7 +78,7 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
     from starling_train.evals.held_out import HeldOut
     from starling_train.models.source import ModelSource
     from starling_train.run.runtime import Runtime
-    from starling_train.training import policy, preflight
+    from starling_train.training import policy
     from starling_train.training.ppo import inputs
 
     first = {run.child.name.partition("/")[0]: run.config for run in reversed(missing)}
@@ -91,7 +91,7 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
     runtime = Runtime(config.cluster.device, config.cluster.threads)
     source = ModelSource.open(config.model.path, "model.path", config.model.revision)
     for settings in first.values():
-        preflight.check_run(settings, source, runtime, Path(settings.run_dir))
+        inputs.check_run(settings, source, Path(settings.run_dir), runtime)
     tokenizer = policy.load_tokenizer(source)  # from here on, what is the same for all
     policy.check_lengths(config, source.policy_config, tokenizer)
     HeldOut.from_config(config, inputs.load_data(config, tokenizer).held_out, tokenizer)

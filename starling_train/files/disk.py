@@ -9,17 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import nn
 
 from starling_train.config.fields import UserError, local_path
 from starling_train.config.sections import CheckpointConfig
 
 
-def check_room(run: Path, config: CheckpointConfig, checkpoint: float, final: float) -> None:
-    """Raise UserError if the checkpoints and the final model, of so many bytes each, do not fit on the disk of `run`.
+def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.Module) -> None:
+    """Raises UserError if the checkpoints, of so many bytes each, and the final model do not fit on the disk of `run`.
 
     While a checkpoint is written there is one more than `keep`. What an earlier start of the run has written is
     replaced, so its room counts as free.
     """
+    # under ZeRO-3 a parameter is empty here and says in ds_numel how large it is
+    final = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
     count = config.keep + 1 if config.every else 1
     what = f"{count} checkpoints of {checkpoint / 1e9:.2f}, the final model {final / 1e9:.2f}"
     check_fits(run, count * checkpoint + final, what, "free some, give another run_dir, or lower checkpoint.keep")

@@ -6,6 +6,7 @@ Every check reads headers and small files only. Nothing that stays is written.
 import netrc
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,64 +16,28 @@ import torch
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.files.disk import check_directory
-from starling_train.models import header_checks as models_header_checks
-from starling_train.models import quantisation
-from starling_train.models.reward import start as reward_start
-from starling_train.models.reward.start import Start
+from starling_train.models import header_checks, quantisation
 from starling_train.models.source import ModelSource
 from starling_train.planning.memory import Plan
-from starling_train.rewards.load import check_reward
-from starling_train.run.runtime import Runtime
 from starling_train.selection.listing import list_matrices
 from starling_train.selection.records import Record
 from starling_train.selection.scans import read_scan
 from starling_train.selection.select import SCORED, select, select_unscored
-from starling_train.training.dpo import inputs as dpo_inputs
-from starling_train.training.ppo.inputs import planned
-from starling_train.training.reward_model import inputs as reward_model_inputs
 
 WANDB_HOST = "https://api.wandb.ai"
 
 
-def check_run(config: PpoConfig, source: ModelSource, runtime: Runtime, run: Path) -> None:
-    """Check everything that a PPO run needs but its data. source: the policy. Raises UserError."""
-    _check_policy_run(config, source, run)
-    check_reward(config.reward)
-    if runtime.device.type == "cuda":
-        check_memory(planned(config, source)[1], device_bytes(runtime.device))
-
-
-def check_ranking(config: RmConfig, start: Start, runtime: Runtime, run: Path) -> None:
-    """Check everything that the training of a reward model needs but its data. Raises UserError."""
-    check_tracker(config.logging.wandb)
-    check_directory(run, "run_dir")
-    quantisation.check_acceleration(attention=config.model.attention)
-    source = start.source.model
-    if not config.rm.fresh and not reward_start.is_reward_model(source):
-        models_header_checks.check_policy(source)
-    _check_selection(config.freeze, source, reward_model_inputs.listing(config, source), config.seed)
-    if runtime.device.type == "cuda":
-        check_memory(reward_model_inputs.planned(config, start)[1], device_bytes(runtime.device))
-
-
-def check_preferences(config: DpoConfig, source: ModelSource, runtime: Runtime, run: Path) -> None:
-    """Check everything that training on preferences needs but its data. Raises UserError."""
-    _check_policy_run(config, source, run)
-    if runtime.device.type == "cuda":
-        check_memory(dpo_inputs.planned(config, source)[1], device_bytes(runtime.device))
-
-
-def _check_policy_run(config: PpoConfig | DpoConfig, source: ModelSource, run: Path) -> None:
+def check_policy_run(config: PpoConfig | DpoConfig, source: ModelSource, run: Path) -> None:
+    """Check what ppo and dpo both need but their data. source: the policy. Raises UserError."""
     check_tracker(config.logging.wandb)
     check_directory(run, "run_dir")
     quantisation.check_acceleration(
         attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
     )
-    models_header_checks.check_policy(source)
-    _check_selection(config.freeze, source, list_matrices(source), config.seed)
+    header_checks.check_policy(source)
+    check_selection(config.freeze, source, list_matrices(source), config.seed)
 
 
 def check_tracker(mode: str) -> None:
@@ -105,12 +70,18 @@ def _has_login(url: str) -> bool:
     return False
 
 
-def _check_selection(freeze: FreezeConfig, source: ModelSource, listing: dict[str, Record], seed: int) -> None:
+def check_selection(freeze: FreezeConfig, source: ModelSource, listing: dict[str, Record], seed: int) -> None:
     """Raise UserError for a scan that does not fit, and for settings that select nothing whatever a scan finds."""
     if freeze.method in SCORED and freeze.scan:
         select(freeze, read_scan(freeze, source, warns=False), seed)
     else:
         select_unscored(freeze, listing, seed)
+
+
+def check_gpu(plan: Callable[[], Plan], device: torch.device) -> None:
+    """Compare the plan with the memory of the GPU that the run is to use; a CPU has swap. Raises UserError."""
+    if device.type == "cuda":
+        check_memory(plan(), torch.cuda.get_device_properties(device).total_memory)
 
 
 def check_memory(plan: Plan, device: float) -> None:
@@ -132,8 +103,3 @@ def check_memory(plan: Plan, device: float) -> None:
             "shows it by part",
             file=sys.stderr,
         )
-
-
-def device_bytes(device: torch.device) -> float:
-    """Memory of a GPU, bytes."""
-    return torch.cuda.get_device_properties(device).total_memory
