@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from starling_train import assets
 from starling_train.cli import command
 from starling_train.config.fields import UserError
-from starling_train.config.sections import FreezeConfig
 from starling_train.config.snr import SnrConfig, check_snr
 
 if TYPE_CHECKING:
@@ -20,12 +19,13 @@ def main(config: SnrConfig) -> None:
     # torch takes seconds to import: only once the configuration is known to be right
     import torch
 
+    from starling_train.models.source import ModelSource
     from starling_train.report import scan as report_scan
     from starling_train.run.runtime import device_kind
     from starling_train.selection import listing, overlap, scans
     from starling_train.selection import records as scan_records
     from starling_train.selection.freeze import besides
-    from starling_train.selection.select import names_of, select, select_unscored
+    from starling_train.selection.select import SCORED, names_of, select, select_unscored
 
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
@@ -33,10 +33,12 @@ def main(config: SnrConfig) -> None:
         assets.ensure(config.prepare)
 
     # 1. Settings that are wrong whatever the checkpoint holds; nothing has been touched yet.
-    freeze = config.freeze
+    freeze, model = config.freeze, config.model
     device = device_kind(config.cluster.device)
     run = run_directory(config)
-    source = open_source(config)
+    # a scan alone needs no config.json
+    weights = not config.dry_run and (not freeze.scan or bool(config.spectra))
+    source = ModelSource.open(model.path, "model.path", model.revision, weights=weights, needs_config=False)
     other = scan_records.read_scan(Path(config.compare).expanduser(), "compare") if config.compare else {}
     slug = report_scan.slug_of(source)
     if not config.dry_run and not freeze.scan:
@@ -50,7 +52,8 @@ def main(config: SnrConfig) -> None:
     others = select_other(config, other) if other else []
     if config.dry_run:
         print(f"would scan {source.directory} on {device}, dialect {freeze.dialect}")
-        at_most = depends_on_scores(freeze)
+        # with a budget the number of matrices, too, depends on the scores
+        at_most = freeze.method in SCORED and (freeze.max_trainable, freeze.max_memory_gb) != (None, None)
         print(report_scan.plan(matrices, freeze.method, len(planned), at_most=at_most) + passed_over)
         return
 
@@ -84,15 +87,6 @@ def run_directory(config: SnrConfig) -> Path:
     return run
 
 
-def open_source(config: SnrConfig) -> "ModelSource":
-    """The model; a scan alone needs no config.json."""
-    from starling_train.models.source import ModelSource
-
-    weights = not config.dry_run and (not config.freeze.scan or bool(config.spectra))
-    model = config.model
-    return ModelSource.open(model.path, "model.path", model.revision, weights=weights, needs_config=False)
-
-
 def list_matrices(config: SnrConfig, source: "ModelSource") -> "dict[str, Record]":
     """The model's matrices, from headers alone. Raises UserError for weights that could not be scanned, and for a
     module of `spectra` that the model does not have.
@@ -108,13 +102,6 @@ def list_matrices(config: SnrConfig, source: "ModelSource") -> "dict[str, Record
         if module not in matrices:
             raise UserError(f"spectra: the model has no matrix {module}; its first is {next(iter(matrices))}")
     return matrices
-
-
-def depends_on_scores(freeze: FreezeConfig) -> bool:
-    """Whether the number of matrices, too, depends on the scores: a budget, and matrices of several sizes."""
-    from starling_train.selection.select import SCORED
-
-    return freeze.method in SCORED and (freeze.max_trainable is not None or freeze.max_memory_gb is not None)
 
 
 def select_other(config: SnrConfig, other: "dict[str, Record]") -> list[str]:

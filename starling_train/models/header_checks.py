@@ -49,7 +49,7 @@ def entries_by_name(source: ModelSource) -> dict[str, tensors.Entry]:
 
 def check_shapes(expected: Shapes, held: Shapes, source: str) -> None:
     """Raise UserError, naming `source`, for the first tensor whose shape is not the expected one."""
-    wrong = [name for name, shape in expected.items() if tuple(held[name]) != tuple(shape)]
+    wrong = sorted(name for name, shape in expected.items() if tuple(held[name]) != tuple(shape))
     if wrong:
         raise UserError(
             f"{source}: {wrong[0]} has shape {tuple(held[wrong[0]])}, config.json says {tuple(expected[wrong[0]])} "

@@ -9,7 +9,7 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.planning import shapes
 from starling_train.planning.memory import Job, Plan, Share, plan
 from starling_train.planning.shapes import Shape
-from starling_train.planning.step_time import DEVICES, Device, Work, nearest, seconds
+from starling_train.planning.step_time import DEVICES, Work, nearest, seconds
 from starling_train.planning.what_trains import what_trains_of
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -85,9 +85,6 @@ class Planner:
                     return count, stage
         return None
 
-    def seconds(self, work: Work, device: Device, processes: int, matrix: float, bandwidth: float) -> dict[str, float]:
-        return seconds(self.policy, self.reward, self.job(processes), work, device, matrix, bandwidth)
-
 
 def reward_shape(config: PpoConfig) -> Shape | None:
     """The reward model's, None where it is served. Raises UserError."""
@@ -113,7 +110,8 @@ def describe(config: Any) -> str:
     prompt_tokens = min(asked.prompt_tokens, config.data.max_prompt_tokens)
     response_tokens = min(asked.response_tokens, config.rollout.max_new_tokens)
     work = Work(prompts / count, prompt_tokens, response_tokens, config.algorithm.epochs)
-    times = planner.seconds(work, device, count, asked.matrix_share, asked.bandwidth_share)
+    job, shares = planner.job(count), (asked.matrix_share, asked.bandwidth_share)
+    times = seconds(planner.policy, planner.reward, job, work, device, *shares)
     longest = prompts * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     total, fits = sum(times.values()), memory.total <= asked.gpu_gb * 1e9
     guessed = config.freeze.method in ("snr", "lowest") and not config.freeze.scan

@@ -91,20 +91,16 @@ class Shape:
         return 3 * self.hidden + 3 * self.intermediate
 
 
-def _shape(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> Shape:
-    return Shape(hidden, intermediate, layers, heads, kv_heads, vocabulary)
-
-
-LLAMA_2_7B = _shape(4096, 11008, 32, 32, 32, 32000)
+LLAMA_2_7B = Shape(4096, 11008, 32, 32, 32, 32000)
 KNOWN_POLICIES = {
-    "openchat/openchat-3.5-0106": _shape(4096, 14336, 32, 32, 8, 32002),
-    "berkeley-nest/Starling-LM-7B-alpha": _shape(4096, 14336, 32, 32, 8, 32002),
-    "Nexusflow/Starling-LM-7B-beta": _shape(4096, 14336, 32, 32, 8, 32002),
-    "mistralai/Mistral-7B-v0.1": _shape(4096, 14336, 32, 32, 8, 32000),
+    "openchat/openchat-3.5-0106": Shape(4096, 14336, 32, 32, 8, 32002),
+    "berkeley-nest/Starling-LM-7B-alpha": Shape(4096, 14336, 32, 32, 8, 32002),
+    "Nexusflow/Starling-LM-7B-beta": Shape(4096, 14336, 32, 32, 8, 32002),
+    "mistralai/Mistral-7B-v0.1": Shape(4096, 14336, 32, 32, 8, 32000),
     "meta-llama/Llama-2-7b-chat-hf": LLAMA_2_7B,
 }
 # by reward.kind: Starling-RM-7B-alpha comes without config.json
-KNOWN_REWARD_MODELS = {"starling_7b": LLAMA_2_7B, "starling_34b": _shape(7168, 20480, 60, 56, 8, 64000)}
+KNOWN_REWARD_MODELS = {"starling_7b": LLAMA_2_7B, "starling_34b": Shape(7168, 20480, 60, 56, 8, 64000)}
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 

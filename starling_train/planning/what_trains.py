@@ -8,6 +8,7 @@ from torch import nn
 from starling_train.config.sections import FreezeConfig
 from starling_train.models.causal_lm import build_empty
 from starling_train.models.source import ModelSource
+from starling_train.planning.memory import Plan
 from starling_train.selection.freeze import FreezeTable, apply
 from starling_train.selection.listing import list_matrices, matrices_of
 from starling_train.selection.records import Record
@@ -43,6 +44,11 @@ def _table(freeze: FreezeConfig, model: nn.Module, records: dict[str, Record], s
     table = apply(freeze, model, select_as_many(freeze, records, seed))
     # which layers the scan picks is not known yet: the lowest that it may pick
     return replace(table, lowest_layer=min(table.lowest_layer, freeze.lowest_layer)) if needs_scan(freeze) else table
+
+
+def rendered(table: FreezeTable, memory: Plan) -> list[str]:
+    """Lines for people: what trains, and the memory that it takes."""
+    return ["", table.render(), "", "memory, one process", memory.render()]
 
 
 def selection(freeze: FreezeConfig) -> str:

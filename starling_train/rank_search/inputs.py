@@ -70,6 +70,21 @@ class Inputs:
             f"with the lowest raw SNR ({self.config.freeze.dialect}) first\n{self.judged()}"
         )
 
+    def scan(self, runtime: "Runtime", run: "RunDirectory") -> "dict[str, Record]":
+        """The scan of the model: as it was read, or made now, its journal in the run's directory."""
+        from starling_train.selection import scans
+
+        dialect, device = self.config.freeze.dialect, runtime.device.type
+        return self.records or scans.scan(self.source, dialect, device, run.path)
+
+    def load_model(self, runtime: "Runtime") -> "nn.Module":
+        """The model on the run's device, in evaluation mode."""
+        from starling_train.models import causal_lm
+
+        model, device = self.config.model, str(runtime.device)
+        loaded = causal_lm.load_causal_lm(self.source, dtype=model.dtype, attention=model.attention, device=device)
+        return loaded.eval()
+
     def judged(self) -> str:
         """By what, in words."""
         found = self.criterion

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.config.ppo import PpoConfig
+from starling_train.config.laser import LaserConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data import openchat
 from starling_train.files import disk
@@ -14,6 +14,7 @@ from starling_train.files.tensors import read_json
 from starling_train.models import causal_lm, factored
 from starling_train.models.source import ModelSource
 from starling_train.rank_search import reduction
+from starling_train.rank_search.inputs import Inputs
 from starling_train.rank_search.search import Search
 from starling_train.run import summary as run_summary
 from starling_train.run.directory import RunDirectory
@@ -85,6 +86,27 @@ def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -
     return counts
 
 
+def finish(
+    config: LaserConfig,
+    inputs: Inputs,
+    search: Search,
+    known: dict[str, Any],
+    measured: dict[str, Any],
+    run: RunDirectory,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """Write the model and summary.json. Returns what came of it, in numbers.
+
+    known, measured: the measure before and after, by `judging` and `held_out`.
+    """
+    weights = write(search, inputs.tokenizer, run, config.laser.factored)
+    criterion = inputs.criterion
+    counts = {"judging": len(criterion.judging), "held_out": len(criterion.held_out)}
+    numbers = summarise(search, known, measured, counts, criterion.unit) | weights
+    run.write("summary.json", to_json(config, numbers, runtime))
+    return numbers
+
+
 def summarise(
     search: Search, known: dict[str, Any], measured: dict[str, Any], counts: dict[str, int], unit: str
 ) -> dict[str, Any]:
@@ -103,7 +125,7 @@ def summarise(
     }
 
 
-def to_json(config: PpoConfig, numbers: dict[str, Any], runtime: Runtime) -> str:
+def to_json(config: LaserConfig, numbers: dict[str, Any], runtime: Runtime) -> str:
     """The content of summary.json."""
     made = {
         "peak_memory_gb": runtime.peak_memory_gb(),
@@ -115,15 +137,15 @@ def to_json(config: PpoConfig, numbers: dict[str, Any], runtime: Runtime) -> str
     return json.dumps(first | numbers | made, indent=1, allow_nan=False)
 
 
-def told(numbers: dict[str, Any]) -> str:
+def in_words(numbers: dict[str, Any]) -> str:
     """What came of it in a few lines."""
     lines = [f"{numbers['accepted']} of {numbers['tries']} matrices are kept at lower rank"]
     for part, what in (("judging", "that judged"), ("held_out", "held out")):
-        found = numbers[part]
-        if found["after"] is not None:
+        measured = numbers[part]
+        if measured["after"] is not None:
             lines.append(
-                f"{numbers['measure']} on {found['count']} {numbers['unit']} {what}: {found['before']:.6g} before, "
-                f"{found['after']:.6g} after"
+                f"{numbers['measure']} on {measured['count']} {numbers['unit']} {what}: {measured['before']:.6g} "
+                f"before, {measured['after']:.6g} after"
             )
     lines.append(
         f"parameters {numbers['parameters']:,}; kept as factors the accepted matrices would be "

@@ -94,29 +94,29 @@ def _results(todo: list[Listed], dialect: str, device: torch.device, journal: Jo
     """Finished records, on a GPU in batches of one short side."""
     batches: dict[int, list[_Loaded]] = {}
     for loaded in read_ahead(todo, lambda listed: _load(listed, device), READ_AHEAD.get(device.type, 1)):
-        known = journal.find(loaded.record, loaded.content, dialect) if journal else None
+        record = loaded.listed.record
+        known = journal.find(record, loaded.content, dialect) if journal else None
         if known:
             yield known
             continue
-        batch = batches.setdefault(min(loaded.record.shape), [])
+        batch = batches.setdefault(min(record.shape), [])
         batch.append(loaded)
         if len(batch) == (GPU_BATCH if device.type == "cuda" else 1):
-            yield from _finish(batches.pop(min(loaded.record.shape)), dialect, device, journal)
+            yield from _finish(batches.pop(min(record.shape)), dialect, device, journal)
     for batch in batches.values():
         yield from _finish(batch, dialect, device, journal)
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    record: Record
-    entry: files.Entry
+    listed: Listed
     matrix: Tensor
     content: str
 
 
 def _load(listed: Listed, device: torch.device) -> _Loaded:
     matrix = listed.read()
-    return _Loaded(listed.record, listed.entry, matrix.to(device), content_hash(matrix))
+    return _Loaded(listed, matrix.to(device), content_hash(matrix))
 
 
 def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> Iterator[Out]:
@@ -132,11 +132,11 @@ def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> It
 
 
 def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
-    grams = [_gram(loaded.matrix, loaded.entry) for loaded in batch]
+    grams = [_gram(loaded.matrix, loaded.listed.entry) for loaded in batch]
     for loaded, values in zip(batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True):
         n, m = loaded.matrix.shape
         score = spectrum.score(values, n, m, dialect)
-        record = replace(loaded.record, **vars(score), dialect=dialect, content=loaded.content)
+        record = replace(loaded.listed.record, **vars(score), dialect=dialect, content=loaded.content)
         if journal:
             journal.add(record)
         yield record

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from starling_train.config.fields import UserError
 from starling_train.files.tensors import weight_map
 from starling_train.files.weight_files import INDEXES, SINGLES, weight_files
+from starling_train.models.header_checks import check_shapes
 
 ONE_FILE, SEVEN_B_FILE = SINGLES
 INDEX_FILE = INDEXES[0]
@@ -79,17 +80,11 @@ def check(tensors: dict[str, Tensor], expected: dict[str, torch.Size], source: s
         raise UserError(f"{source}: no v_head.weight in it, so it is no reward model; check reward.path")
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
-    shaped = [name for name in expected.keys() & tensors.keys() if tensors[name].shape != expected[name]]
     if missing:
         raise UserError(f"{source}: {names(missing)} missing; is config.json this checkpoint's?")
     if extra:
         raise UserError(f"{source}: {names(extra)} unknown; is config.json this checkpoint's?")
-    if shaped:
-        name = sorted(shaped)[0]
-        raise UserError(
-            f"{source}: {name} has shape {tuple(tensors[name].shape)}, config.json says "
-            f"{tuple(expected[name])} ({len(shaped)} such tensors); is config.json this checkpoint's?"
-        )
+    check_shapes(expected, {name: tensor.shape for name, tensor in tensors.items()}, source)
 
 
 def drop_rotary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

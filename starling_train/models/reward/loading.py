@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.models.causal_lm import shapes_of
+from starling_train.models.header_checks import check_shapes
 from starling_train.models.reward import checkpoint
 from starling_train.models.reward.net import ClassifierNet, RewardNet
 from starling_train.models.source import first_line
@@ -99,12 +100,8 @@ def _check_report(report: dict[str, Any], directory: Path) -> None:
     if missing := sorted(report["missing_keys"]):
         named = checkpoint.names(missing)
         raise UserError(f"{directory}: {named} missing; it is no trained sequence classifier")
-    if shaped := sorted(report["mismatched_keys"]):
-        name, found, expected = shaped[0]
-        raise UserError(
-            f"{directory}: {name} has shape {tuple(found)}, config.json says {tuple(expected)} "
-            f"({len(shaped)} such tensors); is config.json this checkpoint's?"
-        )
+    shaped = sorted(report["mismatched_keys"])
+    check_shapes({name: size for name, _, size in shaped}, {name: size for name, size, _ in shaped}, str(directory))
     if extra := sorted(report["unexpected_keys"]):
         raise UserError(f"{directory}: {checkpoint.names(extra)} unknown; is config.json this checkpoint's?")
 

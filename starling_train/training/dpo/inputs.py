@@ -161,11 +161,7 @@ def describe(config: DpoConfig) -> str:
             f"{len(tokenizer)} tokens), {config.model.dtype}",
             f"pairs      {config.data.path}{pairs_found}",
             f"trains     {what_trains.selection(config.freeze)}",
-            "",
-            table.render(),
-            "",
-            "memory, one process",
-            memory.render(),
+            *what_trains.rendered(table, memory),
         ]
     )
 

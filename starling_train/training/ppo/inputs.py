@@ -13,7 +13,7 @@ from starling_train.planning import planner
 from starling_train.planning.memory import Plan
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
-from starling_train.planning.what_trains import selection, what_trains
+from starling_train.planning.what_trains import rendered, selection, what_trains
 from starling_train.rewards.load import check_reward
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
@@ -109,11 +109,7 @@ def describe(config: PpoConfig) -> str:
             f"prompts    {config.data.path}{_prompt_report(config, tokenizer)}",
             f"reward     {config.reward.place()} ({config.reward.kind})",
             f"trains     {selection(config.freeze)}",
-            "",
-            table.render(),
-            "",
-            "memory, one process",
-            memory.render(),
+            *rendered(table, memory),
         ]
     )
 

@@ -18,7 +18,7 @@ from starling_train.models.reward.start import Start
 from starling_train.models.source import ModelSource
 from starling_train.planning.memory import Job, Plan, plan_supervised
 from starling_train.planning.shapes import Shape
-from starling_train.planning.what_trains import select_as_many
+from starling_train.planning.what_trains import rendered, select_as_many
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection import freeze
@@ -188,11 +188,7 @@ def describe(config: RmConfig) -> str:
             f"rows       {config.data.path}"
             + (f": {load_data(config).report}" if local else "  (not a local path: read when the run starts)"),
             f"trains     by freeze.method={config.freeze.method}, and the reward head",
-            "",
-            table.render(),
-            "",
-            "memory, one process",
-            memory.render(),
+            *rendered(table, memory),
         ]
     )
 
