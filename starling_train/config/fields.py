@@ -50,6 +50,16 @@ def no_path(path: Path) -> str | None:
     return None
 
 
+def local_path(path: str | Path, key: str) -> Path:
+    """The path as the file system knows it, `~` expanded. Raises UserError for one that cannot be: too long, a null
+    byte. key: the configuration key, for the message.
+    """
+    local = Path(path).expanduser()
+    if reason := no_path(local):
+        raise UserError(f"{key}: {str(local)[:80]!r} cannot be a path ({reason}); check it")
+    return local
+
+
 def check_values(config: Any, prefix: str = "") -> None:
     """Check every key against its own choices and range. Raises UserError for the first that is wrong."""
     for item in fields(config):

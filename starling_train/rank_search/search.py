@@ -18,6 +18,7 @@ from starling_train.config.fields import UserError
 from starling_train.core.rank_reduction import factored_size
 from starling_train.files import json_lines
 from starling_train.files.json_lines import JsonLines, NoLines
+from starling_train.models.source import ModelSource
 from starling_train.rank_search import reduction
 from starling_train.run.signals import StopRequest
 from starling_train.selection.records import Record
@@ -39,13 +40,13 @@ class Judge:
 
 @dataclass
 class Search:
-    """A search over `candidates` in this order. model: loaded from `directory`, changed in place.
+    """A search over `candidates` in this order. model: loaded from `source`, changed in place.
 
     begun: the measure of the model as it was loaded. factors: keep the factors of accepted matrices as well.
     """
 
     model: nn.Module
-    directory: Path
+    source: ModelSource
     candidates: list[Record]
     judge: Judge
     begun: float
@@ -84,7 +85,7 @@ class Search:
     def _attempt(self, step: int, record: Record, current: float) -> tuple[Row, reduction.Reduced]:
         began = time.perf_counter()
         parameter = reduction.parameter_of(self.model, record)
-        reduced = reduction.reduce(self.directory, record, parameter.device, self.factors)
+        reduced = reduction.reduce(self.source, record, parameter.device, self.factors)
         before = reduction.exchange(parameter, reduced.matrix)
         after = self.judge.measure()
         accepted = self.judge.is_not_worse(after, current)
@@ -117,7 +118,7 @@ class Search:
         if kept := reduction.read(self._file(record.module), row["content"]):
             return kept
         device = reduction.parameter_of(self.model, record).device
-        reduced = reduction.reduce(self.directory, record, device, self.factors)
+        reduced = reduction.reduce(self.source, record, device, self.factors)
         if reduced.content != row["content"]:
             raise UserError(
                 f"run_dir: {self._file(record.module)} is gone or damaged, and its matrix does not come out the same "

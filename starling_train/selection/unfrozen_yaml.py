@@ -1,4 +1,4 @@
-"""`unfrozen.yaml`: what trains, as axolotl's patterns of parameter names."""
+"""axolotl's `unfrozen_parameters`: what trains as patterns of parameter names, written and read."""
 
 import re
 from collections.abc import Iterable

@@ -86,7 +86,7 @@ SCHEMAS = {
 }  # fmt: skip
 EXPENSIVE = (
     "starling_train.models.causal_lm.load_causal_lm",
-    "starling_train.models.reward.model.load_reward_model",
+    "starling_train.models.reward.model.load",
     "starling_train.models.reward.start.start",
     "starling_train.selection.scan.scan",
 )
@@ -380,7 +380,7 @@ REWARD = [
     ),
     a("ppo", HERE_REWARD, "pytorch_model.bin: not a readable file", "download", make=code_in("reward")),
     a("ppo", HERE_REWARD, "no usable tokenizer", "set reward.tokenizer", make=cut("reward", "tokenizer.json")),
-    a("ppo", HERE_REWARD, "reward.tokenizer: ", "give the one", make=settings("reward", vocab_size=1000)),
+    a("ppo", HERE_REWARD, "reward.tokenizer: ", "give the tokenizer", make=settings("reward", vocab_size=1000)),
     a("ppo", "reward.tokenizer={here}/nowhere", "reward.tokenizer: no such directory", "give"),
     a("ppo", "reward=starling_34b reward.path={reward}", "lacks <|im_start|>", "use Yi"),
     a("ppo", "reward=starling_34b reward.position=card", "reward.position: card", "use last_token"),

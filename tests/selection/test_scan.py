@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_directories import check_scan, list_matrices, scan
 from safetensors.torch import load_file, save_file
 
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
-from starling_train.selection.scan import check_scan, list_matrices, read_ahead, scan, write_scan
+from starling_train.selection.records import write_scan
+from starling_train.selection.scan import read_ahead
 from starling_train.selection.scan_journal import ScanJournal, content_hash
 
 
@@ -123,7 +125,7 @@ def test_content_hash_sees_type_shape_and_values():
 
 
 def test_infinite_scores_come_back(tmp_path):
-    from starling_train.selection.scan import Record, read_scan
+    from starling_train.selection.records import Record, read_scan
 
     score = spectrum.snr(torch.diag(torch.tensor([3.0, 3.0, 3.0, 2.9])), "laserrmt")
     record = Record("model.layers.0.mlp.up_proj", "mlp.up_proj", (4, 4), **vars(score), dialect="laserrmt")
