@@ -3,9 +3,8 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from starling_train import assets
 from starling_train.cli import command
-from starling_train.config.dpo import DpoConfig, check_dpo
+from starling_train.config.dpo import DpoConfig, check
 
 if TYPE_CHECKING:
     from starling_train.data.pairs import PairedRow
@@ -13,14 +12,12 @@ if TYPE_CHECKING:
     from starling_train.run.runtime import Runtime
 
 
-@command(check_dpo, DpoConfig, "dpo")
+@command(check, DpoConfig, "dpo")
 def main(config: DpoConfig) -> None:
     """Dry run, nothing to do, or train."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
     from starling_train.run.directory import RunDirectory
 
-    if config.prepare:
-        assets.ensure(config.prepare)
     run = RunDirectory(config)
     if config.dry_run:
         from starling_train.training.dpo import inputs
@@ -83,7 +80,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     net = LonePolicy(policy.model, policy.table.lowest_layer)
     net.to(runtime.device)
     steps = inputs.steps(config, len(data.training))
-    optimizer = inputs.optimizer(net, inputs.optim(config.optim, steps), config.cluster, runtime)
+    optimizer = inputs.optimizer(net, config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)

@@ -1,11 +1,9 @@
 """python -m starling_train.laser model.path=DIR: matrices at lower rank, each kept where the measure is not worse."""
 
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from starling_train import assets
 from starling_train.cli import command
 from starling_train.config.laser import LaserConfig, check
 from starling_train.rank_search.inputs import Inputs, measure
@@ -22,11 +20,7 @@ def main(config: LaserConfig) -> None:
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
 
-    if config.prepare:
-        assets.ensure(config.prepare)
-    # a recipe's name is that of the training run's directory already
-    folder = config.name if "laser" in config.name else f"{config.name}-laser"
-    config.run_dir = config.run_dir or os.path.join("runs", folder)
+    config.run_dir = str(config.directory())
     run = RunDirectory(config)
     if not config.dry_run and run.is_finished(by_steps=False):
         print(f"{run.path} is finished, nothing to do; its model: {run.path / 'model'}")

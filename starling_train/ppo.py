@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from starling_train import assets
 from starling_train.cli import command
 from starling_train.config.ppo import PpoConfig, check
 
@@ -17,8 +16,6 @@ def main(config: PpoConfig) -> None:
     # torch and transformers take seconds to import: only once the configuration is known to be right
     from starling_train.run.directory import RunDirectory
 
-    if config.prepare:
-        assets.ensure(config.prepare)
     run = RunDirectory(config)
     if config.dry_run:
         from starling_train.training.ppo import inputs

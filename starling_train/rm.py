@@ -2,23 +2,20 @@
 
 from typing import TYPE_CHECKING
 
-from starling_train import assets
 from starling_train.cli import command
-from starling_train.config.rm import RmConfig, check_rm
+from starling_train.config.rm import RmConfig, check
 
 if TYPE_CHECKING:
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
 
 
-@command(check_rm, RmConfig, "rm")
+@command(check, RmConfig, "rm")
 def main(config: RmConfig) -> None:
     """Dry run, nothing to do, or train."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
     from starling_train.run.directory import RunDirectory
 
-    if config.prepare:
-        assets.ensure(config.prepare)
     run = RunDirectory(config)
     if config.dry_run:
         from starling_train.training.reward_model import inputs
@@ -64,7 +61,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     held_out_truncated = model.truncated
     steps = inputs.steps(config, len(data.training))
     stream = PromptStream(data.training, config.rm.prompts_per_step, config.seed)
-    optimizer = inputs.optimizer(trainee, config.optim, steps, config.cluster, runtime)
+    optimizer = inputs.optimizer(trainee, config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
     metrics_log = run.log(run.metrics)

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starling_train import assets
 from starling_train.cli import command
 from starling_train.config.fields import UserError, no_path
 from starling_train.config.score import ScoreConfig, check
@@ -20,8 +19,6 @@ def main(config: ScoreConfig) -> None:
 
     source, output = Path(config.input).expanduser(), Path(config.output).expanduser()
     check_files(source, output)
-    if config.prepare:
-        assets.ensure(config.prepare)
     progress = score_file.resume(source, output, config.reward)
     done, size = progress.input_bytes, source.stat().st_size
     if config.dry_run:

@@ -1,11 +1,10 @@
 """python -m starling_train.snr model.path=DIR: signal-to-noise ratio of every matrix, and what it selects."""
 
-from starling_train import assets
 from starling_train.cli import command
-from starling_train.config.snr import SnrConfig, check_snr
+from starling_train.config.snr import SnrConfig, check
 
 
-@command(check_snr, SnrConfig, "snr")
+@command(check, SnrConfig, "snr")
 def main(config: SnrConfig) -> None:
     """List, scan, select, compare, write."""
     # torch takes seconds to import: only once the configuration is known to be right
@@ -17,8 +16,6 @@ def main(config: SnrConfig) -> None:
 
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
-    if config.prepare:
-        assets.ensure(config.prepare)
 
     # 1. Settings that are wrong whatever the checkpoint holds; nothing has been touched yet.
     device = scans.device_of(config)

@@ -134,13 +134,16 @@ def plan_ranking(
     tokens_per_microbatch: int,
     gradient_checkpointing: bool,
     layers_above_lowest: int,
+    eight_bit: bool = False,
 ) -> Plan:
     """Memory of training a reward model on ranked answers, in one process."""
     size = BYTES[dtype]
-    master = 0 if dtype == "float32" else 4  # bytes of a float32 copy, and of its gradient
     activations = activation_bytes(model, size, layers_above_lowest, layers_above_lowest, gradient_checkpointing)
     return Plan(
-        held={"weights": parameters * size, "optimizer: moments, master copies": trainable * (8 + master)},
+        held={
+            "weights": parameters * size,
+            "optimizer: moments, master copies": _optimizer(trainable, 0, size, eight_bit, Share()),
+        },
         rollout={},
         update={"gradients": trainable * size, "activations": tokens_per_microbatch * activations},
         step={"gradients, float32": trainable * 4},

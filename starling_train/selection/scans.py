@@ -30,7 +30,7 @@ def run_directory(config: SnrConfig) -> Path:
     """Where the results go. Raises UserError where that is no directory, and for that of a training run, whose scan
     must stay what it is.
     """
-    run = Path(config.run_dir or Path("runs") / config.name).expanduser()
+    run = config.directory()
     if (run / "metrics.jsonl").exists():
         raise UserError(f"run_dir: {run} holds a training run; give the scan another run_dir= or name=")
     check_directory(run, "run_dir")

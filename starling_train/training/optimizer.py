@@ -161,7 +161,8 @@ class Optimizer:
 
 def rates_of(config: OptimConfig, step: int, steps: int) -> tuple[float, float]:
     """Learning rates of policy and critic in one training step (counted from 1, of `steps`)."""
-    factor = schedule(config.schedule, step, steps, config.warmup_steps)
+    warmup = config.warmup_steps or int(steps * config.warmup_percent / 100)
+    factor = schedule(config.schedule, step, steps, warmup)
     critic = config.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate
     return config.learning_rate * factor, critic * factor
 

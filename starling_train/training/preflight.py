@@ -49,7 +49,7 @@ def check_ranking(config: RmConfig, start: Start, runtime: Runtime, run: Path) -
     """Check everything that the training of a reward model needs but its data. Raises UserError."""
     check_tracker(config.logging.wandb)
     check_directory(run, "run_dir")
-    quantisation.check_acceleration(attention=config.model.attention)
+    quantisation.check_acceleration(attention=config.model.attention, eight_bit=config.optim.eight_bit)
     if not config.rm.fresh and not reward_start.is_reward_model(start.directory):
         models_header_checks.check_policy(
             start.directory, causal_lm.load_config(start.directory, "model.path"), "model.path"

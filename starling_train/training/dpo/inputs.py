@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.config.dpo import DpoConfig, DpoOptimConfig
+from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, openchat, pairs, prompts, ranked
@@ -78,12 +78,6 @@ def check_shares(config: DpoConfig, runtime: Runtime) -> None:
 
 def steps(config: DpoConfig, rows: int) -> int:
     return prompts.steps(rows, config.dpo.prompts_per_step, config.dpo.epochs)
-
-
-def optim(config: DpoOptimConfig, total: int) -> OptimConfig:
-    """The optimizer's settings. total: steps of the run, which the warm-up is a share of."""
-    values = {key: value for key, value in vars(config).items() if key != "warmup_percent"}
-    return OptimConfig(**values, warmup_steps=int(total * config.warmup_percent / 100))
 
 
 def optimizer(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from starling_train.config.rm import RmConfig, RmOptimConfig
+from starling_train.config.rm import RmConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, prompts, ranked
 from starling_train.data.nectar import Row
@@ -137,22 +137,12 @@ def steps(config: RmConfig, rows: int) -> int:
 
 
 def optimizer(
-    trainee: Trainee, config: RmOptimConfig, total: int, cluster: ClusterConfig, runtime: Runtime
+    trainee: Trainee, config: OptimConfig, cluster: ClusterConfig, runtime: Runtime
 ) -> Optimizer | ZeroOptimizer:
-    """AdamW over what trains, with the head's own rate. total: steps of the run, which the warm-up is a share of."""
-    values = OptimConfig(
-        learning_rate=config.learning_rate,
-        critic_learning_rate=config.head_learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        schedule=config.schedule,
-        warmup_steps=int(total * config.warmup_percent / 100),
-        max_gradient_norm=config.max_gradient_norm,
-    )
+    """AdamW over what trains, with the head's own rate."""
     head = {name: p for name, p in trainee.trainable().items() if name.startswith("v_head.")}
     rest = {name: p for name, p in trainee.trainable().items() if name not in head}
-    return optimizer_of(trainee.net, (rest, head), values, cluster, runtime)
+    return optimizer_of(trainee.net, (rest, head), config, cluster, runtime)
 
 
 def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> RewardModel:
@@ -216,5 +206,6 @@ def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, Plan]:
         tokens_per_microbatch=max(config.rm.tokens_per_microbatch, config.rm.max_length),
         gradient_checkpointing=config.model.gradient_checkpointing,
         layers_above_lowest=start.config.num_hidden_layers - min(table.lowest_layer, config.freeze.lowest_layer),
+        eight_bit=config.optim.eight_bit,
     )
     return table, memory
