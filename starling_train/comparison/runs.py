@@ -55,7 +55,7 @@ def find_runs(
 
 
 def check_settings(strategy: str, own: list[str], settings: PpoConfig) -> PpoConfig:
-    """The settings of a strategy's runs, if they are right. Raises UserError, which names the strategy for its own keys."""
+    """The settings of a strategy, if they are right. Raises UserError, which names the strategy for its own keys."""
     try:
         check_run(settings)
     except UserError as error:

@@ -39,7 +39,7 @@ class CompareSection:
 
     strategies: dict[str, list[str]] = setting(
         STRATEGIES,
-        "settings of each, on top of the recipe's: lists of 'KEY=VALUE'; LAYERS stands for freeze.top_percent of the "
+        "settings of each, on top of the recipe's: lists of KEY=VALUE; LAYERS stands for freeze.top_percent of the "
         "model's layers; +compare.strategies.NAME=\"['KEY=VALUE']\" adds one",
         items=ABOUT,
     )
@@ -49,15 +49,13 @@ class CompareSection:
     first_seed: int = number(0, 0, 2**31, doc="of the `seeds` seeds in a row")
     reward: str = setting("eval/score_mean", "the metric of held-out reward")
     skills: list[str] = setting(["eval/function_calling"], "metrics of skills that are to be kept")
-    level: float | None = number(
-        None, 1e-9, doc="gain of reward at which skills are compared; null = the most that every run reaches"
-    )
+    level: float | None = number(None, 1e-9, doc="gain of reward to compare skills at; null = what all runs reach")
     processes: int = number(1, 1, 1024, doc="runs side by side")
 
 
 @dataclass
 class CompareConfig(PpoConfig):
-    """The configuration of `python -m starling_train.compare`: a run's (config.yaml), and what is compared."""
+    """`python -m starling_train.compare`: a run's (config.yaml), and what is compared."""
 
     folder: ClassVar[str] = "compare"
     footer: ClassVar[str] = (
@@ -66,9 +64,7 @@ class CompareConfig(PpoConfig):
         "plot."
     )
 
-    name: str = run_name(
-        "compare", "everything goes to runs/<name>, with a recipe's name to runs/<name>-compare, or to run_dir"
-    )
+    name: str = run_name("compare", "everything goes to runs/<name>, or runs/<a recipe's name>-compare, or to run_dir")
     compare: CompareSection = section(CompareSection)
 
 

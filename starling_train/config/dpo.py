@@ -20,13 +20,9 @@ from starling_train.config.sections import (
 class DpoLossConfig:
     """The loss, and the pairs."""
 
-    loss: str = choice(
-        "sigmoid", ("sigmoid", "ipo"), doc="sigmoid (Rafailov et al.'s), ipo (Azar et al.'s, on sums over tokens)"
-    )
+    loss: str = choice("sigmoid", ("sigmoid", "ipo"), doc="sigmoid (Rafailov et al.), ipo (Azar et al., of sums)")
     beta: float = number(0.1, 1e-6, doc="how much the policy is held to its start: reward = beta x log(policy / start)")
-    label_smoothing: float = number(
-        0.0, 0.0, 0.5, doc="share of pairs taken to be labelled the wrong way round, below 0.5; sigmoid only"
-    )
+    label_smoothing: float = number(0.0, 0.0, 0.5, doc="share of pairs taken as mislabelled, below 0.5; sigmoid only")
     pairs: str = choice(
         "best_worst",
         ("best_worst", "best_random", "all"),
@@ -35,9 +31,7 @@ class DpoLossConfig:
     epochs: float = number(1.0, 1e-6, doc="passes over the training prompts")
     prompts_per_step: int = number(64, 1, doc="per update, each with all its pairs; the loss is the mean over pairs")
     max_length: int = number(2048, 8, doc="tokens of prompt and answer; longer answers lose their end")
-    tokens_per_microbatch: int = number(
-        8192, 1, free=True, doc="per forward pass; changes memory, not the result; a prompt's answers are never parted"
-    )
+    tokens_per_microbatch: int = number(8192, 1, free=True, doc="changes memory, not the result; a row is never cut")
 
 
 @dataclass
@@ -45,15 +39,13 @@ class DpoEvaluationConfig(EvaluationConfig):
     """On held-out prompts, before the first step, every `every` steps, and after the last."""
 
     every: int = number(100, 0, doc="steps; 0 = never")
-    responses: int = number(
-        64, 0, doc="held-out prompts that are answered (settings: rollout), for samples.jsonl and functions; 0 = none"
-    )
+    responses: int = number(64, 0, doc="held-out prompts that are answered, for samples.jsonl and functions; 0 = none")
 
 
 @dataclass
 class DpoConfig(RunConfig):
-    """The configuration of `python -m starling_train.dpo`: direct preference optimisation on pairs of a better and a worse
-    answer. The policy is compared with itself before training, whose log-probabilities are computed once and kept."""
+    """`python -m starling_train.dpo`: direct preference optimisation on pairs of a better and a
+    worse answer. The policy is compared with itself before training, whose log-probabilities are computed once and kept."""
 
     name: str = run_name("dpo", "of the run")
     dpo: DpoLossConfig = section(DpoLossConfig)

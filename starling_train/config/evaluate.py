@@ -60,9 +60,7 @@ class JudgeConfig:
     connections: int = number(8, 1, 1024, doc="judgments requested at a time")
     timeout_s: float = number(120.0, 0.001, 86400.0, doc="seconds for one judgment")
     patience_s: float = number(300.0, 0.0, doc="seconds of trying again (429, 5xx, no answer) before the command ends")
-    prompt_price: float | None = number(
-        None, 0.0, doc="of a million prompt tokens, in any currency; null = no cost is reported"
-    )
+    prompt_price: float | None = number(None, 0.0, doc="of a million prompt tokens; null = no cost is reported")
     completion_price: float | None = number(None, 0.0, doc="of a million completion tokens")
 
 
@@ -70,14 +68,10 @@ class JudgeConfig:
 class MtBenchConfig:
     """80 questions of two turns, each answer rated from 1 to 10 by a judge."""
 
-    path: str | None = path_to(
-        None, "directory with FastChat's question.jsonl, judge_prompts.jsonl and reference_answer_gpt-4.jsonl"
-    )
+    path: str | None = path_to(None, "directory of FastChat's question.jsonl, judge_prompts.jsonl, reference answers")
     questions: int | None = number(None, 1, doc="in all, the first ones of each category in turn; null = all")
     max_new_tokens: int = number(1024, 1, doc="of an answer")
-    temperature: float | None = number(
-        None, 0.0, doc="of all answers, 0 = greedy; null = the category's: 0.7, 0.1 or 0"
-    )
+    temperature: float | None = number(None, 0.0, doc="of all answers, 0 = greedy; null = the category's, 0 to 0.7")
     judge: JudgeConfig = section(JudgeConfig)
 
 
@@ -94,8 +88,8 @@ class LmEvalConfig:
 
 @dataclass
 class EvaluateConfig(PpoConfig):
-    """The configuration of `python -m starling_train.evaluate`: a run's (config.yaml), and what is measured. Function calling
-    and perplexity are a recipe's evaluation.* unless given."""
+    """`python -m starling_train.evaluate`: a run's (config.yaml), and what is measured. Function
+    calling and perplexity are a recipe's evaluation.* unless given."""
 
     footer: ClassVar[str] = (
         "Suites that evaluation.json has for the same models, data and settings are not measured again. The reward "

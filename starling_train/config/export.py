@@ -9,24 +9,18 @@ from starling_train.config.fields import UserError, check_values, no_path, path_
 
 @dataclass
 class ExportConfig:
-    """The configuration of `python -m starling_train.export`: which checkpoint of which run, and where the model goes.
-    It has no run's keys: the run directory holds those."""
+    """`python -m starling_train.export`: which checkpoint of which run, and where the model
+    goes. It has no run's keys: the run directory holds those."""
 
     footer: ClassVar[str] = (
         "Writes a whole Hugging Face model with tokenizer, chat template and README.md: the base model, and in place of "
         "what was trained the tensors of the checkpoint. Refused if the base model has changed since."
     )
 
-    run_dir: str | None = path_to(
-        None, "of a training run, finished or not; what it trains, and from which model, its config.yaml says"
-    )
-    checkpoint: str = setting(
-        "newest", "newest, best (of the highest held-out score), or a folder of checkpoints/, such as step_000123"
-    )
+    run_dir: str | None = path_to(None, "of a training run, finished or not; its config.yaml says what it trains")
+    checkpoint: str = setting("newest", "newest, best (highest held-out score), or a folder: step_000123")
     output: str | None = path_to(None, "directory of the model; must be new or empty")
-    base: str | None = path_to(
-        None, "the base model's directory, if it is elsewhere by now; null = where it was when the run trained"
-    )
+    base: str | None = path_to(None, "the base model's directory, if it has moved; null = as when the run trained")
     dry_run: bool = setting(False, "print what would be written, and how large; load no weights")
     debug: bool = setting(False, "show a traceback for a user's mistake too")
 

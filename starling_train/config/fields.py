@@ -72,15 +72,15 @@ def section(
 ) -> Any:
     """Keys of a dataclass, with `defaults` other than its own.
 
-    doc: the section's comment in `conf/`, if not the dataclass's docstring. group: the option of `conf/<section>/` that is
-    the default; None: the section is written out where it is used. free, follows: of all its keys, as in `setting`.
+    doc: the section's comment in `conf/`, if not the dataclass's docstring. group: the option of `conf/<section>/` that
+    is the default; None: the section is written out where it is used. free, follows: of all its keys, as in `setting`.
     """
     metadata = {"doc": doc, "group": group, "free": free, "follows": follows}
     return field(default_factory=lambda: kind(**defaults), metadata=metadata)
 
 
 def walk(config: Any, prefix: str = "", free: bool = False) -> Iterator[tuple[str, Field, Any, bool]]:
-    """Every key of a configuration that is not a section: its name with those of its sections, field, value, is free."""
+    """Every key of a configuration that is not a section: name with those of its sections, field, value, is free."""
     for item in fields(config):
         key, value, is_free = (
             f"{prefix}{item.name}",

@@ -30,18 +30,12 @@ class ReductionConfig:
         doc="must not get worse: perplexity; preference_margin (mean log-probability of a token of the preferred "
         "answer less the other's); preference_share (of pairs with a margin above 0)",
     )
-    percent: float = number(
-        100.0, 0.0, 100.0, doc="of the candidates, those with the lowest raw SNR are tried, the lowest first"
-    )
+    percent: float = number(100.0, 0.0, 100.0, doc="of the candidates, the lowest raw SNR first")
     modules: list[str] = setting([], "only these matrices, by full name, e.g. [model.layers.0.mlp.down_proj]; [] = all")
     layers: list[int] = setting([], "only these decoder layers, counted from 0; [] = all")
     types: list[str] = setting([], "only these module types, e.g. [mlp.down_proj]; [] = all")
-    samples: int | None = number(
-        256, 1, doc="windows of text, or pairs, that are measured, drawn by the seed; null = all there are"
-    )
-    held_out_percent: float = number(
-        25.0, 0.0, 90.0, doc="of the samples, kept apart: they decide nothing, and are measured before and after"
-    )
+    samples: int | None = number(256, 1, doc="windows of text, or pairs, drawn by the seed; null = all")
+    held_out_percent: float = number(25.0, 0.0, 90.0, doc="of the samples: they decide nothing, but show the effect")
     window: int | None = number(
         None,
         2,
@@ -49,9 +43,7 @@ class ReductionConfig:
         f"{LONGEST_WINDOW} at most",
     )
     tokens_per_batch: int = number(16384, 1, doc="that go through the model at a time; halved when memory runs out")
-    factored: bool = setting(
-        False, "also write run_dir/factored: accepted matrices as two thin ones where that is smaller"
-    )
+    factored: bool = setting(False, "also write run_dir/factored: accepted matrices as two thin ones where that saves")
 
 
 @dataclass
@@ -80,8 +72,8 @@ class PairsConfig:
 
 @dataclass
 class LaserConfig(PpoConfig):
-    """The configuration of `python -m starling_train.laser`: a run's (config.yaml), and how matrices are reduced in rank.
-    A matrix keeps its singular values above the threshold of freeze.dialect; freeze.scan gives an existing scan."""
+    """`python -m starling_train.laser`: a run's (config.yaml), and how matrices are reduced in
+    rank. A matrix keeps its singular values above the threshold of freeze.dialect; freeze.scan gives an existing scan."""
 
     folder: ClassVar[str] = "laser"
     footer: ClassVar[str] = (

@@ -13,25 +13,16 @@ class DevicesConfig:
     """The devices, and what is assumed of them."""
 
     processes: int = number(1, 1, 65536, doc="devices, one process each; cluster.zero_stage says what they shard")
-    gpu_gb: float = number(
-        80.0, 1.0, doc="decimal GB of each; times are those of the known GPU (24, 40, 80, 141) nearest to it"
-    )
+    gpu_gb: float = number(80.0, 1.0, doc="decimal GB of each; times are those of the nearest of 24, 40, 80 and 141")
     prompt_tokens: int = number(256, 1, doc="mean tokens of a prompt, for the time of a step")
     response_tokens: int = number(256, 1, doc="mean tokens of a response, for the time of a step")
-    matrix_share: float = number(
-        0.4,
-        0.01,
-        1.0,
-        doc="of the data sheet's bfloat16 operations a second that are taken to be achieved, an assumption",
-    )
-    bandwidth_share: float = number(
-        0.6, 0.01, 1.0, doc="of the data sheet's memory bandwidth that decoding is taken to achieve, an assumption"
-    )
+    matrix_share: float = number(0.4, 0.01, 1.0, doc="assumed share of the data sheet's bfloat16 operations a second")
+    bandwidth_share: float = number(0.6, 0.01, 1.0, doc="assumed share of the data sheet's bandwidth in decoding")
 
 
 @dataclass
 class PlanConfig(PpoConfig):
-    """The configuration of `python -m starling_train.plan`: a run's (config.yaml), and the devices it is planned for."""
+    """`python -m starling_train.plan`: a run's (config.yaml), and the devices planned for."""
 
     footer: ClassVar[str] = (
         "Memory of each device by part, trainable parameters by module type, tokens and estimated time of a step, and "

@@ -25,24 +25,18 @@ class RankingConfig:
     )
     tokenizer: str | None = path_to(None, "directory or hub id of the tokenizer; null = model.path")
     fresh: bool = setting(False, "random weights in model.path's shape instead of its own")
-    trailing_newline: bool = setting(
-        False, "starling_34b: end with a newline, as in the authors' training; reward.* must say the same"
-    )
+    trailing_newline: bool = setting(False, "starling_34b: end with a newline; reward.* must say the same")
     max_length: int = number(2000, 8, doc="tokens; longer conversations lose their beginning")
     epochs: float = number(1.0, 1e-6, doc="passes over the training rows")
     prompts_per_step: int = number(20, 1, doc="ranked prompts per update, each with all its answers")
-    tokens_per_microbatch: int = number(
-        16384, 1, free=True, doc="padded tokens per forward pass; changes memory, not the result; a row is never cut"
-    )
-    centring: float = number(
-        0.0, 0.0, doc="weight of the penalty (sum of a row's scores)^2, which keeps scores around 0"
-    )
+    tokens_per_microbatch: int = number(16384, 1, free=True, doc="changes memory, not the result; a row is never cut")
+    centring: float = number(0.0, 0.0, doc="weight of the penalty (sum of a row's scores)^2: scores stay around 0")
 
 
 @dataclass
 class RmConfig(RunConfig):
-    """The configuration of `python -m starling_train.rm`: K-wise training of a reward model on ranked answers. The defaults
-    are the Starling authors' for 7B where those are known (not: weight decay, clipping, number of GPUs, so rows a step;
+    """`python -m starling_train.rm`: K-wise training of a reward model on ranked answers. The
+    defaults are the Starling authors' for 7B where those are known (not: weight decay, clipping, number of GPUs, so rows a step;
     for 34B their rate was 1.67e-6)."""
 
     name: str = run_name("rm", "of the run")

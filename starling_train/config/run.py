@@ -25,17 +25,11 @@ class RunConfig:
     folder: ClassVar[str] = ""
 
     name: str = run_name("run", "of the run")
-    run_dir: str | None = path_to(
-        None, "where everything goes; null = runs/<name>, relative to the working directory", free=True
-    )
+    run_dir: str | None = path_to(None, "where everything goes; null = runs/<name> in the working directory", free=True)
     seed: int = number(0, 0, 2**32 - 1, doc="of everything random: data order, held-out prompts, sampling, new weights")
-    dry_run: bool = setting(
-        False, "print what would be trained, on what, and the memory by part; load no weights", free=True
-    )
+    dry_run: bool = setting(False, "print what would train, on what, the memory by part; load no weights", free=True)
     debug: bool = setting(False, "show a traceback for a user's mistake too", free=True)
-    prepare: str | None = setting(
-        None, "assets that the package makes itself if they are missing: `toy`, or null", free=True
-    )
+    prepare: str | None = setting(None, "assets that the package makes if they are missing: `toy`, or null", free=True)
     model: ModelConfig = section(ModelConfig, group="openchat_3_5_0106")
     freeze: FreezeConfig = section(FreezeConfig, group="snr")
     optim: OptimConfig = section(OptimConfig)

@@ -10,7 +10,7 @@ from starling_train.config.sections import check_reward
 
 @dataclass
 class ScoreConfig(PpoConfig):
-    """The configuration of `python -m starling_train.score`: a run's (config.yaml), and the two files."""
+    """`python -m starling_train.score`: a run's (config.yaml), and the two files."""
 
     footer: ClassVar[str] = (
         "Exit code 0: every line was scored. 2: some lines were wrong (named on stderr and in the output; all others "
@@ -18,12 +18,8 @@ class ScoreConfig(PpoConfig):
     )
 
     name: str = run_name("score", "of the job; nothing is written but the output")
-    input: str | None = path_to(
-        None, 'JSONL, a conversation a line: {"messages": [...]}, a list of messages, or {"prompt", "response"}'
-    )
-    output: str | None = path_to(
-        None, 'JSONL, a line for each: {"line", "score"} or {"line", "error"}; a stopped job goes on where it was'
-    )
+    input: str | None = path_to(None, 'JSONL: {"messages": [...]}, list of messages, or {"prompt", "response"} a line')
+    output: str | None = path_to(None, 'JSONL: {"line", "score"} or {"line", "error"} a line; a stopped job goes on')
     chunk: int = number(1024, 1, doc="lines read, sorted by length and scored together")
 
 

@@ -25,20 +25,14 @@ class ModelConfig:
 
     path: str = path_to("openchat/openchat-3.5-0106", "Hugging Face directory or hub id")
     revision: str | None = setting(None, "of a hub id")
-    dtype: str = choice(
-        "bfloat16",
-        ("bfloat16", "float32"),
-        doc="of weights and activations: bfloat16, float32 (float16 would need loss scaling)",
-    )
+    dtype: str = choice("bfloat16", ("bfloat16", "float32"), doc="of weights and activations: bfloat16, float32")
     attention: str = choice("sdpa", ("sdpa", "eager", "flash_attention_2"))
     load_in: str | None = choice(
         None,
         (None, "8bit", "4bit"),
         doc="8bit, 4bit: quantised, with freeze.adapter=lora, on an NVIDIA GPU, never in rm; null = in dtype",
     )
-    gradient_checkpointing: bool = setting(
-        False, "recompute layers in the backward pass: less memory, about a third more time"
-    )
+    gradient_checkpointing: bool = setting(False, "recompute layers backwards: less memory, a third more time")
 
 
 @dataclass
@@ -65,20 +59,16 @@ class FreezeConfig:
         doc="matrix (those that share a tensor, such as stacked experts, together), or layer: whole decoder layers; "
         "both by the mean rank of their matrices",
     )
-    scope: str = choice(
-        "type", ("type", "global"), doc="type: rank within each module type; global: all matrices in one ranking"
-    )
+    scope: str = choice("type", ("type", "global"), doc="type: rank within each module type; global: one ranking")
     top_percent: float = number(25.0, 0.0, 100.0, doc="percent of each module type, for snr, random and lowest")
     max_trainable: int | None = number(None, 1, doc="parameters of matrices that may train; replaces top_percent")
-    max_memory_gb: float | None = number(
-        None, 0.0, doc="decimal GB that training them may add, 20 bytes a parameter; replaces top_percent"
-    )
+    max_memory_gb: float | None = number(None, 0.0, doc="decimal GB for training them, 20 bytes a parameter; likewise")
     layers: list[int] = setting([], "decoder layers, counted from 0, for layers")
     last_layers: int = number(4, 1, doc="how many, for last_layers")
     lowest_layer: int = number(
         0,
         0,
-        doc="nothing below this decoder layer trains; what lies below is computed once for policy, reference and critic",
+        doc="nothing below this decoder layer trains; it is computed once for policy, reference and critic",
     )
     dialect: str = choice(
         "spectrum",
@@ -113,22 +103,16 @@ class RewardConfig:
     tokenizer: str | None = path_to(None, "directory or hub id of its tokenizer; null = path")
     dtype: str = choice("bfloat16", ("bfloat16", "float16", "float32"))
     load_in: str | None = choice(None, (None, "8bit", "4bit"), doc="null, 8bit, 4bit (GPUs, needs bitsandbytes)")
-    device_map: str | None = choice(
-        None, (None, "auto"), free=True, doc="null = one device; auto = its layers spread over all GPUs of this machine"
-    )
+    device_map: str | None = choice(None, (None, "auto"), free=True, doc="null = one device; auto = over all GPUs")
     position: str = choice(
         "last_token",
         ("last_token", "card"),
         doc="where the head is read: last_token, or card (the last of max_length padded positions)",
     )
-    trailing_newline: bool = setting(
-        False, "starling_34b: end with a newline, as in its training; the authors' PPO left it out"
-    )
+    trailing_newline: bool = setting(False, "starling_34b: end with a newline, as in its training, not in its PPO")
     max_length: int = number(2048, 8, doc="tokens; longer conversations lose their beginning")
     tokens_per_batch: int = number(16384, 1, doc="padded tokens per forward pass")
-    scale: str = choice(
-        "running", ("none", "running"), doc="running: centre and scale scores by their running mean and deviation; none"
-    )
+    scale: str = choice("running", ("none", "running"), doc="running: by mean and deviation of all scores so far; none")
     clip: float = number(10.0, 0.0, doc="scaled scores are clipped to [-clip, clip]; 0 = not")
     url: str | None = setting(None, "address of the server, e.g. http://127.0.0.1:8000", free=True)
     protocol: str = choice(
@@ -141,9 +125,7 @@ class RewardConfig:
     )
     connections: int = number(8, 1, 1024, free=True, doc="requests under way at the same time")
     conversations_per_request: int = number(8, 1, free=True, doc="conversations in one request")
-    timeout_s: float = number(
-        120.0, 0.001, 86400.0, free=True, doc="seconds until a request that is not answered is sent again"
-    )
+    timeout_s: float = number(120.0, 0.001, 86400.0, free=True, doc="seconds until a request is sent again")
     patience_s: float = number(300.0, 0.0, free=True, doc="seconds of retrying until the run gives up, its state saved")
 
     def place(self) -> str | None:
@@ -181,14 +163,10 @@ class RolloutConfig:
         ("slots", "hf"),
         doc="slots: a slot is filled again as soon as its response ends; hf: transformers' generate, the reference",
     )
-    slots: int = number(
-        64, 1, doc="sequences generated side by side; fewer where a GPU has no memory for their keys and values"
-    )
+    slots: int = number(64, 1, doc="sequences side by side; fewer where a GPU has no memory for their keys and values")
     max_new_tokens: int = number(1024, 1, doc="of a response")
     temperature: float = number(1.0, 1e-3, doc="also divides the logits wherever log-probabilities are computed")
-    top_p: float = number(
-        1.0, 1e-3, 1.0, doc="below 1 the sampled distribution differs from the scored one: expect odd KL"
-    )
+    top_p: float = number(1.0, 1e-3, 1.0, doc="below 1 the sampled distribution is not the scored one: expect odd KL")
     top_k: int = number(0, 0, doc="0 = off; as top_p")
     stop_strings: list[str] = setting(
         ["GPT4 Correct User:", "GPT4 Correct Assistant:"], "end a response, which then counts as not ended"
@@ -199,19 +177,11 @@ class RolloutConfig:
 class KLConfig:
     """The penalty that holds the policy to its reference."""
 
-    coefficient: float = number(
-        0.01, 0.0, doc="weight of the KL penalty per token; where an adaptive controller starts"
-    )
-    target: float | None = number(
-        None, 1e-6, doc="KL to the reference per response, nats: adaptive coefficient; null = fixed"
-    )
+    coefficient: float = number(0.01, 0.0, doc="weight of the KL penalty per token; where a controller starts")
+    target: float | None = number(None, 1e-6, doc="KL to the reference per response, nats; null = coefficient is fixed")
     horizon: float = number(10000.0, 1.0, doc="episodes, of the adaptive controller")
     estimator: str = choice("k1", ("k1", "k2", "k3"), doc="of the penalty: k1, k2, k3")
-    stop: float | None = number(
-        None,
-        1e-6,
-        doc="end a step's epochs when KL(rollout policy || policy) per token passes this, nats; null = never",
-    )
+    stop: float | None = number(None, 1e-6, doc="KL(rollout policy || policy) per token, nats, that ends the epochs")
 
 
 @dataclass
@@ -224,9 +194,7 @@ class AlgorithmConfig:
     prompts_per_step: int = number(64, 1, doc="one response each")
     epochs: int = number(2, 1, doc="passes over a step's responses")
     minibatches: int = number(4, 1, doc="optimizer updates per epoch")
-    tokens_per_microbatch: int = number(
-        8192, 1, free=True, doc="padded tokens per forward pass of the update; changes memory, not the result"
-    )
+    tokens_per_microbatch: int = number(8192, 1, free=True, doc="padded, of the update; changes memory, not the result")
     prefix_device_gb: float = number(
         8.0,
         0.0,
@@ -235,9 +203,7 @@ class AlgorithmConfig:
         "beyond: host memory",
     )
     gamma: float = number(1.0, 0.0, 1.0, doc="discount per token")
-    gae_lambda: float = number(
-        0.95, 0.0, 1.0, doc="of generalised advantage estimation: 1 = rewards to go, 0 = one-step"
-    )
+    gae_lambda: float = number(0.95, 0.0, 1.0, doc="generalised advantage estimation: 1 = rewards to go, 0 = one-step")
     clip: float = number(0.2, 1e-6, doc="of the probability ratio, ppo")
     value_clip: float = number(0.2, 0.0, doc="of the change of a value, score units; 0 = not")
     value_coefficient: float = number(1.0, 0.0, doc="weight of the value loss")
@@ -248,9 +214,7 @@ class AlgorithmConfig:
         doc="head on the policy, twin (own copies of the trainable tensors), separate (a whole model)",
     )
     critic_warmup_steps: int = number(0, 0, doc="first steps in which only the critic learns")
-    missing_eos_penalty: float = number(
-        1.0, 0.0, doc="subtracted from the scaled score of a response that did not end itself"
-    )
+    missing_eos_penalty: float = number(1.0, 0.0, doc="off the scaled score of a response that did not end itself")
     length_penalty: float = number(0.0, doc="subtracted from the scaled score per 100 response tokens")
     kl: KLConfig = section(KLConfig)
 
@@ -270,17 +234,11 @@ class OptimConfig:
     betas: list[float] = setting([0.9, 0.95], "decay of the two moments", check=check_betas)
     eps: float = number(1e-5, 0.0, doc="added to the root of the second moment")
     weight_decay: float = number(1e-6, 0.0, doc="times the learning rate, per update")
-    schedule: str = choice(
-        "linear", ("linear", "constant", "cosine"), doc="after the warm-up: linear (to 0), constant, cosine (to 0)"
-    )
+    schedule: str = choice("linear", ("linear", "constant", "cosine"), doc="linear (to 0), constant, cosine (to 0)")
     warmup_steps: int = number(0, 0, doc="steps of a linear rise from 0; 0 = warmup_percent of the run's steps")
     warmup_percent: float = number(0.0, 0.0, 100.0, doc="percent of the steps in which the rate rises from 0")
-    max_gradient_norm: float = number(
-        1.0, 1e-9, doc="L2 norm over all trainable tensors; larger gradients are scaled down to it"
-    )
-    eight_bit: bool = setting(
-        False, "Adam's moments in 8 bits (bitsandbytes, on a GPU): 6 bytes a trainable parameter less"
-    )
+    max_gradient_norm: float = number(1.0, 1e-9, doc="L2 over all trainable tensors; larger ones are scaled to it")
+    eight_bit: bool = setting(False, "Adam's moments in 8 bits (bitsandbytes, GPU): 6 bytes a trainable parameter less")
 
 
 @dataclass
@@ -288,13 +246,9 @@ class ClusterConfig:
     """Where it runs. Several processes are started by a launcher: torchrun -m starling_train.ppo ..., or accelerate
     launch."""
 
-    device: str = choice(
-        "auto", ("auto", "cpu", "cuda"), doc="auto (cuda if there is one), cpu, cuda; one process a GPU"
-    )
+    device: str = choice("auto", ("auto", "cpu", "cuda"), doc="auto (cuda if there is one), cpu, cuda; a process a GPU")
     threads: int | None = number(None, 1, 1024, doc="CPU threads of a process; null = torch's choice")
-    zero_stage: int = number(
-        0, 0, 3, doc="DeepSpeed ZeRO over the processes: shards of 0 nothing, 1 optimizer state, 2 gradients, 3 weights"
-    )
+    zero_stage: int = number(0, 0, 3, doc="DeepSpeed ZeRO: shards of 0 nothing, 1 optimizer, 2 gradients, 3 weights")
     timeout_s: float = number(1800.0, 1.0, doc="seconds that a process waits for the others before it ends the run")
 
 
@@ -304,11 +258,7 @@ class CheckpointConfig:
 
     every: int = number(50, 0, doc="steps; 0 = only at the end")
     keep: int = number(2, 1, doc="newest checkpoints kept")
-    grace_s: float = number(
-        300.0,
-        0.0,
-        doc="seconds that SIGTERM and SIGUSR1 leave: an update is finished if that fits, other phases are abandoned",
-    )
+    grace_s: float = number(300.0, 0.0, doc="seconds after SIGTERM, SIGUSR1: an update is finished if that fits")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from starling_train.config.sections import check_reward
 
 @dataclass
 class ServeConfig(PpoConfig):
-    """The configuration of `python -m starling_train.serve_reward`: a run's (config.yaml), and where and how it answers."""
+    """`python -m starling_train.serve_reward`: a run's (config.yaml), and how it answers."""
 
     footer: ClassVar[str] = (
         'POST /score {"conversations": [[{"role", "content"}, ...], ...]} -> {"scores": [...]}; POST /get_reward is '
@@ -24,15 +24,8 @@ class ServeConfig(PpoConfig):
         "STARLING_REWARD_TOKEN",
         "environment variable that holds the bearer token; unset = none is asked for; null = never",
     )
-    max_body_mb: float = number(
-        16.0, 0.001, 10_000.0, doc="megabytes (10^6 bytes) of a request's body; larger ones get 413"
-    )
-    max_wait_ms: float = number(
-        5.0,
-        0.0,
-        60_000.0,
-        doc="milliseconds that a request waits for others to share its batch, while there are others",
-    )
+    max_body_mb: float = number(16.0, 0.001, 10_000.0, doc="10^6 bytes of a request's body; larger ones get 413")
+    max_wait_ms: float = number(5.0, 0.0, 60_000.0, doc="milliseconds that a request waits for others")
     max_connections: int = number(1024, 1, 65_536, doc="open at the same time; more get 503")
     shutdown_s: int = number(60, 0, 86_400, doc="seconds that requests under way have to end after SIGTERM")
 

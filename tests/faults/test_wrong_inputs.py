@@ -40,12 +40,16 @@ from starling_train.config import laser as config_laser
 from starling_train.config import plan as config_plan
 from starling_train.config import score as config_score
 from starling_train.config import serve_reward as config_serve_reward
-from starling_train.config.dpo import DpoConfig, check_dpo
-from starling_train.config.evaluate import EvaluateConfig, check_evaluate
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.dpo import check as check_dpo
+from starling_train.config.evaluate import EvaluateConfig
+from starling_train.config.evaluate import check as check_evaluate
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig, check
-from starling_train.config.rm import RmConfig, check_rm
-from starling_train.config.snr import SnrConfig, check_snr
+from starling_train.config.rm import RmConfig
+from starling_train.config.rm import check as check_rm
+from starling_train.config.snr import SnrConfig
+from starling_train.config.snr import check as check_snr
 
 # command -> arguments that are right; a case's own come behind them and win
 RIGHT = {
@@ -929,7 +933,7 @@ LASER = [
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "does not exist", "make it with"),
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "says no rank of model.layers.0", "give", "leave",
       make=lambda world: unranked(world)),
-    a("laser", "", "WORLD_SIZE: laser runs in one process", "without a launcher", environment=(("WORLD_SIZE", "2"),)),
+    a("laser", "", "WORLD_SIZE: 2 processes, but laser runs in one", "without a launcher", environment=(("WORLD_SIZE", "2"),)),
     a("laser", "run_dir={here}/file", "run_dir: ", "is a file", "give", make=text("file", "mine")),
     a("laser", "run_dir=/proc/run", "run_dir: ", "/proc", "give another"),
     a("laser", "run_dir={here}/other", "run_dir: ", "other settings", "give another",
@@ -1015,7 +1019,7 @@ COMPARE = [
       "add to evaluation.suites"),
     a("compare", "compare.reward=eval/gold_mean", "compare.reward: eval/gold_mean is not evaluated",
       "evaluation.functions"),
-    a("compare", "", "WORLD_SIZE: compare starts its runs itself", "without a launcher",
+    a("compare", "", "WORLD_SIZE: 2 processes, but compare runs in one", "without a launcher",
       environment=(("WORLD_SIZE", "2"),)),
     a("compare", "model.path={here}/nowhere", "model.path: no such directory", "give"),
     a("compare", "reward.path={here}/nowhere", "reward.path: no such directory", "give"),
