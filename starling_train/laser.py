@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from starling_train.cli import command
 from starling_train.config.laser import LaserConfig, check
-from starling_train.rank_search.inputs import Inputs, measure
 
 if TYPE_CHECKING:
     from starling_train.run.directory import RunDirectory
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 def main(config: LaserConfig) -> None:
     """Dry run, nothing to do, or search."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
+    from starling_train.rank_search.inputs import Inputs
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
 
@@ -41,6 +41,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
     from starling_train.models.budget import Budget
     from starling_train.rank_search import results
     from starling_train.rank_search import search as rank_search
+    from starling_train.rank_search.inputs import Inputs, measure
     from starling_train.report import laser_page
     from starling_train.run.console import Console
     from starling_train.run.signals import Stopped, StopRequest

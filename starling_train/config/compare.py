@@ -59,8 +59,8 @@ class CompareConfig(PpoConfig):
 
     folder: ClassVar[str] = "compare"
     footer: ClassVar[str] = (
-        "Runs that are finished are not repeated, and one that was interrupted goes on: the same command continues, and "
-        "one with compare.only=[NAME] in another process adds its strategy. compare.md has the table, compare.png the "
+        "Finished runs are not repeated, and one that was interrupted goes on: the same command continues, and one "
+        "with compare.only=[NAME] in another process adds its strategy. compare.md has the table, compare.png the "
         "plot."
     )
 

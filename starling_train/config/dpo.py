@@ -45,7 +45,8 @@ class DpoEvaluationConfig(EvaluationConfig):
 @dataclass
 class DpoConfig(RunConfig):
     """`python -m starling_train.dpo`: direct preference optimisation on pairs of a better and a
-    worse answer. The policy is compared with itself before training, whose log-probabilities are computed once and kept."""
+    worse answer. The policy is compared with itself before training, whose log-probabilities are computed once and
+    kept."""
 
     name: str = run_name("dpo", "of the run")
     dpo: DpoLossConfig = section(DpoLossConfig)

@@ -13,8 +13,8 @@ class ExportConfig:
     goes. It has no run's keys: the run directory holds those."""
 
     footer: ClassVar[str] = (
-        "Writes a whole Hugging Face model with tokenizer, chat template and README.md: the base model, and in place of "
-        "what was trained the tensors of the checkpoint. Refused if the base model has changed since."
+        "Writes a whole Hugging Face model with tokenizer, chat template and README.md: the base model, and in place "
+        "of what was trained the tensors of the checkpoint. Refused if the base model has changed since."
     )
 
     run_dir: str | None = path_to(None, "of a training run, finished or not; its config.yaml says what it trains")

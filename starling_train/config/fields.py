@@ -58,7 +58,7 @@ def variable(default: str | None, doc: str, **metadata: Any) -> Any:
 
 def run_name(default: str, doc: str) -> Any:
     """The name of a run, which is the name of its directory."""
-    return setting(default, doc, check=_check_name)
+    return setting(default, doc, free=True, check=_check_name)
 
 
 def section(

@@ -73,7 +73,8 @@ class PairsConfig:
 @dataclass
 class LaserConfig(PpoConfig):
     """`python -m starling_train.laser`: a run's (config.yaml), and how matrices are reduced in
-    rank. A matrix keeps its singular values above the threshold of freeze.dialect; freeze.scan gives an existing scan."""
+    rank. A matrix keeps its singular values above the threshold of freeze.dialect; freeze.scan gives an existing
+    scan."""
 
     folder: ClassVar[str] = "laser"
     footer: ClassVar[str] = (

@@ -933,7 +933,7 @@ LASER = [
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "does not exist", "make it with"),
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "says no rank of model.layers.0", "give", "leave",
       make=lambda world: unranked(world)),
-    a("laser", "", "WORLD_SIZE: 2 processes, but laser runs in one", "without a launcher", environment=(("WORLD_SIZE", "2"),)),
+    a("laser", "", "WORLD_SIZE: 2 processes, but laser runs", "without a launcher", environment=(("WORLD_SIZE", "2"),)),
     a("laser", "run_dir={here}/file", "run_dir: ", "is a file", "give", make=text("file", "mine")),
     a("laser", "run_dir=/proc/run", "run_dir: ", "/proc", "give another"),
     a("laser", "run_dir={here}/other", "run_dir: ", "other settings", "give another",
