@@ -90,7 +90,7 @@ def _compose(arguments: list[str], config_name: str, schema: type) -> list[DictC
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: no bars in log files
     store_recipes()
-    arguments = _with_new_names(arguments, former_names(schema))
+    arguments = [_with_new_name(argument, former_names(schema)) for argument in arguments]
     said = io.StringIO()
     try:
         with redirect_stderr(said):  # a wrong flag is several lines of usage
@@ -132,20 +132,15 @@ def _compose_once(arguments: list[str], config_name: str) -> list[DictConfig]:
     return [composed]
 
 
-def _with_new_names(arguments: list[str], former: dict[str, str]) -> list[str]:
-    """A command line whose former names of keys are replaced; each is reported in one line."""
-    replaced = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if new := former.get(key.lstrip("+")):
-            _report_former(key.lstrip("+"), new)
-            argument = f"{new}={value}"
-        replaced.append(argument)
-    return replaced
+def _with_new_name(argument: str, former: dict[str, str]) -> str:
+    """An argument whose key has another name by now, with that; it is reported in one line."""
+    key, _, value = argument.lstrip("+").partition("=")
+    return f"{_report_former(key, former[key])}={value}" if key in former else argument
 
 
-def _report_former(old: str, new: str) -> None:
+def _report_former(old: str, new: str) -> str:
     print(f"{old}: is called {new} now; please use that", file=sys.stderr)
+    return new
 
 
 def configuration(arguments: list[str], schema: type = PpoConfig, config_name: str = "config") -> Any:
@@ -193,14 +188,12 @@ def typed(composed: DictConfig, schema: type = PpoConfig) -> Any:
     A key's former name, in a recipe or in what an earlier version wrote, counts unless the new one has a value.
     """
     for old, new in former_names(schema).items():
-        section = OmegaConf.select(composed, old.rpartition(".")[0])
-        name = old.rpartition(".")[2]
+        section, name = OmegaConf.select(composed, old.rpartition(".")[0]), old.rpartition(".")[2]
         if section is not None and name in section:
-            _report_former(old, new)
-            with open_dict(section):
+            with open_dict(composed):
                 value = section.pop(name)
-                if section.get(new.rpartition(".")[2]) is None:
-                    section[new.rpartition(".")[2]] = value
+                if OmegaConf.select(composed, _report_former(old, new)) is None:
+                    OmegaConf.update(composed, new, value)
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
 
 

@@ -23,14 +23,6 @@ STRATEGIES = {
     ],
     "none": ["freeze.method=none", "freeze.embeddings=true", "freeze.head=true", "freeze.norms=true", PLAIN],
 }  # fmt: skip
-ABOUT = {
-    "snr": "the matrices with the highest signal-to-noise ratio",
-    "lowest": "a control: those with the lowest",
-    "random": "a control: drawn by the seed",
-    "last_layers": "about as many parameters",
-    "lora": "adapters on the matrices of snr; they usually want a higher optim.learning_rate: add it here",
-    "none": "all",
-}
 
 
 @dataclass
@@ -40,8 +32,8 @@ class CompareSection:
     strategies: dict[str, list[str]] = setting(
         STRATEGIES,
         "settings of each, on top of the recipe's: lists of KEY=VALUE; LAYERS stands for freeze.top_percent of the "
-        "model's layers; +compare.strategies.NAME=\"['KEY=VALUE']\" adds one",
-        items=ABOUT,
+        "model's layers, about as many parameters as snr has; lora usually wants a higher optim.learning_rate: add it; "
+        "+compare.strategies.NAME=\"['KEY=VALUE']\" adds one",
     )
     only: list[str] = setting([], "names of those to run now; empty = all")
     reference: str = setting("snr", "the one that the others are compared with")
@@ -55,14 +47,13 @@ class CompareSection:
 
 @dataclass
 class CompareConfig(PpoConfig):
-    """`python -m starling_train.compare`: a run's (config.yaml), and what is compared."""
+    """`python -m starling_train.compare`: a run's (config.yaml), and what is compared.
+
+    Finished runs are not repeated, and one that was interrupted goes on: the same command continues, and one with
+    compare.only=[NAME] in another process adds its strategy. compare.md has the table, compare.png the plot.
+    """
 
     folder: ClassVar[str] = "compare"
-    footer: ClassVar[str] = (
-        "Finished runs are not repeated, and one that was interrupted goes on: the same command continues, and one "
-        "with compare.only=[NAME] in another process adds its strategy. compare.md has the table, compare.png the "
-        "plot."
-    )
 
     name: str = run_name("compare", "everything goes to runs/<name>, or runs/<a recipe's name>-compare, or to run_dir")
     compare: CompareSection = section(CompareSection)

@@ -1,7 +1,8 @@
 """`conf/`, the commented YAML that Hydra composes: written from the dataclasses by `make conf`.
 
-A command has a file, and every section with options a folder, in which the default option is written here. Options that
-set a few values on top of it (`conf/freeze/none.yaml`) are data of their own, written by hand.
+A command has a file: the dataclass's docstring is its header and, behind an empty line, the end of its --help. Every
+section with options has a folder, in which the default option is written here; those that set a few values on top of it
+(`conf/freeze/none.yaml`) are data of their own, written by hand.
 """
 
 import json
@@ -51,7 +52,9 @@ def render() -> dict[str, str]:
         for item in fields(schema):
             if schema is PpoConfig and item.metadata.get("group"):
                 options = "".join(_lines(item.default_factory()))
-                files[f"{item.name}/{item.metadata['group']}.yaml"] = _header(type(item.default_factory())) + options
+                files[f"{item.name}/{item.metadata['group']}.yaml"] = (
+                    _header(type(item.default_factory()).__doc__) + options
+                )
         files[f"{name}.yaml"] = _command(schema)
     return files
 
@@ -59,28 +62,31 @@ def render() -> dict[str, str]:
 def _command(schema: type) -> str:
     """The file of a command. One that extends ppo's starts from that file, and has its own keys only."""
     extends = schema is not PpoConfig and issubclass(schema, PpoConfig)
-    config, footer = schema(), getattr(schema, "footer", "")
+    config = schema()
+    header, _, footer = schema.__doc__.partition("\n\n")
     own = [item for item in fields(schema) if not extends or item.name in schema.__annotations__]
     shared = {item.name for item in fields(RunConfig)} - {"model", "freeze"}
     own.sort(key=lambda item: is_dataclass(getattr(config, item.name)) * (1 + (item.name in shared)))  # its own first
     groups = [f"  - {item.name}: {item.metadata['group']}\n" for item in own if item.metadata.get("group")]
     base = ["  - config\n"] if extends else groups
-    text = _header(schema) + "defaults:\n" + "".join(base) + "  - _self_\n" + QUIET + "\n"
+    text = _header(header) + "defaults:\n" + "".join(base) + "  - _self_\n" + QUIET + "\n"
     keys = "".join(_lines(config, own)).lstrip("\n")
     hydra = "\nhydra:\n  help:\n" if extends else HYDRA
     if footer:
         hydra += (
-            "    footer: >-  # under the keys\n" + textwrap.indent(textwrap.fill(footer, WIDTH - 6), " " * 6) + "\n"
+            "    footer: >-  # under the keys\n"
+            + textwrap.indent(textwrap.fill(_joined(footer), WIDTH - 6), " " * 6)
+            + "\n"
         )
     return text + keys + (hydra if footer or not extends else "")
 
 
-def _header(kind: type) -> str:
-    return "".join(f"# {line}\n" for line in textwrap.wrap(_doc(kind), WIDTH - 2))
+def _header(text: str) -> str:
+    return "".join(f"# {line}\n" for line in textwrap.wrap(_joined(text), WIDTH - 2))
 
 
-def _doc(kind: type) -> str:
-    return " ".join(kind.__doc__.split())
+def _joined(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _lines(
@@ -95,12 +101,11 @@ def _lines(
         value = getattr(config, item.name)
         if not is_dataclass(value):
             yield _commented(f"{indent}{item.name}: {values[item.name]}".rstrip(), item.metadata["doc"], column)
-            for name, entry in value.items() if isinstance(value, dict) else ():
-                yield _commented(f"{indent}  {name}: {_scalar(entry)}", item.metadata["items"][name], column)
+            yield from (f"{indent}  {k}: {_scalar(v)}\n" for k, v in value.items()) if isinstance(value, dict) else ()
             continue
         section = _section_items(item, value)
         if section:
-            first, _, rest = (item.metadata["doc"] or _doc(type(value))).rstrip(".").partition(" ")
+            first, _, rest = _joined(item.metadata["doc"] or type(value).__doc__).rstrip(".").partition(" ")
             comment = f"{first.lower() if first.istitle() else first} {rest}"
             yield ("" if indent else "\n") + _commented(f"{indent}{item.name}:", comment, column)
             yield from _lines(value, section, f"{indent}  ", item.metadata.get("follows") or follows)

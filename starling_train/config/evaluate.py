@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 from starling_train.config.fields import (
     UserError,
@@ -89,12 +88,11 @@ class LmEvalConfig:
 @dataclass
 class EvaluateConfig(PpoConfig):
     """`python -m starling_train.evaluate`: a run's (config.yaml), and what is measured. Function
-    calling and perplexity are a recipe's evaluation.* unless given."""
+    calling and perplexity are a recipe's evaluation.* unless given.
 
-    footer: ClassVar[str] = (
-        "Suites that evaluation.json has for the same models, data and settings are not measured again. The reward "
-        "model is given by reward=KIND reward.path=DIR, or by reward=server reward.url=http://HOST:PORT."
-    )
+    Suites that evaluation.json has for the same models, data and settings are not measured again. The reward model
+    is given by reward=KIND reward.path=DIR, or by reward=server reward.url=http://HOST:PORT.
+    """
 
     name: str = run_name("evaluate", "evaluation.json goes to runs/<name>, or to run_dir, which may be a run's")
     suites: list[str] = setting(

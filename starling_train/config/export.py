@@ -1,21 +1,18 @@
 """The configuration of the `export` command."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
-from starling_train.config.fields import UserError, check_values, no_path, path_to, require, setting
+from starling_train.config.fields import check_values, path_to, require, setting
 
 
 @dataclass
 class ExportConfig:
     """`python -m starling_train.export`: which checkpoint of which run, and where the model
-    goes. It has no run's keys: the run directory holds those."""
+    goes. It has no run's keys: the run directory holds those.
 
-    footer: ClassVar[str] = (
-        "Writes a whole Hugging Face model with tokenizer, chat template and README.md: the base model, and in place "
-        "of what was trained the tensors of the checkpoint. Refused if the base model has changed since."
-    )
+    Writes a whole Hugging Face model with tokenizer, chat template and README.md: the base model, and in place of
+    what was trained the tensors of the checkpoint. Refused if the base model has changed since.
+    """
 
     run_dir: str | None = path_to(None, "of a training run, finished or not; its config.yaml says what it trains")
     checkpoint: str = setting("newest", "newest, best (highest held-out score), or a folder: step_000123")
@@ -28,10 +25,5 @@ class ExportConfig:
 def check(config: ExportConfig) -> None:
     """Check the configuration. Raises UserError."""
     check_values(config)
-    for key, value, what in (
-        ("run_dir", config.run_dir, "run_dir=runs/NAME, the directory of a run"),
-        ("output", config.output, "output=DIR, a new directory for the model"),
-    ):
-        require(key, value, what)
-        if reason := no_path(Path(value).expanduser()):
-            raise UserError(f"{key}: {value[:80]!r} cannot be a path ({reason}); give another")
+    require("run_dir", config.run_dir, "run_dir=runs/NAME, the directory of a run")
+    require("output", config.output, "output=DIR, a new directory for the model")

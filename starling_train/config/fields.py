@@ -28,7 +28,7 @@ def setting(default: Any, doc: str, **metadata: Any) -> Any:
     doc: the key's comment in `conf/`. metadata: free=True for a key that may change between two starts of a run: it
     changes neither its data nor what one step computes (but for rounding, where sequences go through a model in other
     groups). follows="a.b": in `conf/` the key is `${a.b}`. was="old": a former name, which still works. check: of the
-    key and its value, raises UserError. items: comments in `conf/` on the entries of a dictionary.
+    key and its value, raises UserError.
     """
     metadata["doc"] = doc
     if isinstance(default, list | dict):
@@ -61,19 +61,11 @@ def run_name(default: str, doc: str) -> Any:
     return setting(default, doc, free=True, check=_check_name)
 
 
-def section(
-    kind: type,
-    doc: str | None = None,
-    *,
-    group: str | None = None,
-    free: bool = False,
-    follows: str | None = None,
-    **defaults: Any,
-) -> Any:
+def section(kind: type, doc: str = "", group: str = "", free: bool = False, follows: str = "", **defaults: Any) -> Any:
     """Keys of a dataclass, with `defaults` other than its own.
 
     doc: the section's comment in `conf/`, if not the dataclass's docstring. group: the option of `conf/<section>/` that
-    is the default; None: the section is written out where it is used. free, follows: of all its keys, as in `setting`.
+    is the default; "": the section is written out where it is used. free, follows: of all its keys, as in `setting`.
     """
     metadata = {"doc": doc, "group": group, "free": free, "follows": follows}
     return field(default_factory=lambda: kind(**defaults), metadata=metadata)
@@ -138,9 +130,11 @@ def check_values(config: Any, prefix: str = "") -> None:
         if "variable" in limits and value is not None and not VARIABLE.fullmatch(value):
             # the value is not shown: it may be the secret
             raise UserError(
-                f"{key}: what is given is not the name of an environment variable (capitals, digits, _); put the token "
-                "into a variable and give its name"
+                f"{key}: what is given is no name of an environment variable (capitals, digits, _); put the token into "
+                "a variable and give its name"
             )
+        if limits.get("path") and value and (reason := no_path(Path(value))):
+            raise UserError(f"{key}: {value[:80]!r} cannot be a path ({reason}); give another")
         if "check" in limits:
             limits["check"](key, value)
 

@@ -74,12 +74,12 @@ class PairsConfig:
 class LaserConfig(PpoConfig):
     """`python -m starling_train.laser`: a run's (config.yaml), and how matrices are reduced in
     rank. A matrix keeps its singular values above the threshold of freeze.dialect; freeze.scan gives an existing
-    scan."""
+    scan.
+
+    Every try is a line of run_dir/tries.jsonl; the same command again goes on where an earlier start was stopped.
+    """
 
     folder: ClassVar[str] = "laser"
-    footer: ClassVar[str] = (
-        "Every try is a line of run_dir/tries.jsonl; the same command again goes on where an earlier start was stopped."
-    )
 
     name: str = run_name(
         "laser",

@@ -1,7 +1,6 @@
 """The configuration of the `plan` command."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from starling_train.config.fields import UserError, number, section
 from starling_train.config.ppo import PpoConfig
@@ -22,13 +21,12 @@ class DevicesConfig:
 
 @dataclass
 class PlanConfig(PpoConfig):
-    """`python -m starling_train.plan`: a run's (config.yaml), and the devices planned for."""
+    """`python -m starling_train.plan`: a run's (config.yaml), and the devices planned for.
 
-    footer: ClassVar[str] = (
-        "Memory of each device by part, trainable parameters by module type, tokens and estimated time of a step, and "
-        "the fewest devices that hold the run. From config.json alone; the shapes of the published models are known "
-        "without it."
-    )
+    Memory of each device by part, trainable parameters by module type, tokens and estimated time of a step, and the
+    fewest devices that hold the run. From config.json alone; the shapes of the published models are known without
+    it.
+    """
 
     plan: DevicesConfig = section(DevicesConfig)
 

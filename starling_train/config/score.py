@@ -1,7 +1,6 @@
 """The configuration of the `score` command."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from starling_train.config.fields import check_values, number, path_to, require, run_name
 from starling_train.config.ppo import PpoConfig
@@ -10,12 +9,11 @@ from starling_train.config.sections import check_reward
 
 @dataclass
 class ScoreConfig(PpoConfig):
-    """`python -m starling_train.score`: a run's (config.yaml), and the two files."""
+    """`python -m starling_train.score`: a run's (config.yaml), and the two files.
 
-    footer: ClassVar[str] = (
-        "Exit code 0: every line was scored. 2: some lines were wrong (named on stderr and in the output; all others "
-        "are scored), or the configuration was. The model is given by reward=KIND reward.path=DIR."
-    )
+    Exit code 0: every line was scored. 2: some lines were wrong (named on stderr and in the output; all others are
+    scored), or the configuration was. The model is given by reward=KIND reward.path=DIR.
+    """
 
     name: str = run_name("score", "of the job; nothing is written but the output")
     input: str | None = path_to(None, 'JSONL: {"messages": [...]}, list of messages, or {"prompt", "response"} a line')

@@ -1,7 +1,6 @@
 """The configuration of the `serve_reward` command."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from starling_train.config.fields import UserError, check_values, number, run_name, setting, variable
 from starling_train.config.ppo import PpoConfig
@@ -10,12 +9,11 @@ from starling_train.config.sections import check_reward
 
 @dataclass
 class ServeConfig(PpoConfig):
-    """`python -m starling_train.serve_reward`: a run's (config.yaml), and how it answers."""
+    """`python -m starling_train.serve_reward`: a run's (config.yaml), and how it answers.
 
-    footer: ClassVar[str] = (
-        'POST /score {"conversations": [[{"role", "content"}, ...], ...]} -> {"scores": [...]}; POST /get_reward is '
-        "OpenRLHF's remote reward model; GET /health. The model is given by reward=KIND reward.path=DIR."
-    )
+    POST /score {"conversations": [[{"role", "content"}, ...], ...]} -> {"scores": [...]}; POST /get_reward is
+    OpenRLHF's remote reward model; GET /health. The model is given by reward=KIND reward.path=DIR.
+    """
 
     name: str = run_name("serve_reward", "of the job")
     host: str = setting("127.0.0.1", "address to listen on; one that others can reach needs a token")

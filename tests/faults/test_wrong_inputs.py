@@ -131,7 +131,7 @@ COMMAND_LINE = [
     a("ppo", "name='${{nope}}'", "name: ", "nope"),
     a("ppo", "model=null", "command line", "--help"),
     a("ppo", "name=' '", "name: empty", "give"),
-    a("rm", "+recipe=small", "optim.critic_learning_rate: no such key", "use one of"),
+    a("rm", "+recipe=small", "reward: no such key", "use one of"),
     a("ppo", "", "WORLD_SIZE", "start with torchrun", environment=(("WORLD_SIZE", "2"),)),
 ]
 
@@ -619,7 +619,7 @@ PAIRS = [
     a("dpo", "evaluation.responses=3", "evaluation.responses: 3 exceeds", "lower it"),
     a("dpo", "evaluation.suites=[chess]", "evaluation.suites: 'chess'", "use some of"),
     a("dpo", "evaluation.suites=[function_calling] evaluation.function_calling.path={here}", "BFCL_v4", "give"),
-    a("dpo", "+recipe=small", "optim.critic_learning_rate: no such key", "use one of"),
+    a("dpo", "+recipe=small", "reward: no such key", "use one of"),
     a("dpo", "model.attention=flash_attention_2", "model.attention: needs", "use sdpa"),
     a("dpo", "optim.eight_bit=true", "optim.eight_bit: needs", "use false"),
     a("dpo", "optim.betas=[0.9]", "optim.betas: ", "give two numbers"),
