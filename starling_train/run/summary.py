@@ -7,9 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import starling_train
-from starling_train.config.dpo import DpoConfig
-from starling_train.config.ppo import PpoConfig
-from starling_train.config.rm import RmConfig
+from starling_train.config.run import RunConfig
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.run.state import TrainState
@@ -17,7 +15,7 @@ from starling_train.selection.freeze import FreezeTable
 
 
 def to_json(
-    config: PpoConfig | RmConfig | DpoConfig,
+    config: RunConfig,
     run: RunDirectory,
     table: FreezeTable,
     state: TrainState,
