@@ -26,7 +26,7 @@ class DpoLossConfig:
     pairs: str = choice(
         "best_worst",
         ("best_worst", "best_random", "all"),
-        doc="of ranked answers: best_worst, best_random (one draw for the run), all (of different rank)",
+        doc="of ranked answers: best_worst, best_random (one draw a run), all (of different rank)",
     )
     epochs: float = number(1.0, 1e-6, doc="passes over the training prompts")
     prompts_per_step: int = number(64, 1, doc="per update, each with all its pairs; the loss is the mean over pairs")

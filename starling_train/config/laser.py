@@ -81,11 +81,7 @@ class LaserConfig(PpoConfig):
 
     folder: ClassVar[str] = "laser"
 
-    name: str = run_name(
-        "laser",
-        "of the run, which goes to runs/<name>, or to run_dir; to runs/<name>-laser where the name, a recipe's, has no "
-        "laser in it",
-    )
+    name: str = run_name("laser", "everything goes to runs/<name>, or runs/<a recipe's name>-laser, or to run_dir")
     laser: ReductionConfig = section(ReductionConfig)
     perplexity: TextConfig = section(TextConfig)
     preference: PairsConfig = section(PairsConfig)

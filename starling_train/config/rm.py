@@ -21,7 +21,7 @@ class RankingConfig:
     kind: str = choice(
         "starling_7b",
         ("starling_7b", "starling_34b"),
-        doc="template, and layout of what is written: starling_7b (Llama-2's), starling_34b (Yi's)",
+        doc="template and layout: starling_7b (Llama-2's), starling_34b (Yi's)",
     )
     tokenizer: str | None = path_to(None, "directory or hub id of the tokenizer; null = model.path")
     fresh: bool = setting(False, "random weights in model.path's shape instead of its own")
@@ -42,7 +42,7 @@ class RmConfig(RunConfig):
     name: str = run_name("rm", "of the run")
     model: ModelConfig = section(
         ModelConfig,
-        "where the transformer comes from: a Llama or Mistral causal language model, or a Starling reward model",
+        "a Llama or Mistral causal language model, or a Starling reward model",
         path="meta-llama/Llama-2-7b-chat-hf",
         gradient_checkpointing=True,
     )

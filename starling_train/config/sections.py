@@ -30,7 +30,7 @@ class ModelConfig:
     load_in: str | None = choice(
         None,
         (None, "8bit", "4bit"),
-        doc="8bit, 4bit: quantised, with freeze.adapter=lora, on an NVIDIA GPU, never in rm; null = in dtype",
+        doc="8bit, 4bit: quantised, with freeze.adapter=lora, on an NVIDIA GPU; null = in dtype",
     )
     gradient_checkpointing: bool = setting(False, "recompute layers backwards: less memory, a third more time")
 
@@ -51,7 +51,7 @@ class FreezeConfig:
     method: str = choice(
         "snr",
         ("snr", "layers", "last_layers", "random", "lowest", "none"),
-        doc="snr; controls: random, lowest (as many matrices as snr); layers, last_layers; none (everything trains)",
+        doc="snr; its controls random and lowest; layers, last_layers; none: everything trains",
     )
     unit: str = choice(
         "matrix",
@@ -65,15 +65,11 @@ class FreezeConfig:
     max_memory_gb: float | None = number(None, 0.0, doc="decimal GB for training them, 20 bytes a parameter; likewise")
     layers: list[int] = setting([], "decoder layers, counted from 0, for layers")
     last_layers: int = number(4, 1, doc="how many, for last_layers")
-    lowest_layer: int = number(
-        0,
-        0,
-        doc="nothing below this decoder layer trains; it is computed once for policy, reference and critic",
-    )
+    lowest_layer: int = number(0, 0, doc="none below this decoder layer trains; they are computed once for all models")
     dialect: str = choice(
         "spectrum",
         ("spectrum", "laserrmt", "gavish_donoho"),
-        doc="spectrum, laserrmt, gavish_donoho: how signal is told from noise; with scan, the one it was made in",
+        doc="how signal is told from noise: spectrum, laserrmt, gavish_donoho; with scan, its own",
     )
     scan: str | None = path_to(None, "an existing scan (ours or Spectrum's JSON); null = scan now")
     embeddings: bool = setting(False, "also train the input embeddings (nothing can then be shared below them)")
@@ -107,7 +103,7 @@ class RewardConfig:
     position: str = choice(
         "last_token",
         ("last_token", "card"),
-        doc="where the head is read: last_token, or card (the last of max_length padded positions)",
+        doc="where the head is read: last_token, or card: the last of max_length padded positions",
     )
     trailing_newline: bool = setting(False, "starling_34b: end with a newline, as in its training, not in its PPO")
     max_length: int = number(2048, 8, doc="tokens; longer conversations lose their beginning")
@@ -118,10 +114,10 @@ class RewardConfig:
     protocol: str = choice(
         "starling",
         ("starling", "openrlhf"),
-        doc="starling (serve_reward's), openrlhf (url is then the whole address, tokenizer makes the text)",
+        doc="starling (serve_reward's), openrlhf (url is the whole address, tokenizer makes the text)",
     )
     token_env: str | None = variable(
-        "STARLING_REWARD_TOKEN", "environment variable that holds the bearer token; unset = none is sent", free=True
+        "STARLING_REWARD_TOKEN", "variable that holds the bearer token; unset = none is sent", free=True
     )
     connections: int = number(8, 1, 1024, free=True, doc="requests under way at the same time")
     conversations_per_request: int = number(8, 1, free=True, doc="conversations in one request")
@@ -139,7 +135,7 @@ class RowsConfig:
 
     path: str = path_to(
         "berkeley-nest/Nectar",
-        "directory with data/*.parquet, a parquet or JSONL file (`prompt`, `messages`, `answers`), or a hub id",
+        "directory with data/*.parquet, parquet or JSONL (`prompt`, `messages`, `answers`), or hub id",
     )
     eval_prompts: int = number(256, 1, doc="prompts held out for evaluation, chosen by the seed")
     good_natured_only: bool = setting(False, "only rows that Nectar marks good_natured")
@@ -159,9 +155,7 @@ class RolloutConfig:
     """How responses are generated, on the training weights."""
 
     engine: str = choice(
-        "slots",
-        ("slots", "hf"),
-        doc="slots: a slot is filled again as soon as its response ends; hf: transformers' generate, the reference",
+        "slots", ("slots", "hf"), doc="slots: refilled as responses end; hf: transformers' generate, the reference"
     )
     slots: int = number(64, 1, doc="sequences side by side; fewer where a GPU has no memory for their keys and values")
     max_new_tokens: int = number(1024, 1, doc="of a response")
@@ -199,8 +193,7 @@ class AlgorithmConfig:
         8.0,
         0.0,
         free=True,
-        doc="decimal GB on the device for the hidden states below the lowest trained layer, kept for all passes; "
-        "beyond: host memory",
+        doc="decimal GB on the device for hidden states below the lowest trained layer; beyond: host memory",
     )
     gamma: float = number(1.0, 0.0, 1.0, doc="discount per token")
     gae_lambda: float = number(0.95, 0.0, 1.0, doc="generalised advantage estimation: 1 = rewards to go, 0 = one-step")
@@ -229,7 +222,7 @@ class OptimConfig:
         0.0,
         1.0,
         was="head_learning_rate",
-        doc="of the critic's own tensors and value head, in rm of the reward head; null = learning_rate",
+        doc="of the critic's own tensors and value head; in rm of its head; null = the same",
     )
     betas: list[float] = setting([0.9, 0.95], "decay of the two moments", check=check_betas)
     eps: float = number(1e-5, 0.0, doc="added to the root of the second moment")

@@ -19,8 +19,7 @@ class ServeConfig(PpoConfig):
     host: str = setting("127.0.0.1", "address to listen on; one that others can reach needs a token")
     port: int = number(8000, 0, 65535, doc="0 = any free one, printed when it listens")
     token_env: str | None = variable(
-        "STARLING_REWARD_TOKEN",
-        "environment variable that holds the bearer token; unset = none is asked for; null = never",
+        "STARLING_REWARD_TOKEN", "variable that holds the bearer token; unset = none is requested; null = never"
     )
     max_body_mb: float = number(16.0, 0.001, 10_000.0, doc="10^6 bytes of a request's body; larger ones get 413")
     max_wait_ms: float = number(5.0, 0.0, 60_000.0, doc="milliseconds that a request waits for others")

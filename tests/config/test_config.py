@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,19 @@ def test_a_recipe_of_another_command_is_refused():
 def test_every_option_composes(option):
     config = composed(option)
     check_values(config)
+
+
+@pytest.mark.parametrize("name", conf_files.FILES)
+@pytest.mark.parametrize("value", ["x" * 5000, "a\0b"])
+def test_what_cannot_be_a_path_is_refused_by_its_key(name, value):
+    paths = [key for key, item, _, _ in walk(conf_files.FILES[name]()) if item.metadata.get("path")]
+    assert paths
+    for key in paths:
+        config = conf_files.FILES[name]()
+        *sections, last = key.split(".")
+        setattr(reduce(getattr, sections, config), last, value)
+        with pytest.raises(UserError, match=rf"^{key}: '[^\n]*' cannot be a path \([^\n]*\); give another$"):
+            check_values(config)
 
 
 def test_recipes_stack_and_overrides_win():
