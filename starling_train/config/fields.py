@@ -134,7 +134,7 @@ def check_values(config: Any, prefix: str = "") -> None:
                 "a variable and give its name"
             )
         if limits.get("path") and value and (reason := no_path(Path(value))):
-            raise UserError(f"{key}: {value[:80]!r} cannot be a path ({reason}); give another")
+            raise UserError(f"{key}: {value[:80]!r} cannot be a path ({reason}); check it, or give another")
         if "check" in limits:
             limits["check"](key, value)
 

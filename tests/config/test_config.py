@@ -108,7 +108,9 @@ def test_what_cannot_be_a_path_is_refused_by_its_key(name, value):
         config = conf_files.FILES[name]()
         *sections, last = key.split(".")
         setattr(reduce(getattr, sections, config), last, value)
-        with pytest.raises(UserError, match=rf"^{key}: '[^\n]*' cannot be a path \([^\n]*\); give another$"):
+        with pytest.raises(
+            UserError, match=rf"^{key}: '[^\n]*' cannot be a path \([^\n]*\); check it, or give another$"
+        ):
             check_values(config)
 
 

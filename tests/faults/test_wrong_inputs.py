@@ -488,7 +488,7 @@ DATA = [
         for command in ("ppo", "rm", "dpo")
         for name in ("nowhere.parquet", "nowhere.jsonl")
     ],
-    a("ppo", "data.path={long}", "x", "check data.path"),
+    a("ppo", "data.path={long}", "data.path: ", "check it"),
     a("ppo", "data.path={here}/gone.jsonl", "gone.jsonl: no such file", "check data.path", make=link("gone.jsonl")),
     a(
         "ppo",

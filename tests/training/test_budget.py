@@ -123,9 +123,8 @@ def refuse_above(tokens):
     return hook
 
 
-@pytest.mark.parametrize("section", ["algorithm", "rm", "dpo"])
-def test_a_run_goes_on_with_the_smaller_budget_that_the_line_asks_for(section):
-    from starling_train.run import directory
-
-    assert not directory._is_fixed(f"{section}.tokens_per_microbatch")
-    assert directory._is_fixed(f"{section}.prompts_per_step")
+@pytest.mark.parametrize("section,schema", [("algorithm", PpoConfig), ("rm", RmConfig), ("dpo", DpoConfig)])
+def test_a_run_goes_on_with_the_smaller_budget_that_the_line_asks_for(section, schema):
+    free = {key for key, _, _, is_free in walk(schema()) if is_free}
+    assert f"{section}.tokens_per_microbatch" in free
+    assert f"{section}.prompts_per_step" not in free
