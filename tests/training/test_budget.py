@@ -5,7 +5,10 @@ import torch
 from minibatch import optimizer_of
 from test_update import SCORES, actors, rollout, settings
 
-from starling_train.config.fields import UserError
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.fields import UserError, walk
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.rm import RmConfig
 from starling_train.models.budget import Budget, is_out_of_memory
 from starling_train.training.ppo.experience import make_experience
 from starling_train.training.ppo.update import update
