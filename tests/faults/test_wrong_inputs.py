@@ -40,12 +40,16 @@ from starling_train.config import laser as config_laser
 from starling_train.config import plan as config_plan
 from starling_train.config import score as config_score
 from starling_train.config import serve_reward as config_serve_reward
-from starling_train.config.dpo import DpoConfig, check_dpo
-from starling_train.config.evaluate import EvaluateConfig, check_evaluate
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.dpo import check as check_dpo
+from starling_train.config.evaluate import EvaluateConfig
+from starling_train.config.evaluate import check as check_evaluate
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig, check
-from starling_train.config.rm import RmConfig, check_rm
-from starling_train.config.snr import SnrConfig, check_snr
+from starling_train.config.rm import RmConfig
+from starling_train.config.rm import check as check_rm
+from starling_train.config.snr import SnrConfig
+from starling_train.config.snr import check as check_snr
 
 # command -> arguments that are right; a case's own come behind them and win
 RIGHT = {
@@ -127,7 +131,7 @@ COMMAND_LINE = [
     a("ppo", "name='${{nope}}'", "name: ", "nope"),
     a("ppo", "model=null", "command line", "--help"),
     a("ppo", "name=' '", "name: empty", "give"),
-    a("rm", "+recipe=small", "optim.critic_learning_rate: no such key", "use one of"),
+    a("rm", "+recipe=small", "reward: no such key", "use one of"),
     a("ppo", "", "WORLD_SIZE", "start with torchrun", environment=(("WORLD_SIZE", "2"),)),
 ]
 
@@ -484,7 +488,7 @@ DATA = [
         for command in ("ppo", "rm", "dpo")
         for name in ("nowhere.parquet", "nowhere.jsonl")
     ],
-    a("ppo", "data.path={long}", "x", "check data.path"),
+    a("ppo", "data.path={long}", "data.path: ", "check it"),
     a("ppo", "data.path={here}/gone.jsonl", "gone.jsonl: no such file", "check data.path", make=link("gone.jsonl")),
     a(
         "ppo",
@@ -615,7 +619,7 @@ PAIRS = [
     a("dpo", "evaluation.responses=3", "evaluation.responses: 3 exceeds", "lower it"),
     a("dpo", "evaluation.suites=[chess]", "evaluation.suites: 'chess'", "use some of"),
     a("dpo", "evaluation.suites=[function_calling] evaluation.function_calling.path={here}", "BFCL_v4", "give"),
-    a("dpo", "+recipe=small", "optim.critic_learning_rate: no such key", "use one of"),
+    a("dpo", "+recipe=small", "reward: no such key", "use one of"),
     a("dpo", "model.attention=flash_attention_2", "model.attention: needs", "use sdpa"),
     a("dpo", "optim.eight_bit=true", "optim.eight_bit: needs", "use false"),
     a("dpo", "optim.betas=[0.9]", "optim.betas: ", "give two numbers"),
@@ -929,8 +933,7 @@ LASER = [
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "does not exist", "make it with"),
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "says no rank of model.layers.0", "give", "leave",
       make=lambda world: unranked(world)),
-    a("laser", "", "WORLD_SIZE: 2 processes, but laser runs in one", "without a launcher",
-      environment=(("WORLD_SIZE", "2"),)),
+    a("laser", "", "WORLD_SIZE: 2 processes, but laser runs", "without a launcher", environment=(("WORLD_SIZE", "2"),)),
     a("laser", "run_dir={here}/file", "run_dir: ", "is a file", "give", make=text("file", "mine")),
     a("laser", "run_dir=/proc/run", "run_dir: ", "/proc", "give another"),
     a("laser", "run_dir={here}/other", "run_dir: ", "other settings", "give another",
