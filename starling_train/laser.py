@@ -75,12 +75,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             run.write(results.START, json.dumps(known))
 
             # 4. One matrix after the other.
-            judge = rank_search.Judge(
-                laser.measure, lambda: inputs.criterion.measure(model, budget), inputs.criterion.is_not_worse
-            )
-            attempts = rank_search.Search(
-                model, inputs.source, candidates, judge, known["judging"], run.path, laser.factored
-            )
+            attempts = inputs.attempts(model, candidates, known["judging"], budget, run)
             if tries:
                 console.say(f"{tries} of {len(candidates)} tries are done already")
             if uncut:
