@@ -1,6 +1,6 @@
 """Tokenizers for Openchat's template: the real one, from files that pip installs, and one of 400 pieces.
 
-Loading the real one of 32,002 pieces takes 0.3 s, and models for it are large: it is for tests of the tokens themselves.
+Loading the real one of 32,002 pieces takes 0.3 s, and models for it are large: it is for tests of tokens themselves.
 """
 
 import json

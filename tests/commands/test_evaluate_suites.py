@@ -298,7 +298,11 @@ def written(out: Path) -> list[str]:
 def test_no_judgment_is_asked_for_twice(long_policy, data_dir, tmp_path, number, code, twice):
     """A signal that leaves time: none at all. A kill: none that was written, which is all but what was under way."""
     with Scripted(answer=rated, delay_s=0.01) as server:
-        arguments = ["+recipe=toy", "run_dir=run", *bench(long_policy, data_dir, at(server), **{"judge.connections": 4})]
+        arguments = [
+            "+recipe=toy",
+            "run_dir=run",
+            *bench(long_policy, data_dir, at(server), **{"judge.connections": 4}),
+        ]
         process = Started("evaluate", arguments, tmp_path)
         assert process.wait_until(lambda: len(written(process.run)) >= 60), process.error()
         process.send(number)
