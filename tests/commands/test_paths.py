@@ -3,11 +3,8 @@
 What a reader says of a file where a directory belongs, of a dead link or of damage is tested where the reader lives.
 """
 
-import dataclasses
-from collections.abc import Iterator
-
 import pytest
-from conftest import RIGHT, schema_of
+from schemas import SCHEMAS, keys
 
 # key -> what must be set for it to be read at all; a key that is not here is read whatever is set
 READ_WITH = {
@@ -29,24 +26,10 @@ UNREAD = {
 WRITTEN = ("run_dir", "output")  # what is not there yet is right
 
 
-def paths(command: str) -> Iterator[str]:
-    def walk(config, prefix: str) -> Iterator[str]:
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            if dataclasses.is_dataclass(value):
-                yield from walk(value, f"{prefix}{field.name}.")
-            elif field.metadata.get("path"):
-                yield f"{prefix}{field.name}"
-
-    return walk(schema_of(command)(), "")
-
-
-@pytest.mark.parametrize("command", RIGHT)
+@pytest.mark.parametrize("command", SCHEMAS)
 def test_a_path_that_cannot_be_read_or_written_is_told_by_its_key(command, refused):
-    for key in paths(command):
-        if key in UNREAD.get(command, ()):
-            continue
-        values = ["{long}"] if key in WRITTEN else ["{{here}}/nowhere", "{{long}}"]
-        for value in values:
-            line = refused(command, f"{READ_WITH.get(key, '')} {key}={value.format(here='{here}', long='{long}')}")
-            assert key in line, line
+    for key in keys(command):
+        if key.field.metadata.get("path") and key.name not in UNREAD.get(command, ()):
+            for value in ["{long}"] if key.name in WRITTEN else ["{here}/nowhere", "{long}"]:
+                line = refused(command, f"{READ_WITH.get(key.name, '')} {key.name}={value}")
+                assert key.name in line, line

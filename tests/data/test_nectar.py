@@ -237,8 +237,7 @@ def dead_link(directory):
 
 WRONG_FILES = {
     "dead link": (dead_link, "no such file or directory"),
-    "5,000 characters": (lambda d: Path("x" * 5000), "check data.path"),
-    "broken pages": (broken_pages, "not a readable parquet file"),
+    "broken pages": (broken_pages, "x.parquet: damaged ("),
     "empty file": (text_file("x.jsonl", ""), "no usable row is left"),
     "blank lines": (text_file("x.jsonl", "\n\n"), "no usable row is left"),
     "blank prompt": (parquet_of(raw_row() | {"prompt": ""}), "no usable row is left"),
