@@ -1,6 +1,7 @@
 """Shared fixtures. Models here are real transformers models, small and random; nothing needs a network."""
 
 import os
+import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,14 @@ def tiny_mistral():
         )
 
     return build
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Tell the suite's CPU time, of all its processes: the budget is 420 s for `make test`."""
+    if not hasattr(config, "workerinput"):
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        seconds = sum(one.ru_utime + one.ru_stime for one in used)
+        terminalreporter.write_line(f"CPU: {seconds:.0f} s")
 
 
 @dataclass(frozen=True)

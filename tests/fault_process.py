@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -29,18 +30,26 @@ _context.set_forkserver_preload(PRELOAD)
 class Started:
     """A command that runs in `folder`, with the environment of this process.
 
-    output: the folder of what it says, `folder` itself if none is given. run: where `run_dir=run` would put its files.
+    output: the folder of what it says, `folder` itself if none is given. prepare: called there first, to disturb it.
+    run: where `run_dir=run` would put its files.
     """
 
-    def __init__(self, command: str, arguments: list[str], folder: Path, output: Path | None = None):
+    def __init__(
+        self,
+        command: str,
+        arguments: list[str],
+        folder: Path,
+        output: Path | None = None,
+        prepare: Callable[[], None] | None = None,
+    ):
         self.run = folder / "run"
         output = output or folder
         output.mkdir(exist_ok=True)
         self._files = output / "stdout", output / "stderr"
         for file in self._files:
             file.unlink(missing_ok=True)  # an earlier start's, in which a test would look in vain
-        argv = [command, *arguments]
-        self._process = _context.Process(target=_main, args=(argv, str(folder), *map(str, self._files), {**os.environ}))
+        given = ([command, *arguments], str(folder), *map(str, self._files), {**os.environ}, prepare)
+        self._process = _context.Process(target=_main, args=given)
         self._process.start()
         self.pid = self._process.pid
 
@@ -78,7 +87,28 @@ class Started:
         return self._files[1].read_text() if self._files[1].exists() else ""
 
 
-def _main(argv: list[str], folder: str, out: str, error: str, environment: dict[str, str]) -> None:
+def kill_in_call(module: str, function: str, call: int) -> None:
+    """Kill this process when a function of the package is called for the so-many-th time. For `prepare`."""
+    holder = import_module(f"starling_train.{module}")
+    plain, calls = getattr(holder, function), []
+
+    def killed(*arguments, **named):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*arguments, **named)
+
+    setattr(holder, function, killed)
+
+
+def _main(
+    argv: list[str],
+    folder: str,
+    out: str,
+    error: str,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     os.chdir(folder)
@@ -91,6 +121,8 @@ def _main(argv: list[str], folder: str, out: str, error: str, environment: dict[
     os.environ.clear()
     os.environ.update(environment)
     try:
+        if prepare:
+            prepare()
         import_module(f"starling_train.{argv[0]}").main()
     except Exception:
         traceback.print_exc()

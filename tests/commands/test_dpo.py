@@ -4,13 +4,14 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from fault_process import Started, kill_in_call
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from starling_train import dpo
@@ -18,7 +19,6 @@ from starling_train.models.lone_policy import LonePolicy
 from starling_train.training.dpo import reference
 from starling_train.training.dpo import update as dpo_update
 
-ROOT = Path(__file__).parents[2]
 PROMISED = {
     "step", "episodes", "dpo/loss", "dpo/accuracy", "dpo/margin", "dpo/chosen_reward", "dpo/rejected_reward",
     "dpo/chosen_logprob", "dpo/rejected_logprob", "dpo/pairs", "dpo/truncated_answers", "optim/learning_rate",
@@ -184,23 +184,9 @@ def test_finished_and_other_settings(straight, settings, capsys):
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
 
 
-KILLED = """
-import os, signal
-from starling_train import dpo
-from starling_train.engine import dpo_reference, dpo_update
-
-dpo_reference.PIECE = 7
-function, calls = dpo_update.{function}, []
-
-def killed(*arguments):
-    calls.append(None)
-    if len(calls) == {call}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return function(*arguments)
-
-dpo_update.{function} = killed
-dpo.main()
-"""
+def kill_in(function: str, call: int) -> None:
+    reference.PIECE = 7
+    kill_in_call("training.dpo.update", function, call)
 
 
 @pytest.mark.parametrize(
@@ -209,13 +195,8 @@ dpo.main()
 )
 def test_after_a_kill_it_goes_on_exactly(straight, settings, tmp_path, monkeypatch, capsys, function, call, steps):
     """Killed in an update, and while the reference's log-probabilities are computed."""
-    (tmp_path / "killed.py").write_text(KILLED.format(function=function, call=call))
-    done = subprocess.run(
-        [sys.executable, "killed.py", *settings],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL
+    process = Started("dpo", settings, tmp_path, prepare=partial(kill_in, function, call))
+    assert process.wait() == -signal.SIGKILL, process.error()
     run = tmp_path / "run"
     assert [row["step"] for row in (lines(run) if steps else [])] == steps
     assert len(lines(run, "reference.jsonl")) == (6 if steps else 3)  # who it is, then pieces
@@ -271,7 +252,7 @@ def spoil_reference(run: Path, change) -> None:
     ],
 )
 def test_a_reference_that_is_not_this_runs_is_refused(settings, tmp_path, monkeypatch, capsys, straight, change, says):
-    subprocess.run(["cp", "-r", straight, tmp_path / "run"], check=True)
+    shutil.copytree(straight, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     spoil_reference(tmp_path / "run", change)
     with pytest.raises(SystemExit) as stopped:

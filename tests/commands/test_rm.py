@@ -5,13 +5,13 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import openchat_tokenizer
 import pytest
 import torch
+from fault_process import Started, kill_in_call
 from reward_checkpoints import SIZE, conversations, fresh_net, load, small_tokenizer
 from safetensors.torch import load_file
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -25,7 +25,6 @@ PROMISED = {
     "rm/truncated_answers", "optim/learning_rate", "optim/gradient_norm", "optim/skipped", "time/encode_s",
     "time/update_s", "time/step_s", "throughput/samples_per_s", "throughput/tokens_per_s", "memory/peak_gb",
 }  # fmt: skip
-ROOT = Path(__file__).parents[2]
 UNTRAINED = math.log(math.factorial(7)) / 6
 WORDS = ("good", "fine", "fair", "weak", "bad")
 
@@ -168,31 +167,10 @@ def test_finished_and_other_settings(straight, bases, rows, capsys):
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
 
 
-KILLED_IN_STEP_4 = """
-import os, signal
-from starling_train import rm
-from starling_train.engine import ranking
-
-update, steps = ranking.update, []
-
-def killed(*arguments):
-    steps.append(None)
-    if len(steps) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return update(*arguments)
-
-ranking.update = killed
-rm.main()
-"""
-
-
 def test_after_a_kill_it_goes_on_exactly(straight, bases, rows, tmp_path, capsys):
-    (tmp_path / "killed.py").write_text(KILLED_IN_STEP_4)
-    done = subprocess.run(
-        [sys.executable, "killed.py", *arguments(bases, rows, "cluster.threads=1")],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL
+    kill_in_step_4 = partial(kill_in_call, "training.reward_model.update", "update", 4)
+    process = Started("rm", arguments(bases, rows, "cluster.threads=1"), tmp_path, prepare=kill_in_step_4)
+    assert process.wait() == -signal.SIGKILL, process.error()
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
     run_here(tmp_path, arguments(bases, rows))
     assert "resumed after step 2" in capsys.readouterr().out

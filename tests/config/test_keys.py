@@ -68,6 +68,13 @@ def sections() -> dict[type, Any]:
     return {type(section): section for section in whole + inner if dataclasses.is_dataclass(section)}
 
 
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_a_path_that_no_file_system_takes_is_told_by_its_key(command):
+    for key in keys(command):
+        if key.field.metadata.get("path"):
+            assert refusal(command, key.name, "x" * 5000).startswith(f"{key.name}: ")
+
+
 def misread(section: type, values: dict) -> str:
     """What is said of a file of settings that does not fit."""
     with pytest.raises(UserError) as told:
