@@ -105,12 +105,15 @@ def tiny_mistral():
     return build
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    """Tell the suite's CPU time, of all its processes: the budget is 420 s for `make test`."""
-    if not hasattr(config, "workerinput"):
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        seconds = sum(one.ru_utime + one.ru_stime for one in used)
-        terminalreporter.write_line(f"CPU: {seconds:.0f} s")
+def pytest_sessionfinish():
+    if fault_process := sys.modules.get("fault_process"):
+        fault_process.stop()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Tell the CPU time of all processes that the suite has waited for: the budget of `make test` is 420 s."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    terminalreporter.write_line(f"CPU: {sum(one.ru_utime + one.ru_stime for one in used):.0f} s")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
+from multiprocessing import forkserver
 from pathlib import Path
 
 # A name that is wrong here costs seconds a process and says nothing: tests/test_fault_process.py imports them all.
@@ -85,6 +86,11 @@ class Started:
 
     def error(self) -> str:
         return self._files[1].read_text() if self._files[1].exists() else ""
+
+
+def stop() -> None:
+    """End the process that commands are forked from, and wait for it, so that its CPU time counts as ours."""
+    forkserver._forkserver._stop()
 
 
 def kill_in_call(module: str, function: str, call: int) -> None:

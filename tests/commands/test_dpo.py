@@ -314,10 +314,10 @@ def test_pairs_without_a_finite_reference_are_dropped_with_a_line(settings, tmp_
         return found
 
     monkeypatch.setattr(dpo_update, "logprobs_of", odd)
-    run = run_here(tmp_path, settings)
+    run = run_here(tmp_path, [*settings, "dpo.epochs=1"])
     assert "2 training pairs and 0 held-out ones dropped: the reference's log-prob" in capsys.readouterr().out
     rows = lines(run)
-    assert sum(row["dpo/pairs"] for row in rows[1:]) == 2 * (24 - 2)
+    assert sum(row["dpo/pairs"] for row in rows[1:]) == 24 - 2
     assert not any(row["optim/skipped"] for row in rows[1:])
 
 
@@ -338,8 +338,8 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_row_written(settings, t
         return forward(self, batch, start) * (math.nan if len(calls) == 2 else 1.0)
 
     monkeypatch.setattr(LonePolicy, "forward", odd)
-    run = run_here(tmp_path, settings)
-    assert [row["optim/skipped"] for row in lines(run)[1:]] == [0, 1, 0, 0, 0, 0]
+    run = run_here(tmp_path, [*settings, "dpo.epochs=1"])
+    assert [row["optim/skipped"] for row in lines(run)[1:]] == [0, 1, 0]
     skipped = lines(run, "skipped.jsonl")
     assert {row["step"] for row in skipped} == {2} and len(skipped) == 8
     assert skipped[0]["reason"] == "update" and skipped[0]["conversation"][-1]["role"] == "assistant"

@@ -116,7 +116,7 @@ POLICY = [
     ),
     row("plan", HERE_POLICY, "config.json", "download", make=settings("policy", num_hidden_layers=0)),
     row("ppo", HERE_POLICY, "config.json: no model can be made", "download", make=settings("policy", hidden_act="no")),
-    row("ppo plan", HERE_POLICY, "model type 'gpt2'", "use a Mistral or Llama",
+    row("ppo rm plan", HERE_POLICY, "gpt2", "use a Mistral or Llama",
         make=settings("policy", model_type="gpt2")),
     row("ppo", HERE_POLICY, "generation_config.json: not JSON", "download",
         make=spoiled("policy", "generation_config.json", "{")),
