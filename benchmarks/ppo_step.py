@@ -34,8 +34,8 @@ from starling_train.models.reward.model import RewardModel
 from starling_train.rollout import decode_step
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
-from starling_train.training.optimizer import Optimizer
-from starling_train.training.ppo.experience import layer_to_keep, score_tokens
+from starling_train.training.local import LocalOptimizer
+from starling_train.training.ppo.experience import layer_to_keep, make_experience
 from starling_train.training.ppo.update import update
 
 
@@ -60,8 +60,8 @@ class Job:
         )
         self.config = settings(arguments)
         self.actors = Actors(policy, arguments.critic, self.table.lowest_layer).to(device).train()
-        optimizer = Optimizer(self.actors.policy_parameters(), self.actors.critic_parameters(), self.config.optim)
-        optimizer.set_step(1, 2)
+        optimizer = LocalOptimizer(self.actors, self.actors.groups(), self.config.optim)
+        optimizer.set_rates(1, 2)
         self.optimizer = optimizer
         self.order = torch.Generator().manual_seed(0)
 
@@ -73,7 +73,7 @@ class Job:
 
     def score(self, rollout: Rollout) -> Any:
         scores = self.reward.score_ids([p + r for p, r in zip(rollout.prompts, rollout.responses, strict=True)])
-        return score_tokens(self.actors, rollout, torch.tensor(scores), self.config.algorithm, 0.05)
+        return make_experience(self.actors, rollout, torch.tensor(scores), self.config.algorithm, 0.05)
 
     def update(self, experience: Any) -> None:
         update(self.actors, self.optimizer, experience, self.config.algorithm, self.order)
@@ -93,12 +93,13 @@ def settings(arguments: argparse.Namespace) -> PpoConfig:
 
 def select(policy: torch.nn.Module, arguments: argparse.Namespace) -> Any:
     """The last `percent` % of the layers train; or, with --lowest-layer, as many spread evenly from there to the top."""
+    from starling_train.config.sections import FreezeConfig
     from starling_train.selection import freeze
 
     layers = policy.config.num_hidden_layers
     if arguments.percent * layers < 100:  # less than a layer: the matrices that write to the hidden state
         last = f"model.layers.{layers - 1}"
-        return freeze.apply(policy, [f"{last}.self_attn.o_proj", f"{last}.mlp.down_proj"])
+        return freeze.apply(FreezeConfig(), policy, [f"{last}.self_attn.o_proj", f"{last}.mlp.down_proj"])
     if arguments.lowest_layer is None:
         return models.train_last_layers(policy, arguments.percent)
     count = max(1, round(layers * arguments.percent / 100))
@@ -109,7 +110,7 @@ def select(policy: torch.nn.Module, arguments: argparse.Namespace) -> Any:
         for name, module in policy.named_modules()
         if isinstance(module, torch.nn.Linear) and any(name.startswith(f"model.layers.{i}.") for i in chosen)
     ]
-    return freeze.apply(policy, names)
+    return freeze.apply(FreezeConfig(), policy, names)
 
 
 class DecodeTraffic:

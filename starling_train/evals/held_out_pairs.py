@@ -8,8 +8,8 @@ import torch
 from starling_train.config.dpo import DpoConfig
 from starling_train.evals import held_out as held_out_suite
 from starling_train.evals.held_out import HeldOut
+from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
-from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
 from starling_train.training.dpo import update
 from starling_train.training.dpo.update import EncodedRow
@@ -18,7 +18,7 @@ from starling_train.training.dpo.update import EncodedRow
 @torch.no_grad()
 def evaluate(
     held_out: HeldOut,
-    net: LonePolicy,
+    actors: Actors,
     pieces: Sequence[Sequence[EncodedRow]],
     config: DpoConfig,
     tokens: Budget,
@@ -30,12 +30,12 @@ def evaluate(
     Prompts are answered as in `ppo`'s evaluation, with the same random numbers at every evaluation; nothing scores the
     answers but own functions.
     """
-    metrics = update.evaluate(net, pieces, config.dpo, tokens, runtime)
+    metrics = update.evaluate(actors, pieces, config.dpo, tokens, runtime)
     rows: list[dict[str, Any]] = []
     if held_out.prompts:
-        rollout, conversations = held_out_suite.draw(held_out, net.policy, config, slots, runtime)
+        rollout, conversations = held_out_suite.draw(held_out, actors.policy, config, slots, runtime)
         more: list[dict[str, Any]] = [{} for _ in conversations]
         rows, measured = held_out_suite.described(held_out, rollout, conversations, more, runtime)
         metrics |= measured
-    metrics |= held_out_suite.skills(held_out, net.policy, config, slots, tokens, runtime)
+    metrics |= held_out_suite.skills(held_out, actors.policy, config, slots, tokens, runtime)
     return metrics, rows[: config.logging.samples]

@@ -21,7 +21,7 @@ from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Progress, Say, digest, named, unique
 from starling_train.files.identity import sha256
 from starling_train.files.journal import Journal
-from starling_train.models.causal_lm import first_line
+from starling_train.models.source import first_line
 from starling_train.rollout.generate import RolloutConfig
 
 REQUESTS_AT_A_TIME = 256

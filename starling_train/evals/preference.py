@@ -5,17 +5,15 @@ A preference set is JSONL with one comparison a line: {"prompt", "chosen", "reje
 Nectar's `\\n\\nHuman: ... \\n\\nAssistant: `, or a list of messages.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
+from starling_train.core.preference import PairCounts, count_pairs
 from starling_train.data import preferences, row_files
 from starling_train.data.preferences import Comparison
-from starling_train.evals import preference
 from starling_train.evals.subjects import Subjects, score
 from starling_train.evals.suite import Line, Say, about, digest, named, shares, truncation
 from starling_train.files.journal import Journal
@@ -23,38 +21,10 @@ from starling_train.files.journal import Journal
 Score = Callable[[list[list[dict]]], list[float]]
 
 
-@dataclass(frozen=True)
-class PairAccuracy:
-    """right of pairs, equal scores half right; by_distance the same by difference of ranks (1 for chosen/rejected)."""
-
-    right: float
-    pairs: int
-    by_distance: dict[float, tuple[float, int]] = field(default_factory=dict)
-
-    @property
-    def accuracy(self) -> float:
-        """In [0, 1]; NaN without pairs."""
-        return self.right / self.pairs if self.pairs else float("nan")
-
-
-def evaluate(comparisons: Sequence[Comparison], score: Score) -> PairAccuracy:
+def evaluate(comparisons: Sequence[Comparison], score: Score) -> PairCounts:
     """Score all answers, with `RewardModel.score` for instance, and count the pairs that come out as ranked."""
     scores = iter(score([messages for row in comparisons for messages in row.conversations]))
-    return pair_accuracy(([next(scores) for _ in row.ranks] for row in comparisons), [row.ranks for row in comparisons])
-
-
-def pair_accuracy(scores: Iterable[Sequence[float]], ranks: Iterable[Sequence[float]]) -> PairAccuracy:
-    """Over all pairs of answers within a row whose ranks differ. scores, ranks: a sequence a row."""
-    right: Counter = Counter()
-    pairs: Counter = Counter()
-    for row_scores, row_ranks in zip(scores, ranks, strict=True):
-        rated = sorted(zip(row_ranks, row_scores, strict=True))
-        for (better, high), (worse, low) in combinations(rated, 2):
-            if better != worse:
-                pairs[worse - better] += 1
-                right[worse - better] += 1.0 if high > low else 0.5 if high == low else 0.0
-    by_distance = {distance: (float(right[distance]), pairs[distance]) for distance in sorted(pairs)}
-    return PairAccuracy(float(sum(right.values())), sum(pairs.values()), by_distance)
+    return count_pairs(([next(scores) for _ in row.ranks] for row in comparisons), [row.ranks for row in comparisons])
 
 
 @dataclass
@@ -85,7 +55,7 @@ class Preference:
 
     def plan(self) -> str:
         ranks = [row.ranks for row in self.comparisons]
-        pairs, answers = preference.pair_accuracy(ranks, ranks).pairs, sum(map(len, ranks))
+        pairs, answers = count_pairs(ranks, ranks).pairs, sum(map(len, ranks))
         reward = self.subjects.config.reward
         where = f"{self.identity['data']['path']} with {reward.place()} ({reward.kind})"
         return f"{pairs:,} pairs among {answers:,} answers to {len(ranks):,} prompts of {where}"
@@ -95,15 +65,15 @@ class Preference:
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         with Journal(folder, f"{self.name}.scores", self.identity) as journal, about("preference"):
-            found = preference.evaluate(
+            counts = evaluate(
                 self.comparisons, lambda conversations: score(conversations, self.subjects, journal, self.name, say)
             )
             truncated = sum(row["truncated"] for row in journal.rows.values())
         by_distance = [
             {"distance": distance, "accuracy": right / pairs, "pairs": pairs}
-            for distance, (right, pairs) in found.by_distance.items()
+            for distance, (right, pairs) in counts.by_distance.items()
         ]
-        result = {"accuracy": found.accuracy, "pairs": found.pairs, "by_distance": by_distance}
+        result = {"accuracy": counts.accuracy, "pairs": counts.pairs, "by_distance": by_distance}
         return result | {"truncated_answers": truncated}
 
     def lines(self, result: dict[str, Any]) -> list[Line]:

@@ -18,10 +18,10 @@ from starling_train.data.prompts import Prompt
 from starling_train.evals.subjects import Subjects, score
 from starling_train.evals.suite import Line, Progress, Say, about, digest, named, truncation
 from starling_train.files.journal import Journal
-from starling_train.models import causal_lm
 from starling_train.models import header_checks as model_preflight
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
+from starling_train.models.source import ModelSource
 from starling_train.training import policy as setup
 from starling_train.training.ppo import inputs
 
@@ -60,10 +60,10 @@ class Reward:
         }
         base = None
         if path := config.reward_suite.base:
-            base = causal_lm.resolve(path, "reward_suite.base", weights=not config.dry_run)
+            base = ModelSource.open(path, "reward_suite.base", weights=not config.dry_run)
         identity = answered | {
             "reward": {**subjects.reward_identity(), "settings": subjects.reward_settings()},
-            "base": subjects.identify(path, base) if base else None,
+            "base": subjects.identify(base) if base else None,
         }
         return cls(subjects, found, answered, identity, base)
 
@@ -82,10 +82,9 @@ class Reward:
         self.subjects.check_room(longest + limit, "a prompt and its answer", "rollout.max_new_tokens")
         self.subjects.check_reward()
         if self.base:
-            config = causal_lm.load_config(self.base, "reward_suite.base")
-            setup.check_vocabulary(config, self.subjects.tokenizer, "reward_suite.base")
+            setup.check_vocabulary(self.base.policy_config, self.subjects.tokenizer, "reward_suite.base")
             if not dry_run:
-                model_preflight.check_policy(self.base, config, "reward_suite.base")
+                model_preflight.check_policy(self.base)
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         keys = [str(place) for place in range(len(self.prompts))]
@@ -116,7 +115,7 @@ class Reward:
     def _kl(self, responses: list[list[int]]) -> dict[str, float]:
         """Of the policy to the base on its own answers, in nats."""
         policy = self._logprobs(self.subjects.policy(), responses)
-        base = self._logprobs(self.subjects.causal_lm(self.base, "reward_suite.base"), responses)
+        base = self._logprobs(self.subjects.causal_lm(self.base), responses)
         found = [here - there for here, there in zip(policy, base, strict=True)]
         whole = distribution(found)
         return {

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,11 +13,12 @@ from starling_train.config.sections import RewardConfig, RolloutConfig
 from starling_train.data import openchat
 from starling_train.data.prompts import with_answer
 from starling_train.evals.suite import ANSWERS_AT_A_TIME, Progress, Say, check_finite, named
-from starling_train.files import identity
 from starling_train.files.journal import Journal
 from starling_train.models import causal_lm as load
 from starling_train.models import header_checks as model_preflight
 from starling_train.models import quantisation
+from starling_train.models.reward.source import RewardSource
+from starling_train.models.source import ModelSource
 from starling_train.rewards import load as rewards_load
 from starling_train.rewards.served import RewardClient
 from starling_train.rollout.generate import generate
@@ -42,35 +42,30 @@ class Subjects:
         self._checked: set[str] = set()
 
     @cached_property
-    def directory(self) -> Path:
-        """The policy's. Raises UserError."""
-        return load.resolve(
-            self.config.model.path, "model.path", self.config.model.revision, weights=not self.config.dry_run
-        )
-
-    @cached_property
-    def model_config(self) -> Any:
-        return load.load_config(self.directory, "model.path")
+    def source(self) -> ModelSource:
+        """The policy's directory. Raises UserError."""
+        model = self.config.model
+        return ModelSource.open(model.path, "model.path", model.revision, weights=not self.config.dry_run)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The policy's, checked to speak Openchat's template. Raises UserError."""
-        return setup.load_tokenizer(self.config, self.directory)
+        return setup.load_tokenizer(self.source)
 
     def policy_identity(self) -> dict[str, Any]:
-        return self.identify(self.config.model.path, self.directory)
+        return self.identify(self.source)
 
     def policy_settings(self) -> dict[str, Any]:
         """What any answer or log-probability of the policy depends on beside its weights."""
         model = self.config.model
         return {"dtype": model.dtype, "attention": model.attention, "load_in": model.load_in}
 
-    def identify(self, path: str, directory: Path) -> dict[str, Any]:
+    def identify(self, source: ModelSource) -> dict[str, Any]:
         """A model by its name and the SHA-256 of its files."""
-        place = str(directory.resolve())
-        found = identity.identify(directory, self.hashed.get(place))
-        self.hashed[place] = found.files
-        return {"path": named(path), "sha256": found.sha256}
+        where = str(source.directory.resolve())
+        identity = source.identify(self.hashed.get(where))
+        self.hashed[where] = identity.files
+        return {"path": named(source.path), "sha256": identity.sha256}
 
     def reward_identity(self) -> dict[str, Any]:
         """Which reward model this is, and how it is read. A served one is known by its address alone."""
@@ -78,13 +73,8 @@ class Subjects:
         tokenizer = {"tokenizer": named(config.tokenizer) if config.tokenizer else None}
         if config.kind == "server":
             return {"kind": "server", "url": config.url, "protocol": config.protocol} | tokenizer
-        # as in setup.load_reward: a tokenizer's directory may bring the config.json
-        directory = load.resolve(
-            config.path, "reward.path", weights=not self.config.dry_run, needs_config=not config.tokenizer
-        )
-        if config.tokenizer:
-            load.resolve(config.tokenizer, "reward.tokenizer", weights=False)
-        return {"kind": config.kind} | tokenizer | self.identify(config.path, directory)
+        source = RewardSource.of(config, weights=not self.config.dry_run)
+        return {"kind": config.kind} | tokenizer | self.identify(source.model)
 
     def reward_settings(self) -> dict[str, Any]:
         served = self.config.reward.kind == "server"
@@ -96,17 +86,17 @@ class Subjects:
             return
         model = self.config.model
         quantisation.check_acceleration(attention=model.attention, policy_load_in=model.load_in)
-        setup.check_vocabulary(self.model_config, self.tokenizer)
+        setup.check_vocabulary(self.source.policy_config, self.tokenizer)
         if not self.config.dry_run:
-            model_preflight.check_policy(self.directory, self.model_config, "model.path")
+            model_preflight.check_policy(self.source)
         self._checked.add("policy")
 
     def check_room(self, tokens: int, what: str, key: str) -> None:
         """Raise UserError if `what`, a conversation of so many tokens, can outgrow the policy's positions."""
-        if tokens > self.model_config.max_position_embeddings:
+        positions = self.source.policy_config.max_position_embeddings
+        if tokens > positions:
             raise UserError(
-                f"{key}: {what} can be {tokens} tokens long, more than the model's "
-                f"{self.model_config.max_position_embeddings} positions; lower it"
+                f"{key}: {what} can be {tokens} tokens long, more than the model's {positions} positions; lower it"
             )
 
     def check_reward(self) -> None:
@@ -118,16 +108,15 @@ class Subjects:
             self.reward()
 
     def policy(self) -> nn.Module:
-        return self.causal_lm(self.directory, "model.path")
+        return self.causal_lm(self.source)
 
-    def causal_lm(self, directory: Path, key: str) -> nn.Module:
+    def causal_lm(self, source: ModelSource) -> nn.Module:
         """A causal language model, loaded as the policy is."""
         model = self.config.model
         return self._hold(
-            str(directory),
+            str(source.directory),
             lambda: load.load_causal_lm(
-                directory,
-                key,
+                source,
                 dtype=model.dtype,
                 attention=model.attention,
                 device=str(self.runtime.device),

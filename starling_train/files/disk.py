@@ -1,6 +1,5 @@
 """Is there room on the disk for what a run will write?"""
 
-import math
 import os
 import re
 import shutil
@@ -12,21 +11,16 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, local_path
 from starling_train.config.sections import CheckpointConfig
-from starling_train.models import causal_lm
-from starling_train.training.optimizer import Optimizer
-from starling_train.training.zero import ZeroOptimizer
 
 
-def check_room(run: Path, config: CheckpointConfig, optimizer: Optimizer | ZeroOptimizer, model: nn.Module) -> None:
-    """Raises UserError if the checkpoints and the final model do not fit on the disk of `run`.
+def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.Module) -> None:
+    """Raises UserError if the checkpoints, of so many bytes each, and the final model do not fit on the disk of `run`.
 
     While a checkpoint is written there is one more than `keep`. What an earlier start of the run has written is
     replaced, so its room counts as free.
     """
-    trainable = sum(math.prod(shape) * dtype.itemsize for shape, dtype in optimizer.shapes().values())
-    checkpoint = trainable + optimizer.state_bytes()
     # under ZeRO-3 a parameter is empty here and says in ds_numel how large it is
     final = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
     count = config.keep + 1 if config.every else 1
@@ -53,7 +47,7 @@ def _held(run: Path) -> int:
 
 def check_directory(path: Path, key: str) -> None:
     """Raise UserError unless files can be written into a directory, or the directory be made. Leaves nothing."""
-    path = causal_lm.local_path(str(path), key).absolute()
+    path = local_path(path, key).absolute()
     existing = next(place for place in (path, *path.parents) if place.exists())
     if not existing.is_dir():
         raise UserError(f"{key}: {existing} is a file; give another one")

@@ -27,6 +27,8 @@ class RewardServerError(UserError):
 class RewardClient:
     """Scores conversations on a server. tokenizer: only for OpenRLHF's protocol, its chat template makes the text."""
 
+    budget = None  # of memory: the server keeps its own
+
     def __init__(self, config: RewardConfig, tokenizer: Any = None) -> None:
         self.truncated = 0  # answers that lost their beginning, as far as the server tells
         self._url = _endpoint(config)

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from starling_train.config.sections import RolloutConfig
+from starling_train.core.padding import padded
 from starling_train.data import openchat
 from starling_train.evals import function_calling
 from starling_train.rollout.generate import generate
 from starling_train.toy import language, skills
-from starling_train.toy.training import batches, right_padded, train
+from starling_train.toy.training import batches, train
 
 STEPS = 240
 CHATS_PER_BATCH = 40
@@ -32,11 +33,8 @@ def chats(requests: list[language.Request], seed: str) -> list[Conversation]:
 
 def calls(cases: list[function_calling.Case]) -> list[Conversation]:
     """Function-calling cases with their right answers."""
-    return [[*function_calling.conversation(case), _assistant(skills.right_answer(case))] for case in cases]
-
-
-def _assistant(content: str) -> dict:
-    return {"role": "assistant", "content": content}
+    answers = [{"role": "assistant", "content": skills.right_answer(case)} for case in cases]
+    return [[*function_calling.conversation(case), answer] for case, answer in zip(cases, answers, strict=True)]
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> MistralForCausalLM:
@@ -96,7 +94,7 @@ class _Stream:
 
     def batch(self) -> tuple[Tensor, list[tuple[int, int]]]:
         rows = next(self._chosen)
-        ids = right_padded([self._sequences[i] for i in rows], self._pad)
+        ids, _ = padded([self._sequences[i] for i in rows], self._pad)  # causal attention: no mask is needed
         return ids, [(self._prompts[i], len(self._sequences[i])) for i in rows]
 
 

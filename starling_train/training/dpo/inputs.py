@@ -4,23 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.config.dpo import DpoConfig, DpoOptimConfig
+from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
-from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, openchat, pairs, prompts, ranked
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
-from starling_train.models import causal_lm
-from starling_train.models.lone_policy import LonePolicy
+from starling_train.models.source import ModelSource
 from starling_train.planning import what_trains
-from starling_train.planning.memory import Plan, plan_preference
+from starling_train.planning.memory import Job, Plan, plan_supervised
 from starling_train.planning.shapes import Shape
+from starling_train.run.checkpoints import identify_base
+from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
-from starling_train.training import policy
+from starling_train.training import policy, preflight
 from starling_train.training.dpo import reference as dpo_reference
-from starling_train.training.optimizer import Optimizer
-from starling_train.training.zero import ZeroOptimizer, optimizer_of
 
 PROBED = 8  # rows whose token ids say which tokenizer this is
 
@@ -33,6 +31,26 @@ class Data:
     held_out: list[PairedRow]
     asked: list[Prompt]
     report: str
+
+
+@dataclass
+class DpoInputs:
+    """The policy as it lies on disk, and the pairs."""
+
+    source: ModelSource
+    tokenizer: Any
+    data: Data
+
+    @classmethod
+    def find(cls, config: DpoConfig, run: RunDirectory, runtime: Runtime) -> "DpoInputs":
+        """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
+        source = ModelSource.open(config.model.path, "model.path", config.model.revision)
+        tokenizer = policy.load_tokenizer(source)
+        check_lengths(config, source.policy_config, tokenizer)
+        check_shares(config, runtime)
+        preflight.check_policy_run(config, source, run.path)
+        preflight.check_gpu(lambda: planned(config, source)[1], runtime.device)
+        return cls(source, tokenizer, load_data(config, tokenizer))
 
 
 def load_data(config: DpoConfig, tokenizer: Any) -> Data:
@@ -69,7 +87,7 @@ def check_lengths(config: DpoConfig, model_config: Any, tokenizer: Any) -> None:
 
 
 def check_shares(config: DpoConfig, runtime: Runtime) -> None:
-    """Raise UserError if a process would have no prompt to see to."""
+    """Raise UserError if a process would have no prompt to handle."""
     policy.check_share("dpo.prompts_per_step", config.dpo.prompts_per_step, runtime)
     policy.check_share("data.eval_prompts", config.data.eval_prompts, runtime)
     if config.evaluation.responses:
@@ -80,45 +98,33 @@ def steps(config: DpoConfig, rows: int) -> int:
     return prompts.steps(rows, config.dpo.prompts_per_step, config.dpo.epochs)
 
 
-def optim(config: DpoOptimConfig, total: int) -> OptimConfig:
-    """The optimizer's settings. total: steps of the run, which the warm-up is a share of."""
-    values = {key: value for key, value in vars(config).items() if key != "warmup_percent"}
-    return OptimConfig(**values, warmup_steps=int(total * config.warmup_percent / 100))
-
-
-def optimizer(
-    net: LonePolicy, config: OptimConfig, cluster: ClusterConfig, runtime: Runtime
-) -> Optimizer | ZeroOptimizer:
-    """AdamW over what trains."""
-    made = optimizer_of(net, (net.trainable(), {}), config, cluster, runtime)
-    net.look_again()  # DeepSpeed has hung hooks onto the layers
-    return made
-
-
 def find_reference(
-    config: DpoConfig, run: Path, data: Data, base: str, tokenizer: Any, runtime: Runtime
+    config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runtime: Runtime
 ) -> dpo_reference.Reference:
     """The reference's log-probabilities, as far as an earlier start has computed them. Raises UserError.
 
-    base: sha256 of the model's files. Only rows that some step trains on are computed, and the held-out ones.
+    Only rows that some step trains on are computed, and the held-out ones.
     """
+    data, tokenizer = inputs.data, inputs.tokenizer
+    base = runtime.from_first(lambda: identify_base(run.checkpoints, inputs.source.directory)).sha256
     count, per_step = len(data.training), config.dpo.prompts_per_step
     stream = prompts.PromptStream(range(count), per_step, config.seed)
     used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
-    training = [row for place, row in enumerate(data.training) if place in used]
-    wanted = dpo_reference.pieces(training) + dpo_reference.pieces(data.held_out)
+    training = [row for index, row in enumerate(data.training) if index in used]
+    needed = dpo_reference.pieces(training) + dpo_reference.pieces(data.held_out)
     probe = [openchat.encode(row.messages, tokenizer) for row in [*training, *data.held_out][:PROBED]]
     settings = {"dtype": config.model.dtype, "max_length": config.dpo.max_length}
-    rows = [row for piece in wanted for row in piece]
+    rows = [row for piece in needed for row in piece]
     who = dpo_reference.identity(base, settings, rows, probe)
-    found = runtime.from_first(lambda: dpo_reference.read(run / dpo_reference.FILE, who, wanted))
-    return dpo_reference.Reference(wanted, who, found)
+    known = runtime.from_first(lambda: dpo_reference.read(run.path / dpo_reference.FILE, who, needed))
+    return dpo_reference.Reference(needed, who, known)
 
 
 def usable(data: Data, reference: dpo_reference.Reference) -> Data:
     """The data with the reference's log-probabilities; pairs without a finite one are dropped, and the line says so.
 
-    Raises UserError if none is left. A training row without pairs keeps its place, or later steps had other rows.
+    Raises UserError if none is left. A training row without pairs keeps its position, or later steps would get other
+    rows.
     """
     (training, lost), (held_out, held_out_lost) = map(reference.usable, (data.training, data.held_out))
     if not any(row.pairs for row in training):
@@ -137,11 +143,11 @@ def usable(data: Data, reference: dpo_reference.Reference) -> Data:
 
 def describe(config: DpoConfig) -> str:
     """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
-    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
-    model_config = causal_lm.load_config(directory, "model.path")
-    tokenizer = policy.load_tokenizer(config, directory)
+    source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = source.policy_config
+    tokenizer = policy.load_tokenizer(source)
     check_lengths(config, model_config, tokenizer)
-    table, memory = planned(config, directory, model_config)
+    table, memory = planned(config, source)
     pairs_found, count = "  (not a local path: read when the run starts)", ""
     if Path(config.data.path).expanduser().exists():
         data = load_data(config, tokenizer)
@@ -155,33 +161,29 @@ def describe(config: DpoConfig) -> str:
             f"{len(tokenizer)} tokens), {config.model.dtype}",
             f"pairs      {config.data.path}{pairs_found}",
             f"trains     {what_trains.selection(config.freeze)}",
-            "",
-            table.render(),
-            "",
-            "memory, one process",
-            memory.render(),
+            *what_trains.rendered(table, memory),
         ]
     )
 
 
-def planned(config: DpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
-    table = what_trains.what_trains(config.freeze, directory, model_config, config.seed)
+    table = what_trains.what_trains(config.freeze, source, config.seed)
+    layers = source.policy_config.num_hidden_layers
     evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)
-    memory = plan_preference(
-        Shape.of(model_config),
-        table.parameters_of,
-        table.parameters_trained,
+    job = Job(
+        parameters=table.parameters_of,
+        trainable=table.parameters_trained,
         dtype=config.model.dtype,
-        row_tokens=2 * config.dpo.max_length,
+        minibatch_tokens=2 * config.dpo.max_length,
         tokens_per_microbatch=config.dpo.tokens_per_microbatch,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        layers_above_lowest=model_config.num_hidden_layers - min(table.lowest_layer, model_config.num_hidden_layers),
-        eight_bit=config.optim.eight_bit,
+        layers_above_lowest=layers - min(table.lowest_layer, layers),
         slots=config.rollout.slots if evaluates else 0,
+        sequence_tokens=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
         prompt_tokens=config.data.max_prompt_tokens,
-        new_tokens=config.rollout.max_new_tokens,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        eight_bit=config.optim.eight_bit,
         adapter=bool(config.freeze.adapter),
         load_in=config.model.load_in,
     )
-    return table, memory
+    return table, plan_supervised(Shape.of(source.policy_config), job)

@@ -14,6 +14,7 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.data.pairs import PairedRow
+from starling_train.files import json_lines
 from starling_train.files.json_lines import JsonLines, NoLines
 
 FILE = "reference.jsonl"
@@ -27,7 +28,10 @@ def pieces(rows: Sequence[PairedRow]) -> list[list[PairedRow]]:
 
 
 def identity(base: str, settings: dict[str, Any], rows: Sequence[PairedRow], probe: Any) -> dict[str, Any]:
-    """All that they depend on. base: sha256 of the model's files. probe: some of the data as token ids."""
+    """Everything the log-probabilities depend on.
+
+    base: sha256 of the model's files. probe: some of the data as token ids.
+    """
     digest = hashlib.sha256(json.dumps(probe).encode())
     for row in rows:
         digest.update(json.dumps([row.messages, row.answers]).encode())
@@ -55,6 +59,14 @@ class Reference:
     @property
     def is_complete(self) -> bool:
         return self._done == len(self._wanted)
+
+    def check_complete(self, step: int, path: Path) -> None:
+        """Raise UserError if a run that has trained already lacks some: the policy is no longer its own reference."""
+        if step and not self.is_complete:
+            raise UserError(
+                f"run_dir: {path} is not whole, and cannot be computed from weights that have trained; put the file "
+                "back, or give another run_dir"
+            )
 
     def complete(self, compute: Compute, log: JsonLines | NoLines, say: Callable[[str], None]) -> None:
         """Compute and write what is missing. say: told ten times how far it is, where that is far."""
@@ -86,22 +98,17 @@ def read(path: Path, who: dict[str, Any], wanted: Sequence[list[PairedRow]]) -> 
 
     Raises UserError if the file is damaged, or of another model, other data or other settings.
     """
-    if not path.is_file():
-        return []
-    found: list[list[list[float]]] = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
-        if not line.endswith(b"\n"):
-            break
+    pieces_done: list[list[list[float]]] = []
+    for number, row in enumerate(json_lines.read(path)):
         try:
-            row = json.loads(line)
-            there = row["identity"] if number == 0 else who
-            found += [_values(row, number, wanted)] if number else []
+            existing = row["identity"] if number == 0 else who
+            pieces_done += [_values(row, number, wanted)] if number else []
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             raise UserError(
                 f"run_dir: line {number + 1} of {path} is damaged; put the file back, or give another run_dir"
             ) from None
-        _check(path, there, who)
-    return found
+        _check(path, existing, who)
+    return pieces_done
 
 
 def _check(path: Path, there: Any, who: dict[str, Any]) -> None:
@@ -126,12 +133,3 @@ def _values(row: dict[str, Any], number: int, wanted: Sequence[list[PairedRow]])
 
 def _digest(shown: list[list[float | None]]) -> str:
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
-
-
-def check_complete(reference: Reference, step: int, path: Path) -> None:
-    """Raise UserError if a run that has trained already lacks them: the policy is no longer its own reference."""
-    if step and not reference.is_complete:
-        raise UserError(
-            f"run_dir: {path} is not whole, and cannot be computed from weights that have trained; put the file back, "
-            "or give another run_dir"
-        )

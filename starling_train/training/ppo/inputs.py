@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What a PPO run reads before its first step, checked before anything expensive; and what it would do, in words."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +8,17 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.prompts import Prompt, counts
-from starling_train.models import causal_lm
+from starling_train.models.source import ModelSource
+from starling_train.planning import planner
 from starling_train.planning.memory import Plan
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
-from starling_train.planning.what_trains import selection, what_trains
+from starling_train.planning.what_trains import rendered, selection, what_trains
+from starling_train.rewards.load import check_reward
+from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
-from starling_train.training import policy
+from starling_train.training import policy, preflight
 from starling_train.training.policy import check_share
 
 
@@ -26,6 +29,32 @@ class Data:
     training: list[Prompt]
     held_out: list[Prompt]
     report: str
+
+
+@dataclass
+class PpoInputs:
+    """The policy as it lies on disk, and the prompts. baseline_gb: memory that was held before."""
+
+    source: ModelSource
+    tokenizer: Any
+    data: Data
+    baseline_gb: float
+
+    @classmethod
+    def find(cls, config: PpoConfig, run: RunDirectory, runtime: Runtime) -> "PpoInputs":
+        """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
+        baseline_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
+        source = ModelSource.open(config.model.path, "model.path", config.model.revision)
+        tokenizer = policy.load_tokenizer(source)
+        policy.check_lengths(config, source.policy_config, tokenizer)
+        check_shares(config, runtime)
+        check_run(config, source, run.path, runtime)
+        return cls(source, tokenizer, load_data(config, tokenizer), baseline_gb)
+
+    def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
+        """(planned peak of each process, decimal GB, a line that compares it with what the run took)."""
+        planned_gb = planner.of_run(config, self.source.policy_config, table, runtime.device.type, runtime.world)
+        return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
 
 
 def load_data(config: PpoConfig, tokenizer: Any) -> Data:
@@ -43,8 +72,15 @@ def load_data(config: PpoConfig, tokenizer: Any) -> Data:
     return Data(training, held_out, report)
 
 
+def check_run(config: PpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> None:
+    """Check everything that a run needs but its data. source: the policy. Raises UserError."""
+    preflight.check_policy_run(config, source, run)
+    check_reward(config.reward)
+    preflight.check_gpu(lambda: planned(config, source)[1], runtime.device)
+
+
 def check_shares(config: PpoConfig, runtime: Runtime) -> None:
-    """Raise UserError if a process would have no prompt to see to, or a reward model on the GPUs of the others."""
+    """Raise UserError if a process would have no prompt to handle, or a reward model on the GPUs of the others."""
     if runtime.world > 1 and config.reward.device_map:
         raise UserError(
             f"reward.device_map: {config.reward.device_map} spreads the reward model over GPUs that the other "
@@ -59,11 +95,11 @@ def check_shares(config: PpoConfig, runtime: Runtime) -> None:
 
 def describe(config: PpoConfig) -> str:
     """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
-    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
-    model_config = causal_lm.load_config(directory, "model.path")
-    tokenizer = policy.load_tokenizer(config, directory)
+    source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = source.policy_config
+    tokenizer = policy.load_tokenizer(source)
     policy.check_lengths(config, model_config, tokenizer)
-    table, memory = planned(config, directory, model_config)
+    table, memory = planned(config, source)
     return "\n".join(
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
@@ -73,11 +109,7 @@ def describe(config: PpoConfig) -> str:
             f"prompts    {config.data.path}{_prompt_report(config, tokenizer)}",
             f"reward     {config.reward.place()} ({config.reward.kind})",
             f"trains     {selection(config.freeze)}",
-            "",
-            table.render(),
-            "",
-            "memory, one process",
-            memory.render(),
+            *rendered(table, memory),
         ]
     )
 
@@ -88,11 +120,7 @@ def _prompt_report(config: PpoConfig, tokenizer: Any) -> str:
     return f": {load_data(config, tokenizer).report}"
 
 
-def _memory(config: PpoConfig, model_config: Any, table: FreezeTable) -> Plan:
-    return Planner(config, Shape.of(model_config), reward_shape(config), table).memory()
-
-
-def planned(config: PpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
-    table = what_trains(config.freeze, directory, model_config, config.seed)
-    return table, _memory(config, model_config, table)
+    table = what_trains(config.freeze, source, config.seed)
+    return table, Planner(config, Shape.of(source.policy_config), reward_shape(config), table).memory()

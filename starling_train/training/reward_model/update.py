@@ -1,24 +1,27 @@
 """A step of a reward model's training on ranked answers, and its validation."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from starling_train.config.rm import RankingConfig
 from starling_train.core.micro_batches import cut_bundles_by_tokens
-from starling_train.core.preference import kwise_losses, pairs_by_distance
+from starling_train.core.padding import padded
+from starling_train.core.preference import PairCounts, count_pairs, kwise_losses
 from starling_train.data.nectar import Row
 from starling_train.data.ranked import conversations, places
 from starling_train.models.budget import Budget
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
+from starling_train.run import skipped
 from starling_train.run.runtime import Runtime
-from starling_train.training import accumulate as accumulation
-from starling_train.training.accumulate import add_gradients
+from starling_train.training.accumulate import accumulate
 from starling_train.training.optimizer import Optimizer
-from starling_train.training.zero import ZeroOptimizer
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,17 @@ def encode(rows: Sequence[Row], model: RewardModel) -> list[EncodedRow]:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the rows of a step or of the validation set. right, pairs: by distance, see `pairs_by_distance`."""
+    """Sums over the rows of a step or of the validation set. pairs: of the answers to a prompt."""
 
     rows: int
     loss: float
     scores: Tensor  # (answers,)
     totals: Tensor  # (rows,) sum of each row's scores
-    right: Tensor
-    pairs: Tensor
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.right.sum() / self.pairs.sum())
+    pairs: PairCounts
 
 
 def update(
-    net: RewardNet,
-    optimizer: Optimizer | ZeroOptimizer,
+    optimizer: Optimizer,
     rows: Sequence[EncodedRow],
     config: RankingConfig,
     runtime: Runtime | None = None,
@@ -63,46 +60,34 @@ def update(
 ) -> dict[str, float]:
     """One optimizer step; returns the `rm/` and `optim/` metrics. A gradient that is not finite is not applied.
 
-    rows: those of this process; the loss is the mean over the rows of all. budget: of tokens per micro-batch (the
-    configuration's if None); when memory runs out, the step begins again with half.
+    The loss is the mean over rows of (K-wise loss + centring x (sum of scores)^2): every row counts the same, whichever
+    micro-batch it falls into, and its answers are never cut apart.
+
+    rows: those of this process; the mean is over those of all.
+    budget: of tokens per micro-batch (the configuration's if None); when memory runs out, the step begins again with
+        half.
     """
     runtime = runtime or Runtime()
     budget = budget or Budget("rm.tokens_per_microbatch", config.tokens_per_microbatch)
     total = int(runtime.sum([len(rows)])[0])
-    parts = add_gradients(
-        net,
-        optimizer,
-        lambda tokens: list(_micro_batches(rows, tokens)),
-        _loss_of(config),
-        total,
-        [EncodedRow([[0], [0]], [0, 1])],
-        budget,
-        runtime,
-    )
+
+    def losses(module: nn.Module, group: Sequence[EncodedRow]) -> Iterator[tuple[Tensor, Sums]]:
+        loss, sums = _loss(module, group, config.centring)
+        yield loss / total, sums
+
+    spare = [EncodedRow([[0], [0]], [0, 1])]
+    parts = accumulate(optimizer, partial(_micro_batches, rows), losses, spare, budget)
     sums = _together(runtime.gather(parts))
     norm = optimizer.step()
     return {
         "rm/loss": sums.loss / sums.rows,
-        "rm/accuracy": sums.accuracy,
+        "rm/accuracy": sums.pairs.accuracy,
         "rm/score_mean": float(sums.scores.mean()),
         "rm/score_std": float(sums.scores.std(correction=0)),
         "rm/centring": float(sums.totals.square().mean()),
         "optim/gradient_norm": norm,
-        "optim/skipped": int(not optimizer.is_finite(norm)),
+        "optim/skipped": int(not math.isfinite(norm)),
     }
-
-
-def accumulate(net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig) -> list[Sums]:
-    """Add the gradients of the mean over rows of (K-wise loss + centring x (sum of scores)^2), by micro-batch.
-
-    Every row counts the same, whichever micro-batch it falls into: its answers are never cut apart.
-    """
-    groups = list(_micro_batches(rows, config.tokens_per_microbatch))
-    return accumulation.accumulate(net, groups, _loss_of(config), len(rows))
-
-
-def _loss_of(config: RankingConfig) -> Callable[[nn.Module, Sequence[EncodedRow]], tuple[Tensor, Sums]]:
-    return lambda net, rows: _loss(net, rows, config.centring)
 
 
 def _loss(net: nn.Module, rows: Sequence[EncodedRow], centring: float) -> tuple[Tensor, Sums]:
@@ -110,7 +95,7 @@ def _loss(net: nn.Module, rows: Sequence[EncodedRow], centring: float) -> tuple[
     scores, is_answer, place = _forward(net, rows)
     losses = kwise_losses(scores, is_answer, place)
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
-    return (losses + centring * totals.square()).sum(), _sums(losses, scores, is_answer, place)
+    return (losses + centring * totals.square()).sum(), _sums(rows, losses, scores, is_answer)
 
 
 @torch.no_grad()
@@ -125,13 +110,12 @@ def evaluate(
     groups = _micro_batches(runtime.share(rows), config.tokens_per_microbatch)
     sums = _together(runtime.gather([_loss(net, group, 0.0)[1] for group in groups]))
     by_distance = {
-        f"eval/preference_accuracy_distance_{distance}": float(right / pairs)
-        for distance, (right, pairs) in enumerate(zip(sums.right, sums.pairs, strict=True))
-        if pairs
+        f"eval/preference_accuracy_distance_{distance}": right / pairs
+        for distance, (right, pairs) in sums.pairs.by_distance.items()
     }
     return {
         "eval/kwise_loss": sums.loss / sums.rows,
-        "eval/preference_accuracy": sums.accuracy,
+        "eval/preference_accuracy": sums.pairs.accuracy,
     } | by_distance
 
 
@@ -144,7 +128,9 @@ def _forward(net: nn.Module, chosen: Sequence[EncodedRow]) -> tuple[Tensor, Tens
     """(scores, is_answer, place) of one micro-batch, each (rows, K)."""
     device = next(net.parameters()).device
     sequences = [ids for row in chosen for ids in row.sequences]
-    flat = net(*(tensor.to(device) for tensor in _padded(sequences)))
+    # padded on the right, where no real position attends to
+    ids, is_real = padded(sequences)
+    flat = net(ids.to(device), is_real.long().to(device))
     counts = torch.tensor([len(row.sequences) for row in chosen])
     is_answer = torch.arange(int(counts.max()))[None, :] < counts[:, None]
     place = torch.zeros(is_answer.shape, dtype=torch.long)
@@ -155,33 +141,33 @@ def _forward(net: nn.Module, chosen: Sequence[EncodedRow]) -> tuple[Tensor, Tens
     return scores, is_answer, place.to(device)
 
 
-def _padded(sequences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """ids and mask, (b, longest), padded on the right, where no real position attends to."""
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences])
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return ids, (torch.arange(longest) < lengths[:, None]).long()
-
-
-def _sums(losses: Tensor, scores: Tensor, is_answer: Tensor, place: Tensor) -> Sums:
+def _sums(rows: Sequence[EncodedRow], losses: Tensor, scores: Tensor, is_answer: Tensor) -> Sums:
     scores = scores.detach()
-    right, pairs = pairs_by_distance(scores, is_answer, place)
+    flat = scores[is_answer].cpu()  # row by row
+    by_row = flat.split([len(row.sequences) for row in rows])
+    pairs = count_pairs(map(Tensor.tolist, by_row), [row.places for row in rows])
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
     loss = float(losses.detach().sum())
-    return Sums(len(losses), loss, scores[is_answer].cpu(), totals.cpu(), right.cpu(), pairs.cpu())
+    return Sums(len(losses), loss, flat, totals.cpu(), pairs)
 
 
 def _together(parts: Sequence[Sums]) -> Sums:
-    distances = max(len(part.pairs) for part in parts)
-    right, pairs = (
-        torch.stack([torch.nn.functional.pad(x, (0, distances - len(x))) for x in counts]).sum(0)
-        for counts in ([part.right for part in parts], [part.pairs for part in parts])
-    )
     return Sums(
         sum(part.rows for part in parts),
         sum(part.loss for part in parts),
         torch.cat([part.scores for part in parts]),
         torch.cat([part.totals for part in parts]),
-        right,
-        pairs,
+        PairCounts.sum([part.pairs for part in parts]),
     )
+
+
+def counts(rows: Sequence[EncodedRow], cut: int, runtime: Runtime) -> tuple[int, int, int]:
+    """(answers, tokens, answers that lost their beginning) of the rows of all processes. cut: this process's."""
+    own = [sum(len(row.sequences) for row in rows), sum(row.tokens() for row in rows), cut]
+    answers, tokens, truncated = map(int, runtime.sum(own))
+    return answers, tokens, truncated
+
+
+def skipped_rows(step: int, batch: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows for skipped.jsonl: every row of the step, for any of them may be why the update was skipped."""
+    return skipped.rows(step, "update", range(len(batch)), [row.messages for row in batch])
