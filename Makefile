@@ -19,9 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## train the toy from its reward model in minutes, and print where the report is
 	$(RUN) -m starling_train.ppo +recipe=toy
 
-# two processes of one thread each: tiny tensors gain nothing from a second thread, and lose much
-test: $(STAMP) toy  ## the CPU test suite
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not slow and not faults and not processes and not slurm' -n 2
+# two processes of one thread each: tiny tensors gain nothing from a second thread, and lose much; a file stays in one
+# process, which makes the runs that its tests share once
+test: $(STAMP) toy  ## the CPU test suite; PYTEST_ADDOPTS=--durations=25 for what takes long
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not slow and not faults and not processes and not slurm' -n 2 --dist loadfile
 
 toy: $(STAMP)
 	@$(RUN) -m starling_train.toy
@@ -30,7 +31,7 @@ test-slow: $(STAMP) toy  ## what takes minutes: whole runs
 	$(RUN) -m pytest -m 'slow and not faults' -s
 
 test-faults: $(STAMP) toy  ## runs killed, stopped and started again, dozens of times; STARLING_FAULT_RUNS=5 for fewer
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -n 2 --dist loadfile
 
 test-processes: $(STAMP) toy  ## several processes under DeepSpeed, one killed, the network between two hosts cut
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m processes

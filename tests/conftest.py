@@ -1,8 +1,9 @@
 """Shared fixtures. Models here are real transformers models, small and random; nothing needs a network."""
 
 import os
-import subprocess
+import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,26 +34,38 @@ def toy() -> Path:
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 
-@pytest.fixture(scope="session")
-def small_models(tmp_path_factory) -> Path:
-    """policy/ and reward/: a 4-layer Mistral with the real Openchat tokenizer, and a reward model."""
-    import openchat_tokenizer
+def write_models(root: Path, tokenizer) -> Path:
+    """Write policy/, a 4-layer Mistral, and reward/, a reward model, both for the tokenizer."""
     from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
 
     from starling_train.data import openchat
     from starling_train.models.reward import RewardNet
     from starling_train.models.reward.checkpoint import write_starling_7b
 
-    root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    tokenizer = openchat_tokenizer.build()
-    policy = MistralForCausalLM(MistralConfig(vocab_size=32002, num_key_value_heads=2, **SMALL))
+    policy = MistralForCausalLM(MistralConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **SMALL))
     policy.save_pretrained(root / "policy")
     openchat.save_tokenizer(tokenizer, root / "policy")
-    net = RewardNet.from_config(LlamaConfig(vocab_size=32002, num_key_value_heads=4, **SMALL))
+    net = RewardNet.from_config(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=4, **SMALL))
     torch.nn.init.normal_(net.v_head.weight)
     write_starling_7b(net, root / "reward", tokenizer)
     return root
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory) -> Path:
+    """policy/ and reward/ with a tokenizer of a few hundred pieces."""
+    import openchat_tokenizer
+
+    return write_models(tmp_path_factory.mktemp("models"), openchat_tokenizer.small())
+
+
+@pytest.fixture(scope="session")
+def openchat_models(tmp_path_factory) -> Path:
+    """policy/ and reward/ with the real Openchat tokenizer of 32,002 pieces."""
+    import openchat_tokenizer
+
+    return write_models(tmp_path_factory.mktemp("openchat"), openchat_tokenizer.build())
 
 
 @pytest.fixture(scope="session")
@@ -92,16 +105,37 @@ def tiny_mistral():
     return build
 
 
-@pytest.fixture
-def run_command(tmp_path):
-    """Runs `python -m starling_train.<command> ...` in an empty directory; gives the completed process."""
+def pytest_sessionfinish():
+    if fault_process := sys.modules.get("fault_process"):
+        fault_process.stop()
 
-    def run(command: str, *arguments: str, cwd: Path = tmp_path, timeout: float = 280) -> subprocess.CompletedProcess:
-        root = Path(__file__).parent.parent
-        environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(
-            [sys.executable, "-m", f"starling_train.{command}", *arguments],
-            cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment, check=False,
-        )  # fmt: skip
+
+def pytest_terminal_summary(terminalreporter):
+    """Tell the CPU time of all processes that the suite has waited for: the budget of `make test` is 420 s."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    terminalreporter.write_line(f"CPU: {sum(one.ru_utime + one.ru_stime for one in used):.0f} s")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command has left: its exit code, and all that it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_command(tmp_path, tmp_path_factory):
+    """Runs `python -m starling_train.<command> ...` in an empty directory; gives the `Done` command.
+
+    A process of its own, but forked from one that has the imports behind it.
+    """
+    from fault_process import Started
+
+    def run(command: str, *arguments: str, cwd: Path = tmp_path, timeout: float = 280) -> Done:
+        process = Started(command, list(arguments), cwd, tmp_path_factory.mktemp("output"))
+        code = process.wait(timeout)
+        return Done(code, process.out(), process.error())
 
     return run

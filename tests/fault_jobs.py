@@ -48,7 +48,7 @@ class Job:
         self.start_s, self.step_s = trains - began, (time.monotonic() - trains) / (self.steps + 1)
 
     def start(self, folder: Path, *more: str) -> Started:
-        return Started(self.command, [*JOBS[self.command], *more], folder)
+        return Started(self.command, ["run_dir=run", *JOBS[self.command], *more], folder)
 
     def finish(self, folder: Path, *more: str) -> None:
         """Start (again) and let it end; it must have come out as the undisturbed run."""

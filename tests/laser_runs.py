@@ -12,8 +12,7 @@ MATRICES = 14
 
 def start(folder, *more: str) -> Started:
     folder.mkdir(exist_ok=True)
-    (folder / "stdout").unlink(missing_ok=True)  # an earlier start's, which a test may wait for in vain
-    return Started("laser", [*TOY, *more], folder)
+    return Started("laser", ["run_dir=run", *TOY, *more], folder)
 
 
 def finish(folder, *more: str):

@@ -1,14 +1,32 @@
-"""The real Openchat tokenizer, from files that pip installs: Mistral's sentencepiece model and two tokens."""
+"""Tokenizers for Openchat's template: the real one, from files that pip installs, and one of 400 pieces.
+
+Loading the real one of 32,002 pieces takes 0.3 s, and models for it are large: it is for tests of tokens themselves.
+"""
 
 import json
 import shutil
+import string
 import tempfile
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from starling_train.toy import tokenizers
+
 SPECIAL = {"0": "<unk>", "1": "<s>", "2": "</s>", "32000": "<|end_of_turn|>", "32001": "<|pad_0|>"}
+
+
+# every word of them is one piece; other text is spelled in letters and bytes
+TEXTS = (
+    "GPT4 Correct User: GPT4 Correct Assistant: What is and How is good fine fair weak bad longer long same size",
+    " ".join(string.printable),
+)
+
+
+def small() -> PreTrainedTokenizerBase:
+    """Build the small one: it passes `check_tokenizer` and has no id in common with the model card's."""
+    return tokenizers.policy_tokenizer(TEXTS)
 
 
 def write(directory: Path) -> Path:

@@ -1,14 +1,12 @@
 """`evaluate`: figures that are known otherwise, what is done and what is repeated, wrong input, and its end."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fault_process import Started
 from reward_checkpoints import SIZE, fresh_net, load, small_tokenizer
 from reward_server import Scripted, Served
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -165,51 +163,6 @@ def test_a_dry_run_loads_and_writes_nothing(run, pairs, small_models, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    "changes,says",
-    [
-        (["suites=[chess]"], "suites: 'chess' is not a suite; use some of: reward, preference"),
-        (["suites=[]"], "suites: none is given"),
-        (["preference.path=null"], "preference.path: not set"),
-        (["preference.path=nowhere.jsonl"], "preference.path: no such file or directory: nowhere.jsonl"),
-        (["preference.path={tmp}/empty.jsonl"], "preference.path: {tmp}/empty.jsonl: no comparison in it"),
-        (["preference.path={tmp}/wrong.jsonl"], "preference.path: {tmp}/wrong.jsonl:2: no preference"),
-        (["preference.path={tmp}/pairs.csv"], "preference.path: {tmp}/pairs.csv: neither .parquet nor .jsonl"),
-        (["preference.rows=0"], "preference.rows: 0 is out of range"),
-        (["reward.path=''"], "reward.path: not set"),
-        (["reward.path={tmp}/none"], "reward.path: no such directory"),
-        (["reward.device_map=auto"], "reward.device_map: auto needs GPUs"),
-        (["reward=server"], "reward.url: not set"),
-        (["reward=server", "reward.url=http://127.0.0.1:1", "reward.patience_s=0"], "reward.url: http://127.0.0.1:1"),
-        ([BOTH], "function_calling.path: not set"),
-        ([BOTH, "function_calling.path={tmp}"], "function_calling.path: {tmp}: no BFCL_v4_*.json"),
-        ([BOTH, "function_calling.path={toy}/function_calling", "model.path=''"], "model.path: not set"),
-        ([BOTH, "function_calling.path={toy}/function_calling", "model.path={tmp}/none"], "model.path: no such"),
-        ([BOTH, "function_calling.path={toy}/function_calling", "model.path={toy}/policy", "model.dtype=int4"],
-         "model.dtype: 'int4' is not an option"),
-        (["run_dir={tmp}/pairs.jsonl"], "run_dir: {tmp}/pairs.jsonl is a file"),
-        (["run_dir={tmp}/other"], "run_dir: {tmp}/other/evaluation.json holds no results"),
-        (["cluster.device=cuda"], "cluster.device: no CUDA device"),
-    ],
-)  # fmt: skip
-def test_wrong_input_ends_in_one_line_before_anything_is_loaded(
-    run, pairs, toy, small_models, tmp_path, changes, says, monkeypatch
-):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("starling_train.models.reward.model.load_reward_model", pytest.fail)
-    monkeypatch.setattr(loading, "load_causal_lm", pytest.fail)
-    (tmp_path / "empty.jsonl").write_text('{"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}\n')
-    (tmp_path / "wrong.jsonl").write_text(json.dumps(PAIRS[0]) + '\n{"prompt": "a"}\n')
-    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\n")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "evaluation.json").write_text("[1, 2]")
-    right = ["suites=[preference]", f"preference.path={pairs}", f"reward.path={small_models / 'reward'}"]
-    code, out, error = run(*right, *(change.format(tmp=tmp_path, toy=toy) for change in changes))
-    assert code == 2 and error.startswith(f"error: {says.format(tmp=tmp_path)}") and error.count("\n") == 1, error
-    assert out == "" and not (tmp_path / "runs").exists()
-    assert (tmp_path / "other" / "evaluation.json").read_text() == "[1, 2]"
-
-
 def test_scores_that_are_not_finite_prefer_nothing(run, pairs, tmp_path):
     net = fresh_net()
     net.v_head.weight.data[:] = float("nan")
@@ -222,16 +175,13 @@ def test_scores_that_are_not_finite_prefer_nothing(run, pairs, tmp_path):
 @pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_ends_it_and_what_is_done_is_kept(toy, pairs, tmp_path, number, code):
     with Scripted(delay_s=0.5) as server:
-        command = [sys.executable, "-m", "starling_train.evaluate", "+recipe=toy", *at(server), "run_dir=out",
+        arguments = ["+recipe=toy", *at(server), "run_dir=out",
                    "suites=[function_calling,preference]", "reward.connections=1", "function_calling.cases=6",
                    "reward.conversations_per_request=1", f"preference.path={pairs}"]  # fmt: skip
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment)
-        while not process.stdout.readline().startswith("preference:"):
-            assert process.poll() is None
-        process.send_signal(number)
-        process.communicate(timeout=60)
-    assert process.returncode == code
+        process = Started("evaluate", arguments, tmp_path)
+        assert process.wait_until(lambda: "\npreference:" in process.out()), process.error()
+        process.send(number)
+        assert process.wait(60) == code
     assert [entry["identity"]["suite"] for entry in results(tmp_path / "out")] == ["function_calling"]
     assert set(kinds(tmp_path / "out")) <= {"evaluation.json", "function_calling.answers", "preference.scores"}
 

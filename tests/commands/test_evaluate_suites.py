@@ -298,7 +298,11 @@ def written(out: Path) -> list[str]:
 def test_no_judgment_is_asked_for_twice(long_policy, data_dir, tmp_path, number, code, twice):
     """A signal that leaves time: none at all. A kill: none that was written, which is all but what was under way."""
     with Scripted(answer=rated, delay_s=0.01) as server:
-        arguments = ["+recipe=toy", *bench(long_policy, data_dir, at(server), **{"judge.connections": 4})]
+        arguments = [
+            "+recipe=toy",
+            "run_dir=run",
+            *bench(long_policy, data_dir, at(server), **{"judge.connections": 4}),
+        ]
         process = Started("evaluate", arguments, tmp_path)
         assert process.wait_until(lambda: len(written(process.run)) >= 60), process.error()
         process.send(number)
@@ -318,7 +322,7 @@ def test_no_judgment_is_asked_for_twice(long_policy, data_dir, tmp_path, number,
 
 def test_answers_survive_a_kill(long_policy, data_dir, tmp_path):
     with Scripted(answer=rated) as server:
-        arguments = ["+recipe=toy", *bench(long_policy, data_dir, at(server), max_new_tokens=200)]
+        arguments = ["+recipe=toy", "run_dir=run", *bench(long_policy, data_dir, at(server), max_new_tokens=200)]
         process = Started("evaluate", arguments, tmp_path)
         (out,) = [process.run]
         assert process.wait_until(lambda: any(out.glob("mt_bench.answers-*")) and len(lines_of(out)) >= 30)
@@ -415,7 +419,7 @@ def test_transformers_serve_judges_the_toy_which_it_serves(long_policy, data_dir
     """The same model answers 160 times and judges 160 times; what it says of itself is no rating, and that is told."""
     with ServedModel(long_policy, tmp_path / "serve.log") as server:
         more = {"judge.model": long_policy, "judge.max_tokens": 16, "judge.connections": 2}
-        arguments = ["+recipe=toy", *bench(long_policy, data_dir, server.url, **more)]
+        arguments = ["+recipe=toy", "run_dir=run", *bench(long_policy, data_dir, server.url, **more)]
         process = Started("evaluate", arguments, tmp_path)
         assert process.wait_until(lambda: len(written(process.run)) >= 50), process.error()
         process.send(signal.SIGTERM)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_process import Started
 from reward_checkpoints import load as load_reward
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -244,15 +245,17 @@ def test_no_room_is_told_before_anything_is_read(trained, tmp_path, capsys, monk
     assert error.startswith("error: output: ") and "has room for 0.00 GB" in error
 
 
-def test_a_disk_that_fills_up_leaves_nothing(trained, tmp_path):
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_disk_that_fills_up_leaves_nothing(trained, tmp_path, tmp_path_factory):
     """A limit on the size of files is met where the system's own full disk would be: in the middle of the weights."""
-    command = [sys.executable, "-m", "starling_train.export", f"run_dir={trained / 'run'}", "output=model"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ") and "File too large" in done.stderr
+    assert (trained / "run" / "policy" / "model.safetensors").stat().st_size > 100_000
+    arguments, output = [f"run_dir={trained / 'run'}", "output=model"], tmp_path_factory.mktemp("output")
+    process = Started("export", arguments, tmp_path, output, prepare=limit_files)
+    assert process.wait() == 2, process.error()
+    assert process.error().splitlines()[-1].startswith("error: ") and "File too large" in process.error()
     assert list(tmp_path.iterdir()) == []
 
 

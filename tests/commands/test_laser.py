@@ -118,7 +118,7 @@ def test_the_report_has_every_try(by_perplexity):
 
 def test_a_finished_run_does_nothing(by_perplexity):
     before = {path: path.stat().st_mtime_ns for path in by_perplexity.rglob("*")}
-    process = Started("laser", [*TOY, "laser.factored=true"], by_perplexity.parent)
+    process = Started("laser", ["run_dir=run", *TOY, "laser.factored=true"], by_perplexity.parent)
     assert process.wait() == 0 and "is finished, nothing to do" in process.out()
     assert {path: path.stat().st_mtime_ns for path in by_perplexity.rglob("*")} == before
     assert not (by_perplexity / "accepted").exists() and not list(by_perplexity.rglob(".*"))

@@ -73,27 +73,9 @@ def test_a_served_reward_model_takes_nothing_here(planned):
     assert gigabytes(text, "reward model") == 0
 
 
-def test_no_transformers_and_no_weights_are_needed(run_command):
-    done = run_command("plan", "+recipe=small")
-    assert done.returncode == 0 and "1,744,830,464" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "argument,says",
-    [
-        ("plan.processes=65", "plan.processes: 65 exceeds algorithm.prompts_per_step=64"),
-        ("plan.processes=0", "plan.processes: 0 is out of range"),
-        ("model.path=nobody/nothing", "model.path: 'nobody/nothing' is not a local directory"),
-        ("model.path=./nothing", "model.path: no such directory"),
-        ("reward.path=./nothing", "reward.path: no such directory"),
-    ],
-)
-def test_wrong_input_is_one_line(argument, says, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["plan", "+recipe=small", "reward.tokenizer=null", argument])
-    with pytest.raises(SystemExit) as stopped:
-        plan.main()
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.startswith(f"error: {says}") and error.count("\n") == 1
+def test_no_transformers_and_no_weights_are_needed(planned, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # an import of it would raise
+    assert "1,744,830,464" in planned("+recipe=small")
 
 
 def test_the_counts_that_are_tried_grow():

@@ -6,8 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def test_three_steps(small_models, small_run, data_dir, run_command, tmp_path):
-    done = run_command("ppo", *small_run, f"data.path={data_dir / 'nectar'}")
+def test_three_steps(openchat_models, small_run, data_dir, run_command, tmp_path):
+    models = [f"{part}.path={openchat_models / name}" for part, name in (("model", "policy"), ("reward", "reward"))]
+    done = run_command("ppo", *small_run, *models, f"data.path={data_dir / 'nectar'}")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -17,7 +18,7 @@ def test_three_steps(small_models, small_run, data_dir, run_command, tmp_path):
     assert (run / "report.html").is_file()
 
     trained = AutoModelForCausalLM.from_pretrained(run / "policy")
-    base = AutoModelForCausalLM.from_pretrained(small_models / "policy")
+    base = AutoModelForCausalLM.from_pretrained(openchat_models / "policy")
     different = {
         n
         for (n, a), (_, b) in zip(trained.named_parameters(), base.named_parameters(), strict=True)

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from fault_process import Started
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMISED = {
@@ -41,19 +42,14 @@ def weights(run: Path) -> str:
 def straight(toy, tmp_path_factory) -> Path:
     """A run of `debug` in one go."""
     folder = tmp_path_factory.mktemp("straight")
-    done = start(folder, "run_dir=run")
-    out, error = done.communicate(timeout=280)
-    assert done.returncode == 0, error
-    assert out.splitlines()[-1] == f"report: {folder / 'run' / 'report.html'}"
+    process = start(folder, "run_dir=run")
+    assert process.wait(280) == 0, process.error()
+    assert process.out().splitlines()[-1] == f"report: {folder / 'run' / 'report.html'}"
     return folder / "run"
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "starling_train.ppo", "+recipe=debug", "algorithm.steps=3", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+def start(folder: Path, *arguments: str) -> Started:
+    return Started("ppo", ["+recipe=debug", "algorithm.steps=3", *arguments], folder)
 
 
 def test_the_run_directory_holds_what_is_promised(straight):
@@ -118,24 +114,19 @@ def test_summary_and_checkpoint_hold_what_they_say(straight):
 
 def test_run_again_says_that_it_is_finished_and_does_nothing(straight):
     before = {p: p.stat().st_mtime_ns for p in straight.rglob("*")}
-    done = start(straight.parent, "run_dir=run")
-    out, _ = done.communicate(timeout=120)
-    assert done.returncode == 0 and "finished" in out
+    process = start(straight.parent, "run_dir=run")
+    assert process.wait() == 0 and "finished" in process.out()
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
 
 
 def test_other_settings_in_the_same_directory_are_refused(straight):
-    done = start(straight.parent, "run_dir=run", "optim.learning_rate=0.5")
-    _, error = done.communicate(timeout=120)
-    assert done.returncode == 2 and "optim.learning_rate" in error and error.count("\n") == 1
+    process = start(straight.parent, "run_dir=run", "optim.learning_rate=0.5")
+    assert process.wait() == 2
+    assert "optim.learning_rate" in process.error() and process.error().count("\n") == 1
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    while process.poll() is None:
-        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) > step:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"ended before step {step}: {process.stderr.read()}")
+def logged(run: Path) -> int:
+    return len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0
 
 
 @pytest.mark.parametrize(
@@ -148,14 +139,12 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
 )
 def test_a_run_that_was_stopped_goes_on_exactly(straight, tmp_path, sent, code):
     process = start(tmp_path, "run_dir=run")
-    wait_for_step(tmp_path / "run", 1, process)
-    process.send_signal(sent)
-    process.communicate(timeout=120)
-    assert process.returncode == code
+    assert process.wait_until(lambda: logged(process.run) > 1, pause=0.02), process.error()
+    process.send(sent)
+    assert process.wait() == code
     assert not (tmp_path / "run" / "summary.json").exists()
     again = start(tmp_path, "run_dir=run")
-    _, error = again.communicate(timeout=280)
-    assert again.returncode == 0, error
+    assert again.wait(280) == 0, again.error()
     assert weights(tmp_path / "run") == weights(straight)
     assert without_times(metrics(tmp_path / "run")) == without_times(metrics(straight))
     samples = [(p / "samples.jsonl").read_text() for p in (tmp_path / "run", straight)]

@@ -5,16 +5,16 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import openchat_tokenizer
 import pytest
 import torch
+from fault_process import Started, kill_in_call
 from reward_checkpoints import SIZE, conversations, fresh_net, load, small_tokenizer
 from safetensors.torch import load_file
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from starling_train import rm
 from starling_train.models.reward.checkpoint import write_starling_7b, write_starling_34b
@@ -25,7 +25,6 @@ PROMISED = {
     "rm/truncated_answers", "optim/learning_rate", "optim/gradient_norm", "optim/skipped", "time/encode_s",
     "time/update_s", "time/step_s", "throughput/samples_per_s", "throughput/tokens_per_s", "memory/peak_gb",
 }  # fmt: skip
-ROOT = Path(__file__).parents[2]
 UNTRAINED = math.log(math.factorial(7)) / 6
 WORDS = ("good", "fine", "fair", "weak", "bad")
 
@@ -168,31 +167,10 @@ def test_finished_and_other_settings(straight, bases, rows, capsys):
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
 
 
-KILLED_IN_STEP_4 = """
-import os, signal
-from starling_train import rm
-from starling_train.training.reward_model import update as module
-
-update, steps = module.update, []
-
-def killed(*arguments):
-    steps.append(None)
-    if len(steps) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return update(*arguments)
-
-module.update = killed
-rm.main()
-"""
-
-
 def test_after_a_kill_it_goes_on_exactly(straight, bases, rows, tmp_path, capsys):
-    (tmp_path / "killed.py").write_text(KILLED_IN_STEP_4)
-    done = subprocess.run(
-        [sys.executable, "killed.py", *arguments(bases, rows, "cluster.threads=1")],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL
+    kill_in_step_4 = partial(kill_in_call, "training.reward_model.update", "update", 4)
+    process = Started("rm", arguments(bases, rows, "cluster.threads=1"), tmp_path, prepare=kill_in_step_4)
+    assert process.wait() == -signal.SIGKILL, process.error()
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
     run_here(tmp_path, arguments(bases, rows))
     assert "resumed after step 2" in capsys.readouterr().out
@@ -299,56 +277,6 @@ def test_a_reward_model_goes_on_from_its_own_scores(bases, base):
     own = model.score(conversations())
     model.net = net
     assert model.score(conversations()) == own
-
-
-@pytest.fixture
-def refused(bases, rows, tmp_path, monkeypatch, capsys):
-    """Runs rm with the arguments; gives the one line that it must end with."""
-
-    def run(*more: str, base: str = "llama") -> str:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("sys.argv", ["rm", *arguments(bases, rows, *more, base=base)])
-        with pytest.raises(SystemExit) as stopped:
-            rm.main()
-        assert stopped.value.code == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
-        assert not (tmp_path / "run").exists()
-        return lines[0]
-
-    return run
-
-
-def test_another_architecture(refused, tmp_path):
-    GPT2Config().save_pretrained(tmp_path / "gpt2")
-    small_tokenizer().save_pretrained(tmp_path / "gpt2")
-    line = refused(f"model.path={tmp_path / 'gpt2'}")
-    assert "model.path" in line and "gpt2" in line
-
-
-def test_a_vocabulary_smaller_than_the_tokenizer(refused, bases, tmp_path):
-    tokenizer = small_tokenizer()
-    tokenizer.add_tokens(["one", "more"])
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    assert "vocabulary" in refused(f"rm.tokenizer={tmp_path / 'tokenizer'}")
-
-
-def test_no_row_with_an_order(refused, tmp_path):
-    one, two = ({"answer": text, "model": "m", "rank": 1.0} for text in "ab")
-    path = tmp_path / "rows.jsonl"
-    rows = [{"prompt": "Hi", "answers": answers} for answers in ([], [one], [one, two])]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    line = refused(f"data.path={path}")
-    assert "data.path" in line and "all 3 rows" in line
-
-
-def test_other_mistakes(refused):
-    assert "data.eval_prompts" in refused("data.eval_prompts=30")
-    assert "rm.max_length" in refused("rm.max_length=100000")
-    assert "rm.fresh" in refused("rm.fresh=true", "freeze=snr")
-    assert "rm.trailing_newline" in refused("rm.trailing_newline=true")
-    assert "model.path" in refused("model.path=")
-    assert "freeze.scan" in refused("freeze=snr", "freeze.scan=nowhere.json")
 
 
 def test_dry_run_loads_no_weights(bases, rows, tmp_path, monkeypatch, capsys):

@@ -1,13 +1,11 @@
 """`score`: a line out for every line in, errors by line number, and resuming after a kill."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fault_process import Started
 from reward_checkpoints import MAX_LENGTH, conversations, fresh_net, load, small_tokenizer
 
 from starling_train import score
@@ -160,24 +158,6 @@ def test_a_file_of_somebody_else_is_left_alone(run, tmp_path):
     assert (tmp_path / "out" / "scores.jsonl").read_text() == "mine\n"
 
 
-@pytest.mark.parametrize(
-    "changes,says",
-    [
-        (["input=nowhere.jsonl"], "input: no file nowhere.jsonl"),
-        (["input=null"], "input: not set"),
-        (["output=null"], "output: not set"),
-        (["output=.", "input={tmp}/in.jsonl"], "output: . is a directory"),
-        (["output={tmp}/in.jsonl"], "output: "),
-        (["reward.path={tmp}/none"], "reward.path: "),
-    ],
-)
-def test_wrong_settings_end_in_one_line(run, tmp_path, changes, says):
-    write(tmp_path / "in.jsonl", talks(1))
-    code, _, error = run(*(change.format(tmp=tmp_path) for change in changes))
-    assert code == 2 and error.startswith(f"error: {says}") and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_empty_file_has_no_scores(run, tmp_path):
     (tmp_path / "in.jsonl").write_bytes(b"\n")
     assert run()[0] == 0 and rows(tmp_path) == []
@@ -187,13 +167,10 @@ def test_an_empty_file_has_no_scores(run, tmp_path):
 def test_a_killed_job_goes_on_where_it_was(run, arguments, model, tmp_path):
     asked = talks(400, seed=3)
     write(tmp_path / "in.jsonl", asked)
-    command = [sys.executable, "-m", "starling_train.score", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(Path(score.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    for _ in range(5):  # five chunks are safe
-        process.stdout.readline()
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = Started("score", arguments, tmp_path)
+    assert process.wait_until(lambda: process.out().count("\n") >= 5), process.error()  # five chunks are safe
+    process.send(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     output = tmp_path / "out" / "scores.jsonl"
     done = json.loads(output.with_name("scores.jsonl.progress.json").read_text())["lines"]
     assert 40 <= done < 400

@@ -198,31 +198,6 @@ def test_a_token_is_asked_for_and_sigterm_lets_requests_under_way_end(arguments,
     assert TOKEN not in out and "stopped by a signal" in out
 
 
-@pytest.fixture
-def refused(arguments, monkeypatch, capsys):
-    def run(*changes: str) -> str:
-        monkeypatch.setattr("sys.argv", ["serve_reward", *arguments, *changes])
-        with pytest.raises(SystemExit) as stopped:
-            serve_reward.main()
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
-        return error
-
-    return run
-
-
-def test_wrong_settings_end_in_one_line(refused, monkeypatch, tmp_path):
-    monkeypatch.delenv("STARLING_REWARD_TOKEN", raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "port: cannot listen on 127.0.0.1" in refused(f"port={taken.getsockname()[1]}")
-    assert "host: others can reach 0.0.0.0" in refused("host=0.0.0.0", "port=0")
-    assert "host: 'no such host'" in refused("host=no such host", "port=0", "token_env=null")
-    assert "reward.kind: a server" in refused("reward=server", "reward.url=http://127.0.0.1:1")
-    assert "reward.path" in refused(f"reward.path={tmp_path / 'nowhere'}", "port=0")
-    monkeypatch.setenv("STARLING_REWARD_TOKEN", "two words")
-    assert "STARLING_REWARD_TOKEN: the token has spaces" in refused()
-
-
 def test_dry_run_says_what_would_be_served(arguments, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["serve_reward", *arguments, "dry_run=true"])
     serve_reward.main()

@@ -119,21 +119,3 @@ def test_dry_run_needs_no_weights(run_command, model, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "would select 14 of 28 matrices" in done.stdout
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["model.path=nowhere"], "model.path: "),
-        (["freeze.scan=none.json"], "freeze.scan: none.json does not exist"),
-        (
-            ["spectra=[model.layers.9.mlp.up_proj]"],
-            "spectra: the model has no matrix model.layers.9.mlp.up_proj",
-        ),
-    ],
-)
-def test_wrong_input_is_one_line_and_leaves_nothing(run_command, model, tmp_path, overrides, message):
-    done = run_command("snr", f"model.path={model}", *overrides)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert message in done.stderr
-    assert not (tmp_path / "runs").exists()

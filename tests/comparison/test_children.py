@@ -39,6 +39,8 @@ def test_a_failure_is_named_with_its_last_line_and_stops_the_rest(tmp_path):
 def started(tmp_path):
     """Two servers that run until they are told to end, and the process that looks after them."""
     script = (
+        # where the tests run in the background, SIGINT is ignored from outside, and would stay so
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; from starling_train.comparison.children import Child, run\n"
         "made = [Child(n, ['http.server', '0', '--bind', '127.0.0.1'], Path(n)) for n in ('a', 'b', 'c')]\n"
         "run(made, 2, lambda line: print(line, flush=True))"

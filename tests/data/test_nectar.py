@@ -221,7 +221,32 @@ def parquet_of(row):
     return lambda directory: parquet(directory / "x.parquet", row)
 
 
+def broken_pages(directory):
+    """A file whose end is right, and whose pages are not."""
+    path = parquet(directory / "x.parquet", *(raw_row(f"\n\nHuman: {i} " * 9) for i in range(2000)))
+    content = bytearray(path.read_bytes())
+    content[4:400] = b"\xff" * 396
+    path.write_bytes(content)
+    return path
+
+
+def dead_link(directory):
+    (directory / "x.jsonl").symlink_to(directory / "not" / "there")
+    return directory / "x.jsonl"
+
+
 WRONG_FILES = {
+    "dead link": (dead_link, "no such file or directory"),
+    "broken pages": (broken_pages, "x.parquet: damaged ("),
+    "empty file": (text_file("x.jsonl", ""), "no usable row is left"),
+    "blank lines": (text_file("x.jsonl", "\n\n"), "no usable row is left"),
+    "blank prompt": (parquet_of(raw_row() | {"prompt": ""}), "no usable row is left"),
+    "deep": (text_file("x.jsonl", "[" * 100_000), "x.jsonl:1: JSON that cannot be read"),
+    "surrogate": (text_file("x.jsonl", '{"prompt": "\\ud800"}'), "x.jsonl:1: half a surrogate pair"),
+    "content type": (
+        text_file("x.jsonl", '{"messages": [{"role": "user", "content": 3}]}'),
+        "x.jsonl:1: `content` of a user",
+    ),
     "nowhere": (lambda d: d / "nowhere" / "at" / "all", "no such file or directory"),
     "no file": (lambda d: Path("nectar/x.parquet"), "no such file or directory"),
     "empty directory": (lambda d: d, "no .parquet file"),
@@ -285,12 +310,16 @@ def test_wrong_files_are_named(tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "wrong"),
-    [("gone.txt", None, "no such file"), ("q.jsonl", '{"id": 1}\n', "q.jsonl:1: no `turns`")],
+    ("name", "content", "wrong"),
+    [
+        ("gone.txt", None, "no such file"),
+        ("latin.txt", b"caf\xe9", "latin.txt: not UTF-8"),
+        ("q.jsonl", b'{"id": 1}\n', "q.jsonl:1: no `turns`"),
+    ],
 )
-def test_wrong_exclude_files_are_named(tmp_path, name, text, wrong):
-    if text:
-        (tmp_path / name).write_text(text)
+def test_wrong_exclude_files_are_named(tmp_path, name, content, wrong):
+    if content:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(wrong)):
         load(parquet(tmp_path / "x.parquet", raw_row()), exclude=[tmp_path / name])
 

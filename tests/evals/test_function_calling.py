@@ -79,6 +79,7 @@ QUESTIONS, TRUTHS = "BFCL_v4_multiple.json", "possible_answer/BFCL_v4_multiple.j
     ("file", "line", "fragment"),
     [
         (QUESTIONS, "{", ":2: not JSON"),
+        (QUESTIONS, "[" * 50_000, ":2: "),
         (QUESTIONS, "[1]", ":2: no object with an `id`"),
         (QUESTIONS, {"question": [], "function": []}, ":2: no object with an `id`"),
         (

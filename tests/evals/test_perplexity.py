@@ -125,6 +125,8 @@ def test_nectar_is_its_prompts_with_their_best_answers(tmp_path):
         ("a.jsonl", b"", "a.jsonl: no text in it"),
         ("a.jsonl", b'{"text": 3}', "a.jsonl:1: `text` is no string"),
         ("a.jsonl", b'{"a": 3}', "a.jsonl:1: no conversation"),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', "a.jsonl:2: no conversation"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1: .*half a surrogate"),
         ("b.txt", b"x", "a.txt: no such file"),
     ],
 )

@@ -2,9 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -82,30 +79,27 @@ def test_no_error_line_shows_a_secret(said, hidden, monkeypatch, capsys):
     assert line.startswith("error: ") and hidden not in line and "***" in line
 
 
-def environment() -> dict[str, str]:
-    return os.environ | SECRETS | {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
-
-
-def test_a_run_writes_and_says_no_secret(small_run, tmp_path):
+def test_a_run_writes_and_says_no_secret(small_run, run_command, monkeypatch, tmp_path):
     """A run with a served reward model, offline tracking and an error at its end: all that it leaves is searched."""
     pytest.importorskip("wandb", reason="wandb is an extra")
+    for variable, value in (SECRETS | {"WANDB_SILENT": "true"}).items():
+        monkeypatch.setenv(variable, value)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{i} + {i}?"}) + "\n" for i in range(20)))
     with Scripted() as server:
         arguments = [
             *small_run, "data.path=prompts.jsonl", "reward=server", f"reward.url=http://127.0.0.1:{server.server_port}",
             "logging.wandb=offline", "algorithm.steps=1", "freeze.method=last_layers", "freeze.last_layers=1",
         ]  # fmt: skip
-        command = [sys.executable, "-m", "starling_train.ppo", *arguments]
-        options = {"cwd": tmp_path, "env": environment(), "capture_output": True, "timeout": 200}
-        done = subprocess.run(command, **options, check=False)
+        done = run_command("ppo", *arguments)
         assert done.returncode == 0, done.stderr[-2000:]
         assert server.requests[0][1]["Authorization"] == f"Bearer {SECRETS['STARLING_REWARD_TOKEN']}"
-    wrong = subprocess.run([*command, "seed=1"], **options, check=False)
-    shown = subprocess.run([*command, "--cfg", "job"], **options, check=False)
+    wrong = run_command("ppo", *arguments, "seed=1")
+    shown = run_command("ppo", *arguments, "--cfg", "job")
     assert wrong.returncode == 2 and shown.returncode == 0
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"config.yaml", "summary.json", "report.html", "metrics.jsonl"} <= {path.name for path in files}
-    said = {"said": done.stdout + done.stderr + wrong.stdout + wrong.stderr + shown.stdout + shown.stderr}
+    texts = "".join(one.stdout + one.stderr for one in (done, wrong, shown))
+    said = {"said": texts.encode()}
     for where, content in [*said.items(), *((str(path), path.read_bytes()) for path in files)]:
         for name, secret in SECRETS.items():
             assert secret.encode() not in content, f"{name} is in {where}"

@@ -91,6 +91,8 @@ def test_index_that_names_a_missing_tensor(model):
         '{"weight_map": []}',
         '{"weight_map": {"a": 1}}',
         '{"weight_map": {"a": ""}}',
+        '{"weight_map": {"a": 3}}',
+        "[" * 100_000,
     ],
 )
 def test_damaged_index(model, content):

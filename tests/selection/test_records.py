@@ -80,6 +80,8 @@ def test_nan_of_a_published_scan_is_no_score(tmp_path):
         '{"a": {"b": "c"}}',
         '{"a": {"snr": "1", "type": "t"}}',
         '{"a": {"snr": 1, "type": "t"}, "b": {"c": 1}}',
+        '{"a": {"snr": 1, "type": "t", "shape": 5}}',
+        "[" * 100_000,
     ],
 )
 def test_what_is_no_scan(tmp_path, content):

@@ -81,12 +81,12 @@ def torchrun(script: str, tmp_path: Path, timeout_s: float = 120) -> subprocess.
 def test_the_others_wait_for_the_first_longer_than_for_a_lost_process(tmp_path):
     done = torchrun(
         """
-import time
+import sys, time
 from starling_train.run.runtime import Runtime
 runtime = Runtime("cpu", timeout_s=2)
 with runtime.together():
     made = runtime.from_first(lambda: time.sleep(5) or [1, 2])
-    print("rank", runtime.rank, made, runtime.sum([1.0]))
+    sys.stdout.write(f"rank {runtime.rank} {made} {runtime.sum([1.0])}\\n")  # one write: lines of two do not mix
 """,
         tmp_path,
     )

@@ -1,4 +1,4 @@
-"""What the cases of `test_wrong_inputs.py` are made of: models, data and servers, and ways to spoil them."""
+"""What wrong inputs are made of: right models, data and servers, ways to spoil them, and the line that comes of it."""
 
 import json
 import pickle
@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 
 @dataclass
 class World:
-    """One case's own directory, and the right models (shared by all cases: copy before spoiling)."""
+    """One row's own directory, and the right models (shared by all rows: copy before spoiling)."""
 
     here: Path
     models: Path
     servers: dict[str, int] = field(default_factory=dict)
 
     def names(self) -> dict[str, Any]:
-        """What `{name}` means in a case's arguments."""
+        """What `{name}` means in a row's arguments."""
         fixed = {"here": self.here, "policy": self.models / "policy", "reward": self.models / "reward"}
         made = {name: self.models / name for name in ("classifier", "run")}
         return fixed | made | {"long": "x" * 5000} | self.servers
@@ -36,25 +36,8 @@ class World:
 Make = Callable[[World], object]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A wrong input: the command, what is changed of the right arguments, and what the line must say, the key or file
-    first. make: spoils files. environment: variables, None unsets.
-    """
-
-    command: str
-    arguments: str
-    says: tuple[str, ...]
-    make: Make | None = None
-    environment: tuple[tuple[str, str | None], ...] = ()
-    after_loading: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.command} {self.arguments[:60]} -> {self.says[0][:60]}"
-
-
 def text(name: str, content: str | bytes) -> Make:
-    """Write a file of the case's directory."""
+    """Write a file of the row's directory."""
 
     def make(world: World) -> None:
         file = world.here / name
@@ -185,3 +168,63 @@ def code_in(model: str, file: str = "pytorch_model.bin") -> Make:
         (path / file).write_bytes(pickle.dumps({"v_head.weight": Payload(world.here / "ran")}))
 
     return make
+
+
+def broken_pages(name: str) -> Make:
+    """A parquet file whose end is right, and whose pages are not."""
+
+    def make(world: World) -> None:
+        table(name, prompt=[f"question {i} " * 9 for i in range(2000)])(world)
+        content = bytearray((world.here / name).read_bytes())
+        content[4:400] = b"\xff" * 396
+        (world.here / name).write_bytes(content)
+
+    return make
+
+
+def classifier_without_head(world: World) -> None:
+    file = world.copy("classifier") / "model.safetensors"
+    held = load_file(file)
+    del held["score.weight"]
+    save_file(held, file, metadata={"format": "pt"})
+
+
+def bert(world: World) -> None:
+    """A classifier with learned positions, 64 of them."""
+    from reward_checkpoints import PIECES, small_tokenizer
+    from transformers import BertConfig, BertForSequenceClassification
+
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = BertConfig(vocab_size=len(PIECES), max_position_embeddings=64, num_labels=1, **size)
+    BertForSequenceClassification(config).save_pretrained(world.here / "bert")
+    small_tokenizer().save_pretrained(world.here / "bert")
+
+
+def judging(world: World) -> None:
+    """MT-Bench's three files with a question each."""
+    from starling_train.evals.mt_bench import bench
+
+    templates = [
+        {"name": name, "system_prompt": "Judge.", "prompt_template": " ".join(f"{{{f}}}" for f in bench.FIELDS[key])}
+        for key, name in bench.JUDGE_PROMPTS.items()
+    ]
+    rows("judge_prompts.jsonl", *templates)(world)
+    rows("question.jsonl", {"question_id": 1, "category": "stem", "turns": ["Why?", "Why not?"]})(world)
+    rows("reference_answer_gpt-4.jsonl", {"question_id": 1, "choices": [{"turns": ["So.", "Thus."]}]})(world)
+
+
+def calls(world: World) -> None:
+    """A case of the leaderboard's."""
+    function = {"name": "f", "parameters": {"properties": {}}}
+    question = [[{"role": "user", "content": "hi"}]]
+    rows("BFCL_v4_irrelevance.json", {"id": "a", "question": question, "function": [function]})(world)
+
+
+def unranked(world: World) -> None:
+    """A published scan of the policy: scores and types only."""
+    listing = {
+        f"model.layers.{layer}.{kind}": {"snr": 1.0, "type": kind}
+        for layer in range(4)
+        for kind in (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
+    }
+    text("scan.json", json.dumps(listing))(world)

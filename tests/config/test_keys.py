@@ -1,0 +1,221 @@
+"""Every key of every command, from the schema, so that a new one is tested when it is added; and keys together."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from schemas import SCHEMAS, keys
+
+from starling_train import cli
+from starling_train.config.fields import UserError
+
+NUMBERED = [command for command in SCHEMAS if command != "export"]  # which has no number and no choice
+
+
+def refusal(command: str, key: str, value: Any) -> str:
+    """What the check says of a configuration that is right but for this key."""
+    schema, check = SCHEMAS[command]
+    config = section = schema()
+    *sections, name = key.split(".")
+    for part in sections:
+        section = getattr(section, part)
+    setattr(section, name, value)
+    with pytest.raises(UserError) as told:
+        check(config)
+    message = str(told.value)
+    assert "\n" not in message and len(message) < 500
+    return message
+
+
+@pytest.mark.parametrize("command", NUMBERED)
+def test_a_number_is_refused_by_its_key_where_it_makes_no_sense(command):
+    numbers = [key for key in keys(command) if "range" in key.field.metadata]
+    assert len(numbers) > 10
+    for key in numbers:
+        low, high = key.field.metadata["range"]
+        values = [10**400, -(10**400)] + ([] if key.whole else [math.nan, math.inf, -math.inf])
+        values += [bound + step for bound, step in ((low, -1), (high, 1)) if bound is not None]
+        for value in values:
+            assert re.match(rf"{re.escape(key.name)}: .* is out of range; give ", refusal(command, key.name, value))
+
+
+@pytest.mark.parametrize("command", NUMBERED)
+def test_a_choice_is_refused_by_its_key_and_says_what_there_is(command):
+    choices = [key for key in keys(command) if key.field.metadata.get("choices")]
+    assert choices
+    for key in choices:
+        options = ", ".join("null" if one is None else one for one in key.field.metadata["choices"])
+        said = refusal(command, key.name, "nonesuch")
+        assert said == f"{key.name}: 'nonesuch' is not an option; use one of: {options}"
+
+
+@pytest.mark.parametrize("command", NUMBERED)
+def test_the_name_of_a_secret_is_never_the_secret(command):
+    for key in keys(command):
+        if "variable" in key.field.metadata:
+            said = refusal(command, key.name, "hunter2")
+            assert said.startswith(f"{key.name}: ") and "give its name" in said and "hunter2" not in said
+
+
+def sections() -> dict[type, Any]:
+    """Every section that a command has, and the commands' own: each once. Reading all of a command takes 20 ms."""
+    whole = [schema() for schema, _ in SCHEMAS.values()]
+    inner = [key.default for command in SCHEMAS for key in keys(command)]
+    return {type(section): section for section in whole + inner if dataclasses.is_dataclass(section)}
+
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_a_path_that_no_file_system_takes_is_told_by_its_key(command):
+    for key in keys(command):
+        if key.field.metadata.get("path"):
+            assert refusal(command, key.name, "x" * 5000).startswith(f"{key.name}: ")
+
+
+def misread(section: type, values: dict) -> str:
+    """What is said of a file of settings that does not fit."""
+    with pytest.raises(UserError) as told:
+        cli.read_settings(values, section, Path("config.yaml"))
+    message = str(told.value)
+    assert message.startswith("run_dir: config.yaml ") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
+def test_a_key_that_is_mistyped_is_told_with_those_beside_it(section):
+    beside = ", ".join(field.name for field in dataclasses.fields(section))
+    assert f"nonesuch: no such key; use one of: {beside}" in misread(section, {"nonesuch": 1})
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
+def test_a_value_of_another_kind_is_told_by_its_key(section):
+    for name, default in vars(section()).items():
+        wrong = "many" if isinstance(default, (int, float, list)) else {"a": ["b"]}
+        if not isinstance(default, dict) and not dataclasses.is_dataclass(default):
+            assert re.search(rf"\({name}[.:]", misread(section, {name: wrong})), name
+
+
+SERVED = "reward.kind=server reward.url=http://"
+LORA = "freeze.adapter=lora freeze.norms=false freeze.embeddings=false "
+OF_MT_BENCH = "suites=[mt_bench] mt_bench.path=here mt_bench.judge.model=m "
+
+# command -> (what is set, what the line begins with, and what else it says)
+AGAINST_EACH_OTHER = {
+    "ppo rm dpo plan laser": (("model.path=''", "model.path: not set; give"),),
+    "ppo rm dpo": (
+        ("data.path=''", "data.path: not set; give"),
+        ("name=' '", "name: empty", "give"),
+        ("freeze.method=snr freeze.top_percent=0", "freeze.top_percent: 0 selects nothing"),
+        ("freeze.method=layers", "freeze.layers: empty", "give layer numbers"),
+        ("optim.betas=[0.9]", "optim.betas: ", "give two numbers"),
+        ("optim.betas=[0.9,1.0]", "optim.betas: ", "give two numbers"),
+        (f"{LORA} freeze.norms=true", "freeze.norms: adapters are for matrices", "leave it out"),
+        (f"{LORA} freeze.embeddings=true", "freeze.embeddings: adapters are for matrices", "leave it out"),
+        (f"{LORA} freeze.max_trainable=9", "freeze.max_trainable: ", "freeze.top_percent"),
+    ),
+    "snr plan": (("freeze.method=layers", "freeze.layers: empty", "give layer numbers"),),
+    "ppo score serve_reward": (("reward.path=''", "reward.path: not set; give"),),
+    "ppo dpo": (
+        ("evaluation.suites=[chess]", "evaluation.suites: 'chess'", "use some of"),
+        ("evaluation.suites=[function_calling]", "evaluation.function_calling.path: not set; give"),
+        ("evaluation.functions.gold=nocolon", "evaluation.functions.gold: ", "package.module:function"),
+        ("rollout.stop_strings=['']", "rollout.stop_strings: ", "leave it out"),
+        ("model.load_in=4bit", "model.load_in: weights in 4bit cannot train", "use freeze.adapter=lora"),
+        (f"{LORA} model.load_in=4bit cluster.zero_stage=3", "model.load_in: quantised", "zero_stage=2"),
+    ),
+    "ppo": (
+        ("reward.kind=starling_34b reward.position=card", "reward.position: card", "use last_token"),
+        ("reward.trailing_newline=true", "reward.trailing_newline: ", "use false"),
+        ("reward.max_length=12", "reward.max_length: 12 has no place", "raise it"),
+        ("reward.kind=server", "reward.url: not set; give"),
+        ("reward.kind=server reward.url=localhost:8000", "reward.url: 'localhost:8000' is no address", "give http://"),
+        ("reward.kind=server reward.url=ftp://host", "reward.url: 'ftp://host' is no address", "give http://"),
+        (SERVED, "reward.url: ", "give http://"),
+        (f"{SERVED}host:99999", "reward.url: ", "give http://"),
+        (f"{SERVED}host/?token=x", "reward.url: has something behind", "reward.token_env"),
+        (f"{SERVED}me:hunter2@host", "reward.url: it holds a user name", "reward.token_env"),
+        (f"{SERVED}h reward.protocol=openrlhf", "reward.tokenizer: not set", "template"),
+        ("algorithm.minibatches=65", "algorithm.minibatches: 65 exceeds", "lower it"),
+        ("algorithm.critic_warmup_steps=1000", "algorithm.critic_warmup_steps: 1000", "lower it"),
+        ("algorithm.kl.target=6 algorithm.kl.coefficient=0", "algorithm.kl.coefficient: 0", "start above 0"),
+        (f"{LORA} freeze.lora.dropout=0.1", "freeze.lora.dropout: ", "use 0"),
+        (f"{LORA} algorithm.critic=separate", "algorithm.critic: separate", "use head"),
+        (f"{LORA} model.load_in=8bit", "model.load_in: the 8-bit products", "use 4bit"),
+    ),
+    "rm": (
+        ("model.load_in=4bit", "model.load_in: ", "leave it out"),
+        ("rm.fresh=true freeze.method=snr", "rm.fresh: ", "use freeze=none"),
+        (f"rm.fresh=true {LORA}", "rm.fresh: freeze.adapter would freeze random weights", "without an adapter"),
+        ("rm.trailing_newline=true", "rm.trailing_newline: ", "starling_34b"),
+    ),
+    "dpo": (
+        ("dpo.max_length=1024", "dpo.max_length: 1024 has no place", "raise it"),
+        ("dpo.label_smoothing=0.5", "dpo.label_smoothing: ", "give less"),
+        ("dpo.loss=ipo dpo.label_smoothing=0.1", "dpo.label_smoothing: ", "use 0"),
+        ("evaluation.responses=999", "evaluation.responses: 999 exceeds", "lower it"),
+    ),
+    "plan": (("plan.processes=65", "plan.processes: 65 exceeds algorithm.prompts_per_step=64", "lower"),),
+    "score": (("output=x", "input: not set; give"), ("input=x", "output: not set; give")),
+    "serve_reward": (("reward.kind=server reward.url=http://h", "reward.kind: a server", "give the kind"),),
+    "evaluate": (
+        ("suites=[preference] preference.path=x reward.path=''", "reward.path: not set; give"),
+        ("suites=[chess]", "suites: 'chess'", "use some of"),
+        ("suites=[]", "suites: none", "give"),
+        ("suites=[preference]", "preference.path: not set; give"),
+        ("suites=[function_calling]", "function_calling.path: not set; give"),
+        ("suites=[function_calling] function_calling.path=x model.path=''", "model.path: not set; give"),
+        ("suites=[reward] data.path=''", "reward_suite.path: not set", "give prompts"),
+        ("suites=[reward] reward_suite.base=''", "reward_suite.base: empty", "or null"),
+        ("suites=[perplexity]", "perplexity.path: not set; give a text file"),
+        ("suites=[mt_bench] mt_bench.judge.model=m", "mt_bench.path: not set", "question.jsonl"),
+        ("suites=[mt_bench] mt_bench.path=here", "mt_bench.judge.model: not set; give"),
+        (f"{OF_MT_BENCH} mt_bench.judge.url=gpt", "mt_bench.judge.url: 'gpt' is no address", "http://HOST:PORT"),
+        (f"{OF_MT_BENCH} mt_bench.judge.url=http://me:hunter2@h/v1", "mt_bench.judge.url: it holds", "key_env"),
+        (f"{OF_MT_BENCH} mt_bench.judge.prompt_price=3", "mt_bench.judge.completion_price: not set", "both"),
+        ("suites=[lm_eval]", "lm_eval.tasks: none", "give some"),
+    ),
+    "laser": (
+        ("model.load_in=4bit", "model.load_in: a 4bit model", "use null"),
+        ("laser.percent=0", "laser.percent: 0 selects nothing", "give"),
+        ("laser.measure=perplexity perplexity.path=null", "perplexity.path: not set; give"),
+        ("laser.measure=preference_share preference.path=null", "preference.path: not set; give"),
+    ),
+    "export": (
+        ("output=x", "run_dir: not set; give"),
+        ("run_dir=x", "output: not set; give"),
+        *((f"run_dir=x output=x {key}={'x' * 5000}", f"{key}: ", "cannot be a path", "give")
+          for key in ("run_dir", "output")),
+    ),
+    "compare": (
+        ("compare.only=[luck]", "compare.only: there is no strategy 'luck'; use ", "or add one"),
+        ("compare.reference=luck", "compare.reference: there is no strategy 'luck'; use "),
+        ("compare.skills=[]", "compare.skills: empty; give"),
+        ("evaluation.every=0", "evaluation.every: 0", "give"),
+        ("compare.skills=[eval/function_calling]", "compare.skills: eval/function_calling is not evaluated; add to"),
+        ("compare.skills=[eval/length_mean] compare.reward=eval/gold_mean",
+         "compare.reward: eval/gold_mean is not evaluated", "evaluation.functions"),
+        ("compare.strategies.{a/b}=[]", "compare.strategies: 'a/b'", "use letters"),
+    ),
+}  # fmt: skip
+
+
+def refused_together() -> list:
+    rows = [(command, row) for names, rows in AGAINST_EACH_OTHER.items() for command in names.split() for row in rows]
+    return [pytest.param(command, *row[:2], row[2:], id=f"{command} {row[0][:60]}") for command, row in rows]
+
+
+@pytest.mark.parametrize("command,settings,begins,says", refused_together())
+def test_keys_that_do_not_fit_together_are_told_by_the_one_to_change(command, settings, begins, says):
+    schema, check = SCHEMAS[command]
+    values = OmegaConf.from_dotlist(re.findall(r"(?:[^\s']|'[^']*')+", settings))
+    if "{a/b}" in settings:
+        values = OmegaConf.create({"compare": {"strategies": {"a/b": []}}})
+    config = cli.typed(values, schema)
+    with pytest.raises(UserError) as told:
+        check(config)
+    message = str(told.value)
+    assert message.startswith(begins) and all(part in message for part in says), message
+    assert "\n" not in message and "hunter2" not in message
