@@ -76,10 +76,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
 
             # 4. One matrix after the other.
             attempts = inputs.attempts(model, candidates, known["judging"], budget, run)
-            if tries:
-                console.say(f"{tries} of {len(candidates)} tries are done already")
-            if uncut:
-                console.say(f"{uncut} matrices have nothing to cut, and are left as they are")
+            console.say(f"{tries} of {len(candidates)} tries are done, {uncut} matrices have nothing to cut")
             for row in attempts.go_on(log, stop):
                 tries = row["step"]
                 console.say(told(row, len(candidates)))
