@@ -136,7 +136,6 @@ def check(config: EvaluateConfig) -> None:
         _check_judge(config.mt_bench.judge)
     if "lm_eval" in requested and not config.lm_eval.tasks:
         raise UserError("lm_eval.tasks: none is given; give some of the harness's, e.g. lm_eval.tasks=[truthfulqa_mc2]")
-    check_one_process("evaluate")
 
 
 def _check_prompts(config: EvaluateConfig) -> None:
