@@ -41,7 +41,6 @@ def main(config: DpoConfig) -> None:
 
 def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
-    from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
     from starling_train.evals import held_out as held_out_suite
     from starling_train.evals import held_out_pairs
@@ -66,15 +65,15 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
-    tokenizer = setup.load_tokenizer(config, directory)
+    chat = setup.load_chat(directory)
     model_config = causal_lm.load_config(directory, "model.path")
-    inputs.check_lengths(config, model_config, tokenizer)
+    inputs.check_lengths(config, model_config, chat)
     inputs.check_shares(config, runtime)
     preflight.check_preferences(config, directory, model_config, runtime, run.path)
-    data = inputs.load_data(config, tokenizer)
-    held_out = held_out_suite.HeldOut.from_config(config, data.asked, tokenizer)
+    data = inputs.load_data(config, chat)
+    held_out = held_out_suite.HeldOut.from_config(config, data.asked, chat)
     base = runtime.from_first(lambda: checkpoint.identify_base(run.checkpoints, directory))
-    reference = inputs.find_reference(config, run.path, data, base.sha256, tokenizer, runtime)
+    reference = inputs.find_reference(config, run.path, data, base.sha256, chat, runtime)
     records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
     selected = scans.select(config.freeze, records, config.seed)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
@@ -99,7 +98,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         config, run, runtime, optimizer, checkpoints, state, metrics_log, steps, watched="eval/preference_accuracy"
     )
     console, stop = keeper.console, keeper.stop
-    encode = partial(update.encode, tokenizer=tokenizer, max_length=dpo.max_length)
+    encode = partial(update.encode, chat=chat, max_length=dpo.max_length)
 
     def refer(rows: "list[PairedRow]") -> list[list[float]]:
         with stop.abandonable(), optimizer.gathered():
@@ -171,7 +170,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
                 whole = setup.whole_policy(config, directory, net.policy)
-                causal_lm.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
+                causal_lm.save_model(whole, run.policy, chat.save)
         keeper.finish()
         if runtime.is_first:
             run.write("summary.json", run_summary.to_json(config, run, policy.table, state, runtime, command="dpo"))

@@ -105,7 +105,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             with stop.abandonable():
                 held_out = inputs.criterion.measure_held_out(model, budget)
             with stop.finishing():
-                weights = results.write(found, inputs.tokenizer, run, laser.factored)
+                weights = results.write(found, inputs.chat, run, laser.factored)
                 measured = {"judging": found.current(), "held_out": held_out}
                 counts = {"judging": len(inputs.criterion.judging), "held_out": len(inputs.criterion.held_out)}
                 numbers = results.summarise(found, known, measured, counts, inputs.criterion.unit)

@@ -43,7 +43,6 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     from starling_train.core.ppo import KLController
     from starling_train.core.running_moments import RunningMoments
-    from starling_train.data import openchat
     from starling_train.data.prompts import PromptStream
     from starling_train.evals import held_out as held_out_suite
     from starling_train.files import disk
@@ -52,7 +51,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.models.budget import Budgets
     from starling_train.planning import planner
     from starling_train.report import page
-    from starling_train.rewards import load
+    from starling_train.rewards import kinds
     from starling_train.rollout.generate import generate
     from starling_train.run import skipped
     from starling_train.run import summary as run_summary
@@ -73,16 +72,16 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
-    tokenizer = setup.load_tokenizer(config, directory)
+    chat = setup.load_chat(directory)
     model_config = causal_lm.load_config(directory, "model.path")
-    setup.check_lengths(config, model_config, tokenizer)
+    setup.check_lengths(config, model_config, chat)
     inputs.check_shares(config, runtime)
     preflight.check_run(config, directory, model_config, runtime, run.path)
-    data = inputs.load_data(config, tokenizer)
-    held_out = held_out_suite.HeldOut.from_config(config, data.held_out, tokenizer)
+    data = inputs.load_data(config, chat)
+    held_out = held_out_suite.HeldOut.from_config(config, data.held_out, chat)
     records = runtime.from_first(lambda: scans.scan_or_list(config.freeze, directory, str(runtime.device), run.path))
     selected = scans.select(config.freeze, records, config.seed)
-    reward_model = load.load_reward(config.reward, runtime)
+    reward_model = kinds.of(config.reward).load(config.reward, runtime)
     policy = setup.load_selected_policy(config, directory, runtime, records, selected)
 
     # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.
@@ -133,20 +132,20 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 # 1. prompts, this process's share of them, 2. responses on the live weights
                 console.phase("rollout")
                 whole_batch = prompts.batch(step)
-                batch, places = runtime.share(whole_batch), runtime.share(range(len(whole_batch)))
+                batch, indices = runtime.share(whole_batch), runtime.share(range(len(whole_batch)))
                 runtime.seed_all("rollout", step)
                 ids = [prompt.ids for prompt in batch]
                 keep_layer = layer_to_keep(actors, ids, config)
                 rollout = generate(
-                    actors.policy, tokenizer, ids, config.rollout,
-                    keep_layer=keep_layer, budget=budgets.slots, places=places,
+                    actors.policy, chat, ids, config.rollout,
+                    keep_layer=keep_layer, budget=budgets.slots, indices=indices,
                 )  # fmt: skip
                 clock.lap("rollout")
 
                 # 3. scores: decode, the reward model's own template and tokenizer, its head
                 console.phase("scoring")
                 truncated = reward_model.truncated
-                answered = held_out_suite.answered(batch, rollout, tokenizer, config)
+                answered = held_out_suite.answered(batch, rollout, chat, config)
                 scores, everyones = finite_scores(torch.tensor(reward_model.score(answered)), runtime)
                 moments.update(everyones)
                 scaled = scale(scores, moments, config.reward)
@@ -188,7 +187,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         with stop.finishing(), optimizer.gathered():
             if runtime.is_first:
                 whole = setup.whole_policy(config, directory, actors.policy)
-                causal_lm.save_model(whole, run.policy, lambda to: openchat.save_tokenizer(tokenizer, to))
+                causal_lm.save_model(whole, run.policy, chat.save)
         keeper.finish()
         planned_gb = planner.of_run(config, model_config, policy.table, runtime.device.type, runtime.world)
         console.say(planner.against(planned_gb, runtime.peak_memory_gb() - base_gb))

@@ -93,9 +93,9 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
     model_config = causal_lm.load_config(directory, "model.path")
     for settings in first.values():
         preflight.check_run(settings, directory, model_config, runtime, Path(settings.run_dir))
-    tokenizer = policy.load_tokenizer(config, directory)  # from here on, what is the same for all
-    policy.check_lengths(config, model_config, tokenizer)
-    HeldOut.from_config(config, inputs.load_data(config, tokenizer).held_out, tokenizer)
+    chat = policy.load_chat(directory)  # from here on, what is the same for all
+    policy.check_lengths(config, model_config, chat)
+    HeldOut.from_config(config, inputs.load_data(config, chat).held_out, chat)
 
 
 def describe(runs: list[Run]) -> None:

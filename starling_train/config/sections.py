@@ -16,10 +16,12 @@ from starling_train.config.fields import (
     variable,
 )
 
+REWARD_MODELS = ("starling_7b", "starling_34b", "sequence_classification")  # the others have no weights here
+
 
 @dataclass
 class RewardConfig:
-    kind: str = choice("starling_7b", "starling_7b", "starling_34b", "sequence_classification", "server")
+    kind: str = choice("starling_7b", *REWARD_MODELS, "server")
     path: str = "berkeley-nest/Starling-RM-7B-alpha"
     tokenizer: str | None = None
     dtype: str = choice("bfloat16", "bfloat16", "float16", "float32")
@@ -39,9 +41,10 @@ class RewardConfig:
     timeout_s: float = number(120.0, 0.001, 86400.0)
     patience_s: float = number(300.0, 0.0)
 
-    def place(self) -> str | None:
-        """Where the reward model is."""
-        return self.url if self.kind == "server" else self.path
+    @property
+    def has_weights(self) -> bool:
+        """Whether `path` names weights that this process loads."""
+        return self.kind in REWARD_MODELS
 
 
 @dataclass
@@ -157,13 +160,18 @@ SUITES = ("function_calling", "perplexity")
 
 def check_reward(reward: RewardConfig) -> None:
     """Check the keys of `reward` against one another. Raises UserError."""
-    if reward.kind == "server":
-        if not reward.url:
-            raise UserError("reward.url: not set; give the address of a reward server, e.g. http://127.0.0.1:8000")
-        check_url(reward.url, reward.protocol)
-        if reward.protocol == "openrlhf" and not reward.tokenizer:
-            raise UserError("reward.tokenizer: not set; with reward.protocol=openrlhf its chat template makes the text")
-        return
+    (_check_model if reward.has_weights else _check_server)(reward)
+
+
+def _check_server(reward: RewardConfig) -> None:
+    if not reward.url:
+        raise UserError("reward.url: not set; give the address of a reward server, e.g. http://127.0.0.1:8000")
+    check_url(reward.url, reward.protocol)
+    if reward.protocol == "openrlhf" and not reward.tokenizer:
+        raise UserError("reward.tokenizer: not set; with reward.protocol=openrlhf its chat template makes the text")
+
+
+def _check_model(reward: RewardConfig) -> None:
     if not reward.path:
         raise UserError("reward.path: not set; give the reward model: a Hugging Face directory or hub id")
     if reward.position == "card" and reward.kind != "starling_7b":

@@ -3,9 +3,10 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from starling_train.data import openchat, ranked
+from starling_train.data import ranked
+from starling_train.data.chat import Chat
+from starling_train.data.conversations import with_answer
 from starling_train.data.nectar import Row
 
 KINDS = ("best_worst", "best_random", "all")
@@ -38,7 +39,7 @@ class PairedRow:
 
     def conversations(self) -> list[list[dict]]:
         """The prompt with each of the answers."""
-        return [[*self.messages, {"role": "assistant", "content": answer}] for answer in self.answers]
+        return [with_answer(self.messages, answer) for answer in self.answers]
 
 
 def make(rows: Sequence[Row], kind: str, seed: int) -> list[PairedRow]:
@@ -64,14 +65,11 @@ def _paired(index: int, row: Row, kind: str, seed: int) -> PairedRow:
     return PairedRow(index, row.messages, [answer.text for answer in row.answers], pairs).only(pairs)
 
 
-def encode(conversation: list[dict], tokenizer: Any, max_length: int) -> tuple[list[int], list[int], bool]:
+def encode(conversation: list[dict], chat: Chat, max_length: int) -> tuple[list[int], list[int], bool]:
     """(prompt ids, answer ids, whether the answer was cut) of a conversation that ends with an answer.
 
-    In Openchat's template; the end of turn is the answer's last token. An answer beyond max_length tokens, its prompt
-    counted, loses its end, and with it the end of turn.
+    An answer beyond max_length tokens, its prompt counted, loses its end, and with it the end of turn.
     """
-    asked = openchat.encode(conversation[:-1], tokenizer)
-    whole = openchat.encode(conversation, tokenizer, add_generation_prompt=False)
-    # where a tokenizer joins the prompt's last character with the answer's first, the answer begins there
-    first = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(asked))
-    return whole[:first], whole[first:max_length], len(whole) > max_length
+    prompt, answer = chat.answered(conversation)
+    room = max(0, max_length - len(prompt))
+    return prompt, answer[:room], len(answer) > room

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.data import conversations, nectar, row_files
+from starling_train.data import conversations, nectar, ranked, row_files
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,5 @@ def _last(answer: Any) -> Any:
 
 def _nectar(path: Path) -> list[Comparison]:
     return [
-        Comparison(
-            [[*row.messages, {"role": "assistant", "content": answer.text}] for answer in row.answers],
-            [answer.rank for answer in row.answers],
-        )
-        for row in nectar.load(path).rows
+        Comparison(ranked.conversations(row), [answer.rank for answer in row.answers]) for row in nectar.load(path).rows
     ]

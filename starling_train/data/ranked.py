@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from starling_train.config.fields import UserError
+from starling_train.data.conversations import with_answer
 from starling_train.data.nectar import Answer, Row
 
 NO_ORDER = "without two answers of different rank"
@@ -33,4 +34,4 @@ def with_an_order(rows: Sequence[Row], source: str) -> tuple[list[Row], int]:
 
 def conversations(row: Row) -> list[list[dict]]:
     """The prompt with each of its answers, best first."""
-    return [[*row.messages, {"role": "assistant", "content": answer.text}] for answer in row.answers]
+    return [with_answer(row.messages, answer.text) for answer in row.answers]

@@ -7,8 +7,9 @@ Starling-RM-34B (ChatML as in Yi-34B-Chat, no BOS); system messages as in Llama-
 from collections.abc import Callable, Sequence
 
 from starling_train.config.fields import UserError
+from starling_train.config.sections import REWARD_MODELS
 
-KINDS = ("starling_7b", "starling_34b", "sequence_classification")
+KINDS = REWARD_MODELS
 # Stand-ins for special strings that somebody wrote into a message, from a range of Unicode that means
 # nothing.
 PRIVATE_USE = range(0xE000, 0xF8FF)

@@ -15,10 +15,9 @@ from typing import Any
 from starling_train.config.fields import UserError
 from starling_train.data import preferences, row_files
 from starling_train.data.preferences import Comparison
-from starling_train.evals import preference
 from starling_train.evals.subjects import Subjects, score
-from starling_train.evals.suite import Line, Say, about, digest, named, shares, truncation
-from starling_train.files.journal import Journal
+from starling_train.evals.suite import Line, Say, Suite, about, data_of, shares, truncation
+from starling_train.rewards import kinds
 
 Score = Callable[[list[list[dict]]], list[float]]
 
@@ -58,17 +57,15 @@ def pair_accuracy(scores: Iterable[Sequence[float]], ranks: Iterable[Sequence[fl
 
 
 @dataclass
-class Preference:
+class Preference(Suite):
     """How often the reward model prefers what is ranked higher."""
 
-    subjects: Subjects
-    comparisons: list[preferences.Comparison]
-    identity: dict[str, Any]
-    name: str = "preference"
+    comparisons: list[Comparison]
+
+    name = "preference"
 
     @classmethod
     def find(cls, subjects: Subjects) -> "Preference":
-        """Read the preference set and look up the reward model. Raises UserError."""
         path, rows = subjects.config.preference.path, subjects.config.preference.rows
         local = Path(path).expanduser()
         if not local.exists() and not row_files.HUB_ID.fullmatch(path):
@@ -78,32 +75,30 @@ class Preference:
         identity = {
             "suite": cls.name,
             "model": subjects.reward_identity(),
-            "data": {"path": named(path)} | digest([row.conversations, row.ranks] for row in comparisons),
+            "data": data_of(path, ([row.conversations, row.ranks] for row in comparisons)),
             "settings": subjects.reward_settings(),
         }
-        return cls(subjects, comparisons, identity)
+        return cls(subjects, identity, comparisons)
 
     def plan(self) -> str:
         ranks = [row.ranks for row in self.comparisons]
-        pairs, answers = preference.pair_accuracy(ranks, ranks).pairs, sum(map(len, ranks))
-        reward = self.subjects.config.reward
-        where = f"{self.identity['data']['path']} with {reward.place()} ({reward.kind})"
+        pairs, answers = pair_accuracy(ranks, ranks).pairs, sum(map(len, ranks))
+        where = f"{self.identity['data']['path']} with {kinds.described(self.subjects.config.reward)}"
         return f"{pairs:,} pairs among {answers:,} answers to {len(ranks):,} prompts of {where}"
 
     def check(self, dry_run: bool) -> None:
         self.subjects.check_reward()
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
-        with Journal(folder, f"{self.name}.scores", self.identity) as journal, about("preference"):
-            found = preference.evaluate(
-                self.comparisons, lambda conversations: score(conversations, self.subjects, journal, self.name, say)
-            )
-            truncated = sum(row["truncated"] for row in journal.rows.values())
+        conversations = [messages for row in self.comparisons for messages in row.conversations]
+        with self.journal(folder, "scores") as journal, about("preference"):
+            scores, truncated = score(conversations, self.subjects, journal, self.progress(say, "answers scored"))
+        accuracy = evaluate(self.comparisons, lambda _: scores)
         by_distance = [
             {"distance": distance, "accuracy": right / pairs, "pairs": pairs}
-            for distance, (right, pairs) in found.by_distance.items()
+            for distance, (right, pairs) in accuracy.by_distance.items()
         ]
-        result = {"accuracy": found.accuracy, "pairs": found.pairs, "by_distance": by_distance}
+        result = {"accuracy": accuracy.accuracy, "pairs": accuracy.pairs, "by_distance": by_distance}
         return result | {"truncated_answers": truncated}
 
     def lines(self, result: dict[str, Any]) -> list[Line]:

@@ -18,7 +18,7 @@ NAME = "evaluation.json"
 Entry = dict[str, Any]
 
 
-def place(run_dir: str | Path) -> Path:
+def path_of(run_dir: str | Path) -> Path:
     """The file of a run's directory, which need not be there yet. Raises UserError where it cannot be."""
     run = Path(run_dir).expanduser()
     existing = next(path for path in (run, *run.absolute().parents) if path.exists())
@@ -37,11 +37,11 @@ def files(path: Path) -> dict[str, Any]:
     known = _read(path).get("files")
     if not isinstance(known, dict):
         return {}
-    return {place: of for place, of in known.items() if isinstance(of, dict) and all(map(_is_dict, of.values()))}
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
+    return {
+        directory: of
+        for directory, of in known.items()
+        if isinstance(of, dict) and all(isinstance(value, dict) for value in of.values())
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -115,5 +115,5 @@ class Budgets(Remembered):
     def __init__(self, config: PpoConfig, reward_model: Any, amounts: dict[str, int], say: Callable[[str], None]):
         self.tokens = Budget("algorithm.tokens_per_microbatch", config.algorithm.tokens_per_microbatch, say)
         self.slots = Budget("rollout.slots", config.rollout.slots, say)
-        served = [reward_model.budget] if hasattr(reward_model, "budget") else []
+        served = [reward_model.budget] if reward_model.budget else []
         super().__init__([self.tokens, self.slots, *served], amounts)

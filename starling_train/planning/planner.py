@@ -91,7 +91,7 @@ class Planner:
 def reward_shape(config: PpoConfig) -> Shape | None:
     """The reward model's, None where it is served. Raises UserError."""
     reward = config.reward
-    if reward.kind == "server":
+    if not reward.has_weights:
         return None
     source = reward.tokenizer if reward.tokenizer and not _has_config(reward.path) else reward.path
     return shapes.find(source or reward.path, "reward.path", shapes.KNOWN_REWARD_MODELS, reward.kind)

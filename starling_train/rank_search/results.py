@@ -8,7 +8,7 @@ from typing import Any
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.core.rank_reduction import saving
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
 from starling_train.files import disk, identity
 from starling_train.files.tensors import read_json
 from starling_train.models import causal_lm, factored
@@ -53,7 +53,7 @@ def check_room(run: RunDirectory, directory: Path, in_factors: bool) -> None:
     disk.check_fits(run.path, parts * size, what, "free some, or give another run_dir")
 
 
-def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -> dict[str, int]:
+def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> dict[str, int]:
     """Write `model/` and, if asked for, `factored/`. Returns the counts of their numbers.
 
     `model/` is dense: it has as many numbers as before. What factors would save of it counts where they are smaller.
@@ -62,11 +62,7 @@ def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -
     tensors = {name: search.matrix(row, record) for name, (row, record) in accepted.items()}
     matrices = {name: found["matrix"] for name, found in tensors.items()}
     model = reduction.in_stored_dtype(search.model, search.directory, matrices)
-
-    def save_tokenizer(directory: Path) -> None:
-        openchat.save_tokenizer(tokenizer, directory)
-
-    causal_lm.save_model(model, run.path / "model", save_tokenizer)
+    causal_lm.save_model(model, run.path / "model", chat.save)
     counts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "parameters_of_accepted": sum(row["parameters"] for row, _ in accepted.values()),
@@ -78,7 +74,7 @@ def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -
             for name, (_, record) in accepted.items()
             if "left" in tensors[name]
         }
-        found = factored.write(model, factors, run.path / "factored", save_tokenizer)
+        found = factored.write(model, factors, run.path / "factored", chat.save)
         counts |= {"parameters_factored": found["parameters"]}
     return counts
 

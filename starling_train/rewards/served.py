@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
+from starling_train.models import causal_lm
 from starling_train.models.patient_http import PatientHttp, Unanswered, reason_of, token_of
+from starling_train.run.runtime import Runtime
 
 if TYPE_CHECKING:
     import httpx
@@ -24,8 +26,37 @@ class RewardServerError(UserError):
     """The server gives no scores, and asking once more would not help: the run should keep its state and end."""
 
 
+def check(config: RewardConfig, weights: bool = True) -> None:
+    """Ask the server, so that a wrong address or token is reported before a run starts. weights: False: do not."""
+    if weights:
+        load(config).close()
+
+
+def load(config: RewardConfig, runtime: Runtime | None = None) -> "RewardClient":
+    """Open a client of a server that answers. Raises UserError."""
+    tokenizer = None
+    if config.protocol == "openrlhf":
+        directory = causal_lm.resolve(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
+        tokenizer = causal_lm.load_tokenizer(directory, "reward.tokenizer")
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"reward.tokenizer: {directory} has no chat template, which makes the text for "
+                "reward.protocol=openrlhf; add chat_template.jinja to it"
+            )
+    client = RewardClient(config, tokenizer)
+    client.check()
+    return client
+
+
+def identity(config: RewardConfig, identify: Any = None, weights: bool = True) -> dict[str, Any]:
+    """Say which server it is: what it serves is known by its address alone."""
+    return {"url": config.url, "protocol": config.protocol}
+
+
 class RewardClient:
     """Scores conversations on a server. tokenizer: only for OpenRLHF's protocol, its chat template makes the text."""
+
+    budget = None  # its memory is the server's
 
     def __init__(self, config: RewardConfig, tokenizer: Any = None) -> None:
         self.truncated = 0  # answers that lost their beginning, as far as the server tells
@@ -61,7 +92,7 @@ class RewardClient:
         return list(self.score(conversations))
 
     def check(self) -> None:
-        """Ask for nothing, so that a wrong address or token is told before a run starts. Raises RewardServerError."""
+        """Send an empty request. Raises RewardServerError."""
         if not self._openrlhf:
             self._ask([])
 

@@ -31,7 +31,7 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
 
     POST /score {"conversations": [[{role, content}, ...], ...]} -> {"scores": [...], "truncated": 0}
     POST /get_reward, OpenRLHF's {"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...], ...};
-    `models.plain_text` says how text becomes a conversation. truncated: answers that lost their beginning.
+    `data.rendered_text` says how text becomes a conversation. truncated: answers that lost their beginning.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse

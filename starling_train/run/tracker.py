@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Where metrics are sent beside the run's own files: one of TRACKERS, by `logging.wandb`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ class NoTracker:
     """Tracks nothing."""
 
     id: str | None = None
+
+    def __init__(self, *run: Any): ...
 
     def log(self, metrics: dict[str, Any]) -> None: ...
 
@@ -42,8 +44,20 @@ class WandbTracker:
         self._run.finish()
 
 
+# by logging.wandb; each is made of (mode, name, run_dir, config, run_id)
+TRACKERS: dict[str, type[NoTracker] | type[WandbTracker]] = {
+    "disabled": NoTracker,
+    "offline": WandbTracker,
+    "online": WandbTracker,
+}
+
+
 def tracker(
-    mode: str, name: str, run_dir: Path, config: dict[str, Any], run_id: str | None
+    mode: str,
+    name: str,
+    run_dir: Path,
+    config: dict[str, Any],
+    run_id: str | None,
 ) -> NoTracker | WandbTracker:
-    """The tracker that `logging.wandb` asks for. Raises ImportError with pip's name if wandb is not installed."""
-    return NoTracker() if mode == "disabled" else WandbTracker(mode, name, run_dir, config, run_id)
+    """Make the tracker that `logging.wandb` asks for. Raises ImportError with pip's name if it is not installed."""
+    return TRACKERS[mode](mode, name, run_dir, config, run_id)

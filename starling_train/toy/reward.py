@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from starling_train.core.preference import kwise_loss, pair_accuracy
+from starling_train.data import ranked
+from starling_train.data.conversations import with_answer
 from starling_train.data.nectar import Answer, Row
 from starling_train.models.reward import RewardNet, encode_conversation
 from starling_train.models.reward.model import load_reward_model
@@ -93,14 +95,14 @@ def _scores_and_language_loss(net: RewardNet, sequences: list[list[int]]) -> tup
 
 
 def _encode(row: Row, answer: Answer, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    conversation = [*row.messages, {"role": "assistant", "content": answer.text}]
+    conversation = with_answer(row.messages, answer.text)
     return encode_conversation("starling_7b", conversation, tokenizer)
 
 
 def measure(directory: Path, held_out: Sequence[Row]) -> dict[str, float]:
     """Held-out pair accuracy, and correlation with the gold score, of the reward model as PPO would load it."""
     model = load_reward_model("starling_7b", directory, dtype="float32")
-    conversations = [[*row.messages, {"role": "assistant", "content": a.text}] for row in held_out for a in row.answers]
+    conversations = [conversation for row in held_out for conversation in ranked.conversations(row)]
     scores = torch.tensor(model.score(conversations))
     true = torch.tensor(gold.scores(conversations))
     return {

@@ -9,7 +9,7 @@ from torch import nn
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
 from starling_train.models import adapters, causal_lm
 from starling_train.run.checkpoints import Beside
 from starling_train.run.runtime import Runtime
@@ -18,19 +18,18 @@ from starling_train.selection.freeze import apply_to
 from starling_train.selection.scan import Record
 
 
-def load_tokenizer(config: PpoConfig, directory: Path) -> Any:
-    """The policy's tokenizer, checked to speak Openchat's template."""
+def load_chat(directory: Path) -> Chat:
+    """Open the policy's tokenizer and its template. Raises UserError, naming `model.path`."""
     causal_lm.load_config(
         directory, "model.path"
     )  # read with the tokenizer too: what is wrong in it is told as its own
     tokenizer = causal_lm.load_tokenizer(directory, "model.path")
-    openchat.check_tokenizer(tokenizer, f"model.path: {directory}")
-    return tokenizer
+    return Chat.checked(tokenizer, f"model.path: {directory}")
 
 
-def check_lengths(config: PpoConfig, model_config: Any, tokenizer: Any) -> None:
+def check_lengths(config: PpoConfig, model_config: Any, chat: Chat) -> None:
     """Raise UserError if prompt and response together can outgrow the model's positions, or ids its vocabulary."""
-    check_vocabulary(model_config, tokenizer)
+    check_vocabulary(model_config, chat)
     wanted = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if wanted > model_config.max_position_embeddings:
         raise UserError(
@@ -40,9 +39,9 @@ def check_lengths(config: PpoConfig, model_config: Any, tokenizer: Any) -> None:
         )
 
 
-def check_vocabulary(model_config: Any, tokenizer: Any, key: str = "model.path") -> None:
+def check_vocabulary(model_config: Any, chat: Chat, key: str = "model.path") -> None:
     """Raise UserError, naming the model's `key`, if the tokenizer has ids that the model has no embedding for."""
-    if (highest := max(tokenizer.get_vocab().values())) >= model_config.vocab_size:
+    if (highest := max(chat.tokenizer.get_vocab().values())) >= model_config.vocab_size:
         raise UserError(
             f"{key}: the tokenizer has ids up to {highest}, the model only {model_config.vocab_size} embeddings; "
             "use the tokenizer that belongs to the model"

@@ -24,7 +24,7 @@ from starling_train.models import causal_lm, quantisation
 from starling_train.models import header_checks as models_header_checks
 from starling_train.models.reward import start as reward_start
 from starling_train.planning.memory import Plan
-from starling_train.rewards.load import check_reward
+from starling_train.rewards import kinds
 from starling_train.run.runtime import Runtime
 from starling_train.selection import records as scan_records
 from starling_train.selection import scan, scans, select
@@ -40,7 +40,7 @@ WANDB_HOST = "https://api.wandb.ai"
 def check_run(config: PpoConfig, directory: Path, model_config: Any, runtime: Runtime, run: Path) -> None:
     """Check everything that a PPO run needs but its data. directory, model_config: the policy's. Raises UserError."""
     _check_policy_run(config, directory, model_config, run)
-    check_reward(config.reward)
+    kinds.of(config.reward).check(config.reward, True)
     if runtime.device.type == "cuda":
         check_memory(planned(config, directory, model_config)[1], device_bytes(runtime.device))
 

@@ -12,7 +12,7 @@ from torch import nn
 from starling_train.config.fields import UserError
 from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
 from starling_train.files.tensors import FLOATS
 from starling_train.models import adapters, causal_lm, header_checks
 from starling_train.models.reward import start
@@ -56,7 +56,7 @@ class TrainedPolicy:
         self.model, self.lora = model, freeze.lora if freeze.adapter else None
         self.directory = _resolve(model, base)
         self._config = causal_lm.load_config(self.directory, "base")
-        self._tokenizer = causal_lm.load_tokenizer(self.directory, "base")
+        self._chat = Chat(causal_lm.load_tokenizer(self.directory, "base"))
 
     def empty(self) -> nn.Module:
         header_checks.check_policy(self.directory, self._config, "base")
@@ -67,7 +67,7 @@ class TrainedPolicy:
 
     def write(self, model: nn.Module, directory: Path) -> None:
         model.save_pretrained(directory)
-        openchat.save_tokenizer(self._tokenizer, directory)
+        self._chat.save(directory)
 
 
 class TrainedReward:

@@ -119,7 +119,7 @@ def test_missing_files_and_categories_are_named(directory, tmp_path):
     with pytest.raises(UserError, match=r"BFCL_v4_irrelevance\.json: no cases"):
         load_cases(directory, ["irrelevance"])
     (directory / "BFCL_v4_irrelevance.json").write_bytes(b'{"id": "\xff"}\n')
-    with pytest.raises(UserError, match=r"BFCL_v4_irrelevance\.json:1: not JSON"):
+    with pytest.raises(UserError, match=r"BFCL_v4_irrelevance\.json:1: not UTF-8"):
         load_cases(directory, ["irrelevance"])
 
 

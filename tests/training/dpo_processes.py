@@ -13,6 +13,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
+from starling_train.evals.held_out_pairs import pair_metrics
 from starling_train.models.budget import Budget
 from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
@@ -50,7 +51,7 @@ def main() -> None:
             mine = runtime.share(given[step])
             found.append(update.update(net, optimizer, mine, settings, runtime, budget).metrics)
         with optimizer.gathered():
-            found[-1] |= update.evaluate(net, [given[0]], settings, budget, runtime)
+            found[-1] |= pair_metrics(net, [given[0]], settings, budget, runtime)
         bytes_here = runtime.gather([optimizer.bytes_here()])
         tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
         if runtime.is_first:

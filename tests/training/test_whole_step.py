@@ -79,7 +79,7 @@ def test_responses_losses_and_gradients_are_those_of_the_plain_way(tiny_mistral,
     actors, policy, reference, critic_model, value_head = parts(tiny_mistral, critic)
     config = AlgorithmConfig(critic=critic, tokens_per_microbatch=budget, minibatches=1, value_clip=0.1)
 
-    how = Sampling(eos=END, max_new_tokens=LIMIT, stops=StopStrings(None, ()))
+    how = Sampling(end_ids={END}, max_new_tokens=LIMIT, stops=StopStrings(None, ()))
     responses, entering = slots.generate(actors.policy.eval(), PROMPTS, how, 3, keep_layer=1)
     actors.train()
     assert responses == plain_responses(policy.eval())

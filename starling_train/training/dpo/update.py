@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from starling_train.config.dpo import DpoLossConfig
 from starling_train.core.micro_batches import cut_packed
 from starling_train.core.preference import dpo_losses
 from starling_train.data import pairs
+from starling_train.data.chat import Chat
 from starling_train.data.pairs import PairedRow
 from starling_train.models.budget import Budget
 from starling_train.models.lone_policy import LonePolicy
@@ -50,9 +51,9 @@ class Updated(NamedTuple):
     skipped: list[int]
 
 
-def encode(row: PairedRow, place: int, tokenizer: Any, max_length: int) -> EncodedRow:
-    """A row in Openchat's template, its answers cut at max_length tokens. See `EncodedRow`."""
-    found = [pairs.encode(conversation, tokenizer, max_length) for conversation in row.conversations()]
+def encode(row: PairedRow, place: int, chat: Chat, max_length: int) -> EncodedRow:
+    """Encode a row in the chat's template, its answers cut at max_length tokens. See `EncodedRow`."""
+    found = [pairs.encode(conversation, chat, max_length) for conversation in row.conversations()]
     prompts, responses = [prompt for prompt, _, _ in found], [response for _, response, _ in found]
     return EncodedRow(place, prompts, responses, row.pairs, row.reference, sum(cut for _, _, cut in found))
 
@@ -158,30 +159,6 @@ def logprobs_of(net: LonePolicy, rows: Sequence[EncodedRow], budget: Budget, run
         return [found[place] for place in range(len(mine))]
 
     return runtime.gather(budget.attempt(compute))
-
-
-def evaluate(
-    net: LonePolicy, pieces: Sequence[Sequence[EncodedRow]], config: DpoLossConfig, budget: Budget, runtime: Runtime
-) -> dict[str, float]:
-    """`eval/` metrics of held-out pairs: their rewards need the reference's log-probs, which are numbers by now.
-
-    pieces: the rows in the pieces in which the reference's were computed: the untrained policy then has the same
-    log-probs to the last bit.
-    """
-    lines: list[list[float]] = []
-    for rows in pieces:
-        for row, found in zip(rows, logprobs_of(net, rows, budget, runtime), strict=True):
-            if row.pairs:
-                chosen, rejected = torch.tensor(row.pairs).T
-                lines += compared(torch.tensor(found), torch.tensor(row.reference), chosen, rejected, config).tolist()
-    measured = means(lines)
-    return {
-        "eval/loss": measured["loss"],
-        "eval/preference_accuracy": measured["accuracy"],
-        "eval/reward_margin": measured["margin"],
-        "eval/chosen_reward": measured["chosen_reward"],
-        "eval/rejected_reward": measured["rejected_reward"],
-    }
 
 
 def micro_batches(rows: Sequence[EncodedRow], tokens: int) -> Iterator[list[EncodedRow]]:

@@ -18,7 +18,7 @@ from starling_train.core.running_moments import RunningMoments
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.micro_batch import micro_batch, response_mask
-from starling_train.rollout.hidden_states import Prefix
+from starling_train.rollout.hidden_states import SharedStates
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 
@@ -38,7 +38,7 @@ class Experience:
     total: Tensor  # (sequences,): score minus KL penalty, what the policy is paid
     row_at: dict[int, int]  # this process's fit sequences, by their place among those of all processes
     token_counts: list[int]  # of the fit responses of all processes, by place
-    prefix: Prefix | None = None  # hidden states below the lowest layer that trains; None where nothing is shared
+    prefix: SharedStates | None = None  # hidden states below the lowest layer that trains; None where nothing is shared
 
     def kl_per_sequence(self) -> Tensor:
         """k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
@@ -92,7 +92,7 @@ def score_tokens(
     runtime = runtime or Runtime()
     kept = _kept_in_rollout(actors, rollout, config)
 
-    def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Prefix | None]:
+    def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, SharedStates | None]:
         prefix = kept if kept is not None or not actors.shares_start else _empty_prefix(actors, rollout, config)
         return *forward_all(actors, rollout, tokens, prefix), prefix
 
@@ -126,7 +126,7 @@ def score_tokens(
     )
 
 
-def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> Prefix | None:
+def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates | None:
     """The hidden states that were kept while the responses were drawn, taken out of the rollout; None without any."""
     if not rollout.entering or not actors.shares_start:
         return None
@@ -138,13 +138,13 @@ def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) 
     return prefix
 
 
-def _empty_prefix(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> Prefix:
-    return Prefix(rollout.lengths(), actors.device, config.prefix_device_gb)
+def _empty_prefix(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates:
+    return SharedStates(rollout.lengths(), actors.device, config.prefix_device_gb)
 
 
 @torch.no_grad()
 def forward_all(
-    actors: Actors, rollout: Rollout, tokens_per_microbatch: int, prefix: Prefix | None = None
+    actors: Actors, rollout: Rollout, tokens_per_microbatch: int, prefix: SharedStates | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(is_response, log-probs, reference log-probs, values) of every response token, (sequences, longest response).
 

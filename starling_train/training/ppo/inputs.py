@@ -7,12 +7,14 @@ from typing import Any
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.data import nectar, prompts
+from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt, counts
 from starling_train.models import causal_lm
 from starling_train.planning.memory import Plan
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import selection, what_trains
+from starling_train.rewards import kinds
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
 from starling_train.training import policy
@@ -28,7 +30,7 @@ class Data:
     report: str
 
 
-def load_data(config: PpoConfig, tokenizer: Any) -> Data:
+def load_data(config: PpoConfig, chat: Chat) -> Data:
     """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter."""
     rows = nectar.load(
         config.data.path,
@@ -36,7 +38,7 @@ def load_data(config: PpoConfig, tokenizer: Any) -> Data:
         exclude=config.data.exclude,
         answers=False,
     )
-    fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], tokenizer, config.data.max_prompt_tokens)
+    fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], chat, config.data.max_prompt_tokens)
     training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
     report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
@@ -61,17 +63,17 @@ def describe(config: PpoConfig) -> str:
     """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
     directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = causal_lm.load_config(directory, "model.path")
-    tokenizer = policy.load_tokenizer(config, directory)
-    policy.check_lengths(config, model_config, tokenizer)
+    chat = policy.load_chat(directory)
+    policy.check_lengths(config, model_config, chat)
     table, memory = planned(config, directory, model_config)
     return "\n".join(
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
             f"{config.algorithm.prompts_per_step} prompts, up to {config.rollout.max_new_tokens} new tokens",
             f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
-            f"{len(tokenizer)} tokens), {config.model.dtype}",
-            f"prompts    {config.data.path}{_prompt_report(config, tokenizer)}",
-            f"reward     {config.reward.place()} ({config.reward.kind})",
+            f"{len(chat.tokenizer)} tokens), {config.model.dtype}",
+            f"prompts    {config.data.path}{_prompt_report(config, chat)}",
+            f"reward     {kinds.described(config.reward)}",
             f"trains     {selection(config.freeze)}",
             "",
             table.render(),
@@ -82,10 +84,10 @@ def describe(config: PpoConfig) -> str:
     )
 
 
-def _prompt_report(config: PpoConfig, tokenizer: Any) -> str:
+def _prompt_report(config: PpoConfig, chat: Chat) -> str:
     if not Path(config.data.path).expanduser().exists():
         return "  (not a local path: read when the run starts)"
-    return f": {load_data(config, tokenizer).report}"
+    return f": {load_data(config, chat).report}"
 
 
 def _memory(config: PpoConfig, model_config: Any, table: FreezeTable) -> Plan:
