@@ -4,8 +4,7 @@ On a CPU the rows that run are kept together at the front, so that a step comput
 all slots take part in every step, whose shapes then never change: it is captured as a CUDA graph.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,22 +27,7 @@ REFILL_SHARE = 8  # slots are filled again once an eighth of them is free: the p
 CACHE_SHARE = 0.8  # of a GPU's free memory, at most, for keys and values
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn and when a response ends.
-
-    end_ids: the tokens that end it. seeds: one per prompt; None takes the likeliest token instead of drawing.
-    """
-
-    end_ids: Collection[int]
-    max_new_tokens: int
-    stops: StopStrings
-    seeds: Sequence[tuple[int, ...]] | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-
+@torch.no_grad()
 def respond(
     policy: nn.Module,
     chat: Chat,
@@ -54,38 +38,16 @@ def respond(
     indices: Sequence[int],
     on_done: OnDone,
 ) -> tuple[list[list[int]], list[Tensor] | None]:
-    """Draw a response for each prompt, as `generate.Engine`; its random numbers depend on the seed and its index."""
-    seed = int(torch.randint(2**62, ()))
-    how = Sampling(
-        end_ids=chat.end_ids,
-        max_new_tokens=config.max_new_tokens,
-        stops=StopStrings(chat, config.stop_strings),
-        seeds=None if greedy else [(seed, index) for index in indices],
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-    )
-    return generate(policy, prompts, how, config.slots, keep_layer, on_done)
+    """Draw a response for each prompt, as `generate.Engine`.
 
-
-@torch.no_grad()
-def generate(
-    policy: nn.Module,
-    prompts: Sequence[list[int]],
-    how: Sampling,
-    slots: int,
-    keep_layer: int | None = None,
-    on_done: OnDone = lambda prompt, response: None,
-) -> tuple[list[list[int]], list[Tensor] | None]:
-    """(responses, hidden states): token ids in the order of the prompts, with the end-of-turn token if they came to it.
-
-    A response depends on its prompt, its seed and the weights, not on `slots` or on what is generated beside it (but
-    for rounding: a matrix product of another shape differs in its last bits). slots: sequences side by side at most;
-    fewer where a GPU has no room for their keys and values. keep_layer: keep the states that enter this decoder layer,
-    (tokens of prompt and response but for the last, d) per sequence; otherwise None. on_done: called with the index of
-    a prompt and its response as soon as that has ended.
+    A response depends on its prompt, its index, the global seed and the weights, not on `config.slots` or on what is
+    generated beside it (but for rounding: a matrix product of another shape differs in its last bits). There are fewer
+    slots where a GPU has no room for their keys and values. The states of a sequence are those of all its tokens but
+    the last, (tokens, d).
     """
-    return _Decoder(policy, prompts, how, slots, keep_layer, on_done).run()
+    seed = int(torch.randint(2**62, ()))
+    seeds = None if greedy else [(seed, index) for index in indices]
+    return _Decoder(policy, chat, prompts, config, seeds, keep_layer, on_done).run()
 
 
 class _Decoder:
@@ -94,19 +56,21 @@ class _Decoder:
     def __init__(
         self,
         policy: nn.Module,
+        chat: Chat,
         prompts: Sequence[list[int]],
-        how: Sampling,
-        slots: int,
+        config: RolloutConfig,
+        seeds: Sequence[tuple[int, ...]] | None,
         keep_layer: int | None,
         on_done: OnDone,
     ):
         self._recorder = StateRecorder(policy.get_decoder(), keep_layer, len(prompts))
-        self._policy, self._prompts, self._how, self._on_done = policy, prompts, how, on_done
+        self._policy, self._prompts, self._config, self._on_done = policy, prompts, config, on_done
+        self._end_ids, self._stops = chat.end_ids, StopStrings(chat, config.stop_strings)
         size = sum(parameter.numel() for parameter in policy.parameters())
         self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)
         self._on_gpu = policy.device.type == "cuda"
-        self._capacity = max(map(len, prompts), default=0) + how.max_new_tokens
-        self._count = min(slots, len(prompts))
+        self._capacity = max(map(len, prompts), default=0) + config.max_new_tokens
+        self._count = min(config.slots, len(prompts))
         if self._on_gpu:
             kept = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * policy.config.hidden_size
             self._count = max(1, min(self._count, _rows_that_fit(policy, self._capacity, kept * policy.dtype.itemsize)))
@@ -114,8 +78,9 @@ class _Decoder:
         self._responses: list[list[int]] = [[] for _ in prompts]
         self._slots: list[int | None] = []
         self._step: DecodeStep | None = None
-        if how.seeds is not None and prompts:
-            self._uniforms = _uniforms(how.seeds, how.max_new_tokens).to(policy.device)
+        self._uniforms: Tensor | None = None  # None: the likeliest token is taken
+        if seeds is not None and prompts:
+            self._uniforms = _uniforms(seeds, config.max_new_tokens).to(policy.device)
 
     def run(self) -> tuple[list[list[int]], list[Tensor] | None]:
         with self._recorder.watching():
@@ -193,11 +158,11 @@ class _Decoder:
 
     def _draw(self, logits: Tensor, sequences: Sequence[int]) -> list[int]:
         """Draw a token for each row of logits; `sequences` says whose random numbers are used."""
-        how = self._how
-        if how.seeds is None:
+        if self._uniforms is None:
             return logits.argmax(-1).tolist()
-        probabilities = sampling.distribution(logits, how.temperature, how.top_p, how.top_k)
-        count = [min(len(self._responses[sequence]), how.max_new_tokens - 1) for sequence in sequences]
+        config = self._config
+        probabilities = sampling.distribution(logits, config.temperature, config.top_p, config.top_k)
+        count = [min(len(self._responses[sequence]), config.max_new_tokens - 1) for sequence in sequences]
         where = torch.tensor([list(sequences), count], device=logits.device)
         return sampling.draw(probabilities, self._uniforms[where[0], where[1]]).tolist()
 
@@ -208,8 +173,8 @@ class _Decoder:
                 continue
             response = self._responses[sequence]
             response.append(token)
-            is_over = token in self._how.end_ids or len(response) == self._how.max_new_tokens
-            stops = self._how.stops
+            is_over = token in self._end_ids or len(response) == self._config.max_new_tokens
+            stops = self._stops
             if is_over or (stops.due(len(response)) and stops.is_in_tail(response)):
                 end = stops.end(response)
                 if end is not None:

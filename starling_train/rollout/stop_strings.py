@@ -9,12 +9,9 @@ EVERY = 8  # tokens between two looks at a response: decoding costs more than a 
 
 
 class StopStrings:
-    """Where the text of a response first contains one of some strings; a string may end in the middle of a token.
+    """Where the text of a response first contains one of some strings; a string may end in the middle of a token."""
 
-    chat: None will do without strings.
-    """
-
-    def __init__(self, chat: Chat | None, strings: Sequence[str]):
+    def __init__(self, chat: Chat, strings: Sequence[str]):
         self._chat, self._strings = chat, tuple(strings)
         # what was not there at the last look lies in the newest tokens: a token has a byte at least
         self._tail = EVERY + max((len(string.encode()) for string in strings), default=0)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.evals.function_calling import INSTRUCTION, Case, conversation, evaluate, load_cases
+from starling_train.evals.function_calling import Case, conversation, evaluate, load_cases
+from starling_train.evals.function_calling.cases import INSTRUCTION
 
 FUNCTION = {
     "name": "f",
@@ -79,7 +80,7 @@ QUESTIONS, TRUTHS = "BFCL_v4_multiple.json", "possible_answer/BFCL_v4_multiple.j
     ("file", "line", "fragment"),
     [
         (QUESTIONS, "{", ":2: not JSON"),
-        (QUESTIONS, "[1]", ":2: no object with an `id`"),
+        (QUESTIONS, "[1]", ":2: a JSON list"),
         (QUESTIONS, {"question": [], "function": []}, ":2: no object with an `id`"),
         (
             QUESTIONS,

@@ -9,7 +9,6 @@ from starling_train.config.sections import RolloutConfig
 from starling_train.data.chat import Chat
 from starling_train.rollout import slots
 from starling_train.rollout.generate import generate
-from starling_train.rollout.slots import Sampling
 from starling_train.rollout.stop_strings import StopStrings
 
 END = 32000
@@ -57,8 +56,16 @@ def settings(**changes):
     return RolloutConfig(**({"max_new_tokens": 20, "slots": 4, "stop_strings": []} | changes))
 
 
-def greedy(limit=20):
-    return Sampling(end_ids={END}, max_new_tokens=limit, stops=StopStrings(None, ()))
+class Ends:
+    """Stands for a chat where no text is looked at."""
+
+    end_ids = frozenset([END])
+
+
+def respond(model, chosen, count, greedy=True, keep_layer=None, indices=None, **changes):
+    """(responses, states) with so many slots, where no budget and no table is in between."""
+    config, indices = settings(slots=count, **changes), range(len(chosen)) if indices is None else indices
+    return slots.respond(model, Ends(), chosen, config, greedy, keep_layer, indices, lambda *done: None)
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
@@ -71,10 +78,9 @@ def test_greedy_responses_are_those_of_generate(config, attention, chat):
     assert len({len(response) for response in found.responses}) > 3  # some end early, some do not
 
 
-def drawn(model, chosen, slots_count, seeds=None, **changes):
-    how = {"end_ids": {END}, "max_new_tokens": 20, "stops": StopStrings(None, ())} | changes
-    seeds = [(7, index) for index in range(len(chosen))] if seeds is None else seeds
-    return slots.generate(model, chosen, Sampling(seeds=seeds, **how), slots_count)[0]
+def drawn(model, chosen, count, seed=7, **more):
+    torch.manual_seed(seed)
+    return respond(model, chosen, count, greedy=False, **more)[0]
 
 
 def test_a_response_depends_on_its_prompt_and_seed_alone():
@@ -82,8 +88,8 @@ def test_a_response_depends_on_its_prompt_and_seed_alone():
     together = drawn(model, chosen, 4)
     assert together == drawn(model, chosen, 1) == drawn(model, chosen, 100)
     order = [5, 2, 9, 0]
-    assert [together[i] for i in order] == drawn(model, [chosen[i] for i in order], 3, seeds=[(7, i) for i in order])
-    assert drawn(model, chosen, 4, seeds=[(8, i) for i in range(11)]) != together
+    assert [together[i] for i in order] == drawn(model, [chosen[i] for i in order], 3, indices=order)
+    assert drawn(model, chosen, 4, seed=8) != together
     # the first tokens do not depend on how many may follow
     shorter = drawn(model, chosen, 4, max_new_tokens=5)
     assert shorter == [response[:5] for response in together]
@@ -98,15 +104,15 @@ def test_prompts_that_are_equal_get_different_responses():
 
 def test_more_prompts_than_slots_and_fewer():
     model, chosen = make(MODELS["mistral"]), prompts(24)
-    expected = slots.generate(model, chosen, greedy(), 24)[0]
+    expected = respond(model, chosen, 24)[0]
     for count in (1, 7, 23, 1000):
-        assert slots.generate(model, chosen, greedy(), count)[0] == expected
-    assert slots.generate(model, [], greedy(), 4)[0] == []
+        assert respond(model, chosen, count)[0] == expected
+    assert respond(model, [], 4)[0] == []
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_the_shortest_limits(limit):
-    found, _ = slots.generate(make(MODELS["mistral"]), prompts(), greedy(limit=limit), 4)
+    found, _ = respond(make(MODELS["mistral"]), prompts(), 4, max_new_tokens=limit)
     assert max(map(len, found)) == limit and min(map(len, found)) >= 1
 
 
@@ -124,7 +130,7 @@ def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
             return super().__call__(tokens, positions)
 
     model, chosen = make(MODELS["mistral"]), prompts(30)
-    expected = slots.generate(model, chosen, greedy(), 5)[0]
+    expected = respond(model, chosen, 5)[0]
     made = slots._Decoder.__init__
 
     def on_gpu(self, policy, *rest):
@@ -133,7 +139,7 @@ def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
 
     monkeypatch.setattr(slots._Decoder, "__init__", on_gpu)
     monkeypatch.setattr(slots, "GraphStep", FixedStep)
-    assert slots.generate(model, chosen, greedy(), 5)[0] == expected
+    assert respond(model, chosen, 5)[0] == expected
 
 
 def test_what_was_never_written_does_not_poison_attention(monkeypatch):
@@ -142,9 +148,9 @@ def test_what_was_never_written_does_not_poison_attention(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *size, **how: empty(self, *size, **how).fill_(torch.nan)
                         if self.is_floating_point() else empty(self, *size, **how))  # fmt: skip
     model, chosen = make(MODELS["mistral"]), prompts()
-    found = slots.generate(model, chosen, greedy(), 4)[0]
+    found = respond(model, chosen, 4)[0]
     monkeypatch.undo()
-    assert found == slots.generate(model, chosen, greedy(), 4)[0]
+    assert found == respond(model, chosen, 4)[0]
 
 
 def test_stop_strings_end_a_response_with_the_token_that_completes_them(chat):
@@ -177,13 +183,12 @@ def test_a_stop_string_anywhere_gives_what_generate_gives(chat, cut):
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_kept_states_are_those_that_enter_the_layer(layer):
     model, chosen = make(MODELS["mistral"]), prompts()
-    how = Sampling(end_ids={END}, max_new_tokens=20, stops=StopStrings(None, ()), seeds=[(1, i) for i in range(11)])
-    responses, entering = slots.generate(model, chosen, how, 3, keep_layer=layer)
+    responses, entering = respond(model, chosen, 3, greedy=False, keep_layer=layer)
     for prompt, response, states in zip(chosen, responses, entering, strict=True):
         ids = torch.tensor([(prompt + response)[:-1]])
         expected = model(ids, output_hidden_states=True, use_cache=False).hidden_states[layer][0]
         torch.testing.assert_close(states, expected.detach(), atol=1e-5, rtol=1e-5)
-    assert slots.generate(model, chosen, how, 3)[1] is None
+    assert respond(model, chosen, 3)[1] is None
     assert not model.model.layers[layer]._forward_pre_hooks
 
 
