@@ -4,6 +4,8 @@ Only the standard library is used, so that a wrong key is told before anything h
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,15 @@ def check_name(name: str) -> None:
 def check_betas(betas: list[float]) -> None:
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UserError(f"optim.betas: {betas} is wrong; give two numbers in [0, 1), e.g. [0.9,0.95]")
+
+
+@contextmanager
+def named_in_errors(where: str) -> Iterator[None]:
+    """Put a key, a file or a line before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def check_server_url(url: str, key: str, secret_key: str) -> None:

@@ -47,7 +47,7 @@ class HeldOut:
 
     def skills(self, policy: nn.Module, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
         """`eval/*` of the suites that were asked for."""
-        parts = [suite.measure(policy, slots, tokens, runtime) for suite in self.suites]
+        parts = [skill(policy, slots, tokens, runtime) for skill in self.suites]
         return {name: value for part in parts for name, value in part.items()}
 
 

@@ -14,19 +14,20 @@ conversation the assistant's tokens count, each answer's end of turn among them,
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, named_in_errors
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import PerplexityConfig
 from starling_train.data import conversations, preferences, row_files
 from starling_train.data.chat import Chat
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Say, Suite, about, complete, data_of
+from starling_train.evals.suite import Line, Say, Skill, Suite, about, complete, data_of
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.run.runtime import Runtime
@@ -72,7 +73,7 @@ def _best(row: preferences.Comparison) -> Document:
 
 
 def _of_row(raw: dict[str, Any], where: str) -> Document:
-    try:
+    with named_in_errors(where):
         if "text" in raw:
             if not isinstance(raw["text"], str):
                 raise UserError("`text` is not a string; give the document's text")
@@ -80,8 +81,6 @@ def _of_row(raw: dict[str, Any], where: str) -> Document:
         if "chosen" in raw or "answers" in raw:
             return _best(preferences.comparison(raw))
         return conversations.of_row(raw, allow_empty=True)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _text(path: Path) -> str:
@@ -162,30 +161,24 @@ def read(how: PerplexityConfig, chat: Chat) -> list[Window]:
     return kept
 
 
-@dataclass
-class TextSkill:
-    """The text's windows during training, shared among the processes."""
-
-    windows: list[Window]
-
-    def measure(
-        self,
-        policy: nn.Module,
-        slots: Budget,
-        tokens: Budget,
-        runtime: Runtime,
-    ) -> dict[str, float]:
-        """`eval/perplexity`."""
-        mine = runtime.share(self.windows)
-        part = evaluate(policy, mine, tokens) if mine else TextPerplexity(0.0, 0)
-        nats, count = runtime.sum([part.nats * part.tokens, part.tokens])
-        return {"eval/perplexity": TextPerplexity(nats / count, int(count)).perplexity}
+def shared(
+    windows: Sequence[Window],
+    policy: nn.Module,
+    slots: Budget,
+    tokens: Budget,
+    runtime: Runtime,
+) -> dict[str, float]:
+    """`eval/perplexity` of windows that all processes share."""
+    mine = runtime.share(windows)
+    part = evaluate(policy, mine, tokens) if mine else TextPerplexity(0.0, 0)
+    nats, count = runtime.sum([part.nats * part.tokens, part.tokens])
+    return {"eval/perplexity": TextPerplexity(nats / count, int(count)).perplexity}
 
 
-def during_training(config: PpoConfig, chat: Chat) -> TextSkill:
+def during_training(config: PpoConfig, chat: Chat) -> Skill:
     """Read the text that `evaluation.perplexity` names. Raises UserError."""
     with about("evaluation.perplexity.path"):
-        return TextSkill(read(config.evaluation.perplexity, chat))
+        return partial(shared, read(config.evaluation.perplexity, chat))
 
 
 @dataclass

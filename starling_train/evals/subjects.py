@@ -84,7 +84,7 @@ class Subjects:
         return {"kind": config.kind, "tokenizer": tokenizer, **who}
 
     def reward_settings(self) -> dict[str, Any]:
-        return {key: getattr(self.config.reward, key) for key in kinds.of(self.config.reward).scored_by}
+        return {key: getattr(self.config.reward, key) for key in kinds.of(self.config.reward).SCORED_BY}
 
     def check_policy(self) -> None:
         """What can be found wrong with the policy without loading it. Raises UserError."""
@@ -129,7 +129,7 @@ class Subjects:
 
     def reward(self) -> Scorer:
         """What gives scores."""
-        if kinds.of(self.config.reward).holds_memory:
+        if kinds.of(self.config.reward).HOLDS_MEMORY:
             return self._hold("reward", self._load_reward)
         return self._light_reward  # nothing is let go for it
 

@@ -4,12 +4,13 @@ import hashlib
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -33,21 +34,13 @@ class Line:
     count: int
 
 
-class Skill(Protocol):
-    """The part of a suite that an evaluation during training measures; read and checked before the first step."""
-
-    def measure(
-        self,
-        policy: nn.Module,
-        slots: Budget,
-        tokens: Budget,
-        runtime: Runtime,
-    ) -> dict[str, float]:
-        """`eval/*` of the policy as it is now. slots, tokens: side by side, and of a micro-batch."""
+# what an evaluation during training measures: `eval/*` of a policy as it is now, given budgets of sequences side by
+# side and of tokens, and the processes that share the work
+Skill = Callable[[nn.Module, Budget, Budget, Runtime], dict[str, float]]
 
 
 @dataclass
-class Suite:
+class Suite(ABC):
     """What is needed is found and checked first (`find`, `check`), then it is measured.
 
     subjects: `Subjects`, the models. identity: all that a result depends on, as JSON: models by a hash of their files,
@@ -62,25 +55,25 @@ class Suite:
     during_training: ClassVar[Callable[[Any, Any], Skill] | None] = None
 
     @classmethod
+    @abstractmethod
     def find(cls, subjects: Any) -> "Suite":
         """Read the data and look up the models. Raises UserError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plan(self) -> str:
         """Say what it would do."""
-        raise NotImplementedError
 
     def check(self, dry_run: bool) -> None:
         """Find what can be found wrong without loading weights. Raises UserError."""
         self.subjects.check_policy()
 
+    @abstractmethod
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         """The result, strict JSON. folder: of its journals. say: told how far it is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lines(self, result: dict[str, Any]) -> list[Line]:
         """A result as lines of a table, the whole first."""
-        raise NotImplementedError
 
     def notes(self, result: dict[str, Any]) -> list[str]:
         """What must be known beside the numbers: who judged, what failed."""

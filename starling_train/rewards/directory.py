@@ -9,7 +9,7 @@ from starling_train.models import causal_lm, quantisation
 from starling_train.models.reward import header_checks, model
 from starling_train.run.runtime import Runtime
 
-# of the reward section: what scores depend on beside the model itself
+PLACE, HOLDS_MEMORY = "path", True
 SCORED_BY = ("dtype", "load_in", "position", "trailing_newline", "max_length")
 
 

@@ -1,19 +1,29 @@
-"""The table of reward kinds: everything that the rest of the house asks about `reward.kind`.
+"""The table of reward kinds: where scores come from, by `reward.kind`.
 
-A new kind is a file beside this one and a row here; its keys are checked in `config/sections.py`.
+A kind is a module beside this one and a row here; its keys are checked in `config/sections.py`. A module has
+
+    PLACE          the key of the section `reward` that says where it is
+    SCORED_BY      the keys that its scores depend on besides
+    HOLDS_MEMORY   whether another model has to be let go for it
+    check(config, weights)               what can be found wrong without loading it; weights False: it need not be there
+    load(config, runtime)                a Scorer, on the run's device
+    identity(config, identify, weights)  who it is, as JSON; identify: hashes the files of (a path, its directory)
+
+and raises UserError.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Protocol
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
 from starling_train.data import reward_templates
 from starling_train.models.budget import Budget
 from starling_train.rewards import directory, served
-from starling_train.run.runtime import Runtime
+
+# by reward.kind
+KINDS: dict[str, ModuleType] = {**dict.fromkeys(reward_templates.KINDS, directory), "server": served}
 
 
 class Scorer(Protocol):
@@ -32,37 +42,10 @@ class Scorer(Protocol):
         """One score a conversation, or what is wrong with it."""
 
 
-@dataclass(frozen=True)
-class RewardKind:
-    """One row.
-
-    place: the key of the section that says where it is.
-    check: what can be found wrong without loading it; the flag is False where weights (or a server) need not be there.
-    load: it, on the run's device, with its own tokenizer.
-    identity: who it is, as JSON; given a function that hashes a directory's files, and the flag of `check`.
-    holds_memory: whether the one before has to be let go for it. scored_by: keys that its scores depend on besides.
-    """
-
-    place: str
-    check: Callable[[RewardConfig, bool], None]
-    load: Callable[[RewardConfig, Runtime], Scorer]
-    identity: Callable[[RewardConfig, Callable[[str, Path], dict[str, Any]], bool], dict[str, Any]]
-    holds_memory: bool
-    scored_by: tuple[str, ...] = ()
-
-
-DIRECTORY = RewardKind(
-    "path", directory.check, directory.load, directory.identity, holds_memory=True, scored_by=directory.SCORED_BY
-)
-SERVER = RewardKind("url", served.check, served.load, served.identity, holds_memory=False)
-# by reward.kind
-KINDS: dict[str, RewardKind] = {**dict.fromkeys(reward_templates.KINDS, DIRECTORY), "server": SERVER}
-
-
-def of(config: RewardConfig) -> RewardKind:
+def of(config: RewardConfig) -> ModuleType:
     return KINDS[config.kind]
 
 
 def described(config: RewardConfig) -> str:
     """Where it is, and its kind, for people to read."""
-    return f"{getattr(config, of(config).place)} ({config.kind})"
+    return f"{getattr(config, of(config).PLACE)} ({config.kind})"

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import httpx
 
 
+PLACE, HOLDS_MEMORY, SCORED_BY = "url", False, ()
+
+
 def check(config: RewardConfig, weights: bool = True) -> None:
     """Ask the server, so that a wrong address or token is reported before a run starts. weights: False: do not."""
     if weights:

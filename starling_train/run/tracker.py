@@ -45,19 +45,4 @@ class WandbTracker:
 
 
 # by logging.wandb; each is made of (mode, name, run_dir, config, run_id)
-TRACKERS: dict[str, type[NoTracker] | type[WandbTracker]] = {
-    "disabled": NoTracker,
-    "offline": WandbTracker,
-    "online": WandbTracker,
-}
-
-
-def tracker(
-    mode: str,
-    name: str,
-    run_dir: Path,
-    config: dict[str, Any],
-    run_id: str | None,
-) -> NoTracker | WandbTracker:
-    """Make the tracker that `logging.wandb` asks for. Raises ImportError with pip's name if it is not installed."""
-    return TRACKERS[mode](mode, name, run_dir, config, run_id)
+TRACKERS = {"disabled": NoTracker, "offline": WandbTracker, "online": WandbTracker}

@@ -21,7 +21,7 @@ from starling_train.run.records import Clock
 from starling_train.run.runtime import Runtime
 from starling_train.run.signals import StopRequest, leave_saved
 from starling_train.run.state import TrainState
-from starling_train.run.tracker import tracker
+from starling_train.run.tracker import TRACKERS
 from starling_train.selection import freeze, unfrozen_yaml
 from starling_train.selection.scan import Record
 from starling_train.selection.scans import write_scan
@@ -57,7 +57,7 @@ class Keeper:
         self._fruitless, self._applied = 0, optimizer.applied
         self.skipped_log = run.log(run.skipped, state.logged)
         wandb = config.logging.wandb if runtime.is_first else "disabled"
-        self._tracking = tracker(wandb, config.name, run.path, run.settings, state.tracker)
+        self._tracking = TRACKERS[wandb](wandb, config.name, run.path, run.settings, state.tracker)
         state.tracker = self._tracking.id
         self.stop = StopRequest(config.checkpoint.grace_s, runtime)
         self.console = Console(steps, state.step, is_quiet=not runtime.is_first)

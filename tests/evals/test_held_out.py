@@ -31,17 +31,18 @@ def chat():
 
 def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, asked, chat):
     held = held_out.HeldOut.from_config(asked, [], chat)
-    (text,) = held.suites
-    assert sum(len(window.predicted) for window in text.windows) == 50 and len(text.windows) == 4
-    small = [[token % 97 for token in window.ids] for window in text.windows]  # the tiny model's vocabulary
-    text.windows = [perplexity.Window(ids, w.predicted) for ids, w in zip(small, text.windows, strict=True)]
+    (skill,) = held.suites
+    (windows,) = skill.args
+    assert sum(len(window.predicted) for window in windows) == 50 and len(windows) == 4
+    small = [[token % 97 for token in window.ids] for window in windows]  # the tiny model's vocabulary
+    windows[:] = [perplexity.Window(ids, w.predicted) for ids, w in zip(small, windows, strict=True)]
     policy = tiny_mistral()
     slots, tokens = Budget("rollout.slots", 4), Budget("algorithm.tokens_per_microbatch", 4096)
 
     def measured() -> float:
         return held.skills(policy, slots, tokens, Runtime("cpu"))["eval/perplexity"]
 
-    alone = perplexity.evaluate(tiny_mistral(), text.windows, Budget("x", 4096))
+    alone = perplexity.evaluate(tiny_mistral(), windows, Budget("x", 4096))
     assert measured() == pytest.approx(alone.perplexity, rel=1e-5)
     with torch.no_grad():
         policy.lm_head.weight.zero_()

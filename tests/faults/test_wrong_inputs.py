@@ -809,9 +809,12 @@ FILES = [
       make=text("data.parquet", "PAR1")),
     a("evaluate", CALLS, "function_calling.path: ", "no BFCL_v4", "give"),
     *[
-        a("evaluate", CALLS, "function_calling.path: ", "BFCL_v4_irrelevance.json:1: ", "give",
+        a("evaluate", CALLS, "function_calling.path: ", "BFCL_v4_irrelevance.json:1: ", remedy,
           make=text("BFCL_v4_irrelevance.json", line + "\n"))
-        for line in ("{", DEEP, "[]", '{"id": "a"}', '{"id": "a", "question": [[{"role": 1}]], "function": [{}]}')
+        for line, remedy in (
+            ("{", "must be"), (DEEP, "must be"), ("[]", "must be"), ('{"id": "a"}', "give"),
+            ('{"id": "a", "question": [[{"role": 1}]], "function": [{}]}', "give"),
+        )
     ],
     a("evaluate", CALLS, "no such file", "give", make=rows("BFCL_v4_multiple.json", {"id": "a"})),
     a("evaluate", CALLS + HERE_POLICY, "model.path: ", "lacks 1 tensors", "download", make=together(

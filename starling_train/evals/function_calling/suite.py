@@ -8,51 +8,32 @@ from typing import Any
 from torch import nn
 
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import FunctionCallingConfig, RolloutConfig
 from starling_train.data.chat import Chat
 from starling_train.evals.function_calling.cases import Case, evaluate, load_cases
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Say, Suite, about, data_of, shares, unique
+from starling_train.evals.suite import Line, Say, Skill, Suite, about, data_of, shares, unique
 from starling_train.models.budget import Budget
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
 
 
-@dataclass
-class CallingSkill:
-    """The cases during training, answered by all processes together."""
+def during_training(config: PpoConfig, chat: Chat) -> Skill:
+    """Read the cases that `evaluation.function_calling` names; all processes answer them together, in percent."""
+    how = config.evaluation.function_calling
+    cases = load_cases(how.path, limit=how.cases)
+    limits = replace(config.rollout, max_new_tokens=how.max_new_tokens)
 
-    cases: list[Case]
-    chat: Chat
-    limits: RolloutConfig
-
-    def measure(
-        self,
-        policy: nn.Module,
-        slots: Budget,
-        tokens: Budget,
-        runtime: Runtime,
-    ) -> dict[str, float]:
-        """`eval/function_calling` and that of every category, in percent."""
-
+    def measure(policy: nn.Module, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
         def answer(conversations: list[list[dict]]) -> list[str]:
-            prompts = [self.chat.prompt(messages) for messages in runtime.share(conversations)]
-            rollout = generate(policy, self.chat, prompts, self.limits, greedy=True, budget=slots)
-            return runtime.gather([self.chat.text(ids, self.limits.stop_strings) for ids in rollout.responses])
+            prompts = [chat.prompt(messages) for messages in runtime.share(conversations)]
+            rollout = generate(policy, chat, prompts, limits, greedy=True, budget=slots)
+            return runtime.gather([chat.text(ids, limits.stop_strings) for ids in rollout.responses])
 
-        result = evaluate(self.cases, answer)
+        result = evaluate(cases, answer)
         by_category = {f"eval/function_calling_{name}": value for name, value in result.by_category.items()}
         return {"eval/function_calling": result.accuracy} | by_category
 
-
-def during_training(config: PpoConfig, chat: Chat) -> CallingSkill:
-    """Read the cases that `evaluation.function_calling` names. Raises UserError."""
-    how = config.evaluation.function_calling
-    return CallingSkill(_read(how), chat, replace(config.rollout, max_new_tokens=how.max_new_tokens))
-
-
-def _read(how: FunctionCallingConfig) -> list[Case]:
-    return load_cases(how.path, limit=how.cases)
+    return measure
 
 
 @dataclass
@@ -68,7 +49,7 @@ class FunctionCalling(Suite):
     def find(cls, subjects: Subjects) -> "FunctionCalling":
         how = subjects.config.function_calling
         with about("function_calling.path"):
-            cases = _read(how)
+            cases = load_cases(how.path, limit=how.cases)
         data = data_of(how.path, (asdict(case) for case in cases))
         return cls(subjects, subjects.identity_of(cls.name, data, subjects.greedy_settings(how.max_new_tokens)), cases)
 
