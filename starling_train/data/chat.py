@@ -52,7 +52,7 @@ class Chat:
         return whole[:first], whole[first:]
 
     def plain(self, text: str) -> list[int]:
-        """Token ids of text that is no conversation, BOS first where the tokenizer has one; no string is special."""
+        """Token ids of plain text, BOS first where the tokenizer has one; no string is special."""
         bos = self.tokenizer.bos_token_id
         return ([] if bos is None else [bos]) + openchat.text_ids(text, self.tokenizer)
 

@@ -50,7 +50,7 @@ def of_prompt(prompt: Any) -> list[dict]:
 
 
 def checked(messages: Any, *, allow_empty: bool = False) -> list[dict]:
-    """The messages with role and content only. Raises UserError if they are no conversation that ends in an answer."""
+    """The messages with role and content only. Raises UserError unless they end in an answer."""
     if not isinstance(messages, list):
         raise UserError("the messages are no list; give [{role, content}, ...]")
     for message in messages:

@@ -16,7 +16,7 @@ KINDS = ("best_worst", "best_random", "all")
 class PairedRow:
     """A prompt, the texts of the answers that its pairs are made of, and the pairs: (better, worse) indices.
 
-    index: its place among all rows of the data. reference: log-probability of each answer under the policy that
+    index: among all rows of the data. reference: log-probability of each answer under the policy that
     training starts from, nats; empty before it is known.
     """
 
@@ -29,11 +29,11 @@ class PairedRow:
     def only(self, pairs: Sequence[tuple[int, int]]) -> "PairedRow":
         """The row with these of its pairs, and the answers that they are made of."""
         used = sorted({i for pair in pairs for i in pair})
-        place_of = {i: place for place, i in enumerate(used)}
+        new = {i: index for index, i in enumerate(used)}
         return replace(
             self,
             answers=[self.answers[i] for i in used],
-            pairs=[(place_of[i], place_of[j]) for i, j in pairs],
+            pairs=[(new[i], new[j]) for i, j in pairs],
             reference=[self.reference[i] for i in used] if self.reference else [],
         )
 
@@ -45,23 +45,23 @@ class PairedRow:
 def make(rows: Sequence[Row], kind: str, seed: int) -> list[PairedRow]:
     """The rows as pairs, in order. Each needs two answers of different rank (`ranked.with_an_order`).
 
-    kind: best_worst, the first and the last answer; best_random, the first and one that is placed below it, drawn by
+    kind: best_worst, the first and the last answer; best_random, the first and one that is ranked below it, drawn by
     the seed once for the whole run; all, every two answers of different rank.
     """
     return [_paired(index, row, kind, seed) for index, row in enumerate(rows)]
 
 
 def _paired(index: int, row: Row, kind: str, seed: int) -> PairedRow:
-    places = ranked.places(row.answers)
-    last = len(places) - 1
+    ranks = ranked.ranks(row.answers)
+    last = len(ranks) - 1
     if kind == "best_worst":
         pairs = [(0, last)]
     elif kind == "best_random":
-        below = [i for i in range(last + 1) if places[i] > places[0]]
+        below = [i for i in range(last + 1) if ranks[i] > ranks[0]]
         pairs = [(0, random.Random(f"{seed} {index}").choice(below))]
     else:
         assert kind == "all", kind
-        pairs = [(i, j) for i in range(last + 1) for j in range(i + 1, last + 1) if places[i] < places[j]]
+        pairs = [(i, j) for i in range(last + 1) for j in range(i + 1, last + 1) if ranks[i] < ranks[j]]
     return PairedRow(index, row.messages, [answer.text for answer in row.answers], pairs).only(pairs)
 
 

@@ -61,7 +61,7 @@ def hold_out(prompts: Sequence[Item], count: int, seed: int) -> tuple[list[Item]
             f"train on; give more data or lower it"
         )
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed)).tolist()
-    held = {distinct[i]: place for place, i in enumerate(order[:count])}
+    held = dict.fromkeys(distinct[i] for i in order[:count])
     first: dict[tuple, Item] = {}
     for prompt in prompts:
         first.setdefault(_key(prompt), prompt)
@@ -90,8 +90,8 @@ class PromptStream(Generic[Item]):
         return [self._at(position) for position in range(first, first + self._batch)]
 
     def _at(self, position: int) -> Item:
-        epoch, place = divmod(position, len(self._prompts))
-        return self._prompts[self._order(epoch)[place]]
+        epoch, index = divmod(position, len(self._prompts))
+        return self._prompts[self._order(epoch)[index]]
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_cached", (None,))[0] != epoch:

@@ -35,8 +35,8 @@ class Style:
     users: tuple[str, ...]
     assistants: tuple[str, ...]
 
-    def role(self, found: re.Match) -> str:
-        named = found["role"].strip()
+    def role(self, mark: re.Match) -> str:
+        named = mark["role"].strip()
         return "user" if named in self.users else "assistant" if named in self.assistants else "system"
 
 

@@ -108,9 +108,9 @@ def _chatml(messages: Sequence[dict]) -> str:
 def _stand_ins(messages: Sequence[dict], tokenizer) -> dict[str, str]:
     """Special strings that occur in messages -> characters that do not."""
     written = "".join(message["content"] for message in messages)
-    found = sorted((s for s in special_strings(tokenizer) if s in written), key=len, reverse=True)
+    specials = sorted((s for s in special_strings(tokenizer) if s in written), key=len, reverse=True)
     free = (chr(code) for code in PRIVATE_USE if chr(code) not in written)
-    return dict(zip(found, free, strict=False))
+    return dict(zip(specials, free, strict=False))
 
 
 def _replace(text: str, stand_ins: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -178,17 +178,15 @@ def sampling(how: dict[str, Any], rollout: RolloutConfig, longest: int) -> tuple
     """(limits, greedy) of a task's generation settings: `until`, `max_gen_toks`, `do_sample`, `temperature`, ..."""
     until = how.get("until") or []
     heat = float(how.get("temperature") or 0.0)
-    greedy = not how.get("do_sample", heat > 0) or heat == 0
-    limits = RolloutConfig(
-        engine=rollout.engine,
-        slots=rollout.slots,
+    limits = replace(
+        rollout,
         max_new_tokens=int(how.get("max_gen_toks") or how.get("max_new_tokens") or longest),
         temperature=heat or 1.0,
         top_p=float(how.get("top_p") or 1.0),
         top_k=int(how.get("top_k") or 0),
         stop_strings=[text for text in ([until] if isinstance(until, str) else until) if text],
     )
-    return limits, greedy
+    return limits, not how.get("do_sample", heat > 0) or heat == 0
 
 
 def _key(kind: str, *asked: Any) -> str:

@@ -7,7 +7,7 @@ one document of plain text, blank lines included.
 
 A document's tokens begin with BOS where the tokenizer has one, and are cut into windows. A window begins with the last
 token of the one before it, so that every token but a document's first is predicted exactly once, whatever the window,
-from at most window - 1 tokens before it. With BOS, the first is BOS itself, which is no token of the text. Of a
+from at most window - 1 tokens before it. With BOS, the first is BOS itself, which is not a token of the text. Of a
 conversation the assistant's tokens count, each answer's end of turn among them, as in training; the others are read.
 """
 
@@ -46,7 +46,7 @@ class TextPerplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats); infinite where that is no number a float can hold."""
+        """exp(nats); infinite where a float cannot hold it."""
         return math.exp(self.nats) if self.nats < 700 else math.inf
 
 

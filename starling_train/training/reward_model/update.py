@@ -10,7 +10,7 @@ from starling_train.config.rm import RankingConfig
 from starling_train.core.micro_batches import cut_bundles_by_tokens
 from starling_train.core.preference import kwise_losses, pairs_by_distance
 from starling_train.data.nectar import Row
-from starling_train.data.ranked import conversations, places
+from starling_train.data.ranked import conversations, ranks
 from starling_train.models.budget import Budget
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
@@ -34,7 +34,7 @@ class EncodedRow:
 
 def encode(rows: Sequence[Row], model: RewardModel) -> list[EncodedRow]:
     """Rows in the reward model's template and tokenizer, truncated on the left as in scoring."""
-    return [EncodedRow([model.encode(c) for c in conversations(row)], places(row.answers)) for row in rows]
+    return [EncodedRow([model.encode(c) for c in conversations(row)], ranks(row.answers)) for row in rows]
 
 
 @dataclass(frozen=True)
