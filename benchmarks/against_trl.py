@@ -55,8 +55,8 @@ from starling_train.data.chat import Chat
 from starling_train.models.actors import Actors
 from starling_train.models.reward.model import RewardModel
 from starling_train.rollout.generate import generate
-from starling_train.training.optimizer import Optimizer
-from starling_train.training.ppo.experience import layer_to_keep, score_tokens
+from starling_train.training.local import LocalOptimizer
+from starling_train.training.ppo.experience import layer_to_keep, make_experience
 from starling_train.training.ppo.update import update
 
 Result = dict[str, Any]
@@ -81,7 +81,7 @@ def ours(arguments: argparse.Namespace) -> Result:
     lowest = models.train_last_layers(policy, arguments.percent).lowest_layer
     reward = RewardModel(net, tokenizer, "starling_7b", tokens_per_batch=arguments.tokens_per_microbatch)
     actors = Actors(policy, arguments.critics[0], lowest).train()
-    optimizer = Optimizer(actors.policy_parameters(), actors.critic_parameters(), config.optim)
+    optimizer = LocalOptimizer(actors, actors.groups(), config.optim)
     order = torch.Generator().manual_seed(arguments.round)
     torch.manual_seed(arguments.round)
     steps = models.Steps()
@@ -91,9 +91,9 @@ def ours(arguments: argparse.Namespace) -> Result:
         rollout = generate(actors.policy, Chat(tokenizer), batch, config.rollout, keep_layer=keep_layer)
         steps.clock.lap("rollout")
         scores = reward.score_ids([p + r for p, r in zip(rollout.prompts, rollout.responses, strict=True)])
-        experience = score_tokens(actors, rollout, torch.tensor(scores), config.algorithm, KL)
+        experience = make_experience(actors, rollout, torch.tensor(scores), config.algorithm, KL)
         steps.clock.lap("scoring")
-        optimizer.set_step(step, arguments.steps + 1)
+        optimizer.set_rates(step, arguments.steps + 1)
         update(actors, optimizer, experience, config.algorithm, order)
         steps.clock.lap("update")
         steps.end(len(rollout), sum(map(len, rollout.responses)))

@@ -35,8 +35,8 @@ from starling_train.models.reward.model import RewardModel
 from starling_train.rollout import decode_step
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
-from starling_train.training.optimizer import Optimizer
-from starling_train.training.ppo.experience import layer_to_keep, score_tokens
+from starling_train.training.local import LocalOptimizer
+from starling_train.training.ppo.experience import layer_to_keep, make_experience
 from starling_train.training.ppo.update import update
 
 
@@ -61,8 +61,8 @@ class Job:
         )
         self.config = settings(arguments)
         self.actors = Actors(policy, arguments.critic, self.table.lowest_layer).to(device).train()
-        optimizer = Optimizer(self.actors.policy_parameters(), self.actors.critic_parameters(), self.config.optim)
-        optimizer.set_step(1, 2)
+        optimizer = LocalOptimizer(self.actors, self.actors.groups(), self.config.optim)
+        optimizer.set_rates(1, 2)
         self.optimizer = optimizer
         self.order = torch.Generator().manual_seed(0)
 
@@ -74,7 +74,7 @@ class Job:
 
     def score(self, rollout: Rollout) -> Any:
         scores = self.reward.score_ids([p + r for p, r in zip(rollout.prompts, rollout.responses, strict=True)])
-        return score_tokens(self.actors, rollout, torch.tensor(scores), self.config.algorithm, 0.05)
+        return make_experience(self.actors, rollout, torch.tensor(scores), self.config.algorithm, 0.05)
 
     def update(self, experience: Any) -> None:
         update(self.actors, self.optimizer, experience, self.config.algorithm, self.order)

@@ -107,6 +107,9 @@ LEFT_OUT_KEYS = {
     "state.json": ("seconds",),
     "summary.json": ("wall_time_s", "throughput.", "peak_memory_gb", "versions.", "git_commit"),
 }
+# Keys of a checkpoint's state.json that stand elsewhere since `algorithm` holds what a command remembers by name; a
+# command without such numbers wrote them as 0 and {}
+RENAMED = {"kl_coefficient": "algorithm.kl.coefficient", "reward_moments": "algorithm.scores"}
 # Parts of report.html, and what stands in their place
 LEFT_OUT_OF_REPORTS = [
     # the header's measurements and commit: name and value, so that an archive without .git is no difference
@@ -444,9 +447,22 @@ def read(folder: Path, file: str) -> dict[str, Any]:
     elif path.name.startswith("BFCL_"):  # the toy's cases, JSON lines that are called .json
         return {"text": text}
     elif path.suffix in (".json", ".jsonl") or path.name == "config.yaml":
+        if path.name == "state.json":
+            return state(dict(flat(json.loads(text))))
         left_out = LEFT_OUT_KEYS.get(path.name, ())
         return {where: value for where, key, value in values(path, text) if not (left_out and key.startswith(left_out))}
     return {"text": text}
+
+
+def state(parsed: dict[str, Any]) -> dict[str, Any]:
+    """The values of state.json, whose keys are those of today."""
+    values = {key: value for key, value in parsed.items() if not key.startswith(LEFT_OUT_KEYS["state.json"])}
+    for old, new in RENAMED.items():
+        for key in [key for key in values if key == old or key.startswith(f"{old}.")]:
+            value = values.pop(key)
+            if value not in (0.0, {}):
+                values[new + key.removeprefix(old)] = value
+    return {key: value for key, value in values.items() if key != "algorithm"}
 
 
 def values(path: Path, text: str) -> Iterator[tuple[str, str, Any]]:

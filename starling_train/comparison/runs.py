@@ -78,7 +78,7 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
     from starling_train.evals.held_out import HeldOut
     from starling_train.models import causal_lm
     from starling_train.run.runtime import Runtime
-    from starling_train.training import policy, preflight
+    from starling_train.training import policy
     from starling_train.training.ppo import inputs
 
     first = {run.child.name.partition("/")[0]: run.config for run in reversed(missing)}
@@ -92,7 +92,7 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
     directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
     model_config = causal_lm.load_config(directory, "model.path")
     for settings in first.values():
-        preflight.check_run(settings, directory, model_config, runtime, Path(settings.run_dir))
+        inputs.check_run(settings, directory, model_config, Path(settings.run_dir), runtime)
     chat = policy.load_chat(directory)  # from here on, what is the same for all
     policy.check_lengths(config, model_config, chat)
     HeldOut.from_config(config, inputs.load_data(config, chat).held_out, chat)

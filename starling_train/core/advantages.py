@@ -1,4 +1,7 @@
-"""TODO docstring."""
+"""From scores to advantages: what each response token was worth, beyond what was expected of it."""
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,3 +37,17 @@ def gae(rewards: Tensor, values: Tensor, is_response: Tensor, gamma: float, gae_
         v_tp1 = values[:, t]
         advantages[:, t] = a_tp1
     return advantages, torch.where(is_response, advantages + values, 0.0)
+
+
+class AdvantageSettings(Protocol):
+    """Discount per token, and lambda of generalised advantage estimation."""
+
+    gamma: float
+    gae_lambda: float
+
+
+AdvantagesOf = Callable[[Tensor, Tensor, Tensor, AdvantageSettings], tuple[Tensor, Tensor]]
+# by algorithm.name: (rewards, values, is_response, settings) -> (advantages, returns)
+ADVANTAGES: dict[str, AdvantagesOf] = dict.fromkeys(
+    ("ppo", "apa"), lambda rewards, values, real, how: gae(rewards, values, real, how.gamma, how.gae_lambda)
+)

@@ -8,7 +8,9 @@ on how the mini-batch was cut.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -88,6 +90,23 @@ def _with_metrics(loss: Tensor, log_ratio: Tensor, clipped: Tensor, is_response:
         )
 
 
+class LossSettings(Protocol):
+    """What the policy losses are told: PPO's clip of the ratio, APA's lambda."""
+
+    clip: float
+    apa_lambda: float
+
+
+PolicyLossOf = Callable[[Tensor, Tensor, Tensor, Tensor, LossSettings, float], PolicyLoss]
+# by algorithm.name: (logprobs, old_logprobs, advantages, is_response, settings, count) -> PolicyLoss
+LOSSES: dict[str, PolicyLossOf] = {
+    "ppo": lambda new, old, advantages, real, how, count: ppo_policy_loss(new, old, advantages, real, how.clip, count),
+    "apa": lambda new, old, advantages, real, how, count: apa_policy_loss(
+        new, old, advantages, real, how.apa_lambda, count
+    ),
+}
+
+
 @dataclass(frozen=True)
 class ValueLoss:
     loss: Tensor  # scalar, already divided by `count`
@@ -129,3 +148,11 @@ class KLController:
             return
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.coefficient *= 1.0 + error * episodes / self.horizon
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run goes on with."""
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Undo `state_dict`."""
+        self.coefficient = state["coefficient"]

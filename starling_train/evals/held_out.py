@@ -25,6 +25,7 @@ from starling_train.run.runtime import Runtime
 from starling_train.training.ppo.experience import forward_all
 
 Measure = Callable[[list[list[dict]]], list[float]]
+Measured = tuple[dict[str, float], list[dict[str, Any]]]  # `eval/*` metrics, rows for samples.jsonl
 
 
 @dataclass
@@ -67,8 +68,8 @@ def evaluate(
     config: PpoConfig,
     runtime: Runtime,
     budgets: Budgets,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """(`eval/*` metrics, rows for samples.jsonl).
+) -> Measured:
+    """How good the policy is.
 
     Responses are sampled as in training, with the same random numbers at every evaluation; scores are the reward
     model's own, unscaled. Function calling is answered greedily, in percent; perplexity is that of the suite's text.

@@ -7,9 +7,9 @@ import torch
 
 from starling_train.config.dpo import DpoConfig, DpoLossConfig
 from starling_train.evals import held_out as held_out_suite
-from starling_train.evals.held_out import HeldOut
+from starling_train.evals.held_out import HeldOut, Measured
+from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
-from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
 from starling_train.training.dpo.update import EncodedRow, compared, logprobs_of, means
 
@@ -17,31 +17,31 @@ from starling_train.training.dpo.update import EncodedRow, compared, logprobs_of
 @torch.no_grad()
 def evaluate(
     held_out: HeldOut,
-    net: LonePolicy,
+    actors: Actors,
     pieces: Sequence[Sequence[EncodedRow]],
     config: DpoConfig,
     tokens: Budget,
     slots: Budget,
     runtime: Runtime,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> Measured:
     """(`eval/*` metrics, rows for samples.jsonl). pieces: the held-out pairs, see `pair_metrics`.
 
     Prompts are answered as in `ppo`'s evaluation, with the same random numbers at every evaluation; nothing scores the
     answers but own functions.
     """
-    metrics = pair_metrics(net, pieces, config.dpo, tokens, runtime)
+    metrics = pair_metrics(actors, pieces, config.dpo, tokens, runtime)
     rows: list[dict[str, Any]] = []
     if held_out.prompts:
-        rollout, conversations = held_out_suite.draw(held_out, net.policy, config, slots, runtime)
+        rollout, conversations = held_out_suite.draw(held_out, actors.policy, config, slots, runtime)
         more: list[dict[str, Any]] = [{} for _ in conversations]
         rows, measured = held_out_suite.described(held_out, rollout, conversations, more, runtime)
         metrics |= measured
-    metrics |= held_out.skills(net.policy, slots, tokens, runtime)
+    metrics |= held_out.skills(actors.policy, slots, tokens, runtime)
     return metrics, rows[: config.logging.samples]
 
 
 def pair_metrics(
-    net: LonePolicy,
+    actors: Actors,
     pieces: Sequence[Sequence[EncodedRow]],
     config: DpoLossConfig,
     budget: Budget,
@@ -54,7 +54,7 @@ def pair_metrics(
     """
     lines: list[list[float]] = []
     for rows in pieces:
-        for row, logprobs in zip(rows, logprobs_of(net, rows, budget, runtime), strict=True):
+        for row, logprobs in zip(rows, logprobs_of(actors, rows, budget, runtime), strict=True):
             if row.pairs:
                 chosen, rejected = torch.tensor(row.pairs).T
                 reference = torch.tensor(row.reference)

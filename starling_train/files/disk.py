@@ -1,6 +1,5 @@
 """Is there room on the disk for what a run will write?"""
 
-import math
 import os
 import re
 import shutil
@@ -15,18 +14,14 @@ from torch import nn
 from starling_train.config.fields import UserError
 from starling_train.config.sections import CheckpointConfig
 from starling_train.models import causal_lm
-from starling_train.training.optimizer import Optimizer
-from starling_train.training.zero import ZeroOptimizer
 
 
-def check_room(run: Path, config: CheckpointConfig, optimizer: Optimizer | ZeroOptimizer, model: nn.Module) -> None:
-    """Raises UserError if the checkpoints and the final model do not fit on the disk of `run`.
+def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.Module) -> None:
+    """Raises UserError if the checkpoints, of so many bytes each, and the final model do not fit on the disk of `run`.
 
     While a checkpoint is written there is one more than `keep`. What an earlier start of the run has written is
     replaced, so its room counts as free.
     """
-    trainable = sum(math.prod(shape) * dtype.itemsize for shape, dtype in optimizer.shapes().values())
-    checkpoint = trainable + optimizer.state_bytes()
     # under ZeRO-3 a parameter is empty here and says in ds_numel how large it is
     final = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
     count = config.keep + 1 if config.every else 1

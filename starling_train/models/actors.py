@@ -1,6 +1,7 @@
 """Policy, reference and critic in one module, each frozen tensor once."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,60 +13,82 @@ from starling_train.models.sharing import freeze_all, twin
 from starling_train.models.trunk import Trunk
 from starling_train.models.value_head import ValueHead
 
+Groups = tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]
+
+
+class Trunks(NamedTuple):
+    """Views of the decoders' layers from `lowest` on; None where there is no such network."""
+
+    policy: Trunk
+    reference: Trunk | None
+    critic: Trunk | None
+
 
 class Actors(nn.Module):
-    """The container that is handed to the engine: one policy, one reference, one critic.
+    """One policy, one reference, one critic: the module that is handed to the optimizer.
 
     policy: a causal LM with its final requires_grad flags. With adapters on it, the reference is the model without
-    them, and a twin critic has adapters of its own. critic: `head` (a value head on the policy's own last
-    hidden state), `twin` (own copies of the trainable tensors), `separate` (own copies of everything, all trainable).
+    them, and a twin critic has adapters of its own.
+    critic: `head` (a value head on the policy's own last hidden state), `twin` (own copies of the trainable tensors),
+    `separate` (own copies of everything, all trainable), `none`.
     lowest: index of the lowest decoder layer with a trainable tensor.
+    has_reference: False where the reference is numbers that were computed before.
     """
 
-    def __init__(self, policy: nn.Module, critic: str, lowest: int, temperature: float = 1.0):
+    def __init__(
+        self,
+        policy: nn.Module,
+        critic: str,
+        lowest: int,
+        temperature: float = 1.0,
+        has_reference: bool = True,
+    ):
         super().__init__()
         self.policy = policy
-        self.reference = freeze_all(adapters.without(twin(policy)))
+        self.reference = freeze_all(adapters.without(twin(policy))) if has_reference else None
         self.critic = _critic_trunk(policy, critic)
         self._critic_kind, self.lowest = critic, lowest
-        self.value_head = ValueHead(policy.config.hidden_size)
+        self.value_head = None if critic == "none" else ValueHead(policy.config.hidden_size)
         self.temperature = temperature
-        self.look_again()
+        self.rebuild_views()
 
-    def look_again(self) -> None:
+    def rebuild_views(self) -> None:
         """Make the views of the layers anew, after something was hung onto the layers themselves."""
-        decoders = (self.policy.model, self.reference.model, self.critic)
+        reference = None if self.reference is None else Trunk(self.reference.model, self.lowest)
+        critic = None if self.critic is None else Trunk(self.critic, self.lowest)
         # plain attributes in a tuple, or Module would register the views' layers a second time
-        self._trunks = tuple(None if decoder is None else Trunk(decoder, self.lowest) for decoder in decoders)
+        self._trunks = Trunks(Trunk(self.policy.model, self.lowest), reference, critic)
 
     @property
     def device(self) -> torch.device:
-        return self.value_head.out.weight.device
+        return self.policy.lm_head.weight.device
 
     @property
-    def shares_start(self) -> bool:
+    def shares_states(self) -> bool:
         """Whether policy, reference and twin critic have layers below the lowest that trains in common."""
         return self.lowest > 0 and not self.policy.get_input_embeddings().weight.requires_grad
 
     @torch.no_grad()
-    def start(self, batch: MicroBatch) -> Tensor | None:
+    def shared_states(self, batch: MicroBatch) -> Tensor | None:
         """Hidden states (tokens, d) entering layer `lowest`: those of policy, reference and twin critic alike.
 
         None where no layers are shared: the embeddings are then looked up again, or train.
         """
-        return self._trunks[0].prefix(batch.ids, batch.packing) if self.shares_start else None
+        return self._trunks.policy.prefix(batch.ids, batch.packing) if self.shares_states else None
 
-    def forward(self, batch: MicroBatch, start: Tensor | None = None, train_policy: bool = True) -> Outputs:
-        """Log-probs, entropy and values of the response tokens under the current weights.
+    def forward(self, batch: MicroBatch, states: Tensor | None = None, train_policy: bool = True) -> Outputs:
+        """Log-probs, entropy and values (None without a critic) of the response tokens under the current weights.
 
-        start: what `start` gave for this batch (computed here if None). train_policy=False (critic warm-up): the
+        states: `shared_states` of this batch (computed here if None). train_policy=False (critic warm-up): the
         policy's part runs without gradients, so that only the critic learns.
         """
-        start = self.start(batch) if start is None else start
+        states = self.shared_states(batch) if states is None else states
         with torch.set_grad_enabled(train_policy and torch.is_grad_enabled()):
-            hidden = response_states(self._trunks[0], batch, start)
+            hidden = response_states(self._trunks.policy, batch, states)
             logprobs, entropy = self._logprobs(hidden, batch)
-        values = self.value_head(hidden) if self.critic is None else self.values(batch, start)
+        if self.value_head is None:
+            return Outputs(logprobs, entropy, None)
+        values = self.value_head(hidden) if self.critic is None else self.values(batch, states)
         return Outputs(logprobs, entropy, values)
 
     def _logprobs(self, hidden: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -73,47 +96,54 @@ class Actors(nn.Module):
         low_rank = adapters.low_rank(head)
         return token_logprobs(hidden, head.weight, batch.targets, self.temperature, low_rank=low_rank)
 
-    def policy_outputs(self, batch: MicroBatch, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def policy_outputs(self, batch: MicroBatch, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy of the response tokens alone: (n,) each."""
-        return self._logprobs(response_states(self._trunks[0], batch, start), batch)
+        return self._logprobs(response_states(self._trunks.policy, batch, states), batch)
 
-    def values(self, batch: MicroBatch, start: Tensor | None = None) -> Tensor:
+    def values(self, batch: MicroBatch, states: Tensor | None = None) -> Tensor:
         """Values of the response tokens, (n,), by a critic with tensors of its own (not `head`)."""
-        assert self.critic is not None, "a value head on the policy's states comes with the policy's pass"
-        return self.value_head(
-            response_states(self._trunks[2], batch, None if self._critic_kind == "separate" else start)
-        )
+        assert self._trunks.critic is not None, "a value head on the policy's states comes with the policy's pass"
+        # a separate critic trains below `lowest` too
+        states = None if self._critic_kind == "separate" else states
+        return self.value_head(response_states(self._trunks.critic, batch, states))
 
     @torch.no_grad()
-    def reference_logprobs(self, batch: MicroBatch, start: Tensor | None = None) -> Tensor:
+    def reference_logprobs(self, batch: MicroBatch, states: Tensor | None = None) -> Tensor:
         """Log-probs of the response tokens under the frozen starting policy: (n,)."""
-        start = self.start(batch) if start is None else start
-        hidden = response_states(self._trunks[1], batch, start)
+        states = self.shared_states(batch) if states is None else states
+        hidden = response_states(self._trunks.reference, batch, states)
         return token_logprobs(hidden, self.reference.lm_head.weight, batch.targets, self.temperature)[0]
+
+    def groups(self) -> Groups:
+        """The trainable parameters of the policy and of the critic, each with a learning rate of its own."""
+        return self.policy_parameters(), self.critic_parameters()
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the policy, by name."""
         return {f"policy.{n}": p for n, p in self.policy.named_parameters() if p.requires_grad}
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters of the critic, its value head included, by name."""
-        parameters = {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        """Trainable parameters of the critic, its value head included, by name; empty without a critic."""
+        parameters: dict[str, nn.Parameter] = {}
+        if self.value_head is not None:
+            parameters |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
         if self.critic is not None:
             parameters |= {f"critic.{n}": p for n, p in self.critic.named_parameters() if p.requires_grad}
         return parameters
 
     def trainable(self) -> dict[str, nn.Parameter]:
+        """All trainable parameters by name."""
         return self.policy_parameters() | self.critic_parameters()
 
 
-def response_states(trunk: Trunk, batch: MicroBatch, start: Tensor | None) -> Tensor:
-    """(n, d) last hidden states that predict the response tokens. start: entering the trunk's cut, None = computed."""
-    start = trunk.prefix(batch.ids, batch.packing) if start is None else start
-    return trunk.suffix(start, batch.packing, batch.source)
+def response_states(trunk: Trunk, batch: MicroBatch, states: Tensor | None) -> Tensor:
+    """(n, d) last hidden states that predict the response tokens. states: entering the trunk's cut, None = computed."""
+    states = trunk.prefix(batch.ids, batch.packing) if states is None else states
+    return trunk.suffix(states, batch.packing, batch.source)
 
 
 def _critic_trunk(policy: nn.Module, kind: str) -> nn.Module | None:
-    if kind == "head":
+    if kind in ("head", "none"):
         return None
     if kind == "twin":
         return twin(policy.model)

@@ -1,13 +1,12 @@
 """Tokens that a phase holds at a time: halved when memory runs out, and the phase done again."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from starling_train.config.fields import UserError
-from starling_train.config.ppo import PpoConfig
 from starling_train.run.runtime import Runtime
 
 Result = TypeVar("Result")
@@ -87,33 +86,36 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-class Remembered:
-    """Budgets that a run keeps in its state. amounts: what an earlier start's fell to, by key."""
+class Budgets(NamedTuple):
+    """tokens: of a micro-batch, in scoring and update. slots: sequences that are drawn side by side."""
 
-    def __init__(self, budgets: Sequence[Budget], amounts: dict[str, int]):
-        self._all = budgets
-        self._full = {budget.key: budget.amount for budget in budgets}
-        for budget in budgets:
-            budget.fall_to(amounts.get(budget.key, budget.amount))
-
-    def agree(self, runtime: Runtime) -> None:
-        """Go on with the least amounts of all processes."""
-        for budget, least in zip(self._all, runtime.minimum([b.amount for b in self._all]), strict=True):
-            budget.fall_to(int(least))
-
-    def fallen(self) -> dict[str, int]:
-        """Amounts that are no longer the configuration's, by key."""
-        return {budget.key: budget.amount for budget in self._all if budget.amount < self._full[budget.key]}
+    tokens: Budget
+    slots: Budget
 
 
-class Budgets(Remembered):
-    """tokens: of a micro-batch, in scoring and update. slots: sequences that are drawn side by side.
+class RunBudgets:
+    """The budgets of a run: as low after a resume as before it, and on every process as on the lowest.
 
-    reward_model: its own budget, if it has one here, is the third. amounts: what an earlier start's fell to, by key.
+    lowered: what an earlier start's fell to, by key. say: prints a line.
     """
 
-    def __init__(self, config: PpoConfig, reward_model: Any, amounts: dict[str, int], say: Callable[[str], None]):
-        self.tokens = Budget("algorithm.tokens_per_microbatch", config.algorithm.tokens_per_microbatch, say)
-        self.slots = Budget("rollout.slots", config.rollout.slots, say)
-        served = [reward_model.budget] if reward_model.budget else []
-        super().__init__([self.tokens, self.slots, *served], amounts)
+    def __init__(self, lowered: dict[str, int], say: Callable[[str], None]):
+        self._lowered, self._say = lowered, say
+        self._budgets: dict[Budget, int] = {}  # with the amount that the configuration gives
+
+    def add(self, key: str, amount: int) -> Budget:
+        """Make a budget of this run."""
+        return self.follow(Budget(key, amount, self._say))
+
+    def follow(self, budget: Budget) -> Budget:
+        """Take in a budget that something else has made, e.g. a reward model."""
+        self._budgets[budget] = budget.amount
+        budget.fall_to(self._lowered.get(budget.key, budget.amount))
+        return budget
+
+    def synchronise(self, runtime: Runtime) -> dict[str, int]:
+        """Lower each to the least amount of all processes; returns those below the configuration's, by key."""
+        least = runtime.minimum([budget.amount for budget in self._budgets])
+        for budget, amount in zip(self._budgets, least, strict=True):
+            budget.fall_to(int(amount))
+        return {budget.key: budget.amount for budget, full in self._budgets.items() if budget.amount < full}

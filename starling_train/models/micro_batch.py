@@ -24,11 +24,11 @@ class MicroBatch(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Per response token, (n,), float32: log-probability and entropy (nats), value."""
+    """Per response token, (n,), float32: log-probability and entropy (nats), value (None without a critic)."""
 
     logprobs: Tensor
     entropy: Tensor
-    values: Tensor
+    values: Tensor | None
 
 
 def micro_batch(prompts: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device | str) -> MicroBatch:

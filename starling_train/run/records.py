@@ -11,8 +11,9 @@ class Clock:
         self._laps: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
+        """The seconds since the last lap were spent in this phase."""
         now = time.perf_counter()
-        self._laps[phase] = now - self._last
+        self._laps[phase] = self._laps.get(phase, 0.0) + now - self._last
         self._last = now
 
     def total(self) -> float:

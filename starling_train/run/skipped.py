@@ -17,7 +17,7 @@ def rows(step: int, reason: str, indices: Sequence[int], conversations: Sequence
     return [{"step": step, "reason": reason, "conversation": conversations[index]} for index in indices]
 
 
-def left_out(step: int, scores: Tensor, fit: Tensor, conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:
+def unusable(step: int, scores: Tensor, fit: Tensor, conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:
     """Rows for the sequences that a step learns nothing from. scores: nan where not finite; fit: see Experience."""
     unscored = (~scores.isfinite()).nonzero().flatten().tolist()
     odd = (~fit.cpu() & scores.isfinite()).nonzero().flatten().tolist()

@@ -9,7 +9,7 @@ from typing import Any
 class TrainState:
     """Step and everything that later steps depend on; random numbers and data order follow from seed and step.
 
-    kl_coefficient: of the adaptive controller. reward_moments: state of the running mean and deviation of scores.
+    algorithm: `state_dict` of what the command remembers from step to step, e.g. PPO's KL controller, by name.
     seconds: spent in steps so far. tracker: id of the W&B run. unlogged: metrics of the step whose evaluation is still
     to be done, empty otherwise. best_score, best_step: the best held-out score so far and its step, None before one.
     budgets: what fell when memory ran out, by configuration key.
@@ -17,8 +17,7 @@ class TrainState:
 
     step: int = 0
     episodes: int = 0
-    kl_coefficient: float = 0.0
-    reward_moments: dict[str, float] = field(default_factory=dict)
+    algorithm: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
     tracker: str | None = None
     unlogged: dict[str, Any] = field(default_factory=dict)
@@ -60,16 +59,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _is_moments(value: Any) -> bool:
-    keys = {"count", "mean", "squares"}
-    return isinstance(value, dict) and value.keys() in (set(), keys) and all(map(_is_number, value.values()))
+def _is_algorithm(value: Any) -> bool:
+    states = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(state, dict) and all(map(_is_number, state.values())) for state in states)
 
 
 _IS_RIGHT = {
     "step": lambda value: _is_count(value) and value > 0,
     "episodes": _is_count,
-    "kl_coefficient": _is_number,
-    "reward_moments": _is_moments,
+    "algorithm": _is_algorithm,
     "seconds": _is_number,
     "tracker": lambda value: value is None or isinstance(value, str),
     "unlogged": lambda value: isinstance(value, dict),

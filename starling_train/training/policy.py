@@ -1,11 +1,13 @@
-"""What every training command needs before its first step: prompts, and a policy of which the selected part trains."""
+"""The policy that ppo and dpo train: its tokenizer checked, its selected matrices trainable, and how it is written."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
@@ -27,7 +29,7 @@ def load_chat(directory: Path) -> Chat:
     return Chat.checked(tokenizer, f"model.path: {directory}")
 
 
-def check_lengths(config: PpoConfig, model_config: Any, chat: Chat) -> None:
+def check_lengths(config: PpoConfig | DpoConfig, model_config: Any, chat: Chat) -> None:
     """Raise UserError if prompt and response together can outgrow the model's positions, or ids its vocabulary."""
     check_vocabulary(model_config, chat)
     wanted = config.data.max_prompt_tokens + config.rollout.max_new_tokens
@@ -49,29 +51,58 @@ def check_vocabulary(model_config: Any, chat: Chat, key: str = "model.path") -> 
 
 
 def check_share(key: str, count: int, runtime: Runtime) -> None:
-    """Raise UserError if so many prompts are too few for each process to see to one."""
+    """Raise UserError if so many prompts are too few for each process to have one."""
     if count < runtime.world:
         raise UserError(f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer")
 
 
-SCORED = scans.SCORED
-select = scans.select
-
-
 @dataclass
 class SelectedPolicy:
-    """A causal LM with its trainable parameters marked, the names selected, the table, and the scan."""
+    """A causal LM with its trainable parameters marked, the names selected, the table, and the scan.
 
+    base: the directory, or the identity, of the model that it was. extra_files: writes its adapters, if it has any,
+    into each checkpoint as PEFT reads them.
+    """
+
+    config: PpoConfig | DpoConfig
+    directory: Path
     model: nn.Module
     selected: list[str]
     table: freeze.FreezeTable
     records: dict[str, Record]
 
+    @property
+    def base(self) -> Path:
+        return self.directory
 
-def load_selected_policy(
-    config: PpoConfig, directory: Path, runtime: Runtime, records: dict[str, Record], selected: list[str]
-) -> SelectedPolicy:
-    """Load the weights and freeze what is not selected; with freeze.adapter, hang adapters onto it."""
+    @property
+    def extra_files(self) -> Beside | None:
+        config = self.config
+        if not config.freeze.adapter:
+            return None
+        model = config.freeze.lora, config.model.path, config.model.revision
+        return lambda folder, tensors: adapters.write(folder, tensors, "policy.", self.table.names, *model)
+
+    def write(self, to: Path, chat: Chat) -> None:
+        """Write it as a model of its own, with tokenizer and template, whole or not at all.
+
+        Adapters are merged into the weights, those of a quantised base unquantised.
+        """
+        base = None
+        if self.config.model.load_in:
+            base = causal_lm.load_causal_lm(self.directory, "model.path", dtype=self.config.model.dtype, device="cpu")
+        whole = adapters.merged(self.model, base)
+        causal_lm.save_model(whole, to, chat.save)
+
+
+def load_policy(config: PpoConfig | DpoConfig, directory: Path, run: Path, runtime: Runtime) -> SelectedPolicy:
+    """Scan, select, load the weights and freeze the rest; with freeze.adapter, hang adapters onto what is selected.
+
+    directory: of the model. run: of the run, whose own scan of the same weights is used.
+    """
+    scan = partial(scans.scan_or_list, config.freeze, directory, str(runtime.device), run)
+    records = runtime.from_first(scan)
+    selected = scans.select(config.freeze, records, config.seed)
     model = causal_lm.load_causal_lm(
         directory,
         "model.path",
@@ -85,7 +116,7 @@ def load_selected_policy(
     # quantised weights have neither their shapes nor gradients: what is selected is told by the empty model
     table = apply_to(config.freeze, causal_lm.build_empty(model.config) if config.freeze.adapter else model, selected)
     add_adapters(config.freeze, model, table, runtime)
-    return SelectedPolicy(model, selected, table, records)
+    return SelectedPolicy(config, directory, model, selected, table, records)
 
 
 def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTable, runtime: Runtime) -> None:
@@ -93,22 +124,3 @@ def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTab
     if config.adapter:
         runtime.seed_all("adapters")
         adapters.add(model, table.names, config.lora)
-
-
-def adapter_files(config: PpoConfig, table: freeze.FreezeTable, prefix: str) -> Beside | None:
-    """Writes the adapters as PEFT reads them into each checkpoint; None without adapters. prefix: of their names."""
-    if not config.freeze.adapter:
-        return None
-    model = config.freeze.lora, config.model.path, config.model.revision
-    return lambda directory, tensors: adapters.write(directory, tensors, prefix, table.names, *model)
-
-
-def whole_policy(config: PpoConfig, directory: Path, policy: nn.Module) -> nn.Module:
-    """The policy as a model of its own: with adapters merged into the weights, those of a quantised base unquantised.
-
-    directory: of the base model.
-    """
-    if not config.model.load_in:
-        return adapters.merged(policy)
-    base = causal_lm.load_causal_lm(directory, "model.path", dtype=config.model.dtype, device="cpu")
-    return adapters.merged(policy, base)

@@ -6,7 +6,7 @@ Every check reads headers and small files only. Nothing that stays is written.
 import netrc
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,66 +17,27 @@ import torch
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.files.disk import check_directory
-from starling_train.models import causal_lm, quantisation
 from starling_train.models import header_checks as models_header_checks
-from starling_train.models.reward import start as reward_start
+from starling_train.models import quantisation
 from starling_train.planning.memory import Plan
-from starling_train.rewards import kinds
-from starling_train.run.runtime import Runtime
 from starling_train.selection import records as scan_records
 from starling_train.selection import scan, scans, select
 from starling_train.selection.records import Record
-from starling_train.training.dpo import inputs as dpo_inputs
-from starling_train.training.ppo.inputs import planned
-from starling_train.training.reward_model import inputs as reward_model_inputs
-from starling_train.training.reward_model.inputs import Start
 
 WANDB_HOST = "https://api.wandb.ai"
 
 
-def check_run(config: PpoConfig, directory: Path, model_config: Any, runtime: Runtime, run: Path) -> None:
-    """Check everything that a PPO run needs but its data. directory, model_config: the policy's. Raises UserError."""
-    _check_policy_run(config, directory, model_config, run)
-    kinds.of(config.reward).check(config.reward, True)
-    if runtime.device.type == "cuda":
-        check_memory(planned(config, directory, model_config)[1], device_bytes(runtime.device))
-
-
-def check_ranking(config: RmConfig, start: Start, runtime: Runtime, run: Path) -> None:
-    """Check everything that the training of a reward model needs but its data. Raises UserError."""
-    check_tracker(config.logging.wandb)
-    check_directory(run, "run_dir")
-    quantisation.check_acceleration(attention=config.model.attention)
-    if not config.rm.fresh and not reward_start.is_reward_model(start.directory):
-        models_header_checks.check_policy(
-            start.directory, causal_lm.load_config(start.directory, "model.path"), "model.path"
-        )
-    listed = replace(config, freeze=replace(config.freeze, method=_unscored(config.freeze)))
-    _check_selection(
-        config.freeze, start.directory, reward_model_inputs.scan(listed, start.directory, "cpu"), config.seed
-    )
-    if runtime.device.type == "cuda":
-        check_memory(reward_model_inputs.planned(config, start)[1], device_bytes(runtime.device))
-
-
-def check_preferences(config: DpoConfig, directory: Path, model_config: Any, runtime: Runtime, run: Path) -> None:
-    """Check everything that training on preferences needs but its data. Raises UserError."""
-    _check_policy_run(config, directory, model_config, run)
-    if runtime.device.type == "cuda":
-        check_memory(dpo_inputs.planned(config, directory, model_config)[1], device_bytes(runtime.device))
-
-
-def _check_policy_run(config: PpoConfig | DpoConfig, directory: Path, model_config: Any, run: Path) -> None:
+def check_policy_run(config: PpoConfig | DpoConfig, directory: Path, model_config: Any, run: Path) -> None:
+    """Check what ppo and dpo both need but their data. directory, model_config: the policy's. Raises UserError."""
     check_tracker(config.logging.wandb)
     check_directory(run, "run_dir")
     quantisation.check_acceleration(
         attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
     )
     models_header_checks.check_policy(directory, model_config, "model.path")
-    _check_selection(config.freeze, directory, scan.list_matrices(directory), config.seed)
+    check_selection(config.freeze, directory, scan.list_matrices(directory), config.seed)
 
 
 def check_tracker(mode: str) -> None:
@@ -109,11 +70,7 @@ def _has_login(url: str) -> bool:
     return False
 
 
-def _unscored(freeze: FreezeConfig) -> str:
-    return "random" if freeze.method in scans.SCORED and not freeze.scan else freeze.method
-
-
-def _check_selection(freeze: FreezeConfig, directory: Path, listing: dict[str, Record], seed: int) -> None:
+def check_selection(freeze: FreezeConfig, directory: Path, listing: dict[str, Record], seed: int) -> None:
     """Raise UserError for a scan that does not fit, and for settings that select nothing whatever a scan finds."""
     if freeze.method in scans.SCORED and freeze.scan:
         source = Path(freeze.scan).expanduser()
@@ -123,6 +80,12 @@ def _check_selection(freeze: FreezeConfig, directory: Path, listing: dict[str, R
     else:
         unscored = select.SMALLEST if freeze.method in scans.SCORED else None
         scans.select(freeze, listing, seed, unscored)
+
+
+def check_gpu(plan: Callable[[], Plan], device: torch.device) -> None:
+    """Compare the plan with the memory of the GPU that the run is to use; a CPU has swap. Raises UserError."""
+    if device.type == "cuda":
+        check_memory(plan(), torch.cuda.get_device_properties(device).total_memory)
 
 
 def check_memory(plan: Plan, device: float) -> None:
@@ -144,8 +107,3 @@ def check_memory(plan: Plan, device: float) -> None:
             "shows it by part",
             file=sys.stderr,
         )
-
-
-def device_bytes(device: torch.device) -> float:
-    """Memory of a GPU, bytes."""
-    return torch.cuda.get_device_properties(device).total_memory

@@ -2,18 +2,24 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from torch import nn
 
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
-from starling_train.config.sections import CheckpointConfig, FreezeConfig
+from starling_train.config.sections import FreezeConfig
+from starling_train.files import disk
 from starling_train.files.identity import Identity
-from starling_train.files.json_lines import JsonLines, NoLines, strict
+from starling_train.files.json_lines import strict
+from starling_train.models.budget import Budget, RunBudgets
 from starling_train.run import skipped
+from starling_train.run import summary as run_summary
 from starling_train.run.checkpoints import Beside, Checkpoints, identify_base
 from starling_train.run.console import Console
 from starling_train.run.directory import RunDirectory
@@ -22,21 +28,64 @@ from starling_train.run.runtime import Runtime
 from starling_train.run.signals import StopRequest, leave_saved
 from starling_train.run.state import TrainState
 from starling_train.run.tracker import TRACKERS
-from starling_train.selection import freeze, unfrozen_yaml
-from starling_train.selection.scan import Record
-from starling_train.selection.scans import write_scan
+from starling_train.selection import freeze, scans, unfrozen_yaml
+from starling_train.selection.records import Record
 from starling_train.training.optimizer import Optimizer
-from starling_train.training.policy import SCORED
-from starling_train.training.zero import ZeroOptimizer
 
-Evaluate = Callable[[], dict[str, float]]
+# metrics, and rows for samples.jsonl
+Evaluate = Callable[[], tuple[dict[str, float], list[dict[str, Any]]]]
 
 
-class Keeper:
-    """Keeps the records and the state of a run of `steps` steps.
+class Trainee(Protocol):
+    """The network of which a selection trains: names selected, scan, table.
 
-    watched: the held-out metric whose largest value is the best so far. `console`, `stop` and `skipped_log` are for the
-    command to use.
+    base: the directory of the model that it was, or its identity. extra_files: see `Checkpoints`.
+    """
+
+    model: nn.Module
+    selected: list[str]
+    records: dict[str, Record]
+    table: freeze.FreezeTable
+    base: Path | Identity
+    extra_files: Beside | None
+
+
+class Remembered(Protocol):
+    """What later steps depend on, as plain numbers."""
+
+    def state_dict(self) -> dict[str, float]: ...
+    def load_state_dict(self, state: dict[str, float]) -> None: ...
+
+
+Kept = TypeVar("Kept", bound=Remembered)
+
+
+@dataclass
+class Step:
+    """One step under way. number: counted from 1.
+
+    metrics: what metrics.jsonl gets of it. skipped: rows for skipped.jsonl, on the first process.
+    """
+
+    number: int
+    metrics: dict[str, Any]
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+    episodes: int = 0
+
+    def count(self, episodes: int, samples: int, tokens: int) -> None:
+        """Say what the step, on all processes, consumed (prompts) and produced or learned from (answers, tokens)."""
+        self.episodes = episodes
+        self.metrics |= {"episodes": self.metrics["episodes"] + episodes} | self.clock.metrics(samples, tokens)
+
+
+class Session:
+    """The records and the state of a run of `total` steps; restored from the newest checkpoint, if there is one.
+
+    Used as a context: within, the run's directory is written to, and a signal or a user's error ends the run with the
+    state saved, if what is in memory is that of one step.
+
+    best: the held-out metric whose largest value is the best so far.
     """
 
     def __init__(
@@ -44,139 +93,208 @@ class Keeper:
         config: PpoConfig | RmConfig | DpoConfig,
         run: RunDirectory,
         runtime: Runtime,
-        optimizer: Optimizer | ZeroOptimizer,
-        checkpoints: Checkpoints,
-        state: TrainState,
-        metrics_log: JsonLines | NoLines,
-        steps: int,
-        watched: str,
+        optimizer: Optimizer,
+        trainee: Trainee,
+        total: int,
+        best: str,
     ):
-        self._config, self._run, self._runtime, self._state = config, run, runtime, state
-        self._optimizer, self._checkpoints, self._metrics_log = optimizer, checkpoints, metrics_log
-        self._steps, self._watched = steps, watched
-        self._fruitless, self._applied = 0, optimizer.applied
-        self.skipped_log = run.log(run.skipped, state.logged)
-        wandb = config.logging.wandb if runtime.is_first else "disabled"
-        self._tracking = TRACKERS[wandb](wandb, config.name, run.path, run.settings, state.tracker)
-        state.tracker = self._tracking.id
-        self.stop = StopRequest(config.checkpoint.grace_s, runtime)
-        self.console = Console(steps, state.step, is_quiet=not runtime.is_first)
+        self._config, self._run, self._runtime, self._optimizer = config, run, runtime, optimizer
+        self._trainee, self._best, self.total = trainee, best, total
+        base = trainee.base
+        if isinstance(base, Path):
+            base = runtime.from_first(lambda: identify_base(run.checkpoints, trainee.base))
+        self._checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, base, trainee.extra_files)
+        self._metrics_log = run.log(run.metrics)
+        self.state = restore(self._checkpoints, optimizer, self._metrics_log.last, runtime) or TrainState()
+        disk.check_room(run.path, config.checkpoint, optimizer.saved_bytes(), trainee.model)
+        self._stop = StopRequest(config.checkpoint.grace_s, runtime)
+        self._console = Console(total, self.state.step, is_quiet=not runtime.is_first)
+        self.say = self._console.say
+        self._budgets = RunBudgets(self.state.budgets, self.say)
+        self._remembered: dict[str, Remembered] = {}
+        self._fruitless = 0
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Within, a signal or a user's error ends the run with the state saved, if what is in memory is of one step."""
-        saved = leave_saved(self.stop, self.keep, lambda: self._checkpoints.saved, self.console.say)
-        with self.stop, self.console, saved:
-            yield
+    def __enter__(self) -> "Session":
+        run, state = self._run, self.state
+        if self._runtime.is_first:
+            write_selection(self._config.freeze, run, self._trainee)
+        self._samples_log = run.log(run.samples, state.logged)
+        self._skipped_log = run.log(run.skipped, state.logged)
+        mode = self._config.logging.wandb if self._runtime.is_first else "disabled"
+        self._tracker = TRACKERS[mode](mode, self._config.name, run.path, run.settings, state.tracker)
+        state.tracker = self._tracker.id
+        with ExitStack() as stack:
+            stack.enter_context(self._stop)
+            stack.enter_context(self._console)
+            stack.enter_context(leave_saved(self._stop, self._keep, lambda: self._checkpoints.saved, self.say))
+            self._exit = stack.pop_all()
+        return self
 
-    def begin(self, evaluate: Evaluate) -> None:
-        """Before the first step of this start: the evaluation of step 0, or one that an earlier start still owes."""
-        state = self._state
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._exit.__exit__(*error)
+
+    def budget(self, key: str, amount: int) -> Budget:
+        """A budget that stays lowered in later starts. key: the configuration's."""
+        return self._budgets.add(key, amount)
+
+    def follow(self, budget: Budget | None) -> None:
+        """The same for a budget that something else has made; None, that of a served model, is nothing to follow."""
+        if budget is not None:
+            self._budgets.follow(budget)
+
+    def remember(self, name: str, thing: Kept) -> Kept:
+        """Keep the state of something that later steps depend on; a resumed run goes on with it."""
+        if name in self.state.algorithm:
+            thing.load_state_dict(self.state.algorithm[name])
+        self._remembered[name] = thing
+        return thing
+
+    def steps(self, evaluate: Evaluate) -> Iterator[Step]:
+        """Step after step; between two steps: evaluate, log and save what is due."""
+        state = self.state
+        self.say(self._trainee.table.render())
+        self.say(describe(self._optimizer, self._runtime, self._config.cluster.zero_stage))
         if state.step:
-            self.console.say(f"resumed after step {state.step}")
+            self.say(f"resumed after step {state.step}")
             if state.unlogged:
-                self._record(state.unlogged | evaluate())
+                self._record(state.unlogged | self._evaluated(evaluate))
                 state.unlogged = {}
         elif self._config.evaluation.every:
-            self._record({"step": 0, "episodes": 0} | evaluate())
+            self._record({"step": 0, "episodes": 0} | self._evaluated(evaluate))
+        while state.step < self.total:
+            number = state.step + 1
+            self._step = Step(number, {"step": number, "episodes": state.episodes})
+            applied = self._optimizer.applied
+            yield self._step
+            self._end(self._step, evaluate)
+            self._stop_if_fruitless(self._optimizer.applied > applied)
 
-    def end_step(self, metrics: dict[str, Any], clock: Clock, evaluate: Evaluate) -> None:
-        """After a step, with the state already that of the step: evaluate, log and save what is due.
+    @contextmanager
+    def abandonable(self) -> Iterator[None]:
+        """Nothing that is kept changes within: a signal leaves at once. Every process has all weights, for reading."""
+        with self._stop.abandonable(), self._optimizer.gathered():
+            yield
 
-        clock: started with the step. Raises UserError, with the state saved, after too many steps in a row in which no
-        update was applied.
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A part of the step, shown while it runs; its seconds are `time/<name>_s`."""
+        self._console.phase(name)
+        yield
+        self._step.clock.lap(name)
+
+    @contextmanager
+    def updating(self, train_policy: bool = True) -> Iterator[None]:
+        """What a checkpoint holds changes within: an update is finished if that fits into checkpoint.grace_s."""
+        with self._stop.updating():
+            rate = self._optimizer.set_rates(self._step.number, self.total, train_policy)
+            self._step.metrics["optim/learning_rate"] = rate
+            with self.phase("update"):
+                yield
+
+    def finish(
+        self,
+        command: str,
+        write_model: Callable[[], None],
+        write_report: Callable[[Path], None],
+        planned_gb: float | None = None,
+    ) -> None:
+        """After the last step: the model for whoever wants to use it, the page for whoever wants to know about it.
+
+        write_model, write_report: called on the first process alone, with all weights there.
         """
-        state, every, step = self._state, self._config.evaluation.every, self._state.step
-        last = step == self._steps
-        if every and (last or step % every == 0):
-            state.unlogged = strict(metrics)
-            metrics |= evaluate()
+        runtime, run = self._runtime, self._run
+        self._console.phase("writing the model")
+        with self._stop.finishing(), self._optimizer.gathered():
+            if runtime.is_first:
+                write_model()
+        self._tracker.finish()
+        if runtime.is_first:
+            table = self._trainee.table
+            text = run_summary.to_json(self._config, run, table, self.state, runtime, command, planned_gb)
+            run.write("summary.json", text)
+            write_report(run.path)
+
+    def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
+        self._console.phase("evaluating")
+        with self.abandonable():
+            measured, samples = evaluate()
+        self._samples_log.write([{"step": self.state.step} | sample for sample in samples])
+        return measured
+
+    def _end(self, step: Step, evaluate: Evaluate) -> None:
+        """Log and save a step that is done. Samples, metrics, checkpoint: in this order no kill leaves a gap."""
+        state, every = self.state, self._config.evaluation.every
+        self._skipped_log.write(step.skipped)
+        step.metrics["memory/peak_gb"] = self._runtime.peak_memory_gb()
+        state.step, state.episodes = step.number, state.episodes + step.episodes
+        state.budgets = self._budgets.synchronise(self._runtime)
+        state.algorithm = {name: thing.state_dict() for name, thing in self._remembered.items()}
+        is_last = step.number == self.total
+        if every and (is_last or step.number % every == 0):
+            state.unlogged = strict(step.metrics)
+            step.metrics |= self._evaluated(evaluate)
             state.unlogged = {}
-        state.seconds += clock.total()
-        self._record(metrics, left_s=state.seconds / step * (self._steps - step))
-        if last or (self._config.checkpoint.every and step % self._config.checkpoint.every == 0):
+        state.seconds += step.clock.total()
+        self._record(step.metrics, left_s=state.seconds / step.number * (self.total - step.number))
+        save_every = self._config.checkpoint.every
+        if is_last or (save_every and step.number % save_every == 0):
             self._save()
-        self._fruitless = self._fruitless + 1 if self._optimizer.applied == self._applied else 0
-        self._applied = self._optimizer.applied
+
+    def _stop_if_fruitless(self, is_applied: bool) -> None:
+        """Raise UserError, with the state saved, after too many steps in a row in which no update was applied."""
+        self._fruitless = 0 if is_applied else self._fruitless + 1
         if self._fruitless >= skipped.STEPS_IN_A_ROW:
-            self.keep()
+            self._keep()
             raise skipped.too_many(self._run.skipped)
 
-    def keep(self) -> None:
+    def _keep(self) -> None:
         """Save the state of the last finished step, and say so."""
-        if self._state.step:
+        if self.state.step:
             self._save()
-            self.console.say(f"state saved after step {self._state.step}; run the same command to go on")
-
-    def finish(self) -> None:
-        """All steps are done: close the tracker."""
-        self._tracking.finish()
+            self.say(f"state saved after step {self.state.step}; run the same command to go on")
 
     def _record(self, metrics: dict[str, Any], left_s: float | None = None) -> None:
         self._metrics_log.write([metrics])
-        self._state.note(metrics["step"], metrics.get(self._watched))
-        self._tracking.log(metrics)
-        self.console.step(metrics, left_s)
+        self.state.note(metrics["step"], metrics.get(self._best))
+        self._tracker.log(metrics)
+        self._console.step(metrics, left_s)
 
     def _save(self) -> None:
-        self.console.phase("saving")
+        self._console.phase("saving")
         # under ZeRO all processes put the tensors together
         tensors = self._optimizer.trainable_tensors(), self._optimizer.state_tensors()
         if self._runtime.is_first:
-            self._checkpoints.save(*tensors, self._state)
+            self._checkpoints.save(*tensors, self.state)
 
 
-class Trained(Protocol):
-    """What a selection gave: names selected, scan, table."""
-
-    selected: list[str]
-    records: dict[str, Record]
-    table: freeze.FreezeTable
-
-
-def begin(config: FreezeConfig, run: RunDirectory, runtime: Runtime, trained: Trained) -> None:
-    """Make the run's directory, with its configuration and what was selected. The first process does."""
-    if not runtime.is_first:
-        return
+def write_selection(config: FreezeConfig, run: RunDirectory, trainee: Trainee) -> None:
+    """Make the run's directory, with its configuration and what was selected."""
     run.create()
-    if config.method in SCORED:
-        write_scan(trained.records, run.path)
-    unfrozen_yaml.write_unfrozen_yaml(
-        trained.selected, trained.records, run.path / "unfrozen.yaml", trained.table.names
+    if config.method in scans.SCORED:
+        scans.write_scan(trainee.records, run.path)
+    path = run.path / "unfrozen.yaml"
+    unfrozen_yaml.write_unfrozen_yaml(trainee.selected, trainee.records, path, trainee.table.names)
+
+
+def describe(optimizer: Optimizer, runtime: Runtime, zero_stage: int) -> str:
+    """Device, processes and the ZeRO stage in effect, which may differ from the one requested."""
+    note = (
+        f"; cluster.zero_stage={zero_stage} has no effect in one process" if zero_stage and runtime.world == 1 else ""
     )
+    return f"{runtime.describe()}; optimizer state in each process: {optimizer.describe()}{note}"
 
 
-def open_checkpoints(
-    config: CheckpointConfig, run: RunDirectory, base: Path | Identity, runtime: Runtime, beside: Beside | None = None
-) -> Checkpoints:
-    """The run's checkpoints, of the model in the directory `base`, or known as that. beside: see `Checkpoints`."""
-    if isinstance(base, Path):
-        base = runtime.from_first(lambda: identify_base(run.checkpoints, base))
-    return Checkpoints(run.checkpoints, config.keep, base, beside)
-
-
-def describe(optimizer: Optimizer | ZeroOptimizer, runtime: Runtime, zero_stage: int) -> str:
-    """What runs where, as it is and not as it was asked for. zero_stage: the one that was."""
-    here = optimizer.state_bytes() if optimizer.engine is None else optimizer.bytes_here()
-    how = "whole" if optimizer.engine is None else f"ZeRO stage {optimizer.engine.zero_optimization_stage()}"
-    if optimizer.engine is None and zero_stage:
-        how += f": cluster.zero_stage={zero_stage} has no effect in one process"
-    return f"{runtime.describe()}; optimizer state in each process: {here / 1e9:.3g} GB ({how})"
-
-
-def restore(
-    checkpoints: Checkpoints, optimizer: Optimizer | ZeroOptimizer, logged: int, runtime: Runtime
-) -> TrainState | None:
+def restore(checkpoints: Checkpoints, optimizer: Optimizer, logged: int, runtime: Runtime) -> TrainState | None:
     """Load the newest intact checkpoint into trainable parameters and optimizer; None if there is none.
 
     The first process chooses it. logged: the last step in metrics.jsonl. Raises UserError if no checkpoint can be
     used, or if it is of other tensors.
     """
-    found = checkpoints.newest(logged) if runtime.is_first else None
-    step = runtime.from_first(lambda: found and found.state.step)
-    if step is not None and found is None:
-        found = checkpoints.at(step)
-    if found is None:
+    checkpoint = checkpoints.newest(logged) if runtime.is_first else None
+    step = runtime.from_first(lambda: checkpoint and checkpoint.state.step)
+    if step is not None and checkpoint is None:
+        checkpoint = checkpoints.at(step)
+    if checkpoint is None:
         if logged > 0 and runtime.is_first:
             print(
                 f"no checkpoint was saved before the run ended: it starts again, and the steps up to {logged}, which "
@@ -184,11 +302,10 @@ def restore(
                 file=sys.stderr,
             )
         return None
-    shapes = {name: (t.shape, t.dtype) for name, t in found.trainable.items()}
-    if shapes != optimizer.shapes() or not optimizer.fits(found.optimizer):
+    if not optimizer.fits(checkpoint.trainable, checkpoint.optimizer):
         raise UserError(
             "run_dir: its checkpoint trained other tensors than this selection; give the same freeze.* settings, "
             "or another run_dir"
         )
-    optimizer.load(found.trainable, found.optimizer)
-    return found.state
+    optimizer.load(checkpoint.trainable, checkpoint.optimizer)
+    return checkpoint.state

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO over the processes of a run: optimizer state (1), gradients too (2), weights too (3) in parts.
+"""DeepSpeed ZeRO over the processes of a run: optimizer state (1), gradients too (2), weights too (3) in shards.
 
 DeepSpeed is called directly: through accelerate a CPU run would get plain data parallelism whatever stage it asked for.
 Source: Rajbhandari et al. 2019, 'ZeRO: Memory Optimizations Toward Training Trillion Parameter Models', section 5.
@@ -7,45 +7,47 @@ Source: Rajbhandari et al. 2019, 'ZeRO: Memory Optimizations Toward Training Tri
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import ClusterConfig, OptimConfig
-from starling_train.models.actors import Actors
+from starling_train.models.actors import Actors, Groups
+from starling_train.models.budget import Budget
 from starling_train.models.packing import without_hooks
 from starling_train.planning.memory import BUCKET
 from starling_train.run.runtime import Runtime
-from starling_train.training.optimizer import Optimizer, adam_options, fit_together, rates_of
+from starling_train.training.adam import adam_options, fit_together, rates_of, shapes_of
 
+Result = TypeVar("Result")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroOptimizer:
-    """As `Optimizer`, for a module whose trainable tensors DeepSpeed keeps in parts: the same numbers, less memory.
+    """As `LocalOptimizer`, for a module whose trainable tensors DeepSpeed shards: the same numbers, less memory.
 
-    groups: parameters by name, twice, with a learning rate each; the policy's, then the critic's, which may be empty.
-    What it saves is what `Optimizer` saves, so a run can go on with another stage and another number of processes.
-    Every process must call every method, in step, and compute through `engine`.
+    groups: trainable parameters by name, of the policy and of the critic; the latter may be empty.
+    What it saves is what `LocalOptimizer` saves, so a run can resume with another stage and number of processes.
+    Every process must call every method, in step, and compute through `module`, which is DeepSpeed's engine.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        groups: tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]],
+        groups: Groups,
         config: OptimConfig,
         cluster: ClusterConfig,
         runtime: Runtime,
     ):
         import deepspeed
 
-        self.module, self._config, self._runtime, self.stage = module, config, runtime, cluster.zero_stage
-        self._groups = tuple(group for group in groups if group)  # DeepSpeed cannot keep parts of nothing
+        self._model, self._config, self._runtime, self.stage = module, config, runtime, cluster.zero_stage
+        self._groups = tuple(group for group in groups if group)  # DeepSpeed cannot shard nothing
         self._parameters = groups[0] | groups[1]
         # DeepSpeed gives all of them the policy's type; what is float32 without it stays so in checkpoints
         self._is_whole = {name: p.dtype == torch.float32 for name, p in self._parameters.items()}
@@ -54,7 +56,7 @@ class ZeroOptimizer:
         adam = torch.optim.AdamW([{"params": list(group.values()), "lr": 0.0} for group in self._groups],
                                  fused=True, **adam_options(config))  # fmt: skip
         buffers = {name: buffer.dtype for name, buffer in module.named_buffers()}
-        self.engine = deepspeed.initialize(
+        self.module = deepspeed.initialize(
             model=module,
             optimizer=adam,
             config=_settings(config, cluster, dtype, runtime.world, sum(p.numel() for p in self._parameters.values())),
@@ -65,13 +67,15 @@ class ZeroOptimizer:
                 "cluster.zero_stage: this release of DeepSpeed rounds the model's rotary frequencies; "
                 "pip install 'starling-train[zero]'"
             )
-        assert self.engine.zero_optimization_stage() == cluster.zero_stage, "another stage than was asked for"
+        assert self.module.zero_optimization_stage() == cluster.zero_stage, "DeepSpeed took another stage"
         self.applied = 0
         self._trains_policy = True
         self._init_state()
+        if isinstance(module, Actors):
+            module.rebuild_views()  # DeepSpeed has hung hooks onto the layers
 
-    def set_step(self, step: int, steps: int, train_policy: bool = True) -> float:
-        """See `Optimizer.set_step`."""
+    def set_rates(self, step: int, steps: int, train_policy: bool = True) -> float:
+        """See `LocalOptimizer.set_rates`."""
         policy, critic = rates_of(self._config, step, steps)
         rates = (policy if train_policy else 0.0, critic)
         for group, rate in zip(self._adam.param_groups, rates, strict=False):  # without a critic there is one group
@@ -79,27 +83,29 @@ class ZeroOptimizer:
         self._trains_policy = train_policy
         return policy
 
+    def rounds(self, own: int) -> int:
+        """The most micro-batches of any process: gradients are exchanged after each, so all must take as many."""
+        return max(1, int(self._runtime.maximum([own])[0]))
+
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Add the gradients of a micro-batch's loss; they are summed over processes. is_last: of the mini-batch."""
-        self.engine.set_gradient_accumulation_boundary(is_last)
-        self.engine.backward(loss * self._runtime.world, scale_wrt_gas=False)  # DeepSpeed takes the mean
+        self.module.set_gradient_accumulation_boundary(is_last)
+        self.module.backward(loss * self._runtime.world, scale_wrt_gas=False)  # DeepSpeed takes the mean
 
-    def step(self) -> float:
-        """See `Optimizer.step`."""
-        self.engine.step()
-        if self.engine.optimizer.overflow:
+    def attempt(self, budget: Budget, phase: Callable[[int], Result]) -> Result:
+        """Run `phase(amount)` once: other processes wait in the middle of it, so it cannot be repeated."""
+        return budget.only_attempt(phase)
+
+    def step(self, is_finite: bool = True) -> float:
+        """See `LocalOptimizer.step`. DeepSpeed itself sees that a gradient is not finite, on all processes alike."""
+        self.module.step()
+        if self.module.optimizer.overflow:
             return math.nan
         self.applied += 1
         if not self._trains_policy:  # a step at rate 0 that must not count in the bias correction
             for state, _ in self._states(0):
                 state["step"].zero_()
-        return float(self.engine.get_global_grad_norm())
-
-    def skip(self) -> float:
-        """See `Optimizer.skip`; only before any `backward` of the mini-batch."""
-        return math.nan
-
-    is_finite = staticmethod(Optimizer.is_finite)
+        return float(self.module.get_global_grad_norm())
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -109,7 +115,7 @@ class ZeroOptimizer:
             return
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self.module.parameters())), without_hooks(self.module):
+        with deepspeed.zero.GatheredParameters(list(self._model.parameters())), without_hooks(self._model):
             yield
 
     def trainable_tensors(self) -> dict[str, Tensor]:
@@ -121,7 +127,7 @@ class ZeroOptimizer:
         return tensors
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """See `Optimizer.state_tensors`; on the first process, empty on the others."""
+        """See `LocalOptimizer.state_tensors`; on the first process, empty on the others."""
         tensors: dict[str, Tensor] = {}
         for name in self._copied():
             tensors |= self._one(f"{name}/master", self._get(self._parameters[name], None))
@@ -147,21 +153,27 @@ class ZeroOptimizer:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, key)
 
-    def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    def fits(self, trainable: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
+        """See `LocalOptimizer.fits`."""
+        return shapes_of(trainable) == self._shapes() and fit_together(state, self._parameters, self._copied())
+
+    def _shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and type of each of `trainable_tensors`."""
         return {
             name: (getattr(p, "ds_shape", p.shape), torch.float32 if self._is_whole[name] else p.dtype)
             for name, p in self._parameters.items()
         }
 
-    def fits(self, tensors: dict[str, Tensor]) -> bool:
-        """See `Optimizer.fits`."""
-        return fit_together(tensors, self._parameters, self._copied())
+    def saved_bytes(self) -> int:
+        """Bytes of what a checkpoint holds, all processes together, once every parameter has been updated."""
+        return sum(
+            math.prod(shape) * (dtype.itemsize + (8 if self._is_whole[name] else 12))
+            for name, (shape, dtype) in self._shapes().items()
+        )
 
-    def state_bytes(self) -> int:
-        """Bytes of `state_tensors`, all processes together, once every parameter has been updated."""
-        sizes = {name: math.prod(shape) for name, (shape, _) in self.shapes().items()}
-        return sum(size * (8 if self._is_whole[name] else 12) for name, size in sizes.items())
+    def describe(self) -> str:
+        """See `LocalOptimizer.describe`."""
+        return f"{self.bytes_here() / 1e9:.3g} GB (ZeRO stage {self.stage})"
 
     def bytes_here(self) -> int:
         """Bytes of moments and float32 copies that this process holds."""
@@ -171,18 +183,18 @@ class ZeroOptimizer:
         return sum(tensor.numel() * tensor.element_size() for tensor in own)
 
     @torch.no_grad()
-    def load(self, trainable: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    def load(self, trainable: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         """Undo `trainable_tensors` and `state_tensors`."""
         for name, parameter in self._parameters.items():
-            master = trainable[name] if self._is_whole[name] else tensors[f"{name}/master"]
+            master = trainable[name] if self._is_whole[name] else state[f"{name}/master"]
             self._set(parameter, master.float(), None)
             for key in MOMENTS:
-                if f"{name}/{key}" in tensors:
-                    self._set(parameter, tensors[f"{name}/{key}"], key)
+                if f"{name}/{key}" in state:
+                    self._set(parameter, state[f"{name}/{key}"], key)
         for index, group in enumerate(self._groups):
-            found = [float(tensors[f"{name}/step"]) for name in group if f"{name}/step" in tensors]
-            for state, _ in self._states(index):
-                state["step"].fill_(found[0] if found else 0.0)
+            steps = [float(state[f"{name}/step"]) for name in group if f"{name}/step" in state]
+            for shard, _ in self._states(index):
+                shard["step"].fill_(steps[0] if steps else 0.0)
         self._masters_to_weights(trainable)
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
@@ -197,7 +209,7 @@ class ZeroOptimizer:
                 safe_set_full_optimizer_state(parameter, value, key)
             return
         # DeepSpeed's own setter wants sizes that the number of processes divides
-        zero = self.engine.optimizer
+        zero = self.module.optimizer
         part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
         start = part.numel() * zero._get_param_partition_rank(parameter)
         mine = value.flatten()[start : start + part.numel()]
@@ -218,11 +230,11 @@ class ZeroOptimizer:
 
     @property
     def _adam(self) -> torch.optim.Optimizer:
-        return self.engine.optimizer.optimizer
+        return self.module.optimizer.optimizer
 
     def _parts(self, index: int) -> list[Tensor]:
         """The flat float32 copies of parts of a group (0 the policy's, 1 the critic's) that this process has."""
-        zero = self.engine.optimizer
+        zero = self.module.optimizer
         if self.stage < 3:
             return [zero.single_partition_of_fp32_groups[index]]
         return [p for i, p in enumerate(zero.fp32_partitioned_groups_flat) if zero.sub_group_to_group_id[i] == index]
@@ -238,7 +250,7 @@ class ZeroOptimizer:
                 key: torch.zeros_like(part) for key in MOMENTS
             }
         if self.stage < 3:
-            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+            self.module.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _settings(
@@ -267,36 +279,6 @@ def check_installed() -> None:
         import deepspeed  # noqa: F401
     except ImportError:
         raise UserError("cluster.zero_stage: DeepSpeed is not installed; pip install 'starling-train[zero]'") from None
-
-
-def make_optimizer(
-    actors: Actors, config: OptimConfig, cluster: ClusterConfig, runtime: Runtime
-) -> Optimizer | ZeroOptimizer:
-    """The optimizer of policy and critic: `optimizer_of` the two."""
-    groups = (actors.policy_parameters(), actors.critic_parameters())
-    made = optimizer_of(actors, groups, config, cluster, runtime)
-    actors.look_again()  # DeepSpeed has hung hooks onto the layers
-    return made
-
-
-def optimizer_of(
-    module: nn.Module,
-    groups: tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]],
-    config: OptimConfig,
-    cluster: ClusterConfig,
-    runtime: Runtime,
-) -> Optimizer | ZeroOptimizer:
-    """The optimizer of `cluster.zero_stage`; at 0 every process has all of the state, and gradients are summed.
-
-    Raises UserError without DeepSpeed, and for 8-bit moments in parts.
-    """
-    if cluster.zero_stage == 0 or runtime.world == 1:  # one process: the only part is the whole
-        return Optimizer(*groups, config, runtime.sum_tensors if runtime.world > 1 else None)
-    if config.eight_bit:
-        raise UserError("optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0")
-    check_installed()
-    remove_old_locks()
-    return ZeroOptimizer(module, groups, config, cluster, runtime)
 
 
 LONGEST_COMPILATION_S = 1800.0

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from starling_train import dpo
-from starling_train.models.lone_policy import LonePolicy
+from starling_train.models.actors import Actors
 from starling_train.training.dpo import reference
 from starling_train.training.dpo import update as dpo_update
 
@@ -187,10 +187,10 @@ def test_finished_and_other_settings(straight, settings, capsys):
 KILLED = """
 import os, signal
 from starling_train import dpo
-from starling_train.engine import dpo_reference, dpo_update
+from starling_train.training.dpo import reference, update
 
-dpo_reference.PIECE = 7
-function, calls = dpo_update.{function}, []
+reference.PIECE = 7
+function, calls = update.{function}, []
 
 def killed(*arguments):
     calls.append(None)
@@ -198,7 +198,7 @@ def killed(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return function(*arguments)
 
-dpo_update.{function} = killed
+update.{function} = killed
 dpo.main()
 """
 
@@ -348,15 +348,16 @@ def test_no_finite_reference_at_all(settings, tmp_path, monkeypatch, capsys):
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_its_row_written(settings, tmp_path, monkeypatch):
-    forward, calls = LonePolicy.forward, []
+    forward, calls = Actors.forward, []
 
-    def odd(self, batch, start=None):
+    def odd(self, batch, states=None):
+        outputs = forward(self, batch, states)
         if not torch.is_grad_enabled():
-            return forward(self, batch, start)
+            return outputs
         calls.append(None)
-        return forward(self, batch, start) * (math.nan if len(calls) == 2 else 1.0)
+        return outputs._replace(logprobs=outputs.logprobs * (math.nan if len(calls) == 2 else 1.0))
 
-    monkeypatch.setattr(LonePolicy, "forward", odd)
+    monkeypatch.setattr(Actors, "forward", odd)
     run = run_here(tmp_path, settings)
     assert [row["optim/skipped"] for row in lines(run)[1:]] == [0, 1, 0, 0, 0, 0]
     skipped = lines(run, "skipped.jsonl")

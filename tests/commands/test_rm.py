@@ -171,9 +171,9 @@ def test_finished_and_other_settings(straight, bases, rows, capsys):
 KILLED_IN_STEP_4 = """
 import os, signal
 from starling_train import rm
-from starling_train.engine import ranking
+from starling_train.training.reward_model import update as module
 
-update, steps = ranking.update, []
+update, steps = module.update, []
 
 def killed(*arguments):
     steps.append(None)
@@ -181,7 +181,7 @@ def killed(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return update(*arguments)
 
-ranking.update = killed
+module.update = killed
 rm.main()
 """
 
@@ -202,9 +202,9 @@ def test_after_a_kill_it_goes_on_exactly(straight, bases, rows, tmp_path, capsys
 def test_after_a_signal_the_state_is_saved(straight, bases, rows, tmp_path, monkeypatch):
     update = ranking.update
 
-    def interrupted(net, optimizer, *rest):
+    def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return update(net, optimizer, *rest)
+        return update(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(ranking, "update", interrupted)

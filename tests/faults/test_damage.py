@@ -24,7 +24,9 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 
 def state(step: int) -> TrainState:
     moments = {"count": 8, "mean": 0.5, "squares": 2.0}
-    return TrainState(step, 8 * step, 0.1, moments, 1.5, "abc", best_score=0.5, best_step=1)
+    return TrainState(
+        step, 8 * step, {"kl": {"coefficient": 0.1}, "scores": moments}, 1.5, "abc", best_score=0.5, best_step=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +103,9 @@ def test_every_single_byte_of_a_file_counts(copy, capsys, name):
         (lambda values: values.update(step="2"), "wrong step"),
         (lambda values: values.update(step=3), "step 3"),
         (lambda values: values.update(step=True), "wrong step"),
-        (lambda values: values.update(reward_moments={"count": 1}), "reward_moments"),
-        (lambda values: values.update(reward_moments=[]), "reward_moments"),
-        (lambda values: values.update(kl_coefficient=None), "kl_coefficient"),
+        (lambda values: values.update(algorithm={"kl": 1}), "algorithm"),
+        (lambda values: values.update(algorithm=[]), "algorithm"),
+        (lambda values: values.update(algorithm={"kl": {"coefficient": None}}), "algorithm"),
         (lambda values: values.update(unlogged=3), "unlogged"),
         (lambda values: values.update(more=1), "more"),
         (lambda values: values.clear(), "lacks"),

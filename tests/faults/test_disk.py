@@ -14,7 +14,7 @@ from torch import nn
 from starling_train.config.fields import UserError
 from starling_train.config.sections import CheckpointConfig, OptimConfig
 from starling_train.files import disk
-from starling_train.training.optimizer import Optimizer
+from starling_train.training.local import LocalOptimizer
 
 
 def check_stopped(process, reason: str) -> None:
@@ -84,11 +84,11 @@ def test_room_is_asked_for_by_hand(tmp_path, monkeypatch, dtype, expected):
     """1000 parameters: weight, two moments and, for bfloat16, a master copy; two kept, one being written, the model."""
     model = nn.Linear(1000, 1, bias=False, dtype=dtype)
     trainable = dict(model.named_parameters())
-    optimizer = Optimizer(trainable, {}, OptimConfig())
+    optimizer = LocalOptimizer(model, (trainable, {}), OptimConfig())
 
     def check(free: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        disk.check_room(tmp_path / "new" / "run", CheckpointConfig(keep=2), optimizer, model)
+        disk.check_room(tmp_path / "new" / "run", CheckpointConfig(keep=2), optimizer.saved_bytes(), model)
 
     check(expected)
     with pytest.raises(UserError, match=r"run_dir: .*checkpoint\.keep"):
@@ -102,8 +102,10 @@ def test_room_is_asked_for_by_hand(tmp_path, monkeypatch, dtype, expected):
 def test_the_optimizer_s_size_is_that_of_its_tensors():
     for dtype in (torch.float32, torch.bfloat16):
         model = nn.Linear(1000, 1, bias=False, dtype=dtype)
-        optimizer = Optimizer(dict(model.named_parameters()), {}, OptimConfig())
+        trainable = dict(model.named_parameters())
+        optimizer = LocalOptimizer(model, (trainable, {}), OptimConfig())
         model(torch.ones(1000, dtype=dtype)).sum().backward()
         optimizer.step()
-        held = sum(tensor.numel() * tensor.element_size() for tensor in optimizer.state_tensors().values())
-        assert 0 <= held - optimizer.state_bytes() <= 8  # the count of steps
+        saved = [*optimizer.trainable_tensors().values(), *optimizer.state_tensors().values()]
+        held = sum(tensor.numel() * tensor.element_size() for tensor in saved)
+        assert 0 <= held - optimizer.saved_bytes() <= 8  # the count of steps

@@ -25,10 +25,12 @@ def test_checkpoints_come_back_and_only_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2, base=BASE)
     assert checkpoints.newest() is None
     for step in (1, 2, 3):
-        checkpoints.save(tensors(step), tensors(-step), TrainState(step=step, kl_coefficient=0.1 * step))
+        checkpoints.save(
+            tensors(step), tensors(-step), TrainState(step=step, algorithm={"kl": {"coefficient": 0.1 * step}})
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000002", "step_000003"]
     found = checkpoints.newest()
-    assert found.state == TrainState(step=3, kl_coefficient=0.1 * 3)
+    assert found.state == TrainState(step=3, algorithm={"kl": {"coefficient": 0.1 * 3}})
     assert all(torch.equal(found.trainable[k], v) for k, v in tensors(3).items())
     assert all(torch.equal(found.optimizer[k], v) for k, v in tensors(-3).items())
 

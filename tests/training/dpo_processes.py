@@ -9,16 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from processes import bytes_of
 from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.evals.held_out_pairs import pair_metrics
+from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
-from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
-from starling_train.training.dpo import inputs, update
+from starling_train.training.dpo import update
 from starling_train.training.dpo.update import EncodedRow
+from starling_train.training.optimizer import make_optimizer
 
 
 def main() -> None:
@@ -32,10 +34,10 @@ def main() -> None:
         policy = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2)).to(dtype)
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("layers.1.mlp" in name or "layers.2.self_attn.q" in name)
-        net, budget = LonePolicy(policy, lowest=1), Budget("test", 40)
+        net, budget = Actors(policy, "none", lowest=1, has_reference=False), Budget("test", 40)
         settings = DpoLossConfig(beta=0.3, loss=loss, tokens_per_microbatch=40)
         optim = OptimConfig(learning_rate=1e-2, schedule="constant")
-        optimizer = inputs.optimizer(net, optim, ClusterConfig("cpu", zero_stage=stage), runtime)
+        optimizer = make_optimizer(net, net.groups(), optim, ClusterConfig("cpu", zero_stage=stage), runtime)
         given = [rows(step) for step in range(first + steps + 1)]
         with optimizer.gathered():
             known = [update.logprobs_of(net, everyones, budget, runtime) for everyones in given]
@@ -47,12 +49,12 @@ def main() -> None:
             optimizer.load(saved["trainable"], saved["optimizer"])
         found = []
         for step in range(first + 1, first + steps + 1):
-            optimizer.set_step(step, 100)
+            optimizer.set_rates(step, 100)
             mine = runtime.share(given[step])
             found.append(update.update(net, optimizer, mine, settings, runtime, budget).metrics)
         with optimizer.gathered():
             found[-1] |= pair_metrics(net, [given[0]], settings, budget, runtime)
-        bytes_here = runtime.gather([optimizer.bytes_here()])
+        bytes_here = runtime.gather([bytes_of(optimizer)])
         tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
         if runtime.is_first:
             torch.save(tensors, out.with_suffix(".state"))

@@ -16,9 +16,10 @@ from starling_train.models import adapters
 from starling_train.models.actors import Actors
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
-from starling_train.training.ppo.experience import score_tokens
+from starling_train.training.optimizer import Optimizer, make_optimizer
+from starling_train.training.ppo.experience import make_experience
 from starling_train.training.ppo.update import update
-from starling_train.training.zero import make_optimizer
+from starling_train.training.zero import ZeroOptimizer
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
             epochs=2, minibatches=2, tokens_per_microbatch=40, critic=critic, kl=KLConfig(coefficient=0.1)
         )
         optim = OptimConfig(learning_rate=1e-2, schedule="constant")
-        optimizer = make_optimizer(actors, optim, ClusterConfig("cpu", zero_stage=stage), runtime)
+        optimizer = make_optimizer(actors, actors.groups(), optim, ClusterConfig("cpu", zero_stage=stage), runtime)
         if first:
             saved = torch.load(out.with_suffix(".state"), weights_only=True)
             optimizer.load(saved["trainable"], saved["optimizer"])
@@ -56,16 +57,23 @@ def main() -> None:
                 everyones_scores[1::2] = torch.nan
             scores = torch.tensor(runtime.share(everyones_scores.tolist()))
             with optimizer.gathered():
-                experience = score_tokens(actors, mine, scores, algorithm, 0.1, runtime=runtime)
+                experience = make_experience(actors, mine, scores, algorithm, 0.1, runtime=runtime)
             train_policy = step > 1
-            optimizer.set_step(step, 100, train_policy)
+            optimizer.set_rates(step, 100, train_policy)
             order = runtime.generator("update", step)
             rows.append(update(actors, optimizer, experience, algorithm, order, train_policy, None, runtime).metrics)
-        bytes_here = runtime.gather([optimizer.bytes_here()])
+        bytes_here = runtime.gather([bytes_of(optimizer)])
         tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
         if runtime.is_first:
             torch.save(tensors, out.with_suffix(".state"))
             out.write_text(json.dumps({"metrics": rows, "bytes": bytes_here}))
+
+
+def bytes_of(optimizer: Optimizer) -> int:
+    """Bytes of optimizer state in this process: of the shard, or of the whole."""
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.bytes_here()
+    return sum(tensor.numel() * tensor.element_size() for tensor in optimizer.state_tensors().values())
 
 
 def rollout(step: int) -> Rollout:

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from minibatch import optimizer_of
 from test_update import SCORES, actors, rollout, settings
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import OptimConfig
 from starling_train.models.budget import Budget, is_out_of_memory
-from starling_train.training.optimizer import Optimizer
-from starling_train.training.ppo.experience import score_tokens
+from starling_train.training.ppo.experience import make_experience
 from starling_train.training.ppo.update import update
 
 
@@ -78,11 +77,10 @@ def test_a_step_is_the_one_of_the_smaller_budget(tiny_mistral, limit):
     amount = 10_000
     for _ in range(2):
         model, config = actors(tiny_mistral), settings(epochs=2, tokens_per_microbatch=amount)
-        optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
-        optimizer.set_step(1, 10)
+        optimizer = optimizer_of(model, learning_rate=1e-2)
         budget = Budget("algorithm.tokens_per_microbatch", amount, lambda line: None)
         model.policy.model.norm.register_forward_pre_hook(refuse_above(limit))
-        experience = score_tokens(model, rollout(), SCORES, config, 0.1, budget)
+        experience = make_experience(model, rollout(), SCORES, config, 0.1, budget)
         update(model, optimizer, experience, config, torch.Generator().manual_seed(0), budget=budget)
         found.append((budget.amount, experience.values, {n: p.detach() for n, p in model.trainable().items()}))
         amount = budget.amount
@@ -97,9 +95,8 @@ def test_what_ran_out_of_memory_leaves_no_gradients_behind(tiny_mistral):
     found = []
     for amount in (28, 14):
         model, config = actors(tiny_mistral), settings(epochs=1, minibatches=1)
-        optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
-        optimizer.set_step(1, 10)
-        experience = score_tokens(model, rollout(), SCORES, config, 0.1)
+        optimizer = optimizer_of(model, learning_rate=1e-2)
+        experience = make_experience(model, rollout(), SCORES, config, 0.1)
         budget = Budget("algorithm.tokens_per_microbatch", amount, lambda line: None)
         refused = iter([False, True, *[False] * 100]) if amount == 28 else iter([False] * 100)
         model.policy.model.norm.register_forward_pre_hook(refuse_when(refused))

@@ -9,7 +9,7 @@ from starling_train.config.fields import UserError
 from starling_train.data.pairs import PairedRow
 from starling_train.files.json_lines import JsonLines
 from starling_train.training.dpo import reference as dpo_reference
-from starling_train.training.dpo.reference import Reference, check_complete, pieces, read
+from starling_train.training.dpo.reference import Reference, pieces, read
 
 WHO = {"base": "a" * 64, "data": "b" * 64, "dtype": "float32", "max_length": 64}
 
@@ -136,9 +136,9 @@ def test_a_run_that_has_trained_cannot_compute_them(file):
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:2]))
     wanted = pieces(rows())
     reference = Reference(wanted, WHO, read(file, WHO, wanted))
-    check_complete(reference, 0, file)
+    reference.check_complete(0, file)
     with pytest.raises(UserError, match=r"^run_dir: .*reference.jsonl is not whole, and cannot be computed"):
-        check_complete(reference, 1, file)
+        reference.check_complete(1, file)
 
 
 def test_it_says_how_far_it_is_where_that_is_far():

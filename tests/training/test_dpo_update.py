@@ -9,13 +9,12 @@ import torch
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import OptimConfig
 from starling_train.evals.held_out_pairs import pair_metrics
+from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
-from starling_train.models.lone_policy import LonePolicy
 from starling_train.run.runtime import Runtime
-from starling_train.training.accumulate import accumulate
 from starling_train.training.dpo import update
 from starling_train.training.dpo.update import EncodedRow
-from starling_train.training.optimizer import Optimizer
+from starling_train.training.local import LocalOptimizer
 
 SIZES = [((4, 6), (4, 3)), ((7, 2), (7, 9)), ((3, 1), (3, 12)), ((5, 5), (5, 5)), ((9, 4), (9, 2))]
 SINGLE = "layers.1.mlp"
@@ -38,24 +37,25 @@ def rows(pairs: list[tuple[int, int]] | None = None, answers: int = 2) -> list[E
 
 
 @pytest.fixture
-def net(tiny_mistral) -> LonePolicy:
+def net(tiny_mistral) -> Actors:
     """Of three layers, the second one's MLP trains."""
     policy = tiny_mistral(initializer_range=0.3)
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(SINGLE in name)
-    return LonePolicy(policy, lowest=1)
+    return Actors(policy, "none", lowest=1, has_reference=False)
 
 
-def gradients(net: LonePolicy, given: list[EncodedRow], config: DpoLossConfig) -> tuple[float, dict]:
+def gradients(net: Actors, given: list[EncodedRow], config: DpoLossConfig) -> tuple[float, dict]:
     """Loss and gradients as a step computes them."""
     net.zero_grad(set_to_none=True)
-    groups = list(update.micro_batches(given, config.tokens_per_microbatch))
-    total = sum(len(row.pairs) for row in given)
-    found = accumulate(net, groups, lambda module, group: update._loss(module, net, group, config), total)
-    return float(torch.cat(found)[:, 1].mean()), {name: p.grad for name, p in net.trainable().items()}
+    kept: dict[str, torch.Tensor] = {}
+    optimizer = optimizer_of(net)
+    optimizer.step = lambda is_finite: kept.update({n: p.grad for n, p in net.trainable().items()}) or 1.0
+    updated = update.update(net, optimizer, given, config)
+    return updated.metrics["dpo/loss"], kept
 
 
-def by_hand(net: LonePolicy, given: list[EncodedRow], config: DpoLossConfig) -> tuple[float, dict]:
+def by_hand(net: Actors, given: list[EncodedRow], config: DpoLossConfig) -> tuple[float, dict]:
     """The paper's formula, a whole forward pass of the plain model for each answer alone."""
     model = copy.deepcopy(net.policy)
 
@@ -111,8 +111,10 @@ def test_loss_and_gradients_are_trls(net, tmp_path):
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw))
-    known = update.logprobs_of(LonePolicy(reference, lowest=0), rows(), Budget("test", 60), Runtime())
-    given = [EncodedRow(r.place, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
+    known = update.logprobs_of(
+        Actors(reference, "none", lowest=0, has_reference=False), rows(), Budget("test", 60), Runtime()
+    )
+    given = [EncodedRow(r.index, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
     model = copy.deepcopy(net.policy)
     settings = trl.DPOConfig(str(tmp_path), beta=0.3, max_length=None, report_to=[], bf16=False, use_cpu=True)
     unused = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])  # it wants to tokenise something
@@ -150,16 +152,16 @@ def test_log_probs_do_not_depend_on_what_lies_beside_an_answer(net):
         assert mine == pytest.approx(beside, abs=1e-5)
 
 
-def optimizer_of(net: LonePolicy, rate: float = 1e-3) -> Optimizer:
-    made = Optimizer(net.trainable(), {}, OptimConfig(learning_rate=rate, schedule="constant"))
-    made.set_step(1, 10)
-    return made
+def optimizer_of(net: Actors, rate: float = 1e-3) -> LocalOptimizer:
+    optimizer = LocalOptimizer(net, net.groups(), OptimConfig(learning_rate=rate, schedule="constant"))
+    optimizer.set_rates(1, 10)
+    return optimizer
 
 
-def referenced(net: LonePolicy) -> list[EncodedRow]:
+def referenced(net: Actors) -> list[EncodedRow]:
     """The rows with the policy itself as reference."""
     known = update.logprobs_of(net, rows(), Budget("test", 60), Runtime())
-    return [EncodedRow(r.place, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
+    return [EncodedRow(r.index, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
 
 
 def test_updates_widen_the_margin_and_the_first_one_starts_at_log_2(net):
@@ -217,19 +219,21 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(net, monkeypat
     given, config = rows(), DpoLossConfig(tokens_per_microbatch=80)
     expected = gradients(net, given, config)
     net.zero_grad(set_to_none=True)
-    tried, forward = [], LonePolicy.forward
+    tried, forward = [], Actors.forward
 
-    def starved(self, batch, start=None):
+    def starved(self, batch, states=None):
         tried.append(len(batch.ids))
         if len(batch.ids) > 40:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, batch, start)
+        return forward(self, batch, states)
 
-    monkeypatch.setattr(LonePolicy, "forward", starved)
+    monkeypatch.setattr(Actors, "forward", starved)
     budget = Budget("dpo.tokens_per_microbatch", 80, lambda line: None)
     kept: dict = {}
     optimizer = optimizer_of(net)
-    monkeypatch.setattr(optimizer, "step", lambda: kept.update({n: p.grad for n, p in net.trainable().items()}) or 1.0)
+    monkeypatch.setattr(
+        optimizer, "step", lambda _: kept.update({n: p.grad for n, p in net.trainable().items()}) or 1.0
+    )
     metrics = update.update(net, optimizer, given, config, Runtime(), budget).metrics
     assert budget.amount == 40 and max(tried) > 40
     same((metrics["dpo/loss"], kept), expected)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from starling_train.config.sections import OptimConfig
-from starling_train.training.optimizer import Optimizer, schedule
+from starling_train.training.adam import schedule
+from starling_train.training.local import LocalOptimizer
 
 
 def test_schedules_by_hand():
@@ -20,9 +21,13 @@ def parameters(dtype):
     return {"a": nn.Parameter(torch.randn(4, 3, dtype=dtype))}, {"b": nn.Parameter(torch.randn(5, dtype=dtype))}
 
 
+def optimizer_of(policy, critic, config) -> LocalOptimizer:
+    return LocalOptimizer(nn.Identity(), (policy, critic), config)
+
+
 def train(policy, critic, optimizer, steps, first=0):
     for step in range(first, first + steps):
-        optimizer.set_step(step + 1, 20)
+        optimizer.set_rates(step + 1, 20)
         generator = torch.Generator().manual_seed(step)
         for p in [*policy.values(), *critic.values()]:
             p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
@@ -32,7 +37,7 @@ def train(policy, critic, optimizer, steps, first=0):
 def test_float32_equals_plain_adamw_with_clipping():
     policy, critic = parameters(torch.float32)
     config = OptimConfig(learning_rate=1e-2, critic_learning_rate=5e-2, schedule="constant", weight_decay=0.1)
-    train(policy, critic, Optimizer(policy, critic, config), 5)
+    train(policy, critic, optimizer_of(policy, critic, config), 5)
 
     a, b = (next(iter(group.values())) for group in parameters(torch.float32))
     adam = torch.optim.AdamW(
@@ -53,11 +58,12 @@ def test_float32_equals_plain_adamw_with_clipping():
 def test_bfloat16_moves_at_rates_that_its_own_precision_would_swallow():
     policy, critic = parameters(torch.bfloat16)
     before = policy["a"].detach().clone()
-    optimizer = Optimizer(policy, critic, OptimConfig(learning_rate=1e-5, schedule="constant", weight_decay=0.0))
+    config = OptimConfig(learning_rate=1e-5, schedule="constant", weight_decay=0.0)
+    optimizer = optimizer_of(policy, critic, config)
     for _ in range(600):
         for p in [*policy.values(), *critic.values()]:
             p.grad = torch.ones_like(p)
-        optimizer.step_count = optimizer.set_step(1, 10)
+        optimizer.set_rates(1, 10)
         optimizer.step()
     moved = (before - policy["a"]).float()
     assert policy["a"].dtype == torch.bfloat16
@@ -68,14 +74,14 @@ def test_bfloat16_moves_at_rates_that_its_own_precision_would_swallow():
 def test_state_goes_on_exactly(dtype):
     config = OptimConfig(learning_rate=1e-2)
     policy, critic = parameters(dtype)
-    straight = Optimizer(policy, critic, config)
+    straight = optimizer_of(policy, critic, config)
     train(policy, critic, straight, 3)
     saved = {n: t.clone() for n, t in straight.state_tensors().items()}
     values = {n: p.detach().clone() for n, p in (policy | critic).items()}
     train(policy, critic, straight, 3, first=3)
 
     again_policy, again_critic = parameters(dtype)
-    resumed = Optimizer(again_policy, again_critic, config)
+    resumed = optimizer_of(again_policy, again_critic, config)
     resumed.load(values, saved)
     train(again_policy, again_critic, resumed, 3, first=3)
     assert torch.equal(policy["a"], again_policy["a"])

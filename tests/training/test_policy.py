@@ -16,16 +16,16 @@ from starling_train.models.actors import Actors
 from starling_train.rollout.responses import Rollout
 from starling_train.selection import scans, select
 from starling_train.training.ppo import experience
-from starling_train.training.ppo.experience import score_tokens
+from starling_train.training.ppo.experience import make_experience
 
 
 def test_scores_are_centred_scaled_and_clipped_by_hand():
     moments = RunningMoments()
     moments.update([1.0, 3.0, 5.0])  # mean 3, sample deviation 2
     scores = torch.tensor([1.0, 4.0, 103.0])
-    assert experience.scale(scores, moments, RewardConfig(clip=10.0)).tolist() == [-1.0, 0.5, 10.0]
-    assert experience.scale(scores, moments, RewardConfig(clip=0.0)).tolist() == [-1.0, 0.5, 50.0]
-    assert experience.scale(scores, moments, RewardConfig(scale="none")).tolist() == [1.0, 4.0, 103.0]
+    assert experience.normalise(scores, moments, RewardConfig(clip=10.0)).tolist() == [-1.0, 0.5, 10.0]
+    assert experience.normalise(scores, moments, RewardConfig(clip=0.0)).tolist() == [-1.0, 0.5, 50.0]
+    assert experience.normalise(scores, moments, RewardConfig(scale="none")).tolist() == [1.0, 4.0, 103.0]
 
 
 def test_every_freeze_key_that_selects_reaches_the_selection(monkeypatch):
@@ -59,7 +59,7 @@ def test_the_temperature_of_the_rollout_is_that_of_the_scored_log_probs(tiny_mis
     sampled = torch.stack([s[0].log_softmax(-1)[t] for s, t in zip(output.scores, response, strict=True)])
     actors = Actors(policy, "head", 0, RolloutConfig(temperature=0.7).temperature)
     rollout = Rollout([prompt], [response], [True])
-    found = score_tokens(actors, rollout, torch.zeros(1), PpoConfig().algorithm, 0.0)
+    found = make_experience(actors, rollout, torch.zeros(1), PpoConfig().algorithm, 0.0)
     torch.testing.assert_close(found.logprobs[0], sampled, atol=1e-5, rtol=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_the_estimator_of_the_penalty_is_the_one_asked_for(tiny_mistral, estimat
     config = PpoConfig().algorithm
     config.kl.estimator = estimator
     rollout = Rollout([[1, 2]], [[3, 4, 5]], [True])
-    found = score_tokens(actors, rollout, torch.ones(1), config, 0.5)
+    found = make_experience(actors, rollout, torch.ones(1), config, 0.5)
     kl = kl_estimate(found.logprobs, found.reference, estimator)
     assert kl.abs().max() > 1e-4
     torch.testing.assert_close(found.total, token_rewards(torch.ones(1), kl, found.is_response, 0.5).sum(-1))

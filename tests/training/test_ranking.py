@@ -7,7 +7,8 @@ from reward_checkpoints import fresh_net
 from starling_train.config.rm import RankingConfig
 from starling_train.config.sections import OptimConfig
 from starling_train.core.preference import kwise_losses
-from starling_train.training.optimizer import Optimizer
+from starling_train.models.reward.net import RewardNet
+from starling_train.training.local import LocalOptimizer
 from starling_train.training.reward_model import update
 from starling_train.training.reward_model.update import EncodedRow
 
@@ -24,10 +25,20 @@ def rows() -> list[EncodedRow]:
     ]
 
 
-def gradients(config: RankingConfig) -> tuple[update.Sums, dict[str, torch.Tensor]]:
+def optimizer_of(net: RewardNet) -> LocalOptimizer:
+    config = OptimConfig(learning_rate=1e-2, schedule="constant")
+    optimizer = LocalOptimizer(net, (dict(net.named_parameters()), {}), config)
+    optimizer.set_rates(1, 10)
+    return optimizer
+
+
+def gradients(config: RankingConfig) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Metrics and gradients of one step."""
     net = fresh_net()
-    sums = update._together(update.accumulate(net, rows(), config))
-    return sums, {name: p.grad for name, p in net.named_parameters()}
+    kept: dict[str, torch.Tensor] = {}
+    optimizer = optimizer_of(net)
+    optimizer.step = lambda: kept.update({n: p.grad for n, p in net.named_parameters()}) or 1.0
+    return update.update(optimizer, rows(), config), kept
 
 
 @pytest.mark.parametrize("centring", [0.0, 0.1])
@@ -50,8 +61,8 @@ def test_the_loss_is_the_mean_over_rows_of_each_row_alone():
         totals.append(scores.sum())
     total = torch.stack(expected).mean() + centring * torch.stack(totals).square().mean()
     total.backward()
-    sums, found = gradients(RankingConfig(centring=centring))
-    assert sums.loss / sums.rows == pytest.approx(float(torch.stack(expected).mean().detach()), abs=1e-5)
+    metrics, found = gradients(RankingConfig(centring=centring))
+    assert metrics["rm/loss"] == pytest.approx(float(torch.stack(expected).mean().detach()), abs=1e-5)
     for name, parameter in net.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
@@ -72,12 +83,11 @@ def test_validation_by_hand_and_however_it_is_cut():
 
 def test_an_update_lowers_the_loss_and_one_that_is_not_finite_is_skipped():
     net = fresh_net()
-    optimizer = Optimizer(dict(net.named_parameters()), {}, OptimConfig(learning_rate=1e-2, schedule="constant"))
-    optimizer.set_step(1, 10)
-    losses = [update.update(net, optimizer, rows(), RankingConfig())["rm/loss"] for _ in range(5)]
+    optimizer = optimizer_of(net)
+    losses = [update.update(optimizer, rows(), RankingConfig())["rm/loss"] for _ in range(5)]
     assert losses[-1] < losses[0]
     with torch.no_grad():
         net.v_head.weight[0, 0] = torch.nan
     before = net.transformer.layers[0].mlp.up_proj.weight.clone()
-    assert update.update(net, optimizer, rows(), RankingConfig())["optim/skipped"] == 1
+    assert update.update(optimizer, rows(), RankingConfig())["optim/skipped"] == 1
     assert torch.equal(net.transformer.layers[0].mlp.up_proj.weight, before)

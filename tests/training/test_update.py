@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
+from minibatch import add_gradients, optimizer_of
 
-from starling_train.config.sections import AlgorithmConfig, KLConfig, OptimConfig
+from starling_train.config.sections import AlgorithmConfig, KLConfig
 from starling_train.core.advantages import gae, token_rewards
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import ppo_policy_loss, value_loss
@@ -14,11 +15,10 @@ from starling_train.models.actors import Actors
 from starling_train.models.micro_batch import micro_batch
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
-from starling_train.training.optimizer import Optimizer
 from starling_train.training.ppo import experience as experience_module
-from starling_train.training.ppo.experience import pay, score_tokens
+from starling_train.training.ppo.experience import Scores, make_experience, sequence_rewards
 from starling_train.training.ppo.metrics import step_metrics
-from starling_train.training.ppo.update import accumulate, update
+from starling_train.training.ppo.update import update
 
 SCORES = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0])
 
@@ -52,7 +52,7 @@ def gradients(model: Actors) -> dict[str, torch.Tensor]:
 
 def test_scoring_equals_the_plain_way(tiny_mistral):
     model, config = actors(tiny_mistral), settings()
-    found = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.3)
+    found = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.3)
     for i, (prompt, response) in enumerate(zip(rollout().prompts, rollout().responses, strict=True)):
         ids, n = torch.tensor([prompt + response]), len(response)
         for network, expected in ((model.policy, found.logprobs), (model.reference, found.reference)):
@@ -76,9 +76,9 @@ def test_gradients_do_not_depend_on_micro_batches_or_order(tiny_mistral, critic,
     found = {}
     for budget, rows in ((10_000, [0, 1, 2, 3, 4]), (12, [0, 1, 2, 3, 4]), (25, [3, 1, 4, 0, 2])):
         config = settings(name=name, tokens_per_microbatch=budget)
-        experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+        experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
         model.zero_grad()
-        sums = accumulate(model, experience, rows, config)
+        sums = add_gradients(model, experience, rows, config)
         found[budget] = (gradients(model), sums)
     plain, plain_sums = found.pop(10_000)
     for grads, sums in found.values():
@@ -90,8 +90,8 @@ def test_gradients_do_not_depend_on_micro_batches_or_order(tiny_mistral, critic,
 
 def test_one_update_equals_a_padded_batch_written_out(tiny_mistral):
     model, config = actors(tiny_mistral), settings(value_clip=0.0)
-    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
-    accumulate(model, experience, [0, 1, 2, 3, 4], config)
+    experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    add_gradients(model, experience, [0, 1, 2, 3, 4], config)
     ours = gradients(model)
 
     plain = copy.deepcopy({n: p.detach() for n, p in model.trainable().items()})
@@ -130,10 +130,10 @@ def test_states_kept_in_the_rollout_give_the_same_experience_and_gradients(tiny_
         drawn = rollout()
         if keeps:
             alone = [micro_batch([p], [r], "cpu") for p, r in zip(drawn.prompts, drawn.responses, strict=True)]
-            drawn.entering = [model.start(batch) for batch in alone]
-        experience = score_tokens(model, drawn, SCORES, config, kl_coefficient=0.1)
+            drawn.entering = [model.shared_states(batch) for batch in alone]
+        experience = make_experience(model, drawn, SCORES, config, kl_coefficient=0.1)
         model.zero_grad()
-        accumulate(model, experience, [3, 0, 4, 1], config)
+        add_gradients(model, experience, [3, 0, 4, 1], config)
         found.append((experience, gradients(model)))
     for name in ("logprobs", "reference", "values", "advantages", "returns"):
         torch.testing.assert_close(getattr(found[0][0], name), getattr(found[1][0], name), atol=1e-6, rtol=1e-5)
@@ -149,17 +149,16 @@ def test_the_first_ratio_is_one(tiny_mistral):
     assert stats["optim/skipped"] == 0
 
 
-def update_once(model, config, optim=None, **options):
-    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), optim or OptimConfig())
-    optimizer.set_step(1, 10)
-    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+def update_once(model, config, learning_rate=2e-7, **options):
+    optimizer = optimizer_of(model, learning_rate=learning_rate)
+    experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
     return update(model, optimizer, experience, config, torch.Generator().manual_seed(0), **options).metrics
 
 
 def test_only_what_was_selected_moves(tiny_mistral):
     model = actors(tiny_mistral)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    update_once(model, settings(), OptimConfig(learning_rate=1e-2))
+    update_once(model, settings(), 1e-2)
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == set(model.trainable())
 
@@ -167,20 +166,19 @@ def test_only_what_was_selected_moves(tiny_mistral):
 def test_critic_warm_up_moves_only_the_critic(tiny_mistral):
     model = actors(tiny_mistral, "head")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    update_once(model, settings(), OptimConfig(learning_rate=1e-2), train_policy=False)
+    update_once(model, settings(), 1e-2, train_policy=False)
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == set(model.critic_parameters())
 
 
 def test_kl_stop_ends_the_epochs(tiny_mistral):
     model = actors(tiny_mistral)
-    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
-    optimizer.set_step(1, 10)
+    optimizer = optimizer_of(model, learning_rate=1e-2)
     calls = []
     step = optimizer.step
-    optimizer.step = lambda: calls.append(1) or step()
+    optimizer.step = lambda is_finite: calls.append(1) or step(is_finite)
     config = settings(epochs=5, minibatches=1, kl=KLConfig(stop=1e-6))
-    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
     update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
     assert len(calls) == 2  # the first epoch's KL is 0; the second's is not
 
@@ -188,9 +186,8 @@ def test_kl_stop_ends_the_epochs(tiny_mistral):
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny_mistral):
     model = actors(tiny_mistral)
     config = settings(epochs=1)
-    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
-    optimizer.set_step(1, 10)
-    experience = score_tokens(model, rollout(), SCORES, config, kl_coefficient=0.1)
+    optimizer = optimizer_of(model, learning_rate=1e-2)
+    experience = make_experience(model, rollout(), SCORES, config, kl_coefficient=0.1)
     experience.returns[0, 0] = float("nan")
     before = {n: p.detach().clone() for n, p in model.trainable().items()}
     found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
@@ -223,12 +220,11 @@ def test_a_sequence_with_an_odd_number_is_as_if_it_were_not_there(tiny_mistral, 
     kept, trained = [0, 1, 3, 4], []
     for drawn, scores in ((rollout(), odd_number), (rollout().only(kept), SCORES[kept])):
         model = actors(tiny_mistral)
-        optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
-        optimizer.set_step(1, 10)
+        optimizer = optimizer_of(model, learning_rate=1e-2)
         config = settings(minibatches=2)
-        experience = score_tokens(model, drawn, scores, config, kl_coefficient=0.1)
+        experience = make_experience(model, drawn, scores, config, kl_coefficient=0.1)
         found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
-        measured = step_metrics(1, 5, experience, scores, 0.1, Runtime(device="cpu"))
+        measured = step_metrics(experience, Scores(scores, [], 0), 0.1, Runtime(device="cpu"))
         trained.append((model, experience, found.metrics, measured))
     (model, experience, metrics, measured), (plain, _, plain_metrics, plain_measured) = trained
     assert experience.fit.tolist() == [True, True, False, True, True]
@@ -244,9 +240,8 @@ def test_fewer_sequences_than_mini_batches(tiny_mistral):
     scores = torch.full_like(SCORES, torch.nan)
     scores[1] = 1.0
     model, config = actors(tiny_mistral), settings(epochs=2, minibatches=5, kl=KLConfig(stop=10.0))
-    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
-    optimizer.set_step(1, 10)
-    experience = score_tokens(model, rollout(), scores, config, kl_coefficient=0.1)
+    optimizer = optimizer_of(model, learning_rate=1e-2)
+    experience = make_experience(model, rollout(), scores, config, kl_coefficient=0.1)
     found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
     assert optimizer.applied == 2 and found.metrics["optim/skipped"] == 0
     assert all(math.isfinite(found.metrics[key]) for key in ("policy/loss", "value/loss", "policy/approx_kl"))
@@ -263,12 +258,12 @@ def test_without_any_finite_sequence_nothing_moves(tiny_mistral, monkeypatch):
     monkeypatch.setattr(experience_module, "forward_all", odd)
     model = actors(tiny_mistral)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = Optimizer(model.policy_parameters(), model.critic_parameters(), OptimConfig(learning_rate=1e-2))
-    experience = score_tokens(model, rollout(), SCORES, settings(), kl_coefficient=0.1)
+    optimizer = optimizer_of(model, learning_rate=1e-2)
+    experience = make_experience(model, rollout(), SCORES, settings(), kl_coefficient=0.1)
     found = update(model, optimizer, experience, settings(), torch.Generator().manual_seed(0))
     assert optimizer.applied == 0 and found.metrics["optim/skipped"] == 1
     assert math.isnan(found.metrics["policy/loss"]) and math.isnan(found.metrics["policy/ratio_first"])
-    measured = step_metrics(1, 5, experience, SCORES, 0.1, Runtime(device="cpu"))
+    measured = step_metrics(experience, Scores(SCORES, [], 0), 0.1, Runtime(device="cpu"))
     assert measured["optim/left_out"] == 5 and math.isnan(measured["kl/reference"])
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
@@ -277,4 +272,4 @@ def test_pay_by_hand():
     config = settings(missing_eos_penalty=1.0, length_penalty=2.0)
     # lengths 6, 2, 9, 1, 4; the third and fifth did not end
     expected = torch.tensor([1 - 0.12, -0.5 - 0.04, 0.3 - 1 - 0.18, 2 - 0.02, -1 - 1 - 0.08])
-    torch.testing.assert_close(pay(SCORES, rollout(), config), expected)
+    torch.testing.assert_close(sequence_rewards(SCORES, rollout(), config), expected)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from minibatch import add_gradients
 
 from starling_train.config.sections import AlgorithmConfig, RolloutConfig
 from starling_train.core.advantages import gae, token_rewards
@@ -12,8 +13,7 @@ from starling_train.core.masked import whiten
 from starling_train.core.ppo import ppo_policy_loss, value_loss
 from starling_train.models.actors import Actors
 from starling_train.rollout.generate import generate
-from starling_train.training.ppo.experience import score_tokens
-from starling_train.training.ppo.update import accumulate
+from starling_train.training.ppo.experience import make_experience
 
 END, LIMIT, KL = 5, 12, 0.3
 PROMPTS = [[1, 20, 30, 7], [1, 9], [1, 50, 60, 70, 80, 90, 11], [1, 33, 44], [1, 8, 7, 6, 66]]
@@ -82,8 +82,8 @@ def test_responses_losses_and_gradients_are_those_of_the_plain_way(tiny_mistral,
     responses = rollout.responses
     assert responses == plain_responses(policy.eval())
     assert len({len(response) for response in responses}) > 1  # padding and refilled slots play a part
-    experience = score_tokens(actors, rollout, SCORES, config, KL)
-    sums = accumulate(actors, experience, [0, 1, 2, 3, 4], config)
+    experience = make_experience(actors, rollout, SCORES, config, KL)
+    sums = add_gradients(actors, experience, [0, 1, 2, 3, 4], config)
 
     ids, predicts = padded(responses)
     width = max(map(len, responses))

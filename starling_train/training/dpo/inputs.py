@@ -4,24 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.config.dpo import DpoConfig, DpoOptimConfig
+from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
-from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.data import nectar, pairs, prompts, ranked
 from starling_train.data.chat import Chat
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
 from starling_train.models import causal_lm
-from starling_train.models.lone_policy import LonePolicy
 from starling_train.planning import what_trains
 from starling_train.planning.memory import Plan, plan_preference
 from starling_train.planning.shapes import Shape
+from starling_train.run.checkpoints import identify_base
+from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
-from starling_train.training import policy
+from starling_train.training import policy, preflight
 from starling_train.training.dpo import reference as dpo_reference
-from starling_train.training.optimizer import Optimizer
-from starling_train.training.zero import ZeroOptimizer, optimizer_of
 
 PROBED = 8  # rows whose token ids say which tokenizer this is
 
@@ -34,6 +32,27 @@ class Data:
     held_out: list[PairedRow]
     asked: list[Prompt]
     report: str
+
+
+@dataclass
+class DpoInputs:
+    """The policy as it lies on disk, and the pairs."""
+
+    directory: Path
+    chat: Chat
+    data: Data
+
+    @classmethod
+    def find(cls, config: DpoConfig, run: RunDirectory, runtime: Runtime) -> "DpoInputs":
+        """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
+        directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
+        chat = policy.load_chat(directory)
+        model_config = causal_lm.load_config(directory, "model.path")
+        check_lengths(config, model_config, chat)
+        check_shares(config, runtime)
+        preflight.check_policy_run(config, directory, model_config, run.path)
+        preflight.check_gpu(lambda: planned(config, directory, model_config)[1], runtime.device)
+        return cls(directory, chat, load_data(config, chat))
 
 
 def load_data(config: DpoConfig, chat: Chat) -> Data:
@@ -70,7 +89,7 @@ def check_lengths(config: DpoConfig, model_config: Any, chat: Chat) -> None:
 
 
 def check_shares(config: DpoConfig, runtime: Runtime) -> None:
-    """Raise UserError if a process would have no prompt to see to."""
+    """Raise UserError if a process would have no prompt to handle."""
     policy.check_share("dpo.prompts_per_step", config.dpo.prompts_per_step, runtime)
     policy.check_share("data.eval_prompts", config.data.eval_prompts, runtime)
     if config.evaluation.responses:
@@ -81,45 +100,33 @@ def steps(config: DpoConfig, rows: int) -> int:
     return prompts.steps(rows, config.dpo.prompts_per_step, config.dpo.epochs)
 
 
-def optim(config: DpoOptimConfig, total: int) -> OptimConfig:
-    """The optimizer's settings. total: steps of the run, which the warm-up is a share of."""
-    values = {key: value for key, value in vars(config).items() if key != "warmup_percent"}
-    return OptimConfig(**values, warmup_steps=int(total * config.warmup_percent / 100))
-
-
-def optimizer(
-    net: LonePolicy, config: OptimConfig, cluster: ClusterConfig, runtime: Runtime
-) -> Optimizer | ZeroOptimizer:
-    """AdamW over what trains."""
-    made = optimizer_of(net, (net.trainable(), {}), config, cluster, runtime)
-    net.look_again()  # DeepSpeed has hung hooks onto the layers
-    return made
-
-
 def find_reference(
-    config: DpoConfig, run: Path, data: Data, base: str, chat: Chat, runtime: Runtime
+    config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runtime: Runtime
 ) -> dpo_reference.Reference:
     """The reference's log-probabilities, as far as an earlier start has computed them. Raises UserError.
 
-    base: sha256 of the model's files. Only rows that some step trains on are computed, and the held-out ones.
+    Only rows that some step trains on are computed, and the held-out ones.
     """
+    data, chat = inputs.data, inputs.chat
+    base = runtime.from_first(lambda: identify_base(run.checkpoints, inputs.directory)).sha256
     count, per_step = len(data.training), config.dpo.prompts_per_step
     stream = prompts.PromptStream(range(count), per_step, config.seed)
     used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
-    training = [row for place, row in enumerate(data.training) if place in used]
-    wanted = dpo_reference.pieces(training) + dpo_reference.pieces(data.held_out)
+    training = [row for index, row in enumerate(data.training) if index in used]
+    needed = dpo_reference.pieces(training) + dpo_reference.pieces(data.held_out)
     probe = [chat.prompt(row.messages) for row in [*training, *data.held_out][:PROBED]]
     settings = {"dtype": config.model.dtype, "max_length": config.dpo.max_length}
-    rows = [row for piece in wanted for row in piece]
+    rows = [row for piece in needed for row in piece]
     who = dpo_reference.identity(base, settings, rows, probe)
-    found = runtime.from_first(lambda: dpo_reference.read(run / dpo_reference.FILE, who, wanted))
-    return dpo_reference.Reference(wanted, who, found)
+    known = runtime.from_first(lambda: dpo_reference.read(run.path / dpo_reference.FILE, who, needed))
+    return dpo_reference.Reference(needed, who, known)
 
 
 def usable(data: Data, reference: dpo_reference.Reference) -> Data:
     """The data with the reference's log-probabilities; pairs without a finite one are dropped, and the line says so.
 
-    Raises UserError if none is left. A training row without pairs keeps its place, or later steps had other rows.
+    Raises UserError if none is left. A training row without pairs keeps its position, or later steps would get other
+    rows.
     """
     (training, lost), (held_out, held_out_lost) = map(reference.usable, (data.training, data.held_out))
     if not any(row.pairs for row in training):

@@ -27,7 +27,10 @@ def pieces(rows: Sequence[PairedRow]) -> list[list[PairedRow]]:
 
 
 def identity(base: str, settings: dict[str, Any], rows: Sequence[PairedRow], probe: Any) -> dict[str, Any]:
-    """All that they depend on. base: sha256 of the model's files. probe: some of the data as token ids."""
+    """Everything the log-probabilities depend on.
+
+    base: sha256 of the model's files. probe: some of the data as token ids.
+    """
     digest = hashlib.sha256(json.dumps(probe).encode())
     for row in rows:
         digest.update(json.dumps([row.messages, row.answers]).encode())
@@ -55,6 +58,14 @@ class Reference:
     @property
     def is_complete(self) -> bool:
         return self._done == len(self._wanted)
+
+    def check_complete(self, step: int, path: Path) -> None:
+        """Raise UserError if a run that has trained already lacks some: the policy is no longer its own reference."""
+        if step and not self.is_complete:
+            raise UserError(
+                f"run_dir: {path} is not whole, and cannot be computed from weights that have trained; put the file "
+                "back, or give another run_dir"
+            )
 
     def complete(self, compute: Compute, log: JsonLines | NoLines, say: Callable[[str], None]) -> None:
         """Compute and write what is missing. say: told ten times how far it is, where that is far."""
@@ -126,12 +137,3 @@ def _values(row: dict[str, Any], number: int, wanted: Sequence[list[PairedRow]])
 
 def _digest(shown: list[list[float | None]]) -> str:
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
-
-
-def check_complete(reference: Reference, step: int, path: Path) -> None:
-    """Raise UserError if a run that has trained already lacks them: the policy is no longer its own reference."""
-    if step and not reference.is_complete:
-        raise UserError(
-            f"run_dir: {path} is not whole, and cannot be computed from weights that have trained; put the file back, "
-            "or give another run_dir"
-        )

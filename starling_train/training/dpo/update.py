@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,13 @@ from starling_train.core.preference import dpo_losses
 from starling_train.data import pairs
 from starling_train.data.chat import Chat
 from starling_train.data.pairs import PairedRow
+from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
-from starling_train.models.lone_policy import LonePolicy
 from starling_train.models.micro_batch import micro_batch
+from starling_train.run import skipped
 from starling_train.run.runtime import Runtime
-from starling_train.training.accumulate import add_gradients
+from starling_train.training.accumulate import accumulate
 from starling_train.training.optimizer import Optimizer
-from starling_train.training.zero import ZeroOptimizer
 
 MEASURED = ("loss", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob")
 
@@ -29,11 +30,11 @@ MEASURED = ("loss", "chosen_reward", "rejected_reward", "chosen_logprob", "rejec
 class EncodedRow:
     """A prompt with its answers as token ids, the (better, worse) pairs among them, and the reference's log-probs.
 
-    place: among the rows of a step. prompts, responses: of each answer. reference: of each answer, nats; empty where
+    index: among the rows of a step. prompts, responses: of each answer. reference: of each answer, nats; empty where
     it is still to be computed.
     """
 
-    place: int
+    index: int
     prompts: list[list[int]]
     responses: list[list[int]]
     pairs: list[tuple[int, int]]
@@ -45,22 +46,22 @@ class EncodedRow:
 
 
 class Updated(NamedTuple):
-    """metrics: `dpo/` and `optim/`. skipped: places of the rows that the update was most likely skipped for."""
+    """metrics: `dpo/` and `optim/`. skipped: indices of the rows that the update was most likely skipped for."""
 
     metrics: dict[str, float]
     skipped: list[int]
 
 
-def encode(row: PairedRow, place: int, chat: Chat, max_length: int) -> EncodedRow:
+def encode(row: PairedRow, index: int, chat: Chat, max_length: int) -> EncodedRow:
     """Encode a row in the chat's template, its answers cut at max_length tokens. See `EncodedRow`."""
-    found = [pairs.encode(conversation, chat, max_length) for conversation in row.conversations()]
-    prompts, responses = [prompt for prompt, _, _ in found], [response for _, response, _ in found]
-    return EncodedRow(place, prompts, responses, row.pairs, row.reference, sum(cut for _, _, cut in found))
+    encoded = [pairs.encode(conversation, chat, max_length) for conversation in row.conversations()]
+    prompts, responses = [prompt for prompt, _, _ in encoded], [response for _, response, _ in encoded]
+    return EncodedRow(index, prompts, responses, row.pairs, row.reference, sum(cut for _, _, cut in encoded))
 
 
 def update(
-    net: LonePolicy,
-    optimizer: Optimizer | ZeroOptimizer,
+    actors: Actors,
+    optimizer: Optimizer,
     rows: Sequence[EncodedRow],
     config: DpoLossConfig,
     runtime: Runtime | None = None,
@@ -68,42 +69,44 @@ def update(
 ) -> Updated:
     """One optimizer step on the mean over the pairs of all processes; one that is not finite is not applied.
 
-    rows: those of this process. budget: of tokens per micro-batch (the configuration's if None); when memory runs out,
-    the step begins again with half.
+    rows: those of this process.
+    budget: of tokens per micro-batch (the configuration's if None); when memory runs out, the step begins again with
+        half.
     """
     runtime = runtime or Runtime()
     budget = budget or Budget("dpo.tokens_per_microbatch", config.tokens_per_microbatch)
     rows = [row for row in rows if row.pairs]
-    found = add_gradients(
-        net,
-        optimizer,
-        lambda tokens: list(micro_batches(rows, tokens)),
-        lambda module, group: _loss(module, net, group, config),
-        max(1.0, runtime.sum([sum(len(row.pairs) for row in rows)])[0]),
-        [EncodedRow(-1, [[0], [0]], [[0], [0]], [(0, 1)], [0.0, 0.0])],
-        budget,
-        runtime,
-    )
-    lines = runtime.gather([line for part in found for line in part.tolist()])
+    total = max(1.0, runtime.sum([sum(len(row.pairs) for row in rows)])[0])
+
+    def losses(module: nn.Module, group: Sequence[EncodedRow]) -> Iterator[tuple[Tensor, Tensor]]:
+        loss, lines = _loss(module, actors, group, config)
+        yield loss / total, lines
+
+    spare = [EncodedRow(-1, [[0], [0]], [[0], [0]], [(0, 1)], [0.0, 0.0])]
+    parts = accumulate(optimizer, partial(micro_batches, rows), losses, spare, budget)
+    lines = runtime.gather([line for part in parts for line in part.tolist()])
     measured = means([line[1:] for line in lines])
-    is_finite = math.isfinite(measured["loss"])
-    norm = optimizer.step() if is_finite or optimizer.engine else optimizer.skip()
+    norm = optimizer.step(math.isfinite(measured["loss"]))
+    is_applied = math.isfinite(norm)
     metrics = {f"dpo/{name}": value for name, value in measured.items()}
-    metrics |= {"optim/gradient_norm": norm, "optim/skipped": int(not optimizer.is_finite(norm))}
-    return Updated(metrics, [] if optimizer.is_finite(norm) else _suspects(lines))
+    metrics |= {"optim/gradient_norm": norm, "optim/skipped": int(not is_applied)}
+    return Updated(metrics, [] if is_applied else _suspects(lines))
 
 
 def _suspects(lines: list[list[float]]) -> list[int]:
-    """Places of the rows whose own numbers are not finite; all of them where only the gradient is not."""
+    """Indices of the rows whose own numbers are not finite; all of them where only the gradient is not."""
     wrong = {int(line[0]) for line in lines if not all(map(math.isfinite, line))}
     return sorted(wrong or {int(line[0]) for line in lines})
 
 
 def _loss(
-    module: nn.Module, net: LonePolicy, rows: Sequence[EncodedRow], config: DpoLossConfig
+    module: nn.Module, actors: Actors, rows: Sequence[EncodedRow], config: DpoLossConfig
 ) -> tuple[Tensor, Tensor]:
-    """(sum of the pairs' losses, place and `MEASURED` of every pair (pairs, 6) float64). module: net, or its engine."""
-    logprobs = _answers(module, net, rows)
+    """(sum of the pairs' losses, index and `MEASURED` of every pair (pairs, 6) float64).
+
+    module: what forward passes go through, `Optimizer.module`.
+    """
+    logprobs = _answers(module, actors, rows)
     offsets = torch.tensor([len(row.responses) for row in rows]).cumsum(0).tolist()
     chosen, rejected = (
         torch.tensor(
@@ -112,9 +115,9 @@ def _loss(
         for side in (0, 1)
     )
     reference = torch.tensor([value for row in rows for value in row.reference]).to(logprobs.device)
-    found = compared(logprobs, reference, chosen, rejected, config)
-    places = torch.tensor([row.place for row in rows for _ in row.pairs], dtype=torch.float64)
-    return found[:, 0].sum(), torch.cat([places[:, None], found.detach().double().cpu()], 1)
+    measured = compared(logprobs, reference, chosen, rejected, config)
+    indices = torch.tensor([row.index for row in rows for _ in row.pairs], dtype=torch.float64)
+    return measured[:, 0].sum(), torch.cat([indices[:, None], measured.detach().double().cpu()], 1)
 
 
 def compared(logprobs: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, config: DpoLossConfig) -> Tensor:
@@ -147,16 +150,16 @@ def means(lines: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def logprobs_of(net: LonePolicy, rows: Sequence[EncodedRow], budget: Budget, runtime: Runtime) -> list[list[float]]:
+def logprobs_of(actors: Actors, rows: Sequence[EncodedRow], budget: Budget, runtime: Runtime) -> list[list[float]]:
     """Log-probability of every answer, nats, by row. rows: of all processes, which share them."""
     mine = runtime.share(rows)
 
     def compute(tokens: int) -> list[list[float]]:
-        found: dict[int, list[float]] = {}
-        for group in micro_batches([replace(row, place=place) for place, row in enumerate(mine)], tokens):
-            parts = _answers(net, net, group).split([len(row.responses) for row in group])
-            found |= {row.place: part.tolist() for row, part in zip(group, parts, strict=True)}
-        return [found[place] for place in range(len(mine))]
+        logprobs: dict[int, list[float]] = {}
+        for group in micro_batches([replace(row, index=index) for index, row in enumerate(mine)], tokens):
+            parts = _answers(actors, actors, group).split([len(row.responses) for row in group])
+            logprobs |= {row.index: part.tolist() for row, part in zip(group, parts, strict=True)}
+        return [logprobs[index] for index in range(len(mine))]
 
     return runtime.gather(budget.attempt(compute))
 
@@ -167,9 +170,21 @@ def micro_batches(rows: Sequence[EncodedRow], tokens: int) -> Iterator[list[Enco
         yield [rows[index] for index in group]
 
 
-def _answers(module: nn.Module, net: LonePolicy, rows: Sequence[EncodedRow]) -> Tensor:
+def _answers(module: nn.Module, actors: Actors, rows: Sequence[EncodedRow]) -> Tensor:
     """Log-probability of every answer of the rows, (answers,) float32."""
     responses = [ids for row in rows for ids in row.responses]
-    batch = micro_batch([ids for row in rows for ids in row.prompts], responses, net.device)
-    per_token = module(batch, net.start(batch))
+    batch = micro_batch([ids for row in rows for ids in row.prompts], responses, actors.device)
+    per_token = module(batch, actors.shared_states(batch)).logprobs
     return torch.stack([part.sum() for part in per_token.split([len(ids) for ids in responses])])
+
+
+def counts(rows: Sequence[EncodedRow], runtime: Runtime) -> tuple[int, int, int]:
+    """(answers, tokens, answers cut at max_length) of the rows of all processes."""
+    own = [sum(len(row.responses) for row in rows), sum(row.tokens() for row in rows), sum(row.cut for row in rows)]
+    answers, tokens, cut = map(int, runtime.sum(own))
+    return answers, tokens, cut
+
+
+def skipped_rows(step: int, indices: Sequence[int], batch: Sequence[PairedRow]) -> list[dict[str, Any]]:
+    """Rows for skipped.jsonl: the better conversation of each row of the step that an update was skipped for."""
+    return [row for i in indices for row in skipped.rows(step, "update", [0], [batch[i].conversations()[0]])]

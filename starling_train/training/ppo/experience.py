@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,14 +11,18 @@ from torch import Tensor
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import AlgorithmConfig, RewardConfig
-from starling_train.core.advantages import gae, token_rewards
+from starling_train.core.advantages import ADVANTAGES, token_rewards
 from starling_train.core.masked import whiten
 from starling_train.core.micro_batches import cut_packed
 from starling_train.core.ppo import kl_estimate
 from starling_train.core.running_moments import RunningMoments
+from starling_train.data.chat import Chat
+from starling_train.data.prompts import Prompt
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.micro_batch import micro_batch, response_mask
+from starling_train.rewards.kinds import Scorer
+from starling_train.rollout.generate import generate
 from starling_train.rollout.hidden_states import SharedStates
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
@@ -45,6 +50,57 @@ class Experience:
         return kl_estimate(self.logprobs, self.reference).where(self.is_response, 0.0).sum(-1)
 
 
+def draw(
+    actors: Actors,
+    chat: Chat,
+    batch: Sequence[Prompt],
+    config: PpoConfig,
+    slots: Budget,
+    step: int,
+    runtime: Runtime,
+) -> Rollout:
+    """One response to each of this process's share of a step's prompts, drawn from the live weights."""
+    runtime.seed_all("rollout", step)
+    ids = [prompt.ids for prompt in runtime.share(batch)]
+    return generate(
+        actors.policy,
+        chat,
+        ids,
+        config.rollout,
+        keep_layer=layer_to_keep(actors, ids, config),
+        budget=slots,
+        indices=runtime.share(range(len(batch))),
+    )
+
+
+def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfig) -> int | None:
+    """The layer whose inputs a rollout should keep (`rollout.generate`): the lowest that trains, if they fit.
+
+    None where nothing is shared below it, or where prefix_device_gb is too little for the longest responses; the
+    states are then computed when the rollout is scored.
+    """
+    tokens = sum(len(prompt) + config.rollout.max_new_tokens for prompt in prompts)
+    size = tokens * actors.policy.config.hidden_size * actors.policy.dtype.itemsize
+    fits = size <= config.algorithm.prefix_device_gb * 1e9
+    return actors.lowest if actors.shares_states and fits else None
+
+
+class Scores(NamedTuple):
+    """own: (sequences,) of this process, the reward model's, unscaled; nan where not finite. of_all: the finite ones
+    of all processes. truncated: answers of all processes that were too long for the reward model."""
+
+    own: Tensor
+    of_all: list[float]
+    truncated: int
+
+
+def score(reward_model: Scorer, conversations: list[list[dict]], runtime: Runtime) -> Scores:
+    """Score this process's conversations. Raises UserError, on all processes, if no score is finite."""
+    before = reward_model.truncated
+    own, of_all = finite_scores(torch.tensor(reward_model.score(conversations)), runtime)
+    return Scores(own, of_all, int(runtime.sum([reward_model.truncated - before])[0]))
+
+
 def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]]:
     """(scores with nan for what is not finite, the finite ones of all processes).
 
@@ -60,20 +116,23 @@ def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]
     return scores, finite
 
 
-def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfig) -> int | None:
-    """The layer whose inputs a rollout should keep (`rollout.generate`): the lowest that trains, if they fit.
+def normalise(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
+    """Scores as PPO is paid: centred and scaled by the running moments and clipped, or as they are."""
+    if config.scale == "none":
+        return scores
+    scaled = (scores - moments.mean) / max(moments.std, 1e-6)
+    return scaled.clamp(-config.clip, config.clip) if config.clip else scaled
 
-    None where nothing is shared below it, or where prefix_device_gb is too little for the longest responses; the
-    states are then computed when the rollout is scored.
-    """
-    tokens = sum(len(prompt) + config.rollout.max_new_tokens for prompt in prompts)
-    size = tokens * actors.policy.config.hidden_size * actors.policy.dtype.itemsize
-    fits = size <= config.algorithm.prefix_device_gb * 1e9
-    return actors.lowest if actors.shares_start and fits else None
+
+def sequence_rewards(scores: Tensor, rollout: Rollout, config: AlgorithmConfig) -> Tensor:
+    """Scaled scores minus the penalties for unfinished and for long responses."""
+    unfinished = torch.tensor([not e for e in rollout.ended], dtype=scores.dtype)
+    lengths = torch.tensor([len(r) for r in rollout.responses], dtype=scores.dtype)
+    return scores - config.missing_eos_penalty * unfinished - config.length_penalty * lengths / 100.0
 
 
 @torch.no_grad()
-def score_tokens(
+def make_experience(
     actors: Actors,
     rollout: Rollout,
     scores: Tensor,
@@ -93,7 +152,7 @@ def score_tokens(
     kept = _kept_in_rollout(actors, rollout, config)
 
     def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, SharedStates | None]:
-        prefix = kept if kept is not None or not actors.shares_start else _empty_prefix(actors, rollout, config)
+        prefix = kept if kept is not None or not actors.shares_states else _empty_prefix(actors, rollout, config)
         return *forward_all(actors, rollout, tokens, prefix), prefix
 
     is_response, logprobs, reference, values, prefix = budget.attempt(score)
@@ -102,7 +161,7 @@ def score_tokens(
     is_response, scores = is_response & fit[:, None], torch.where(fit, scores, 0.0)
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
     rewards = token_rewards(scores, penalty, is_response, kl_coefficient)
-    advantages, returns = gae(rewards, values, is_response, config.gamma, config.gae_lambda)
+    advantages, returns = ADVANTAGES[config.name](rewards, values, is_response, config)
     lengths = [len(response) for response in rollout.responses]
     own = [
         (runtime.rank, row, length, is_fit)
@@ -128,7 +187,7 @@ def score_tokens(
 
 def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates | None:
     """The hidden states that were kept while the responses were drawn, taken out of the rollout; None without any."""
-    if not rollout.entering or not actors.shares_start:
+    if not rollout.entering or not actors.shares_states:
         return None
     prefix = _empty_prefix(actors, rollout, config)
     while rollout.entering:  # from the end, so that no state is held twice
@@ -155,16 +214,16 @@ def forward_all(
     for rows in cut_packed(rollout.lengths(), tokens_per_microbatch):
         batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], actors.device)
         if prefix is not None and prefix.is_full:
-            start = prefix.get(rows)
+            states = prefix.get(rows)
         else:
-            start = actors.start(batch)
+            states = actors.shared_states(batch)
             if prefix is not None:
-                prefix.put(rows, start)
-        outputs = actors(batch, start)
+                prefix.put(rows, states)
+        outputs = actors(batch, states)
         index = positions(rollout, rows, actors.device)
         logprobs[index] = outputs.logprobs
         values[index] = outputs.values
-        reference[index] = actors.reference_logprobs(batch, start)
+        reference[index] = actors.reference_logprobs(batch, states)
     return is_response, logprobs, reference, values
 
 
@@ -177,18 +236,3 @@ def positions(rollout: Rollout, rows: list[int], device: torch.device) -> tuple[
     row = torch.tensor(rows).repeat_interleave(torch.tensor(lengths))
     token = torch.cat([torch.arange(length) for length in lengths])
     return row.to(device), token.to(device)
-
-
-def scale(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
-    """Scores as PPO is paid: centred and scaled by the running moments and clipped, or as they are."""
-    if config.scale == "none":
-        return scores
-    scaled = (scores - moments.mean) / max(moments.std, 1e-6)
-    return scaled.clamp(-config.clip, config.clip) if config.clip else scaled
-
-
-def pay(scores: Tensor, rollout: Rollout, config: AlgorithmConfig) -> Tensor:
-    """Scaled scores less the stated penalties: for a response that did not end itself, and per 100 tokens."""
-    unfinished = torch.tensor([not e for e in rollout.ended], dtype=scores.dtype)
-    lengths = torch.tensor([len(r) for r in rollout.responses], dtype=scores.dtype)
-    return scores - config.missing_eos_penalty * unfinished - config.length_penalty * lengths / 100.0

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What a PPO run reads before its first step, checked before anything expensive; and what it would do, in words."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,16 @@ from starling_train.data import nectar, prompts
 from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt, counts
 from starling_train.models import causal_lm
+from starling_train.planning import planner
 from starling_train.planning.memory import Plan
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import selection, what_trains
 from starling_train.rewards import kinds
+from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
-from starling_train.training import policy
+from starling_train.training import policy, preflight
 from starling_train.training.policy import check_share
 
 
@@ -28,6 +30,34 @@ class Data:
     training: list[Prompt]
     held_out: list[Prompt]
     report: str
+
+
+@dataclass
+class PpoInputs:
+    """The policy as it lies on disk, and the prompts. baseline_gb: memory that was held before."""
+
+    directory: Path
+    chat: Chat
+    model_config: Any
+    data: Data
+    baseline_gb: float
+
+    @classmethod
+    def find(cls, config: PpoConfig, run: RunDirectory, runtime: Runtime) -> "PpoInputs":
+        """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
+        baseline_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
+        directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
+        chat = policy.load_chat(directory)
+        model_config = causal_lm.load_config(directory, "model.path")
+        policy.check_lengths(config, model_config, chat)
+        check_shares(config, runtime)
+        check_run(config, directory, model_config, run.path, runtime)
+        return cls(directory, chat, model_config, load_data(config, chat), baseline_gb)
+
+    def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
+        """(planned peak of each process, decimal GB, a line that compares it with what the run took)."""
+        planned_gb = planner.of_run(config, self.model_config, table, runtime.device.type, runtime.world)
+        return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
 
 
 def load_data(config: PpoConfig, chat: Chat) -> Data:
@@ -45,8 +75,15 @@ def load_data(config: PpoConfig, chat: Chat) -> Data:
     return Data(training, held_out, report)
 
 
+def check_run(config: PpoConfig, directory: Path, model_config: Any, run: Path, runtime: Runtime) -> None:
+    """Check everything that a run needs but its data. directory, model_config: the policy's. Raises UserError."""
+    preflight.check_policy_run(config, directory, model_config, run)
+    kinds.of(config.reward).check(config.reward, True)
+    preflight.check_gpu(lambda: planned(config, directory, model_config)[1], runtime.device)
+
+
 def check_shares(config: PpoConfig, runtime: Runtime) -> None:
-    """Raise UserError if a process would have no prompt to see to, or a reward model on the GPUs of the others."""
+    """Raise UserError if a process would have no prompt to handle, or a reward model on the GPUs of the others."""
     if runtime.world > 1 and config.reward.device_map:
         raise UserError(
             f"reward.device_map: {config.reward.device_map} spreads the reward model over GPUs that the other "

@@ -5,26 +5,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from starling_train.config.rm import RmConfig, RmOptimConfig
-from starling_train.config.sections import ClusterConfig, OptimConfig
+from starling_train.config.rm import RmConfig
 from starling_train.data import nectar, prompts, ranked
 from starling_train.data.nectar import Row
-from starling_train.models import adapters, causal_lm
+from starling_train.files import whole
+from starling_train.files.disk import check_directory
+from starling_train.models import adapters, causal_lm, header_checks, quantisation
+from starling_train.models.actors import Groups
 from starling_train.models.reward import start as reward_start
 from starling_train.models.reward import write_starling_7b, write_starling_34b
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
 from starling_train.planning.memory import Plan, plan_ranking
 from starling_train.planning.shapes import Shape
+from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection import freeze, scans
 from starling_train.selection.module_types import LAYER
 from starling_train.selection.records import Record
-from starling_train.training import policy
-from starling_train.training.optimizer import Optimizer
-from starling_train.training.zero import ZeroOptimizer, optimizer_of
+from starling_train.training import policy, preflight
 
 
 @dataclass
@@ -38,15 +37,23 @@ class Start:
 
 @dataclass
 class Trainee:
-    """The network with its trainable parameters marked, the names selected, the table, and the scan."""
+    """The network with its trainable parameters marked, the names selected, the table, and the scan.
 
-    net: RewardNet
+    base: the directory of the model that it was.
+    """
+
+    model: RewardNet
     selected: list[str]
     table: freeze.FreezeTable
     records: dict[str, Record]
+    base: Path
+    extra_files: None = None
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+    def groups(self) -> Groups:
+        """The trainable parameters of the network and of its head, each with a learning rate of its own."""
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        head = {name: p for name, p in trainable.items() if name.startswith("v_head.")}
+        return {name: p for name, p in trainable.items() if name not in head}, head
 
 
 @dataclass
@@ -70,6 +77,31 @@ def find(config: RmConfig) -> Start:
     return Start(directory, tokenizer, reward_start.read_config(directory, source, tokenizer, config.rm.max_length))
 
 
+@dataclass
+class RmInputs:
+    """What the reward model starts from, and the ranked rows."""
+
+    start: Start
+    data: Data
+
+    @classmethod
+    def find(cls, config: RmConfig, run: RunDirectory, runtime: Runtime) -> "RmInputs":
+        """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
+        start = find(config)
+        preflight.check_tracker(config.logging.wandb)
+        check_directory(run.path, "run_dir")
+        quantisation.check_acceleration(attention=config.model.attention)
+        if not config.rm.fresh and not reward_start.is_reward_model(start.directory):
+            model_config = causal_lm.load_config(start.directory, "model.path")
+            header_checks.check_policy(start.directory, model_config, "model.path")
+        is_unscanned = config.freeze.method in scans.SCORED and not config.freeze.scan
+        listed = replace(config, freeze=replace(config.freeze, method="random")) if is_unscanned else config
+        listing = scan(listed, start.directory, "cpu")
+        preflight.check_selection(config.freeze, start.directory, listing, config.seed)
+        preflight.check_gpu(lambda: planned(config, start)[1], runtime.device)
+        return cls(start, load_data(config))
+
+
 def load_data(config: RmConfig) -> Data:
     """Read the ranked rows, drop what says nothing, split by prompt. Raises UserError when none is left."""
     data = config.data
@@ -84,8 +116,12 @@ def load_data(config: RmConfig) -> Data:
     return Data(training, held_out, report)
 
 
-def load_trainee(config: RmConfig, start: Start, runtime: Runtime, records: dict[str, Record]) -> Trainee:
-    """Select, load the weights, freeze the rest. The reward head always trains. records: `scan`'s."""
+def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) -> Trainee:
+    """Scan, select, load the weights, freeze the rest. The reward head always trains.
+
+    run: directory of the run, whose own scan of the same weights is used.
+    """
+    records = runtime.from_first(lambda: scan(config, start.directory, str(runtime.device), run))
     selected = scans.select(config.freeze, records, config.seed)
     runtime.seed_all("fresh weights")
     net = reward_start.start(
@@ -102,7 +138,7 @@ def load_trainee(config: RmConfig, start: Start, runtime: Runtime, records: dict
     if config.freeze.adapter:
         policy.add_adapters(config.freeze, net, table, runtime)
         net.v_head.requires_grad_(True)
-    return Trainee(net, selected, table, records)
+    return Trainee(net, selected, table, records, start.directory)
 
 
 def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
@@ -136,25 +172,6 @@ def steps(config: RmConfig, rows: int) -> int:
     return prompts.steps(rows, config.rm.prompts_per_step, config.rm.epochs)
 
 
-def optimizer(
-    trainee: Trainee, config: RmOptimConfig, total: int, cluster: ClusterConfig, runtime: Runtime
-) -> Optimizer | ZeroOptimizer:
-    """AdamW over what trains, with the head's own rate. total: steps of the run, which the warm-up is a share of."""
-    values = OptimConfig(
-        learning_rate=config.learning_rate,
-        critic_learning_rate=config.head_learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        schedule=config.schedule,
-        warmup_steps=int(total * config.warmup_percent / 100),
-        max_gradient_norm=config.max_gradient_norm,
-    )
-    head = {name: p for name, p in trainee.trainable().items() if name.startswith("v_head.")}
-    rest = {name: p for name, p in trainee.trainable().items() if name not in head}
-    return optimizer_of(trainee.net, (rest, head), values, cluster, runtime)
-
-
 def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> RewardModel:
     """The network as the reward model that it becomes: its template, tokenizer and truncation."""
     ranking = config.rm
@@ -167,6 +184,11 @@ def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> 
         tokens_per_batch=ranking.tokens_per_microbatch,
         trailing_newline=ranking.trailing_newline,
     )
+
+
+def write(config: RmConfig, net: RewardNet, tokenizer: Any, to: Path) -> None:
+    """Write the reward model in the layout of `rm.kind`, whole or not at all."""
+    whole.write_whole(to, writer(config, net, tokenizer))
 
 
 def writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:

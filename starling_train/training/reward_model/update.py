@@ -1,7 +1,10 @@
 """A step of a reward model's training on ranked answers, and its validation."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +17,10 @@ from starling_train.data.ranked import conversations, ranks
 from starling_train.models.budget import Budget
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
+from starling_train.run import skipped
 from starling_train.run.runtime import Runtime
-from starling_train.training import accumulate as accumulation
-from starling_train.training.accumulate import add_gradients
+from starling_train.training.accumulate import accumulate
 from starling_train.training.optimizer import Optimizer
-from starling_train.training.zero import ZeroOptimizer
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,7 @@ class Sums:
 
 
 def update(
-    net: RewardNet,
-    optimizer: Optimizer | ZeroOptimizer,
+    optimizer: Optimizer,
     rows: Sequence[EncodedRow],
     config: RankingConfig,
     runtime: Runtime | None = None,
@@ -63,22 +64,23 @@ def update(
 ) -> dict[str, float]:
     """One optimizer step; returns the `rm/` and `optim/` metrics. A gradient that is not finite is not applied.
 
-    rows: those of this process; the loss is the mean over the rows of all. budget: of tokens per micro-batch (the
-    configuration's if None); when memory runs out, the step begins again with half.
+    The loss is the mean over rows of (K-wise loss + centring x (sum of scores)^2): every row counts the same, whichever
+    micro-batch it falls into, and its answers are never cut apart.
+
+    rows: those of this process; the mean is over those of all.
+    budget: of tokens per micro-batch (the configuration's if None); when memory runs out, the step begins again with
+        half.
     """
     runtime = runtime or Runtime()
     budget = budget or Budget("rm.tokens_per_microbatch", config.tokens_per_microbatch)
     total = int(runtime.sum([len(rows)])[0])
-    parts = add_gradients(
-        net,
-        optimizer,
-        lambda tokens: list(_micro_batches(rows, tokens)),
-        _loss_of(config),
-        total,
-        [EncodedRow([[0], [0]], [0, 1])],
-        budget,
-        runtime,
-    )
+
+    def losses(module: nn.Module, group: Sequence[EncodedRow]) -> Iterator[tuple[Tensor, Sums]]:
+        loss, sums = _loss(module, group, config.centring)
+        yield loss / total, sums
+
+    spare = [EncodedRow([[0], [0]], [0, 1])]
+    parts = accumulate(optimizer, partial(_micro_batches, rows), losses, spare, budget)
     sums = _together(runtime.gather(parts))
     norm = optimizer.step()
     return {
@@ -88,21 +90,8 @@ def update(
         "rm/score_std": float(sums.scores.std(correction=0)),
         "rm/centring": float(sums.totals.square().mean()),
         "optim/gradient_norm": norm,
-        "optim/skipped": int(not optimizer.is_finite(norm)),
+        "optim/skipped": int(not math.isfinite(norm)),
     }
-
-
-def accumulate(net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig) -> list[Sums]:
-    """Add the gradients of the mean over rows of (K-wise loss + centring x (sum of scores)^2), by micro-batch.
-
-    Every row counts the same, whichever micro-batch it falls into: its answers are never cut apart.
-    """
-    groups = list(_micro_batches(rows, config.tokens_per_microbatch))
-    return accumulation.accumulate(net, groups, _loss_of(config), len(rows))
-
-
-def _loss_of(config: RankingConfig) -> Callable[[nn.Module, Sequence[EncodedRow]], tuple[Tensor, Sums]]:
-    return lambda net, rows: _loss(net, rows, config.centring)
 
 
 def _loss(net: nn.Module, rows: Sequence[EncodedRow], centring: float) -> tuple[Tensor, Sums]:
@@ -185,3 +174,15 @@ def _together(parts: Sequence[Sums]) -> Sums:
         right,
         pairs,
     )
+
+
+def counts(rows: Sequence[EncodedRow], cut: int, runtime: Runtime) -> tuple[int, int, int]:
+    """(answers, tokens, answers that lost their beginning) of the rows of all processes. cut: this process's."""
+    own = [sum(len(row.sequences) for row in rows), sum(row.tokens() for row in rows), cut]
+    answers, tokens, truncated = map(int, runtime.sum(own))
+    return answers, tokens, truncated
+
+
+def skipped_rows(step: int, batch: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows for skipped.jsonl: every row of the step, for any of them may be why the update was skipped."""
+    return skipped.rows(step, "update", range(len(batch)), [row.messages for row in batch])

@@ -1,0 +1,29 @@
+"""What the `main` of every training command does before its first step and after its last."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.rm import RmConfig
+from starling_train.run.directory import RunDirectory
+from starling_train.run.runtime import Runtime
+
+C = TypeVar("C", PpoConfig, DpoConfig, RmConfig)
+
+
+def start(config: C, describe: Callable[[C], str], train: Callable[[C, RunDirectory, Runtime], None]) -> None:
+    """Describe the run (dry_run=true), say that it is finished, or train."""
+    run = RunDirectory(config)
+    if config.dry_run:
+        print(describe(config))
+        return
+    if run.is_finished():
+        print(f"{run.path} is finished, nothing to do; its report: {run.report}")
+        return
+    cluster = config.cluster
+    runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s)
+    with runtime.together(), run.owned(runtime):
+        train(config, run, runtime)
+    if runtime.is_first:
+        print(f"report: {run.report.resolve()}")
