@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from starling_train.config.sections import FreezeConfig
 from starling_train.data.openchat import END_OF_TURN, PAD
 from starling_train.models.reward.net import RewardNet
 from starling_train.run.records import Clock
@@ -136,7 +137,7 @@ def train_last_layers(model: nn.Module, percent: float = 25.0) -> freeze.FreezeT
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(f"model.layers.{layer}.")
     ]
-    return freeze.apply(model, names)
+    return freeze.apply(FreezeConfig(), model, names)
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerBase:

@@ -94,12 +94,13 @@ def settings(arguments: argparse.Namespace) -> PpoConfig:
 
 def select(policy: torch.nn.Module, arguments: argparse.Namespace) -> Any:
     """The last `percent` % of the layers train; or, with --lowest-layer, as many spread evenly from there to the top."""
+    from starling_train.config.sections import FreezeConfig
     from starling_train.selection import freeze
 
     layers = policy.config.num_hidden_layers
     if arguments.percent * layers < 100:  # less than a layer: the matrices that write to the hidden state
         last = f"model.layers.{layers - 1}"
-        return freeze.apply(policy, [f"{last}.self_attn.o_proj", f"{last}.mlp.down_proj"])
+        return freeze.apply(FreezeConfig(), policy, [f"{last}.self_attn.o_proj", f"{last}.mlp.down_proj"])
     if arguments.lowest_layer is None:
         return models.train_last_layers(policy, arguments.percent)
     count = max(1, round(layers * arguments.percent / 100))
@@ -110,7 +111,7 @@ def select(policy: torch.nn.Module, arguments: argparse.Namespace) -> Any:
         for name, module in policy.named_modules()
         if isinstance(module, torch.nn.Linear) and any(name.startswith(f"model.layers.{i}.") for i in chosen)
     ]
-    return freeze.apply(policy, names)
+    return freeze.apply(FreezeConfig(), policy, names)
 
 
 class DecodeTraffic:

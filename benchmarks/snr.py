@@ -19,7 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from starling_train.core import spectrum
-from starling_train.selection.scan import list_matrices, scan
+from starling_train.models.source import ModelSource
+from starling_train.selection.listing import list_matrices
+from starling_train.selection.scan import scan
 
 HIDDEN, INTERMEDIATE, KEY_VALUE, VOCABULARY = 4096, 14336, 1024, 32000
 LAYER = {
@@ -90,9 +92,10 @@ def write(arguments: argparse.Namespace) -> None:
 
 def whole(arguments: argparse.Namespace) -> None:
     """Seconds, peak resident memory, and on a GPU what share of the copy bandwidth and arithmetic that is."""
-    listing = list_matrices(arguments.directory)
+    source = ModelSource.open(arguments.directory, needs_config=False)
+    listing = list_matrices(source)
     start = time.perf_counter()
-    records = scan(arguments.directory, device=arguments.device)
+    records = scan(source, device=arguments.device)
     if arguments.device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start

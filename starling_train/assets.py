@@ -1,14 +1,13 @@
 """Files that the package makes itself on first use (the toy's models and data), kept in the user's cache."""
 
-import fcntl
 import hashlib
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from starling_train.config.fields import UserError
+from starling_train.files.lock import Lock
 
 
 def directory(name: str) -> Path:
@@ -31,9 +30,8 @@ def ensure(name: str) -> Path:
     made = directory(name)
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
-        with (made.parent / f".{made.name}.lock").open("w") as lock:
-            with suppress(OSError):  # of the processes of a run one makes them; where files cannot be locked, all do
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        # of the processes of a run one makes them; where files cannot be locked, all do
+        with Lock(made.parent / f".{made.name}.lock"):
             if not made.exists():
                 # a process of its own: its random state and threads stay apart from the run's
                 subprocess.run([sys.executable, "-m", f"starling_train.{name}"], check=True)

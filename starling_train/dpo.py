@@ -41,7 +41,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     inputs = dpo_inputs.DpoInputs.find(config, run, runtime)
     held_out = HeldOut.from_config(config, inputs.data.asked, inputs.chat)
     reference = dpo_inputs.find_reference(config, run, inputs, runtime)
-    policy = load_policy(config, inputs.directory, run.path, runtime)  # scan, select, load, freeze
+    policy = load_policy(config, inputs.source, run.path, runtime)  # scan, select, load, freeze
 
     # One policy; what it is compared with are numbers.
     actors = Actors(policy.model, "none", policy.table.lowest_layer, has_reference=False).to(runtime.device)

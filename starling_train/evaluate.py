@@ -1,6 +1,5 @@
 """python -m starling_train.evaluate model.path=DIR suites=[...]: how good are a policy and a reward model?"""
 
-import os
 import signal
 import sys
 import time
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 from starling_train import assets
 from starling_train.cli import command
 from starling_train.config.evaluate import EvaluateConfig, check_evaluate
-from starling_train.config.fields import UserError
 
 if TYPE_CHECKING:
     from starling_train.evals.suite import Line
@@ -31,8 +29,6 @@ def main(config: EvaluateConfig) -> None:
     # 1. What can be wrong, before anything is loaded.
     if config.prepare:
         assets.ensure(config.prepare)
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UserError(f"WORLD_SIZE: {processes} processes, but evaluate runs in one; start it without a launcher")
     runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
     file = results.path_of(config.run_dir or Path("runs") / config.name)
     done = results.read(file)

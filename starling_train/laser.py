@@ -43,7 +43,6 @@ def main(config: LaserConfig) -> None:
 
 def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All tries of one run, from wherever an earlier start left off; then the model, its numbers and its page."""
-    from starling_train.models import causal_lm
     from starling_train.models.budget import Budget
     from starling_train.rank_search import results
     from starling_train.rank_search import search as rank_search
@@ -61,27 +60,21 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
                 inputs = Inputs.find(config, runtime, run)
             log = run.log(run.path / rank_search.LOG)
             tries = max(0, log.last)
-            known = results.read_start(run, inputs.directory, inputs.criterion.digest())
-            results.check_room(run, inputs.directory, config.laser.factored)
+            known = results.read_start(run, inputs.source, inputs.criterion.digest())
+            results.check_room(run, inputs.source, config.laser.factored)
 
             # 2. The scan, whose journal knows what an interrupted start has done.
             run.create()
             console.say(inputs.judged())
             with stop.abandonable():
-                records = inputs.records or scans.scan(config, inputs.directory, run.path)
+                records = inputs.scan(runtime, run)
             scans.write_scan(records, run.path)
             laser = config.laser
             candidates, uncut = rank_search.order(records, laser.modules, laser.layers, laser.types, laser.percent)
 
             # 3. The model, and how good it is before anything is changed.
             with stop.abandonable():
-                model = causal_lm.load_causal_lm(
-                    inputs.directory,
-                    "model.path",
-                    dtype=config.model.dtype,
-                    attention=config.model.attention,
-                    device=str(runtime.device),
-                ).eval()
+                model = inputs.load_model(runtime)
                 budget = Budget("laser.tokens_per_batch", laser.tokens_per_batch, console.say)
                 known = known or measure(inputs, model, budget)
             run.write(results.START, json.dumps(known))
@@ -90,14 +83,14 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             judge = rank_search.Judge(
                 laser.measure, lambda: inputs.criterion.measure(model, budget), inputs.criterion.is_not_worse
             )
-            found = rank_search.Search(
-                model, inputs.directory, candidates, judge, known["judging"], run.path, laser.factored
+            attempts = rank_search.Search(
+                model, inputs.source, candidates, judge, known["judging"], run.path, laser.factored
             )
             if tries:
                 console.say(f"{tries} of {len(candidates)} tries are done already")
             if uncut:
                 console.say(f"{uncut} matrices have nothing to cut, and are left as they are")
-            for row in found.go_on(log, stop):
+            for row in attempts.go_on(log, stop):
                 tries = row["step"]
                 console.say(told(row, len(candidates)))
 
@@ -105,14 +98,11 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             with stop.abandonable():
                 held_out = inputs.criterion.measure_held_out(model, budget)
             with stop.finishing():
-                weights = results.write(found, inputs.chat, run, laser.factored)
-                measured = {"judging": found.current(), "held_out": held_out}
-                counts = {"judging": len(inputs.criterion.judging), "held_out": len(inputs.criterion.held_out)}
-                numbers = results.summarise(found, known, measured, counts, inputs.criterion.unit)
-                run.write("summary.json", results.to_json(config, numbers | weights, runtime))
+                measured = {"judging": attempts.current(), "held_out": held_out}
+                numbers = results.finish(config, inputs, attempts, known, measured, run, runtime)
                 laser_page.write(run.path)
-                found.clear()
-            console.say(results.told(numbers | weights))
+                attempts.clear()
+            console.say(results.in_words(numbers))
         except Stopped:
             console.say(f"stopped by a signal after {tries} tries, which are kept; run the same command to go on")
             sys.exit(stop.exit_code)

@@ -1,8 +1,16 @@
 """python -m starling_train.snr model.path=DIR: signal-to-noise ratio of every matrix, and what it selects."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from starling_train import assets
 from starling_train.cli import command
+from starling_train.config.fields import UserError
 from starling_train.config.snr import SnrConfig, check_snr
+
+if TYPE_CHECKING:
+    from starling_train.models.source import ModelSource
+    from starling_train.selection.records import Record
 
 
 @command(check_snr, SnrConfig, "snr")
@@ -11,9 +19,13 @@ def main(config: SnrConfig) -> None:
     # torch takes seconds to import: only once the configuration is known to be right
     import torch
 
+    from starling_train.models.source import ModelSource
     from starling_train.report import scan as report_scan
-    from starling_train.selection import overlap, scan, scans
+    from starling_train.run.runtime import device_kind
+    from starling_train.selection import listing, overlap, scans
     from starling_train.selection import records as scan_records
+    from starling_train.selection.freeze import besides
+    from starling_train.selection.select import SCORED, names_of, select, select_unscored
 
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
@@ -21,41 +33,85 @@ def main(config: SnrConfig) -> None:
         assets.ensure(config.prepare)
 
     # 1. Settings that are wrong whatever the checkpoint holds; nothing has been touched yet.
-    device = scans.device_of(config)
-    run = scans.run_directory(config)
-    directory = scans.model_directory(config)
-    other = scans.read_other(config)
-    slug = report_scan.slug_of(config.model.path, directory)
-    if not config.dry_run and not config.freeze.scan:
+    freeze, model = config.freeze, config.model
+    device = device_kind(config.cluster.device)
+    run = run_directory(config)
+    # a scan alone needs no config.json
+    weights = not config.dry_run and (not freeze.scan or bool(config.spectra))
+    source = ModelSource.open(model.path, "model.path", model.revision, weights=weights, needs_config=False)
+    other = scan_records.read_scan(Path(config.compare).expanduser(), "compare") if config.compare else {}
+    slug = report_scan.slug_of(source)
+    if not config.dry_run and not freeze.scan:
         report_scan.retire(run, slug)
 
     # 2. What there is, from headers alone: whatever can be told before the scan is not told after it.
-    listing = scans.list_matrices(config, directory)
-    passed_over = report_scan.passed_over(scan.unscanned(directory), scan.left_out(directory))
-    planned = scans.plan(config, listing)
-    other = scan_records.fill(other, listing)
-    others = scans.select_other(config, other) if other else []
+    matrices = list_matrices(config, source)
+    passed_over = report_scan.passed_over(listing.unscanned(source), listing.left_out(source))
+    planned = select_unscored(freeze, matrices, config.seed)
+    other = scan_records.fill(other, matrices)
+    others = select_other(config, other) if other else []
     if config.dry_run:
-        print(f"would scan {directory} on {device}, dialect {config.freeze.dialect}")
-        at_most = scans.depends_on_scores(config.freeze)
-        print(report_scan.plan(listing, config.freeze.method, len(planned), at_most=at_most) + passed_over)
+        print(f"would scan {source.directory} on {device}, dialect {freeze.dialect}")
+        # with a budget the number of matrices, too, depends on the scores
+        at_most = freeze.method in SCORED and (freeze.max_trainable, freeze.max_memory_gb) != (None, None)
+        print(report_scan.plan(matrices, freeze.method, len(planned), at_most=at_most) + passed_over)
         return
 
     # 3. Scan, or read a scan, and select.
-    records = scans.read_scan(config.freeze, directory) if config.freeze.scan else scans.scan(config, directory, run)
-    selected = scans.select(config.freeze, records, config.seed)
+    records = scans.read_scan(freeze, source) if freeze.scan else scans.scan(source, freeze.dialect, device, run)
+    selected = select(freeze, records, config.seed)
 
     # 4. What was asked for besides; then everything is written at once.
-    names = scans.names_of(selected, records)
+    names = names_of(selected, records)
     overlaps = overlap.compare(records, other, names, others) if other else []
-    spectra = {m: report_scan.draw_spectrum(directory, m, config.freeze.dialect, device) for m in config.spectra}
-    besides = scans.besides(config.freeze, directory, names)
-    outcome = report_scan.Outcome(records, selected, besides, config.compare, overlaps, spectra)
+    spectra = {m: report_scan.draw_spectrum(source, m, freeze.dialect, device) for m in config.spectra}
+    also = besides(freeze, listing.other_weights(source), names)
+    outcome = report_scan.Outcome(records, selected, also, config.compare, overlaps, spectra)
     report_scan.write(outcome, run, slug)
     print(report_scan.table(records, selected) + passed_over)
     if overlaps:
         print(f"compared with {config.compare}:\n{overlap.render(overlaps)}")
     print(f"results: {run.resolve()}")
+
+
+def run_directory(config: SnrConfig) -> Path:
+    """Where the results go. Raises UserError where that is not a directory, and for that of a training run, whose scan
+    must stay what it is.
+    """
+    from starling_train.files.disk import check_directory
+
+    run = Path(config.run_dir or Path("runs") / config.name).expanduser()
+    if (run / "metrics.jsonl").exists():
+        raise UserError(f"run_dir: {run} holds a training run; give the scan another run_dir= or name=")
+    check_directory(run, "run_dir")
+    return run
+
+
+def list_matrices(config: SnrConfig, source: "ModelSource") -> "dict[str, Record]":
+    """The model's matrices, from headers alone. Raises UserError for weights that could not be scanned, and for a
+    module of `spectra` that the model does not have.
+    """
+    from starling_train.selection import listing
+
+    needed_by = "spectra" if config.freeze.scan else "a scan"
+    if config.dry_run or (config.freeze.scan and not config.spectra):
+        needed_by = None
+    listing.check_weights(source, needed_by)
+    matrices = listing.list_matrices(source)
+    for module in config.spectra:
+        if module not in matrices:
+            raise UserError(f"spectra: the model has no matrix {module}; its first is {next(iter(matrices))}")
+    return matrices
+
+
+def select_other(config: SnrConfig, other: "dict[str, Record]") -> list[str]:
+    """What the same settings select of the scan `compare` names. Raises UserError in the name of that key."""
+    from starling_train.selection.select import names_of, select
+
+    try:
+        return names_of(select(config.freeze, other, config.seed), other)
+    except UserError as error:
+        raise UserError(f"compare: {config.compare}: {str(error).removeprefix('freeze.scan: ')}") from None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.core.intervals import Interval, first_reached, interval
+from starling_train.files import json_lines
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
     keys = (reward, *skills)
     try:
         summary = json.loads((run / "summary.json").read_text())
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = json_lines.read(run / "metrics.jsonl")
         trained, steps = summary["trainable"]["parameters"], summary["steps"]
         # what is behind the summary's last step is of a run that goes on
         rows = [row for row in rows if row["step"] <= steps and any(key in row for key in keys)]

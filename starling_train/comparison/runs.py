@@ -76,7 +76,7 @@ def count_layers(config: CompareConfig) -> int:
 def look_over(missing: list[Run], is_dry: bool) -> None:
     """What a run would find wrong before it trains, for one run of each strategy. Raises UserError."""
     from starling_train.evals.held_out import HeldOut
-    from starling_train.models import causal_lm
+    from starling_train.models.source import ModelSource
     from starling_train.run.runtime import Runtime
     from starling_train.training import policy
     from starling_train.training.ppo import inputs
@@ -89,24 +89,23 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
         inputs.describe(config)
         return
     runtime = Runtime(config.cluster.device, config.cluster.threads)
-    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
-    model_config = causal_lm.load_config(directory, "model.path")
+    source = ModelSource.open(config.model.path, "model.path", config.model.revision)
     for settings in first.values():
-        inputs.check_run(settings, directory, model_config, Path(settings.run_dir), runtime)
-    chat = policy.load_chat(directory)  # from here on, what is the same for all
-    policy.check_lengths(config, model_config, chat)
+        inputs.check_run(settings, source, Path(settings.run_dir), runtime)
+    chat = policy.load_chat(source)  # from here on, what is the same for all
+    policy.check_lengths(config, source.policy_config, chat)
     HeldOut.from_config(config, inputs.load_data(config, chat).held_out, chat)
 
 
 def describe(runs: list[Run]) -> None:
     """Print what each strategy trains, and the command line of each run that is not finished."""
-    from starling_train.models import causal_lm
+    from starling_train.models.source import ModelSource
     from starling_train.training.ppo import inputs
 
     model = runs[0].config.model
-    directory = causal_lm.resolve(model.path, "model.path", model.revision, weights=False)
+    source = ModelSource.open(model.path, "model.path", model.revision, weights=False)
     for strategy, config in {run.child.name.partition("/")[0]: run.config for run in runs}.items():
-        table, _ = inputs.planned(config, directory, causal_lm.load_config(directory, "model.path"))
+        table, _ = inputs.planned(config, source)
         print(f"{strategy}: trains {table.parameters_trained:,} parameters")
     for run in runs:
         line = shlex.join(["python", "-m", *run.child.arguments])

@@ -1,10 +1,9 @@
 """TODO docstring."""
 
-import os
 import re
 from dataclasses import dataclass, field
 
-from starling_train.config.fields import UserError, number, optional_number
+from starling_train.config.fields import UserError, check_one_process, number, optional_number
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.ppo import check as check_run
 
@@ -68,8 +67,7 @@ def check(config: CompareConfig) -> None:
     if not section.skills:
         raise UserError("compare.skills: empty; give metrics that are evaluated, e.g. [eval/function_calling]")
     check_metrics(config)
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise UserError("WORLD_SIZE: compare starts its runs itself, in one process each; start it without a launcher")
+    check_one_process("compare")
 
 
 def check_metrics(config: CompareConfig) -> None:

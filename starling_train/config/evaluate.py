@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from starling_train.config.fields import (
     UserError,
     check_name,
+    check_one_process,
     check_server_url,
     check_values,
     number,
@@ -106,6 +107,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
         _check_judge(config.mt_bench.judge)
     if "lm_eval" in asked and not config.lm_eval.tasks:
         raise UserError("lm_eval.tasks: none is given; give some of the harness's, e.g. lm_eval.tasks=[truthfulqa_mc2]")
+    check_one_process("evaluate")
 
 
 def _check_prompts(config: EvaluateConfig) -> None:

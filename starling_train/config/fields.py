@@ -3,6 +3,7 @@
 Only the standard library is used, so that a wrong key is told before anything heavy is imported.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,16 @@ def no_path(path: Path) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def local_path(path: str | Path, key: str) -> Path:
+    """The path as the file system knows it, `~` expanded. Raises UserError for one that cannot be: too long, a null
+    byte. key: the configuration key, for the message.
+    """
+    local = Path(path).expanduser()
+    if reason := no_path(local):
+        raise UserError(f"{key}: {str(local)[:80]!r} cannot be a path ({reason}); check it")
+    return local
 
 
 def check_values(config: Any, prefix: str = "") -> None:
@@ -136,3 +147,9 @@ def check_url(url: str, protocol: str) -> None:
         raise UserError(
             "reward.url: has something behind ? or #; give http://HOST:PORT, and a token in reward.token_env"
         )
+
+
+def check_one_process(command: str) -> None:
+    """Raise UserError if a launcher (torchrun, accelerate) has started several processes of a command that is one."""
+    if (processes := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
+        raise UserError(f"WORLD_SIZE: {processes} processes, but {command} runs in one; start it without a launcher")

@@ -1,9 +1,16 @@
 """TODO docstring."""
 
-import os
 from dataclasses import dataclass, field
 
-from starling_train.config.fields import UserError, check_name, check_values, choice, number, optional_number
+from starling_train.config.fields import (
+    UserError,
+    check_name,
+    check_one_process,
+    check_values,
+    choice,
+    number,
+    optional_number,
+)
 from starling_train.config.ppo import PpoConfig
 
 LONGEST_WINDOW = 2048  # tokens, where laser.window leaves it to the model
@@ -59,5 +66,4 @@ def check(config: LaserConfig) -> None:
             raise UserError("perplexity.path: not set; give plain text, JSONL with `text` or `messages`, or Nectar's")
     elif not config.preference.path:
         raise UserError("preference.path: not set; give JSONL of chosen and rejected answers, or Nectar's parquet")
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise UserError("WORLD_SIZE: laser runs in one process; start it with python -m, without a launcher")
+    check_one_process("laser")

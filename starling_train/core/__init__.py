@@ -1,0 +1,1 @@
+"""Formulas: losses, advantages, spectra, sampling; tensors and numbers only."""

@@ -36,11 +36,6 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum()
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where mask is True: a scalar; the mask must have a True entry."""
-    return masked_sum(x, mask) / mask.sum()
-
-
 def whiten(x: Tensor, mask: Tensor, of: Moments | None = None, *, shift: bool = True, eps: float = 1e-8) -> Tensor:
     """x with mean 0 and deviation 1 over the mask, 0 outside it.
 

@@ -5,6 +5,10 @@ fewer than K (all real if None); place (prompts, K), integers that grow along a 
 ties if None).
 """
 
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -39,28 +43,53 @@ def kwise_losses(scores: Tensor, is_answer: Tensor | None = None, place: Tensor 
     return torch.where(chooses, log_rest - scores, 0.0).sum(-1) / chooses.sum(-1).clamp(min=1)
 
 
-def pair_accuracy(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None) -> Tensor:
-    """Share of answer pairs, within a row, that the scores order as the ranking does; equal scores count half.
+@dataclass(frozen=True)
+class PairCounts:
+    """How many pairs of answers came out as ranked. by_distance: (right, pairs) by the difference of their places.
 
-    Pairs that the ranking ties are left out. Returns a scalar in [0, 1], NaN if no pairs.
+    Equal scores are half right; pairs that the ranking ties are not counted.
     """
-    right, pairs = pairs_by_distance(scores, is_answer, place)
-    return (right.sum() / pairs.sum()).to(scores.dtype)
+
+    by_distance: dict[float, tuple[float, int]]
+
+    @property
+    def right(self) -> float:
+        return sum(right for right, _ in self.by_distance.values())
+
+    @property
+    def pairs(self) -> int:
+        return sum(pairs for _, pairs in self.by_distance.values())
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]; NaN without pairs."""
+        return self.right / self.pairs if self.pairs else math.nan
+
+    @staticmethod
+    def sum(parts: "Sequence[PairCounts]") -> "PairCounts":
+        """The counts of all parts together, distances in ascending order."""
+        total: dict[float, tuple[float, int]] = {}
+        for distance, (right, pairs) in (item for part in parts for item in part.by_distance.items()):
+            before = total.get(distance, (0.0, 0))
+            total[distance] = (before[0] + right, before[1] + pairs)
+        return PairCounts(dict(sorted(total.items())))
 
 
-def pairs_by_distance(
-    scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """(right, pairs), each (D + 1,) float64: at index d the pairs whose places differ by d; index 0 stays 0.
+def count_pairs(scores: Iterable[Sequence[float]], places: Iterable[Sequence[float]]) -> PairCounts:
+    """Compare all pairs of answers within a row whose places differ.
 
-    right counts the pairs that the scores order as the ranking does, equal scores as a half. D: the largest distance.
+    scores, places: a sequence a row, an answer each; the smaller place is the better one.
     """
-    is_answer, place = _filled(scores, is_answer, place)
-    difference = scores[:, :, None] - scores[:, None, :]
-    right = (difference > 0).double() + 0.5 * (difference == 0).double()
-    is_pair = _beats(is_answer, place)
-    distance = (place[:, None, :] - place[:, :, None])[is_pair]
-    return torch.bincount(distance, right[is_pair]).double(), torch.bincount(distance).double()
+    right: Counter = Counter()
+    pairs: Counter = Counter()
+    for row_scores, row_places in zip(scores, places, strict=True):
+        rated = sorted(zip(row_places, row_scores, strict=True))
+        for index, (better, high) in enumerate(rated):
+            for worse, low in rated[index + 1 :]:
+                if better != worse:
+                    pairs[worse - better] += 1
+                    right[worse - better] += 1.0 if high > low else 0.5 if high == low else 0.0
+    return PairCounts({distance: (float(right[distance]), pairs[distance]) for distance in sorted(pairs)})
 
 
 def _filled(scores: Tensor, is_answer: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor]:

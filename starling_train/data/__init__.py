@@ -1,0 +1,1 @@
+"""Text: conversations, chat templates, prompts, rankings and pairs."""

@@ -23,7 +23,7 @@ from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import Line, Say, Suite, Telling, complete, data_of, unique
 from starling_train.files.identity import sha256
 from starling_train.files.journal import Journal
-from starling_train.models.causal_lm import first_line
+from starling_train.models.source import first_line
 
 BOOTSTRAPS = 1000  # for standard errors of metrics without a formula
 

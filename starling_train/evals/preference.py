@@ -5,14 +5,13 @@ A preference set is JSONL with one comparison a line: {"prompt", "chosen", "reje
 Nectar's `\\n\\nHuman: ... \\n\\nAssistant: `, or a list of messages.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
+from starling_train.core.preference import PairCounts, count_pairs
 from starling_train.data import preferences, row_files
 from starling_train.data.preferences import Comparison
 from starling_train.evals.subjects import Subjects, score
@@ -22,38 +21,10 @@ from starling_train.rewards import kinds
 Score = Callable[[list[list[dict]]], list[float]]
 
 
-@dataclass(frozen=True)
-class PairAccuracy:
-    """right of pairs, equal scores half right; by_distance the same by difference of ranks (1 for chosen/rejected)."""
-
-    right: float
-    pairs: int
-    by_distance: dict[float, tuple[float, int]] = field(default_factory=dict)
-
-    @property
-    def accuracy(self) -> float:
-        """In [0, 1]; NaN without pairs."""
-        return self.right / self.pairs if self.pairs else float("nan")
-
-
-def evaluate(comparisons: Sequence[Comparison], score: Score) -> PairAccuracy:
+def evaluate(comparisons: Sequence[Comparison], score: Score) -> PairCounts:
     """Score all answers, with `RewardModel.score` for instance, and count the pairs that come out as ranked."""
     scores = iter(score([messages for row in comparisons for messages in row.conversations]))
-    return pair_accuracy(([next(scores) for _ in row.ranks] for row in comparisons), [row.ranks for row in comparisons])
-
-
-def pair_accuracy(scores: Iterable[Sequence[float]], ranks: Iterable[Sequence[float]]) -> PairAccuracy:
-    """Over all pairs of answers within a row whose ranks differ. scores, ranks: a sequence a row."""
-    right: Counter = Counter()
-    pairs: Counter = Counter()
-    for row_scores, row_ranks in zip(scores, ranks, strict=True):
-        rated = sorted(zip(row_ranks, row_scores, strict=True))
-        for (better, high), (worse, low) in combinations(rated, 2):
-            if better != worse:
-                pairs[worse - better] += 1
-                right[worse - better] += 1.0 if high > low else 0.5 if high == low else 0.0
-    by_distance = {distance: (float(right[distance]), pairs[distance]) for distance in sorted(pairs)}
-    return PairAccuracy(float(sum(right.values())), sum(pairs.values()), by_distance)
+    return count_pairs(([next(scores) for _ in row.ranks] for row in comparisons), [row.ranks for row in comparisons])
 
 
 @dataclass
@@ -82,7 +53,7 @@ class Preference(Suite):
 
     def plan(self) -> str:
         ranks = [row.ranks for row in self.comparisons]
-        pairs, answers = pair_accuracy(ranks, ranks).pairs, sum(map(len, ranks))
+        pairs, answers = count_pairs(ranks, ranks).pairs, sum(map(len, ranks))
         where = f"{self.identity['data']['path']} with {kinds.described(self.subjects.config.reward)}"
         return f"{pairs:,} pairs among {answers:,} answers to {len(ranks):,} prompts of {where}"
 
@@ -93,12 +64,12 @@ class Preference(Suite):
         conversations = [messages for row in self.comparisons for messages in row.conversations]
         with self.journal(folder, "scores") as journal, about("preference"):
             scores, truncated = score(conversations, self.subjects, journal, self.progress(say, "answers scored"))
-        accuracy = evaluate(self.comparisons, lambda _: scores)
+        counts = evaluate(self.comparisons, lambda _: scores)
         by_distance = [
             {"distance": distance, "accuracy": right / pairs, "pairs": pairs}
-            for distance, (right, pairs) in accuracy.by_distance.items()
+            for distance, (right, pairs) in counts.by_distance.items()
         ]
-        result = {"accuracy": accuracy.accuracy, "pairs": accuracy.pairs, "by_distance": by_distance}
+        result = {"accuracy": counts.accuracy, "pairs": counts.pairs, "by_distance": by_distance}
         return result | {"truncated_answers": truncated}
 
     def lines(self, result: dict[str, Any]) -> list[Line]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
+from starling_train.files import whole
 
 NAME = "evaluation.json"
 
@@ -38,9 +39,9 @@ def files(path: Path) -> dict[str, Any]:
     if not isinstance(known, dict):
         return {}
     return {
-        directory: of
-        for directory, of in known.items()
-        if isinstance(of, dict) and all(isinstance(value, dict) for value in of.values())
+        directory: hashes
+        for directory, hashes in known.items()
+        if isinstance(hashes, dict) and all(isinstance(value, dict) for value in hashes.values())
     }
 
 
@@ -50,11 +51,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
         entries = content["results"]
-        whole = all({"identity", "result"} <= entry.keys() for entry in entries)
+        is_ours = all({"identity", "result"} <= entry.keys() for entry in entries)
     # not JSON, or JSON of another shape
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
+        is_ours = False
+    if not is_ours:
         raise UserError(f"run_dir: {path} holds no results of `evaluate`; move it, or give another run_dir=")
     return content
 
@@ -82,9 +83,7 @@ def add(path: Path, entry: Entry, hashed: dict[str, Any]) -> None:
     """
     content = {"results": [*read(path), entry], "files": files(path) | hashed}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes((text + "\n").encode("utf-8", errors="replace"))
-        partial.replace(path)
+        whole.write_text(path, f"{text}\n")
     except OSError as error:
         raise UserError(f"run_dir: cannot write {path} ({error.strerror}); give another run_dir=") from error

@@ -19,8 +19,9 @@ from starling_train.data.conversations import with_answer
 from starling_train.data.prompts import Prompt
 from starling_train.evals.subjects import Subjects, score
 from starling_train.evals.suite import Line, Say, Suite, about, data_of, truncation
-from starling_train.models import causal_lm, header_checks
+from starling_train.models import header_checks
 from starling_train.models.sequence_logprobs import sequence_logprobs
+from starling_train.models.source import ModelSource
 from starling_train.rewards import kinds
 from starling_train.training import policy
 from starling_train.training.ppo import inputs
@@ -37,7 +38,7 @@ class Reward(Suite):
 
     prompts: list[Prompt]
     answered: dict[str, Any]
-    base: Path | None
+    base: ModelSource | None
 
     name = "reward"
 
@@ -50,10 +51,10 @@ class Reward(Suite):
         answered = subjects.identity_of(cls.name, data, settings)
         base = None
         if path := config.reward_suite.base:
-            base = causal_lm.resolve(path, "reward_suite.base", weights=not config.dry_run)
+            base = ModelSource.open(path, "reward_suite.base", weights=not config.dry_run)
         identity = answered | {
             "reward": {**subjects.reward_identity(), "settings": subjects.reward_settings()},
-            "base": subjects.identify(path, base) if base else None,
+            "base": subjects.identify(base) if base else None,
         }
         return cls(subjects, identity, asked, answered, base)
 
@@ -73,10 +74,9 @@ class Reward(Suite):
         self.subjects.check_room(longest + limit, "a prompt and its answer", "rollout.max_new_tokens")
         self.subjects.check_reward()
         if self.base:
-            config = causal_lm.load_config(self.base, "reward_suite.base")
-            policy.check_vocabulary(config, self.subjects.chat, "reward_suite.base")
+            policy.check_vocabulary(self.base.policy_config, self.subjects.chat, "reward_suite.base")
             if not dry_run:
-                header_checks.check_policy(self.base, config, "reward_suite.base")
+                header_checks.check_policy(self.base)
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         questions = {str(index): prompt.ids for index, prompt in enumerate(self.prompts)}
@@ -103,7 +103,7 @@ class Reward(Suite):
     def _kl(self, responses: list[list[int]]) -> dict[str, float]:
         """Of the policy to the base on its own answers, in nats."""
         own = self._logprobs(self.subjects.policy(), responses)
-        base = self._logprobs(self.subjects.causal_lm(self.base, "reward_suite.base"), responses)
+        base = self._logprobs(self.subjects.causal_lm(self.base), responses)
         kl = [here - there for here, there in zip(own, base, strict=True)]
         whole = distribution(kl)
         return {"mean": whole["mean"], "std": whole["std"], "per_token": math.fsum(kl) / sum(map(len, responses))}

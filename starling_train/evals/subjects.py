@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,10 +12,10 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import RolloutConfig
 from starling_train.data.chat import Chat
 from starling_train.evals.suite import Progress, Telling, check_finite, complete, named
-from starling_train.files import identity
 from starling_train.files.journal import Journal
 from starling_train.models import causal_lm, header_checks, quantisation
 from starling_train.models.budget import Budget
+from starling_train.models.source import ModelSource
 from starling_train.rewards import kinds
 from starling_train.rewards.kinds import Scorer
 from starling_train.rollout.generate import generate
@@ -37,23 +36,18 @@ class Subjects:
         self._checked: set[str] = set()
 
     @cached_property
-    def directory(self) -> Path:
-        """The policy's. Raises UserError."""
-        return causal_lm.resolve(
-            self.config.model.path, "model.path", self.config.model.revision, weights=not self.config.dry_run
-        )
-
-    @cached_property
-    def model_config(self) -> Any:
-        return causal_lm.load_config(self.directory, "model.path")
+    def source(self) -> ModelSource:
+        """The policy's directory. Raises UserError."""
+        model = self.config.model
+        return ModelSource.open(model.path, "model.path", model.revision, weights=not self.config.dry_run)
 
     @cached_property
     def chat(self) -> Chat:
         """The policy's. Raises UserError."""
-        return policy.load_chat(self.directory)
+        return policy.load_chat(self.source)
 
     def policy_identity(self) -> dict[str, Any]:
-        return self.identify(self.config.model.path, self.directory)
+        return self.identify(self.source)
 
     def identity_of(
         self,
@@ -69,12 +63,12 @@ class Subjects:
         model = self.config.model
         return {"dtype": model.dtype, "attention": model.attention, "load_in": model.load_in}
 
-    def identify(self, path: str, directory: Path) -> dict[str, Any]:
+    def identify(self, source: ModelSource) -> dict[str, Any]:
         """A model by its name and the SHA-256 of its files."""
-        path_ = str(directory.resolve())
-        known = identity.identify(directory, self.hashed.get(path_))
-        self.hashed[path_] = known.files
-        return {"path": named(path), "sha256": known.sha256}
+        where = str(source.directory.resolve())
+        identity = source.identify(self.hashed.get(where))
+        self.hashed[where] = identity.files
+        return {"path": named(source.path), "sha256": identity.sha256}
 
     def reward_identity(self) -> dict[str, Any]:
         """Which reward model this is, and how it is read."""
@@ -92,17 +86,17 @@ class Subjects:
             return
         model = self.config.model
         quantisation.check_acceleration(attention=model.attention, policy_load_in=model.load_in)
-        policy.check_vocabulary(self.model_config, self.chat)
+        policy.check_vocabulary(self.source.policy_config, self.chat)
         if not self.config.dry_run:
-            header_checks.check_policy(self.directory, self.model_config, "model.path")
+            header_checks.check_policy(self.source)
         self._checked.add("policy")
 
     def check_room(self, tokens: int, what: str, key: str) -> None:
         """Raise UserError if `what`, a conversation of so many tokens, can outgrow the policy's positions."""
-        if tokens > self.model_config.max_position_embeddings:
+        positions = self.source.policy_config.max_position_embeddings
+        if tokens > positions:
             raise UserError(
-                f"{key}: {what} can be {tokens} tokens long, more than the model's "
-                f"{self.model_config.max_position_embeddings} positions; lower it"
+                f"{key}: {what} can be {tokens} tokens long, more than the model's {positions} positions; lower it"
             )
 
     def check_reward(self) -> None:
@@ -110,16 +104,15 @@ class Subjects:
         kinds.of(self.config.reward).check(self.config.reward, not self.config.dry_run)
 
     def policy(self) -> nn.Module:
-        return self.causal_lm(self.directory, "model.path")
+        return self.causal_lm(self.source)
 
-    def causal_lm(self, directory: Path, key: str) -> nn.Module:
+    def causal_lm(self, source: ModelSource) -> nn.Module:
         """A causal language model, loaded as the policy is."""
         model = self.config.model
         return self._hold(
-            str(directory),
+            str(source.directory),
             lambda: causal_lm.load_causal_lm(
-                directory,
-                key,
+                source,
                 dtype=model.dtype,
                 attention=model.attention,
                 device=str(self.runtime.device),

@@ -11,9 +11,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, local_path
 from starling_train.config.sections import CheckpointConfig
-from starling_train.models import causal_lm
 
 
 def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.Module) -> None:
@@ -48,7 +47,7 @@ def _held(run: Path) -> int:
 
 def check_directory(path: Path, key: str) -> None:
     """Raise UserError unless files can be written into a directory, or the directory be made. Leaves nothing."""
-    path = causal_lm.local_path(str(path), key).absolute()
+    path = local_path(path, key).absolute()
     existing = next(place for place in (path, *path.parents) if place.exists())
     if not existing.is_dir():
         raise UserError(f"{key}: {existing} is a file; give another one")

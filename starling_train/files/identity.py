@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from starling_train.files.weight_files import weight_files
+
 EDGE = 1 << 20  # bytes read at both ends of a weight file
 
 
@@ -30,7 +32,8 @@ def identify(directory: Path, known: dict[str, dict[str, Any]] | None = None) ->
     makes; what it does not find is a disk that returns other bytes without having been written to.
     """
     known = known or {}
-    paths = _files(directory)
+    config = directory / "config.json"
+    paths = [*([config] if config.is_file() else []), *weight_files(directory).every]
 
     def one(path: Path) -> dict[str, Any]:
         stat = _stat(path)
@@ -41,7 +44,7 @@ def identify(directory: Path, known: dict[str, dict[str, Any]] | None = None) ->
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         files = dict(zip((path.name for path in paths), pool.map(one, paths), strict=True))
-    listing = "".join(f"{name} {found['sha256']}\n" for name, found in files.items())
+    listing = "".join(f"{name} {file['sha256']}\n" for name, file in files.items())
     return Identity(hashlib.sha256(listing.encode()).hexdigest(), files)
 
 
@@ -51,22 +54,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(directory: Path) -> list[Path]:
-    config = directory / "config.json"
-    weights = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
-    return [config, *weights] if config.is_file() else weights
-
-
 def _stat(path: Path) -> list[Any]:
-    found = path.stat()
-    return [str(path.resolve()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def fingerprint(directory: Path) -> str:
     """A quick guess at the same: of every weight file only its name, size, first and last megabyte."""
     config = directory / "config.json"
     digest = hashlib.sha256(config.read_bytes() if config.is_file() else b"")
-    for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
+    for path in weight_files(directory).every:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())
         with path.open("rb") as file:

@@ -1,23 +1,19 @@
 """What a suite has got so far, one JSON object a line: answers, scores, judgments. Nothing in it is asked for twice.
 
 The file's first line is the identity of what its rows belong to, and its name has a digest of that, so that rows of
-another model, other data or other settings are never mixed in. Every row is with the system before the next is asked
-for, so that a kill loses none; a power cut loses those of the last second.
+another model, other data or other settings are never mixed in. Each row is handed to the operating system before the
+next is requested, so that a kill loses none; a power cut loses those of the last second.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
-import time
 from pathlib import Path
-from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.files.lock import UNSUPPORTED
+from starling_train.files.json_lines import Appender, Row, parse, to_line, whole_lines
+from starling_train.files.lock import Lock
+from starling_train.files.whole import flush
 
-Row = dict[str, Any]
 SYNC_EVERY_S = 1.0
 
 
@@ -32,25 +28,31 @@ class Journal:
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.path = folder / f"{name}-{digest}.jsonl"
         self._identity: Row = json.loads(text)
+        self._lock = Lock(self.path)
         self.rows: dict[str, Row] = {}
         self._under_way: tuple[str, Row, int] | None = None  # key, row, and the file's size once it is written
-        self._synced = 0.0
 
     def __enter__(self) -> "Journal":
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            self._lock()
-            self._read()
-            if not os.fstat(self._file).st_size:
-                self._write(_line({"identity": self._identity}))
+            self._lock.acquire(wait=False)
+            lines = whole_lines(self.path)
+            for number, line in enumerate(lines, start=1):
+                self._take(parse(line), number)
+            self._file = Appender(self.path, sum(map(len, lines)), SYNC_EVERY_S)
+            if not lines:
+                self._file.append(to_line({"identity": self._identity}, ascii_only=False))
+        except BlockingIOError:
+            raise UserError(
+                f"run_dir: another process writes to {self.path}; wait for it, stop it, or give another run_dir"
+            ) from None
         except BaseException:
-            os.close(self._file)
+            self._lock.release()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.fsync(self._file)
-        os.close(self._file)  # and with it the lock
+        flush(self.path)
+        self._lock.release()
 
     def __contains__(self, key: str) -> bool:
         return key in self.rows
@@ -59,66 +61,24 @@ class Journal:
         """Write a row, whole or not at all; nothing if there is one of this key."""
         self._settle()
         if key not in self.rows:
-            line = _line({"id": key} | row)
-            self._under_way = (key, row, os.fstat(self._file).st_size + len(line))
-            self._write(line)
+            line = to_line({"id": key} | row, ascii_only=False)
+            self._under_way = (key, row, self._file.size + len(line))
+            self._file.append(line)
             self._settle()
 
     def _settle(self) -> None:
         """Take up the row that was being written: a signal may raise behind the write, and somebody add it again."""
         if self._under_way is not None:
             key, row, size = self._under_way
-            if os.fstat(self._file).st_size == size:
+            if self.path.stat().st_size == size:
                 self.rows[key] = row
+                self._file.size = size
             self._under_way = None
 
-    def _write(self, line: bytes) -> None:
-        size = os.fstat(self._file).st_size
-        try:
-            if os.write(self._file, line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if time.monotonic() - self._synced > SYNC_EVERY_S:
-                os.fsync(self._file)
-                self._synced = time.monotonic()
-        except OSError as error:  # a full disk: not half a line
-            os.truncate(self.path, size)
-            error.filename = str(self.path)
-            raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"run_dir: another process writes to {self.path}; wait for it, stop it, or give another run_dir"
-            ) from None
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:  # a file system without locks: it is up to the user
-                raise
-
-    def _read(self) -> None:
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        size = sum(map(len, lines))
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-        if (kept := sum(map(len, lines))) < size:
-            os.truncate(self.path, kept)
-        for number, line in enumerate(lines, start=1):
-            self._take(line, number)
-
-    def _take(self, line: bytes, number: int) -> None:
-        try:
-            row = json.loads(line)
-            if number == 1:
-                fits = row == {"identity": self._identity}
-            else:
-                self.rows[row.pop("id")] = row
-                fits = True
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            fits = False
+    def _take(self, row: Row | None, number: int) -> None:
+        if number == 1:
+            fits = row == {"identity": self._identity}
+        elif fits := row is not None and isinstance(row.get("id"), str):
+            self.rows[row.pop("id")] = row
         if not fits:
             raise UserError(f"run_dir: line {number} of {self.path} is damaged; repair it, or remove the file")
-
-
-def _line(row: Row) -> bytes:
-    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", errors="replace")

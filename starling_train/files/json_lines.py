@@ -1,20 +1,89 @@
-"""`metrics.jsonl` and `samples.jsonl`, and the optional tracker."""
+"""Files of JSON objects, one a line, that are only ever added to: read without the half line that a kill leaves."""
 
 import json
 import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
 
+Row = dict[str, Any]
+
+
+def whole_lines(path: Path, with_cut: bool = False) -> list[bytes]:
+    """The lines of a file, their ends included; none if there is no file.
+
+    with_cut: also a last line without an end, which a kill may have cut in half.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return lines if with_cut or not lines or lines[-1].endswith(b"\n") else lines[:-1]
+
+
+def parse(line: bytes) -> Row | None:
+    """The JSON object of a line; None for anything else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def read(path: Path) -> list[Row | None]:
+    """The row of every whole line, None for a damaged one; no rows if there is no file."""
+    return [parse(line) for line in whole_lines(path)]
+
+
+def to_line(row: Row, ascii_only: bool = True) -> bytes:
+    """A row as a line of strict JSON. Raises ValueError for NaN and infinities."""
+    text = json.dumps(row, ensure_ascii=ascii_only, allow_nan=False)
+    return f"{text}\n".encode(errors="replace")
+
+
+def strict(row: Row) -> Row:
+    """The row as strict JSON wants it: NaN and infinities become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+class Appender:
+    """Adds lines to a file, all of a call or none, and flushes them to disk.
+
+    size: of what counts; what the file has beyond that is cut off at once. sync_every_s: how far apart flushes to disk
+    are at least. Before, lines are with the system only: a power cut loses them, a kill does not.
+    """
+
+    def __init__(self, path: Path, size: int, sync_every_s: float = 0.0):
+        self.path, self.size, self._sync_every_s = path, size, sync_every_s
+        self._synced = -math.inf
+        if path.exists() and path.stat().st_size > size:
+            os.truncate(path, size)
+
+    def append(self, *lines: bytes) -> None:
+        """Add lines. Raises OSError with the file as it was."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        text = b"".join(lines)
+        try:
+            rest = text
+            while rest:  # a disk that fills up takes a part first
+                rest = rest[os.write(descriptor, rest) :]
+            if time.monotonic() - self._synced >= self._sync_every_s:
+                os.fsync(descriptor)
+                self._synced = time.monotonic()
+        except OSError as error:
+            os.truncate(self.path, self.size)  # not half a line
+            error.filename = str(self.path)
+            raise
+        finally:
+            os.close(descriptor)
+        self.size += len(text)
+
 
 class JsonLines:
-    """An append-only file of JSON objects with a `step`. A step that is in the file already is not written again.
+    """`metrics.jsonl`, `samples.jsonl` and the like: rows with a `step`. A step in the file is not written again.
 
-    A resumed run repeats the steps since its checkpoint, with the same numbers: they are passed over. A last line
-    that a kill cut in half is removed when the file is opened.
+    A resumed run repeats the steps since its checkpoint, with the same numbers: they are passed over.
 
     logged: for a file with several rows a step, the last step whose rows are there for certain: a kill may have left
     only some of the last step's, so those of a later one are removed, to be written again.
@@ -22,35 +91,20 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, logged: int | None = None):
-        self._path = path
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        size = sum(map(len, lines))
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
+        lines = whole_lines(path)
         steps = [_step(line, path, number) for number, line in enumerate(lines, 1)]
         if logged is not None and steps and steps[-1] > logged:
             lines = lines[: steps.index(steps[-1])]
         self.last = steps[len(lines) - 1] if lines else -1
-        self._size = sum(map(len, lines))
-        if self._size < size:
-            os.truncate(path, self._size)
+        self._file = Appender(path, sum(map(len, lines)))
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+    def write(self, rows: Sequence[Row]) -> None:
         """Append the rows of one step and flush them to disk; NaN and infinities become null, as strict JSON wants."""
         new = [row for row in rows if row["step"] > self.last]
-        if not new:
-            return
-        text = "".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in new).encode()
-        try:
-            with self._path.open("ab") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())  # before the checkpoint of this step: a power cut must not leave a gap
-        except OSError:  # a full disk: not half a line
-            os.truncate(self._path, self._size)
-            raise
-        self._size += len(text)
-        self.last = new[-1]["step"]
+        if new:
+            # on the disk before the checkpoint of this step: a power cut must not leave a gap
+            self._file.append(*(to_line(strict(row)) for row in new))
+            self.last = new[-1]["step"]
 
 
 class NoLines:
@@ -58,18 +112,14 @@ class NoLines:
 
     last = -1
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> None: ...
+    def write(self, rows: Sequence[Row]) -> None: ...
 
 
 def _step(line: bytes, path: Path, number: int) -> int:
     try:
-        return int(json.loads(line)["step"])
+        return int((parse(line) or {})["step"])
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"run_dir: line {number} of {path} is damaged, no JSON object with a step; put the file back, or give "
+            f"run_dir: line {number} of {path} is damaged, not a JSON object with a step; put the file back, or give "
             "another run_dir"
         ) from None
-
-
-def strict(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -18,11 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from starling_train.config.fields import UserError
+from starling_train.files.weight_files import WeightFiles
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLES = ("model.safetensors", "pytorch_model.bin")
-# What a sharded model's files are called, where there is no index to say so.
-SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
 # torch's remark on a pickle that is not its own comes before the error that says so
 warnings.filterwarnings("ignore", message="Detected pickle protocol")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -40,52 +37,33 @@ class Entry:
     dtype: str
 
 
-def entries(path: Path) -> list[Entry]:
-    """Every tensor of the model directory `path`, from headers alone; empty where there are no weights.
+def read_headers(files: WeightFiles) -> tuple[list[Entry], list[Entry]]:
+    """(every tensor of a model, from headers alone; tensors in a shard that the index does not name).
 
-    Raises UserError for a missing directory, an index that names what is not there, and files that cannot
-    be read.
+    Without weights there are none. Raises UserError for an index that names what is not there, and for files that
+    cannot be read.
     """
-    if not path.is_dir():
-        raise UserError(f"model.path: {path} is not a directory; give a Hugging Face model directory")
-    for index in (path / name for name in INDEXES):
-        if index.is_file():
-            return _indexed_entries(index)[0]
-    single = [path / name for name in SINGLES if (path / name).is_file()]
-    return _file_entries(single[0]) if single else []
-
-
-def unindexed(path: Path) -> list[Entry]:
-    """Tensors that lie in a shard without the index saying so: `entries` leaves them out."""
-    index = next((path / name for name in INDEXES if (path / name).is_file()), None)
-    return _indexed_entries(index)[1] if index else []
-
-
-def without_index(path: Path) -> list[Path]:
-    """Shards in the directory `path`, which has no index to say what they hold; empty with an index."""
-    if any((path / name).is_file() for name in INDEXES):
-        return []
-    return sorted(file for pattern in SHARDS for file in path.glob(pattern))
+    if files.index:
+        return _indexed_entries(files.index)
+    return (_file_entries(files.single) if files.single else []), []
 
 
 def _indexed_entries(index: Path) -> tuple[list[Entry], list[Entry]]:
     """Tensors that the index names, in its order, each from its shard; and what else the shards hold."""
-    weight_map = _weight_map(index)
-    found: dict[tuple[str, str], Entry] = {}  # by shard and name: another shard may hold a stale copy
-    for shard in dict.fromkeys(weight_map.values()):
-        first = next(tensor for tensor, file in weight_map.items() if file == shard)
+    named = weight_map(index)
+    held: dict[tuple[str, str], Entry] = {}  # by shard and name: another shard may hold a stale copy
+    for shard in dict.fromkeys(named.values()):
+        first = next(tensor for tensor, file in named.items() if file == shard)
         if not (index.parent / shard).is_file():
             raise UserError(f"{index}: names {shard} (tensor {first}), which is missing; download that shard")
-        found |= {(shard, entry.name): entry for entry in _file_entries(index.parent / shard, first)}
-    if missing := [name for name, shard in weight_map.items() if (shard, name) not in found]:
-        raise UserError(
-            f"{index}: names tensor {missing[0]}, not in {weight_map[missing[0]]}; download that shard again"
-        )
-    named = [found.pop((shard, name)) for name, shard in weight_map.items()]
-    return named, list(found.values())
+        held |= {(shard, entry.name): entry for entry in _file_entries(index.parent / shard, first)}
+    if missing := [name for name, shard in named.items() if (shard, name) not in held]:
+        raise UserError(f"{index}: names tensor {missing[0]}, not in {named[missing[0]]}; download that shard again")
+    return [held.pop((shard, name)) for name, shard in named.items()], list(held.values())
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
+    """The shard of each tensor, as an index says. Raises UserError for one that is damaged."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: no weight_map; the index is damaged, download it again")
@@ -211,13 +189,3 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; write or download it again")
     return content
-
-
-def read_config(path: Path) -> dict:
-    """config.json of the model directory `path`; empty where there is none. Raises UserError where it is damaged."""
-    file = path / "config.json"
-    config = read_json(file) if file.is_file() else {}
-    for key, kind, what in (("model_type", str, "a name"), ("text_config", dict, "an object")):
-        if not isinstance(config.get(key), kind | None):
-            raise UserError(f"{file}: {key} is {config[key]!r}, not {what}; download it again")
-    return config

@@ -18,6 +18,7 @@ from starling_train.config.fields import UserError
 from starling_train.files.tensors import read_json
 from starling_train.files.whole import write_whole
 from starling_train.models import causal_lm
+from starling_train.models.source import ModelSource
 
 WEIGHTS, LISTING = "factored.safetensors", "factored.json"
 
@@ -87,7 +88,7 @@ def load_factored(
     except KeyError as error:
         raise UserError(f"{directory / WEIGHTS}: lacks {error}; write the folder again") from None
     state |= {f"{name}.weight": (left.double() @ right.double()).to(kind) for name, (left, right) in factors.items()}
-    config = causal_lm.without_dropout(causal_lm.load_config(directory, "model.path"))
+    config = causal_lm.without_dropout(ModelSource(directory, "model.path").policy_config)
     # the class that transformers has for it; from_pretrained also makes what no file holds, such as rotary tables
     model, found = type(causal_lm.build_empty(config)).from_pretrained(
         None, config=config, state_dict=state, dtype=kind, output_loading_info=True

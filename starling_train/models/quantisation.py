@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from starling_train.config.fields import UserError
-from starling_train.models import quantisation
 
 
 def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def check_acceleration(
         if not asked:
             continue
         if key == "reward.device_map":
-            quantisation.check_device(device_map)
+            check_device(device_map)
         elif not torch.cuda.is_available():
             raise UserError(f"{key}: needs an NVIDIA GPU, and none is visible; use {instead}")
         if package and find_spec(package) is None:

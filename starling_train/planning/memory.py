@@ -72,15 +72,15 @@ class Job:
     parameters: int
     trainable: int
     dtype: str
-    critic: str
-    slots: int
-    sequence_tokens: int
-    prompt_tokens: int
-    step_tokens: int
     minibatch_tokens: int
     tokens_per_microbatch: int
     layers_above_lowest: int
-    layers_trained: int
+    layers_trained: int = 0
+    critic: str = "head"
+    slots: int = 0
+    sequence_tokens: int = 0
+    prompt_tokens: int = 0
+    step_tokens: int = 0
     gradient_checkpointing: bool = False
     eight_bit: bool = False
     reward_dtype: str = "bfloat16"
@@ -101,7 +101,7 @@ def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = No
     shares = job.layers_above_lowest < policy.layers
     kept = {"prefix cache": shares * min(job.step_tokens * d * size, job.kept_limit)}
     gathered = _gathered(job.parameters + learning, size, share)
-    logits = 3 * min(LOGITS[job.device], job.minibatch_tokens * policy.vocabulary) * 4
+    logits = _logits(policy, job)
     batch = _microbatch(job.step_tokens, job.tokens_per_microbatch, job.sequence_tokens)
     scoring = kept | gathered | {"activations": batch * (policy.forward() + d) * size, "logits, one chunk": logits}
     weights = 0.0 if reward is None else reward.decoder_parameters() * _reward_bytes(job)
@@ -125,70 +125,35 @@ def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = No
     )
 
 
-def plan_ranking(
-    model: Shape,
-    parameters: int,
-    trainable: int,
-    *,
-    dtype: str,
-    tokens_per_microbatch: int,
-    gradient_checkpointing: bool,
-    layers_above_lowest: int,
-) -> Plan:
-    """Memory of training a reward model on ranked answers, in one process."""
-    size = BYTES[dtype]
-    master = 0 if dtype == "float32" else 4  # bytes of a float32 copy, and of its gradient
-    activations = activation_bytes(model, size, layers_above_lowest, layers_above_lowest, gradient_checkpointing)
-    return Plan(
-        held={"weights": parameters * size, "optimizer: moments, master copies": trainable * (8 + master)},
-        rollout={},
-        update={"gradients": trainable * size, "activations": tokens_per_microbatch * activations},
-        step={"gradients, float32": trainable * 4},
-    )
+def plan_supervised(model: Shape, job: Job, *, scores: bool = False) -> Plan:
+    """Memory of DPO in one process, whose reference is numbers in a file; scores: of training a reward model instead.
 
-
-def plan_preference(
-    model: Shape,
-    parameters: int,
-    trainable: int,
-    *,
-    dtype: str,
-    row_tokens: int,
-    tokens_per_microbatch: int,
-    gradient_checkpointing: bool,
-    layers_above_lowest: int,
-    eight_bit: bool,
-    slots: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    adapter: bool = False,
-    load_in: str | None = None,
-) -> Plan:
-    """Memory of DPO in one process; the reference is numbers in a file.
-
-    row_tokens: of the longest pair, which is never cut. slots: sequences that an evaluation draws side by side, 0 for
-    none; prompt_tokens, new_tokens: of the longest of those.
+    job: its mini-batch is the longest row or pair, which is never cut; its slots are the sequences that an evaluation
+    draws at a time, 0 for none.
     """
-    size = BYTES[dtype]
-    job = Job(
-        parameters, trainable, dtype, "head", slots, prompt_tokens + new_tokens, prompt_tokens, row_tokens, row_tokens,
-        tokens_per_microbatch, layers_above_lowest, layers_above_lowest, gradient_checkpointing, eight_bit,
-        adapter=adapter, load_in=load_in,
-    )  # fmt: skip
-    activations = activation_bytes(model, size, layers_above_lowest, layers_above_lowest, gradient_checkpointing)
+    size, layers = BYTES[job.dtype], job.layers_above_lowest
+    activations = activation_bytes(model, size, layers, layers, job.gradient_checkpointing)
+    tokens = max(job.minibatch_tokens, job.tokens_per_microbatch)
+    update = {"gradients": job.trainable * size, "activations": tokens * activations}
+    step = _step(model, job.trainable, 0, size, Share())
+    if scores:
+        step = {"gradients, float32": step["gradients, float32"]}
+    else:
+        update["logits, one chunk"] = _logits(model, job)
+    rollout = _rollout(model, job, size, 0.0) if job.slots else {}
     return Plan(
         held={
-            "policy weights": _policy_bytes(model, job, size),
-            "optimizer: moments, master copies": _optimizer(trainable, 0, size, eight_bit, Share()),
+            "weights" if scores else "policy weights": _policy_bytes(model, job, size),
+            "optimizer: moments, master copies": _optimizer(job.trainable, 0, size, job.eight_bit, Share()),
         },
-        rollout={part: bytes_ for part, bytes_ in _rollout(model, job, size, 0.0).items() if bytes_} if slots else {},
-        update={
-            "gradients": trainable * size,
-            "activations": max(row_tokens, tokens_per_microbatch) * activations,
-            "logits, one chunk": 3 * min(LOGITS[job.device], row_tokens * model.vocabulary) * 4,
-        },
-        step=_step(model, trainable, 0, size, Share()),
+        rollout={part: amount for part, amount in rollout.items() if amount},
+        update=update,
+        step=step,
     )
+
+
+def _logits(model: Shape, job: Job) -> float:
+    return 3 * min(LOGITS[job.device], job.minibatch_tokens * model.vocabulary) * 4
 
 
 def _microbatch(tokens: int, budget: int, longest: int) -> float:

@@ -1,14 +1,16 @@
 """What a run needs on N devices: memory by part, tokens and time of a step, and the fewest devices that hold it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, no_path
 from starling_train.config.ppo import PpoConfig
 from starling_train.planning import shapes
 from starling_train.planning.memory import Job, Plan, Share, plan
 from starling_train.planning.shapes import Shape
-from starling_train.planning.step_time import DEVICES, Device, Work, nearest, seconds
+from starling_train.planning.step_time import DEVICES, Work, nearest, seconds
+from starling_train.planning.what_trains import what_trains_of
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
@@ -28,9 +30,8 @@ class Planner:
         """From config.json, or what is known of published models. Raises UserError."""
         policy = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
         device = "cpu" if config.cluster.device == "cpu" else "cuda"
-        return cls(
-            config, policy, reward_shape(config), shapes.freeze_table(policy, config.freeze, config.seed), device
-        )
+        table = what_trains_of(config.freeze, policy.config(), config.seed)
+        return cls(config, policy, reward_shape(config), table, device)
 
     def job(self, processes: int = 1) -> Job:
         """What one of the processes has to do, at the longest prompts and responses."""
@@ -84,26 +85,16 @@ class Planner:
                     return count, stage
         return None
 
-    def seconds(self, work: Work, device: Device, processes: int, matrix: float, bandwidth: float) -> dict[str, float]:
-        return seconds(self.policy, self.reward, self.job(processes), work, device, matrix, bandwidth)
-
 
 def reward_shape(config: PpoConfig) -> Shape | None:
     """The reward model's, None where it is served. Raises UserError."""
     reward = config.reward
     if not reward.has_weights:
         return None
-    source = reward.tokenizer if reward.tokenizer and not _has_config(reward.path) else reward.path
-    return shapes.find(source or reward.path, "reward.path", shapes.KNOWN_REWARD_MODELS, reward.kind)
-
-
-def _has_config(path: str) -> bool:
-    from pathlib import Path
-
-    from starling_train.config.fields import no_path
-
-    local = Path(path).expanduser()
-    return no_path(local) is not None or not local.is_dir() or (local / "config.json").is_file()
+    path = Path(reward.path).expanduser()
+    lacks_config = no_path(path) is None and path.is_dir() and not (path / "config.json").is_file()
+    where = reward.tokenizer if reward.tokenizer and lacks_config else reward.path
+    return shapes.find(where, "reward.path", shapes.KNOWN_REWARD_MODELS, reward.kind)
 
 
 def describe(config: Any) -> str:
@@ -119,7 +110,8 @@ def describe(config: Any) -> str:
     prompt_tokens = min(asked.prompt_tokens, config.data.max_prompt_tokens)
     response_tokens = min(asked.response_tokens, config.rollout.max_new_tokens)
     work = Work(prompts / count, prompt_tokens, response_tokens, config.algorithm.epochs)
-    times = planner.seconds(work, device, count, asked.matrix_share, asked.bandwidth_share)
+    job, shares = planner.job(count), (asked.matrix_share, asked.bandwidth_share)
+    times = seconds(planner.policy, planner.reward, job, work, device, *shares)
     longest = prompts * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     total, fits = sum(times.values()), memory.total <= asked.gpu_gb * 1e9
     guessed = config.freeze.method in ("snr", "lowest") and not config.freeze.scan

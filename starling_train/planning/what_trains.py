@@ -1,36 +1,59 @@
 """What a run would do, from config.json and tokenizer alone."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from starling_train.config.sections import FreezeConfig
-from starling_train.models import causal_lm
-from starling_train.selection import freeze as selection_freeze
-from starling_train.selection import scans
-from starling_train.selection.freeze import FreezeTable
-from starling_train.selection.scan import list_matrices
+from starling_train.models.causal_lm import build_empty
+from starling_train.models.source import ModelSource
+from starling_train.planning.memory import Plan
+from starling_train.selection.freeze import FreezeTable, apply
+from starling_train.selection.listing import list_matrices, matrices_of
+from starling_train.selection.records import Record
+from starling_train.selection.scans import match_scan, scan_or_list
+from starling_train.selection.select import SCORED, needs_scan, select
 
 COUNTS_ONLY = "  (counts; which ones, the SNR scan decides when the run starts)"
 
 
-def what_trains(freeze: FreezeConfig, directory: Path, model_config: Any, seed: int) -> FreezeTable:
+def what_trains(freeze: FreezeConfig, source: ModelSource, seed: int) -> FreezeTable:
     """The table of a policy, without weights and without a scan. Raises UserError."""
-    model = causal_lm.build_empty(model_config)
-    unscanned = freeze.method in scans.SCORED and not freeze.scan
-    if unscanned:
-        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
-        freeze = replace(freeze, method="random")
-    records = scans.scan_or_list(freeze, directory, "cpu") if freeze.scan else list_matrices(directory)
-    table = selection_freeze.apply_to(freeze, model, scans.select(freeze, records, seed))
+    records = scan_or_list(freeze, source, "cpu") if freeze.scan else list_matrices(source)
+    return _table(freeze, build_empty(source.policy_config), records, seed)
+
+
+def what_trains_of(freeze: FreezeConfig, model_config: Any, seed: int) -> FreezeTable:
+    """The table of a policy of which only the configuration is known. Raises UserError."""
+    model = build_empty(model_config)
+    records = matrices_of(model)
+    if freeze.method in SCORED and freeze.scan:
+        records = match_scan(freeze, records)
+    return _table(freeze, model, records, seed)
+
+
+def select_as_many(freeze: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
+    """As many matrices of each type as a scan would select, where there is none: types hold matrices of one size, so
+    the counts are exact.
+    """
+    return select(replace(freeze, method="random") if needs_scan(freeze) else freeze, records, seed)
+
+
+def _table(freeze: FreezeConfig, model: nn.Module, records: dict[str, Record], seed: int) -> FreezeTable:
+    table = apply(freeze, model, select_as_many(freeze, records, seed))
     # which layers the scan picks is not known yet: the lowest that it may pick
-    return replace(table, lowest_layer=freeze.lowest_layer) if unscanned else table
+    return replace(table, lowest_layer=min(table.lowest_layer, freeze.lowest_layer)) if needs_scan(freeze) else table
+
+
+def rendered(table: FreezeTable, memory: Plan) -> list[str]:
+    """Lines for people: what trains, and the memory that it takes."""
+    return ["", table.render(), "", "memory, one process", memory.render()]
 
 
 def selection(freeze: FreezeConfig) -> str:
     """What trains, in words."""
-    which = "" if freeze.method not in scans.SCORED or freeze.scan else COUNTS_ONLY
-    return _method(freeze) + which
+    return _method(freeze) + (COUNTS_ONLY if needs_scan(freeze) else "")
 
 
 def _method(freeze: FreezeConfig) -> str:

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What a search for lower ranks needs before it reads a weight: model, matrices, scan, and the measure's data."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -7,11 +7,10 @@ from starling_train.config.fields import UserError
 from starling_train.config.laser import LONGEST_WINDOW, LaserConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
     from starling_train.data.chat import Chat
+    from starling_train.models.source import ModelSource
     from starling_train.rank_search.criteria import Criterion
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
@@ -23,7 +22,7 @@ class Inputs:
     """Everything that is known before a weight is read, and found to be right."""
 
     config: LaserConfig
-    directory: "Path"
+    source: "ModelSource"
     chat: "Chat"
     listing: "dict[str, Record]"
     records: "dict[str, Record] | None"  # of freeze.scan; None: the model is to be scanned
@@ -33,31 +32,33 @@ class Inputs:
     def find(cls, config: LaserConfig, runtime: "Runtime", run: "RunDirectory") -> "Inputs":
         """Check, the cheap things first, and read the data. Raises UserError."""
         from starling_train.files import disk
-        from starling_train.models import causal_lm, header_checks, quantisation
+        from starling_train.models import header_checks, quantisation
+        from starling_train.models.source import ModelSource
         from starling_train.rank_search import search
-        from starling_train.selection import scan, scans
+        from starling_train.selection import scans
+        from starling_train.selection.listing import check_weights, list_matrices
         from starling_train.training import policy
 
         disk.check_directory(run.path, "run_dir")
         model, laser = config.model, config.laser
-        directory = causal_lm.resolve(model.path, "model.path", model.revision, weights=not config.dry_run)
+        source = ModelSource.open(model.path, "model.path", model.revision, weights=not config.dry_run)
         quantisation.check_acceleration(attention=model.attention)
-        model_config = causal_lm.load_config(directory, "model.path")
-        chat = policy.load_chat(directory)
+        model_config = source.policy_config
+        chat = policy.load_chat(source)
         policy.check_vocabulary(model_config, chat)
         window = window_of(laser.window, model_config.max_position_embeddings)
         if not config.dry_run:
-            header_checks.check_policy(directory, model_config, "model.path")
-            scan.check_weights(directory)
-        listing = scan.list_matrices(directory)
+            header_checks.check_policy(source)
+            check_weights(source)
+        listing = list_matrices(source)
         search.check_asked(listing, laser.modules, laser.layers, laser.types, laser.percent)
-        records = scans.read_scan(config.freeze, directory) if config.freeze.scan else None
+        records = scans.read_scan(config.freeze, source) if config.freeze.scan else None
         if records and (unranked := [m for m, record in records.items() if record.rank is None or record.raw is None]):
             raise UserError(
                 f"freeze.scan: {config.freeze.scan} says no rank of {unranked[0]}; give the snr.json of our own scan, "
                 "or leave it out"
             )
-        return cls(config, directory, chat, listing, records, criterion_of(config, chat, window, runtime))
+        return cls(config, source, chat, listing, records, criterion_of(config, chat, window, runtime))
 
     def describe(self) -> str:
         """What would be tried, and how it would be judged."""
@@ -66,9 +67,24 @@ class Inputs:
         laser = self.config.laser
         tries = search.check_asked(self.listing, laser.modules, laser.layers, laser.types, laser.percent)
         return (
-            f"would try {tries} of {len(self.listing)} matrices of {self.directory}, those "
+            f"would try {tries} of {len(self.listing)} matrices of {self.source.directory}, those "
             f"with the lowest raw SNR ({self.config.freeze.dialect}) first\n{self.judged()}"
         )
+
+    def scan(self, runtime: "Runtime", run: "RunDirectory") -> "dict[str, Record]":
+        """The scan of the model: as it was read, or made now, its journal in the run's directory."""
+        from starling_train.selection import scans
+
+        dialect, device = self.config.freeze.dialect, runtime.device.type
+        return self.records or scans.scan(self.source, dialect, device, run.path)
+
+    def load_model(self, runtime: "Runtime") -> "nn.Module":
+        """The model on the run's device, in evaluation mode."""
+        from starling_train.models import causal_lm
+
+        model, device = self.config.model, str(runtime.device)
+        loaded = causal_lm.load_causal_lm(self.source, dtype=model.dtype, attention=model.attention, device=device)
+        return loaded.eval()
 
     def judged(self) -> str:
         """By what, in words."""
@@ -101,11 +117,9 @@ def measure(inputs: Inputs, model: "nn.Module", budget: Any) -> dict[str, Any]:
     """Which model and data these are, and how good the model is. Raises UserError where that is no number."""
     import math
 
-    from starling_train.files import identity
-
     judging = inputs.criterion.measure(model, budget)
     held_out = inputs.criterion.measure_held_out(model, budget)
     if not all(math.isfinite(value) for value in (judging, held_out) if value is not None):
         raise UserError(f"model.path: {inputs.criterion.name} of the model is not finite; try model.dtype=float32")
-    which = {"model": identity.fingerprint(inputs.directory), "data": inputs.criterion.digest()}
+    which = {"model": inputs.source.fingerprint, "data": inputs.criterion.digest()}
     return which | {"judging": judging, "held_out": held_out}

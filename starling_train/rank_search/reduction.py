@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from starling_train.core.rank_reduction import saving, truncate
-from starling_train.files import tensors as checkpoint_files
-from starling_train.files.whole import flush
+from starling_train.files.tensors import FLOATS
+from starling_train.files.whole import write_whole
 from starling_train.models import causal_lm
+from starling_train.models.source import ModelSource
 from starling_train.selection import scan
-from starling_train.selection.listing import jobs
+from starling_train.selection.listing import matrices
 from starling_train.selection.records import Record
 from starling_train.selection.scan_journal import content_hash
 
@@ -33,9 +34,9 @@ class Reduced:
     right: Tensor | None = None
 
 
-def reduce(directory: Path, record: Record, device: torch.device | str = "cpu", factors: bool = False) -> Reduced:
-    """The matrix of `record` in the model directory at the rank that its scan found, by a full SVD in fp64."""
-    stored = scan.read_matrix(directory, record.module)
+def reduce(source: ModelSource, record: Record, device: torch.device | str = "cpu", factors: bool = False) -> Reduced:
+    """The matrix of `record` in the checkpoint at the rank that its scan found, by a full SVD in fp64."""
+    stored = scan.read_matrix(source, record.module)
     found = truncate(stored.to(device), record.rank)
     matrix = found.matrix(stored.dtype).cpu()
     reduced = Reduced(matrix, found.rank_before, content_hash(matrix))
@@ -59,18 +60,10 @@ def exchange(parameter: nn.Parameter, matrix: Tensor) -> Tensor:
 
 
 def write(reduced: Reduced, path: Path) -> None:
-    """A file that is complete or absent."""
+    """Write a file of the matrix, and of its factors where there are some."""
     tensors = {"matrix": reduced.matrix, "left": reduced.left, "right": reduced.right}
-    partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(exist_ok=True)
-    try:
-        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, partial)
-        flush(partial)
-    except (OSError, SafetensorError):  # a full disk
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
-    flush(path.parent)
+    write_whole(path, lambda partial: save_file({k: v for k, v in tensors.items() if v is not None}, partial))
 
 
 def read(path: Path, content: str) -> dict[str, Tensor] | None:
@@ -82,20 +75,15 @@ def read(path: Path, content: str) -> dict[str, Tensor] | None:
     return tensors if "matrix" in tensors and content_hash(tensors["matrix"]) == content else None
 
 
-def stored_dtype(directory: Path) -> torch.dtype:
-    """The dtype of the checkpoint's matrices."""
-    return checkpoint_files.FLOATS[jobs(directory)[0].entry.dtype]
-
-
-def in_stored_dtype(model: nn.Module, directory: Path, matrices: dict[str, Tensor]) -> nn.Module:
-    """The model with `matrices` (by parameter) in the checkpoint's dtype: itself, or loaded anew on the CPU.
+def in_stored_dtype(model: nn.Module, source: ModelSource, tensors: dict[str, Tensor]) -> nn.Module:
+    """The model with `tensors` (by parameter) in the checkpoint's dtype: itself, or loaded anew on the CPU.
 
     model: has them already, in a dtype that may be another one.
     """
-    dtype = stored_dtype(directory)
+    dtype = FLOATS[matrices(source)[0].entry.dtype]
     if model.dtype == dtype:
         return model
-    stored = causal_lm.load_causal_lm(directory, "model.path", dtype=str(dtype).removeprefix("torch."))
-    for name, matrix in matrices.items():
+    stored = causal_lm.load_causal_lm(source, dtype=str(dtype).removeprefix("torch."))
+    for name, matrix in tensors.items():
         exchange(stored.get_parameter(name), matrix)
     return stored

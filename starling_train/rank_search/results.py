@@ -2,17 +2,18 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.config.ppo import PpoConfig
+from starling_train.config.laser import LaserConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data.chat import Chat
-from starling_train.files import disk, identity
+from starling_train.files import disk
 from starling_train.files.tensors import read_json
 from starling_train.models import causal_lm, factored
+from starling_train.models.source import ModelSource
 from starling_train.rank_search import reduction
+from starling_train.rank_search.inputs import Inputs
 from starling_train.rank_search.search import Search
 from starling_train.run import summary as run_summary
 from starling_train.run.directory import RunDirectory
@@ -21,7 +22,7 @@ from starling_train.run.runtime import Runtime
 START = "start.json"  # which model it is, on which data, and how good it was before the first try
 
 
-def read_start(run: RunDirectory, directory: Path, data: str) -> dict[str, Any] | None:
+def read_start(run: RunDirectory, source: ModelSource, data: str) -> dict[str, Any] | None:
     """What an earlier start found before its first try; None without one.
 
     data: hash of what the measure reads. Raises UserError for another model, and for other data.
@@ -33,9 +34,10 @@ def read_start(run: RunDirectory, directory: Path, data: str) -> dict[str, Any] 
         known = read_json(path)
     except UserError as error:
         raise UserError(f"run_dir: {path} is damaged; put it back, or give another run_dir=") from error
-    if known.get("model") != identity.fingerprint(directory) or not isinstance(known.get("judging"), float):
+    if known.get("model") != source.fingerprint or not isinstance(known.get("judging"), float):
         raise UserError(
-            f"run_dir: {run.path} was begun with other weights than those in {directory} now; give another run_dir="
+            f"run_dir: {run.path} was begun with other weights than those in {source.directory} now; give "
+            "another run_dir="
         )
     if known.get("data") != data:
         raise UserError(
@@ -45,11 +47,11 @@ def read_start(run: RunDirectory, directory: Path, data: str) -> dict[str, Any] 
     return known
 
 
-def check_room(run: RunDirectory, directory: Path, in_factors: bool) -> None:
+def check_room(run: RunDirectory, source: ModelSource, in_factors: bool) -> None:
     """Raises UserError if the model, the accepted matrices and the factored model may not fit on the run's disk."""
-    size = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in directory.glob(pattern))
+    size = source.files.size
     parts = 3 if in_factors else 2
-    what = f"the model and accepted matrices, {parts} times the {size / 1e9:.2f} of {directory}"
+    what = f"the model and accepted matrices, {parts} times the {size / 1e9:.2f} of {source.directory}"
     disk.check_fits(run.path, parts * size, what, "free some, or give another run_dir")
 
 
@@ -61,7 +63,7 @@ def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> di
     accepted = search.accepted()
     tensors = {name: search.matrix(row, record) for name, (row, record) in accepted.items()}
     matrices = {name: found["matrix"] for name, found in tensors.items()}
-    model = reduction.in_stored_dtype(search.model, search.directory, matrices)
+    model = reduction.in_stored_dtype(search.model, search.source, matrices)
     causal_lm.save_model(model, run.path / "model", chat.save)
     counts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -77,6 +79,27 @@ def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> di
         found = factored.write(model, factors, run.path / "factored", chat.save)
         counts |= {"parameters_factored": found["parameters"]}
     return counts
+
+
+def finish(
+    config: LaserConfig,
+    inputs: Inputs,
+    search: Search,
+    known: dict[str, Any],
+    measured: dict[str, Any],
+    run: RunDirectory,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """Write the model and summary.json. Returns what came of it, in numbers.
+
+    known, measured: the measure before and after, by `judging` and `held_out`.
+    """
+    weights = write(search, inputs.chat, run, config.laser.factored)
+    criterion = inputs.criterion
+    counts = {"judging": len(criterion.judging), "held_out": len(criterion.held_out)}
+    numbers = summarise(search, known, measured, counts, criterion.unit) | weights
+    run.write("summary.json", to_json(config, numbers, runtime))
+    return numbers
 
 
 def summarise(
@@ -97,7 +120,7 @@ def summarise(
     }
 
 
-def to_json(config: PpoConfig, numbers: dict[str, Any], runtime: Runtime) -> str:
+def to_json(config: LaserConfig, numbers: dict[str, Any], runtime: Runtime) -> str:
     """The content of summary.json."""
     made = {
         "peak_memory_gb": runtime.peak_memory_gb(),
@@ -109,15 +132,15 @@ def to_json(config: PpoConfig, numbers: dict[str, Any], runtime: Runtime) -> str
     return json.dumps(first | numbers | made, indent=1, allow_nan=False)
 
 
-def told(numbers: dict[str, Any]) -> str:
+def in_words(numbers: dict[str, Any]) -> str:
     """What came of it in a few lines."""
     lines = [f"{numbers['accepted']} of {numbers['tries']} matrices are kept at lower rank"]
     for part, what in (("judging", "that judged"), ("held_out", "held out")):
-        found = numbers[part]
-        if found["after"] is not None:
+        measured = numbers[part]
+        if measured["after"] is not None:
             lines.append(
-                f"{numbers['measure']} on {found['count']} {numbers['unit']} {what}: {found['before']:.6g} before, "
-                f"{found['after']:.6g} after"
+                f"{numbers['measure']} on {measured['count']} {numbers['unit']} {what}: {measured['before']:.6g} "
+                f"before, {measured['after']:.6g} after"
             )
     lines.append(
         f"parameters {numbers['parameters']:,}; kept as factors the accepted matrices would be "

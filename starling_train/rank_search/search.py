@@ -4,7 +4,6 @@ After laserRMT (see `core/rank_reduction.py`). Every try is a line of `tries.jso
 it was accepted, after its matrix: the search goes on after any kill, and no try is made twice.
 """
 
-import json
 import math
 import shutil
 import time
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.core.rank_reduction import factored_size
+from starling_train.files import json_lines
 from starling_train.files.json_lines import JsonLines, NoLines
+from starling_train.models.source import ModelSource
 from starling_train.rank_search import reduction
 from starling_train.run.signals import StopRequest
 from starling_train.selection.records import Record
@@ -39,13 +40,13 @@ class Judge:
 
 @dataclass
 class Search:
-    """A search over `candidates` in this order. model: loaded from `directory`, changed in place.
+    """A search over `candidates` in this order. model: loaded from `source`, changed in place.
 
     begun: the measure of the model as it was loaded. factors: keep the factors of accepted matrices as well.
     """
 
     model: nn.Module
-    directory: Path
+    source: ModelSource
     candidates: list[Record]
     judge: Judge
     begun: float
@@ -55,9 +56,8 @@ class Search:
     def rows(self) -> list[Row]:
         """The tries so far. Raises UserError if they are not of these candidates."""
         path = self.run / LOG
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines]
-        if [row.get("module") for row in rows] != [record.module for record in self.candidates[: len(rows)]]:
+        rows = json_lines.read(path)
+        if [row and row.get("module") for row in rows] != [record.module for record in self.candidates[: len(rows)]]:
             raise UserError(f"run_dir: {path} has tries of other matrices; put the file back, or give another run_dir")
         return rows
 
@@ -85,7 +85,7 @@ class Search:
     def _attempt(self, step: int, record: Record, current: float) -> tuple[Row, reduction.Reduced]:
         began = time.perf_counter()
         parameter = reduction.parameter_of(self.model, record)
-        reduced = reduction.reduce(self.directory, record, parameter.device, self.factors)
+        reduced = reduction.reduce(self.source, record, parameter.device, self.factors)
         before = reduction.exchange(parameter, reduced.matrix)
         after = self.judge.measure()
         accepted = self.judge.is_not_worse(after, current)
@@ -118,7 +118,7 @@ class Search:
         if kept := reduction.read(self._file(record.module), row["content"]):
             return kept
         device = reduction.parameter_of(self.model, record).device
-        reduced = reduction.reduce(self.directory, record, device, self.factors)
+        reduced = reduction.reduce(self.source, record, device, self.factors)
         if reduced.content != row["content"]:
             raise UserError(
                 f"run_dir: {self._file(record.module)} is gone or damaged, and its matrix does not come out the same "

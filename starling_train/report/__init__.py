@@ -1,0 +1,1 @@
+"""Pages, plots and tables from the files of a run."""

@@ -1,9 +1,11 @@
 """The table, the sentences and the plot of a comparison of freeze strategies."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from starling_train.files.whole import write_text, write_whole
+from starling_train.report.markup import markdown_table
 
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989")
 WORDS = {
@@ -35,7 +37,7 @@ def table(found: Any) -> str:
     if level is not None:
         head += [f"{_short(skill)} at +{level:.2f} reward" for skill in skills]
         head += ["steps to it", "runs that reach it"]
-    lines = [head, ["---"] * len(head)]
+    rows = []
     for side in found.sides:
         cells = [side.strategy, f"{side.trained:,}", str(side.reward.count), number(side.reward)]
         cells += [number(side.skills[skill]) for skill in skills]
@@ -43,8 +45,8 @@ def table(found: Any) -> str:
             reaching = side.steps_to_level.count
             cells += [number(side.at_level[skill]) for skill in skills]
             cells += [f"{side.steps_to_level.mean:.1f}" if reaching else "none", f"{reaching} of {side.reward.count}"]
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def sentences(found: Any) -> list[str]:
@@ -122,9 +124,6 @@ def markdown(name: str, curves: list[Any], found: Any) -> str:
 
 def write(directory: Path, name: str, curves: list[Any], found: Any, numbers: str) -> None:
     """compare.json (`numbers`), compare.png and compare.md, each whole or not at all: another process may write too."""
-    drafts = {kind: directory / f".compare.{kind}.{os.getpid()}" for kind in ("json", "png", "md")}
-    drafts["json"].write_text(numbers)
-    draw(curves, found, drafts["png"])
-    drafts["md"].write_text(markdown(name, curves, found))
-    for kind, draft in drafts.items():
-        draft.replace(directory / f"compare.{kind}")
+    write_whole(directory / "compare.png", lambda partial: draw(curves, found, partial), shared=True)
+    write_text(directory / "compare.json", numbers, shared=True)
+    write_text(directory / "compare.md", markdown(name, curves, found), shared=True)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from starling_train.report import markup
 from starling_train.report.markup import details, escape, redact, table
 from starling_train.report.plots.radar import radar_svg
 from starling_train.report.read_run import Run, is_number
@@ -15,7 +16,7 @@ def section(run: Run) -> str:
         return ""
     cards = [radar(run.evaluation), *(card(entry) for entry in reversed(run.evaluation))]
     body = '<div class="plots">\n' + "\n".join(filter(None, cards)) + "\n</div>"
-    return f"<section>\n<h2>Evaluation</h2>\n{body}\n</section>\n"
+    return markup.section("Evaluation", body)
 
 
 def card(entry: Entry) -> str:
@@ -33,7 +34,7 @@ def card(entry: Entry) -> str:
         f"<p>of <code>{escape(redact(name))}</code></p>"
         f"{table(['Part', 'Value', 'Of'], rows, frozenset({1, 2}))}"
         + (f'<ul class="note">{notes}</ul>' if notes else "")
-        + details("What it belongs to", f"<pre>{escape(redact(_lines(identity)))}</pre><p>{how}</p>")
+        + details("What it belongs to", f"{markup.verbatim(_lines(identity))}<p>{how}</p>")
         + "</figure>"
     )
 
@@ -70,9 +71,10 @@ def radar(entries: list[Entry]) -> str:
     svg = radar_svg(curves) if curves else ""
     if not svg:
         return ""
-    return (
-        f'<figure class="card">{svg}<figcaption>MT-Bench by category, ratings from 1 to 10 of the judge that is named. '
-        "Ratings of different judges do not compare. A category without a rating is left out.</figcaption></figure>"
+    return markup.card(
+        svg,
+        "MT-Bench by category, ratings from 1 to 10 of the judge that is named. Ratings of different judges do not "
+        "compare. A category without a rating is left out.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Small pieces of HTML. Everything that comes from a file or a model passes through `escape`."""
+"""Small pieces of HTML and Markdown. Everything that comes from a file or a model passes through `escape`."""
 
 import html
 import re
@@ -74,7 +74,48 @@ def details(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>\n{body}</details>"
 
 
+def section(title: str, body: str) -> str:
+    """A part of the page with its heading; `body` is HTML."""
+    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>\n"
+
+
+def note(text: str) -> str:
+    """A quiet sentence, of HTML."""
+    return f'<p class="note">{text}</p>'
+
+
+def badge(state: str, text: str) -> str:
+    """A word on the colour of `good`, `watch` or `bad`; `text` is HTML."""
+    return f'<span class="badge {state}">{text}</span>'
+
+
+def card(drawing: str, reading: str = "", title: str = "") -> str:
+    """A figure, SVG, with how to read it and its title; `reading` is HTML."""
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
+    caption = f"<figcaption>{reading}</figcaption>" if reading else ""
+    return f'<figure class="card">{heading}{drawing}{caption}</figure>'
+
+
+def tile(label: str, value: str, change: str = "", key: str = "") -> str:
+    """One number in large; `value` and `change`, a line below it, are HTML. key: of the metric."""
+    attribute = f' data-key="{escape(key)}"' if key else ""
+    below = f'<p class="change">{change}</p>' if change else ""
+    return f'<div class="tile"{attribute}><h3>{escape(label)}</h3><p class="value">{value}</p>{below}</div>'
+
+
+def verbatim(text: str) -> str:
+    """A file's text as it is, without its secrets."""
+    return f"<pre>{escape(redact(text))}</pre>"
+
+
 def redact(text: str) -> str:
     """The text without secrets: values of keys such as `token` or `api_key`, and passwords inside URLs."""
     secret = r"(?i)\b((?:[\w.]*[_.])?(?:token|password|secret|api_?key)[\"']?\s*[:=][ \t]*)(?!null\b|\s)\S+"
     return re.sub(r"(://)[^/\s@]+@", r"\1***@", re.sub(secret, r"\1***", text))
+
+
+def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table for Markdown files."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

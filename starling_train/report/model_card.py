@@ -6,6 +6,7 @@ from typing import Any
 from starling_train import __version__
 from starling_train.files.identity import Identity
 from starling_train.report import read_run
+from starling_train.report.markup import markdown_table
 from starling_train.report.read_run import setting
 from starling_train.run.saved import SavedRun
 from starling_train.selection.freeze import FreezeTable
@@ -43,7 +44,7 @@ def render(run: SavedRun, trained: Trained, table: FreezeTable, base: Identity) 
             _front(trained),
             f"# {name}, step {run.step}",
             f"{trained.what.capitalize()} of the run `{name}`, written by `starling_train` {__version__}.",
-            _table(("", ""), [*_origin(run, trained, base), *_training(settings, run)]),
+            markdown_table(("", ""), [*_origin(run, trained, base), *_training(settings, run)]),
             "## What was trained",
             _share(trained, table),
             _module_types(table),
@@ -107,7 +108,7 @@ def _module_types(table: FreezeTable) -> str:
         for row in table.rows
         if row.trained
     ]
-    return _table(("module type", "tensors trained", "parameters"), rows)
+    return markdown_table(("module type", "tensors trained", "parameters"), rows)
 
 
 def _measured(run: SavedRun) -> str:
@@ -120,7 +121,7 @@ def _measured(run: SavedRun) -> str:
     ends = [first] if first is last else [first, last]
     keys = [key for key in last if key.startswith("eval/")]
     header = ("in `metrics.jsonl`", *(f"step {row['step']}" for row in ends))
-    return _table(header, [(f"`{key}`", *(_number(row.get(key)) for row in ends)) for key in keys])
+    return markdown_table(header, [(f"`{key}`", *(_number(row.get(key)) for row in ends)) for key in keys])
 
 
 def _number(value: Any) -> str:
@@ -138,8 +139,3 @@ def _use(settings: dict[str, Any], trained: Trained) -> str:
         newline=", trailing_newline=True" if newline else "",
         key=" reward.trailing_newline=true" if newline else "",
     )
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -1,17 +1,16 @@
 """`report.html`: one self-contained page about a run, made from the run directory's files alone."""
 
-import os
-import re
 from importlib import resources
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 
+from starling_train.files.whole import write_text
 from starling_train.report import evaluation, samples, sections
-from starling_train.report.markup import clean, escape
+from starling_train.report.markup import card, clean, escape, note, section
 from starling_train.report.plots import draw as plots
 from starling_train.report.plots import panels
-from starling_train.report.read_run import Run, is_number, read, selected_modules
+from starling_train.report.read_run import Run, is_number, layer_in, read, selected_modules
 
 
 def write(run_dir: Path) -> Path:
@@ -21,29 +20,35 @@ def write(run_dir: Path) -> Path:
     `UserError` when `run_dir` is not a directory.
     """
     run = read(run_dir)
-    path = run.path / "report.html"
-    draft = run.path / "report.html.tmp"
-    draft.write_bytes(render(run).encode("utf-8", errors="replace"))
-    os.replace(draft, path)
-    return path
+    return save(run, render(run))
+
+
+def save(run: Run, text: str) -> Path:
+    """Write a page as the run's `report.html`, and return its path."""
+    return write_text(run.path / "report.html", text)
+
+
+def document(run: Run, title: str, status: str, headline: str, body: str) -> str:
+    """A whole page in the style of all. title: for the browser. status, headline, body: HTML."""
+    template = resources.files("starling_train.report").joinpath("page.html").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        name=escape(sections.run_name(run)),
+        title=title,
+        status=status,
+        headline=headline,
+        facts=sections.facts(run),
+        body=body,
+    )
 
 
 def render(run: Run) -> str:
     """The page as text."""
-    template = resources.files("starling_train.report").joinpath("page.html").read_text(encoding="utf-8")
+    measured = evaluation.section(run)
+    if not is_training(run):
+        return document(run, "evaluation report", "", "Measured by <code>evaluate</code>.", measured)
     remarks = list(run.missing)
-    parts = {"training": "", "evaluation": evaluation.section(run), "appendix": "", "missing": ""}
-    if is_training(run):
-        parts |= {"training": training(run, remarks), "appendix": section("Details", sections.appendix(run))}
-        parts["missing"] = missing(remarks)
-    return Template(template).substitute(
-        name=escape(sections.run_name(run)),
-        kind="training" if is_training(run) else "evaluation",
-        status=sections.status(run) if is_training(run) else "",
-        headline=sections.headline(run) if is_training(run) else "Measured by <code>evaluate</code>.",
-        facts=sections.facts(run),
-        **parts,
-    )
+    body = training(run, remarks) + measured + section("Details", sections.appendix(run)) + missing(remarks)
+    return document(run, "training report", sections.status(run), sections.headline(run), body)
 
 
 def is_training(run: Run) -> bool:
@@ -63,11 +68,6 @@ def training(run: Run, remarks: list[str]) -> str:
     return "".join(section(title, body) for title, body in parts.items())
 
 
-def section(title: str, body: str) -> str:
-    """A part of the page with its heading; `body` is HTML."""
-    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>\n"
-
-
 def plot_cards(run: Run, remarks: list[str]) -> str:
     """A figure with its caption for every panel that has numbers; the others are named in `remarks`."""
     cards, without = [], []
@@ -76,29 +76,28 @@ def plot_cards(run: Run, remarks: list[str]) -> str:
         if not svg:
             without.append(panel.title)
             continue
-        caption = f"<figcaption>{escape(panel.reading)}</figcaption>" if panel.reading else ""
-        cards.append(f'<figure class="card"><h3>{escape(panel.title)}</h3>{svg}{caption}</figure>')
+        cards.append(card(svg, escape(panel.reading), panel.title))
     if without:
         remarks.append(f"plots without any number in metrics.jsonl: {', '.join(without)}")
-    return "\n".join(cards) or '<p class="note">No step has been recorded yet.</p>'
+    return "\n".join(cards) or note("No step has been recorded yet.")
 
 
 def heatmap(run: Run) -> str:
     """The scan as a heatmap with the selection marked, on light ground in both themes."""
     scanned = {name: record for name, record in scan_records(run).items() if record.layer is not None}
     if not scanned:
-        return '<p class="note">No SNR scan belongs to this run (no snr.json).</p>'
+        return note("No SNR scan belongs to this run (no snr.json).")
     import matplotlib
 
     from starling_train.report.plots.heatmap import draw
 
     with matplotlib.rc_context({"svg.hashsalt": "snr", "svg.fonttype": "none"}):
         svg = plots.inline_svg(draw(scanned, selected_modules(run)), "snr", "Signal-to-noise ratio", themed=False)
-    return (
-        f'<figure class="card"><div class="scroll paper">{svg}</div><figcaption>Signal-to-noise ratio of '
-        "every scanned matrix; framed matrices were trained. Compare within one module type only: the ratio "
-        "depends on the matrix’s shape. With selection by SNR the framed cells are the highest of their "
-        "column.</figcaption></figure>"
+    return card(
+        f'<div class="scroll paper">{svg}</div>',
+        "Signal-to-noise ratio of every scanned matrix; framed matrices were trained. Compare within one module type "
+        "only: the ratio depends on the matrix’s shape. With selection by SNR the framed cells are the highest of "
+        "their column.",
     )
 
 
@@ -106,10 +105,9 @@ def scan_records(run: Run) -> dict[str, SimpleNamespace]:
     """The records of `snr.json` with `.type`, `.layer` (None outside the layers) and `.snr`."""
     records = {}
     for name, record in run.snr.items():
-        layer = re.search(r"\.(\d+)\.", name)
         records[name] = SimpleNamespace(
             type=clean(record.get("type", "unknown")),
-            layer=int(layer[1]) if layer else None,
+            layer=layer_in(name),
             snr=record["snr"] if is_number(record["snr"]) else None,
         )
     return records

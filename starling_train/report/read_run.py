@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from starling_train.config.fields import UserError
+from starling_train.files.json_lines import parse, whole_lines
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,12 @@ def selected_modules(run: Run) -> set[str]:
     return {name for name in run.snr if pattern.fullmatch(name + ".weight") or pattern.fullmatch(name)}
 
 
+def layer_in(module: str) -> int | None:
+    """The layer number in a module's name, whatever the model's other names are."""
+    match = re.search(r"\.(\d+)\.", module)
+    return int(match[1]) if match else None
+
+
 def steps_done(run: Run) -> int:
     """The last step that the run reports, 0 before the first."""
     last = run.metrics[-1]["step"] if run.metrics else 0
@@ -136,16 +143,8 @@ def json_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         missing.append(f"{path.name} is not there")
         return []
-    rows = [_json_object(line) for line in _text(path).split("\n") if line.strip()]
+    rows = [parse(line) for line in whole_lines(path, with_cut=True) if line.strip()]
     broken = rows.count(None)
     if broken:
         missing.append(f"{path.name}: {broken} of {len(rows)} lines are not JSON objects and were left out")
     return [row for row in rows if row is not None]
-
-
-def _json_object(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
-from starling_train.report.markup import details, escape, number
+from starling_train.report.markup import details, escape, note, number
 from starling_train.report.read_run import Run, is_number
 
 SHOWN = 6  # prompts on the page; the others are folded
@@ -14,7 +14,7 @@ Sample = dict[str, Any]
 def section(run: Run) -> str:
     """The before/after section, or a sentence that there is nothing to compare."""
     if not run.samples:
-        return '<p class="note">No samples were recorded (samples.jsonl is missing or empty).</p>'
+        return note("No samples were recorded (samples.jsonl is missing or empty).")
     steps = sorted({sample["step"] for sample in run.samples})
     first, last = steps[0], steps[-1] if len(steps) > 1 else None
     pairs = pair(run.samples, first, last)
@@ -47,15 +47,15 @@ def _by_prompt(samples: list[Sample], step: int | None) -> dict[str, list[Sample
 
 def _headline(pairs: list[tuple[Sample | None, Sample | None]], first: int, last: int | None) -> str:
     if last is None:
-        return f'<p class="note">Samples exist for step {first} only; there is no “after” yet.</p>'
-    scored = [(a["score"], b["score"]) for a, b in pairs if a and b and _has(a, "score") and _has(b, "score")]
+        return note(f"Samples exist for step {first} only; there is no “after” yet.")
+    scored = [
+        (a["score"], b["score"])
+        for a, b in pairs
+        if a and b and is_number(a.get("score")) and is_number(b.get("score"))
+    ]
     better = sum(after > before for before, after in scored)
     rose = f" The score rose on <strong>{better} of {len(scored)}</strong> of them." if scored else ""
     return f"<p>The same held-out prompts at step {first} and at step {last}.{rose}</p>"
-
-
-def _has(sample: Sample, key: str) -> bool:
-    return is_number(sample.get(key))
 
 
 def _card(before: Sample | None, after: Sample | None, first: int, last: int | None) -> str:
@@ -70,7 +70,7 @@ def _card(before: Sample | None, after: Sample | None, first: int, last: int | N
 
 def _answer(sample: Sample | None, title: str, reference: Sample | None = None) -> str:
     if sample is None:
-        return f'<div class="answer"><h4>{title}</h4><p class="note">No answer was recorded.</p></div>'
+        return f'<div class="answer"><h4>{title}</h4>{note("No answer was recorded.")}</div>'
     text = str(sample.get("response", ""))
     shown = escape(text) if text else '<span class="none">(empty answer)</span>'
     return (
@@ -83,10 +83,10 @@ def _facts(sample: Sample, reference: Sample | None) -> str:
     """Score (with its change), gold, KL, and whether the answer ended by itself."""
     facts = []
     for key, label, unit in (("score", "score", ""), ("gold", "gold", ""), ("kl", "KL", "nats")):
-        if not _has(sample, key):
+        if not is_number(sample.get(key)):
             continue
         fact = f"{label} {number(sample[key], unit)}"
-        if reference and key != "kl" and _has(reference, key):
+        if reference and key != "kl" and is_number(reference.get(key)):
             gain = sample[key] - reference[key]
             mark = "up" if gain > 0 else "down" if gain < 0 else "same"
             fact += f' <span class="{mark}">({number(gain, signed=True)})</span>'

@@ -1,4 +1,4 @@
-"""The files of a scan's directory: made complete or not at all, and none of them outlives the scan it is of."""
+"""What `snr` leaves and says: the files of a scan's directory, none of which outlives its scan, and its tables."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from starling_train.core import spectrum
+from starling_train.models.source import ModelSource
 from starling_train.report.plots import heatmap
 from starling_train.report.plots import spectrum as plots_spectrum
 from starling_train.selection import records as scan_records
@@ -15,8 +16,8 @@ from starling_train.selection import scan, unfrozen_yaml
 from starling_train.selection.module_types import layer_of
 from starling_train.selection.overlap import Overlap
 from starling_train.selection.records import Record
-from starling_train.selection.scan_journal import JOURNAL, Journal
-from starling_train.selection.select import EVERYTHING
+from starling_train.selection.scan_journal import JOURNAL, ScanJournal
+from starling_train.selection.select import names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,9 +48,10 @@ class Outcome:
     spectra: "dict[str, Figure]"
 
 
-def slug_of(path: str, directory: Path) -> str:
-    """The model's name in the names of files; `path` is what the user calls it, `directory` where it lies."""
-    return directory.resolve().name if Path(path).expanduser().is_dir() else path.replace("/", "-")
+def slug_of(source: ModelSource) -> str:
+    """The model's name in the names of files."""
+    is_local = Path(source.path).expanduser().is_dir()
+    return source.directory.resolve().name if is_local else source.path.replace("/", "-")
 
 
 def retire(run: Path, slug: str) -> None:
@@ -57,7 +59,7 @@ def retire(run: Path, slug: str) -> None:
     directory looks like its result, and nothing has to be computed again.
     """
     if (run / "snr.json").is_file():
-        Journal.of(run)
+        ScanJournal.of(run)
     remove(run, slug)
 
 
@@ -75,7 +77,7 @@ def write(outcome: Outcome, run: Path, slug: str) -> None:
     """The files in place of an earlier scan's; `snr.json` last."""
     retire(run, slug)  # into the journal: the scan that was read may be the one that is replaced
     run.mkdir(parents=True, exist_ok=True)
-    names = list(outcome.records) if outcome.selected == [EVERYTHING] else outcome.selected
+    names = names_of(outcome.selected, outcome.records)
     scan_records.write_spectrum_scan(outcome.records, run / f"snr_results_{slug}.json")
     unfrozen_yaml.write_unfrozen_yaml(outcome.selected, outcome.records, run / "unfrozen.yaml", outcome.besides)
     scan_records.write_target_modules(names, outcome.records, run / "target_modules.json")
@@ -89,9 +91,9 @@ def write(outcome: Outcome, run: Path, slug: str) -> None:
     (run / JOURNAL).unlink(missing_ok=True)
 
 
-def draw_spectrum(directory: Path, module: str, dialect: str, device: str) -> "Figure":
+def draw_spectrum(source: ModelSource, module: str, dialect: str, device: str) -> "Figure":
     """The singular values of one matrix with the threshold. Raises UserError for values that are nan or infinite."""
-    values, (n, m) = scan.read_values(directory, module, device)
+    values, (n, m) = scan.read_values(source, module, device)
     return plots_spectrum.draw(values.tolist(), spectrum.score(values, n, m, dialect), module)
 
 

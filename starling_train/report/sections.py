@@ -1,16 +1,15 @@
 """The parts of the page that are words and tables: headline, key numbers, findings, what trained."""
 
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from typing import Any
 
-from starling_train.report.markup import count, details, duration, escape, number, plain, redact, table
+from starling_train.report import markup as html
 from starling_train.report.plots.panels import is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.read_run import (
     Run,
     first_last,
     is_number,
+    layer_in,
     selected_modules,
     series,
     setting,
@@ -40,7 +39,7 @@ def headline(run: Run) -> str:
     """What was trained, on what, by which algorithm, as one sentence of HTML."""
     if not run.config and not run.summary:
         return "What was trained is not recorded."
-    parts = [f"<strong>{escape(algorithm(run).upper())}</strong>"]
+    parts = [f"<strong>{html.escape(algorithm(run).upper())}</strong>"]
     sources = (
         ("of", ("model.path",)),
         ("on prompts of", ("data.path",)),
@@ -49,13 +48,13 @@ def headline(run: Run) -> str:
     for phrase, keys in sources:
         value = next((setting(run.config, key) for key in keys if setting(run.config, key)), None)
         if value:
-            parts.append(f"{phrase} <code>{escape(redact(str(value)))}</code>")
+            parts.append(f"{phrase} <code>{html.escape(html.redact(str(value)))}</code>")
     trainable = run.summary.get("trainable")
     if isinstance(trainable, dict) and is_number(trainable.get("parameters")) and trainable.get("of"):
         share = 100 * trainable["parameters"] / trainable["of"]
         parts.append(
-            f"training {number(trainable.get('matrices'))} matrices: {count(trainable['parameters'])} of "
-            f"{count(trainable['of'])} parameters ({plain(share)}&nbsp;%), the rest frozen"
+            f"training {html.number(trainable.get('matrices'))} matrices: {html.count(trainable['parameters'])} of "
+            f"{html.count(trainable['of'])} parameters ({html.plain(share)}&nbsp;%), the rest frozen"
         )
     return ", ".join([" ".join(parts[:2]), *parts[2:]]) + "."
 
@@ -73,31 +72,28 @@ def status(run: Run) -> str:
     done, planned = steps_done(run), setting(run.config, "algorithm.steps")
     of = f" of {planned:,}" if isinstance(planned, int) else ""
     if run.summary.get("finished"):
-        return f'<span class="badge good">Finished, {done:,}{of} steps</span>'
-    return f'<span class="badge watch">Not finished, {done:,}{of} steps so far</span>'
+        return html.badge("good", f"Finished, {done:,}{of} steps")
+    return html.badge("watch", f"Not finished, {done:,}{of} steps so far")
 
 
 def facts(run: Run) -> str:
     """Device, time, speed and memory as a definition list."""
     summary = run.summary
-    rows = [("Device", escape(summary["device"]))] if summary.get("device") else []
+    rows = [("Device", html.escape(summary["device"]))] if summary.get("device") else []
     if is_number(summary.get("wall_time_s")):
-        rows.append(("Time", f'<data value="{summary["wall_time_s"]!r}">{duration(summary["wall_time_s"])}</data>'))
-    speed = summary.get("throughput")
+        seconds = summary["wall_time_s"]
+        rows.append(("Time", f'<data value="{seconds!r}">{html.duration(seconds)}</data>'))
+    speed = summary.get("throughput") if isinstance(summary.get("throughput"), dict) else {}
     for key, label, unit in (("tokens_per_s", "Speed", "tokens/s"), ("samples_per_s", "", "responses/s")):
-        value = next((speed[k] for k in (key, f"throughput/{key}") if k in speed), None) if _is_dict(speed) else None
+        value = next((speed[k] for k in (key, f"throughput/{key}") if k in speed), None)
         if is_number(value):
-            rows.append((label or "Responses", number(value, unit)))
+            rows.append((label or "Responses", html.number(value, unit)))
     if is_number(summary.get("peak_memory_gb")):
-        rows.append(("Peak memory", number(summary["peak_memory_gb"], "GB")))
+        rows.append(("Peak memory", html.number(summary["peak_memory_gb"], "GB")))
     if summary.get("git_commit"):
-        rows.append(("Code", f"<code>{escape(str(summary['git_commit'])[:12])}</code>"))
+        rows.append(("Code", f"<code>{html.escape(str(summary['git_commit'])[:12])}</code>"))
     items = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in rows)
     return f'<dl class="facts-row">{items}</dl>' if items else ""
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def tiles(run: Run) -> str:
@@ -115,8 +111,8 @@ def tiles(run: Run) -> str:
             chosen.append(Tile(key, label))
     chosen.append(_held_out(run, "kl_reference", "kl/reference", Tile("", "KL to the starting policy", "nats")))
     chosen.append(_held_out(run, "length_mean", "response/length_mean", Tile("", "Response length", "tokens")))
-    shown = [tile(run, item) for item in chosen]
-    return "".join(text for text in shown if text) or '<p class="note">No measurement was recorded yet.</p>'
+    shown = [_tile(run, item) for item in chosen]
+    return "".join(shown) or html.note("No measurement was recorded yet.")
 
 
 def _held_out(run: Run, suite: str, training: str, item: Tile) -> Tile:
@@ -126,21 +122,18 @@ def _held_out(run: Run, suite: str, training: str, item: Tile) -> Tile:
     return replace(item, key=training, label=f"{item.label}, training prompts")
 
 
-def tile(run: Run, item: Tile) -> str:
+def _tile(run: Run, item: Tile) -> str:
     """One tile, empty where the run never measured the number."""
     first, last = first_last(run, item.key)
     if first is None:
         return ""
     first, last = (None if value is None else value * item.scale for value in (first, last))
     if last is None:
-        values, note = number(first, item.unit), "measured once"
+        values, change = html.number(first, item.unit), "measured once"
     else:
-        values = f'{number(first)} <span class="arrow">→</span> <strong>{number(last, item.unit)}</strong>'
-        note = _change(run, item, last - first)
-    return (
-        f'<div class="tile" data-key="{escape(item.key)}"><h3>{escape(item.label)}</h3>'
-        f'<p class="value">{values}</p><p class="change">{note}</p></div>'
-    )
+        values = f'{html.number(first)} <span class="arrow">→</span> <strong>{html.number(last, item.unit)}</strong>'
+        change = _change(run, item, last - first)
+    return html.tile(item.label, values, change, item.key)
 
 
 def _change(run: Run, item: Tile, gain: float) -> str:
@@ -149,18 +142,18 @@ def _change(run: Run, item: Tile, gain: float) -> str:
         judged = 0  # within what a run may lose: no alarm, and no praise for noise
     mark = "up" if judged > 0 else "down" if judged < 0 else "same"
     arrow = "▲" if gain > 0 else "▼" if gain < 0 else "="
-    text = f'<span class="{mark}">{arrow} {number(gain, item.change_unit or item.unit, signed=True)}</span>'
+    text = f'<span class="{mark}">{arrow} {html.number(gain, item.change_unit or item.unit, signed=True)}</span>'
     spreads = score_change_in_spreads(run) if item.key == "eval/score_mean" else None
     if spreads is None:
         return text
-    return f"{text}, {number(spreads, signed=True)} starting standard deviations"
+    return f"{text}, {html.number(spreads, signed=True)} starting standard deviations"
 
 
 def findings_list(run: Run) -> str:
     """The findings as a list; a word and a sign carry the judgement, not the colour alone."""
     words = {"good": "✓ good", "watch": "! look", "bad": "✗ bad"}
     items = [
-        f'<li><span class="badge {finding.state}">{words[finding.state]}</span> {escape(finding.text)}</li>'
+        f"<li>{html.badge(finding.state, words[finding.state])} {html.escape(finding.text)}</li>"
         for finding in findings(run)
     ]
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
@@ -179,19 +172,14 @@ def trained_table(run: Run) -> str:
     for kind in known | scanned:
         row = known.get(kind, {"matrices": len(trained[kind])})
         of = row.get("of", scanned.get(kind))
-        share = f"{number(row.get('matrices'))} of {number(of)}" if of else number(row.get("matrices"))
-        size = count(row["parameters"]) if is_number(row.get("parameters")) else "–"
-        rows.append([f"<code>{escape(kind)}</code>", share, size, ranges(layers(trained[kind])) or "–"])
+        share = f"{html.number(row.get('matrices'))} of {html.number(of)}" if of else html.number(row.get("matrices"))
+        size = html.count(row["parameters"]) if is_number(row.get("parameters")) else "–"
+        layers = {layer for name in trained[kind] if (layer := layer_in(name)) is not None}
+        rows.append([f"<code>{html.escape(kind)}</code>", share, size, ranges(layers) or "–"])
     if not rows:
-        return '<p class="note">Neither a scan nor a list of what trained was recorded.</p>'
+        return html.note("Neither a scan nor a list of what trained was recorded.")
     head = ["Module type", "Matrices trained", "Parameters", "Layers"]
-    return f'<div class="card">{table(head, rows, frozenset({1, 2}))}</div>'
-
-
-def layers(modules: list[str]) -> set[int]:
-    """The layer numbers in module names."""
-    found = (re.search(r"\.(\d+)\.", name) for name in modules)
-    return {int(match[1]) for match in found if match}
+    return f'<div class="card">{html.table(head, rows, frozenset({1, 2}))}</div>'
 
 
 def ranges(numbers: set[int]) -> str:
@@ -213,20 +201,19 @@ def appendix(run: Run) -> str:
         values = series(run, key)[1]
         if values:
             ends = [values[0], values[-1], min(values), max(values)]
-            rows.append([f"<code>{escape(key)}</code>", *(number(value) for value in ends)])
+            rows.append([f"<code>{html.escape(key)}</code>", *(html.number(value) for value in ends)])
     parts = []
     if rows:
         head = ["Key of metrics.jsonl", "First", "Last", "Smallest", "Largest"]
-        parts.append(details("All metrics", table(head, rows, frozenset({1, 2, 3, 4}))))
+        parts.append(html.details("All metrics", html.table(head, rows, frozenset({1, 2, 3, 4}))))
     if run.config_text:
-        parts.append(details("Configuration", f"<pre>{escape(redact(run.config_text))}</pre>"))
+        parts.append(html.details("Configuration", html.verbatim(run.config_text)))
     if run.patterns:
-        lines = "\n".join(run.patterns)
-        parts.append(details(f"Unfrozen parameters ({len(run.patterns)})", f"<pre>{escape(lines)}</pre>"))
+        parts.append(html.details(f"Unfrozen parameters ({len(run.patterns)})", html.verbatim("\n".join(run.patterns))))
     versions = run.summary.get("versions")
     if isinstance(versions, dict) and versions:
-        rows = [[escape(name), f"<code>{escape(version)}</code>"] for name, version in sorted(versions.items())]
-        parts.append(details("Versions", table(["Package", "Version"], rows)))
+        rows = [[html.escape(name), f"<code>{html.escape(value)}</code>"] for name, value in sorted(versions.items())]
+        parts.append(html.details("Versions", html.table(["Package", "Version"], rows)))
     if run.summary.get("command"):
-        parts.append(details("Command", f"<pre>{escape(redact(str(run.summary['command'])))}</pre>"))
-    return "\n".join(parts) or '<p class="note">Neither configuration nor versions were recorded.</p>'
+        parts.append(html.details("Command", html.verbatim(str(run.summary["command"]))))
+    return "\n".join(parts) or html.note("Neither configuration nor versions were recorded.")

@@ -7,7 +7,7 @@ A kind is a module beside this one and a row here; its keys are checked in `conf
     HOLDS_MEMORY   whether another model has to be let go for it
     check(config, weights)               what can be found wrong without loading it; weights False: it need not be there
     load(config, runtime)                a Scorer, on the run's device
-    identity(config, identify, weights)  who it is, as JSON; identify: hashes the files of (a path, its directory)
+    identity(config, identify, weights)  who it is, as JSON; identify: hashes the files of a ModelSource
 
 and raises UserError.
 """

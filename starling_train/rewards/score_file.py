@@ -8,7 +8,6 @@ what a kill left behind the last count is cut off and done again. Input that was
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any, BinaryIO
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
 from starling_train.data import conversations
+from starling_train.files.json_lines import Appender, to_line
+from starling_train.files.whole import write_text
 from starling_train.rewards.directory import SCORED_BY
 from starling_train.rewards.kinds import Scorer
 
@@ -43,9 +44,7 @@ class Progress:
 
     def write(self, path: Path) -> None:
         """Replace the file, whole."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        partial.replace(path)
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def progress_path(output: Path) -> Path:
@@ -78,11 +77,11 @@ def resume(source: Path, output: Path, config: RewardConfig) -> Progress:
 def _read_progress(path: Path, again: str) -> Progress:
     try:
         progress = Progress(**json.loads(path.read_bytes()))
-        whole = isinstance(progress.settings, dict) and progress.settings.keys() >= set(SETTINGS)
-        whole = whole and all(type(getattr(progress, key)) is int for key in COUNTS)
+        is_ours = isinstance(progress.settings, dict) and progress.settings.keys() >= set(SETTINGS)
+        is_ours = is_ours and all(type(getattr(progress, key)) is int for key in COUNTS)
     except (OSError, ValueError, TypeError, RecursionError):  # not JSON, or not what `write` writes
-        whole = False
-    if not whole:
+        is_ours = False
+    if not is_ours:
         raise UserError(f"output: {path} is damaged, so where to go on is not known; {again}")
     return progress
 
@@ -102,22 +101,22 @@ def score_file(
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     progress.write(progress_path(output))  # before the output: that it is ours must be known from its first byte
-    with source.open("rb") as lines, output.open("ab") as rows:
+    output.touch()
+    rows = Appender(output, progress.output_bytes)
+    with source.open("rb") as lines:
         digest = _digest(lines, progress.input_bytes)
-        rows.truncate(progress.output_bytes)
         for chunk in chunks(lines, progress.lines, chunk_lines):
             numbered = [(number, line) for number, line in chunk if line.strip()]
-            for (number, _), result in zip(numbered, score_lines(numbered, model), strict=True):
-                rows.write(row(number, result))
+            results = score_lines(numbered, model)
+            for (number, _), result in zip(numbered, results, strict=True):
                 progress.scored += not isinstance(result, UserError)
                 if isinstance(result, UserError):
                     progress.wrong += 1
                     progress.first_wrong = progress.first_wrong or number
                     on_wrong(number, result)
-            rows.flush()
-            os.fsync(rows.fileno())
+            rows.append(*(row(number, result) for (number, _), result in zip(numbered, results, strict=True)))
             digest.update(b"".join(line for _, line in chunk))
-            progress.lines, progress.output_bytes = chunk[-1][0], rows.tell()
+            progress.lines, progress.output_bytes = chunk[-1][0], rows.size
             progress.input_bytes += sum(len(line) for _, line in chunk)
             progress.input_sha256 = digest.hexdigest()
             progress.write(progress_path(output))
@@ -152,7 +151,7 @@ def score_lines(lines: list[Line], model: Scorer) -> list[float | UserError]:
 def row(number: int, result: float | UserError) -> bytes:
     """One line of output."""
     said = {"error": str(result)} if isinstance(result, UserError) else {"score": result}
-    return (json.dumps({"line": number} | said, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return to_line({"line": number} | said, ascii_only=False)
 
 
 def _conversation(line: bytes) -> list[dict] | UserError:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
-from starling_train.models import causal_lm
 from starling_train.models.patient_http import PatientHttp, address, token_of
+from starling_train.models.source import ModelSource
 from starling_train.run.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ def load(config: RewardConfig, runtime: Runtime | None = None) -> "RewardClient"
     """Open a client of a server that answers. Raises UserError."""
     tokenizer = None
     if config.protocol == "openrlhf":
-        directory = causal_lm.resolve(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
-        tokenizer = causal_lm.load_tokenizer(directory, "reward.tokenizer")
+        source = ModelSource.open(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
+        tokenizer = source.tokenizer
         if not tokenizer.chat_template:
             raise UserError(
-                f"reward.tokenizer: {directory} has no chat template, which makes the text for "
+                f"reward.tokenizer: {source.directory} has no chat template, which makes the text for "
                 "reward.protocol=openrlhf; add chat_template.jinja to it"
             )
     client = RewardClient(config, tokenizer)

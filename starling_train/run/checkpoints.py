@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from starling_train.config.fields import UserError
+from starling_train.files import whole
 from starling_train.files.identity import Identity, identify
-from starling_train.files.whole import flush, flush_folder
 from starling_train.run import manifest
 from starling_train.run.manifest import Damaged
 from starling_train.run.state import TrainState
@@ -52,17 +52,7 @@ class Checkpoints:
         if self.saved == state.step:
             return final
         self._sweep()
-        partial = self._directory / f".{final.name}.partial"
-        partial.mkdir(parents=True)
-        try:
-            self._fill(partial, trainable, optimizer, state)
-        except BaseException:  # a full disk: what is half written only takes up space
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        if final.exists():
-            self._drop(final)
-        partial.rename(final)
-        flush(self._directory)
+        whole.write_whole(final, lambda partial: self._fill(partial, trainable, optimizer, state))
         self._bad.discard(final)
         self.saved = state.step
         self._prune()
@@ -71,12 +61,12 @@ class Checkpoints:
     def _fill(
         self, partial: Path, trainable: dict[str, Tensor], optimizer: dict[str, Tensor], state: TrainState
     ) -> None:
+        partial.mkdir(parents=True)
         save_file({n: t.detach().contiguous() for n, t in trainable.items()}, partial / "trainable.safetensors")
         save_file({n: t.detach().contiguous() for n, t in optimizer.items()}, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state.to_json(), allow_nan=False))
         more = self._beside(partial, trainable) if self._beside else ()
         manifest.write(partial, state.step, self._base, (*FILES, *more))
-        flush_folder(partial)
 
     def newest(self, logged: int | None = None) -> Checkpoint | None:
         """The newest checkpoint whose files are what was written; one that is not is reported and passed over.
@@ -134,19 +124,15 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Drop what is known to be bad, and what is older than the newest `keep` that look whole."""
-        whole = 0
+        intact = 0
         for directory in reversed(found(self._directory)):
-            if directory in self._bad or whole >= self._keep:
+            if directory in self._bad or intact >= self._keep:
                 self._drop(directory)
             elif _looks_whole(directory):
-                whole += 1
+                intact += 1
 
     def _drop(self, directory: Path) -> None:
-        """Delete; renamed first, so that a kill leaves nothing half deleted under the name of a checkpoint."""
-        hidden = directory.with_name(f".{directory.name}.old")
-        shutil.rmtree(hidden, ignore_errors=True)
-        directory.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        whole.remove(directory)
         self._bad.discard(directory)
 
     def _sweep(self) -> None:

@@ -1,36 +1,45 @@
 """What a person watches: a progress bar with the numbers that matter, or one plain line per step without a terminal."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-WATCHED = (
+# (label, key of the metrics, format) of the numbers on the line of a step, by command
+PPO = (
     ("reward", "reward/score_mean", "{:.3f}"),
     ("KL", "kl/reference", "{:.3f}"),
     ("length", "response/length_mean", "{:.1f}"),
     ("held-out", "eval/score_mean", "{:.3f}"),
+)
+RM = (
     ("loss", "rm/loss", "{:.3f}"),
     ("accuracy", "rm/accuracy", "{:.1%}"),
+    ("held-out loss", "eval/kwise_loss", "{:.3f}"),
+    ("held-out accuracy", "eval/preference_accuracy", "{:.1%}"),
+)
+DPO = (
     ("loss", "dpo/loss", "{:.3f}"),
     ("accuracy", "dpo/accuracy", "{:.1%}"),
     ("margin", "dpo/margin", "{:.3f}"),
-    ("held-out loss", "eval/kwise_loss", "{:.3f}"),
     ("held-out accuracy", "eval/preference_accuracy", "{:.1%}"),
     ("held-out margin", "eval/reward_margin", "{:.3f}"),
 )
+Watched = Sequence[tuple[str, str, str]]
+WATCHED = tuple(dict.fromkeys((*PPO, *RM[:2], *DPO[:3], *RM[2:], *DPO[3:])))  # of a command that does not say
 
 
 class Console:
     """Used as a context: `phase` says what is going on, `step` that a step is done with these metrics.
 
-    is_quiet: say nothing (all processes of a run but the first).
+    is_quiet: say nothing (all processes of a run but the first). watched: the numbers on the line of a step.
     """
 
-    def __init__(self, steps: int, done: int = 0, is_quiet: bool = False):
+    def __init__(self, steps: int, done: int = 0, is_quiet: bool = False, watched: Watched = WATCHED):
         self._console = RichConsole(quiet=is_quiet)
-        self._steps, self._done = steps, done
+        self._steps, self._done, self._watched = steps, done, watched
         self._numbers = ""
         self._progress = Progress(
             TextColumn("step"),
@@ -63,17 +72,17 @@ class Console:
     def step(self, metrics: dict[str, Any], left_s: float | None = None) -> None:
         """A step is done; left_s: estimated seconds to the end of the run, if known."""
         self._done = metrics["step"]
-        self._numbers = numbers(metrics)
+        self._numbers = numbers(metrics, self._watched)
         self._progress.update(self._task, completed=self._done, numbers=self._numbers, phase="")
         if not self._console.is_terminal:
             left = "" if left_s is None else f"  left {duration(left_s)}"
             self.say(f"step {self._done}/{self._steps}  {self._numbers}{left}")
 
 
-def numbers(metrics: dict[str, Any]) -> str:
-    """The watched numbers that are there, on one line."""
+def numbers(metrics: dict[str, Any], watched: Watched = WATCHED) -> str:
+    """The watched numbers that there are, on one line."""
     return "  ".join(
-        f"{label} {form.format(metrics[key])}" for label, key, form in WATCHED if metrics.get(key) is not None
+        f"{label} {form.format(metrics[key])}" for label, key, form in watched if metrics.get(key) is not None
     )
 
 

@@ -1,7 +1,6 @@
 """The directory of a run: new, to be continued, or finished; never another run's."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
+from starling_train.files import whole
 from starling_train.files.disk import disk_errors
 from starling_train.files.json_lines import JsonLines, NoLines
 from starling_train.files.lock import RunLock
@@ -74,7 +74,7 @@ class RunDirectory:
         """Within, no other process can use the directory. Raises UserError if one does.
 
         One that does not exist yet is taken in `create`: before that, nothing is written. The disk's errors leave as
-        those of `places.disk_errors`.
+        those of `disk.disk_errors`.
         """
         try:
             with disk_errors(self.path):
@@ -103,16 +103,7 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> None:
         """Write a small file so that a reader sees the old or the new one, never half of it."""
-        partial = self.path / f".{name}.partial"
-        try:
-            with partial.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:  # a full disk
-            partial.unlink(missing_ok=True)
-            raise
-        partial.replace(self.path / name)
+        whole.write_text(self.path / name, text)
 
     def _refuse_other_settings(self) -> None:
         path = self.path / "config.yaml"

@@ -21,6 +21,13 @@ LOST = ("gloo/", "ProcessGroup", "NCCL")  # in what torch says of a peer that is
 PATIENCE = timedelta(hours=12)  # for what the first process alone does, e.g. a scan of a large model
 
 
+def device_kind(device: str) -> str:
+    """cpu or cuda, which of the two `cluster.device` means here. Raises UserError where it is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("cluster.device: no CUDA device is visible; use cluster.device=cpu, or check the driver")
+    return device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Runtime:
     """This process among the processes of a run, on one device. Alone unless a launcher (torchrun, accelerate) says so.
 
@@ -38,11 +45,9 @@ class Runtime:
                 f"WORLD_SIZE: is {self.world}, but {', '.join(missing)} is not set; start with torchrun or accelerate "
                 "launch, or unset it"
             )
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("cluster.device: no CUDA device is visible; use cluster.device=cpu, or check the driver")
+        kind = device_kind(device)
         if threads:
             torch.set_num_threads(threads)
-        kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         if kind == "cuda" and local >= torch.cuda.device_count():
             raise UserError(
                 f"cluster.device: {local + 1} processes or more on this host, but {torch.cuda.device_count()} GPUs; "

@@ -26,7 +26,7 @@ class SavedRun:
 
     path: Path
     settings: dict[str, Any]
-    checkpoints: Path
+    checkpoint: Path
     state: TrainState
 
     @property

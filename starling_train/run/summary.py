@@ -1,32 +1,33 @@
-"""TODO docstring."""
+"""summary.json: what a finished run was, did and took, and what it ran on."""
 
 import json
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import starling_train
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
+from starling_train.files import json_lines
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.run.state import TrainState
-from starling_train.selection.freeze import FreezeTable
 
 
 def to_json(
     config: PpoConfig | RmConfig | DpoConfig,
     run: RunDirectory,
-    table: FreezeTable,
+    trainable: dict[str, Any],
     state: TrainState,
     runtime: Runtime,
     command: str = "ppo",
     planned_gb: float | None = None,
 ) -> str:
-    """The content of summary.json for a run that has done all its steps."""
-    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    """The content of summary.json for a run that has done all its steps. trainable: `FreezeTable.counts()`."""
+    rows = json_lines.read(run.metrics)
     evaluations = [{k: v for k, v in row.items() if k.startswith(("eval/", "step"))} for row in rows]
     evaluations = [row for row in evaluations if len(row) > 1]
     steps = [row for row in rows if "throughput/samples_per_s" in row]
@@ -47,15 +48,7 @@ def to_json(
         "peak_memory_gb": max(row["memory/peak_gb"] for row in steps),
         "planned_peak_gb": planned_gb,  # without what a process on a CPU holds anyway: interpreter, libraries
         "wall_time_s": state.seconds,
-        "trainable": {
-            "parameters": table.parameters_trained,
-            "of": table.parameters_of,
-            "matrices": sum(row.trained for row in table.rows),
-            "by_type": [
-                {"type": row.type, "matrices": row.trained, "of": row.of, "parameters": row.parameters_trained}
-                for row in table.rows
-            ],
-        },
+        "trainable": trainable,
         "device": runtime.describe(),
         "versions": versions(),
         "git_commit": git_commit(),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from starling_train.files import whole
 from starling_train.files.json_lines import strict
 
 WANDB_ID = "wandb_id.txt"
@@ -35,7 +36,7 @@ class WandbTracker:
             project="starling_train", name=name, dir=run_dir, config=config, id=run_id, resume="allow", mode=mode
         )
         self.id = self._run.id
-        kept.write_text(f"{self.id}\n")
+        whole.write_text(kept, f"{self.id}\n")
 
     def log(self, metrics: dict[str, Any]) -> None:
         self._run.log(strict(metrics), step=metrics["step"])

@@ -1,17 +1,19 @@
-"""Freezes a model but for a selection, and says what trains. Nothing trains that was not named."""
+"""Freezes a model except for a selection, and says what trains. Nothing trains that was not named."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import FreezeConfig
-from starling_train.selection import freeze
 from starling_train.selection.module_types import Matrix, classify, layer_of
 from starling_train.selection.records import not_whole
 from starling_train.selection.select import EVERYTHING
+
+GROUPS = ("embeddings", "head", "norms")  # what can train besides matrices, each a key of `freeze`
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,18 @@ class FreezeTable:
         """Parameters of the model, tied ones counted once."""
         return self.total.parameters_of
 
+    def counts(self) -> dict[str, Any]:
+        """The numbers as summary.json has them."""
+        return {
+            "parameters": self.parameters_trained,
+            "of": self.parameters_of,
+            "matrices": sum(row.trained for row in self.rows),
+            "by_type": [
+                {"type": row.type, "matrices": row.trained, "of": row.of, "parameters": row.parameters_trained}
+                for row in self.rows
+            ],
+        }
+
     def render(self) -> str:
         """A plain text table, one line per module type and one for the total."""
         rows = (*self.rows, self.total)
@@ -79,15 +93,13 @@ class FreezeTable:
         return "\n".join(lines)
 
 
-def besides(groups: dict[str, str], names: Iterable[str], *, embeddings: bool, head: bool, norms: bool) -> list[str]:
-    """Parameters that train besides the matrices `names`: whole groups, but norms only where something
-    trains.
+def besides(config: FreezeConfig, groups: dict[str, str], names: Iterable[str]) -> list[str]:
+    """Parameters that train besides the matrices `names`: whole groups, but norms only where something trains.
 
-    `groups` maps parameter names to embeddings, head, norms or anything else.
+    groups: parameter names -> embeddings, head, norms or anything else.
     """
-    wanted = {"embeddings": embeddings, "head": head, "norms": norms}
     layers = {layer_of(name) for name in names} | {None}  # None: the final norm lies outside the layers
-    chosen = [name for name, group in groups.items() if wanted.get(group, False)]
+    chosen = [name for name, group in groups.items() if group in GROUPS and getattr(config, group)]
     return [name for name in chosen if groups[name] != "norms" or layer_of(name) in layers]
 
 
@@ -107,36 +119,25 @@ class _Parameter:
         return self.size if rank is None else rank * sum(self.shape)
 
 
-def apply(
-    model: nn.Module,
-    selected: Iterable[str],
-    *,
-    embeddings: bool = False,
-    head: bool = False,
-    norms: bool = False,
-    rank: int | None = None,
-) -> FreezeTable:
-    """Sets requires_grad on a causal LM: the weights of the `selected` modules and the asked-for groups,
-    no others.
+def apply(config: FreezeConfig, model: nn.Module, selected: Iterable[str]) -> FreezeTable:
+    """Set requires_grad on a causal LM: the weights of the `selected` modules and the requested groups, no others.
 
-    `selected` holds exact module names (`model.layers.3.mlp.down_proj`; a bias stays frozen), or `["*"]`
-    for every parameter. `norms` means the final norm and those of the layers in which something else
-    trains. With `rank`, adapters of that rank will train on the tensors named: only matrices, and the head
-    if it is asked for. Raises UserError for a name that matches nothing, for a part of a tensor that can only train
-    as a whole, when nothing would train, and when embeddings and head are one tensor but only one of the
-    two was asked for.
+    `selected` holds exact module names (`model.layers.3.mlp.down_proj`; a bias stays frozen), or `["*"]` for every
+    parameter. Norms: the final one and those of the layers in which something else trains. With adapters, these train
+    on the tensors named: only matrices, and the head if it is requested. Raises UserError for a name that matches
+    nothing, for a part of a tensor that can only train as a whole, when nothing would train, and when embeddings and
+    head are one tensor but only one of the two was requested.
     """
-    selected = list(selected)
+    selected, rank = list(selected), config.lora.rank if config.adapter else None
     parameters = _parameters(model)
     names = _match(selected, parameters)
     if selected != [EVERYTHING] or rank is not None:
-        _check_tied(model, embeddings, head, rank)
-        groups = {p.name: p.group for p in parameters}
-        names |= set(besides(groups, names, embeddings=embeddings, head=head, norms=norms))
+        _check_tied(model, config)
+        names |= set(besides(config, {p.name: p.group for p in parameters}, names))
     if rank is not None:
-        names = {p.name for p in parameters if p.name in names and (p.matrices or (head and p.group == "head"))}
+        names = {p.name for p in parameters if p.name in names and (p.matrices or (config.head and p.group == "head"))}
         if odd := next((p.name for p in parameters if p.name in names and len(p.shape) != 2), None):
-            raise UserError(f"freeze.adapter: {odd} is no single matrix, and adapters are for those; leave it out")
+            raise UserError(f"freeze.adapter: {odd} is not a single matrix, as adapters need; leave it out")
     if not names:
         raise UserError("freeze.method: nothing would train; select matrices, or set freeze.embeddings, head or norms")
     for name, parameter in model.named_parameters():
@@ -150,7 +151,7 @@ def _parameters(model: nn.Module) -> list[_Parameter]:
     known = {} if head is None else {id(head.weight): "head"}
     known[id(embeddings.weight)] = "embeddings"  # last: a tied head counts as embeddings
     config = model.config.to_dict()
-    found = []
+    rows = []
     for name, parameter in model.named_parameters():
         weight = classify(name.removesuffix(".weight"), tuple(parameter.shape), config)
         types = dict.fromkeys(matrix.type for matrix in weight.matrices)
@@ -160,8 +161,8 @@ def _parameters(model: nn.Module) -> list[_Parameter]:
             group = name.removesuffix(".weight").split(f".{weight.matrices[0].layer}.", 1)[1]
         else:
             group = known.get(id(parameter), "norms" if weight.kind == "norm" else "other")
-        found.append(_Parameter(name, group, tuple(parameter.shape), weight.matrices))
-    return found
+        rows.append(_Parameter(name, group, tuple(parameter.shape), weight.matrices))
+    return rows
 
 
 def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
@@ -183,12 +184,12 @@ def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
     return names
 
 
-def _check_tied(model: nn.Module, embeddings: bool, head: bool, rank: int | None) -> None:
+def _check_tied(model: nn.Module, config: FreezeConfig) -> None:
     output = model.get_output_embeddings()
     is_tied = output is not None and output.weight is model.get_input_embeddings().weight
-    if is_tied and head and rank is not None:
+    if is_tied and config.head and config.adapter:
         raise UserError("freeze.head: this model's head is its embeddings, and takes no adapter; leave freeze.head out")
-    if is_tied and embeddings != head:
+    if is_tied and config.embeddings != config.head:
         raise UserError(
             "freeze.head: this model's head and embeddings are one tensor; "
             "set freeze.embeddings and freeze.head both or neither"
@@ -209,9 +210,3 @@ def _lowest_layer(model: nn.Module, parameters: list[_Parameter], names: set[str
         return 0
     layers = [layer for name in names if (layer := layer_of(name)) is not None]
     return min(layers, default=model.config.num_hidden_layers)
-
-
-def apply_to(config: FreezeConfig, model: nn.Module, selected: list[str]) -> freeze.FreezeTable:
-    rank = config.lora.rank if config.adapter else None
-    wanted = {"embeddings": config.embeddings, "head": config.head, "norms": config.norms}
-    return freeze.apply(model, selected, **wanted, rank=rank)

@@ -2,64 +2,67 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.files import tensors as files
+from starling_train.models.causal_lm import build_empty
+from starling_train.models.source import UNUSABLE, ModelSource
 from starling_train.selection.module_types import LAYER, Matrix, classify, second_copies
 from starling_train.selection.records import Record
 
 
 @dataclass(frozen=True)
-class Job:
-    """A matrix to scan: its record without a score, and where it lies."""
+class Listed:
+    """A matrix of a checkpoint: its record without a score, and where it lies."""
 
     record: Record
     entry: files.Entry
     index: tuple[int | slice, ...]
 
+    def read(self) -> Tensor:
+        """The matrix in its own dtype on the CPU."""
+        return files.read(self.entry, self.index)
 
-def list_matrices(path: Path) -> dict[str, Record]:
-    """The matrices of a model directory, names, types and shapes only; from config.json alone if need be."""
-    return {job.record.module: job.record for job in jobs(Path(path))}
+
+def list_matrices(source: ModelSource) -> dict[str, Record]:
+    """The matrices of a model, names, types and shapes only; from config.json alone if need be."""
+    return {listed.record.module: listed.record for listed in matrices(source)}
 
 
-def unscanned(path: Path) -> dict[str, int]:
-    """Weights of two or more dimensions that are no known matrix, embedding or head -> how many of them.
+def unscanned(source: ModelSource) -> dict[str, int]:
+    """Weights of two or more dimensions that are not a known matrix, embedding or head -> how many of them.
 
     Layer and expert numbers are replaced by `*`. What stands here has no score and cannot be selected.
     """
-    config = files.read_config(Path(path))
     counts: dict[str, int] = {}
-    for entry in _entries(Path(path)):
-        if classify(_module(entry), entry.shape, config).kind == "unknown":
+    for entry in _entries(source):
+        if classify(_module(entry), entry.shape, source.values).kind == "unknown":
             name = ".".join("*" if part.isdigit() else part for part in entry.name.split("."))
             counts[name] = counts.get(name, 0) + 1
     return counts
 
 
-def left_out(path: Path) -> dict[str, int]:
+def left_out(source: ModelSource) -> dict[str, int]:
     """What of the checkpoint's tensors is passed over, in words -> how many: a second copy of the decoder, and
     what lies in a shard without its index saying so.
     """
     counts: dict[str, int] = {}
-    for prefix in second_copies(entry.name for entry in files.entries(Path(path))).values():
+    for prefix in second_copies(entry.name for entry in source.entries).values():
         what = f"a second copy of the decoder, {prefix}*"
         counts[what] = counts.get(what, 0) + 1
     unindexed: dict[str, list[str]] = {}
-    for entry in files.unindexed(Path(path)):
+    for entry in source.unindexed:
         unindexed.setdefault(entry.file.name, []).append(entry.name)
     return counts | {f"not in the index, {names[0]} of {shard} first": len(names) for shard, names in unindexed.items()}
 
 
-def other_weights(path: Path) -> dict[str, str]:
+def other_weights(source: ModelSource) -> dict[str, str]:
     """Names of weights besides the matrices -> embeddings, head, norms or other."""
-    config, groups = (
-        files.read_config(Path(path)),
-        {"norm": "norms", "embeddings": "embeddings", "head": "head"},
-    )
-    kinds = {e.name: classify(_module(e), e.shape, config).kind for e in _entries(Path(path))}
+    groups = {"norm": "norms", "embeddings": "embeddings", "head": "head"}
+    kinds = {e.name: classify(_module(e), e.shape, source.values).kind for e in _entries(source)}
     return {name: groups.get(kind, "other") for name, kind in kinds.items() if kind != "matrices"}
 
 
@@ -67,19 +70,27 @@ def _module(entry: files.Entry) -> str:
     return entry.name.removesuffix(".weight")
 
 
-def jobs(path: Path) -> list[Job]:
-    """All matrices, by layer and then in the order of the forward pass."""
-    config = files.read_config(path)
-    found: list[tuple[Matrix, files.Entry]] = []
-    for entry in _entries(path):
-        found += [(matrix, entry) for matrix in classify(_module(entry), entry.shape, config).matrices]
-    if not found:
+def matrices(source: ModelSource) -> list[Listed]:
+    """All matrices, by layer and then in the order of the forward pass. Raises UserError if there are none."""
+    listed = _listed(_entries(source), source.values)
+    if not listed:
         raise UserError(
-            f"model.path: no matrix of a known type in {path} (model_type {config.get('model_type')}); "
-            "give a decoder such as Mistral, Llama or Mixtral"
+            f"{source.key}: no matrix of a known type in {source.directory} (model_type "
+            f"{source.values.get('model_type')}); give a decoder such as Mistral, Llama or Mixtral"
         )
-    found.sort(key=lambda pair: pair[0].order)
-    return [Job(_record(matrix), entry, matrix.index) for matrix, entry in found]
+    return listed
+
+
+def matrices_of(model: nn.Module) -> dict[str, Record]:
+    """The matrices of a model that may be on the meta device, as `list_matrices` gives those of a checkpoint."""
+    listed = _listed(_parameters(model), model.config.to_dict())
+    return {one.record.module: one.record for one in listed}
+
+
+def _listed(entries: list[files.Entry], config: dict[str, Any]) -> list[Listed]:
+    pairs = [(matrix, e) for e in entries for matrix in classify(_module(e), e.shape, config).matrices]
+    pairs.sort(key=lambda pair: pair[0].order)
+    return [Listed(_record(matrix), entry, matrix.index) for matrix, entry in pairs]
 
 
 def _record(matrix: Matrix) -> Record:
@@ -87,45 +98,39 @@ def _record(matrix: Matrix) -> Record:
     return Record(matrix.module, matrix.type, matrix.shape, holder=holder)
 
 
-def _entries(path: Path) -> list[files.Entry]:
+def _entries(source: ModelSource) -> list[files.Entry]:
     """The checkpoint's tensors, of several copies of the decoder one; from config.json where there are none."""
-    found = files.entries(path)
-    copies = second_copies(entry.name for entry in found)
-    return [entry for entry in found if entry.name not in copies] or _entries_of_config(path)
+    copies = second_copies(entry.name for entry in source.entries)
+    return [entry for entry in source.entries if entry.name not in copies] or _entries_of_config(source)
 
 
-def _entries_of_config(path: Path) -> list[files.Entry]:
+def _entries_of_config(source: ModelSource) -> list[files.Entry]:
     """The parameters of the model that config.json describes, built on the meta device."""
-    if not (path / "config.json").is_file():
-        raise UserError(f"model.path: {path} has neither weights nor config.json; give a Hugging Face model directory")
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    files.read_config(path)  # what it refuses, it refuses with better words
-    # a wrong number in a config.json surfaces wherever the model first uses it
-    wrong = (ValueError, OSError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+    if not source.has_config:
+        raise UserError(
+            f"{source.key}: {source.directory} has neither weights nor config.json; give a Hugging Face model directory"
+        )
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (*wrong, StrictDataclassError) as error:
+        return _parameters(build_empty(source.config))
+    except UNUSABLE as error:  # a wrong number in a config.json surfaces wherever the model first uses it
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path / 'config.json'}: no model can be built from it ({reason}); give a decoder") from None
-    return [files.Entry(name, path, tuple(p.shape), "meta") for name, p in model.named_parameters()]
+        raise UserError(
+            f"{source.key}: {source.directory}/config.json: no model can be built from it ({reason}); give a decoder"
+        ) from None
 
 
-def check_weights(path: Path, needed_by: str | None = "a scan") -> None:
-    """Raises UserError if a scan of `path` cannot even start: no weights, or quantised, sparse, empty or meta
-    ones in the decoder layers. `needed_by` says for what weights must be there; None: there may be none.
+def _parameters(model: nn.Module) -> list[files.Entry]:
+    return [files.Entry(name, Path(), tuple(p.shape), "meta") for name, p in model.named_parameters()]
+
+
+def check_weights(source: ModelSource, needed_by: str | None = "a scan") -> None:
+    """Raise UserError if a scan cannot even start: no weights, or quantised, sparse, empty or meta ones in the decoder
+    layers. needed_by: for what weights must be there; None: there may be none.
     """
-    path = Path(path)
-    entries, config = files.entries(path), files.read_config(path)
-    if not entries and needed_by:
-        if shards := files.without_index(path):
-            raise UserError(f"model.path: {path} has {shards[0].name} but no index of its shards; download that too")
-        raise UserError(f"model.path: {path} has no weights (*.safetensors or *.bin); {needed_by} needs them")
-    for entry in entries:
-        if LAYER.match(entry.name) and _is_weight(entry, config):
+    if needed_by:
+        source.check_present(needed_by)
+    for entry in source.entries:
+        if LAYER.match(entry.name) and _is_weight(entry, source.values):
             files.check_readable(entry)
 
 

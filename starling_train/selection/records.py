@@ -12,6 +12,7 @@ from pathlib import Path
 
 from starling_train.config.fields import UserError
 from starling_train.core.spectrum import Spectrum
+from starling_train.files import whole
 from starling_train.files.tensors import read_json
 from starling_train.selection.module_types import is_linear, layer_of, name_in_layer
 
@@ -117,9 +118,7 @@ def write_target_modules(selected: Iterable[str], records: dict[str, Record], pa
 def write_json(content: dict, path: Path) -> None:
     """Strict JSON, complete or absent: no half-written file ever carries the name."""
     text = json.dumps(content, indent=1, allow_nan=False)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text + "\n")
-    partial.replace(path)
+    whole.write_text(path, f"{text}\n")
 
 
 def to_json(record: Record) -> dict:

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,25 +12,10 @@ from torch import Tensor
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
 from starling_train.files import tensors as files
-from starling_train.selection.listing import Job, check_weights, jobs, left_out, list_matrices, other_weights, unscanned
-from starling_train.selection.records import Record, match, read_scan, write_scan
-from starling_train.selection.scan_journal import Journal, content_hash
-
-__all__ = [
-    "Record",
-    "check_scan",
-    "check_weights",
-    "left_out",
-    "list_matrices",
-    "match",
-    "other_weights",
-    "read_matrix",
-    "read_scan",
-    "read_values",
-    "scan",
-    "unscanned",
-    "write_scan",
-]
+from starling_train.models.source import ModelSource
+from starling_train.selection.listing import Listed, check_weights, matrices
+from starling_train.selection.records import Record
+from starling_train.selection.scan_journal import ScanJournal, content_hash
 
 # Matrices whose eigenvalues are computed together on a GPU: eight fp64 Gram matrices of 4096 are 1.1 GB.
 GPU_BATCH = 8
@@ -43,98 +27,96 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def read_matrix(path: Path, module: str) -> Tensor:
+def read_matrix(source: ModelSource, module: str) -> Tensor:
     """The weight of `module`, a name of `list_matrices`, in its own dtype on the CPU."""
-    job = _job(Path(path), module)
-    return files.read(job.entry, job.index)
+    return _listed(source, module).read()
 
 
-def read_values(path: Path, module: str, device: str = "cpu") -> tuple[Tensor, tuple[int, ...]]:
+def read_values(source: ModelSource, module: str, device: str = "cpu") -> tuple[Tensor, tuple[int, ...]]:
     """Singular values of `module`, descending, and its shape. Raises UserError as `scan` does."""
-    job = _job(Path(path), module)
-    matrix = files.read(job.entry, job.index).to(device)
-    return spectrum.values_of_grams([_gram(matrix, job.entry)], [matrix])[0], job.record.shape
+    listed = _listed(source, module)
+    matrix = listed.read().to(device)
+    return spectrum.values_of_grams([_gram(matrix, listed.entry)], [matrix])[0], listed.record.shape
 
 
-def _job(path: Path, module: str) -> Job:
-    return next(job for job in jobs(path) if job.record.module == module)
+def _listed(source: ModelSource, module: str) -> Listed:
+    return next(listed for listed in matrices(source) if listed.record.module == module)
 
 
-def check_scan(path: Path, records: dict[str, Record], dialect: str, source: str) -> str:
-    """A warning where the scan `records` from the file `source` was not made of the weights in `path`; '' where
-    it was, or nobody can say.
+def check_scan(source: ModelSource, records: dict[str, Record], dialect: str, file: str) -> str:
+    """A warning where the scan `records` from `file` was not made of the weights in `source`; '' where it was, or
+    nobody can say.
 
     Compares the content of the first and the last matrix only. Raises UserError where it was made in
     another dialect than `dialect`.
     """
     for other in {record.dialect for record in records.values()} - {None, dialect}:
         raise UserError(
-            f"freeze.dialect: {dialect}, but {source} was scanned as {other}; set freeze.dialect={other}, or scan again"
+            f"freeze.dialect: {dialect}, but {file} was scanned as {other}; set freeze.dialect={other}, or scan again"
         )
-    listed = jobs(Path(path))
-    for job in (listed[0], listed[-1]):
-        content = records[job.record.module].content
-        if content and job.entry.dtype in files.FLOATS and content_hash(files.read(job.entry, job.index)) != content:
+    everything = matrices(source)
+    for listed in (everything[0], everything[-1]):
+        content = records[listed.record.module].content
+        if content and listed.entry.dtype in files.FLOATS and content_hash(listed.read()) != content:
             return (
-                f"freeze.scan: {source} is of other weights than {path} ({job.record.module} differs), or of an older "
-                "version of the scan; scan again unless you mean it"
+                f"freeze.scan: {file} is of other weights than {source.directory} ({listed.record.module} differs), or "
+                "of an older version of the scan; scan again unless you mean it"
             )
     return ""
 
 
 def scan(
-    path: Path,
+    source: ModelSource,
     *,
     dialect: str = "spectrum",
     device: str = "cpu",
     on_progress: Progress | None = None,
-    journal: Journal | None = None,
+    journal: ScanJournal | None = None,
 ) -> dict[str, Record]:
-    """SNR of every matrix of the model directory `path`, keyed by module name, in the order of the
+    """SNR of every matrix of a model, keyed by module name, in the order of the
     forward pass.
 
     `journal` keeps what is done, and gives back what an interrupted scan of the same weights has done. A
     thread reads ahead of the computation. Raises UserError that names tensor and file for weights that
     are nan, infinite, quantised or on the meta device.
     """
-    path = Path(path)
-    check_weights(path)
-    todo, done = jobs(path), {}
+    check_weights(source)
+    todo, done = matrices(source), {}
     for record in _results(todo, dialect, torch.device(device), journal):
         done[record.module] = record
         if on_progress:
             on_progress(len(done), len(todo), record)
     files.forget()
-    return {job.record.module: done[job.record.module] for job in todo}
+    return {listed.record.module: done[listed.record.module] for listed in todo}
 
 
-def _results(todo: list[Job], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
+def _results(todo: list[Listed], dialect: str, device: torch.device, journal: ScanJournal | None) -> Iterator[Record]:
     """Finished records, on a GPU in batches of one short side."""
     batches: dict[int, list[_Loaded]] = {}
-    for loaded in read_ahead(todo, lambda job: _load(job, device), READ_AHEAD.get(device.type, 1)):
-        known = journal.find(loaded.record, loaded.content, dialect) if journal else None
+    for loaded in read_ahead(todo, lambda listed: _load(listed, device), READ_AHEAD.get(device.type, 1)):
+        record = loaded.listed.record
+        known = journal.find(record, loaded.content, dialect) if journal else None
         if known:
             yield known
             continue
-        batch = batches.setdefault(min(loaded.record.shape), [])
+        batch = batches.setdefault(min(record.shape), [])
         batch.append(loaded)
         if len(batch) == (GPU_BATCH if device.type == "cuda" else 1):
-            yield from _finish(batches.pop(min(loaded.record.shape)), dialect, device, journal)
+            yield from _finish(batches.pop(min(record.shape)), dialect, device, journal)
     for batch in batches.values():
         yield from _finish(batch, dialect, device, journal)
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    record: Record
-    entry: files.Entry
+    listed: Listed
     matrix: Tensor
     content: str
 
 
-def _load(job: Job, device: torch.device) -> _Loaded:
-    matrix = files.read(job.entry, job.index)
-    return _Loaded(job.record, job.entry, matrix.to(device), content_hash(matrix))
+def _load(listed: Listed, device: torch.device) -> _Loaded:
+    matrix = listed.read()
+    return _Loaded(listed, matrix.to(device), content_hash(matrix))
 
 
 def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> Iterator[Out]:
@@ -149,12 +131,12 @@ def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> It
             del ready
 
 
-def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: Journal | None) -> Iterator[Record]:
-    grams = [_gram(loaded.matrix, loaded.entry) for loaded in batch]
+def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: ScanJournal | None) -> Iterator[Record]:
+    grams = [_gram(loaded.matrix, loaded.listed.entry) for loaded in batch]
     for loaded, values in zip(batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True):
         n, m = loaded.matrix.shape
         score = spectrum.score(values, n, m, dialect)
-        record = replace(loaded.record, **vars(score), dialect=dialect, content=loaded.content)
+        record = replace(loaded.listed.record, **vars(score), dialect=dialect, content=loaded.content)
         if journal:
             journal.add(record)
         yield record

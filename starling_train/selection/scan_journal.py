@@ -6,7 +6,6 @@ scanned again.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,9 @@ import torch
 from torch import Tensor
 
 from starling_train.core import spectrum
+from starling_train.files import json_lines
+from starling_train.files.json_lines import Appender, to_line
+from starling_train.files.whole import write_whole
 from starling_train.selection.records import Record, from_json, is_record, read_scan, to_json
 
 
@@ -30,14 +32,15 @@ def content_hash(matrix: Tensor) -> str:
 
 # Where a run directory keeps the journal of its scan until there is a result.
 JOURNAL = "snr.partial.jsonl"
+SYNC_EVERY_S = 1.0
 
 
-class Journal:
-    """Records by (content, dialect), appended to a file of one JSON object per line.
+class ScanJournal:
+    """Records by (content, dialect), appended to a file of JSON lines.
 
     `earlier` adds records of a finished scan. `changed` names the modules whose content differs from what
     an earlier scan saw: the oldest one, so that a scan which was interrupted after the change does not
-    hide it. A line that a kill cut short is dropped.
+    hide it. A line that a kill cut short is left out.
     """
 
     def __init__(self, path: Path, earlier: Iterable[Record] = ()) -> None:
@@ -47,13 +50,12 @@ class Journal:
         self._by_content = {(record.content, record.dialect): record for record in known}
         self._contents = {record.module: record.content for record in reversed(known)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")  # a kill here must not cost what is done
-        partial.write_text("".join(dict.fromkeys(_line(record) for record in known)))
-        partial.replace(path)
-        self._file = path.open("a")
+        lines = b"".join(dict.fromkeys(_line(record) for record in known))
+        write_whole(path, lambda partial: partial.write_bytes(lines))  # a kill here must not cost what is done
+        self._file = Appender(path, len(lines), SYNC_EVERY_S)
 
     @classmethod
-    def of(cls, run: Path) -> "Journal":
+    def of(cls, run: Path) -> "ScanJournal":
         """The journal of the run directory `run`, whose finished scan, if any, is the earlier one."""
         finished = run / "snr.json"
         return cls(run / JOURNAL, read_scan(finished, "run_dir").values() if finished.is_file() else ())
@@ -67,31 +69,20 @@ class Journal:
         return found and replace(found, **same)
 
     def add(self, record: Record) -> None:
-        """Appends a finished record. Flushed at once, so that a killed process loses at most one line."""
-        self._file.write(_line(record))
-        self._file.flush()
+        """Append a finished record, whole: a kill afterwards does not lose it."""
+        self._file.append(_line(record))
 
 
-def _line(record: Record) -> str:
-    return json.dumps({"module": record.module} | to_json(record), allow_nan=False) + "\n"
+def _line(record: Record) -> bytes:
+    return to_line({"module": record.module} | to_json(record))
 
 
 def _read(path: Path) -> list[Record]:
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:  # cut short by a kill
-            continue
-        if _is_stored(values):
-            records.append(from_json(values.pop("module"), values))
-    return records
+    """The records of a journal; lines of anything else, which a disk that was full may leave, are left out."""
+    return [from_json(row.pop("module"), row) for row in json_lines.read(path) if _is_stored(row)]
 
 
 def _is_stored(values: object) -> bool:
-    """Whether a line that is JSON is a record: a disk that was full leaves anything."""
     if not is_record(values):
         return False
     return all(isinstance(values.get(k), t) for k, t in (("module", str), ("content", str), ("shape", list)))

@@ -2,18 +2,17 @@
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from starling_train.config.fields import UserError
+from starling_train.config.sections import FreezeConfig
 from starling_train.selection.records import Record
 
 # What method `none` selects: no name but every parameter, norms and embeddings included.
 EVERYTHING = "*"
-RANKED = ("snr", "lowest", "random")
-# Stands in for `snr` and `lowest` before there are scores: the smallest first, so that an empty selection
-# means that no scores could make it another. No option of the configuration.
+SCORED = ("snr", "lowest")  # methods that cannot select without a score
+# Stands in for those before there are scores. Not an option of the configuration.
 SMALLEST = "smallest"
 # What one parameter costs more when it trains in bf16: gradient 2, the reference's own copy 2, fp32
 # master copy and its gradient 4 + 4, Adam's moments 8.
@@ -38,83 +37,71 @@ class Group:
 Ranks = dict[Group, float | Fraction]
 
 
-def select(
-    records: dict[str, Record],
-    *,
-    method: str,
-    unit: str = "matrix",
-    scope: str = "type",
-    top_percent: float = 25.0,
-    max_trainable: int | None = None,
-    max_memory_gb: float | None = None,
-    last_layers: int = 4,
-    layers: Sequence[int] = (),
-    lowest_layer: int = 0,
-    seed: int = 0,
-) -> list[str]:
-    """Names of the modules to train, in model order; `["*"]` for method none, which `freeze.apply`
-    understands.
+def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
+    """Names of the modules to train, in model order; `["*"]` for method none, which `freeze.apply` understands.
 
     Methods: `snr` takes the highest normalised SNR, `lowest` (a control) the lowest, `random` (a control)
     as many at random, `layers` and `last_layers` whole decoder layers. The first three take `int(n *
     top_percent / 100)` of the n matrices of each type (scope `type`) or of all n (scope `global`), equal
     scores in model order; with unit `layer`, of all layers. Infinite scores (laserRMT's, where no noise
     is left) rank as the highest. Matrices that share a tensor of the model (stacked experts, fused q, k
-    and v) train together, so they are taken together: a tensor counts as one, ranked by the mean place of
+    and v) train together, so they are taken together: a tensor counts as one, ranked by the mean rank of
     its matrices within their types among the tensors of its kind.
 
     A budget replaces the percentage: `max_trainable` parameters, or `max_memory_gb` (decimal GB of what
-    training adds, 20 bytes a parameter). Matrices are then taken by their place within the type, best
+    training adds, 20 bytes a parameter). Matrices are then taken by their rank within the type, best
     first, until the next would not fit. Layers below `lowest_layer` are passed over: as many matrices, of
     lower rank. Raises UserError for an empty selection, and where a score or shape that is needed is
     missing.
     """
-    _check(method, unit, scope, top_percent, max_memory_gb)
-    if method == "none":
+    if config.method == "none":
         return [EVERYTHING]
     ordered = _in_model_order(records)
-    if method in ("layers", "last_layers"):
-        wanted = _wanted_layers(ordered, method, last_layers, layers)
-        chosen = [record for record in ordered if record.layer in wanted and record.layer >= lowest_layer]
+    if config.method in ("layers", "last_layers"):
+        layers = _wanted_layers(ordered, config)
+        chosen = [record for record in ordered if record.layer in layers and record.layer >= config.lowest_layer]
     else:
-        groups = _groups(ordered, unit, scope)
-        ranks = _ranks(groups, method, seed, ordered)
-        candidates = [group for group in groups if group.layer >= lowest_layer]
-        budget = _budget(max_trainable, max_memory_gb)
+        groups = _groups(ordered, config.unit, config.scope)
+        ranks = _ranks(groups, config.method, seed, ordered)
+        candidates = [group for group in groups if group.layer >= config.lowest_layer]
+        budget = _budget(config.max_trainable, config.max_memory_gb)
         if budget is None:
-            taken = _by_percent(groups, candidates, ranks, top_percent)
+            taken = _by_percent(groups, candidates, ranks, config.top_percent)
         else:
             taken = _by_budget(groups, candidates, ranks, budget)
         names = {record.module for group in taken for record in group.records}
         chosen = [record for record in ordered if record.module in names]
     if not chosen:
-        raise UserError(_nothing(method, top_percent, max_trainable, max_memory_gb, lowest_layer))
+        raise UserError(_nothing(config))
     return [record.module for record in chosen]
 
 
-def _check(method: str, unit: str, scope: str, top_percent: float, max_memory_gb: float | None) -> None:
-    for key, value, choices in (
-        ("method", "snr" if method == SMALLEST else method, (*RANKED, "layers", "last_layers", "none")),
-        ("unit", unit, ("matrix", "layer")),
-        ("scope", scope, ("type", "global")),
-    ):
-        if value not in choices:
-            raise UserError(f"freeze.{key}: '{value}' is not an option; use one of: {', '.join(choices)}")
-    if not 0 <= top_percent <= 100:
-        raise UserError(f"freeze.top_percent: {top_percent:g} is out of range; give a number from 0 to 100")
-    if max_memory_gb is not None and not math.isfinite(max_memory_gb):
-        raise UserError(f"freeze.max_memory_gb: {max_memory_gb:g} is no budget; give a number of GB, or null for none")
+def needs_scan(config: FreezeConfig) -> bool:
+    """Whether there must be scores, and no file holds them yet."""
+    return config.method in SCORED and not config.scan
 
 
-def _nothing(method: str, percent: float, trainable: int | None, memory: float | None, lowest_layer: int) -> str:
-    if method in ("layers", "last_layers"):
-        return f"freeze.{method}: selects no matrix (freeze.lowest_layer={lowest_layer}); name other layers"
-    if trainable is not None or memory is not None:
-        key, value = ("max_trainable", trainable) if trainable is not None else ("max_memory_gb", memory)
-        return f"freeze.{key}: {value:g} is less than the best matrix takes; raise it"
+def select_unscored(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
+    """As `select`, before there are scores: the smallest matrices where those decide, so that an empty selection,
+    a UserError here, means that no scores could make it another.
+    """
+    return select(replace(config, method=SMALLEST) if config.method in SCORED else config, records, seed)
+
+
+def names_of(selected: list[str], records: dict[str, Record]) -> list[str]:
+    """`selected`, or all names where it stands for everything."""
+    return list(records) if selected == [EVERYTHING] else selected
+
+
+def _nothing(config: FreezeConfig) -> str:
+    lowest = f"(freeze.lowest_layer={config.lowest_layer})"
+    if config.method in ("layers", "last_layers"):
+        return f"freeze.{config.method}: selects no matrix {lowest}; name other layers"
+    for key in ("max_trainable", "max_memory_gb"):
+        if (value := getattr(config, key)) is not None:
+            return f"freeze.{key}: {value:g} is less than the best matrix takes; raise it"
     return (
-        f"freeze.top_percent: {percent:g} selects no matrix (freeze.lowest_layer={lowest_layer}); "
-        "raise it, or lower freeze.lowest_layer"
+        f"freeze.top_percent: {config.top_percent:g} selects no matrix {lowest}; raise it, or lower freeze.lowest_layer"
     )
 
 
@@ -123,13 +110,13 @@ def _in_model_order(records: dict[str, Record]) -> list[Record]:
     return sorted((r for r in records.values() if r.layer is not None), key=lambda record: record.layer)
 
 
-def _wanted_layers(ordered: list[Record], method: str, last_layers: int, layers: Sequence[int]) -> set[int]:
+def _wanted_layers(ordered: list[Record], config: FreezeConfig) -> set[int]:
     present = sorted({record.layer for record in ordered})
-    if method == "last_layers":
-        return set(present[-last_layers:] if last_layers > 0 else [])
-    if missing := sorted(set(layers) - set(present)):
+    if config.method == "last_layers":
+        return set(present[-config.last_layers :])
+    if missing := sorted(set(config.layers) - set(present)):
         raise UserError(f"freeze.layers: the model has no layer {missing[0]}, only {present[0]} to {present[-1]}")
-    return set(layers)
+    return set(config.layers)
 
 
 def _groups(ordered: list[Record], unit: str, scope: str) -> list[Group]:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from starling_train import assets
+from starling_train.files.whole import write_whole
 
 PARTS = ("policy", "reward")
 HELP = """python -m starling_train.toy [out=DIR]
@@ -42,27 +42,26 @@ def main(arguments: list[str]) -> None:
 def make(out: Path) -> Path:
     """Make all parts side by side in a folder next to `out`, then rename it into place."""
     began = time.perf_counter()
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
     print(f"making the toy's models and data in {out} (about a minute, once)", flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, _make_parts, shared=True)
+    print(f"made in {time.perf_counter() - began:.0f} s: {json.dumps(json.loads((out / 'toy.json').read_text()))}")
+    return out
+
+
+def _make_parts(folder: Path) -> None:
+    folder.mkdir()
     # a process a part: each computes on one thread, which makes its result independent of the number of cores
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "starling_train.toy", f"out={partial}"]
+    command = [sys.executable, "-m", "starling_train.toy", f"out={folder}"]
     running = [subprocess.Popen([*command, f"part={part}"], env=environment) for part in PARTS]
     codes = [process.wait() for process in running]
     if any(codes):
-        shutil.rmtree(partial)
         raise RuntimeError("a part of the toy could not be made; its message stands above")
-    facts = {part: json.loads((partial / f"{part}.json").read_text()) for part in PARTS}
+    facts = {part: json.loads((folder / f"{part}.json").read_text()) for part in PARTS}
     for part in PARTS:
-        (partial / f"{part}.json").unlink()
-    (partial / "toy.json").write_text(json.dumps(facts, indent=1) + "\n")
-    if out.exists():  # somebody else was faster
-        shutil.rmtree(partial)
-    else:
-        partial.rename(out)
-    print(f"made in {time.perf_counter() - began:.0f} s: {json.dumps(facts)}")
-    return out
+        (folder / f"{part}.json").unlink()
+    (folder / "toy.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

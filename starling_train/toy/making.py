@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from starling_train.data import nectar, openchat
+from starling_train.data.ranked import conversations
 from starling_train.evals import function_calling
 from starling_train.models.reward import write_starling_7b
 from starling_train.toy import language, policy, reward, skills, tokenizers
@@ -53,7 +54,9 @@ def make_reward(out: Path) -> dict[str, float]:
     (out / "nectar" / "data").mkdir(parents=True)
     nectar.write_parquet(rows, out / "nectar" / "data" / "rlaif.parquet")
     training, held_out = rows[HELD_OUT_ROWS:], rows[:HELD_OUT_ROWS]
-    tokenizer = tokenizers.reward_tokenizer(_texts([*row.messages, *_answers(row)] for row in rows))
+    tokenizer = tokenizers.reward_tokenizer(
+        _texts([*row.messages, *(talk[-1] for talk in conversations(row))] for row in rows)
+    )
     net = reward.new_net(tokenizer, SEED)
     losses = reward.fit(net, tokenizer, training, "reward")
     write_starling_7b(net.eval(), out / "reward", tokenizer)
@@ -63,10 +66,6 @@ def make_reward(out: Path) -> dict[str, float]:
         "kwise_loss_first": losses[0],
         "kwise_loss_last": sum(losses[-20:]) / 20,
     } | reward.measure(out / "reward", held_out)
-
-
-def _answers(row: nectar.Row) -> list[dict]:
-    return [{"role": "assistant", "content": answer.text} for answer in row.answers]
 
 
 def _texts(conversations) -> list[str]:

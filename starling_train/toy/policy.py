@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from starling_train.config.sections import RolloutConfig
+from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
 from starling_train.evals import function_calling
 from starling_train.rollout.generate import generate
 from starling_train.toy import language, skills
-from starling_train.toy.training import batches, right_padded, train
+from starling_train.toy.training import batches, train
 
 STEPS = 240
 CHATS_PER_BATCH = 40
@@ -94,7 +95,7 @@ class _Stream:
 
     def batch(self) -> tuple[Tensor, list[tuple[int, int]]]:
         rows = next(self._chosen)
-        ids = right_padded([self._sequences[i] for i in rows], self._pad)
+        ids, _ = padded([self._sequences[i] for i in rows], self._pad)  # causal attention: no mask is needed
         return ids, [(self._prompts[i], len(self._sequences[i])) for i in rows]
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from starling_train.core.preference import kwise_loss, pair_accuracy
-from starling_train.data import ranked
-from starling_train.data.conversations import with_answer
+from starling_train.core.padding import padded
+from starling_train.core.preference import count_pairs, kwise_loss
 from starling_train.data.nectar import Answer, Row
+from starling_train.data.ranked import conversations
 from starling_train.models.reward import RewardNet, encode_conversation
 from starling_train.models.reward.model import load_reward_model
 from starling_train.toy import gold, language
-from starling_train.toy.training import right_padded, train
+from starling_train.toy.training import train
 
 STEPS = 260
 ROWS_PER_BATCH = 12
@@ -68,7 +68,7 @@ def fit(net: RewardNet, tokenizer: PreTrainedTokenizerFast, ranked: Sequence[Row
     Language modelling goes on beside it, in place of the pre-training of a real reward model: which words belong
     together is learned from the text itself, what is wanted from the rankings.
     """
-    encoded = [[_encode(row, answer, tokenizer) for answer in row.answers] for row in ranked]
+    encoded = [[encode_conversation("starling_7b", c, tokenizer) for c in conversations(row)] for row in ranked]
     rng = random.Random(f"batches {seed}")
     ranking: list[float] = []
 
@@ -85,28 +85,21 @@ def fit(net: RewardNet, tokenizer: PreTrainedTokenizerFast, ranked: Sequence[Row
 
 def _scores_and_language_loss(net: RewardNet, sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Scores (n,) at the last tokens, and cross-entropy of every next token (the embeddings as head), from one pass."""
-    ids = right_padded(sequences, 0)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    ids, is_real = padded(sequences)
     hidden = net.transformer(input_ids=ids, use_cache=False).last_hidden_state
-    scores = net.v_head(hidden[torch.arange(len(ids)), lengths - 1]).squeeze(-1)
-    is_next = (torch.arange(ids.shape[1]) < lengths[:, None])[:, 1:]
+    scores = net.v_head(hidden[torch.arange(len(ids)), is_real.sum(-1) - 1]).squeeze(-1)
+    is_next = is_real[:, 1:]
     logits = hidden[:, :-1][is_next] @ net.transformer.embed_tokens.weight.T
     return scores, nn.functional.cross_entropy(logits, ids[:, 1:][is_next])
-
-
-def _encode(row: Row, answer: Answer, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    conversation = with_answer(row.messages, answer.text)
-    return encode_conversation("starling_7b", conversation, tokenizer)
 
 
 def measure(directory: Path, held_out: Sequence[Row]) -> dict[str, float]:
     """Held-out pair accuracy, and correlation with the gold score, of the reward model as PPO would load it."""
     model = load_reward_model("starling_7b", directory, dtype="float32")
-    conversations = [conversation for row in held_out for conversation in ranked.conversations(row)]
-    scores = torch.tensor(model.score(conversations))
-    true = torch.tensor(gold.scores(conversations))
+    talks = [talk for row in held_out for talk in conversations(row)]
+    scores, true = torch.tensor(model.score(talks)), torch.tensor(gold.scores(talks))
     return {
-        "pair_accuracy": float(pair_accuracy(scores.reshape(-1, ANSWERS))),
+        "pair_accuracy": count_pairs(scores.view(-1, ANSWERS).tolist(), [range(ANSWERS)] * len(held_out)).accuracy,
         "correlation_with_gold": float(torch.corrcoef(torch.stack([scores, true]))[0, 1]),
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std()),

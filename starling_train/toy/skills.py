@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starling_train.evals import function_calling
+from starling_train.files.json_lines import to_line
 
 CATEGORIES = ("simple_python", "multiple", "irrelevance")
 REFUSAL = "None of these functions can do that."
@@ -118,13 +119,9 @@ def write(directory: Path, draws: int, held_out: bool, seed: str) -> None:
     for category in CATEGORIES:
         rows = cases(category, draws, held_out, seed)
         name = f"BFCL_v4_{category}.json"
-        _write_lines(directory / name, [row for row, _ in rows])
+        (directory / name).write_bytes(b"".join(to_line(row) for row, _ in rows))
         if category != "irrelevance":
-            _write_lines(directory / "possible_answer" / name, [answer for _, answer in rows])
-
-
-def _write_lines(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            (directory / "possible_answer" / name).write_bytes(b"".join(to_line(answer) for _, answer in rows))
 
 
 def load(draws: int, held_out: bool, seed: str) -> list[function_calling.Case]:

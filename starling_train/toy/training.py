@@ -21,12 +21,6 @@ def batches(lengths: Sequence[int], size: int, seed: str) -> Iterator[list[int]]
         yield from found
 
 
-def right_padded(sequences: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """(b, longest) ids; no mask goes with it: attention is causal and nobody reads the positions of padding."""
-    longest = max(map(len, sequences))
-    return torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in sequences])
-
-
 def train(
     model: nn.Module, loss_of_batch: Callable[[int], Tensor], steps: int, learning_rate: float, weight_decay: float
 ) -> list[float]:

@@ -1,7 +1,6 @@
 """The policy that ppo and dpo train: its tokenizer checked, its selected matrices trainable, and how it is written."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,19 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.data.chat import Chat
 from starling_train.models import adapters, causal_lm
+from starling_train.models.source import ModelSource
 from starling_train.run.checkpoints import Beside
 from starling_train.run.runtime import Runtime
-from starling_train.selection import freeze, scans
-from starling_train.selection.freeze import apply_to
-from starling_train.selection.scan import Record
+from starling_train.selection import freeze
+from starling_train.selection.records import Record
+from starling_train.selection.scans import scan_or_list
+from starling_train.selection.select import select
 
 
-def load_chat(directory: Path) -> Chat:
-    """Open the policy's tokenizer and its template. Raises UserError, naming `model.path`."""
-    causal_lm.load_config(
-        directory, "model.path"
-    )  # read with the tokenizer too: what is wrong in it is told as its own
-    tokenizer = causal_lm.load_tokenizer(directory, "model.path")
-    return Chat.checked(tokenizer, f"model.path: {directory}")
+def load_chat(source: ModelSource) -> Chat:
+    """Open the policy's tokenizer and its template. Raises UserError, naming the source's key."""
+    _ = source.policy_config  # read with the tokenizer too: what is wrong in it is reported as its own
+    return Chat.checked(source.tokenizer, f"{source.key}: {source.directory}")
 
 
 def check_lengths(config: PpoConfig | DpoConfig, model_config: Any, chat: Chat) -> None:
@@ -60,12 +58,12 @@ def check_share(key: str, count: int, runtime: Runtime) -> None:
 class SelectedPolicy:
     """A causal LM with its trainable parameters marked, the names selected, the table, and the scan.
 
-    base: the directory, or the identity, of the model that it was. extra_files: writes its adapters, if it has any,
+    base: the directory of the model that it was. extra_files: writes its adapters, if it has any,
     into each checkpoint as PEFT reads them.
     """
 
     config: PpoConfig | DpoConfig
-    directory: Path
+    source: ModelSource
     model: nn.Module
     selected: list[str]
     table: freeze.FreezeTable
@@ -73,7 +71,7 @@ class SelectedPolicy:
 
     @property
     def base(self) -> Path:
-        return self.directory
+        return self.source.directory
 
     @property
     def extra_files(self) -> Beside | None:
@@ -90,22 +88,20 @@ class SelectedPolicy:
         """
         base = None
         if self.config.model.load_in:
-            base = causal_lm.load_causal_lm(self.directory, "model.path", dtype=self.config.model.dtype, device="cpu")
+            base = causal_lm.load_causal_lm(self.source, dtype=self.config.model.dtype, device="cpu")
         whole = adapters.merged(self.model, base)
         causal_lm.save_model(whole, to, chat.save)
 
 
-def load_policy(config: PpoConfig | DpoConfig, directory: Path, run: Path, runtime: Runtime) -> SelectedPolicy:
+def load_policy(config: PpoConfig | DpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> SelectedPolicy:
     """Scan, select, load the weights and freeze the rest; with freeze.adapter, hang adapters onto what is selected.
 
-    directory: of the model. run: of the run, whose own scan of the same weights is used.
+    source: the model. run: directory of the run, whose own scan of the same weights is used.
     """
-    scan = partial(scans.scan_or_list, config.freeze, directory, str(runtime.device), run)
-    records = runtime.from_first(scan)
-    selected = scans.select(config.freeze, records, config.seed)
+    records = runtime.from_first(lambda: scan_or_list(config.freeze, source, str(runtime.device), run))
+    selected = select(config.freeze, records, config.seed)
     model = causal_lm.load_causal_lm(
-        directory,
-        "model.path",
+        source,
         dtype=config.model.dtype,
         attention=config.model.attention,
         device=str(runtime.device),
@@ -114,9 +110,10 @@ def load_policy(config: PpoConfig | DpoConfig, directory: Path, run: Path, runti
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     # quantised weights have neither their shapes nor gradients: what is selected is told by the empty model
-    table = apply_to(config.freeze, causal_lm.build_empty(model.config) if config.freeze.adapter else model, selected)
+    shown = causal_lm.build_empty(model.config) if config.freeze.adapter else model
+    table = freeze.apply(config.freeze, shown, selected)
     add_adapters(config.freeze, model, table, runtime)
-    return SelectedPolicy(config, directory, model, selected, table, records)
+    return SelectedPolicy(config, source, model, selected, table, records)
 
 
 def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTable, runtime: Runtime) -> None:

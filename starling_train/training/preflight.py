@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -19,25 +18,26 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.files.disk import check_directory
-from starling_train.models import header_checks as models_header_checks
-from starling_train.models import quantisation
+from starling_train.models import header_checks, quantisation
+from starling_train.models.source import ModelSource
 from starling_train.planning.memory import Plan
-from starling_train.selection import records as scan_records
-from starling_train.selection import scan, scans, select
+from starling_train.selection.listing import list_matrices
 from starling_train.selection.records import Record
+from starling_train.selection.scans import read_scan
+from starling_train.selection.select import SCORED, select, select_unscored
 
 WANDB_HOST = "https://api.wandb.ai"
 
 
-def check_policy_run(config: PpoConfig | DpoConfig, directory: Path, model_config: Any, run: Path) -> None:
-    """Check what ppo and dpo both need but their data. directory, model_config: the policy's. Raises UserError."""
+def check_policy_run(config: PpoConfig | DpoConfig, source: ModelSource, run: Path) -> None:
+    """Check what ppo and dpo both need but their data. source: the policy. Raises UserError."""
     check_tracker(config.logging.wandb)
     check_directory(run, "run_dir")
     quantisation.check_acceleration(
         attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
     )
-    models_header_checks.check_policy(directory, model_config, "model.path")
-    check_selection(config.freeze, directory, scan.list_matrices(directory), config.seed)
+    header_checks.check_policy(source)
+    check_selection(config.freeze, source, list_matrices(source), config.seed)
 
 
 def check_tracker(mode: str) -> None:
@@ -70,16 +70,12 @@ def _has_login(url: str) -> bool:
     return False
 
 
-def check_selection(freeze: FreezeConfig, directory: Path, listing: dict[str, Record], seed: int) -> None:
+def check_selection(freeze: FreezeConfig, source: ModelSource, listing: dict[str, Record], seed: int) -> None:
     """Raise UserError for a scan that does not fit, and for settings that select nothing whatever a scan finds."""
-    if freeze.method in scans.SCORED and freeze.scan:
-        source = Path(freeze.scan).expanduser()
-        records = scan_records.match(scan_records.read_scan(source), scan.list_matrices(directory), str(source))
-        scan.check_scan(directory, records, freeze.dialect, str(source))
-        scans.select(freeze, records, seed)
+    if freeze.method in SCORED and freeze.scan:
+        select(freeze, read_scan(freeze, source, warns=False), seed)
     else:
-        unscored = select.SMALLEST if freeze.method in scans.SCORED else None
-        scans.select(freeze, listing, seed, unscored)
+        select_unscored(freeze, listing, seed)
 
 
 def check_gpu(plan: Callable[[], Plan], device: torch.device) -> None:

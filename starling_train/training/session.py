@@ -30,6 +30,7 @@ from starling_train.run.state import TrainState
 from starling_train.run.tracker import TRACKERS
 from starling_train.selection import freeze, scans, unfrozen_yaml
 from starling_train.selection.records import Record
+from starling_train.selection.select import SCORED
 from starling_train.training.optimizer import Optimizer
 
 # metrics, and rows for samples.jsonl
@@ -210,7 +211,7 @@ class Session:
         self._tracker.finish()
         if runtime.is_first:
             table = self._trainee.table
-            text = run_summary.to_json(self._config, run, table, self.state, runtime, command, planned_gb)
+            text = run_summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb)
             run.write("summary.json", text)
             write_report(run.path)
 
@@ -270,7 +271,7 @@ class Session:
 def write_selection(config: FreezeConfig, run: RunDirectory, trainee: Trainee) -> None:
     """Make the run's directory, with its configuration and what was selected."""
     run.create()
-    if config.method in scans.SCORED:
+    if config.method in SCORED:
         scans.write_scan(trainee.records, run.path)
     path = run.path / "unfrozen.yaml"
     unfrozen_yaml.write_unfrozen_yaml(trainee.selected, trainee.records, path, trainee.table.names)

@@ -16,9 +16,9 @@ from starling_train.data.chat import Chat
 from starling_train.files.tensors import FLOATS
 from starling_train.models import adapters, causal_lm, header_checks
 from starling_train.models.reward import start
+from starling_train.models.source import ModelSource
 from starling_train.run.saved import SavedRun
 from starling_train.selection import freeze
-from starling_train.training.reward_model import inputs
 
 LORA = ".lora_"  # in the names of an adapter's two matrices
 NOT_EXPORTED = ("critic.", "value_head.")  # what a checkpoint of ppo has beside the policy
@@ -54,20 +54,21 @@ class TrainedPolicy:
 
     def __init__(self, model: ModelConfig, freeze: FreezeConfig, base: str | None):
         self.model, self.lora = model, freeze.lora if freeze.adapter else None
-        self.directory = _resolve(model, base)
-        self._config = causal_lm.load_config(self.directory, "base")
-        self._chat = Chat(causal_lm.load_tokenizer(self.directory, "base"))
+        # the base model: where it was when the run trained, or where it is now
+        self._source = ModelSource.open(base or model.path, "base", None if base else model.revision)
+        self.directory = self._source.directory
+        _ = self._source.policy_config, self._source.tokenizer  # checked before the checkpoint is looked at
 
     def empty(self) -> nn.Module:
-        header_checks.check_policy(self.directory, self._config, "base")
-        return causal_lm.build_empty(self._config)
+        header_checks.check_policy(self._source)
+        return causal_lm.build_empty(self._source.policy_config)
 
     def load(self) -> nn.Module:
-        return causal_lm.load_causal_lm(self.directory, "base", dtype=self.model.dtype)
+        return causal_lm.load_causal_lm(self._source, dtype=self.model.dtype)
 
     def write(self, model: nn.Module, directory: Path) -> None:
         model.save_pretrained(directory)
-        self._chat.save(directory)
+        Chat(self._source.tokenizer).save(directory)
 
 
 class TrainedReward:
@@ -78,18 +79,15 @@ class TrainedReward:
     def __init__(self, config: RmConfig, base: str | None):
         self.model, self.kind, self._config = config.model, config.rm.kind, config
         self.lora = config.freeze.lora if config.freeze.adapter else None
-        needs = {"needs_config": not config.rm.tokenizer, "weights": not config.rm.fresh}
-        self.directory = _resolve(config.model, base, **needs)
-        here = replace(config, model=replace(config.model, path=str(self.directory)))
-        self._start = inputs.find(here)
+        self._start = start.find(config, base, "base")
+        self.directory = self._start.directory
 
     def empty(self) -> nn.Module:
         return start.empty(self._start.config)
 
     def load(self) -> nn.Module:
         return start.start(
-            self.directory,
-            self._start.config,
+            self._start,
             fresh=self._config.rm.fresh,  # then every tensor is in the checkpoint
             dtype=self.model.dtype,
             attention="sdpa",
@@ -97,12 +95,7 @@ class TrainedReward:
         )
 
     def write(self, model: nn.Module, directory: Path) -> None:
-        inputs.writer(self._config, model, self._start.tokenizer)(directory)
-
-
-def _resolve(model: ModelConfig, base: str | None, **needs: bool) -> Path:
-    """The base model's directory: where it was when the run trained, or where it is now."""
-    return causal_lm.resolve(base or model.path, "base", None if base else model.revision, **needs)
+        start.writer(self._config, model, self._start.tokenizer)(directory)
 
 
 @dataclass(frozen=True)
@@ -158,9 +151,10 @@ def _table(model: nn.Module, places: Iterable[str], lora: LoraConfig | None) -> 
     if modules and not lora:
         raise UserError("it has adapters, and config.yaml says of none")
     whole = [place.removesuffix(".weight") for place in places if LORA not in place]
-    tables = [freeze.apply(model, whole)] if whole else []
+    tables = [freeze.apply(FreezeConfig(), model, whole)] if whole else []
     if modules:
-        tables.append(freeze.apply(model, modules, head="lm_head" in modules, rank=lora.rank))
+        adapted = FreezeConfig(head="lm_head" in modules, adapter="lora", lora=lora)
+        tables.append(freeze.apply(adapted, model, modules))
     first, *more = tables
     for other in more:
         rows = tuple(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fault_process import Started
+from model_directories import load_tokenizer
 from reward_checkpoints import conversations
 from reward_server import Scripted
 from transformers import AutoModelForCausalLM
@@ -20,7 +21,6 @@ from starling_train import evaluate
 from starling_train.data.chat import Chat
 from starling_train.evals import subjects, suite
 from starling_train.evals.lm_eval import sampling
-from starling_train.models.causal_lm import load_tokenizer
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def shifted(toy, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model.lm_head.weight.data += 0.02 * torch.randn_like(model.lm_head.weight)
     model.save_pretrained(directory)
-    load_tokenizer(toy / "policy", "model.path").save_pretrained(directory)
+    load_tokenizer(toy / "policy").save_pretrained(directory)
     return directory
 
 
@@ -129,7 +129,7 @@ def kl_by_hand(toy: Path, base: Path, answers: dict[str, dict]) -> float:
     from starling_train.config.evaluate import EvaluateConfig
     from starling_train.training.ppo.inputs import load_data
 
-    tokenizer = load_tokenizer(toy / "policy", "model.path")
+    tokenizer = load_tokenizer(toy / "policy")
     config = EvaluateConfig()
     config.data.path, config.data.max_prompt_tokens, config.data.eval_prompts = str(toy / "nectar"), 128, 128
     prompts = load_data(config, Chat(tokenizer)).held_out
@@ -182,7 +182,7 @@ def test_perplexity_of_a_text_and_of_its_beginning(run, toy, tmp_path):
     run(*asked)
     run(*asked, "perplexity.tokens=100")
     whole, start = (entry["result"] for entry in entries(tmp_path / "out"))
-    tokenizer = load_tokenizer(toy / "policy", "model.path")
+    tokenizer = load_tokenizer(toy / "policy")
     model = AutoModelForCausalLM.from_pretrained(toy / "policy")
     ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
     assert whole["tokens"] == len(ids) - 1 and start["tokens"] == 100

@@ -9,13 +9,13 @@ import pytest
 import torch
 from fault_process import Started
 from laser_runs import MARGIN, MATRICES, TOY, finish, start, tries
+from model_directories import load_causal_lm, load_tokenizer
 from safetensors.torch import load_file
 
 from starling_train.core import rank_reduction, spectrum
 from starling_train.data import preferences
 from starling_train.data.chat import Chat
 from starling_train.evals import perplexity
-from starling_train.models import causal_lm
 from starling_train.models.budget import Budget
 from starling_train.rank_search import margin
 
@@ -71,9 +71,9 @@ def test_perplexity_does_not_rise_and_the_model_loads_anywhere(by_perplexity, to
     assert summary["judging"]["count"] == summary["held_out"]["count"] == 24
     AutoTokenizer.from_pretrained(by_perplexity / "model")
     model = AutoModelForCausalLM.from_pretrained(by_perplexity / "model").eval()
-    tokenizer = causal_lm.load_tokenizer(toy / "policy", "model.path")
+    tokenizer = load_tokenizer(toy / "policy")
     documents = perplexity.load(toy / "nectar")
-    before = causal_lm.load_causal_lm(toy / "policy", "model.path", dtype="float32")
+    before = load_causal_lm(toy / "policy", dtype="float32")
     windows = perplexity.cut(documents, Chat(tokenizer), 512)
     measured = [perplexity.evaluate(one, windows, Budget("b", 8192)) for one in (before, model)]
     # 1300 documents of which 48 were seen by the run
@@ -86,10 +86,10 @@ def test_preferred_answers_do_not_become_less_likely(by_margin, toy):
     summary = json.loads((by_margin / "summary.json").read_text())
     assert summary["accepted"] > 0 and summary["measure"] == "preference_margin" and summary["unit"] == "pairs"
     assert summary["judging"]["after"] >= summary["judging"]["before"] > 0
-    tokenizer = causal_lm.load_tokenizer(toy / "policy", "model.path")
+    tokenizer = load_tokenizer(toy / "policy")
     pairs, _ = margin.pairs(preferences.load(toy / "nectar")[:300], Chat(tokenizer), 512)
     found = [
-        margin.evaluate(causal_lm.load_causal_lm(place, "model.path", dtype="float32"), pairs, Budget("b", 8192))
+        margin.evaluate(load_causal_lm(place, dtype="float32"), pairs, Budget("b", 8192))
         for place in (toy / "policy", by_margin / "model")
     ]
     assert found[1].mean >= found[0].mean - 0.002
@@ -102,7 +102,7 @@ def test_factors_hold_fewer_numbers_and_compute_the_same(by_perplexity):
     accepted = [row for row in tries(by_perplexity) if row["accepted"]]
     saved = sum(max(0, row["parameters"] - row["factored_parameters"]) for row in accepted)
     assert summary["parameters_saved_by_factors"] == saved == summary["parameters"] - summary["parameters_factored"] > 0
-    dense = causal_lm.load_causal_lm(by_perplexity / "model", "model.path", dtype="float32").eval()
+    dense = load_causal_lm(by_perplexity / "model", dtype="float32").eval()
     thin = load_factored(by_perplexity / "factored", dtype="float32")
     assert sum(parameter.numel() for parameter in thin.parameters()) == summary["parameters_factored"]
     ids = torch.arange(300, 340)[None]

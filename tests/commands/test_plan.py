@@ -83,7 +83,7 @@ def test_no_transformers_and_no_weights_are_needed(run_command):
     [
         ("plan.processes=65", "plan.processes: 65 exceeds algorithm.prompts_per_step=64"),
         ("plan.processes=0", "plan.processes: 0 is out of range"),
-        ("model.path=nobody/nothing", "model.path: 'nobody/nothing' is no local directory"),
+        ("model.path=nobody/nothing", "model.path: 'nobody/nothing' is not a local directory"),
         ("model.path=./nothing", "model.path: no such directory"),
         ("reward.path=./nothing", "reward.path: no such directory"),
     ],

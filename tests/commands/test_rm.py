@@ -270,26 +270,31 @@ def weights_file(directory: Path) -> str:
     return next(path.name for path in directory.glob("*.safetensors"))
 
 
+def begin_at(directory: Path):
+    from starling_train.config.rm import RankingConfig, RmConfig
+    from starling_train.config.sections import ModelConfig
+    from starling_train.models.reward import start
+
+    return start.find(RmConfig(model=ModelConfig(path=str(directory)), rm=RankingConfig(max_length=256)))
+
+
 def test_a_mistral_becomes_a_llama_that_computes_the_same(bases):
     from starling_train.models.reward import start
 
-    tokenizer = small_tokenizer()
-    config = start.read_config(bases / "mistral", bases / "mistral", tokenizer, 256)
-    net = start.start(bases / "mistral", config, fresh=False, dtype="float32", attention="sdpa", device="cpu")
+    begin = begin_at(bases / "mistral")
+    net = start.start(begin, fresh=False, dtype="float32", attention="sdpa", device="cpu")
     original = MistralForCausalLM.from_pretrained(bases / "mistral").model
-    ids = torch.randint(len(tokenizer), (2, 40), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(len(begin.tokenizer), (2, 40), generator=torch.Generator().manual_seed(0))
     expected = original(input_ids=ids).last_hidden_state
     torch.testing.assert_close(net.transformer(input_ids=ids).last_hidden_state, expected)
-    assert config.model_type == "llama" and not net.v_head.weight.any()
+    assert begin.config.model_type == "llama" and not net.v_head.weight.any()
 
 
 @pytest.mark.parametrize("base", ["rm_7b", "rm_34b"])
 def test_a_reward_model_goes_on_from_its_own_scores(bases, base):
     from starling_train.models.reward import start
 
-    tokenizer = small_tokenizer()
-    config = start.read_config(bases / base, bases / base, tokenizer, 256)
-    net = start.start(bases / base, config, fresh=False, dtype="float32", attention="sdpa", device="cpu")
+    net = start.start(begin_at(bases / base), fresh=False, dtype="float32", attention="sdpa", device="cpu")
     model = load(f"starling{base[2:]}", bases / base)
     own = model.score(conversations())
     model.net = net

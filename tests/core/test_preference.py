@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from starling_train.core.preference import dpo_losses, kwise_loss, kwise_losses, pair_accuracy, pairs_by_distance
+from starling_train.core.preference import PairCounts, count_pairs, dpo_losses, kwise_loss, kwise_losses
 
 
 def test_seven_equal_scores_give_log_7_factorial_over_6():
@@ -43,9 +43,7 @@ def test_padding_answers_get_no_gradient():
 
 def test_pair_accuracy_by_hand():
     # pairs of the first row: (3,1) right, (3,2) right, (1,2) wrong; of the second, with two answers: a tie
-    scores = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 50.0]])
-    is_answer = torch.tensor([[True, True, True], [True, True, False]])
-    assert pair_accuracy(scores, is_answer).item() == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert count_pairs([[3.0, 1.0, 2.0], [1.0, 1.0]], [[1, 2, 3], [1, 2]]).accuracy == (1 + 1 + 0 + 0.5) / 4
 
 
 def test_tied_answers_are_not_compared():
@@ -74,14 +72,28 @@ def test_rows_without_an_order_say_nothing():
     loss.backward()
     assert scores.grad[1].tolist() == [0.0, 0.0]
     assert kwise_losses(scores, None, place)[1] == 0
-    assert pair_accuracy(scores, None, place) == 1.0
+    assert count_pairs(scores.tolist(), place.tolist()).accuracy == 1.0
 
 
 def test_pairs_by_distance_by_hand():
     # places 1, 2, 2, 4: distances of (a,b) 1, (a,c) 1, (a,d) 3, (b,d) 2, (c,d) 2; b and c are tied
-    right, pairs = pairs_by_distance(torch.tensor([[1.0, 2.0, 1.0, 0.0]]), None, torch.tensor([[1, 2, 2, 4]]))
-    assert pairs.tolist() == [0, 2, 2, 1]
-    assert right.tolist() == [0, 0.5, 2, 1]
+    counts = count_pairs([[1.0, 2.0, 1.0, 0.0]], [[1, 2, 2, 4]])
+    assert counts.by_distance == {1: (0.5, 2), 2: (2.0, 2), 3: (1.0, 1)}
+    assert (counts.right, counts.pairs, counts.accuracy) == (3.5, 5, 0.7)
+
+
+def test_the_order_of_answers_does_not_matter_to_pairs():
+    counts = count_pairs([[3.0, 1.0, 2.0], [0.0, 9.0]], [[1, 3, 2], [2, 1]])
+    assert (counts.right, counts.pairs) == (4.0, 4)
+
+
+def test_no_pairs_have_no_accuracy():
+    assert math.isnan(count_pairs([[1.0]], [[1.0]]).accuracy)
+
+
+def test_counts_of_parts_add_up():
+    parts = [PairCounts({2: (1.0, 1)}), PairCounts({1: (0.5, 3), 2: (0.0, 4)}), PairCounts({})]
+    assert list(PairCounts.sum(parts).by_distance.items()) == [(1, (0.5, 3)), (2, (1.0, 5))]
 
 
 def test_dpo_by_hand():

@@ -1,7 +1,6 @@
 """Pair accuracy of a reward model: hand-counted pairs, the forms of a preference set, and real ranked answers."""
 
 import json
-import math
 
 import pytest
 
@@ -12,23 +11,6 @@ from starling_train.evals import preference
 
 def length(conversations):
     return [float(len(messages[-1]["content"])) for messages in conversations]
-
-
-def test_pairs_counted_by_hand():
-    # ranks 1 2 2 4: the pair of twos is no pair; distances 1, 1, 3, 2, 2
-    result = preference.pair_accuracy([[3.0, 5.0, 3.0, 1.0]], [[1.0, 2.0, 2.0, 4.0]])
-    assert (result.right, result.pairs) == (3.5, 5)
-    assert result.by_distance == {1.0: (0.5, 2), 2.0: (2.0, 2), 3.0: (1.0, 1)}
-    assert result.accuracy == 0.7
-
-
-def test_the_order_of_answers_does_not_matter():
-    one = preference.pair_accuracy([[3.0, 1.0, 2.0], [0.0, 9.0]], [[1, 3, 2], [2, 1]])
-    assert (one.right, one.pairs) == (4.0, 4)
-
-
-def test_no_pairs_have_no_accuracy():
-    assert math.isnan(preference.pair_accuracy([[1.0]], [[1.0]]).accuracy)
 
 
 def test_the_forms_of_a_preference_set(tmp_path):

@@ -86,7 +86,7 @@ SCHEMAS = {
 }  # fmt: skip
 EXPENSIVE = (
     "starling_train.models.causal_lm.load_causal_lm",
-    "starling_train.models.reward.model.load_reward_model",
+    "starling_train.models.reward.model.load",
     "starling_train.models.reward.start.start",
     "starling_train.selection.scan.scan",
 )
@@ -380,7 +380,7 @@ REWARD = [
     ),
     a("ppo", HERE_REWARD, "pytorch_model.bin: not a readable file", "download", make=code_in("reward")),
     a("ppo", HERE_REWARD, "no usable tokenizer", "set reward.tokenizer", make=cut("reward", "tokenizer.json")),
-    a("ppo", HERE_REWARD, "reward.tokenizer: ", "give the one", make=settings("reward", vocab_size=1000)),
+    a("ppo", HERE_REWARD, "reward.tokenizer: ", "give the tokenizer", make=settings("reward", vocab_size=1000)),
     a("ppo", "reward.tokenizer={here}/nowhere", "reward.tokenizer: no such directory", "give"),
     a("ppo", "reward=starling_34b reward.path={reward}", "lacks <|im_start|>", "use Yi"),
     a("ppo", "reward=starling_34b reward.position=card", "reward.position: card", "use last_token"),
@@ -932,7 +932,8 @@ LASER = [
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "does not exist", "make it with"),
     a("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "says no rank of model.layers.0", "give", "leave",
       make=lambda world: unranked(world)),
-    a("laser", "", "WORLD_SIZE: laser runs in one process", "without a launcher", environment=(("WORLD_SIZE", "2"),)),
+    a("laser", "", "WORLD_SIZE: 2 processes, but laser runs in one", "without a launcher",
+      environment=(("WORLD_SIZE", "2"),)),
     a("laser", "run_dir={here}/file", "run_dir: ", "is a file", "give", make=text("file", "mine")),
     a("laser", "run_dir=/proc/run", "run_dir: ", "/proc", "give another"),
     a("laser", "run_dir={here}/other", "run_dir: ", "other settings", "give another",
@@ -1018,7 +1019,7 @@ COMPARE = [
       "add to evaluation.suites"),
     a("compare", "compare.reward=eval/gold_mean", "compare.reward: eval/gold_mean is not evaluated",
       "evaluation.functions"),
-    a("compare", "", "WORLD_SIZE: compare starts its runs itself", "without a launcher",
+    a("compare", "", "WORLD_SIZE: 2 processes, but compare runs in one", "without a launcher",
       environment=(("WORLD_SIZE", "2"),)),
     a("compare", "model.path={here}/nowhere", "model.path: no such directory", "give"),
     a("compare", "reward.path={here}/nowhere", "reward.path: no such directory", "give"),

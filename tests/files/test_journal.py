@@ -1,5 +1,6 @@
 """What is kept of a suite: nothing lost but half a line, nothing of something else, one writer."""
 
+import errno
 import json
 import os
 
@@ -95,9 +96,15 @@ def test_a_row_behind_whose_write_a_signal_raises_is_not_written_again(tmp_path,
 
 def test_a_full_disk_leaves_no_half_of_a_row(tmp_path, monkeypatch):
     write = os.write
+
+    def full(file: int, line: bytes) -> int:
+        if line.startswith(b"{"):
+            return write(file, line[:4])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with Journal(tmp_path, "answers", WHAT) as journal:
         journal.add("1", {"a": 1})
-        monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:4]))
+        monkeypatch.setattr(os, "write", full)
         with pytest.raises(OSError, match="No space left") as told:
             journal.add("2", {"a": 2})
         assert told.value.filename == str(journal.path)

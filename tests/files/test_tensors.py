@@ -5,11 +5,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from model_directories import check_weights, left_out, list_matrices, other_weights, scan, source
 from safetensors.torch import load_file, save_file
 
 from starling_train.config.fields import UserError
-from starling_train.files.tensors import entries, read, unindexed
-from starling_train.selection.scan import check_weights, left_out, list_matrices, other_weights, scan
+from starling_train.files.tensors import read
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 
@@ -56,7 +56,7 @@ def test_every_layout_gives_the_same_scan(model, layout):
 def test_reads_parts_in_their_own_type(tmp_path):
     tensor = torch.arange(24, dtype=torch.bfloat16).reshape(2, 4, 3)
     save_file({"x": tensor}, tmp_path / "model.safetensors")
-    (entry,) = entries(tmp_path)
+    (entry,) = source(tmp_path).entries
     assert (entry.shape, entry.dtype) == ((2, 4, 3), "BF16")
     part = read(entry, (1, slice(2, 4)))
     assert part.dtype == torch.bfloat16 and part.is_contiguous() and torch.equal(part, tensor[1, 2:4])
@@ -153,7 +153,7 @@ def test_nan_and_infinity(model, value):
 
 
 def test_nothing_to_scan(tmp_path):
-    with pytest.raises(UserError, match="is not a directory"):
+    with pytest.raises(UserError, match="no such directory"):
         scan(tmp_path / "nowhere")
     with pytest.raises(UserError, match="has no weights"):
         scan(tmp_path)
@@ -169,7 +169,7 @@ def test_a_tensor_is_read_from_the_shard_that_the_index_names(model):
     tensors = load_file(model / other)
     save_file(tensors | {WEIGHT: torch.ones(32, 64), "extra.weight": torch.ones(2)}, model / other)
     assert scan(model) == expected
-    assert sorted(entry.name for entry in unindexed(model)) == ["extra.weight", WEIGHT]
+    assert sorted(entry.name for entry in source(model).unindexed) == ["extra.weight", WEIGHT]
     assert list(left_out(model).values()) == [2]
     assert f"of {other} first" in next(iter(left_out(model)))
 

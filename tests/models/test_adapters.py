@@ -4,16 +4,16 @@ import copy
 
 import pytest
 import torch
+from model_directories import freeze_by, load_causal_lm
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import LoraConfig
 from starling_train.core.logprobs import token_logprobs
-from starling_train.models import adapters, causal_lm
+from starling_train.models import adapters
 from starling_train.models.actors import Actors
 from starling_train.models.micro_batch import micro_batch
-from starling_train.selection import freeze
 
 WEIGHTS = ["model.layers.1.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight", "lm_head.weight"]
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -142,7 +142,7 @@ def test_a_quantised_base_is_shared_and_merged_into_the_plain_one(tmp_path, load
     base = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=1))
     base.save_pretrained(tmp_path)
     weights = WEIGHTS[:2]
-    model = causal_lm.load_causal_lm(tmp_path, "model.path", dtype="float32", load_in=load_in)
+    model = load_causal_lm(tmp_path, dtype="float32", load_in=load_in)
     torch.manual_seed(1)
     adapters.add(model, weights, LORA)
     actors = Actors(model, "twin", lowest=1)
@@ -156,7 +156,7 @@ def test_a_quantised_base_is_shared_and_merged_into_the_plain_one(tmp_path, load
     assert all(theirs[n.replace(".base_layer", "")] is dict(model.named_parameters())[n] for n in packed)
     for _, layer in adapters.adapted(model):
         torch.nn.init.normal_(layer.lora_B[adapters.NAME].weight, std=0.1)
-    merged = adapters.merged(model, causal_lm.load_causal_lm(tmp_path, "model.path", dtype="float32"))
+    merged = adapters.merged(model, load_causal_lm(tmp_path, dtype="float32"))
     layer = model.model.layers[1].mlp.down_proj
     by_hand = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * 2
     difference = merged.model.layers[1].mlp.down_proj.weight - base.model.layers[1].mlp.down_proj.weight
@@ -172,16 +172,16 @@ def test_a_tied_head_takes_no_adapter(tiny_mistral):
     model = tiny_mistral()
     model.lm_head.weight = model.model.embed_tokens.weight
     with pytest.raises(UserError, match=r"freeze.head: this model's head is its embeddings"):
-        freeze.apply(model, ["model.layers.1.mlp.down_proj"], head=True, rank=2)
+        freeze_by(model, ["model.layers.1.mlp.down_proj"], head=True, rank=2)
 
 
 def test_the_table_counts_adapters(tiny_mistral):
     model = tiny_mistral()
     modules = ["model.layers.1.mlp.down_proj", "model.layers.2.self_attn.q_proj"]
-    table = freeze.apply(model, modules, head=True, rank=3)
+    table = freeze_by(model, modules, head=True, rank=3)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert table.parameters_trained == 3 * sum(sum(shapes[name]) for name in WEIGHTS)
     assert table.parameters_of == sum(p.numel() for p in model.parameters())
     assert set(table.names) == set(WEIGHTS) and table.lowest_layer == 1
-    everything = freeze.apply(model, ["*"], rank=3)
+    everything = freeze_by(model, ["*"], rank=3)
     assert all("proj" in name for name in everything.names) and len(everything.names) == 7 * len(model.model.layers)

@@ -10,6 +10,7 @@ from starling_train.config.fields import UserError, check_values
 from starling_train.config.sections import RewardConfig
 from starling_train.models.reward import loading, write_starling_7b
 from starling_train.models.reward.model import RewardModel
+from starling_train.models.reward.source import RewardSource
 from starling_train.rewards import directory
 from starling_train.run.runtime import Runtime
 
@@ -81,7 +82,7 @@ def on_the_cpu(monkeypatch):
 def test_weights_given_as_tensors_take_a_map(directories, on_the_cpu):
     """Both Starling layouts are read by us and handed to `from_pretrained`; without a GPU `auto` means the CPU."""
     directory = directories / "starling_7b"
-    config = loading.load_config(directory, directory)
+    config = RewardSource.open("starling_7b", directory).config
     options = {"dtype": torch.float32, "device_map": "auto"}
     mapped = RewardModel(
         loading.load_starling("starling_7b", directory, config, options), small_tokenizer(), "starling_7b"

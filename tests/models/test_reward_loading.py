@@ -209,7 +209,9 @@ def test_a_7b_file_that_is_cut_off_or_old(seven_b, copy):
 def test_a_broken_index_is_named(thirty_four_b, copy, text):
     directory = copy(thirty_four_b)
     (directory / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match=r"model.safetensors.index.json: no weight_map"):
+    with pytest.raises(
+        UserError, match=r"model.safetensors.index.json: (no weight_map|not JSON|not a JSON object|names no file)"
+    ):
         load("starling_34b", directory)
 
 
@@ -229,7 +231,7 @@ def test_code_in_a_checkpoint_is_not_run(seven_b, copy):
 
 
 def test_missing_and_broken_files_are_named(seven_b, thirty_four_b, copy, tmp_path):
-    with pytest.raises(UserError, match=r"^reward.path: no directory .*nowhere"):
+    with pytest.raises(UserError, match=r"^reward.path: no such directory: .*nowhere"):
         load("starling_7b", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no pytorch_model.bin"):
         load("starling_7b", thirty_four_b)
@@ -260,7 +262,7 @@ def test_wrong_architecture_vocabulary_and_options_are_named(seven_b, thirty_fou
         load("starling_13b", seven_b)
     directory = copy(seven_b)
     set_config(directory, vocab_size=len(PIECES) - 1)
-    with pytest.raises(UserError, match=r"vocabulary of 355, but the tokenizer .* has 356 tokens"):
+    with pytest.raises(UserError, match=r"has 356 tokens, but the vocabulary of .* is 355"):
         load("starling_7b", directory)
     set_config(directory, vocab_size=len(PIECES), model_type="mistral")
     with pytest.raises(UserError, match=r"config.json is a mistral's"):

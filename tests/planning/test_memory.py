@@ -3,9 +3,9 @@
 import pytest
 
 from starling_train.config.sections import FreezeConfig, LoraConfig
-from starling_train.planning import shapes
-from starling_train.planning.memory import Job, Plan, Share, plan, plan_preference
+from starling_train.planning.memory import Job, Plan, Share, plan, plan_supervised
 from starling_train.planning.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape
+from starling_train.planning.what_trains import what_trains_of
 from starling_train.selection import freeze
 
 # 2 layers: q 8x8, k and v 4x8, o 8x8 = 192; gate, up, down 16x8 = 384; so 576 a layer, norms 2 x 8; 10 tokens
@@ -48,15 +48,15 @@ def test_adapters_lie_beside_a_base_in_four_bits():
 
 def test_dpo_holds_one_policy():
     values = {
-        "dtype": "bfloat16", "row_tokens": 40, "tokens_per_microbatch": 20, "gradient_checkpointing": False,
-        "layers_above_lowest": 1, "eight_bit": False, "slots": 2, "prompt_tokens": 10, "new_tokens": 10,
+        "parameters": 1352, "trainable": 576, "dtype": "bfloat16", "minibatch_tokens": 40, "tokens_per_microbatch": 20,
+        "layers_above_lowest": 1, "slots": 2, "prompt_tokens": 10, "sequence_tokens": 20,
     }  # fmt: skip
-    found = plan_preference(TINY, 1352, 576, **values)
+    found = plan_supervised(TINY, Job(**values))
     assert list(found.held.values()) == [1352 * 2, 576 * 12]  # weights; moments and master copies
     # keys and values of 2 slots x 20 tokens, 2 layers x 2 x 4 numbers of 2 bytes
     assert found.rollout["KV cache"] == 2 * 20 * 2 * 2 * 4 * 2
     assert found.update["gradients"] == 576 * 2 and found.update["logits, one chunk"] == 3 * 40 * 10 * 4
-    alone = plan_preference(TINY, 1352, 576, **values | {"slots": 0, "tokens_per_microbatch": 80})
+    alone = plan_supervised(TINY, Job(**values | {"slots": 0, "tokens_per_microbatch": 80}))
     assert alone.rollout == {} and alone.update["activations"] == 2 * found.update["activations"]  # 80 tokens, not 40
 
 
@@ -107,22 +107,19 @@ def test_the_peak_is_held_and_the_largest_phase():
     ],
 )
 def test_the_table_is_that_of_the_model_itself(settings, tiny_mistral):
-    from starling_train.selection import scans
     from starling_train.selection.records import Record
+    from starling_train.selection.select import select
 
     model = tiny_mistral(4)
     config = FreezeConfig(**settings)
     shape = Shape.of(model.config)
-    found = shapes.freeze_table(shape, config)
+    found = what_trains_of(config, shape.config(), 0)
     records = {
         name: Record(name, ".".join(name.split(".")[-2:]), tuple(module.weight.shape))
         for name, module in model.named_modules()
         if name.endswith("_proj")
     }
-    selected = scans.select(config, records, 0)
-    rank = config.lora.rank if config.adapter else None
-    wanted = {"embeddings": config.embeddings, "head": config.head, "norms": config.norms}
-    real = freeze.apply(model, selected, **wanted, rank=rank)
+    real = freeze.apply(config, model, select(config, records, 0))
     assert (found.parameters_trained, found.parameters_of) == (real.parameters_trained, real.parameters_of)
     assert found.lowest_layer == real.lowest_layer
     assert found.total.trained == real.total.trained and found.total.of == real.total.of

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from model_directories import load_causal_lm, load_tokenizer, scan, source
 from safetensors.torch import load_file
 
 from starling_train.config.fields import UserError
@@ -7,7 +8,6 @@ from starling_train.core import spectrum
 from starling_train.core.rank_reduction import truncate
 from starling_train.models import factored
 from starling_train.rank_search import reduction
-from starling_train.selection import scan
 
 MODULE = "model.layers.1.mlp.down_proj"
 
@@ -19,14 +19,14 @@ def checkpoint(small_models):
 
 @pytest.fixture(scope="module")
 def records(checkpoint):
-    return scan.scan(checkpoint)
+    return scan(checkpoint)
 
 
 def test_a_matrix_keeps_as_many_singular_values_as_the_scan_counts(checkpoint, records):
     weights = load_file(checkpoint / "model.safetensors")
     for module, record in records.items():
         matrix = weights[f"{module}.weight"]
-        found = reduction.reduce(checkpoint, record)
+        found = reduction.reduce(source(checkpoint), record)
         assert record.rank == spectrum.snr(matrix).rank
         assert torch.linalg.matrix_rank(found.matrix.double(), rtol=1e-6) == record.rank
         assert torch.equal(found.matrix, truncate(matrix, record.rank).matrix(matrix.dtype))
@@ -48,7 +48,7 @@ def test_what_was_there_comes_back_bit_for_bit(tiny_mistral, dtype):
 
 
 def test_a_kept_matrix_is_read_as_it_was_or_not_at_all(checkpoint, records, tmp_path):
-    reduced = reduction.reduce(checkpoint, records[MODULE], factors=True)
+    reduced = reduction.reduce(source(checkpoint), records[MODULE], factors=True)
     path = tmp_path / "accepted" / "a.safetensors"
     reduction.write(reduced, path)
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
@@ -61,30 +61,28 @@ def test_a_kept_matrix_is_read_as_it_was_or_not_at_all(checkpoint, records, tmp_
 
 
 def test_a_model_in_another_dtype_gets_the_checkpoints_back(checkpoint, records):
-    from starling_train.models import causal_lm
 
-    reduced = reduction.reduce(checkpoint, records[MODULE])
-    loaded = causal_lm.load_causal_lm(checkpoint, "model.path", dtype="bfloat16")
+    reduced = reduction.reduce(source(checkpoint), records[MODULE])
+    loaded = load_causal_lm(checkpoint, dtype="bfloat16")
     name = records[MODULE].parameter
     reduction.exchange(loaded.get_parameter(name), reduced.matrix)
-    stored = reduction.in_stored_dtype(loaded, checkpoint, {name: reduced.matrix})
+    stored = reduction.in_stored_dtype(loaded, source(checkpoint), {name: reduced.matrix})
     expected = load_file(checkpoint / "model.safetensors") | {name: reduced.matrix}
     found = stored.state_dict()
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
-    assert reduction.in_stored_dtype(stored, checkpoint, {}) is stored
+    assert reduction.in_stored_dtype(stored, source(checkpoint), {}) is stored
 
 
 @pytest.fixture
 def halves(tiny_mistral, tmp_path, small_models):
     """A model with one matrix at rank 4, written in factors: (model, factors, folder, counts)."""
     from starling_train.data import openchat
-    from starling_train.models import causal_lm
 
     model = tiny_mistral().eval()
     found = truncate(model.get_parameter(f"{MODULE}.weight").detach(), 4)
     factors = {MODULE: (found.left.float(), found.right.float())}
     reduction.exchange(model.get_parameter(f"{MODULE}.weight"), factors[MODULE][0] @ factors[MODULE][1])
-    tokenizer = causal_lm.load_tokenizer(small_models / "policy", "model.path")
+    tokenizer = load_tokenizer(small_models / "policy")
     counts = factored.write(model, factors, tmp_path / "factored", lambda out: openchat.save_tokenizer(tokenizer, out))
     return model, factors, tmp_path / "factored", counts
 

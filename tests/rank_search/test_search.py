@@ -7,15 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from model_directories import load_causal_lm, scan, source
 from safetensors.torch import load_file
 
 from starling_train.config.fields import UserError
 from starling_train.files.json_lines import JsonLines
-from starling_train.models import causal_lm
 from starling_train.rank_search import search as rank_search
 from starling_train.rank_search.search import Judge, Search
 from starling_train.run.signals import StopRequest
-from starling_train.selection import scan
 from starling_train.selection.records import Record
 
 
@@ -26,16 +25,16 @@ def checkpoint(small_models):
 
 @pytest.fixture(scope="module")
 def candidates(checkpoint):
-    return rank_search.order(scan.scan(checkpoint), [], [0, 2], [], 100.0)[0][:6]
+    return rank_search.order(scan(checkpoint), [], [0, 2], [], 100.0)[0][:6]
 
 
 def made(checkpoint, candidates, run, measures, factors=False) -> Search:
     """A search whose measure is what a list says: decisions are the test's, everything else is real."""
     values = iter(measures)
-    model = causal_lm.load_causal_lm(checkpoint, "model.path", dtype="float32")
+    model = load_causal_lm(checkpoint, dtype="float32")
     judge = Judge("perplexity", lambda: next(values), lambda after, before: after <= before)
     run.mkdir(exist_ok=True)
-    return Search(model, checkpoint, candidates, judge, 10.0, run, factors)
+    return Search(model, source(checkpoint), candidates, judge, 10.0, run, factors)
 
 
 def go(search: Search, tries: int = 100) -> list[dict]:

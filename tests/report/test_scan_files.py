@@ -1,16 +1,19 @@
 """Files of a scan: which of them go, and what they are called."""
 
 import pytest
+from model_directories import source
 
+from starling_train.models.source import ModelSource
 from starling_train.report import scan
 from starling_train.selection.records import Record, write_scan
 
 
 def test_the_name_of_the_model(tmp_path):
     (tmp_path / "my-model").mkdir()
-    assert scan.slug_of(str(tmp_path / "my-model"), tmp_path / "my-model") == "my-model"
+    assert scan.slug_of(source(tmp_path / "my-model")) == "my-model"
     # the directory of a hub id's snapshot is called by its commit
-    assert scan.slug_of("openchat/openchat-3.5-0106", tmp_path / "0a1b") == "openchat-openchat-3.5-0106"
+    snapshot = ModelSource(tmp_path / "0a1b", "model.path", "openchat/openchat-3.5-0106")
+    assert scan.slug_of(snapshot) == "openchat-openchat-3.5-0106"
 
 
 def test_an_earlier_scan_gives_way_to_its_journal(tmp_path):
@@ -31,6 +34,6 @@ def test_a_matrix_of_zeros_is_drawn(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"model.layers.0.mlp.up_proj.weight": torch.zeros(4, 6)}, tmp_path / "model.safetensors")
-    figure = scan.draw_spectrum(tmp_path, "model.layers.0.mlp.up_proj", "spectrum", "cpu")
+    figure = scan.draw_spectrum(source(tmp_path), "model.layers.0.mlp.up_proj", "spectrum", "cpu")
     scan.heatmap.save(figure, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size

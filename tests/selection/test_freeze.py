@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 import yaml
+from axolotl import unfrozen
+from model_directories import freeze_by, select_by
 
 from starling_train.config.fields import UserError
-from starling_train.selection.freeze import apply
 from starling_train.selection.records import Record
-from starling_train.selection.select import select
-from starling_train.selection.unfrozen_yaml import read_unfrozen_yaml, write_unfrozen_yaml
+from starling_train.selection.unfrozen_yaml import write_unfrozen_yaml
 
 DOWN, Q = "model.layers.1.mlp.down_proj", "model.layers.2.self_attn.q_proj"
 
@@ -27,19 +27,19 @@ def records_of(model) -> dict[str, Record]:
 def test_exactly_what_was_named(tiny_mistral):
     model = tiny_mistral(layers=12)
     names = ["model.layers.1.mlp.down_proj", "model.layers.10.self_attn.q_proj"]
-    table = apply(model, names)
+    table = freeze_by(model, names)
     assert trainable(model) == {f"{name}.weight" for name in names}  # not layer 11, not layer 0
     assert table.names == tuple(f"{name}.weight" for name in names)
     assert table.lowest_layer == 1
     assert table.parameters_trained == 32 * 64 + 32 * 32
     assert table.parameters_of == sum(p.numel() for p in model.parameters())
     # and again, with another selection: nothing is left over
-    apply(model, [Q])
+    freeze_by(model, [Q])
     assert trainable(model) == {f"{Q}.weight"}
 
 
 def test_table(tiny_mistral):
-    table = apply(tiny_mistral(layers=3), [DOWN, Q])
+    table = freeze_by(tiny_mistral(layers=3), [DOWN, Q])
     rows = {row.type: (row.trained, row.of, row.parameters_trained, row.parameters_of) for row in table.rows}
     assert rows["mlp.down_proj"] == (1, 3, 2048, 6144)
     assert rows["self_attn.q_proj"] == (1, 3, 1024, 3072)
@@ -55,13 +55,13 @@ def test_table(tiny_mistral):
 
 def test_embeddings_head_and_norms(tiny_mistral):
     model = tiny_mistral(layers=3)
-    assert apply(model, [Q], head=True).lowest_layer == 2
+    assert freeze_by(model, [Q], head=True).lowest_layer == 2
     assert trainable(model) == {f"{Q}.weight", "lm_head.weight"}
-    assert apply(model, [], head=True).lowest_layer == 3
-    assert apply(model, [Q], embeddings=True).lowest_layer == 0
+    assert freeze_by(model, [], head=True).lowest_layer == 3
+    assert freeze_by(model, [Q], embeddings=True).lowest_layer == 0
     assert "model.embed_tokens.weight" in trainable(model)
     # norms of the layers that train and the final one: others would cost the frozen prefix
-    assert apply(model, [Q], norms=True).lowest_layer == 2
+    assert freeze_by(model, [Q], norms=True).lowest_layer == 2
     assert trainable(model) - {f"{Q}.weight"} == {
         "model.layers.2.input_layernorm.weight",
         "model.layers.2.post_attention_layernorm.weight",
@@ -71,7 +71,7 @@ def test_embeddings_head_and_norms(tiny_mistral):
 
 def test_everything_trains(tiny_mistral):
     model = tiny_mistral()
-    table = apply(model, select(records_of(model), method="none"))
+    table = freeze_by(model, select_by(records_of(model), method="none"))
     assert trainable(model) == {name for name, _ in model.named_parameters()}
     assert table.lowest_layer == 0 and table.parameters_trained == table.parameters_of
 
@@ -79,7 +79,7 @@ def test_everything_trains(tiny_mistral):
 def test_only_the_selection_moves(tiny_mistral):
     model = tiny_mistral()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    apply(model, [DOWN, Q])
+    freeze_by(model, [DOWN, Q])
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1, weight_decay=0.1)
     ids = torch.arange(8)[None]
     model(input_ids=ids, labels=ids).loss.backward()
@@ -92,21 +92,21 @@ def test_a_name_that_matches_nothing(tiny_mistral):
     model = tiny_mistral(layers=3)
     for wrong in ("model.layers.3.mlp.down_proj", "model.layers.1.mlp.down", "layers.1.mlp.down_proj", ".*"):
         with pytest.raises(UserError, match=re.escape(f"the model has no {wrong}")):
-            apply(model, [DOWN, wrong])
+            freeze_by(model, [DOWN, wrong])
 
 
 def test_nothing_selected(tiny_mistral):
     with pytest.raises(UserError, match="nothing would train"):
-        apply(tiny_mistral(), [])
+        freeze_by(tiny_mistral(), [])
 
 
 def test_tied_embeddings(tiny_mistral):
     model = tiny_mistral(tie_word_embeddings=True)
-    assert apply(model, [Q]).parameters_of == sum(p.numel() for p in model.parameters())
+    assert freeze_by(model, [Q]).parameters_of == sum(p.numel() for p in model.parameters())
     for one in ({"head": True}, {"embeddings": True}):
         with pytest.raises(UserError, match=r"freeze\.head: .*one tensor"):
-            apply(model, [Q], **one)
-    assert apply(model, [Q], head=True, embeddings=True).lowest_layer == 0
+            freeze_by(model, [Q], **one)
+    assert freeze_by(model, [Q], head=True, embeddings=True).lowest_layer == 0
 
 
 def test_biases_stay_frozen():
@@ -116,7 +116,7 @@ def test_biases_stay_frozen():
         Qwen2Config(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
                     num_key_value_heads=2, vocab_size=64, pad_token_id=0)
     )  # fmt: skip
-    apply(model, ["model.layers.1.self_attn.q_proj"])
+    freeze_by(model, ["model.layers.1.self_attn.q_proj"])
     assert trainable(model) == {"model.layers.1.self_attn.q_proj.weight"}
 
 
@@ -128,13 +128,13 @@ def test_experts_that_share_a_tensor_train_together():
                       num_key_value_heads=2, vocab_size=64, num_local_experts=2)
     )  # fmt: skip
     experts = [f"model.layers.1.block_sparse_moe.experts.{e}.{w}" for e in (0, 1) for w in ("w1", "w3")]
-    table = apply(model, experts)
+    table = freeze_by(model, experts)
     assert trainable(model) == {"model.layers.1.mlp.experts.gate_up_proj"}
     assert table.lowest_layer == 1 and table.parameters_trained == 2 * 96 * 32
     with pytest.raises(UserError, match=r"gate_up_proj is one tensor, and .*experts\.1\.w1 in it is not selected"):
-        apply(model, experts[:2])
+        freeze_by(model, experts[:2])
     # the router has one name in the model and another in the checkpoint
-    apply(model, ["model.layers.0.block_sparse_moe.gate"])
+    freeze_by(model, ["model.layers.0.block_sparse_moe.gate"])
     assert trainable(model) == {"model.layers.0.mlp.gate.weight"}
 
 
@@ -151,7 +151,7 @@ def test_yaml_there_and_back(tmp_path, tiny_mistral):
         r"- '^model[.]layers[.]1[.]mlp[.]down_proj[.]weight$'",
         r"- '^model[.]layers[.]11[.]mlp[.]down_proj[.]weight$'",
     ]
-    assert set(read_unfrozen_yaml(path, names)) == set(selected)
+    assert set(unfrozen(path, names)) == set(selected)
     # escaped and anchored: no pattern takes along a name that only looks like it
     patterns = [line[3:-1] for line in path.read_text().splitlines() if line.startswith("- ")]
     near = [
@@ -165,45 +165,16 @@ def test_yaml_there_and_back(tmp_path, tiny_mistral):
 
 def test_yaml_names_what_trains_besides(tmp_path, tiny_mistral):
     model, path = tiny_mistral(), tmp_path / "unfrozen.yaml"
-    table = apply(model, [DOWN], head=True, norms=True)
+    table = freeze_by(model, [DOWN], head=True, norms=True)
     write_unfrozen_yaml([DOWN], records_of(model), path, table.names)
     names = [n for n, _ in model.named_parameters()]
-    assert {n for n in names if n.removesuffix(".weight") in read_unfrozen_yaml(path, names)} == set(table.names)
+    assert {n for n in names if n.removesuffix(".weight") in unfrozen(path, names)} == set(table.names)
 
 
 def test_yaml_of_everything(tmp_path, tiny_mistral):
     model, path = tiny_mistral(), tmp_path / "unfrozen.yaml"
     write_unfrozen_yaml(["*"], records_of(model), path, [n for n, _ in model.named_parameters()])
-    assert len(read_unfrozen_yaml(path, [n for n, _ in model.named_parameters()])) == 30
-
-
-def test_yaml_of_other_tools(tmp_path):
-    path = tmp_path / "unfrozen.yaml"
-    path.write_text(
-        "unfrozen_parameters:\n- ^lm_head.weight$\n# mlp.down_proj layers\n- model.layers.1.mlp.down_proj\n"
-    )
-    names = ["model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight", "lm_head.weight"]
-    assert read_unfrozen_yaml(path, names) == ["model.layers.1.mlp.down_proj", "lm_head"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            "unfrozen_parameters:\n- ^model.layers.9.mlp.down_proj$\n",
-            r"pattern \^model.*matches no parameter",
-        ),
-        ("unfrozen_parameters:\n- '^(model'\n", r"u\.yaml: \^\(model is no regular expression"),
-        ("unfrozen_parameters:\n", "no list"),
-        ("other: 1\n", "no list"),
-        ("- a\n", "no list"),
-        ("a: [\n", "not YAML"),
-    ],
-)
-def test_wrong_yaml(tmp_path, content, message):
-    (tmp_path / "u.yaml").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_unfrozen_yaml(tmp_path / "u.yaml", ["lm_head.weight"])
+    assert len(unfrozen(path, [n for n, _ in model.named_parameters()])) == 30
 
 
 @pytest.mark.parametrize(
@@ -230,7 +201,7 @@ def test_yaml_names_the_parameters_of_the_model(tmp_path):
     parts = [Record(f"model.layers.0.block_sparse_moe.experts.{e}.{w}", w, holder=stack) for e in (0, 1) for w in "ab"]
     records = {record.module: record for record in parts}
     write_unfrozen_yaml(list(records), records, tmp_path / "u.yaml")
-    assert read_unfrozen_yaml(tmp_path / "u.yaml", [stack, f"{stack}x"]) == [stack]
+    assert unfrozen(tmp_path / "u.yaml", [stack, f"{stack}x"]) == [stack]
     assert "# mlp.experts.gate_up_proj layers" in (tmp_path / "u.yaml").read_text()
     with pytest.raises(UserError, match=r"gate_up_proj is one tensor, and .*experts\.1\.b in it is not selected"):
         write_unfrozen_yaml(list(records)[:3], records, tmp_path / "u.yaml")

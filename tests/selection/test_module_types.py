@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from axolotl import unfrozen
+from model_directories import freeze_by, list_matrices, read_matrix, scan, select_by, unscanned
 from transformers import (
     AutoModelForCausalLM,
     MixtralConfig,
@@ -14,12 +16,9 @@ from transformers import (
 )
 
 from starling_train.config.fields import UserError
-from starling_train.selection.freeze import apply
 from starling_train.selection.module_types import classify, layer_of, name_in_layer, second_copies
 from starling_train.selection.records import write_target_modules
-from starling_train.selection.scan import list_matrices, read_matrix, scan, unscanned
-from starling_train.selection.select import select
-from starling_train.selection.unfrozen_yaml import read_unfrozen_yaml, write_unfrozen_yaml
+from starling_train.selection.unfrozen_yaml import write_unfrozen_yaml
 
 SMALL = {
     "hidden_size": 32,
@@ -157,14 +156,14 @@ def test_a_selection_is_what_trains_in_the_model(config, tmp_path):
     in the checkpoint or not.
     """
     model = save(config, tmp_path)
-    selected = select(scan(tmp_path), method="snr", top_percent=50)
+    selected = select_by(scan(tmp_path), method="snr", top_percent=50)
     listing = list_matrices(tmp_path)
-    table = apply(model, selected)
+    table = freeze_by(model, selected)
     assert table.parameters_trained == sum(listing[name].size for name in selected)
     assert table.parameters_trained * 2 == sum(record.size for record in listing.values())
     write_unfrozen_yaml(selected, listing, tmp_path / "u.yaml")
     names = [name for name, _ in model.named_parameters()]
-    assert read_unfrozen_yaml(tmp_path / "u.yaml", names) == [name.removesuffix(".weight") for name in table.names]
+    assert unfrozen(tmp_path / "u.yaml", names) == [name.removesuffix(".weight") for name in table.names]
     write_target_modules(selected, listing, tmp_path / "t.json")
     targets = json.loads((tmp_path / "t.json").read_text())
     assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in targets["target_modules"])

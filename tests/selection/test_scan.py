@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_directories import check_scan, list_matrices, scan
 from safetensors.torch import load_file, save_file
 
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
-from starling_train.selection.scan import check_scan, list_matrices, read_ahead, scan, write_scan
-from starling_train.selection.scan_journal import Journal, content_hash
+from starling_train.selection.records import write_scan
+from starling_train.selection.scan import read_ahead
+from starling_train.selection.scan_journal import ScanJournal, content_hash
 
 
 @pytest.fixture
@@ -76,11 +78,11 @@ def test_reading_ahead_keeps_order_and_bounds_memory():
 
 def test_every_cut_of_the_journal_ends_in_the_same_file(model, tmp_path):
     journal_path, whole, resumed = tmp_path / "journal", tmp_path / "whole.json", tmp_path / "resumed.json"
-    write_scan(scan(model, journal=Journal(journal_path)), whole)
+    write_scan(scan(model, journal=ScanJournal(journal_path)), whole)
     full = journal_path.read_bytes()
     for cut in [0, 1, len(full), *random.Random(0).sample(range(len(full)), 12)]:
         journal_path.write_bytes(full[:cut])
-        journal = Journal(journal_path)
+        journal = ScanJournal(journal_path)
         write_scan(scan(model, journal=journal), resumed)
         assert resumed.read_bytes() == whole.read_bytes()
         assert sorted(journal_path.read_text().splitlines()) == sorted(full.decode().splitlines())
@@ -88,20 +90,20 @@ def test_every_cut_of_the_journal_ends_in_the_same_file(model, tmp_path):
 
 
 def test_what_is_done_is_not_done_again(model, tmp_path, monkeypatch):
-    records = scan(model, journal=Journal(tmp_path / "journal"))
+    records = scan(model, journal=ScanJournal(tmp_path / "journal"))
     monkeypatch.setattr(spectrum, "gram", None)  # any computation would fail
-    assert scan(model, journal=Journal(tmp_path / "journal")) == records
+    assert scan(model, journal=ScanJournal(tmp_path / "journal")) == records
     # a finished scan serves as well as the journal
-    assert scan(model, journal=Journal(tmp_path / "other", records.values())) == records
+    assert scan(model, journal=ScanJournal(tmp_path / "other", records.values())) == records
 
 
 def test_a_changed_checkpoint_is_noticed(model, tmp_path):
-    before = scan(model, journal=Journal(tmp_path / "journal"))
+    before = scan(model, journal=ScanJournal(tmp_path / "journal"))
     tensors = load_file(model / "model.safetensors")
     name = "model.layers.1.self_attn.v_proj"
     tensors[f"{name}.weight"][0, 0] += 0.5
     save_file(tensors, model / "model.safetensors")
-    journal = Journal(tmp_path / "journal")
+    journal = ScanJournal(tmp_path / "journal")
     after = scan(model, journal=journal)
     assert journal.changed == [name]
     assert after[name].snr != before[name].snr
@@ -111,8 +113,8 @@ def test_a_changed_checkpoint_is_noticed(model, tmp_path):
 
 
 def test_another_dialect_is_scanned_again(model, tmp_path):
-    scan(model, journal=Journal(tmp_path / "journal"))
-    again = scan(model, dialect="gavish_donoho", journal=Journal(tmp_path / "journal"))
+    scan(model, journal=ScanJournal(tmp_path / "journal"))
+    again = scan(model, dialect="gavish_donoho", journal=ScanJournal(tmp_path / "journal"))
     assert again == scan(model, dialect="gavish_donoho")
 
 
@@ -123,7 +125,7 @@ def test_content_hash_sees_type_shape_and_values():
 
 
 def test_infinite_scores_come_back(tmp_path):
-    from starling_train.selection.scan import Record, read_scan
+    from starling_train.selection.records import Record, read_scan
 
     score = spectrum.snr(torch.diag(torch.tensor([3.0, 3.0, 3.0, 2.9])), "laserrmt")
     record = Record("model.layers.0.mlp.up_proj", "mlp.up_proj", (4, 4), **vars(score), dialect="laserrmt")
@@ -173,8 +175,8 @@ def test_a_resumed_scan_of_a_zero_matrix_is_the_same(model, tmp_path):
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"].zero_()
     save_file(tensors, model / "model.safetensors")
-    first = scan(model, journal=Journal(tmp_path / "journal"))
-    assert scan(model, journal=Journal(tmp_path / "journal")) == first
+    first = scan(model, journal=ScanJournal(tmp_path / "journal"))
+    assert scan(model, journal=ScanJournal(tmp_path / "journal")) == first
 
 
 def test_another_version_of_the_scan_finds_nothing_of_the_old(monkeypatch):
@@ -189,33 +191,33 @@ def test_a_change_is_told_even_after_an_interrupted_scan(model, tmp_path):
     name = "model.layers.0.self_attn.q_proj"  # the first to be scanned
     tensors[f"{name}.weight"][0, 0] += 0.5
     save_file(tensors, model / "model.safetensors")
-    scan(model, journal=Journal(tmp_path / "journal", before.values()))  # and killed before it wrote a result
-    journal = Journal(tmp_path / "journal")
+    scan(model, journal=ScanJournal(tmp_path / "journal", before.values()))  # and killed before it wrote a result
+    journal = ScanJournal(tmp_path / "journal")
     scan(model, journal=journal)
     assert journal.changed == [name]
 
 
 def test_the_journal_survives_a_kill_while_it_is_rewritten(model, tmp_path, monkeypatch):
-    scan(model, journal=Journal(tmp_path / "journal"))
+    scan(model, journal=ScanJournal(tmp_path / "journal"))
     whole = (tmp_path / "journal").read_bytes()
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def killed(path, text):
-        write(path, text[:10])
+    def killed(path, content):
+        write(path, content[:10])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", killed)
+    monkeypatch.setattr(Path, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
-        Journal(tmp_path / "journal")
+        ScanJournal(tmp_path / "journal")
     assert (tmp_path / "journal").read_bytes() == whole
 
 
 def test_lines_that_are_no_records_are_passed_over(model, tmp_path):
-    records = scan(model, journal=Journal(tmp_path / "journal"))
+    records = scan(model, journal=ScanJournal(tmp_path / "journal"))
     whole = (tmp_path / "journal").read_text()
     wrong = ["3", "null", "[]", "{}", '{"module": "a"}', '{"module": "a", "snr": 1, "type": "t", "content": 3}']
     (tmp_path / "journal").write_text("\n".join([*wrong, whole]))
-    assert scan(model, journal=Journal(tmp_path / "journal")) == records
+    assert scan(model, journal=ScanJournal(tmp_path / "journal")) == records
     assert (tmp_path / "journal").read_text() == whole
 
 

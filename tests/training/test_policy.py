@@ -1,20 +1,17 @@
 """How the configuration reaches what it configures."""
 
-from dataclasses import fields
-from pathlib import Path
-
 import pytest
 import torch
+from model_directories import load_causal_lm, scan, source
 
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig, RewardConfig, RolloutConfig
 from starling_train.core.advantages import token_rewards
 from starling_train.core.ppo import kl_estimate
 from starling_train.core.running_moments import RunningMoments
-from starling_train.models import causal_lm
 from starling_train.models.actors import Actors
 from starling_train.rollout.responses import Rollout
-from starling_train.selection import scans, select
+from starling_train.selection import scans
 from starling_train.training.ppo import experience
 from starling_train.training.ppo.experience import make_experience
 
@@ -28,19 +25,11 @@ def test_scores_are_centred_scaled_and_clipped_by_hand():
     assert experience.normalise(scores, moments, RewardConfig(scale="none")).tolist() == [1.0, 4.0, 103.0]
 
 
-def test_every_freeze_key_that_selects_reaches_the_selection(monkeypatch):
-    given = {}
-    monkeypatch.setattr(select, "select", lambda records, **settings: given.update(settings) or [])
-    scans.select(FreezeConfig(), {}, seed=3)
-    elsewhere = {"dialect", "scan", "embeddings", "head", "norms", "adapter", "lora"}
-    assert set(given) == {field.name for field in fields(FreezeConfig)} - elsewhere | {"seed"}
-
-
 def test_dropout_is_off_whatever_the_model_directory_says(tiny_mistral, tmp_path):
     model = tiny_mistral()
     model.config.attention_dropout = 0.5
     model.save_pretrained(tmp_path)
-    loaded = causal_lm.load_causal_lm(tmp_path, "model.path", dtype="float32").train()
+    loaded = load_causal_lm(tmp_path, dtype="float32").train()
     ids = torch.arange(20)[None]
     assert loaded.config.attention_dropout == 0.0
     assert torch.equal(loaded(ids).logits, loaded(ids).logits)
@@ -80,15 +69,14 @@ def test_the_estimator_of_the_penalty_is_the_one_asked_for(tiny_mistral, estimat
 def test_a_scan_of_another_model_is_refused(tiny_mistral, tmp_path):
     from starling_train.config.fields import UserError
     from starling_train.selection import records as scan_records
-    from starling_train.selection import scan
 
     tiny_mistral(layers=3).save_pretrained(tmp_path / "three")
     tiny_mistral(layers=2).save_pretrained(tmp_path / "two")
-    scan_records.write_scan(scan.scan(tmp_path / "two"), tmp_path / "scan.json")
+    scan_records.write_scan(scan(tmp_path / "two"), tmp_path / "scan.json")
     config = FreezeConfig(scan=str(tmp_path / "scan.json"))
-    assert len(scans.scan_or_list(config, tmp_path / "two", "cpu")) == 14
+    assert len(scans.scan_or_list(config, source(tmp_path / "two"), "cpu")) == 14
     with pytest.raises(UserError, match=r"freeze\.scan"):
-        scans.scan_or_list(config, Path(tmp_path / "three"), "cpu")
+        scans.scan_or_list(config, source(tmp_path / "three"), "cpu")
 
 
 def test_a_resumed_run_uses_its_own_scan_again(tiny_mistral, tmp_path, monkeypatch):
@@ -96,11 +84,11 @@ def test_a_resumed_run_uses_its_own_scan_again(tiny_mistral, tmp_path, monkeypat
 
     tiny_mistral(layers=2).save_pretrained(tmp_path / "model")
     run, config = tmp_path / "run", FreezeConfig()
-    records = scans.scan_or_list(config, tmp_path / "model", "cpu", run)
+    records = scans.scan_or_list(config, source(tmp_path / "model"), "cpu", run)
     assert not run.exists()  # nothing is written before all inputs are known to be right
     run.mkdir()
     scans.write_scan(records, run)
     monkeypatch.setattr(spectrum, "gram", None)  # any computation would fail
-    assert scans.scan_or_list(config, tmp_path / "model", "cpu", run) == records
+    assert scans.scan_or_list(config, source(tmp_path / "model"), "cpu", run) == records
     scans.write_scan(records, run)
     assert [path.name for path in run.iterdir()] == ["snr.json"]

@@ -7,7 +7,6 @@ again (`transformer.*`) and `v_head.weight`. starling_34b: sharded safetensors, 
 
 import json
 import pickle
-import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
+from starling_train.files.tensors import weight_map
+from starling_train.files.weight_files import INDEXES, SINGLES, weight_files
+from starling_train.models.header_checks import check_shapes
 
-SEVEN_B_FILE = "pytorch_model.bin"
-# torch's remark on a pickle that is not its own comes before the error that says so
-warnings.filterwarnings("ignore", message="Detected pickle protocol")
-INDEX_FILE = "model.safetensors.index.json"
-ONE_FILE = "model.safetensors"
+ONE_FILE, SEVEN_B_FILE = SINGLES
+INDEX_FILE = INDEXES[0]
 
 
 def read_7b(directory: Path) -> dict[str, Tensor]:
@@ -81,17 +80,11 @@ def check(tensors: dict[str, Tensor], expected: dict[str, torch.Size], source: s
         raise UserError(f"{source}: no v_head.weight in it, so it is no reward model; check reward.path")
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
-    shaped = [name for name in expected.keys() & tensors.keys() if tensors[name].shape != expected[name]]
     if missing:
         raise UserError(f"{source}: {names(missing)} missing; is config.json this checkpoint's?")
     if extra:
         raise UserError(f"{source}: {names(extra)} unknown; is config.json this checkpoint's?")
-    if shaped:
-        name = sorted(shaped)[0]
-        raise UserError(
-            f"{source}: {name} has shape {tuple(tensors[name].shape)}, config.json says "
-            f"{tuple(expected[name])} ({len(shaped)} such tensors); is config.json this checkpoint's?"
-        )
+    check_shapes(expected, {name: tensor.shape for name, tensor in tensors.items()}, source)
 
 
 def drop_rotary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,13 +115,13 @@ def write_starling_34b(net: nn.Module, directory: str | Path, tokenizer, shard_b
     tensors = {f"transformer.{name}": tensor for name, tensor in net.transformer.state_dict().items()}
     tensors["v_head.weight"] = net.v_head.weight.detach()
     shards = _cut(tensors, shard_bytes)
-    weight_map = {}
+    shard_of = {}
     for number, held in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({name: tensors[name].contiguous() for name in held}, directory / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(held, file)
+        shard_of |= dict.fromkeys(held, file)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": size}, "weight_map": shard_of}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2))
 
 
@@ -144,15 +137,11 @@ def _with_config(net: nn.Module, directory: str | Path, tokenizer, architecture:
 
 def shards(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint in Starling-RM-34B's layout. Raises UserError where there are none."""
-    index = directory / INDEX_FILE
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_bytes())["weight_map"]
-            return [directory / name for name in sorted(set(weight_map.values()))]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{index}: no weight_map of tensors to files in it; download it again") from error
-    if (directory / ONE_FILE).is_file():
-        return [directory / ONE_FILE]
+    files = weight_files(directory, only="safetensors")
+    if files.index:
+        return [directory / name for name in sorted(set(weight_map(files.index).values()))]
+    if files.single:
+        return [files.single]
     raise UserError(f"{directory}: neither {INDEX_FILE} nor {ONE_FILE}; check reward.path and reward.kind")
 
 

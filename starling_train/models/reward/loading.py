@@ -1,4 +1,4 @@
-"""From a local directory to the network and tokenizer of a reward model, with every mismatch named."""
+"""From a local directory to the network of a reward model, with every mismatch named."""
 
 import pickle
 from collections.abc import Iterator
@@ -10,44 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
-from starling_train.models.causal_lm import UNUSABLE, first_line, shapes_of
+from starling_train.models.causal_lm import shapes_of
+from starling_train.models.header_checks import check_shapes
 from starling_train.models.reward import checkpoint
 from starling_train.models.reward.net import ClassifierNet, RewardNet
-
-
-def load_config(directory: Path, tokenizer_directory: Path) -> Any:
-    """The transformers config of `directory`, or of the tokenizer's (Llama-2's) where it has none."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    source = directory if (directory / "config.json").is_file() else tokenizer_directory
-    if not (source / "config.json").is_file():
-        raise UserError(f"{directory}: no config.json; copy the base model's there (Llama-2-7b-chat's, Yi-34B-Chat's)")
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (*UNUSABLE, StrictDataclassError) as error:
-        raise UserError(f"{source}/config.json: {first_line(error)}; download it again") from error
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer exactly as tokenizer.json describes it, or what transformers makes of the other files.
-
-    transformers 5 rebuilds a Llama tokenizer from its vocabulary alone and guesses where spaces go in front
-    of text.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    loader = PreTrainedTokenizerFast if (directory / "tokenizer.json").is_file() else AutoTokenizer
-    try:
-        return loader.from_pretrained(directory)
-    except Exception as error:  # the tokenizers library raises bare Exceptions for what it cannot read
-        raise UserError(
-            f"{directory}: no usable tokenizer ({first_line(error)}); set reward.tokenizer to a directory that has one"
-        ) from error
+from starling_train.models.source import first_line
 
 
 def load_starling(kind: str, directory: Path, config: Any, options: dict[str, Any]) -> RewardNet:
-    """A checkpoint in one of the two Starling layouts. Raises UserError naming tensors that do not fit."""
+    """Load a checkpoint in one of the two Starling layouts. Raises UserError naming tensors that do not fit."""
     from transformers import LlamaModel
 
     check_llama(kind, directory, config)
@@ -129,12 +100,8 @@ def _check_report(report: dict[str, Any], directory: Path) -> None:
     if missing := sorted(report["missing_keys"]):
         named = checkpoint.names(missing)
         raise UserError(f"{directory}: {named} missing; it is no trained sequence classifier")
-    if shaped := sorted(report["mismatched_keys"]):
-        name, found, expected = shaped[0]
-        raise UserError(
-            f"{directory}: {name} has shape {tuple(found)}, config.json says {tuple(expected)} "
-            f"({len(shaped)} such tensors); is config.json this checkpoint's?"
-        )
+    shaped = sorted(report["mismatched_keys"])
+    check_shapes({name: size for name, _, size in shaped}, {name: size for name, size, _ in shaped}, str(directory))
     if extra := sorted(report["unexpected_keys"]):
         raise UserError(f"{directory}: {checkpoint.names(extra)} unknown; is config.json this checkpoint's?")
 

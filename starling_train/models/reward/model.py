@@ -1,5 +1,6 @@
-"""TODO docstring."""
+"""A reward model: conversations in, scores out, and how it is loaded."""
 
+import copy
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
+from starling_train.config.sections import RewardConfig
 from starling_train.core.micro_batches import cut_by_tokens, cut_packed, overhead_of
 from starling_train.data import reward_templates
 from starling_train.models import quantisation
@@ -15,6 +17,7 @@ from starling_train.models.budget import Budget
 from starling_train.models.packing import Packing
 from starling_train.models.reward import loading
 from starling_train.models.reward.net import PackedNet
+from starling_train.models.reward.source import RewardSource
 
 
 class RewardModel:
@@ -160,41 +163,51 @@ def load_reward_model(
     load_in: str | None = None,
     trailing_newline: bool = False,
 ) -> RewardModel:
-    """A reward model from a local directory.
+    """Load a reward model from a directory or hub id.
 
     tokenizer: directory of its tokenizer (and of config.json, where `path` has none); `path` if None.
     device: one device, or auto to spread the transformer over all GPUs. load_in: 8bit or 4bit (GPUs,
     bitsandbytes). Raises UserError that names the file, and the tensors that are missing, unknown or
     misshapen.
     """
-    directory, tokenizer_directory = Path(path), Path(tokenizer or path)
     if kind not in reward_templates.KINDS:
         raise UserError(f"reward.kind: {kind!r} is unknown; use one of {', '.join(reward_templates.KINDS)}")
-    if position == "card" and kind != "starling_7b":
-        raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {kind}'s; use last_token")
-    if not directory.is_dir():
-        raise UserError(f"reward.path: no directory {directory}; download the reward model first")
-    options = quantisation.loading_options(dtype, device, load_in)
-    config = loading.load_config(directory, tokenizer_directory)
-    own_tokenizer = loading.load_tokenizer(tokenizer_directory)
-    reward_templates.check_tokenizer(kind, own_tokenizer, str(tokenizer_directory))
-    if config.vocab_size < len(own_tokenizer):
-        raise UserError(
-            f"{directory}: vocabulary of {config.vocab_size}, but the tokenizer in {tokenizer_directory} has "
-            f"{len(own_tokenizer)} tokens; set reward.tokenizer to the one it was trained with"
-        )
-    if kind == "sequence_classification":
-        net = loading.load_classifier(directory, config, options)
-    else:
-        net = loading.load_starling(kind, directory, config, options)
-    return RewardModel(
-        net if "device_map" in options else net.to(device),
-        own_tokenizer,
-        kind,
-        device="cuda" if device == "auto" else device,
+    settings = RewardConfig(
+        kind=kind,
         position=position,
         max_length=max_length,
         tokens_per_batch=tokens_per_batch,
+        load_in=load_in,
         trailing_newline=trailing_newline,
-        skipped_id=config.pad_token_id if kind == "sequence_classification" else None,
+    )
+    return load(RewardSource.open(kind, path, tokenizer), settings, dtype=dtype, device=device)
+
+
+def load(
+    source: RewardSource,
+    config: RewardConfig,
+    *,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+) -> RewardModel:
+    """Load the reward model of `source`. dtype, device: see `load_reward_model`; the rest is the section `reward`'s."""
+    kind = source.kind
+    if config.position == "card" and kind != "starling_7b":
+        raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {kind}'s; use last_token")
+    options = quantisation.loading_options(dtype, device, config.load_in)
+    source.check_vocabulary()
+    if kind == "sequence_classification":
+        net = loading.load_classifier(source.directory, copy.deepcopy(source.config), options)
+    else:
+        net = loading.load_starling(kind, source.directory, copy.deepcopy(source.config), options)
+    return RewardModel(
+        net if "device_map" in options else net.to(device),
+        source.tokenizer,
+        kind,
+        device="cuda" if device == "auto" else device,
+        position=config.position,
+        max_length=config.max_length,
+        tokens_per_batch=config.tokens_per_batch,
+        trailing_newline=config.trailing_newline,
+        skipped_id=source.config.pad_token_id if kind == "sequence_classification" else None,
     )

@@ -1,5 +1,7 @@
 """Where the training of a reward model begins: a causal language model's transformer, a reward model, or nothing."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,12 @@ import torch
 from torch import nn
 
 from starling_train.config.fields import UserError
-from starling_train.data import reward_templates
-from starling_train.files import tensors
-from starling_train.models import causal_lm, quantisation
-from starling_train.models.reward import loading
+from starling_train.config.rm import RmConfig
+from starling_train.models import adapters, causal_lm, quantisation
+from starling_train.models.reward import checkpoint, loading
 from starling_train.models.reward.net import RewardNet
+from starling_train.models.reward.source import RewardSource
+from starling_train.models.source import ModelSource
 
 # What a Mistral's configuration shares with a Llama's; with these and no sliding window the two compute the same.
 SHARED = (
@@ -21,55 +24,75 @@ SHARED = (
 )  # fmt: skip
 
 
-def read_config(directory: Path, tokenizer_directory: Path, tokenizer: Any, max_length: int) -> Any:
-    """The Llama configuration of the reward model that `directory` becomes, dropout off.
+@dataclass
+class Start:
+    """Where the training begins, and what is known without its weights: tokenizer, configuration."""
 
-    Starling-RM-7B-alpha comes without config.json: the tokenizer's directory, its base model's, then has it.
+    source: RewardSource
+    tokenizer: Any
+    config: Any
+
+    @property
+    def directory(self) -> Path:
+        return self.source.directory
+
+
+def find(config: RmConfig, path: str | None = None, key: str = "model.path") -> Start:
+    """Resolve model and tokenizer, and check them. Raises UserError.
+
+    path: where the model is now, if not where the configuration says. key: the configuration key, for messages.
+    """
+    model, ranking = config.model, config.rm
+    source = RewardSource.open(
+        ranking.kind,
+        path or model.path,
+        ranking.tokenizer,
+        key=key,
+        tokenizer_key="rm.tokenizer",
+        revision=None if path else model.revision,
+        weights=not (config.dry_run or ranking.fresh),
+    )
+    tokenizer = source.tokenizer
+    return Start(source, tokenizer, read_config(source, ranking.max_length))
+
+
+def read_config(source: RewardSource, max_length: int) -> Any:
+    """The Llama configuration of the reward model that a directory becomes, dropout off.
+
     Raises UserError for another architecture, and for a vocabulary or positions that are too few.
     """
-    source = directory if (directory / "config.json").is_file() else tokenizer_directory
-    config = causal_lm.load_config(source, "model.path")
+    config = source.configured.policy_config
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
     positions = min(window, config.max_position_embeddings)
     if max_length > positions:
         raise UserError(f"rm.max_length: {max_length} is more than the model's {positions} positions; lower it")
-    if config.vocab_size < len(tokenizer):
-        raise UserError(
-            f"rm.tokenizer: it has {len(tokenizer)} tokens, but the vocabulary of {directory} is {config.vocab_size}; "
-            "give the tokenizer that belongs to model.path"
-        )
+    source.check_vocabulary()
     return causal_lm.without_dropout(_as_llama(config))
 
 
-def load_tokenizer(kind: str, directory: Path) -> Any:
-    """The tokenizer, loaded as the finished reward model's will be, and checked to fit the template."""
-    tokenizer = loading.load_tokenizer(directory)
-    reward_templates.check_tokenizer(kind, tokenizer, f"rm.tokenizer: {directory}")
-    return tokenizer
+def start(begin: Start, *, fresh: bool, dtype: str, attention: str, device: str) -> RewardNet:
+    """Make the network before the first step. A language model's transformer and fresh weights get a head of zeros.
 
-
-def start(directory: Path, config: Any, *, fresh: bool, dtype: str, attention: str, device: str) -> RewardNet:
-    """The network before the first step. A language model's transformer and fresh weights get a head of zeros.
-
-    config: from `read_config`. fresh: random weights, drawn from torch's global generator.
+    fresh: random weights, drawn from torch's global generator.
     """
+    config = begin.config
     if fresh:
         config._attn_implementation = attention
         net = RewardNet.from_config(config).to(getattr(torch, dtype))
-    elif is_reward_model(directory):
-        layout = "starling_7b" if (directory / "pytorch_model.bin").is_file() else "starling_34b"
+    elif is_reward_model(begin.source.model):
+        layout = "starling_7b" if (begin.directory / checkpoint.SEVEN_B_FILE).is_file() else "starling_34b"
         options = quantisation.loading_options(dtype, device, None) | {"attn_implementation": attention}
-        net = loading.load_starling(layout, directory, config, options)
+        net = loading.load_starling(layout, begin.directory, config, options)
     else:
         head = nn.Linear(config.hidden_size, 1, bias=False, dtype=getattr(torch, dtype))
         nn.init.zeros_(head.weight)
-        net = RewardNet(_transformer(directory, config, dtype, attention), head)
+        net = RewardNet(_transformer(begin.source.model, config, dtype, attention), head)
     return net.to(device)
 
 
-def is_reward_model(directory: Path) -> bool:
+def is_reward_model(source: ModelSource) -> bool:
     """True for a directory in one of the two Starling layouts."""
-    return any(entry.name == "v_head.weight" for entry in tensors.entries(directory))
+    return any(entry.name == "v_head.weight" for entry in source.entries)
 
 
 def empty(config: Any) -> RewardNet:
@@ -78,11 +101,17 @@ def empty(config: Any) -> RewardNet:
         return RewardNet.from_config(config)
 
 
-def _transformer(directory: Path, config: Any, dtype: str, attention: str) -> nn.Module:
+def writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
+    """Writes the reward model in the layout of `rm.kind` into a directory."""
+    write = checkpoint.write_starling_7b if config.rm.kind == "starling_7b" else checkpoint.write_starling_34b
+    return lambda directory: write(adapters.merged(net), directory, tokenizer)
+
+
+def _transformer(source: ModelSource, config: Any, dtype: str, attention: str) -> nn.Module:
     """The causal language model without its head, as a Llama."""
     from transformers import LlamaModel
 
-    model = causal_lm.load_causal_lm(directory, "model.path", dtype=dtype, attention=attention).model
+    model = causal_lm.load_causal_lm(source, dtype=dtype, attention=attention).model
     if model.config.model_type == "llama":
         return model
     return LlamaModel.from_pretrained(

@@ -1,0 +1,1 @@
+"""A report's plots: what is drawn, as data, and how."""

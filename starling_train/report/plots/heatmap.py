@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starling_train.files.whole import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -81,5 +83,5 @@ def _cell(axes: "Axes", place: tuple[int, int], scores: list[float | None], chos
 
 
 def save(figure: "Figure", path: Path, dpi: int = 130) -> None:
-    """Writes `figure` as PNG."""
-    figure.savefig(path, format="png", dpi=dpi)
+    """Write `figure` as PNG."""
+    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=dpi))

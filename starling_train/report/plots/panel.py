@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 # Okabe and Ito's palette, safe for colour-blind readers. The page exchanges these exact values for its own
 # variables, so that plots follow light and dark.
@@ -49,3 +50,13 @@ class Panel:
     title: str
     reading: str
     rows: tuple[Row, ...]
+
+
+def row(ylabel: str, *lines: Line, **options: Any) -> Row:
+    """A Row of so many curves; options: its other fields."""
+    return Row(ylabel, lines, **options)
+
+
+def panel(slug: str, title: str, reading: str, *rows: Row) -> Panel:
+    """A Panel of so many axes."""
+    return Panel(slug, title, reading, rows)

@@ -1,137 +1,150 @@
-"""What the plots of a report show: PPO's panels, and which panels a run has."""
+"""What the plots of a report show: the panels of each command, and which of them a run has."""
 
 import itertools
+from collections.abc import Sequence
 
 from starling_train.report.markup import clean
-from starling_train.report.plots.panel import BLUE, GREEN, INK, ORANGE, PURPLE, RED, Line, Panel, Row
+from starling_train.report.plots.panel import BLUE, GREEN, INK, ORANGE, PURPLE, RED, Line, Panel, Row, panel, row
 from starling_train.report.read_run import Run, series
 
 SKILL_WORDS = ("function_calling", "accuracy", "rate")
 
 
-REWARD = Panel(
+def _both(training: str, held_out: str, scale: float = 1.0) -> tuple[Line, Line]:
+    """The same number on training and on held-out data."""
+    return Line(training, "training", BLUE, scale=scale), Line(held_out, "held-out", RED, points=True, scale=scale)
+
+
+REWARD = panel(
     "reward",
     "Reward",
-    "Score of the reward model and, where it is known, the true quality (gold). Band: one standard "
-    "deviation over the step's responses. Good: the held-out points climb with the training line and "
-    "level off. Bad: training climbs and held-out stays flat, or the true quality falls while the score "
-    "rises: then the policy exploits the reward model.",
-    (
-        Row(
-            "score",
-            (
-                Line("reward/score_mean", "training prompts", BLUE, spread="reward/score_std"),
-                Line("eval/score_mean", "held-out prompts", RED, points=True),
-            ),
+    "Score of the reward model and, where it is known, the true quality (gold). Band: one standard deviation over the "
+    "step's responses. Good: the held-out points climb with the training line and level off. Bad: training climbs and "
+    "held-out stays flat, or the true quality falls while the score rises: then the policy exploits the reward model.",
+    row(
+        "score",
+        Line("reward/score_mean", "training prompts", BLUE, spread="reward/score_std"),
+        Line("eval/score_mean", "held-out prompts", RED, points=True),
+    ),
+    row("gold", Line("eval/gold_mean", "held-out prompts", RED, points=True)),
+)
+
+RANKING = panel(
+    "ranking",
+    "Ranking of answers",
+    "K-wise loss (1.42 before training, with seven answers) and share of answer pairs in the right order, over all "
+    "pairs and by how many places lie between the two. Good: held-out follows training; distant pairs come out best. "
+    "Bad: training improves alone, so that rows are memorised.",
+    row("loss", *_both("rm/loss", "eval/kwise_loss")),
+    row("pairs right, %", *_both("rm/accuracy", "eval/preference_accuracy", 100.0)),
+    row(
+        "by distance, %",
+        *(
+            Line(f"eval/preference_accuracy_distance_{d}", f"{d} apart", colour, points=True, scale=100.0)
+            for d, colour in enumerate((BLUE, ORANGE, GREEN, RED, PURPLE, INK), start=1)
         ),
-        Row("gold", (Line("eval/gold_mean", "held-out prompts", RED, points=True),)),
+    ),
+)
+
+PREFERENCE = panel(
+    "preference",
+    "Pairs of answers",
+    "The reward that the policy implies of an answer is beta times the log of its probability over the one before "
+    "training. Right: the better answer has the larger one. Good: held-out follows training, and the margin grows "
+    "because worse answers become unlikely while better ones keep their probability. Bad: training improves alone "
+    "(pairs are memorised), or the better answers' reward falls far below 0 too: the policy then moves to answers "
+    "that nobody ranked.",
+    row("loss", *_both("dpo/loss", "eval/loss")),
+    row("pairs right, %", *_both("dpo/accuracy", "eval/preference_accuracy", 100.0)),
+    row("margin", *_both("dpo/margin", "eval/reward_margin")),
+    row(
+        "reward",
+        Line("dpo/chosen_reward", "better, training", GREEN),
+        Line("dpo/rejected_reward", "worse, training", ORANGE),
+        Line("eval/chosen_reward", "better, held-out", GREEN, points=True),
+        Line("eval/rejected_reward", "worse, held-out", ORANGE, points=True),
     ),
 )
 
 PANELS = (
     REWARD,
-    Panel(
+    panel(
         "kl",
         "Distance from the starting policy",
-        "KL to the reference, summed over a response, and the coefficient of the penalty on it. Good: a "
-        "slow rise that settles (near the target, where one is set). Bad: negative for many steps "
-        "(generation and training disagree), or a steep rise without a gain in held-out score.",
-        (
-            Row(
-                "KL (nats)",
-                (
-                    Line("kl/reference", "training", BLUE),
-                    Line("eval/kl_reference", "held-out", RED, points=True),
-                ),
-                target="algorithm.kl.target",
-                target_label="target",
-            ),
-            Row("coefficient", (Line("kl/coefficient", "coefficient", ORANGE),), floor=0.0),
+        "KL to the reference, summed over a response, and the coefficient of the penalty on it. Good: a slow rise "
+        "that settles (near the target, where one is set). Bad: negative for many steps (generation and training "
+        "disagree), or a steep rise without a gain in held-out score.",
+        row(
+            "KL (nats)",
+            *_both("kl/reference", "eval/kl_reference"),
+            target="algorithm.kl.target",
+            target_label="target",
         ),
+        row("coefficient", Line("kl/coefficient", "coefficient", ORANGE), floor=0.0),
     ),
-    Panel(
+    panel(
         "length",
         "Response length",
-        "Good: length settles and nearly every response ends by itself. Bad: length climbs together with "
-        "the score (reward models favour long answers), or fewer responses end before the token limit.",
-        (
-            Row(
-                "tokens",
-                (
-                    Line("response/length_max", "longest", ORANGE),
-                    Line("response/length_mean", "mean", BLUE),
-                    Line("eval/length_mean", "held-out", RED, points=True),
-                ),
-                floor=0.0,
-            ),
-            Row(
-                "ended by itself, %",
-                (
-                    Line("response/eos_fraction", "training", BLUE, scale=100.0),
-                    Line("eval/eos_fraction", "held-out", RED, points=True, scale=100.0),
-                ),
-                floor=0.0,
-                ceiling=103.0,
-            ),
+        "Good: length settles and nearly every response ends by itself. Bad: length climbs together with the score "
+        "(reward models favour long answers), or fewer responses end before the token limit.",
+        row(
+            "tokens",
+            Line("response/length_max", "longest", ORANGE),
+            Line("response/length_mean", "mean", BLUE),
+            Line("eval/length_mean", "held-out", RED, points=True),
+            floor=0.0,
+        ),
+        row(
+            "ended by itself, %",
+            *_both("response/eos_fraction", "eval/eos_fraction", 100.0),
+            floor=0.0,
+            ceiling=103.0,
         ),
     ),
-    Panel(
+    panel(
         "policy",
         "Entropy and clipping",
-        "Entropy is per token. Good: it falls slowly and stays above zero; a few percent of tokens are "
-        "clipped. Bad: entropy drops to nothing (the policy repeats itself), or more than about 30 % are "
-        "clipped (steps too large).",
-        (
-            Row("entropy (nats)", (Line("policy/entropy", "entropy", BLUE),), floor=0.0),
-            Row(
-                "clipped, %",
-                (
-                    Line("policy/clip_fraction", "policy", ORANGE, scale=100.0),
-                    Line("value/clip_fraction", "value", PURPLE, scale=100.0),
-                ),
-                floor=0.0,
-            ),
+        "Entropy is per token. Good: it falls slowly and stays above zero; a few percent of tokens are clipped. Bad: "
+        "entropy drops to nothing (the policy repeats itself), or more than about 30 % are clipped (steps too large).",
+        row("entropy (nats)", Line("policy/entropy", "entropy", BLUE), floor=0.0),
+        row(
+            "clipped, %",
+            Line("policy/clip_fraction", "policy", ORANGE, scale=100.0),
+            Line("value/clip_fraction", "value", PURPLE, scale=100.0),
+            floor=0.0,
         ),
     ),
-    Panel(
+    panel(
         "value",
         "Value fit",
-        "Explained variance: 1 predicts every return, 0 is no better than a constant, below 0 is worse "
-        "(the axis ends at -1). Good: it rises in the first steps and stays up. Bad: around or below 0 "
-        "throughout, so that advantages are mostly noise.",
-        (
-            Row("explained variance", (Line("value/explained_variance", "", BLUE),), ceiling=1.05, lowest=-1.0),
-            Row("value loss", (Line("value/loss", "", ORANGE),), floor=0.0),
-        ),
+        "Explained variance: 1 predicts every return, 0 is no better than a constant, below 0 is worse (the axis ends "
+        "at -1). Good: it rises in the first steps and stays up. Bad: around or below 0 throughout, so that "
+        "advantages are mostly noise.",
+        row("explained variance", Line("value/explained_variance", "", BLUE), ceiling=1.05, lowest=-1.0),
+        row("value loss", Line("value/loss", "", ORANGE), floor=0.0),
     ),
-    Panel(
+    panel(
         "optimiser",
         "Optimiser",
-        "Good: a gradient norm without growing peaks. Bad: peaks that grow, or skipped steps (not-a- "
-        "number gradients).",
-        (
-            Row("gradient norm", (Line("optim/gradient_norm", "before clipping", BLUE),), floor=0.0),
-            Row("learning rate", (Line("optim/learning_rate", "", ORANGE),), floor=0.0),
-        ),
+        "Good: a gradient norm without growing peaks. Bad: peaks that grow, or skipped steps (not-a- number "
+        "gradients).",
+        row("gradient norm", Line("optim/gradient_norm", "before clipping", BLUE), floor=0.0),
+        row("learning rate", Line("optim/learning_rate", "", ORANGE), floor=0.0),
     ),
-    Panel(
+    panel(
         "time",
         "Time and speed",
-        "Where the seconds of a step go. Generation is usually the largest part; a step that grows slower "
-        "follows longer responses.",
-        (
-            Row(
-                "seconds",
-                (
-                    Line("time/rollout_s", "generate", BLUE),
-                    Line("time/score_s", "score", ORANGE),
-                    Line("time/update_s", "update", GREEN),
-                ),
-                floor=0.0,
-                stacked=True,
-            ),
-            Row("tokens / s", (Line("throughput/tokens_per_s", "", BLUE),), floor=0.0),
+        "Where the seconds of a step go. Generation is usually the largest part; a step that grows slower follows "
+        "longer responses.",
+        row(
+            "seconds",
+            Line("time/rollout_s", "generate", BLUE),
+            Line("time/score_s", "score", ORANGE),
+            Line("time/update_s", "update", GREEN),
+            floor=0.0,
+            stacked=True,
         ),
+        row("tokens / s", Line("throughput/tokens_per_s", "", BLUE), floor=0.0),
     ),
 )
 
@@ -174,10 +187,10 @@ def suite_label(key: str) -> str:
     return clean(key).removeprefix("eval/").replace("/", ": ").replace("_", " ")
 
 
-def skill_row(curves: tuple[Line, ...]) -> Row:
+def skill_row(curves: Sequence[Line]) -> Row:
     """Percent from 0 to 100, with a line 3 points below the first function-calling result."""
-    limits = {"floor": 0.0, "ceiling": 103.0}
-    return Row("right, %", curves, "eval/function_calling", "3 points lost", tolerance=-3.0, **limits)
+    target = {"target": "eval/function_calling", "target_label": "3 points lost", "tolerance": -3.0}
+    return row("right, %", *curves, **target, floor=0.0, ceiling=103.0)
 
 
 def eval_panels(run: Run, drawn: Panel | None = None) -> list[Panel]:
@@ -190,19 +203,20 @@ def eval_panels(run: Run, drawn: Panel | None = None) -> list[Panel]:
         "Skills that the reward does not train, on held-out tasks. Good: flat or rising. Bad: a loss of more "
         "than 3 points: the policy pays for the score with something else."
     )
-    panels = [Panel("skills", "Skill kept", reading, (skill_row(_curves(run, whole)),))]
+    panels = [panel("skills", "Skill kept", reading, skill_row(_curves(run, whole)))]
     for skill in whole:
-        categories = [key for key in skills if parent(key, skills) == skill]
-        row = Row("right, %", _curves(run, categories, skill), floor=0.0, ceiling=103.0)
-        if categories:
+        if categories := [key for key in skills if parent(key, skills) == skill]:
             title = f"{suite_label(skill).capitalize()}, by category"
-            panels.append(Panel(clean(skill).replace("/", "-"), title, "", (row,)))
-    for key in keys:
-        if key not in skills:
-            line = Line(key, "held-out", PURPLE, points=True)
-            title = f"Held-out: {suite_label(key)}"
-            panels.append(Panel(clean(key).replace("/", "-"), title, "", (Row("value", (line,)),)))
+            curves = _curves(run, categories, skill)
+            panels.append(panel(_slug(skill), title, "", row("right, %", *curves, floor=0.0, ceiling=103.0)))
+    for key in (key for key in keys if key not in skills):
+        curve = Line(key, "held-out", PURPLE, points=True)
+        panels.append(panel(_slug(key), f"Held-out: {suite_label(key)}", "", row("value", curve)))
     return panels
+
+
+def _slug(key: str) -> str:
+    return clean(key).replace("/", "-")
 
 
 def _curves(run: Run, keys: list[str], skill: str = "eval") -> tuple[Line, ...]:
@@ -213,60 +227,3 @@ def _curves(run: Run, keys: list[str], skill: str = "eval") -> tuple[Line, ...]:
         Line(key, label, colour, points=True, scale=percent_scale(run, key))
         for key, label, colour in zip(keys, labels, colours, strict=False)
     )
-
-
-RANKING = Panel(
-    "ranking",
-    "Ranking of answers",
-    "K-wise loss (1.42 before training, with seven answers) and share of answer pairs in the right order, over all "
-    "pairs and by how many places lie between the two. Good: held-out follows training; distant pairs come out best. "
-    "Bad: training improves alone, so that rows are memorised.",
-    (
-        Row("loss", (Line("rm/loss", "training", BLUE), Line("eval/kwise_loss", "held-out", RED, points=True))),
-        Row(
-            "pairs right, %",
-            (
-                Line("rm/accuracy", "training", BLUE, scale=100.0),
-                Line("eval/preference_accuracy", "held-out", RED, points=True, scale=100.0),
-            ),
-        ),
-        Row(
-            "by distance, %",
-            tuple(
-                Line(f"eval/preference_accuracy_distance_{d}", f"{d} apart", colour, points=True, scale=100.0)
-                for d, colour in enumerate((BLUE, ORANGE, GREEN, RED, PURPLE, INK), start=1)
-            ),
-        ),
-    ),
-)
-
-
-PREFERENCE = Panel(
-    "preference",
-    "Pairs of answers",
-    "The reward that the policy implies of an answer is beta times the log of its probability over the one before "
-    "training. Right: the better answer has the larger one. Good: held-out follows training, and the margin grows "
-    "because worse answers become unlikely while better ones keep their probability. Bad: training improves alone "
-    "(pairs are memorised), or the better answers' reward falls far below 0 too: the policy then moves to answers that "
-    "nobody ranked.",
-    (
-        Row("loss", (Line("dpo/loss", "training", BLUE), Line("eval/loss", "held-out", RED, points=True))),
-        Row(
-            "pairs right, %",
-            (
-                Line("dpo/accuracy", "training", BLUE, scale=100.0),
-                Line("eval/preference_accuracy", "held-out", RED, points=True, scale=100.0),
-            ),
-        ),
-        Row("margin", (Line("dpo/margin", "training", BLUE), Line("eval/reward_margin", "held-out", RED, points=True))),
-        Row(
-            "reward",
-            (
-                Line("dpo/chosen_reward", "better, training", GREEN),
-                Line("dpo/rejected_reward", "worse, training", ORANGE),
-                Line("eval/chosen_reward", "better, held-out", GREEN, points=True),
-                Line("eval/rejected_reward", "worse, held-out", ORANGE, points=True),
-            ),
-        ),
-    ),
-)

@@ -4,7 +4,7 @@ import math
 
 from starling_train.report.markup import clean
 from starling_train.report.plots.draw import inline_svg, style
-from starling_train.report.plots.panels import BLUE, GREEN, ORANGE, PURPLE, RED
+from starling_train.report.plots.panel import BLUE, GREEN, ORANGE, PURPLE, RED
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE)
 LOWEST, HIGHEST = 0.0, 10.0

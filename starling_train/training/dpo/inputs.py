@@ -10,9 +10,9 @@ from starling_train.data import nectar, pairs, prompts, ranked
 from starling_train.data.chat import Chat
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
-from starling_train.models import causal_lm
+from starling_train.models.source import ModelSource
 from starling_train.planning import what_trains
-from starling_train.planning.memory import Plan, plan_preference
+from starling_train.planning.memory import Job, Plan, plan_supervised
 from starling_train.planning.shapes import Shape
 from starling_train.run.checkpoints import identify_base
 from starling_train.run.directory import RunDirectory
@@ -38,21 +38,20 @@ class Data:
 class DpoInputs:
     """The policy as it lies on disk, and the pairs."""
 
-    directory: Path
+    source: ModelSource
     chat: Chat
     data: Data
 
     @classmethod
     def find(cls, config: DpoConfig, run: RunDirectory, runtime: Runtime) -> "DpoInputs":
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
-        directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
-        chat = policy.load_chat(directory)
-        model_config = causal_lm.load_config(directory, "model.path")
-        check_lengths(config, model_config, chat)
+        source = ModelSource.open(config.model.path, "model.path", config.model.revision)
+        chat = policy.load_chat(source)
+        check_lengths(config, source.policy_config, chat)
         check_shares(config, runtime)
-        preflight.check_policy_run(config, directory, model_config, run.path)
-        preflight.check_gpu(lambda: planned(config, directory, model_config)[1], runtime.device)
-        return cls(directory, chat, load_data(config, chat))
+        preflight.check_policy_run(config, source, run.path)
+        preflight.check_gpu(lambda: planned(config, source)[1], runtime.device)
+        return cls(source, chat, load_data(config, chat))
 
 
 def load_data(config: DpoConfig, chat: Chat) -> Data:
@@ -108,7 +107,7 @@ def find_reference(
     Only rows that some step trains on are computed, and the held-out ones.
     """
     data, chat = inputs.data, inputs.chat
-    base = runtime.from_first(lambda: identify_base(run.checkpoints, inputs.directory)).sha256
+    base = runtime.from_first(lambda: identify_base(run.checkpoints, inputs.source.directory)).sha256
     count, per_step = len(data.training), config.dpo.prompts_per_step
     stream = prompts.PromptStream(range(count), per_step, config.seed)
     used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
@@ -145,11 +144,11 @@ def usable(data: Data, reference: dpo_reference.Reference) -> Data:
 
 def describe(config: DpoConfig) -> str:
     """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
-    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
-    model_config = causal_lm.load_config(directory, "model.path")
-    chat = policy.load_chat(directory)
+    source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = source.policy_config
+    chat = policy.load_chat(source)
     check_lengths(config, model_config, chat)
-    table, memory = planned(config, directory, model_config)
+    table, memory = planned(config, source)
     pairs_found, count = "  (not a local path: read when the run starts)", ""
     if Path(config.data.path).expanduser().exists():
         data = load_data(config, chat)
@@ -163,33 +162,29 @@ def describe(config: DpoConfig) -> str:
             f"{len(chat.tokenizer)} tokens), {config.model.dtype}",
             f"pairs      {config.data.path}{pairs_found}",
             f"trains     {what_trains.selection(config.freeze)}",
-            "",
-            table.render(),
-            "",
-            "memory, one process",
-            memory.render(),
+            *what_trains.rendered(table, memory),
         ]
     )
 
 
-def planned(config: DpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
-    table = what_trains.what_trains(config.freeze, directory, model_config, config.seed)
+    table = what_trains.what_trains(config.freeze, source, config.seed)
+    layers = source.policy_config.num_hidden_layers
     evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)
-    memory = plan_preference(
-        Shape.of(model_config),
-        table.parameters_of,
-        table.parameters_trained,
+    job = Job(
+        parameters=table.parameters_of,
+        trainable=table.parameters_trained,
         dtype=config.model.dtype,
-        row_tokens=2 * config.dpo.max_length,
+        minibatch_tokens=2 * config.dpo.max_length,
         tokens_per_microbatch=config.dpo.tokens_per_microbatch,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        layers_above_lowest=model_config.num_hidden_layers - min(table.lowest_layer, model_config.num_hidden_layers),
-        eight_bit=config.optim.eight_bit,
+        layers_above_lowest=layers - min(table.lowest_layer, layers),
         slots=config.rollout.slots if evaluates else 0,
+        sequence_tokens=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
         prompt_tokens=config.data.max_prompt_tokens,
-        new_tokens=config.rollout.max_new_tokens,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        eight_bit=config.optim.eight_bit,
         adapter=bool(config.freeze.adapter),
         load_in=config.model.load_in,
     )
-    return table, memory
+    return table, plan_supervised(Shape.of(source.policy_config), job)

@@ -14,6 +14,7 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.data.pairs import PairedRow
+from starling_train.files import json_lines
 from starling_train.files.json_lines import JsonLines, NoLines
 
 FILE = "reference.jsonl"
@@ -97,22 +98,17 @@ def read(path: Path, who: dict[str, Any], wanted: Sequence[list[PairedRow]]) -> 
 
     Raises UserError if the file is damaged, or of another model, other data or other settings.
     """
-    if not path.is_file():
-        return []
-    found: list[list[list[float]]] = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
-        if not line.endswith(b"\n"):
-            break
+    pieces_done: list[list[list[float]]] = []
+    for number, row in enumerate(json_lines.read(path)):
         try:
-            row = json.loads(line)
-            there = row["identity"] if number == 0 else who
-            found += [_values(row, number, wanted)] if number else []
+            existing = row["identity"] if number == 0 else who
+            pieces_done += [_values(row, number, wanted)] if number else []
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             raise UserError(
                 f"run_dir: line {number + 1} of {path} is damaged; put the file back, or give another run_dir"
             ) from None
-        _check(path, there, who)
-    return found
+        _check(path, existing, who)
+    return pieces_done
 
 
 def _check(path: Path, there: Any, who: dict[str, Any]) -> None:

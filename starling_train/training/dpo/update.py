@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.core.micro_batches import cut_packed
-from starling_train.core.preference import dpo_losses
+from starling_train.core.preference import count_pairs, dpo_losses
 from starling_train.data import pairs
 from starling_train.data.chat import Chat
 from starling_train.data.pairs import PairedRow
@@ -141,9 +141,9 @@ def means(lines: Sequence[Sequence[float]]) -> dict[str, float]:
     """
     table = torch.tensor(lines, dtype=torch.float64).view(-1, len(MEASURED))
     margins = table[:, 1] - table[:, 2]
-    right = (margins > 0).double() + 0.5 * (margins == 0).double()
+    counts = count_pairs(table[:, 1:3].tolist(), [(1, 2)] * len(table))
     return dict(zip(MEASURED, table.mean(0).tolist(), strict=True)) | {
-        "accuracy": float(right.mean()) if margins.isfinite().all() else math.nan,
+        "accuracy": counts.accuracy if margins.isfinite().all() else math.nan,
         "margin": float(margins.mean()),
         "pairs": len(table),
     }

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt, counts
-from starling_train.models import causal_lm
+from starling_train.models.source import ModelSource
 from starling_train.planning import planner
 from starling_train.planning.memory import Plan
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
-from starling_train.planning.what_trains import selection, what_trains
+from starling_train.planning.what_trains import rendered, selection, what_trains
 from starling_train.rewards import kinds
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
@@ -36,9 +35,8 @@ class Data:
 class PpoInputs:
     """The policy as it lies on disk, and the prompts. baseline_gb: memory that was held before."""
 
-    directory: Path
+    source: ModelSource
     chat: Chat
-    model_config: Any
     data: Data
     baseline_gb: float
 
@@ -46,17 +44,16 @@ class PpoInputs:
     def find(cls, config: PpoConfig, run: RunDirectory, runtime: Runtime) -> "PpoInputs":
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
         baseline_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
-        directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision)
-        chat = policy.load_chat(directory)
-        model_config = causal_lm.load_config(directory, "model.path")
-        policy.check_lengths(config, model_config, chat)
+        source = ModelSource.open(config.model.path, "model.path", config.model.revision)
+        chat = policy.load_chat(source)
+        policy.check_lengths(config, source.policy_config, chat)
         check_shares(config, runtime)
-        check_run(config, directory, model_config, run.path, runtime)
-        return cls(directory, chat, model_config, load_data(config, chat), baseline_gb)
+        check_run(config, source, run.path, runtime)
+        return cls(source, chat, load_data(config, chat), baseline_gb)
 
     def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
         """(planned peak of each process, decimal GB, a line that compares it with what the run took)."""
-        planned_gb = planner.of_run(config, self.model_config, table, runtime.device.type, runtime.world)
+        planned_gb = planner.of_run(config, self.source.policy_config, table, runtime.device.type, runtime.world)
         return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
 
 
@@ -75,11 +72,11 @@ def load_data(config: PpoConfig, chat: Chat) -> Data:
     return Data(training, held_out, report)
 
 
-def check_run(config: PpoConfig, directory: Path, model_config: Any, run: Path, runtime: Runtime) -> None:
-    """Check everything that a run needs but its data. directory, model_config: the policy's. Raises UserError."""
-    preflight.check_policy_run(config, directory, model_config, run)
+def check_run(config: PpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> None:
+    """Check everything that a run needs but its data. source: the policy. Raises UserError."""
+    preflight.check_policy_run(config, source, run)
     kinds.of(config.reward).check(config.reward, True)
-    preflight.check_gpu(lambda: planned(config, directory, model_config)[1], runtime.device)
+    preflight.check_gpu(lambda: planned(config, source)[1], runtime.device)
 
 
 def check_shares(config: PpoConfig, runtime: Runtime) -> None:
@@ -98,11 +95,11 @@ def check_shares(config: PpoConfig, runtime: Runtime) -> None:
 
 def describe(config: PpoConfig) -> str:
     """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
-    directory = causal_lm.resolve(config.model.path, "model.path", config.model.revision, weights=False)
-    model_config = causal_lm.load_config(directory, "model.path")
-    chat = policy.load_chat(directory)
+    source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
+    model_config = source.policy_config
+    chat = policy.load_chat(source)
     policy.check_lengths(config, model_config, chat)
-    table, memory = planned(config, directory, model_config)
+    table, memory = planned(config, source)
     return "\n".join(
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
@@ -112,11 +109,7 @@ def describe(config: PpoConfig) -> str:
             f"prompts    {config.data.path}{_prompt_report(config, chat)}",
             f"reward     {kinds.described(config.reward)}",
             f"trains     {selection(config.freeze)}",
-            "",
-            table.render(),
-            "",
-            "memory, one process",
-            memory.render(),
+            *rendered(table, memory),
         ]
     )
 
@@ -127,11 +120,7 @@ def _prompt_report(config: PpoConfig, chat: Chat) -> str:
     return f": {load_data(config, chat).report}"
 
 
-def _memory(config: PpoConfig, model_config: Any, table: FreezeTable) -> Plan:
-    return Planner(config, Shape.of(model_config), reward_shape(config), table).memory()
-
-
-def planned(config: PpoConfig, directory: Path, model_config: Any) -> tuple[FreezeTable, Plan]:
+def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
-    table = what_trains(config.freeze, directory, model_config, config.seed)
-    return table, _memory(config, model_config, table)
+    table = what_trains(config.freeze, source, config.seed)
+    return table, Planner(config, Shape.of(source.policy_config), reward_shape(config), table).memory()

@@ -1,6 +1,5 @@
 """What the training of a reward model needs before its first step: ranked rows, and a network to train."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,29 +9,24 @@ from starling_train.data import nectar, prompts, ranked
 from starling_train.data.nectar import Row
 from starling_train.files import whole
 from starling_train.files.disk import check_directory
-from starling_train.models import adapters, causal_lm, header_checks, quantisation
+from starling_train.models import header_checks, quantisation
 from starling_train.models.actors import Groups
 from starling_train.models.reward import start as reward_start
-from starling_train.models.reward import write_starling_7b, write_starling_34b
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
-from starling_train.planning.memory import Plan, plan_ranking
+from starling_train.models.reward.start import Start
+from starling_train.models.source import ModelSource
+from starling_train.planning.memory import Job, Plan, plan_supervised
 from starling_train.planning.shapes import Shape
+from starling_train.planning.what_trains import rendered, select_as_many
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
-from starling_train.selection import freeze, scans
+from starling_train.selection import freeze
 from starling_train.selection.module_types import LAYER
 from starling_train.selection.records import Record
+from starling_train.selection.scans import scan_or_list
+from starling_train.selection.select import needs_scan, select
 from starling_train.training import policy, preflight
-
-
-@dataclass
-class Start:
-    """The model's directory, and what is known without its weights: tokenizer, configuration."""
-
-    directory: Path
-    tokenizer: Any
-    config: Any
 
 
 @dataclass
@@ -65,18 +59,6 @@ class Data:
     report: str
 
 
-def find(config: RmConfig) -> Start:
-    """Resolve model and tokenizer, and check them. Raises UserError."""
-    weights = not (config.dry_run or config.rm.fresh)
-    path, key = config.rm.tokenizer, "rm.tokenizer"
-    directory = causal_lm.resolve(
-        config.model.path, "model.path", config.model.revision, weights=weights, needs_config=not path
-    )
-    source = causal_lm.resolve(path, key, weights=False) if path else directory
-    tokenizer = reward_start.load_tokenizer(config.rm.kind, source)
-    return Start(directory, tokenizer, reward_start.read_config(directory, source, tokenizer, config.rm.max_length))
-
-
 @dataclass
 class RmInputs:
     """What the reward model starts from, and the ranked rows."""
@@ -87,17 +69,14 @@ class RmInputs:
     @classmethod
     def find(cls, config: RmConfig, run: RunDirectory, runtime: Runtime) -> "RmInputs":
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
-        start = find(config)
+        start = reward_start.find(config)
+        source = start.source.model
         preflight.check_tracker(config.logging.wandb)
         check_directory(run.path, "run_dir")
         quantisation.check_acceleration(attention=config.model.attention)
-        if not config.rm.fresh and not reward_start.is_reward_model(start.directory):
-            model_config = causal_lm.load_config(start.directory, "model.path")
-            header_checks.check_policy(start.directory, model_config, "model.path")
-        is_unscanned = config.freeze.method in scans.SCORED and not config.freeze.scan
-        listed = replace(config, freeze=replace(config.freeze, method="random")) if is_unscanned else config
-        listing = scan(listed, start.directory, "cpu")
-        preflight.check_selection(config.freeze, start.directory, listing, config.seed)
+        if not config.rm.fresh and not reward_start.is_reward_model(source):
+            header_checks.check_policy(source)
+        preflight.check_selection(config.freeze, source, listing(config, source), config.seed)
         preflight.check_gpu(lambda: planned(config, start)[1], runtime.device)
         return cls(start, load_data(config))
 
@@ -121,12 +100,11 @@ def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) ->
 
     run: directory of the run, whose own scan of the same weights is used.
     """
-    records = runtime.from_first(lambda: scan(config, start.directory, str(runtime.device), run))
-    selected = scans.select(config.freeze, records, config.seed)
+    records = runtime.from_first(lambda: scan(config, start.source.model, str(runtime.device), run))
+    selected = select(config.freeze, records, config.seed)
     runtime.seed_all("fresh weights")
     net = reward_start.start(
-        start.directory,
-        start.config,
+        start,
         fresh=config.rm.fresh,
         dtype=config.model.dtype,
         attention=config.model.attention,
@@ -141,7 +119,7 @@ def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) ->
     return Trainee(net, selected, table, records, start.directory)
 
 
-def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None) -> dict[str, Record]:
+def scan(config: RmConfig, source: ModelSource, device: str, run: Path | None = None) -> dict[str, Record]:
     """The records of the model's matrices under the names that they have in the reward model.
 
     `model.layers.0...` of a language model, and both copies in Starling-RM-7B-alpha, are `transformer.layers.0...`.
@@ -149,18 +127,23 @@ def scan(config: RmConfig, directory: Path, device: str, run: Path | None = None
     if config.freeze.method == "none":
         return {}
     records = {}
-    for module, record in scans.scan_or_list(config.freeze, directory, device, run).items():
+    for module, record in scan_or_list(config.freeze, source, device, run).items():
         name = "transformer." + module[LAYER.match(module).start(1) - len("layers.") :]
         records[name] = replace(record, module=name)
     return records
 
 
+def listing(config: RmConfig, source: ModelSource) -> dict[str, Record]:
+    """As `scan`, but only names and shapes where there is no file with scores yet."""
+    listed = replace(config.freeze, method="random") if needs_scan(config.freeze) else config.freeze
+    return scan(replace(config, freeze=listed), source, "cpu")
+
+
 def _apply(config: RmConfig, net: RewardNet, selected: list[str]) -> freeze.FreezeTable:
     if not config.freeze.adapter:
-        return freeze.apply_to(replace(config.freeze, head=True), net, selected)
-    table = freeze.apply_to(
-        replace(config.freeze, head=False), net, selected
-    )  # the reward head has no use for an adapter
+        return freeze.apply(replace(config.freeze, head=True), net, selected)
+    # the reward head has no use for an adapter
+    table = freeze.apply(replace(config.freeze, head=False), net, selected)
     rows = [
         replace(row, trained=1, parameters_trained=row.parameters_of) if row.type == "head" else row
         for row in table.rows
@@ -188,18 +171,12 @@ def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> 
 
 def write(config: RmConfig, net: RewardNet, tokenizer: Any, to: Path) -> None:
     """Write the reward model in the layout of `rm.kind`, whole or not at all."""
-    whole.write_whole(to, writer(config, net, tokenizer))
-
-
-def writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
-    """Writes the reward model in the layout of `rm.kind` into a directory."""
-    write = write_starling_7b if config.rm.kind == "starling_7b" else write_starling_34b
-    return lambda directory: write(adapters.merged(net), directory, tokenizer)
+    whole.write_whole(to, reward_start.writer(config, net, tokenizer))
 
 
 def describe(config: RmConfig) -> str:
     """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
-    start = find(config)
+    start = reward_start.find(config)
     table, memory = planned(config, start)
     local = Path(config.data.path).expanduser().exists()
     return "\n".join(
@@ -211,32 +188,22 @@ def describe(config: RmConfig) -> str:
             f"rows       {config.data.path}"
             + (f": {load_data(config).report}" if local else "  (not a local path: read when the run starts)"),
             f"trains     by freeze.method={config.freeze.method}, and the reward head",
-            "",
-            table.render(),
-            "",
-            "memory, one process",
-            memory.render(),
+            *rendered(table, memory),
         ]
     )
 
 
 def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, Plan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
-    net = reward_start.empty(start.config)
-    sized = config.freeze
-    if sized.method in ("snr", "lowest") and not sized.scan:
-        # as many of each type as the scan would select: types hold matrices of one size, so the counts are exact
-        sized = replace(sized, method="random")
-    shown = replace(config, freeze=sized)
-    selected = scans.select(sized, scan(shown, start.directory, "cpu"), config.seed)
-    table = _apply(shown, net, selected)
-    memory = plan_ranking(
-        Shape.of(start.config),
-        table.parameters_of,
-        table.parameters_trained,
+    records = listing(config, start.source.model)
+    table = _apply(config, reward_start.empty(start.config), select_as_many(config.freeze, records, config.seed))
+    job = Job(
+        parameters=table.parameters_of,
+        trainable=table.parameters_trained,
         dtype=config.model.dtype,
-        tokens_per_microbatch=max(config.rm.tokens_per_microbatch, config.rm.max_length),
-        gradient_checkpointing=config.model.gradient_checkpointing,
+        minibatch_tokens=config.rm.max_length,
+        tokens_per_microbatch=config.rm.tokens_per_microbatch,
         layers_above_lowest=start.config.num_hidden_layers - min(table.lowest_layer, config.freeze.lowest_layer),
+        gradient_checkpointing=config.model.gradient_checkpointing,
     )
-    return table, memory
+    return table, plan_supervised(Shape.of(start.config), job, scores=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from starling_train.config.rm import RankingConfig
 from starling_train.core.micro_batches import cut_bundles_by_tokens
-from starling_train.core.preference import kwise_losses, pairs_by_distance
+from starling_train.core.padding import padded
+from starling_train.core.preference import PairCounts, count_pairs, kwise_losses
 from starling_train.data.nectar import Row
 from starling_train.data.ranked import conversations, ranks
 from starling_train.models.budget import Budget
@@ -41,18 +42,13 @@ def encode(rows: Sequence[Row], model: RewardModel) -> list[EncodedRow]:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the rows of a step or of the validation set. right, pairs: by distance, see `pairs_by_distance`."""
+    """Sums over the rows of a step or of the validation set. pairs: of the answers to a prompt."""
 
     rows: int
     loss: float
     scores: Tensor  # (answers,)
     totals: Tensor  # (rows,) sum of each row's scores
-    right: Tensor
-    pairs: Tensor
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.right.sum() / self.pairs.sum())
+    pairs: PairCounts
 
 
 def update(
@@ -85,7 +81,7 @@ def update(
     norm = optimizer.step()
     return {
         "rm/loss": sums.loss / sums.rows,
-        "rm/accuracy": sums.accuracy,
+        "rm/accuracy": sums.pairs.accuracy,
         "rm/score_mean": float(sums.scores.mean()),
         "rm/score_std": float(sums.scores.std(correction=0)),
         "rm/centring": float(sums.totals.square().mean()),
@@ -99,7 +95,7 @@ def _loss(net: nn.Module, rows: Sequence[EncodedRow], centring: float) -> tuple[
     scores, is_answer, place = _forward(net, rows)
     losses = kwise_losses(scores, is_answer, place)
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
-    return (losses + centring * totals.square()).sum(), _sums(losses, scores, is_answer, place)
+    return (losses + centring * totals.square()).sum(), _sums(rows, losses, scores, is_answer)
 
 
 @torch.no_grad()
@@ -114,13 +110,12 @@ def evaluate(
     groups = _micro_batches(runtime.share(rows), config.tokens_per_microbatch)
     sums = _together(runtime.gather([_loss(net, group, 0.0)[1] for group in groups]))
     by_distance = {
-        f"eval/preference_accuracy_distance_{distance}": float(right / pairs)
-        for distance, (right, pairs) in enumerate(zip(sums.right, sums.pairs, strict=True))
-        if pairs
+        f"eval/preference_accuracy_distance_{distance}": right / pairs
+        for distance, (right, pairs) in sums.pairs.by_distance.items()
     }
     return {
         "eval/kwise_loss": sums.loss / sums.rows,
-        "eval/preference_accuracy": sums.accuracy,
+        "eval/preference_accuracy": sums.pairs.accuracy,
     } | by_distance
 
 
@@ -133,7 +128,9 @@ def _forward(net: nn.Module, chosen: Sequence[EncodedRow]) -> tuple[Tensor, Tens
     """(scores, is_answer, place) of one micro-batch, each (rows, K)."""
     device = next(net.parameters()).device
     sequences = [ids for row in chosen for ids in row.sequences]
-    flat = net(*(tensor.to(device) for tensor in _padded(sequences)))
+    # padded on the right, where no real position attends to
+    ids, is_real = padded(sequences)
+    flat = net(ids.to(device), is_real.long().to(device))
     counts = torch.tensor([len(row.sequences) for row in chosen])
     is_answer = torch.arange(int(counts.max()))[None, :] < counts[:, None]
     place = torch.zeros(is_answer.shape, dtype=torch.long)
@@ -144,35 +141,23 @@ def _forward(net: nn.Module, chosen: Sequence[EncodedRow]) -> tuple[Tensor, Tens
     return scores, is_answer, place.to(device)
 
 
-def _padded(sequences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """ids and mask, (b, longest), padded on the right, where no real position attends to."""
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences])
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return ids, (torch.arange(longest) < lengths[:, None]).long()
-
-
-def _sums(losses: Tensor, scores: Tensor, is_answer: Tensor, place: Tensor) -> Sums:
+def _sums(rows: Sequence[EncodedRow], losses: Tensor, scores: Tensor, is_answer: Tensor) -> Sums:
     scores = scores.detach()
-    right, pairs = pairs_by_distance(scores, is_answer, place)
+    flat = scores[is_answer].cpu()  # row by row
+    by_row = flat.split([len(row.sequences) for row in rows])
+    pairs = count_pairs(map(Tensor.tolist, by_row), [row.places for row in rows])
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
     loss = float(losses.detach().sum())
-    return Sums(len(losses), loss, scores[is_answer].cpu(), totals.cpu(), right.cpu(), pairs.cpu())
+    return Sums(len(losses), loss, flat, totals.cpu(), pairs)
 
 
 def _together(parts: Sequence[Sums]) -> Sums:
-    distances = max(len(part.pairs) for part in parts)
-    right, pairs = (
-        torch.stack([torch.nn.functional.pad(x, (0, distances - len(x))) for x in counts]).sum(0)
-        for counts in ([part.right for part in parts], [part.pairs for part in parts])
-    )
     return Sums(
         sum(part.rows for part in parts),
         sum(part.loss for part in parts),
         torch.cat([part.scores for part in parts]),
         torch.cat([part.totals for part in parts]),
-        right,
-        pairs,
+        PairCounts.sum([part.pairs for part in parts]),
     )
 
 

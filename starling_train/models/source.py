@@ -1,0 +1,194 @@
+"""A model directory, opened once: what scan, checks, plan and loading know of it without reading a weight."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from starling_train.config.fields import UserError, local_path
+from starling_train.files import identity, tensors
+from starling_train.files.weight_files import WeightFiles, weight_files
+
+# What transformers raises, at one place or another, for files that are damaged or of another model.
+UNUSABLE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError, EOFError,
+)  # fmt: skip
+
+
+class ModelSource:
+    """A directory with config.json, tokenizer and weights; each is read when it is first asked for, and once.
+
+    path: what the user calls it. directory: where it lies. key: the configuration key that names it, for messages.
+    """
+
+    def __init__(self, directory: Path, key: str, path: str | None = None):
+        self.directory, self.key, self.path = directory, key, path or str(directory)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        key: str = "model.path",
+        revision: str | None = None,
+        *,
+        weights: bool = True,
+        needs_config: bool = True,
+    ) -> "ModelSource":
+        """`path` itself, or the snapshot of a hub id, downloaded if it must be.
+
+        weights=False fetches configuration and tokenizer only. Raises UserError if there is no such directory and the
+        hub does not give it either.
+        """
+        directory = local_directory(path, key)
+        if directory is None:
+            return cls(_from_hub(str(path), key, revision, weights), key, str(path))
+        source = cls(directory, key, str(path))
+        if needs_config:
+            source.check_config()
+        return source
+
+    @property
+    def has_config(self) -> bool:
+        return (self.directory / "config.json").is_file()
+
+    def check_config(self) -> None:
+        """Raise UserError if there is no config.json."""
+        if not self.has_config:
+            raise UserError(f"{self.key}: {self.directory} has no config.json; give a Hugging Face model directory")
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """config.json as an object, empty where there is none. Raises UserError where it is damaged."""
+        file = self.directory / "config.json"
+        try:
+            values = tensors.read_json(file) if self.has_config else {}
+        except UserError as error:
+            raise UserError(f"{self.key}: {error}") from None
+        for name, kind, what in (("model_type", str, "a name"), ("text_config", dict, "an object")):
+            if not isinstance(values.get(name), kind | None):
+                raise UserError(f"{self.key}: {file}: {name} is {values[name]!r}, not {what}; download it again")
+        return values
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformers configuration, of any architecture. Whoever changes it copies it first."""
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import AutoConfig
+
+        self.check_config()
+        _ = self.values  # what it refuses, it refuses with better words
+        try:
+            return AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
+        except (*UNUSABLE, StrictDataclassError) as error:
+            raise UserError(
+                f"{self.key}: {self.directory}/config.json: {first_line(error)}; download it again"
+            ) from error
+
+    @cached_property
+    def policy_config(self) -> Any:
+        """The transformers configuration; raises UserError if it is not a decoder that we can cut."""
+        if self.config.model_type not in ("mistral", "llama"):
+            raise UserError(
+                f"{self.key}: model type '{self.config.model_type}' is not supported; use a Mistral or Llama model"
+            )
+        return self.config
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer as transformers makes it. Raises UserError."""
+        return self.load_tokenizer()
+
+    def load_tokenizer(self, *, as_written: bool = False, remedy: str = "download its tokenizer files again") -> Any:
+        """The tokenizer as transformers makes it, or exactly as tokenizer.json, if there is one, describes it.
+
+        transformers 5 rebuilds a Llama tokenizer from its vocabulary alone and guesses where spaces go in front of
+        text. remedy: the end of the message for a tokenizer that cannot be used.
+        """
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        try:
+            if as_written and (self.directory / "tokenizer.json").is_file():
+                return PreTrainedTokenizerFast.from_pretrained(self.directory)
+            return AutoTokenizer.from_pretrained(self.directory, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare Exceptions for what it cannot read
+            raise UserError(
+                f"{self.key}: no usable tokenizer in {self.directory} ({first_line(error)}); {remedy}"
+            ) from error
+
+    @cached_property
+    def files(self) -> WeightFiles:
+        return weight_files(self.directory)
+
+    @property
+    def entries(self) -> list[tensors.Entry]:
+        """Every tensor, from headers alone; empty where there are no weights. Raises UserError for damaged files."""
+        return self._headers[0]
+
+    @property
+    def unindexed(self) -> list[tensors.Entry]:
+        """Tensors that lie in a shard without the index saying so: `entries` leaves them out."""
+        return self._headers[1]
+
+    @cached_property
+    def _headers(self) -> tuple[list[tensors.Entry], list[tensors.Entry]]:
+        return tensors.read_headers(self.files)
+
+    def check_present(self, needed_by: str) -> None:
+        """Raise UserError if there are no weights. needed_by: what needs them."""
+        if self.entries:
+            return
+        if shards := self.files.unindexed:
+            what = f"has {shards[0].name} but no index of its shards; download that too"
+        else:
+            what = f"has no weights (*.safetensors or *.bin); {needed_by} needs them, download them"
+        raise UserError(f"{self.key}: {self.directory} {what}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A quick guess at which model it is."""
+        return identity.fingerprint(self.directory)
+
+    def identify(self, known: dict[str, dict[str, Any]] | None = None) -> identity.Identity:
+        """Which model it is, by every byte. known: see `identity.identify`."""
+        return identity.identify(self.directory, known)
+
+
+def local_directory(path: str | Path, key: str) -> Path | None:
+    """The directory at a path; None for a hub id. Raises UserError for what is neither."""
+    local, path = local_path(path, key), str(path)
+    if local.is_dir():
+        return local
+    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+        raise UserError(f"{key}: no such directory: {local}; give a Hugging Face model directory or a hub id")
+    return None
+
+
+def cached_config(hub_id: str) -> Path | None:
+    """The directory in the hub's cache on this machine that holds the config.json of a model, None without it."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(hub_id, "config.json")
+    except HFValidationError:
+        return None
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def _from_hub(hub_id: str, key: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.model", "*.jinja"] + (["*.safetensors", "*.bin"] if weights else [])
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"{key}: '{hub_id}' is neither a local directory nor available from the hub ({type(error).__name__}); "
+            "download it first and give its directory, or check the name"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The error's first line, with the second where the first only announces it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
