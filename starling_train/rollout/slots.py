@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from starling_train.config.sections import RolloutConfig
 from starling_train.core import sampling
 from starling_train.core.micro_batches import cut_by_tokens, overhead_of
+from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.rollout.decode_step import DecodeStep, GraphStep
 from starling_train.rollout.hidden_states import StateRecorder
@@ -115,7 +115,7 @@ class _Decoder:
         """Logits after each prompt, (n, vocabulary), and the keys and values of the prompts, right-padded."""
         prompts = [self._prompts[i] for i in sequences]
         # attention is causal and padding lies to the right: no real position sees it, whatever it is
-        ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(self._policy.device)
+        ids = padded(prompts)[0].to(self._policy.device)
         cache = DynamicCache()
         hidden = self._policy.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)

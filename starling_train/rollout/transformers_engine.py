@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 from transformers import GenerationConfig
 
 from starling_train.config.sections import RolloutConfig
+from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.rollout.responses import OnDone
 
@@ -31,9 +31,9 @@ def respond(
     policy.generation_config = _settings(config, chat, greedy)
     for start in range(0, len(prompts), config.slots):
         rows = by_length[start : start + config.slots]
-        ids, attention = _left_pad([prompts[i] for i in rows], chat.pad_id, policy.device)
+        ids, is_real = padded([prompts[i] for i in rows], chat.pad_id, "left")
         stop = {"tokenizer": chat.tokenizer} if config.stop_strings else {}
-        output = policy.generate(ids, attention_mask=attention, **stop)
+        output = policy.generate(ids.to(policy.device), attention_mask=is_real.long().to(policy.device), **stop)
         for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
             responses[row] = trim(generated, chat.end_ids, chat.pad_id)
             on_done(row, responses[row])
@@ -73,13 +73,6 @@ def _settings(config: RolloutConfig, chat: Chat, greedy: bool) -> GenerationConf
         stop_strings=list(config.stop_strings) or None,
         **sampling,
     )
-
-
-def _left_pad(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    rows = [torch.tensor(prompt) for prompt in prompts]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
-    attention = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-    return ids.to(device), attention.to(device)
 
 
 def trim(generated: list[int], end_ids: Collection[int], pad: int) -> list[int]:
