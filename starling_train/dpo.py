@@ -39,7 +39,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     inputs = dpo_inputs.DpoInputs.find(config, run, runtime)
-    held_out = HeldOut.from_config(config, inputs.data.asked, inputs.tokenizer)
+    held_out = HeldOut.from_config(config, inputs.data.asked, inputs.chat)
     reference = dpo_inputs.find_reference(config, run, inputs, runtime)
     policy = load_policy(config, inputs.source, run.path, runtime)  # scan, select, load, freeze
 
@@ -55,7 +55,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     slots = session.budget("rollout.slots", config.rollout.slots)
 
     def encode(row: "PairedRow", index: int = 0) -> update.EncodedRow:
-        return update.encode(row, index, inputs.tokenizer, dpo.max_length)
+        return update.encode(row, index, inputs.chat, dpo.max_length)
 
     def refer(rows: "list[PairedRow]") -> list[list[float]]:
         with session.abandonable():
@@ -93,7 +93,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             step.skipped = update.skipped_rows(step.number, updated.skipped, batch)
             step.count(len(batch), samples=answers, tokens=seen)
 
-        session.finish("dpo", lambda: policy.write(run.policy, inputs.tokenizer), page.write)
+        session.finish("dpo", lambda: policy.write(run.policy, inputs.chat), page.write)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from starling_train.run.records import Clock
 from starling_train.run.runtime import Runtime
 from starling_train.run.signals import StopRequest, leave_saved
 from starling_train.run.state import TrainState
-from starling_train.run.tracker import tracker
+from starling_train.run.tracker import TRACKERS
 from starling_train.selection import freeze, scans, unfrozen_yaml
 from starling_train.selection.records import Record
 from starling_train.selection.select import SCORED
@@ -120,7 +120,7 @@ class Session:
         self._samples_log = run.log(run.samples, state.logged)
         self._skipped_log = run.log(run.skipped, state.logged)
         mode = self._config.logging.wandb if self._runtime.is_first else "disabled"
-        self._tracker = tracker(mode, self._config.name, run.path, run.settings, state.tracker)
+        self._tracker = TRACKERS[mode](mode, self._config.name, run.path, run.settings, state.tracker)
         state.tracker = self._tracker.id
         with ExitStack() as stack:
             stack.enter_context(self._stop)

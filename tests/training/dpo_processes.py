@@ -14,6 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
+from starling_train.evals.held_out_pairs import pair_metrics
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
@@ -52,7 +53,7 @@ def main() -> None:
             mine = runtime.share(given[step])
             found.append(update.update(net, optimizer, mine, settings, runtime, budget).metrics)
         with optimizer.gathered():
-            found[-1] |= update.evaluate(net, [given[0]], settings, budget, runtime)
+            found[-1] |= pair_metrics(net, [given[0]], settings, budget, runtime)
         bytes_here = runtime.gather([bytes_of(optimizer)])
         tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
         if runtime.is_first:
