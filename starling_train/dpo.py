@@ -23,7 +23,7 @@ def main(config: DpoConfig) -> None:
 
 def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
-    from starling_train.data.prompts import PromptStream
+    from starling_train.data.prompts import Stream
     from starling_train.evals import held_out_pairs
     from starling_train.evals.held_out import HeldOut, Measured
     from starling_train.models.actors import Actors
@@ -72,14 +72,14 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         reference.complete(refer, run.log(run.path / FILE), session.say)
         data = dpo_inputs.usable(inputs.data, reference)
         session.say(data.report)
-        stream = PromptStream(data.training, dpo.prompts_per_step, config.seed)
+        stream = Stream(data.training, dpo.prompts_per_step, config.seed)
         held_out_rows = [[encode(row) for row in piece] for piece in pieces(data.held_out)]
 
         for step in session.steps(evaluate):
             with session.abandonable(), session.phase("encode"):
                 # 1. this process's share of the step's pairs, in Openchat's template
                 batch = stream.batch(step.number)
-                rows = [encode(row, index) for index, row in runtime.share(list(enumerate(batch)))]
+                rows = [encode(row, index) for index, row in runtime.shard(list(enumerate(batch)))]
 
             # 2. DPO on what trains, one optimizer step
             with session.updating():

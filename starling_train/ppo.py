@@ -24,7 +24,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
     from starling_train.core.ppo import KLController
     from starling_train.core.running_moments import RunningMoments
-    from starling_train.data.prompts import PromptStream
+    from starling_train.data.prompts import Stream
     from starling_train.evals import held_out as held_out_evaluation
     from starling_train.models.actors import Actors
     from starling_train.models.budget import Budgets
@@ -57,7 +57,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     session.follow(reward_model.budget)
     kl = session.remember("kl", KLController(algorithm.kl.coefficient, algorithm.kl.target, algorithm.kl.horizon))
     moments = session.remember("scores", RunningMoments())
-    prompts = PromptStream(inputs.data.training, algorithm.prompts_per_step, config.seed)
+    prompts = Stream(inputs.data.training, algorithm.prompts_per_step, config.seed)
 
     def evaluate() -> held_out_evaluation.Measured:
         return held_out_evaluation.evaluate(held_out, actors, reward_model, config, runtime, Budgets(tokens, slots))
@@ -72,7 +72,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     rollout = experience.draw(actors, inputs.chat, batch, config, slots, step.number, runtime)
                 with session.phase("score"):
                     # 3. scores: decode, the reward model's own template and tokenizer, its head
-                    answered = held_out_evaluation.answered(runtime.share(batch), rollout, inputs.chat, config)
+                    answered = held_out_evaluation.answered(runtime.shard(batch), rollout, inputs.chat, config)
                     scores = experience.score(reward_model, answered, runtime)
                     moments.update(scores.of_all)
                 with session.phase("update"):

@@ -78,7 +78,7 @@ def steps(items: int, batch: int, epochs: float) -> int:
     return max(1, math.ceil(epochs * items / batch))
 
 
-class PromptStream(Generic[Item]):
+class Stream(Generic[Item]):
     """Batches of prompts, each epoch in its own order. Batch k depends on the seed and k only: nothing to save."""
 
     def __init__(self, prompts: Sequence[Item], batch: int, seed: int):

@@ -76,7 +76,7 @@ def evaluate(
     """
     rollout, conversations = draw(held_out, actors.policy, config, budgets.slots, runtime)
     scores = reward_model.score(conversations)
-    kl = budgets.tokens.attempt(lambda tokens: _reference_kl(actors, rollout, tokens))
+    kl = budgets.tokens.halving(lambda tokens: _reference_kl(actors, rollout, tokens))
     more = [{"score": scores[i], "kl": float(kl[i])} for i in range(len(conversations))]
     rows, measured = described(held_out, rollout, conversations, more, runtime)
     scores_of_all = torch.tensor([row["score"] for row in rows])
@@ -96,8 +96,8 @@ def draw(
 ) -> tuple[Rollout, list[list[dict]]]:
     """Responses to this process's share of the held-out prompts, and the conversations that they make."""
     runtime.seed_all("evaluation")
-    prompts = runtime.share(held_out.prompts)
-    ids, indices = [prompt.ids for prompt in prompts], runtime.share(range(len(held_out.prompts)))
+    prompts = runtime.shard(held_out.prompts)
+    ids, indices = [prompt.ids for prompt in prompts], runtime.shard(range(len(held_out.prompts)))
     rollout = generate(policy, held_out.chat, ids, config.rollout, budget=slots, indices=indices)
     return rollout, answered(prompts, rollout, held_out.chat, config)
 

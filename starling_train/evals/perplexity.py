@@ -169,7 +169,7 @@ def shared(
     runtime: Runtime,
 ) -> dict[str, float]:
     """`eval/perplexity` of windows that all processes share."""
-    mine = runtime.share(windows)
+    mine = runtime.shard(windows)
     part = evaluate(policy, mine, tokens) if mine else TextPerplexity(0.0, 0)
     nats, count = runtime.sum([part.nats * part.tokens, part.tokens])
     return {"eval/perplexity": TextPerplexity(nats / count, int(count)).perplexity}

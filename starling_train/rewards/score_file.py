@@ -1,6 +1,6 @@
 """A file of conversations -> a file of scores, a chunk at a time, so that a stopped job goes on where it was.
 
-Beside the output lies `<output>.progress.json`: how many bytes of the input are done, their SHA-256, how long the
+ExtraFiles the output lies `<output>.progress.json`: how many bytes of the input are done, their SHA-256, how long the
 output was then, and the settings that scores depend on. A chunk is in the output first and in that file second, so
 what a kill left behind the last count is cut off and done again. Input that was only added to is gone on with.
 """

@@ -51,4 +51,4 @@ def generate(
             responses, entering = engine(policy, chat, prompts, limits, greedy, keep_layer, indices, on_done)
         return Rollout(list(prompts), responses, [r[-1] in chat.end_ids for r in responses], entering)
 
-    return budget.attempt(draw, undo=lambda: torch.set_rng_state(state))
+    return budget.halving(draw, undo=lambda: torch.set_rng_state(state))

@@ -13,7 +13,7 @@ from starling_train.config.sections import FreezeConfig
 from starling_train.data.chat import Chat
 from starling_train.models import adapters, causal_lm
 from starling_train.models.source import ModelSource
-from starling_train.run.checkpoints import Beside
+from starling_train.run.checkpoints import ExtraFiles
 from starling_train.run.runtime import Runtime
 from starling_train.selection import freeze
 from starling_train.selection.records import Record
@@ -74,7 +74,7 @@ class SelectedPolicy:
         return self.source.directory
 
     @property
-    def extra_files(self) -> Beside | None:
+    def extra_files(self) -> ExtraFiles | None:
         config = self.config
         if not config.freeze.adapter:
             return None
@@ -98,7 +98,7 @@ def load_policy(config: PpoConfig | DpoConfig, source: ModelSource, run: Path, r
 
     source: the model. run: directory of the run, whose own scan of the same weights is used.
     """
-    records = runtime.from_first(lambda: scan_or_list(config.freeze, source, str(runtime.device), run))
+    records = runtime.on_first(lambda: scan_or_list(config.freeze, source, str(runtime.device), run))
     selected = select(config.freeze, records, config.seed)
     model = causal_lm.load_causal_lm(
         source,

@@ -3,7 +3,7 @@ import pytest
 
 from starling_train.config.fields import UserError
 from starling_train.data.chat import Chat
-from starling_train.data.prompts import Prompt, PromptStream, hold_out, tokenise
+from starling_train.data.prompts import Prompt, Stream, hold_out, tokenise
 
 
 def user(text):
@@ -47,15 +47,15 @@ def test_too_few_prompts_names_the_key():
 
 
 def test_the_stream_visits_every_prompt_once_an_epoch_in_a_new_order():
-    stream = PromptStream(prompts(6), batch=4, seed=0)
+    stream = Stream(prompts(6), batch=4, seed=0)
     seen = [p.text() for step in (1, 2, 3) for p in stream.batch(step)]  # two epochs of six
     assert sorted(seen[:6]) == sorted(seen[6:]) == sorted(p.text() for p in prompts(6))
     assert seen[:6] != seen[6:]
 
 
 def test_a_batch_depends_on_the_step_only():
-    straight = PromptStream(prompts(6), 4, seed=0)
+    straight = Stream(prompts(6), 4, seed=0)
     for step in (1, 2, 3, 4):
         straight.batch(step)
-    assert PromptStream(prompts(6), 4, seed=0).batch(4) == straight.batch(4)
-    assert PromptStream(prompts(6), 4, seed=1).batch(4) != straight.batch(4)
+    assert Stream(prompts(6), 4, seed=0).batch(4) == straight.batch(4)
+    assert Stream(prompts(6), 4, seed=1).batch(4) != straight.batch(4)

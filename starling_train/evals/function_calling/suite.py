@@ -25,7 +25,7 @@ def during_training(config: PpoConfig, chat: Chat) -> Skill:
 
     def measure(policy: nn.Module, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
         def answer(conversations: list[list[dict]]) -> list[str]:
-            prompts = [chat.prompt(messages) for messages in runtime.share(conversations)]
+            prompts = [chat.prompt(messages) for messages in runtime.shard(conversations)]
             rollout = generate(policy, chat, prompts, limits, greedy=True, budget=slots)
             return runtime.gather([chat.text(ids, limits.stop_strings) for ids in rollout.responses])
 

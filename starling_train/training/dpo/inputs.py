@@ -107,9 +107,9 @@ def find_reference(
     Only rows that some step trains on are computed, and the held-out ones.
     """
     data, chat = inputs.data, inputs.chat
-    base = runtime.from_first(lambda: identify_base(run.checkpoints, inputs.source.directory)).sha256
+    base = runtime.on_first(lambda: identify_base(run.checkpoints, inputs.source.directory)).sha256
     count, per_step = len(data.training), config.dpo.prompts_per_step
-    stream = prompts.PromptStream(range(count), per_step, config.seed)
+    stream = prompts.Stream(range(count), per_step, config.seed)
     used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
     training = [row for index, row in enumerate(data.training) if index in used]
     needed = dpo_reference.pieces(training) + dpo_reference.pieces(data.held_out)
@@ -117,7 +117,7 @@ def find_reference(
     settings = {"dtype": config.model.dtype, "max_length": config.dpo.max_length}
     rows = [row for piece in needed for row in piece]
     who = dpo_reference.identity(base, settings, rows, probe)
-    known = runtime.from_first(lambda: dpo_reference.read(run.path / dpo_reference.FILE, who, needed))
+    known = runtime.on_first(lambda: dpo_reference.read(run.path / dpo_reference.FILE, who, needed))
     return dpo_reference.Reference(needed, who, known)
 
 

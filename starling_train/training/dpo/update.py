@@ -152,7 +152,7 @@ def means(lines: Sequence[Sequence[float]]) -> dict[str, float]:
 @torch.no_grad()
 def logprobs_of(actors: Actors, rows: Sequence[EncodedRow], budget: Budget, runtime: Runtime) -> list[list[float]]:
     """Log-probability of every answer, nats, by row. rows: of all processes, which share them."""
-    mine = runtime.share(rows)
+    mine = runtime.shard(rows)
 
     def compute(tokens: int) -> list[list[float]]:
         logprobs: dict[int, list[float]] = {}
@@ -161,7 +161,7 @@ def logprobs_of(actors: Actors, rows: Sequence[EncodedRow], budget: Budget, runt
             logprobs |= {row.index: part.tolist() for row, part in zip(group, parts, strict=True)}
         return [logprobs[index] for index in range(len(mine))]
 
-    return runtime.gather(budget.attempt(compute))
+    return runtime.gather(budget.halving(compute))
 
 
 def micro_batches(rows: Sequence[EncodedRow], tokens: int) -> Iterator[list[EncodedRow]]:

@@ -61,7 +61,7 @@ def draw(
 ) -> Rollout:
     """One response to each of this process's share of a step's prompts, drawn from the live weights."""
     runtime.seed_all("rollout", step)
-    ids = [prompt.ids for prompt in runtime.share(batch)]
+    ids = [prompt.ids for prompt in runtime.shard(batch)]
     return generate(
         actors.policy,
         chat,
@@ -69,7 +69,7 @@ def draw(
         config.rollout,
         keep_layer=layer_to_keep(actors, ids, config),
         budget=slots,
-        indices=runtime.share(range(len(batch))),
+        indices=runtime.shard(range(len(batch))),
     )
 
 
@@ -155,7 +155,7 @@ def make_experience(
         prefix = kept if kept is not None or not actors.shares_states else _empty_prefix(actors, rollout, config)
         return *forward_all(actors, rollout, tokens, prefix), prefix
 
-    is_response, logprobs, reference, values, prefix = budget.attempt(score)
+    is_response, logprobs, reference, values, prefix = budget.halving(score)
     scores = scores.to(logprobs)
     fit = torch.stack([x.isfinite().all(-1) for x in (scores[:, None], logprobs, reference, values)]).all(0)
     is_response, scores = is_response & fit[:, None], torch.where(fit, scores, 0.0)

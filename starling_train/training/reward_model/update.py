@@ -107,7 +107,7 @@ def evaluate(
     rows: of all processes, which share them.
     """
     runtime = runtime or Runtime()
-    groups = _micro_batches(runtime.share(rows), config.tokens_per_microbatch)
+    groups = _micro_batches(runtime.shard(rows), config.tokens_per_microbatch)
     sums = _together(runtime.gather([_loss(net, group, 0.0)[1] for group in groups]))
     by_distance = {
         f"eval/preference_accuracy_distance_{distance}": right / pairs
