@@ -11,9 +11,10 @@ from starling_train.files.lock import Lock
 
 
 def directory(name: str) -> Path:
-    """Where the assets made by `python -m starling_train.<name>` live: `$STARLING_CACHE` or `~/.cache/starling_train`.
+    """Return the directory of the assets that `python -m starling_train.<name>` makes.
 
-    The folder's name carries a hash of the sources of `starling_train.<name>`, so that other sources make new assets.
+    It lies in `$STARLING_CACHE` or `~/.cache/starling_train`, and its name has a hash of the sources of
+    `starling_train.<name>`, so that changed sources make new assets. Raises UserError.
     """
     package = Path(__file__).parent / name
     if not package.is_dir():
@@ -26,13 +27,13 @@ def directory(name: str) -> Path:
 
 
 def ensure(name: str) -> Path:
-    """The assets' directory; made now, in a process of its own, if it is not there yet."""
-    made = directory(name)
-    if not made.exists():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        # of the processes of a run one makes them; where files cannot be locked, all do
-        with Lock(made.parent / f".{made.name}.lock"):
-            if not made.exists():
-                # a process of its own: its random state and threads stay apart from the run's
+    """Return the assets' directory; if it does not exist yet, make it in a separate process."""
+    path = directory(name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # one of a run's processes makes them; where files cannot be locked, all do
+        with Lock(path.parent / f".{path.name}.lock"):
+            if not path.exists():
+                # a separate process: its random state and threads stay apart from the run's
                 subprocess.run([sys.executable, "-m", f"starling_train.{name}"], check=True)
-    return made
+    return path

@@ -1,7 +1,7 @@
 """From a command line to a typed configuration: the only file that knows Hydra.
 
-Hydra composes `conf/`, recipes and overrides; the result becomes dataclasses here, at the door, and is checked
-before anything heavy is imported. A user's mistake ends in one line on stderr and exit code 2.
+Hydra composes `conf/`, recipes and overrides; here the result becomes dataclasses and is checked, before anything heavy
+is imported. A user's mistake ends in one line on stderr and exit code 2.
 """
 
 import errno
@@ -29,14 +29,15 @@ from starling_train import assets
 from starling_train.config.fields import UserError, former_names
 from starling_train.config.ppo import PpoConfig
 
-# of Hydra itself: its flags, and its own settings, which it reads before it composes
+# Hydra's own: its flags, and its settings, which it reads before it composes
 IS_FLAG = re.compile(r"-|[+~]*hydra[./]")
 
 
 def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name: str = "config") -> Callable:
     """Make a function of a checked configuration a command: `main()` reads sys.argv and returns when it is done.
 
-    check: cross-field checks, raises UserError. schema: the dataclass that the composed configuration must fit.
+    check: cross-field checks, raises UserError.
+    schema: the dataclass that the composed configuration must fit.
     config_name: the file of `conf/` that the command starts from.
     """
 
@@ -67,7 +68,7 @@ def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name:
     return decorate
 
 
-# what a disk does to a run in its course: full, over quota, unmounted, made read-only, broken
+# a disk that fails during a run: full, over quota, unmounted, read-only, broken
 DISK_FAULTS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EIO,
     errno.ESTALE,
@@ -75,7 +76,7 @@ DISK_FAULTS = (
 
 
 def disk_fault(error: OSError) -> str | None:
-    """One line if the disk is what failed, None for any other error. All that was saved before is intact."""
+    """Return one line if the disk failed, None for any other error. Everything saved before is intact."""
     if error.errno not in DISK_FAULTS:
         return None
     return (
@@ -85,33 +86,33 @@ def disk_fault(error: OSError) -> str | None:
 
 
 def _compose(arguments: list[str], config_name: str, schema: type) -> list[DictConfig]:
-    """What a command line asks for: one configuration; none after --help and --cfg; several with --multirun."""
+    """Return the configurations of a command line: one; none after --help and --cfg; several with --multirun."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let its errors through to us instead of printing and exiting
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: no bars in log files
     store_recipes()
     arguments = [_with_new_name(argument, former_names(schema)) for argument in arguments]
-    said = io.StringIO()
+    written = io.StringIO()
     try:
-        with redirect_stderr(said):  # a wrong flag is several lines of usage
+        with redirect_stderr(written):  # a wrong flag prints several lines of usage
             compose = _compose_with_flags if any(map(IS_FLAG.match, arguments)) else _compose_once
             composed = compose(arguments, config_name)
     except SystemExit as stopped:
         if stopped.code:
-            raise UserError(f"{_last_line(said)}; write section.key=value, and see --help") from None
+            raise UserError(f"{_last_line(written)}; write section.key=value, and see --help") from None
         raise
     except YAMLError as error:
-        raise UserError(f"{_yaml_place(error)}; repair it, or leave it out") from error
+        raise UserError(f"{_yaml_position(error)}; repair it, or leave it out") from error
     except (HydraException, OmegaConfBaseException):
         raise
     except (ValueError, TypeError) as error:  # Hydra's own, e.g. for model=null
         raise UserError(f"the command line cannot be read ({error}); see --help for how keys are set") from error
-    sys.stderr.write(said.getvalue())
+    sys.stderr.write(written.getvalue())
     return composed
 
 
 def _compose_with_flags(arguments: list[str], config_name: str) -> list[DictConfig]:
-    """Hydra's own way, with all of its flags; it composes twice: first to learn whether several runs are asked for."""
+    """Compose in Hydra's own way, with all of its flags; it composes twice, first to learn whether it is a multirun."""
     composed: list[DictConfig] = []
     own = sys.argv
     sys.argv = [own[0], *arguments]
@@ -133,7 +134,7 @@ def _compose_once(arguments: list[str], config_name: str) -> list[DictConfig]:
 
 
 def _with_new_name(argument: str, former: dict[str, str]) -> str:
-    """An argument whose key has another name by now, with that; it is reported in one line."""
+    """Return the argument with its key's present name; a former name is reported in one line."""
     key, _, value = argument.lstrip("+").partition("=")
     return f"{_report_former(key, former[key])}={value}" if key in former else argument
 
@@ -144,23 +145,28 @@ def _report_former(old: str, new: str) -> str:
 
 
 def configuration(arguments: list[str], schema: type = PpoConfig, config_name: str = "config") -> Any:
-    """What another command line, without the command, would ask for; raises the errors that it would end with."""
+    """Return the configuration of another command line, given without the command; raises the errors it would end in.
+
+    arguments: the command line's arguments.
+    schema: the command's dataclass.
+    config_name: the file of `conf/` that the command starts from.
+    """
     (composed,) = _compose(arguments, config_name, schema)
     return typed(composed, schema)
 
 
 def quoted(value: str) -> str:
-    """A value as Hydra's command line reads it back, whatever it is made of."""
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    """Return a value quoted so that Hydra's command line reads it back, whatever characters it has."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
     return f"'{escaped}'"
 
 
-def _last_line(said: io.StringIO) -> str:
-    """What argparse says in the end: `program: error: unrecognized arguments: --flag`."""
-    return said.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2] or "the command line is wrong"
+def _last_line(written: io.StringIO) -> str:
+    """Return the message of argparse's last line, `program: error: unrecognized arguments: --flag`."""
+    return written.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2] or "the command line is wrong"
 
 
-def _yaml_place(error: YAMLError) -> str:
+def _yaml_position(error: YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or "not YAML"
     return f"{mark.name}:{mark.line + 1}: {problem}" if mark else str(error)
@@ -176,16 +182,16 @@ def store_recipes() -> None:
 
 
 def find(folder: str) -> Path:
-    """`conf` or `recipes`: inside the package in a wheel, beside it in a checkout."""
+    """Return the directory `conf` or `recipes`: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).parent
     inside, beside = package / folder, package.parent / folder
     return inside if inside.is_dir() else beside
 
 
 def typed(composed: DictConfig, schema: type = PpoConfig) -> Any:
-    """The composed configuration as dataclasses; raises OmegaConf's errors for an unknown key or a wrong type.
+    """Return the composed configuration as dataclasses; raises OmegaConf's errors for an unknown key or a wrong type.
 
-    A key's former name, in a recipe or in what an earlier version wrote, counts unless the new one has a value.
+    A key's former name, in a recipe or in a file of an earlier version, counts unless the new name has a value.
     """
     for old, new in former_names(schema).items():
         section, name = OmegaConf.select(composed, old.rpartition(".")[0]), old.rpartition(".")[2]
@@ -198,29 +204,34 @@ def typed(composed: DictConfig, schema: type = PpoConfig) -> Any:
 
 
 def read_settings(values: Any, schema: type, source: Path) -> Any:
-    """What a run has written of its configuration, as dataclasses; `source` is the file. Raises UserError."""
+    """Return the configuration that a run has written, as dataclasses. Raises UserError.
+
+    values: the content of the file.
+    schema: the dataclass.
+    source: the file, for messages.
+    """
     if not isinstance(values, dict):
-        raise UserError(f"run_dir: {source} is no configuration of a run; give the directory of one")
+        raise UserError(f"run_dir: {source} is not the configuration of a run; give the directory of a run")
     try:
         return typed(OmegaConf.create(values), schema)
     except OmegaConfBaseException as error:
-        raise UserError(f"run_dir: {source} cannot be used ({_told(error, schema)}); put the file back") from error
+        raise UserError(f"run_dir: {source} cannot be used ({_explain(error, schema)}); put the file back") from error
 
 
 def _one_line(error: Exception, schema: type) -> str:
-    """The error as one line without secrets. Hydra's and OmegaConf's own texts run over several."""
-    line = re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*", " ", _told(error, schema).strip())
+    """Return the error as one line without secrets; Hydra's and OmegaConf's own texts run over several."""
+    line = re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*", " ", _explain(error, schema).strip())
     line = re.sub(r"(://)[^/\s'\"]*@", r"\1***@", line)  # user:password in an address
     return re.sub(r"\bhf_\w{8,}", "hf_***", line)  # a token of the hub where a name belongs
 
 
-def _told(error: Exception, schema: type) -> str:
-    """Key, what is wrong, what to do."""
+def _explain(error: Exception, schema: type) -> str:
+    """Return the key, what is wrong with it, and what to do."""
     text = str(error)
-    if found := re.search(r"Could not override '(?P<key>[\w.]+)'", text):
-        return f"{found['key']}: no such key; {_keys_beside(found['key'], schema)}"
-    if found := re.search(r"Could not find '([\w/]+)/([^']+)'\s+Available options in '[^']+':([^:]*)\n", text):
-        group, name, listed = found.groups()
+    if match := re.search(r"Could not override '(?P<key>[\w.]+)'", text):
+        return f"{match['key']}: no such key; {_keys_beside(match['key'], schema)}"
+    if match := re.search(r"Could not find '([\w/]+)/([^']+)'\s+Available options in '[^']+':([^:]*)\n", text):
+        group, name, listed = match.groups()
         options = ", ".join(listed.split())
         return f"{group}: there is no '{name}'; use one of: {options}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
@@ -236,7 +247,7 @@ def _told(error: Exception, schema: type) -> str:
 
 
 def _keys_beside(key: str, schema: type) -> str:
-    """The keys that the section of a mistyped key has."""
+    """Return advice for a mistyped key: the keys that its section has."""
     if key == "recipe":
         return "write +recipe=NAME, with a plus"
     for section in key.split("."):

@@ -10,7 +10,7 @@ from starling_train.config.ppo import check as check_ppo
 
 # metrics that every evaluation has
 ALWAYS = ("eval/score_mean", "eval/score_std", "eval/kl_reference", "eval/length_mean", "eval/eos_fraction")
-OWN = ("compare.", "run_dir=", "name=", "dry_run=")  # of the command line, not for the runs
+OWN = ("compare.", "run_dir=", "name=", "dry_run=")  # arguments of compare itself, which the runs do not get
 PLAIN = "freeze.adapter=null"  # where the recipe has adapters
 STRATEGIES = {
     "snr": ["freeze.method=snr", PLAIN],
@@ -36,21 +36,21 @@ class CompareSection:
         "+compare.strategies.NAME=\"['KEY=VALUE']\" adds one",
     )
     only: list[str] = setting([], "names of those to run now; empty = all")
-    reference: str = setting("snr", "the one that the others are compared with")
+    reference: str = setting("snr", "the strategy that the others are compared with")
     seeds: int = number(5, 1, 1000, doc="runs of each strategy")
     first_seed: int = number(0, 0, 2**31, doc="of the `seeds` seeds in a row")
     reward: str = setting("eval/score_mean", "the metric of held-out reward")
-    skills: list[str] = setting(["eval/function_calling"], "metrics of skills that are to be kept")
+    skills: list[str] = setting(["eval/function_calling"], "metrics of the skills to keep")
     level: float | None = number(None, 1e-9, doc="gain of reward to compare skills at; null = what all runs reach")
     processes: int = number(1, 1, 1024, doc="runs side by side")
 
 
 @dataclass
 class CompareConfig(PpoConfig):
-    """`python -m starling_train.compare`: a run's (config.yaml), and what is compared.
+    """`python -m starling_train.compare`: a run's keys (config.yaml), and what is compared.
 
-    Finished runs are not repeated, and one that was interrupted goes on: the same command continues, and one with
-    compare.only=[NAME] in another process adds its strategy. compare.md has the table, compare.png the plot.
+    Finished runs are not repeated, and an interrupted one resumes: run the same command again to continue, or with
+    compare.only=[NAME] in another process to add a strategy. compare.md has the table, compare.png the plot.
     """
 
     folder: ClassVar[str] = "compare"
@@ -73,7 +73,7 @@ def check(config: CompareConfig) -> None:
                 )
     for name in section.strategies:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise UserError(f"compare.strategies: '{name}' is to name a directory; use letters, digits and _")
+            raise UserError(f"compare.strategies: '{name}' becomes the name of a directory; use letters, digits and _")
     if not config.evaluation.every:
         raise UserError("evaluation.every: 0 measures nothing to compare; give a number of steps")
     if not section.skills:
@@ -83,7 +83,7 @@ def check(config: CompareConfig) -> None:
 
 
 def check_metrics(config: CompareConfig) -> None:
-    """Raise UserError for a metric that no run would log."""
+    """Raise UserError for a metric that none of the runs would log."""
     evaluation = config.evaluation
     known = [*ALWAYS, *(f"eval/{suite}" for suite in evaluation.suites)]
     known += [f"eval/{name}_mean" for name in evaluation.functions]

@@ -1,8 +1,8 @@
 """`conf/`, the commented YAML that Hydra composes: written from the dataclasses by `make conf`.
 
-A command has a file: the dataclass's docstring is its header and, behind an empty line, the end of its --help. Every
-section with options has a folder, in which the default option is written here; those that set a few values on top of it
-(`conf/freeze/none.yaml`) are data of their own, written by hand.
+A command has a file: the dataclass's docstring is its header and, after an empty line, the end of its --help. Every
+section with options has a folder. Its default option is written here; the other options, which set a few values on top
+of the default (`conf/freeze/none.yaml`), are written by hand.
 """
 
 import json
@@ -46,7 +46,7 @@ PLAIN = re.compile(r"[A-Za-z$/][^\s,\[\]{}#'\"]*")  # text that needs no quotes
 
 
 def render() -> dict[str, str]:
-    """What is to lie in `conf/`: text by file name."""
+    """Return the files of `conf/`: text by file name."""
     files = {}
     for name, schema in FILES.items():
         for item in fields(schema):
@@ -60,7 +60,7 @@ def render() -> dict[str, str]:
 
 
 def _command(schema: type) -> str:
-    """The file of a command. One that extends ppo's starts from that file, and has its own keys only."""
+    """Return the file of a command; a command that extends ppo starts from ppo's file and has only its own keys."""
     extends = schema is not PpoConfig and issubclass(schema, PpoConfig)
     config = schema()
     header, _, footer = schema.__doc__.partition("\n\n")
@@ -92,7 +92,7 @@ def _joined(text: str) -> str:
 def _lines(
     config: Any, items: list[Field] | None = None, indent: str = "", follows: str | None = None
 ) -> Iterator[str]:
-    """Every key on a line with its comment, sections below their names."""
+    """Yield every key on a line with its comment, sections below their names."""
     items = fields(config) if items is None else items
     values = {item.name: _value(item, getattr(config, item.name), follows) for item in items}
     lengths = [len(f"{name}: {value}") for name, value in values.items()]
@@ -112,7 +112,7 @@ def _lines(
 
 
 def _section_items(item: Field, value: Any) -> list[Field]:
-    """The keys of a section that are written out: all, or those that are not as the group's default option has them."""
+    """Return the keys of a section that are written out: all, or those that differ from the group's default option."""
     if not (group := item.metadata.get("group")):
         return list(fields(value))
     theirs = {i.name: i.metadata["group"] for i in fields(PpoConfig) if i.metadata.get("group")}
@@ -130,7 +130,7 @@ def _value(item: Field, value: Any, follows: str | None) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """A value as YAML on one line."""
+    """Return a value as YAML on one line."""
     if isinstance(value, list):
         return f"[{', '.join(map(_scalar, value))}]"
     if isinstance(value, float) and "e" in repr(value):
@@ -142,7 +142,7 @@ def _scalar(value: Any) -> str:
 
 
 def _commented(line: str, comment: str, column: int) -> str:
-    """A key with its comment beside it; what does not fit there goes on below, and beside a long line nothing does."""
+    """Return a key with its comment beside it, continued below; above it where the key's line is long."""
     column = max(column, len(line) + 2)
     if column > WIDTH * 2 // 3:
         return f"{' ' * (len(line) - len(line.lstrip()))}# {comment}\n{line}\n"

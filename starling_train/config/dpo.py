@@ -44,9 +44,8 @@ class DpoEvaluationConfig(EvaluationConfig):
 
 @dataclass
 class DpoConfig(RunConfig):
-    """`python -m starling_train.dpo`: direct preference optimisation on pairs of a better and a
-    worse answer. The policy is compared with itself before training, whose log-probabilities are computed once and
-    kept."""
+    """`python -m starling_train.dpo`: direct preference optimisation on pairs of a better and a worse answer. The
+    policy is compared with itself before training: those log-probabilities are computed once and kept."""
 
     name: str = run_name("dpo", "of the run")
     dpo: DpoLossConfig = section(DpoLossConfig)
@@ -69,12 +68,12 @@ def check(config: DpoConfig) -> None:
     if config.optim.critic_learning_rate is not None:
         raise UserError("optim.critic_learning_rate: dpo has no critic; leave it out, or use optim.learning_rate")
     if config.dpo.label_smoothing and config.dpo.loss != "sigmoid":
-        raise UserError(f"dpo.label_smoothing: dpo.loss={config.dpo.loss} has none; use 0, or dpo.loss=sigmoid")
+        raise UserError(f"dpo.label_smoothing: dpo.loss={config.dpo.loss} does not use it; give 0, or dpo.loss=sigmoid")
     if config.dpo.label_smoothing == 0.5:
         raise UserError("dpo.label_smoothing: at 0.5 no pair says which answer is better; give less")
     if config.dpo.max_length <= config.data.max_prompt_tokens:
         raise UserError(
-            f"dpo.max_length: {config.dpo.max_length} leaves no room for an answer behind a prompt of "
+            f"dpo.max_length: {config.dpo.max_length} leaves no room for an answer after a prompt of "
             f"data.max_prompt_tokens={config.data.max_prompt_tokens}; raise it, or lower data.max_prompt_tokens"
         )
     if config.evaluation.responses > config.data.eval_prompts:

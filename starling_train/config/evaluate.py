@@ -30,11 +30,11 @@ class RewardSuiteConfig:
 
     path: str | None = path_to(
         None,
-        "prompts: JSONL or Nectar's parquet, directory or hub id; null = those of data.path that a run holds out "
+        "prompts: JSONL or Nectar's parquet, directory or hub id; null = the prompts of data.path that a run holds out "
         "(data.eval_prompts)",
     )
     rows: int | None = number(None, 1, doc="only the first prompts; null = all")
-    base: str | None = path_to(None, "a model of the same tokenizer that the KL is taken to; null = no KL")
+    base: str | None = path_to(None, "a model with the same tokenizer, to compute the KL to; null = no KL")
 
 
 @dataclass
@@ -87,8 +87,8 @@ class LmEvalConfig:
 
 @dataclass
 class EvaluateConfig(PpoConfig):
-    """`python -m starling_train.evaluate`: a run's (config.yaml), and what is measured. Function
-    calling and perplexity are a recipe's evaluation.* unless given.
+    """`python -m starling_train.evaluate`: a run's keys (config.yaml), and what is measured. Function calling and
+    perplexity are a recipe's evaluation.* unless given.
 
     Suites that evaluation.json has for the same models, data and settings are not measured again. The reward model
     is given by reward=KIND reward.path=DIR, or by reward=server reward.url=http://HOST:PORT.
@@ -142,7 +142,7 @@ def _check_prompts(config: EvaluateConfig) -> None:
     if not (config.reward_suite.path or config.data.path):
         raise UserError("reward_suite.path: not set, nor is data.path; give prompts: JSONL, or Nectar's parquet")
     if config.reward_suite.base == "":
-        raise UserError("reward_suite.base: empty; give the model that the KL is taken to, or null")
+        raise UserError("reward_suite.base: empty; give the model to compute the KL to, or null")
 
 
 def _check_judge(judge: JudgeConfig) -> None:

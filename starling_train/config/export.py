@@ -7,11 +7,11 @@ from starling_train.config.fields import check_values, path_to, require, setting
 
 @dataclass
 class ExportConfig:
-    """`python -m starling_train.export`: which checkpoint of which run, and where the model
-    goes. It has no run's keys: the run directory holds those.
+    """`python -m starling_train.export`: which checkpoint of which run, and where the model goes. A run's own keys
+    are read from its directory.
 
-    Writes a whole Hugging Face model with tokenizer, chat template and README.md: the base model, and in place of
-    what was trained the tensors of the checkpoint. Refused if the base model has changed since.
+    Writes a whole Hugging Face model with tokenizer, chat template and README.md: the base model, with the tensors of
+    the checkpoint in place of those that were trained. Refused if the base model has changed since.
     """
 
     run_dir: str | None = path_to(None, "of a training run, finished or not; its config.yaml says what it trains")

@@ -1,8 +1,8 @@
 """Keys of the configuration: what one may hold, what it is for, and the error class for a user's mistakes.
 
 A key is a field of a dataclass, which says everything about it once: type, default, range or choices, its comment in
-`conf/` (`doc`), whether it may change between two starts of a run (`free`), and how it was called before (`was`). Only
-the standard library is used, so that a wrong key is reported before anything heavy is imported.
+`conf/` (`doc`), whether it may change between two starts of a run (`free`), and its former name (`was`). Only the
+standard library is used, so that a wrong key is reported before anything heavy is imported.
 """
 
 import os
@@ -24,12 +24,15 @@ class UserError(ValueError):
 
 
 def setting(default: Any, doc: str, **metadata: Any) -> Any:
-    """Any value; the other kinds of keys are built on it, and take its further arguments.
+    """Declare a key of any value; the other kinds of keys are built on this one and take its further arguments.
 
-    doc: the key's comment in `conf/`. metadata: free=True for a key that may change between two starts of a run: it
-    changes neither its data nor what one step computes (but for rounding, where sequences go through a model in other
-    groups). follows="a.b": in `conf/` the key is `${a.b}`. was="old": a former name, which still works. check: of the
-    key and its value, raises UserError.
+    doc: the key's comment in `conf/`.
+    metadata: what else is known of the key:
+        free=True: it may change between two starts of a run, because it changes neither the run's data nor what one
+            step computes (except for rounding, where sequences go through a model in other groups).
+        follows="a.b": in `conf/` the key is `${a.b}`.
+        was="old": a former name, which still works.
+        check: function of the key and its value that raises UserError.
     """
     metadata["doc"] = doc
     if isinstance(default, list | dict):
@@ -38,42 +41,52 @@ def setting(default: Any, doc: str, **metadata: Any) -> Any:
 
 
 def choice(default: str | None, choices: tuple[str | None, ...], doc: str = "", **metadata: Any) -> Any:
-    """One of some texts; doc: "" where they speak for themselves."""
+    """Declare a key that holds one of some texts.
+
+    default: the text of a configuration that does not set the key.
+    choices: all of them.
+    doc: the comment in `conf/`; "" lists the choices.
+    metadata: as in `setting`.
+    """
     return setting(default, doc or ", ".join(map(str, choices)), choices=choices, **metadata)
 
 
 def number(default: float | None, low: float | None = None, high: float | None = None, *, doc: str, **more: Any) -> Any:
-    """A number within [low, high]; None leaves a side open."""
+    """Declare a key that holds a number within [low, high]; None leaves a side open."""
     return setting(default, doc, range=(low, high), **more)
 
 
 def path_to(default: str | None, doc: str, **metadata: Any) -> Any:
-    """A file or directory, or where one is read, the id of one on the hub."""
+    """Declare a key that holds a file or directory or, where one is read, an id on the hub."""
     return setting(default, doc, path=True, **metadata)
 
 
 def variable(default: str | None, doc: str, **metadata: Any) -> Any:
-    """The name of an environment variable that holds a secret; never the secret itself."""
+    """Declare a key that names the environment variable of a secret; it never holds the secret itself."""
     return setting(default, doc, variable=True, **metadata)
 
 
 def run_name(default: str, doc: str) -> Any:
-    """The name of a run, which is the name of its directory."""
+    """Declare the key that names a run, and with it the run's directory."""
     return setting(default, doc, free=True, check=_check_name)
 
 
 def section(kind: type, doc: str = "", group: str = "", free: bool = False, follows: str = "", **defaults: Any) -> Any:
-    """Keys of a dataclass, with `defaults` other than its own.
+    """Declare a section: the keys of a dataclass.
 
-    doc: the section's comment in `conf/`, if not the dataclass's docstring. group: the option of `conf/<section>/` that
-    is the default; "": the section is written out where it is used. free, follows: of all its keys, as in `setting`.
+    kind: the dataclass.
+    doc: the section's comment in `conf/`; "" takes the dataclass's docstring.
+    group: the option of `conf/<section>/` that is the default; "" writes the section out where it is used.
+    free: of all its keys, as in `setting`.
+    follows: of all its keys, as in `setting`.
+    defaults: values that replace the dataclass's own defaults.
     """
     metadata = {"doc": doc, "group": group, "free": free, "follows": follows}
     return field(default_factory=lambda: kind(**defaults), metadata=metadata)
 
 
 def walk(config: Any, prefix: str = "", free: bool = False) -> Iterator[tuple[str, Field, Any, bool]]:
-    """Every key of a configuration that is not a section: name with those of its sections, field, value, is free."""
+    """Yield every key of a configuration that is not a section: dotted name, field, value, whether it is free."""
     for item in fields(config):
         key, value, is_free = (
             f"{prefix}{item.name}",
@@ -87,7 +100,7 @@ def walk(config: Any, prefix: str = "", free: bool = False) -> Iterator[tuple[st
 
 
 def former_names(schema: type) -> dict[str, str]:
-    """Old key -> new key, of a command's configuration."""
+    """Return the renamed keys of a command's configuration: old key -> new key."""
     return {
         f"{key.rpartition('.')[0]}.{item.metadata['was']}".lstrip("."): key
         for key, item, _, _ in walk(schema())
@@ -96,9 +109,9 @@ def former_names(schema: type) -> dict[str, str]:
 
 
 def changed(config: Any, written: dict[str, Any]) -> list[str]:
-    """The keys that hold something else than a run has written of its configuration, and may not.
+    """Return the keys that may not change within a run but differ from the configuration that the run has written.
 
-    written: nested as the configuration. A key that it lacks is newer than the run, which had its default.
+    written: nested as the configuration. A key that it lacks is newer than the run, which used the key's default.
     """
     defaults = {key: value for key, _, value, _ in walk(type(config)())}
     old = {new: name for name, new in former_names(type(config)).items()}
@@ -119,8 +132,9 @@ def _at(values: Any, key: str, default: Any) -> Any:
 
 
 def local_path(path: str | Path, key: str) -> Path:
-    """The path as the file system knows it, `~` expanded. Raises UserError for one that cannot be: too long, a null
-    byte. key: the configuration key, for the message.
+    """Return the path with `~` expanded. Raises UserError for one that cannot exist: too long, a null byte.
+
+    key: the configuration key, for the message.
     """
     local = Path(path).expanduser()
     if reason := no_path(local):
@@ -141,8 +155,8 @@ def check_values(config: Any, prefix: str = "") -> None:
         if "variable" in limits and value is not None and not VARIABLE.fullmatch(value):
             # the value is not shown: it may be the secret
             raise UserError(
-                f"{key}: what is given is no name of an environment variable (capitals, digits, _); put the token into "
-                "a variable and give its name"
+                f"{key}: the value is not the name of an environment variable (capitals, digits, _); put the token "
+                "into a variable and give its name"
             )
         if limits.get("path") and value and (reason := no_path(Path(value))):
             raise UserError(f"{key}: {value[:80]!r} cannot be a path ({reason}); check it, or give another")
@@ -158,18 +172,18 @@ def _check_range(key: str, value: float, low: float | None, high: float | None) 
             if low is not None and high is not None
             else (f"{low:g} or more" if low is not None else f"{high:g} or less")
         )
-        raise UserError(f"{key}: {_shown(value)} is out of range; give a number {bounds}")
+        raise UserError(f"{key}: {_short(value)} is out of range; give a number {bounds}")
     if not abs(value) <= LARGEST:
-        raise UserError(f"{key}: {_shown(value)} is out of range; give a finite number, at most {LARGEST:g}")
+        raise UserError(f"{key}: {_short(value)} is out of range; give a finite number, at most {LARGEST:g}")
 
 
-def _shown(value: float) -> str:
-    """Short; an integer of hundreds of digits has no float to format."""
+def _short(value: float) -> str:
+    """Return a number in a few characters; an integer of hundreds of digits does not fit into a float."""
     return f"{value:g}" if isinstance(value, float) or abs(value) <= LARGEST else f"{str(value)[:12]}..."
 
 
 def require(key: str, value: object, what: str) -> None:
-    """Raise UserError for a key that is not set; what: to give."""
+    """Raise UserError for a key that is not set; `what` says what to give."""
     if not value:
         raise UserError(f"{key}: not set; give {what}")
 
@@ -187,7 +201,7 @@ def check_betas(key: str, betas: list[float]) -> None:
 
 
 def no_path(path: Path) -> str | None:
-    """Why no file system takes a path (too long, a null byte, links in a circle), or None; it need not be there."""
+    """Return why a path cannot exist (too long, a null byte, links in a circle), or None; it need not exist."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -206,7 +220,7 @@ def _check_name(key: str, name: str) -> None:
 
 @contextmanager
 def named_in_errors(where: str) -> Iterator[None]:
-    """Put a key, a file or a line before what is wrong with it."""
+    """Put a key, a file or a line in front of the message of any UserError raised inside."""
     try:
         yield
     except UserError as error:
@@ -214,9 +228,10 @@ def named_in_errors(where: str) -> Iterator[None]:
 
 
 def check_server_url(url: str, key: str, secret_key: str) -> None:
-    """Raise UserError for what is no address of a server, and for one that holds a secret: it would be in every log.
+    """Raise UserError for a URL that is not a server's address or holds a secret, which would be in every log.
 
-    key: the configuration key, secret_key: the one that names a secret's environment variable, for messages.
+    key: the configuration key of the URL, for messages.
+    secret_key: the key that names a secret's environment variable, for messages.
     """
     try:
         parts = urlsplit(url)
@@ -229,14 +244,14 @@ def check_server_url(url: str, key: str, secret_key: str) -> None:
             f"the environment variable that {secret_key} names, and give http://HOST:PORT"
         )
     if not known:
-        raise UserError(f"{key}: '{url}' is no address; give http://HOST:PORT")
+        raise UserError(f"{key}: '{url}' is not an address; give http://HOST:PORT")
 
 
 def check_url(url: str, protocol: str) -> None:
-    """As `check_server_url`, for a reward server. Raises UserError."""
+    """Check a reward server's URL, as `check_server_url` does. Raises UserError."""
     check_server_url(url, "reward.url", "reward.token_env")
     parts = urlsplit(url)
     if protocol == "starling" and (parts.query or parts.fragment):
         raise UserError(
-            "reward.url: has something behind ? or #; give http://HOST:PORT, and a token in reward.token_env"
+            "reward.url: has something after ? or #; give http://HOST:PORT, and a token in reward.token_env"
         )

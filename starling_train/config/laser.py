@@ -28,7 +28,7 @@ class ReductionConfig:
         "perplexity",
         ("perplexity", "preference_margin", "preference_share"),
         doc="must not get worse: perplexity; preference_margin (mean log-probability of a token of the preferred "
-        "answer less the other's); preference_share (of pairs with a margin above 0)",
+        "answer minus the other's); preference_share (of pairs with a margin above 0)",
     )
     percent: float = number(100.0, 0.0, 100.0, doc="of the candidates, the lowest raw SNR first")
     modules: list[str] = setting([], "only these matrices, by full name, e.g. [model.layers.0.mlp.down_proj]; [] = all")
@@ -42,7 +42,7 @@ class ReductionConfig:
         doc="tokens: text is cut into windows of this length, longer pairs are left out; null = the model's positions, "
         f"{LONGEST_WINDOW} at most",
     )
-    tokens_per_batch: int = number(16384, 1, doc="that go through the model at a time; halved when memory runs out")
+    tokens_per_batch: int = number(16384, 1, doc="tokens per forward pass; halved when memory runs out")
     factored: bool = setting(False, "also write run_dir/factored: accepted matrices as two thin ones where that saves")
 
 
@@ -72,11 +72,10 @@ class PairsConfig:
 
 @dataclass
 class LaserConfig(PpoConfig):
-    """`python -m starling_train.laser`: a run's (config.yaml), and how matrices are reduced in
-    rank. A matrix keeps its singular values above the threshold of freeze.dialect; freeze.scan gives an existing
-    scan.
+    """`python -m starling_train.laser`: a run's keys (config.yaml), and how matrices are reduced in rank. A matrix
+    keeps its singular values above the threshold of freeze.dialect; freeze.scan gives an existing scan.
 
-    Every try is a line of run_dir/tries.jsonl; the same command again goes on where an earlier start was stopped.
+    Every try is a line of run_dir/tries.jsonl; run the same command again to continue a search that was stopped.
     """
 
     folder: ClassVar[str] = "laser"
@@ -92,7 +91,9 @@ def check(config: LaserConfig) -> None:
     check_values(config)
     require("model.path", config.model.path, "the model to reduce: a Hugging Face directory or hub id")
     if config.model.load_in:
-        raise UserError(f"model.load_in: a {config.model.load_in} model has no matrices to exchange; use null")
+        raise UserError(
+            f"model.load_in: a {config.model.load_in} model has no matrices that could be replaced; use null"
+        )
     if config.laser.percent == 0:
         raise UserError("laser.percent: 0 selects nothing to try; give a percentage above 0, e.g. 25")
     if config.laser.measure == "perplexity":

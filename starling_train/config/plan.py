@@ -21,11 +21,11 @@ class DevicesConfig:
 
 @dataclass
 class PlanConfig(PpoConfig):
-    """`python -m starling_train.plan`: a run's (config.yaml), and the devices planned for.
+    """`python -m starling_train.plan`: a run's keys (config.yaml), and the devices planned for.
 
     Memory of each device by part, trainable parameters by module type, tokens and estimated time of a step, and the
-    fewest devices that hold the run. From config.json alone; the shapes of the published models are known without
-    it.
+    fewest devices that hold the run. All from config.json, which the published models do not even need: their shapes
+    are built in.
     """
 
     plan: DevicesConfig = section(DevicesConfig)
@@ -37,5 +37,5 @@ def check(config: PlanConfig) -> None:
     if config.plan.processes > config.algorithm.prompts_per_step:
         raise UserError(
             f"plan.processes: {config.plan.processes} exceeds algorithm.prompts_per_step="
-            f"{config.algorithm.prompts_per_step}; lower it, or raise that"
+            f"{config.algorithm.prompts_per_step}; lower it, or raise algorithm.prompts_per_step"
         )

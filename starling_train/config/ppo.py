@@ -32,16 +32,16 @@ class PpoConfig(RunConfig):
 
 
 def check_ppo_adapter(config: PpoConfig) -> None:
-    """Check what PPO with adapters needs. Raises UserError."""
+    """Check the keys that adapters restrict in PPO. Raises UserError."""
     if config.model.load_in == "8bit" and config.rollout.engine == "slots":
         raise UserError(
-            "model.load_in: the 8-bit products of bitsandbytes wait for the GPU and cannot be captured in the graphs "
-            "of rollout.engine=slots; use 4bit, or rollout=hf"
+            "model.load_in: bitsandbytes' 8-bit products wait for the GPU and cannot be captured in the CUDA graphs of "
+            "rollout.engine=slots; use 4bit, or rollout=hf"
         )
     if config.freeze.adapter and config.algorithm.critic == "separate":
         raise UserError(
-            "algorithm.critic: separate trains a whole copy; with freeze.adapter=lora use head, or twin for adapters "
-            "of its own"
+            "algorithm.critic: separate trains a whole copy; with freeze.adapter=lora use head, or twin for a second "
+            "set of adapters"
         )
     if config.freeze.adapter and config.freeze.lora.dropout:
         raise UserError("freeze.lora.dropout: in PPO a probability must be the same each time it is computed; use 0")
@@ -63,7 +63,7 @@ def check(config: PpoConfig) -> None:
             "leave none in which the policy trains; lower it"
         )
     if config.algorithm.kl.target is not None and config.algorithm.kl.coefficient == 0:
-        raise UserError("algorithm.kl.coefficient: 0 stays 0 whatever algorithm.kl.target asks for; start above 0")
+        raise UserError("algorithm.kl.coefficient: 0 stays 0 whatever algorithm.kl.target is; start above 0")
     if config.reward.has_weights and config.reward.max_length <= config.rollout.max_new_tokens:
         raise UserError(
             f"reward.max_length: {config.reward.max_length} leaves no room for a prompt and rollout.max_new_tokens="

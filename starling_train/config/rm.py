@@ -35,9 +35,9 @@ class RankingConfig:
 
 @dataclass
 class RmConfig(RunConfig):
-    """`python -m starling_train.rm`: K-wise training of a reward model on ranked answers. The
-    defaults are the Starling authors' for 7B where those are known (not: weight decay, clipping, number of GPUs, so
-    rows a step; for 34B their rate was 1.67e-6)."""
+    """`python -m starling_train.rm`: K-wise training of a reward model on ranked answers. The defaults are the Starling
+    authors' for 7B where those are known. Unknown are weight decay, clipping and the number of GPUs, and so the rows a
+    step. For 34B their rate was 1.67e-6."""
 
     name: str = run_name("rm", "of the run")
     model: ModelConfig = section(

@@ -1,4 +1,4 @@
-"""What every training run is configured by."""
+"""The configuration that every training run has."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from starling_train.config.sections import (
 class RunConfig:
     """What ppo, dpo and rm have in common."""
 
-    # where a recipe's name is that of the training run's directory already, a command of its own adds this to it
+    # a recipe's name is the name of its training run's directory; a command with other results appends this to it
     folder: ClassVar[str] = ""
 
     name: str = run_name("run", "of the run")
@@ -39,7 +39,7 @@ class RunConfig:
     logging: TrackingConfig = section(TrackingConfig, free=True)
 
     def directory(self) -> Path:
-        """Where a run's files go: `run_dir`, or a folder of `runs/`."""
+        """Return the directory of the run's files: `run_dir`, or a folder of `runs/`."""
         name = self.name if self.folder in self.name else f"{self.name}-{self.folder}"
         return Path(self.run_dir or Path("runs") / name).expanduser()
 
@@ -47,7 +47,10 @@ class RunConfig:
 def check_run(config: RunConfig, model: str, data: str, recipe: str) -> None:
     """Check what ppo, dpo and rm have in common. Raises UserError.
 
-    model, data: what `model.path` and `data.path` are to give. recipe: one that gives both.
+    config: the run's configuration.
+    model: what `model.path` must give, for the message.
+    data: what `data.path` must give, for the message.
+    recipe: the name of a recipe that gives both, for the message.
     """
     check_values(config)
     for key, value, what in (("model.path", config.model.path, model), ("data.path", config.data.path, data)):

@@ -9,7 +9,7 @@ from starling_train.config.sections import check_reward
 
 @dataclass
 class ScoreConfig(PpoConfig):
-    """`python -m starling_train.score`: a run's (config.yaml), and the two files.
+    """`python -m starling_train.score`: a run's keys (config.yaml), and the two files.
 
     Exit code 0: every line was scored. 2: some lines were wrong (named on stderr and in the output; all others are
     scored), or the configuration was. The model is given by reward=KIND reward.path=DIR.
@@ -17,7 +17,7 @@ class ScoreConfig(PpoConfig):
 
     name: str = run_name("score", "of the job; nothing is written but the output")
     input: str | None = path_to(None, 'JSONL: {"messages": [...]}, list of messages, or {"prompt", "response"} a line')
-    output: str | None = path_to(None, 'JSONL: {"line", "score"} or {"line", "error"} a line; a stopped job goes on')
+    output: str | None = path_to(None, 'JSONL: {"line", "score"} or {"line", "error"} a line; a stopped job resumes')
     chunk: int = number(1024, 1, doc="lines read, sorted by length and scored together")
 
 

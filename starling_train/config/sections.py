@@ -1,6 +1,6 @@
 """The sections that commands share, as typed dataclasses, and their checks across keys.
 
-A docstring is the section's comment in `conf/`; see `fields` for what else a key says of itself.
+A docstring is the section's comment in `conf/`; `fields` describes what else a key declares.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class FreezeConfig:
     unit: str = choice(
         "matrix",
         ("matrix", "layer"),
-        doc="matrix (those that share a tensor, such as stacked experts, together), or layer: whole decoder layers; "
+        doc="matrix (matrices that share a tensor, such as stacked experts, together), or layer: whole decoder layers; "
         "both by the mean rank of their matrices",
     )
     scope: str = choice("type", ("type", "global"), doc="type: rank within each module type; global: one ranking")
@@ -67,11 +67,13 @@ class FreezeConfig:
     max_memory_gb: float | None = number(None, 0.0, doc="decimal GB for training them, 20 bytes a parameter; likewise")
     layers: list[int] = setting([], "decoder layers, counted from 0, for layers")
     last_layers: int = number(4, 1, doc="how many, for last_layers")
-    lowest_layer: int = number(0, 0, doc="none below this decoder layer trains; they are computed once for all models")
+    lowest_layer: int = number(
+        0, 0, doc="layers below this decoder layer never train; they are computed once for all models"
+    )
     dialect: str = choice(
         "spectrum",
         ("spectrum", "laserrmt", "gavish_donoho"),
-        doc="how signal is told from noise: spectrum, laserrmt, gavish_donoho; with scan, its own",
+        doc="how signal is separated from noise: spectrum, laserrmt, gavish_donoho; with scan, the scan's",
     )
     scan: str | None = path_to(None, "an existing scan (ours or Spectrum's JSON); null = scan now")
     embeddings: bool = setting(False, "also train the input embeddings (nothing can then be shared below them)")
@@ -210,14 +212,16 @@ class AlgorithmConfig:
         doc="head on the policy, twin (own copies of the trainable tensors), separate (a whole model)",
     )
     critic_warmup_steps: int = number(0, 0, doc="first steps in which only the critic learns")
-    missing_eos_penalty: float = number(1.0, 0.0, doc="off the scaled score of a response that did not end itself")
+    missing_eos_penalty: float = number(
+        1.0, 0.0, doc="subtracted from the scaled score of a response that did not end itself"
+    )
     length_penalty: float = number(0.0, doc="subtracted from the scaled score per 100 response tokens")
     kl: KLConfig = section(KLConfig)
 
 
 @dataclass
 class OptimConfig:
-    """AdamW, with float32 master copies of trainable tensors that are kept in a shorter type."""
+    """AdamW, with float32 master copies of trainable tensors that are stored in a shorter type."""
 
     learning_rate: float = number(2e-7, 0.0, 1.0, doc="of the policy, or of the reward model's transformer, per update")
     critic_learning_rate: float | None = number(
@@ -234,12 +238,14 @@ class OptimConfig:
     warmup_steps: int = number(0, 0, doc="steps of a linear rise from 0; 0 = warmup_percent of the run's steps")
     warmup_percent: float = number(0.0, 0.0, 100.0, doc="percent of the steps in which the rate rises from 0")
     max_gradient_norm: float = number(1.0, 1e-9, doc="L2 over all trainable tensors; larger ones are scaled to it")
-    eight_bit: bool = setting(False, "Adam's moments in 8 bits (bitsandbytes, GPU): 6 bytes a trainable parameter less")
+    eight_bit: bool = setting(
+        False, "Adam's moments in 8 bits (bitsandbytes, GPU): saves 6 bytes a trainable parameter"
+    )
 
 
 @dataclass
 class ClusterConfig:
-    """Where it runs. Several processes are started by a launcher: torchrun -m starling_train.ppo ..., or accelerate
+    """The devices. Several processes are started by a launcher: torchrun -m starling_train.ppo ..., or accelerate
     launch."""
 
     device: str = choice("auto", ("auto", "cpu", "cuda"), doc="auto (cuda if there is one), cpu, cuda; a process a GPU")
@@ -296,14 +302,14 @@ class EvaluationConfig(HeldOutConfig):
 
 @dataclass
 class TrackingConfig:
-    """What is followed from elsewhere while it runs."""
+    """The tracker that follows the run."""
 
     wandb: str = choice("disabled", ("disabled", "offline", "online"))
 
 
 @dataclass
 class LoggingConfig(TrackingConfig):
-    """What is followed from elsewhere while it runs, and what is kept to be read."""
+    """The tracker that follows the run, and the responses that are kept."""
 
     samples: int = number(16, 1, doc="held-out prompts whose responses are kept at each evaluation")
 
@@ -331,11 +337,11 @@ def _check_model(reward: RewardConfig) -> None:
     if reward.position == "card" and reward.kind != "starling_7b":
         raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {reward.kind}'s; use last_token")
     if reward.trailing_newline and reward.kind != "starling_34b":
-        raise UserError(f"reward.trailing_newline: the template of {reward.kind} has none; use false")
+        raise UserError(f"reward.trailing_newline: the template of {reward.kind} does not have one; use false")
 
 
 def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> None:
-    """Check what an evaluation is made of. Raises UserError."""
+    """Check the suites and functions of an evaluation. Raises UserError."""
     if "" in rollout.stop_strings:
         raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
     for suite in evaluation.suites:
@@ -367,7 +373,7 @@ def check_freeze(freeze: FreezeConfig) -> None:
 
 
 def check_adapter(model: ModelConfig, freeze: FreezeConfig, zero_stage: int) -> None:
-    """Check what a quantised base allows. Raises UserError."""
+    """Check the keys that a quantised base restricts. Raises UserError."""
     if model.load_in and not freeze.adapter:
         raise UserError(
             f"model.load_in: weights in {model.load_in} cannot train themselves; use freeze.adapter=lora, or leave it "

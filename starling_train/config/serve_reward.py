@@ -9,7 +9,7 @@ from starling_train.config.sections import check_reward
 
 @dataclass
 class ServeConfig(PpoConfig):
-    """`python -m starling_train.serve_reward`: a run's (config.yaml), and how it answers.
+    """`python -m starling_train.serve_reward`: a run's keys (config.yaml), and how the server answers.
 
     POST /score {"conversations": [[{"role", "content"}, ...], ...]} -> {"scores": [...]}; POST /get_reward is
     OpenRLHF's remote reward model; GET /health. The model is given by reward=KIND reward.path=DIR.
@@ -22,9 +22,11 @@ class ServeConfig(PpoConfig):
         "STARLING_REWARD_TOKEN", "variable that holds the bearer token; unset = none is requested; null = never"
     )
     max_body_mb: float = number(16.0, 0.001, 10_000.0, doc="10^6 bytes of a request's body; larger ones get 413")
-    max_wait_ms: float = number(5.0, 0.0, 60_000.0, doc="milliseconds that a request waits for others")
+    max_wait_ms: float = number(
+        5.0, 0.0, 60_000.0, doc="milliseconds that a request waits for others to join its batch"
+    )
     max_connections: int = number(1024, 1, 65_536, doc="open at the same time; more get 503")
-    shutdown_s: int = number(60, 0, 86_400, doc="seconds that requests under way have to end after SIGTERM")
+    shutdown_s: int = number(60, 0, 86_400, doc="seconds that requests under way may take to end after SIGTERM")
 
 
 def check(config: ServeConfig) -> None:

@@ -9,10 +9,10 @@ from starling_train.config.sections import check_freeze
 
 @dataclass
 class SnrConfig(PpoConfig):
-    """`python -m starling_train.snr`: a run's (config.yaml), and what only a scan has.
-    NaN, infinity and quantised types are looked for in the matrices that are scanned, and nowhere else: embeddings,
-    head, norms and what is listed as not scanned are not read. An earlier scan's results in the run's directory give
-    way as soon as a scan starts; what they know of unchanged weights is not computed again."""
+    """`python -m starling_train.snr`: a run's keys (config.yaml), and what only a scan has. Only the matrices that are
+    scanned are checked for NaN, infinity and quantised types: embeddings, head, norms and what is listed as not scanned
+    are not read. A scan first removes an earlier scan's results from the run's directory, but does not compute again
+    what they hold for unchanged weights."""
 
     name: str = run_name("snr", "results go to runs/<name>, or to run_dir")
     compare: str | None = path_to(None, "another scan (ours or Spectrum's JSON): how far the two agree")
