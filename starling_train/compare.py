@@ -17,12 +17,12 @@ def check_start(config: CompareConfig) -> None:
 
 @command(check_start, CompareConfig, "compare")
 def main(config: CompareConfig) -> None:
-    """Run what is not finished, then compare all that is."""
+    """Run what is not finished, then compare all finished runs."""
     from starling_train.comparison import children, runs
 
     directory = config.directory()
 
-    # 1. Mistakes of any run, before the first of them trains.
+    # 1. Mistakes in any run, before the first one trains.
     requested = runs.find_runs(config, directory, sys.argv[1:], configuration, quoted)
     missing = [run for run in requested if not run.finished]
     runs.look_over(missing, config.dry_run)
@@ -31,15 +31,15 @@ def main(config: CompareConfig) -> None:
         runs.describe(requested)
         return
 
-    # 2. The runs; one that was interrupted goes on.
+    # 2. The runs; an interrupted one resumes.
     children.run([run.child for run in missing], config.compare.processes, lambda line: print(line, flush=True))
 
-    # 3. All that is finished there, that of other strategies too.
+    # 3. All finished runs in the directory, those of other strategies too.
     report(config, directory)
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Raise UserError for what the runs' own arguments would overrule without a word."""
+    """Raise UserError for arguments that the runs' own ones would silently overrule."""
     for argument in arguments:
         if argument.lstrip("+~").startswith("seed="):
             raise UserError(f"seed: compare gives each run its own; use compare.first_seed{argument.lstrip('+~')[4:]}")
@@ -48,22 +48,22 @@ def check_arguments(arguments: list[str]) -> None:
 
 
 def report(config: CompareConfig, directory: Path) -> None:
-    """compare.json, compare.png and compare.md of every finished run in the directory, if one is the reference's."""
-    from starling_train.comparison import curves as comparison
-    from starling_train.report import comparison as page
+    """Write compare.json, compare.png and compare.md of all finished runs, if one is of the reference strategy."""
+    from starling_train.comparison.curves import compare, read
+    from starling_train.report import comparison
 
     section, curves = config.compare, []
-    for place in sorted((directory / "runs").glob("*/seed_*")):
-        seed = int(place.name.removeprefix("seed_"))
-        curve = comparison.read(place, place.parent.name, seed, section.reward, section.skills)
+    for run in sorted((directory / "runs").glob("*/seed_*")):
+        seed = int(run.name.removeprefix("seed_"))
+        curve = read(run, run.parent.name, seed, section.reward, section.skills)
         curves += [curve] if curve else []
     if not any(curve.strategy == section.reference for curve in curves):
         print(f"no comparison yet: no run of {section.reference}, compare.reference, is finished")
         return
-    found = comparison.compare(curves, section.reference, section.level)
-    text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
-    page.write(directory, config.name, curves, found, text)
-    print("\n".join([page.table(found), *page.sentences(found), *found.notes]))
+    compared = compare(curves, section.reference, section.level)
+    text = json.dumps(compared.to_json(), indent=1, allow_nan=False) + "\n"
+    comparison.write(directory, config.name, curves, compared, text)
+    print("\n".join([comparison.table(compared), *comparison.sentences(compared), *compared.notes]))
     print(f"comparison: {(directory / 'compare.md').resolve()}")
 
 

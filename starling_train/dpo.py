@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @command(check, DpoConfig, "dpo")
 def main(config: DpoConfig) -> None:
-    """Dry run, nothing to do, or train."""
+    """Describe the run (dry run), or train unless it is finished."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
     from starling_train.training.dpo.inputs import describe
     from starling_train.training.start import start
@@ -22,7 +22,7 @@ def main(config: DpoConfig) -> None:
 
 
 def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
-    """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
+    """Make all steps of one run, from wherever an earlier start left off; every process of the run does the same."""
     from starling_train.data.prompts import Stream
     from starling_train.evals import held_out_pairs
     from starling_train.evals.held_out import HeldOut, Measured
@@ -43,7 +43,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     reference = dpo_inputs.find_reference(config, run, inputs, runtime)
     policy = load_policy(config, inputs.source, run.path, runtime)  # scan, select, load, freeze
 
-    # One policy; what it is compared with are numbers.
+    # One policy; it is compared with numbers, not with a second model.
     actors = Actors(policy.model, "none", policy.table.lowest_layer, has_reference=False).to(runtime.device)
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 

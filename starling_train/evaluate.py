@@ -9,19 +9,19 @@ from starling_train.cli import command
 from starling_train.config.evaluate import EvaluateConfig, check
 
 if TYPE_CHECKING:
-    from starling_train.evals.suite import Line
+    from starling_train.evals.suite import ResultLine
 
 
 @command(check, EvaluateConfig, "evaluate")
 def main(config: EvaluateConfig) -> None:
-    """Find what the suites need, pass over what is done, measure the rest, print the table, write the page."""
+    """Find what the suites need, skip what was measured before, measure the rest, print the table, write the page."""
     from starling_train import __version__
     from starling_train.evals import registry, results
     from starling_train.evals.subjects import Subjects
     from starling_train.report import page
     from starling_train.run.runtime import Runtime
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # everything that is done is in a file already
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # everything measured so far is in a file already
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
 
     # 1. What can be wrong, before anything is loaded.
@@ -29,11 +29,11 @@ def main(config: EvaluateConfig) -> None:
     file = results.path_of(config.directory())
     done = results.read(file)
     subjects = Subjects(config, runtime, results.files(file))
-    asked = [registry.suite(name).find(subjects) for name in dict.fromkeys(config.suites)]
-    missing = [suite for suite in asked if results.find(done, suite.identity) is None]
+    requested = [registry.suite(name).find(subjects) for name in dict.fromkeys(config.suites)]
+    missing = [suite for suite in requested if results.find(done, suite.identity) is None]
     for suite in missing:
         suite.check(config.dry_run)
-    for suite in asked:
+    for suite in requested:
         would = "would measure" if suite in missing else "done already:"
         if config.dry_run or suite not in missing:
             print(f"{suite.name}: {would} {suite.plan()}")
@@ -47,15 +47,19 @@ def main(config: EvaluateConfig) -> None:
         print(f"{suite.name}: {suite.plan()}", flush=True)
         began = time.perf_counter()
         result = suite.measure(file.parent, lambda text: print(text, flush=True))
-        made = {"seconds": round(time.perf_counter() - began, 3), "device": runtime.describe(), "version": __version__}
-        shown = {"lines": [[line.part, line.value, line.count] for line in suite.lines(result)]}
-        shown["notes"] = suite.notes(result)
-        entry = {"identity": suite.identity, "result": result, "shown": shown, "made": made}
+        origin = {
+            "seconds": round(time.perf_counter() - began, 3),
+            "device": runtime.describe(),
+            "version": __version__,
+        }
+        words = {"lines": [[line.part, line.value, line.count] for line in suite.lines(result)]}
+        words["notes"] = suite.notes(result)
+        entry = {"identity": suite.identity, "result": result, "shown": words, "made": origin}
         results.add(file, entry, subjects.hashed)
 
-    # 3. What is known now of everything that was asked for.
+    # 3. The results of all requested suites, old and new.
     done = results.read(file)
-    measured = [(suite, results.find(done, suite.identity)) for suite in asked]
+    measured = [(suite, results.find(done, suite.identity)) for suite in requested]
     print(table([(suite.name, suite.lines(result)) for suite, result in measured]))
     for suite, result in measured:
         for note in suite.notes(result):
@@ -64,8 +68,8 @@ def main(config: EvaluateConfig) -> None:
     print(f"results: {file.resolve()}")
 
 
-def table(suites: "list[tuple[str, list[Line]]]") -> str:
-    """A line for each suite and for each of its parts."""
+def table(suites: "list[tuple[str, list[ResultLine]]]") -> str:
+    """Return a table with a line for each suite and for each of its parts."""
     rows = [
         (f"  {line.part}" if index else " ".join(filter(None, (name, line.part))), line.value, f"{line.count:,}")
         for name, lines in suites

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @command(check, ExportConfig, "export")
 def main(config: ExportConfig) -> None:
-    """Find the checkpoint, see that base model and disk are right, write the model."""
+    """Find the checkpoint, check base model and disk, write the model."""
     from starling_train.files import disk, whole
     from starling_train.report import model_card
     from starling_train.run import saved
-    from starling_train.training import trained as exporting
+    from starling_train.training.trained import load_trained, plan
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # what is half written is removed on the way out
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # a half-written model is removed on the way out
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
 
     # 1. What can be wrong, from headers and small files.
@@ -32,25 +32,25 @@ def main(config: ExportConfig) -> None:
     disk.check_new(output, "output")
     run = saved.find(Path(config.run_dir).expanduser(), config.checkpoint)
     trained = trained_by(run, config.base)
-    plan = exporting.plan(run, trained)
-    disk.check_fits(output, plan.size, "the model's weights", "free some, or give another output", "output")
+    export = plan(run, trained)
+    disk.check_fits(output, export.size, "the model's weights", "free some, or give another output", "output")
     if config.dry_run:
-        share = plan.table.parameters_trained / plan.table.parameters_of
+        share = export.table.parameters_trained / export.table.parameters_of
         print(
-            f"would write {trained.what} of step {run.step} to {output}: {plan.size / 1e9:.3g} GB\n"
-            f"base model {trained.directory}, and {len(plan.table.names)} tensors of {run.checkpoint}, {share:.1%} of "
-            "the parameters\n"
+            f"would write {trained.what} of step {run.step} to {output}: {export.size / 1e9:.3g} GB\n"
+            f"base model {trained.directory}, and {len(export.table.names)} tensors of {run.checkpoint}, {share:.1%} "
+            "of the parameters\n"
             "not compared yet: the bytes of the checkpoint and of the base model"
         )
         return
 
-    # 2. The bytes: of the checkpoint, and of the base model that it belongs to.
+    # 2. The bytes of the checkpoint and of its base model.
     base = saved.verify(run, trained.directory)
 
     # 3. The model, whole or not at all.
-    card = model_card.render(run, trained, plan.table, base)
+    card = model_card.render(run, trained, export.table, base)
     with disk.disk_errors(output):
-        model = exporting.load_trained(run, trained)
+        model = load_trained(run, trained)
 
         def write(directory: Path) -> None:
             directory.mkdir(parents=True)
@@ -62,16 +62,16 @@ def main(config: ExportConfig) -> None:
 
 
 def trained_by(run: "SavedRun", base: str | None) -> "Trained":
-    """What the run trains, by its config.yaml: a reward model where that has a section `rm`, else a policy."""
-    from starling_train.training import trained as exporting
+    """Return what the run trains: a reward model where its config.yaml has a section `rm`, else a policy."""
+    from starling_train.training.trained import TrainedPolicy, TrainedReward
 
     if not isinstance(run.settings.get("model"), dict):
-        raise UserError(f"run_dir: {run.config_file} says of no model; give the directory of a training run")
+        raise UserError(f"run_dir: {run.config_file} names no model; give the directory of a training run")
     sections = {name: run.settings[name] for name in ("model", "freeze", "rm") if name in run.settings}
     if "rm" in sections:
-        return exporting.TrainedReward(read_settings(sections, RmConfig, run.config_file), base)
+        return TrainedReward(read_settings(sections, RmConfig, run.config_file), base)
     settings = read_settings(sections, PpoConfig, run.config_file)
-    return exporting.TrainedPolicy(settings.model, settings.freeze, base)
+    return TrainedPolicy(settings.model, settings.freeze, base)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @command(check, LaserConfig, "laser")
 def main(config: LaserConfig) -> None:
-    """Dry run, nothing to do, or search."""
+    """Describe the search (dry run), or search unless it is finished."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
     from starling_train.rank_search.inputs import Inputs
     from starling_train.run.directory import RunDirectory
@@ -36,11 +36,11 @@ def main(config: LaserConfig) -> None:
 
 
 def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None:
-    """All tries of one run, from wherever an earlier start left off; then the model, its numbers and its page."""
+    """Make all tries of one run, from wherever an earlier start left off; then write the model, numbers and page."""
     from starling_train.models.budget import Budget
     from starling_train.rank_search import results
-    from starling_train.rank_search import search as rank_search
     from starling_train.rank_search.inputs import Inputs, measure
+    from starling_train.rank_search.search import LOG, order
     from starling_train.report import laser_page
     from starling_train.run.console import Console
     from starling_train.run.signals import Stopped, StopRequest
@@ -53,7 +53,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             # 1. Inputs. Nothing is written before all of them are known to be right.
             with stop.abandonable():
                 inputs = Inputs.find(config, runtime, run)
-            log = run.log(run.path / rank_search.LOG)
+            log = run.log(run.path / LOG)
             tries = max(0, log.last)
             known = results.read_start(run, inputs.source, inputs.criterion.digest())
             results.check_room(run, inputs.source, config.laser.factored)
@@ -65,7 +65,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
                 records = inputs.scan(runtime, run)
             scans.write_scan(records, run.path)
             laser = config.laser
-            candidates, uncut = rank_search.order(records, laser.modules, laser.layers, laser.types, laser.percent)
+            candidates, uncut = order(records, laser.modules, laser.layers, laser.types, laser.percent)
 
             # 3. The model, and how good it is before anything is changed.
             with stop.abandonable():
@@ -79,9 +79,9 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             console.say(f"{tries} of {len(candidates)} tries are done, {uncut} matrices have nothing to cut")
             for row in attempts.go_on(log, stop):
                 tries = row["step"]
-                console.say(told(row, len(candidates)))
+                console.say(in_words(row, len(candidates)))
 
-            # 5. What came of it, for whoever wants to use it or to know what happened.
+            # 5. The results: the model to use, and what happened.
             with stop.abandonable():
                 held_out = inputs.criterion.measure_held_out(model, budget)
             with stop.finishing():
@@ -95,8 +95,8 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             sys.exit(stop.exit_code)
 
 
-def told(row: dict[str, Any], tries: int) -> str:
-    """A try as a line for people."""
+def in_words(row: dict[str, Any], tries: int) -> str:
+    """Return a try as a line for people."""
     after = "not finite" if row["after"] is None else f"{row['after']:.6g}"
     return (
         f"{row['step']}/{tries}  {row['module']}  rank {row['rank_before']} -> {row['rank']}  {row['measure']} "

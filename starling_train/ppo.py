@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @command(check, PpoConfig)
 def main(config: PpoConfig) -> None:
-    """Dry run, nothing to do, or train."""
+    """Describe the run (dry run), or train unless it is finished."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
     from starling_train.training.ppo.inputs import describe
     from starling_train.training.start import start
@@ -21,11 +21,12 @@ def main(config: PpoConfig) -> None:
 
 
 def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
-    """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
+    """Make all steps of one run, from wherever an earlier start left off; every process of the run does the same."""
     from starling_train.core.ppo import KLController
     from starling_train.core.running_moments import RunningMoments
     from starling_train.data.prompts import Stream
-    from starling_train.evals import held_out as held_out_evaluation
+    from starling_train.evals.held_out import HeldOut, Measured, answered
+    from starling_train.evals.held_out import evaluate as evaluate_held_out
     from starling_train.models.actors import Actors
     from starling_train.models.budget import Budgets
     from starling_train.report import page
@@ -40,7 +41,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     inputs = PpoInputs.find(config, run, runtime)
-    held_out = held_out_evaluation.HeldOut.from_config(config, inputs.data.held_out, inputs.chat)
+    held_out = HeldOut.from_config(config, inputs.data.held_out, inputs.chat)
     policy = load_policy(config, inputs.source, run.path, runtime)  # scan, select, load, freeze
     reward_model = kinds.of(config.reward).load(config.reward, runtime)
 
@@ -59,8 +60,8 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     moments = session.remember("scores", RunningMoments())
     prompts = Stream(inputs.data.training, algorithm.prompts_per_step, config.seed)
 
-    def evaluate() -> held_out_evaluation.Measured:
-        return held_out_evaluation.evaluate(held_out, actors, reward_model, config, runtime, Budgets(tokens, slots))
+    def evaluate() -> Measured:
+        return evaluate_held_out(held_out, actors, reward_model, config, runtime, Budgets(tokens, slots))
 
     with session:
         session.say(inputs.data.report)
@@ -72,8 +73,8 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     rollout = experience.draw(actors, inputs.chat, batch, config, slots, step.number, runtime)
                 with session.phase("score"):
                     # 3. scores: decode, the reward model's own template and tokenizer, its head
-                    answered = held_out_evaluation.answered(runtime.shard(batch), rollout, inputs.chat, config)
-                    scores = experience.score(reward_model, answered, runtime)
+                    conversations = answered(runtime.shard(batch), rollout, inputs.chat, config)
+                    scores = experience.score(reward_model, conversations, runtime)
                     moments.update(scores.of_all)
                 with session.phase("update"):
                     # 4. log-probs, reference, values, advantages
@@ -88,11 +89,11 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             with session.updating(train_policy):
                 order = runtime.generator("update", step.number)
                 updated = update.update(actors, optimizer, learned, algorithm, order, train_policy, tokens, runtime)
-            learned.prefix = None  # gigabytes that the next rollout has use for
+            learned.prefix = None  # gigabytes that the next rollout can use
 
             # 6. what the step measured, and what later steps depend on
             step.metrics |= metrics.step_metrics(learned, scores, kl.coefficient, runtime) | updated.metrics
-            step.skipped = metrics.skipped_rows(step.number, learned, scores, updated.skipped, answered, runtime)
+            step.skipped = metrics.skipped_rows(step.number, learned, scores, updated.skipped, conversations, runtime)
             step.count(len(batch), samples=len(batch), tokens=sum(learned.token_counts))
             kl.update(step.metrics["kl/reference"], len(batch))
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @command(check, RmConfig, "rm")
 def main(config: RmConfig) -> None:
-    """Dry run, nothing to do, or train."""
+    """Describe the run (dry run), or train unless it is finished."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
     from starling_train.training.reward_model.inputs import describe
     from starling_train.training.start import start
@@ -21,7 +21,7 @@ def main(config: RmConfig) -> None:
 
 
 def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
-    """All steps of one run, from wherever an earlier start left off."""
+    """Make all steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import Stream
     from starling_train.report import page
     from starling_train.training.optimizer import make_optimizer

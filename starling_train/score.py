@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @command(check, ScoreConfig, "score")
 def main(config: ScoreConfig) -> None:
-    """Look where an earlier start left off, load the model, score the rest."""
+    """Find where an earlier start left off, load the model, score the rest."""
     from starling_train.rewards import kinds, score_file
 
     source, output = Path(config.input).expanduser(), Path(config.output).expanduser()
@@ -51,6 +51,7 @@ def check_files(source: Path, output: Path) -> None:
 
 
 def load_model(config: ScoreConfig) -> "Scorer":
+    """Check what can be wrong, then load the reward model. Raises UserError."""
     from starling_train.files import disk
     from starling_train.rewards import kinds
     from starling_train.run.runtime import Runtime
@@ -62,7 +63,14 @@ def load_model(config: ScoreConfig) -> "Scorer":
 
 
 def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, progress: "Progress") -> None:
-    """Score with a progress bar over the file's bytes, or a plain line per chunk where there is no terminal."""
+    """Score with a progress bar over the file's bytes, or a plain line per chunk where there is no terminal.
+
+    config: the command's configuration.
+    model: the reward model.
+    source: the file of conversations.
+    output: the file of scores.
+    progress: where an earlier start left off.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -70,8 +78,8 @@ def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, prog
     from starling_train.rewards import score_file
 
     console = Console()
-    said = TextColumn("{task.description}")
-    columns = (TextColumn("scoring"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), said)
+    counts = TextColumn("{task.description}")
+    columns = (TextColumn("scoring"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), counts)
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=source.stat().st_size, completed=progress.input_bytes)
 

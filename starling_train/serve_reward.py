@@ -17,13 +17,13 @@ BACKLOG = 2048  # connections that the kernel holds until they are accepted
 
 @command(check, ServeConfig, "serve_reward")
 def main(config: ServeConfig) -> None:
-    """Take the address, load the model, answer until a signal comes."""
+    """Bind the address, load the model, answer until a signal comes."""
     from starling_train.models.patient_http import token_of
     from starling_train.rewards import directory, server_app
     from starling_train.rewards.server_queue import RewardQueue
     from starling_train.run.runtime import Runtime
 
-    # 1. What is cheap to find wrong, before minutes of loading.
+    # 1. What can be checked cheaply, before minutes of loading.
     token = token_of(config.token_env)
     if config.token_env and not token and not is_loopback(config.host):
         raise UserError(
@@ -31,8 +31,8 @@ def main(config: ServeConfig) -> None:
             "clients must send, or give token_env=null to let everybody in"
         )
     if config.dry_run:
-        asked = f"for the token in {config.token_env}" if token else "for no token"
-        print(f"would serve {config.reward.path} ({config.reward.kind}) on {config.host}:{config.port}, asking {asked}")
+        wants = f"for the token in {config.token_env}" if token else "for no token"
+        print(f"would serve {config.reward.path} ({config.reward.kind}) on {config.host}:{config.port}, asking {wants}")
         return
     listener = listen(config.host, config.port)
     directory.check(config.reward)
@@ -57,12 +57,12 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, not yet answering. Raises UserError."""
+    """Return a socket bound to the address, not yet answering. Raises UserError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError, ValueError) as error:  # the last two: a name that cannot be one
-        reason = getattr(error, "strerror", None) or "no name of a host"
-        raise UserError(f"host: '{host}' is no address of this machine ({reason}); try 127.0.0.1") from error
+        reason = getattr(error, "strerror", None) or "not the name of a host"
+        raise UserError(f"host: '{host}' is not an address of this machine ({reason}); try 127.0.0.1") from error
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections
     try:
@@ -81,7 +81,7 @@ def serve(app: "FastAPI", listener: socket.socket, config: ServeConfig) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
-        """Uvicorn's, which says where it listens once it does."""
+        """Uvicorn's server, which also prints its address once it listens."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)

@@ -19,33 +19,34 @@ def main(config: SnrConfig) -> None:
     import torch
 
     from starling_train.models.source import ModelSource
+    from starling_train.report import scan
     from starling_train.report import scan as report_scan
     from starling_train.run.runtime import device_kind
     from starling_train.selection import listing, overlap, scans
-    from starling_train.selection import records as scan_records
     from starling_train.selection.freeze import besides
+    from starling_train.selection.records import fill, read_scan
     from starling_train.selection.select import SCORED, names_of, select, select_unscored
 
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
 
-    # 1. Settings that are wrong whatever the checkpoint holds; nothing has been touched yet.
+    # 1. Settings that are wrong whatever the checkpoint holds; no file has been touched yet.
     freeze, model = config.freeze, config.model
     device = device_kind(config.cluster.device)
     run = run_directory(config)
     # a scan alone needs no config.json
     weights = not config.dry_run and (not freeze.scan or bool(config.spectra))
     source = ModelSource.open(model.path, "model.path", model.revision, weights=weights, needs_config=False)
-    other = scan_records.read_scan(Path(config.compare).expanduser(), "compare") if config.compare else {}
+    other = read_scan(Path(config.compare).expanduser(), "compare") if config.compare else {}
     slug = report_scan.slug_of(source)
     if not config.dry_run and not freeze.scan:
         report_scan.retire(run, slug)
 
-    # 2. What there is, from headers alone: whatever can be told before the scan is not told after it.
+    # 2. The matrices, from headers alone: every mistake that can be found before the scan is reported before it.
     matrices = list_matrices(config, source)
     passed_over = report_scan.passed_over(listing.unscanned(source), listing.left_out(source))
     planned = select_unscored(freeze, matrices, config.seed)
-    other = scan_records.fill(other, matrices)
+    other = fill(other, matrices)
     others = select_other(config, other) if other else []
     if config.dry_run:
         print(f"would scan {source.directory} on {device}, dialect {freeze.dialect}")
@@ -58,12 +59,12 @@ def main(config: SnrConfig) -> None:
     records = scans.read_scan(freeze, source) if freeze.scan else scans.scan(source, freeze.dialect, device, run)
     selected = select(freeze, records, config.seed)
 
-    # 4. What was asked for besides; then everything is written at once.
+    # 4. The comparison and the spectra, where requested; then everything is written at once.
     names = names_of(selected, records)
     overlaps = overlap.compare(records, other, names, others) if other else []
     spectra = {m: report_scan.draw_spectrum(source, m, freeze.dialect, device) for m in config.spectra}
     also = besides(freeze, listing.other_weights(source), names)
-    outcome = report_scan.Outcome(records, selected, also, config.compare, overlaps, spectra)
+    outcome = scan.ScanOutcome(records, selected, also, config.compare, overlaps, spectra)
     report_scan.write(outcome, run, slug)
     print(report_scan.table(records, selected) + passed_over)
     if overlaps:
@@ -72,8 +73,10 @@ def main(config: SnrConfig) -> None:
 
 
 def run_directory(config: SnrConfig) -> Path:
-    """Where the results go. Raises UserError where that is not a directory, and for that of a training run, whose scan
-    must stay what it is.
+    """Return the directory of the results.
+
+    Raises UserError where the path is not a directory, and for the directory of a training run, whose scan must stay as
+    it is.
     """
     from starling_train.files.disk import check_directory
 
@@ -85,8 +88,9 @@ def run_directory(config: SnrConfig) -> Path:
 
 
 def list_matrices(config: SnrConfig, source: "ModelSource") -> "dict[str, Record]":
-    """The model's matrices, from headers alone. Raises UserError for weights that could not be scanned, and for a
-    module of `spectra` that the model does not have.
+    """Return the model's matrices, from headers alone.
+
+    Raises UserError for weights that could not be scanned, and for a module of `spectra` that the model does not have.
     """
     from starling_train.selection import listing
 
@@ -102,7 +106,7 @@ def list_matrices(config: SnrConfig, source: "ModelSource") -> "dict[str, Record
 
 
 def select_other(config: SnrConfig, other: "dict[str, Record]") -> list[str]:
-    """What the same settings select of the scan `compare` names. Raises UserError in the name of that key."""
+    """Return what the same settings select from the scan of `compare`. Raises UserError that names this key."""
     from starling_train.selection.select import names_of, select
 
     try:

@@ -95,7 +95,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StrategyComparison:
     """level: the gain of reward at which strategies are compared, None if there is none, and then no `equal_reward`.
 
     equal_steps, equal_reward: against `reference`. notes: what a reader must know of the runs, in sentences.
@@ -120,7 +120,7 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def compare(curves: Sequence[Curve], reference: str, level: float | None = None) -> Comparison:
+def compare(curves: Sequence[Curve], reference: str, level: float | None = None) -> StrategyComparison:
     """Compare strategies, the reference first. level: of reward gained; None = the most that every run reached.
 
     Where a run gained nothing there is no such level, and all would be equal at step 0: then a note says so instead.
@@ -161,7 +161,7 @@ def compare(curves: Sequence[Curve], reference: str, level: float | None = None)
         last += differences(skill, lambda curve, skill=skill: curve.skills[skill][-1])
     compared = skills if level is not None else []
     equal = [d for skill in compared for d in differences(skill, lambda c, s=skill: reached(c, c.skills[s]))]
-    return Comparison(reference, level, sides, last, equal, told)
+    return StrategyComparison(reference, level, sides, last, equal, told)
 
 
 def notes(curves: Sequence[Curve], level: float | None) -> list[str]:

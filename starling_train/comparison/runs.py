@@ -15,7 +15,7 @@ from starling_train.run.directory import RunDirectory
 
 
 @dataclass
-class Run:
+class StrategyRun:
     """One strategy with one seed: its settings, the process that makes it, and whether there is nothing to do."""
 
     config: PpoConfig
@@ -29,7 +29,7 @@ def find_runs(
     arguments: list[str],
     configuration: Callable[[list[str]], PpoConfig],
     quoted: Callable[[str], str],
-) -> list[Run]:
+) -> list[StrategyRun]:
     """All that are requested, seed by seed. Raises UserError, also for a directory that holds runs with other settings.
 
     arguments: this command's own; a run has these, then the strategy's. configuration: reads a command line as the run
@@ -50,7 +50,7 @@ def find_runs(
             whole = ["starling_train.ppo", *line, f"seed={seed}", f"run_dir={quoted(str(place))}"]
             child = Child(f"{strategy}/seed_{seed}", whole, directory / "logs" / f"{strategy}_seed_{seed}.log")
             settings = replace(settings, seed=seed, run_dir=str(place))
-            runs.append(Run(settings, child, RunDirectory(settings).is_finished()))
+            runs.append(StrategyRun(settings, child, RunDirectory(settings).is_finished()))
     return runs
 
 
@@ -72,7 +72,7 @@ def count_layers(config: CompareConfig) -> int:
     return max(1, int(shape.layers * config.freeze.top_percent / 100))
 
 
-def look_over(missing: list[Run], is_dry: bool) -> None:
+def look_over(missing: list[StrategyRun], is_dry: bool) -> None:
     """What a run would find wrong before it trains, for one run of each strategy. Raises UserError."""
     from starling_train.evals.held_out import HeldOut
     from starling_train.models.source import ModelSource
@@ -96,7 +96,7 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
     HeldOut.from_config(config, inputs.load_data(config, chat).held_out, chat)
 
 
-def describe(runs: list[Run]) -> None:
+def describe(runs: list[StrategyRun]) -> None:
     """Print what each strategy trains, and the command line of each run that is not finished."""
     from starling_train.models.source import ModelSource
     from starling_train.training.ppo import inputs

@@ -68,7 +68,7 @@ def check(config: DpoConfig) -> None:
     if config.optim.critic_learning_rate is not None:
         raise UserError("optim.critic_learning_rate: dpo has no critic; leave it out, or use optim.learning_rate")
     if config.dpo.label_smoothing and config.dpo.loss != "sigmoid":
-        raise UserError(f"dpo.label_smoothing: dpo.loss={config.dpo.loss} does not use it; give 0, or dpo.loss=sigmoid")
+        raise UserError(f"dpo.label_smoothing: dpo.loss={config.dpo.loss} does not use it; use 0, or dpo.loss=sigmoid")
     if config.dpo.label_smoothing == 0.5:
         raise UserError("dpo.label_smoothing: at 0.5 no pair says which answer is better; give less")
     if config.dpo.max_length <= config.data.max_prompt_tokens:

@@ -30,9 +30,10 @@ Measured = tuple[dict[str, float], list[dict[str, Any]]]  # `eval/*` metrics, ro
 
 @dataclass
 class HeldOut:
-    """Everything an evaluation needs, found and checked before training starts.
+    """Everything an evaluation needs, read and checked before training starts.
 
-    measures: own functions of conversations by name. suites: the parts of suites that were asked for.
+    measures: own functions of conversations, by name.
+    suites: the skills of the requested suites.
     """
 
     prompts: list[Prompt]
@@ -42,12 +43,12 @@ class HeldOut:
 
     @classmethod
     def from_config(cls, config: PpoConfig, prompts: list[Prompt], chat: Chat) -> "HeldOut":
-        """Raises UserError for a suite's missing files or a function that cannot be imported."""
+        """Read what the configuration names. Raises UserError for missing files and functions."""
         measures = {name: _find(name, target) for name, target in config.evaluation.functions.items()}
         return cls(prompts, chat, measures, registry.skills(config, chat))
 
     def skills(self, policy: nn.Module, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
-        """`eval/*` of the suites that were asked for."""
+        """Measure the requested suites: `eval/*` metrics."""
         parts = [skill(policy, slots, tokens, runtime) for skill in self.suites]
         return {name: value for part in parts for name, value in part.items()}
 
@@ -69,10 +70,11 @@ def evaluate(
     runtime: Runtime,
     budgets: Budgets,
 ) -> Measured:
-    """How good the policy is.
+    """Measure the policy on the held-out prompts and the suites.
 
     Responses are sampled as in training, with the same random numbers at every evaluation; scores are the reward
-    model's own, unscaled. Function calling is answered greedily, in percent; perplexity is that of the suite's text.
+    model's own, unscaled. Function calling is answered greedily, in percent; perplexity is computed on the suite's
+    text.
     """
     rollout, conversations = draw(held_out, actors.policy, config, budgets.slots, runtime)
     scores = reward_model.score(conversations)
@@ -80,7 +82,7 @@ def evaluate(
     more = [{"score": scores[i], "kl": float(kl[i])} for i in range(len(conversations))]
     rows, measured = described(held_out, rollout, conversations, more, runtime)
     scores_of_all = torch.tensor([row["score"] for row in rows])
-    score = scores_of_all[scores_of_all.isfinite()]  # as in a step: an odd answer must not hide the others
+    score = scores_of_all[scores_of_all.isfinite()]  # as in a step: one odd answer must not hide the others
     metrics = {
         "eval/unscored": len(scores_of_all) - len(score),
         "eval/score_mean": float(score.mean()),
@@ -94,7 +96,14 @@ def evaluate(
 def draw(
     held_out: HeldOut, policy: nn.Module, config: PpoConfig, slots: Budget, runtime: Runtime
 ) -> tuple[Rollout, list[list[dict]]]:
-    """Responses to this process's share of the held-out prompts, and the conversations that they make."""
+    """Draw responses to this process's share of the held-out prompts; return them, and as whole conversations.
+
+    held_out: the prompts and their chat template.
+    policy: the model that answers.
+    config: the sampling settings.
+    slots: how many sequences run side by side.
+    runtime: the processes that share the prompts.
+    """
     runtime.seed_all("evaluation")
     prompts = runtime.shard(held_out.prompts)
     ids, indices = [prompt.ids for prompt in prompts], runtime.shard(range(len(held_out.prompts)))
@@ -109,7 +118,14 @@ def described(
     more: list[dict[str, Any]],
     runtime: Runtime,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """(rows for samples.jsonl, of all processes, means over them). more: what else each row has."""
+    """Return (rows for samples.jsonl, of all processes; means over them).
+
+    held_out: its own measures give each row a value.
+    rollout: this process's responses.
+    conversations: the same responses after their prompts.
+    more: further entries of each row.
+    runtime: the processes to gather from.
+    """
     measured = {name: measure(conversations) for name, measure in held_out.measures.items()}
     rows = runtime.gather(
         [
@@ -129,7 +145,13 @@ def described(
 
 
 def answered(prompts: list[Prompt], rollout: Rollout, chat: Chat, config: PpoConfig) -> list[list[dict]]:
-    """The prompts' conversations with the responses as last turns, decoded."""
+    """Return the prompts' conversations with the decoded responses as last turns.
+
+    prompts: one for each response.
+    rollout: the responses.
+    chat: the policy's template and tokenizer.
+    config: its stop strings are cut off.
+    """
     return [
         with_answer(prompt.messages, chat.text(response, config.rollout.stop_strings))
         for prompt, response in zip(prompts, rollout.responses, strict=True)

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from starling_train.config.dpo import DpoConfig, DpoLossConfig
-from starling_train.evals import held_out as held_out_suite
-from starling_train.evals.held_out import HeldOut, Measured
+from starling_train.evals.held_out import HeldOut, Measured, described, draw
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
@@ -24,17 +23,17 @@ def evaluate(
     slots: Budget,
     runtime: Runtime,
 ) -> Measured:
-    """(`eval/*` metrics, rows for samples.jsonl). pieces: the held-out pairs, see `pair_metrics`.
+    """Return (`eval/*` metrics, rows for samples.jsonl). pieces: the held-out pairs, see `pair_metrics`.
 
-    Prompts are answered as in `ppo`'s evaluation, with the same random numbers at every evaluation; nothing scores the
-    answers but own functions.
+    Prompts are answered as in `ppo`'s evaluation, with the same random numbers at every evaluation; only the user's own
+    functions score the answers.
     """
     metrics = pair_metrics(actors, pieces, config.dpo, tokens, runtime)
     rows: list[dict[str, Any]] = []
     if held_out.prompts:
-        rollout, conversations = held_out_suite.draw(held_out, actors.policy, config, slots, runtime)
+        rollout, conversations = draw(held_out, actors.policy, config, slots, runtime)
         more: list[dict[str, Any]] = [{} for _ in conversations]
-        rows, measured = held_out_suite.described(held_out, rollout, conversations, more, runtime)
+        rows, measured = described(held_out, rollout, conversations, more, runtime)
         metrics |= measured
     metrics |= held_out.skills(actors.policy, slots, tokens, runtime)
     return metrics, rows[: config.logging.samples]
@@ -47,10 +46,14 @@ def pair_metrics(
     budget: Budget,
     runtime: Runtime,
 ) -> dict[str, float]:
-    """Measure held-out pairs: `eval/` of their rewards, which need the reference's log-probs, numbers by now.
+    """Measure the rewards of held-out pairs: `eval/*` metrics.
 
-    pieces: the rows in the pieces in which the reference's were computed: the untrained policy then has the same
-    log-probs to the last bit.
+    actors: the policy.
+    pieces: the rows, with their reference log-probabilities, in the groups in which those were computed: the untrained
+        policy then has the same log-probabilities to the last bit.
+    config: the loss.
+    budget: tokens per forward pass.
+    runtime: the processes that share the rows.
     """
     lines: list[list[float]] = []
     for rows in pieces:

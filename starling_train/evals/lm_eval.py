@@ -1,7 +1,7 @@
 """The suite `lm_eval`: tasks of EleutherAI's evaluation harness, through its Python API, on the model that is loaded.
 
-What a task has generated comes from the rollout engine; log-probabilities come from the harness's own batches. Both are
-kept as they come, by a hash of what was asked, so that an interrupted evaluation asks nothing twice. The harness is an
+Text that a task requests comes from the rollout engine; log-probabilities come from the harness's own batches. Both are
+kept as they come, by a hash of the request, so that an interrupted evaluation repeats no request. The harness is an
 optional package (`pip install 'starling-train[lm_eval]'`), imported where it is used. A task's YAML may name Python
 functions: give only directories that you trust as `lm_eval.include`.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RolloutConfig
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Say, Suite, Telling, complete, data_of, unique
+from starling_train.evals.suite import ResultLine, Say, StartProgress, Suite, complete, data_of, unique
 from starling_train.files.identity import sha256
 from starling_train.files.journal import Journal
 from starling_train.models.source import first_line
@@ -71,7 +71,7 @@ class LmEval(Suite):
         return TaskManager(include_path=str(Path(how.include).expanduser()) if how.include else None)
 
     def _load(self, manager: Any) -> None:
-        """Get the tasks' data. Raises UserError where it cannot be had."""
+        """Load the tasks' data. Raises UserError where that fails."""
         names = self.subjects.config.lm_eval.tasks
         try:
             manager.load(list(names))
@@ -110,18 +110,18 @@ class LmEval(Suite):
             "harness": version("lm_eval"),
         }
 
-    def lines(self, result: dict[str, Any]) -> list[Line]:
-        whole = [Line("", f"harness {result['harness']}", sum(part["requests"] or 0 for part in result["tasks"]))]
+    def lines(self, result: dict[str, Any]) -> list[ResultLine]:
+        whole = [ResultLine("", f"harness {result['harness']}", sum(part["requests"] or 0 for part in result["tasks"]))]
         return whole + [
-            Line(f"{part['task']}: {name}", _with_error(value, part["metrics"], name), part["requests"] or 0)
+            ResultLine(f"{part['task']}: {name}", _with_error(value, part["metrics"], name), part["requests"] or 0)
             for part in result["tasks"]
             for name, value in part["metrics"].items()
             if "_stderr" not in name
         ]
 
 
-def harness_model(subjects: Subjects, journal: Journal, progress: Callable[[str], Telling]) -> Any:
-    """The loaded policy as a model of the harness, whose requests go through the journal."""
+def harness_model(subjects: Subjects, journal: Journal, progress: Callable[[str], StartProgress]) -> Any:
+    """Return the loaded policy as a model of the harness, whose requests go through the journal."""
     from lm_eval.models.huggingface import HFLM
 
     class Recorded(HFLM):
@@ -130,7 +130,7 @@ def harness_model(subjects: Subjects, journal: Journal, progress: Callable[[str]
             ask = super()._loglikelihood_tokens
 
             def make(indices: list[int]) -> list[dict[str, Any]]:
-                # a progress bar of the harness's for every group would be many
+                # True: no progress bar of the harness, which would appear anew for every group
                 pairs = ask([requests[index] for index in indices], True, override_bs)
                 return [{"logprob": float(logprob), "greedy": bool(is_greedy)} for logprob, is_greedy in pairs]
 
@@ -138,13 +138,13 @@ def harness_model(subjects: Subjects, journal: Journal, progress: Callable[[str]
             return [(row["logprob"], row["greedy"]) for row in rows]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            asked = [(request.args[0], json.dumps(request.args[1], sort_keys=True)) for request in requests]
+            prompts = [(request.args[0], json.dumps(request.args[1], sort_keys=True)) for request in requests]
             answers: dict[int, str] = {}
-            for settings in dict.fromkeys(how for _, how in asked):
-                indices = [index for index, (_, how) in enumerate(asked) if how == settings]
-                texts = self._generated([asked[index][0] for index in indices], json.loads(settings))
+            for settings in dict.fromkeys(how for _, how in prompts):
+                indices = [index for index, (_, how) in enumerate(prompts) if how == settings]
+                texts = self._generated([prompts[index][0] for index in indices], json.loads(settings))
                 answers |= dict(zip(indices, texts, strict=True))
-            return [answers[index] for index in range(len(asked))]
+            return [answers[index] for index in range(len(prompts))]
 
         def _generated(self, contexts: list[str], how: dict[str, Any]) -> list[str]:
             limits, greedy = sampling(how, subjects.config.rollout, self.max_gen_toks)
@@ -156,9 +156,9 @@ def harness_model(subjects: Subjects, journal: Journal, progress: Callable[[str]
                 )
             prompts = [self.tok_encode(context, left_truncate_len=room) for context in contexts]
             keys = unique([_key("text", ids, how) for ids in prompts])
-            told = progress("answers")(len(keys), sum(key in journal for key in keys))
+            bar = progress("answers")(len(keys), sum(key in journal for key in keys))
             questions = dict(zip(keys, prompts, strict=True))
-            subjects.answer(questions, journal, limits, told, greedy=greedy, purpose=("lm_eval",))
+            subjects.answer(questions, journal, limits, bar, greedy=greedy, purpose=("lm_eval",))
             return [journal.rows[key]["response"] for key in keys]
 
         def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
@@ -175,7 +175,12 @@ def harness_model(subjects: Subjects, journal: Journal, progress: Callable[[str]
 
 
 def sampling(how: dict[str, Any], rollout: RolloutConfig, longest: int) -> tuple[RolloutConfig, bool]:
-    """(limits, greedy) of a task's generation settings: `until`, `max_gen_toks`, `do_sample`, `temperature`, ..."""
+    """Return (limits, greedy) of a task's generation settings: `until`, `max_gen_toks`, `do_sample`, `temperature`, ...
+
+    how: the task's settings.
+    rollout: the settings that the task does not give.
+    longest: new tokens where the task does not limit them.
+    """
     until = how.get("until") or []
     heat = float(how.get("temperature") or 0.0)
     limits = replace(
@@ -189,12 +194,12 @@ def sampling(how: dict[str, Any], rollout: RolloutConfig, longest: int) -> tuple
     return limits, not how.get("do_sample", heat > 0) or heat == 0
 
 
-def _key(kind: str, *asked: Any) -> str:
-    return hashlib.sha256(json.dumps([kind, *asked], sort_keys=True).encode()).hexdigest()[:24]
+def _key(kind: str, *request: Any) -> str:
+    return hashlib.sha256(json.dumps([kind, *request], sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _included(path: str | None) -> dict[str, Any] | None:
-    """A directory of tasks by the contents of its files. Raises UserError if it is none."""
+    """Identify a directory of tasks by the contents of its files. Raises UserError if it is not a directory."""
     if path is None:
         return None
     directory = Path(path).expanduser()
@@ -205,7 +210,7 @@ def _included(path: str | None) -> dict[str, Any] | None:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """What is a finite number among a task's metrics; `acc,none` is `acc` with no filter."""
+    """Return the finite numbers among a task's metrics; `acc,none` is `acc` with no filter."""
     named_ = {str(name).removesuffix(",none"): value for name, value in metrics.items()}
     return {
         name: float(value)

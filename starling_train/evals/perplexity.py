@@ -5,10 +5,11 @@ Documents come from a file. `.jsonl` has one a line: {"text": ...} as it stands,
 the prompt with its best answer. Nectar (its parquet, a directory, a hub id) is read as the latter. Any other file is
 one document of plain text, blank lines included.
 
-A document's tokens begin with BOS where the tokenizer has one, and are cut into windows. A window begins with the last
-token of the one before it, so that every token but a document's first is predicted exactly once, whatever the window,
-from at most window - 1 tokens before it. With BOS, the first is BOS itself, which is not a token of the text. Of a
-conversation the assistant's tokens count, each answer's end of turn among them, as in training; the others are read.
+A document's tokens begin with BOS where the tokenizer has one, and are cut into windows. Each window begins with the
+last token of the window before it, so that every token but a document's first is predicted exactly once, whatever the
+window, from at most window - 1 tokens before it. With BOS, the first token is BOS itself, which is not part of the
+text. In a conversation only the assistant's tokens count, each answer's end of turn included, as in training; the
+others are context.
 """
 
 import math
@@ -27,7 +28,7 @@ from starling_train.config.sections import PerplexityConfig
 from starling_train.data import conversations, preferences, row_files
 from starling_train.data.chat import Chat
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Say, Skill, Suite, about, complete, data_of
+from starling_train.evals.suite import ResultLine, Say, Skill, Suite, about, complete, data_of
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.run.runtime import Runtime
@@ -39,7 +40,7 @@ Document = str | list[dict]  # plain text, or the messages of a conversation
 
 @dataclass(frozen=True)
 class TextPerplexity:
-    """nats: mean negative log-likelihood of a token; tokens: how many were predicted."""
+    """A measured perplexity. nats: mean negative log-likelihood of a token; tokens: how many were predicted."""
 
     nats: float
     tokens: int
@@ -51,7 +52,7 @@ class TextPerplexity:
 
 
 def load(path: str | Path) -> list[Document]:
-    """The documents behind a path. Raises UserError that names the file, and the line where there are several."""
+    """Load the documents behind a path. Raises UserError that names the file, and the line where it has several."""
     local = Path(path).expanduser()
     on_hub = not local.exists() and local.suffix not in (".txt", ".jsonl") and row_files.HUB_ID.fullmatch(str(path))
     if on_hub or local.is_dir() or local.suffix == ".parquet":
@@ -93,7 +94,7 @@ def _text(path: Path) -> str:
 
 
 def encode(document: Document, chat: Chat) -> tuple[list[int], list[int]]:
-    """(token ids of a document, the positions of those that count); no string of its text becomes a special token."""
+    """Return (a document's token ids, positions of those that count); its text never becomes a special token."""
     if isinstance(document, str):
         ids = chat.plain(document)
         return ids, list(range(1, len(ids)))
@@ -109,16 +110,16 @@ def encode(document: Document, chat: Chat) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids that go through the model together, and the positions, 1 or more, of those that are to be predicted."""
+    """Token ids that go through the model together, and the positions, 1 or more, of the tokens to predict."""
 
     ids: list[int]
     predicted: list[int]
 
 
 def windows(ids: Sequence[int], counted: Iterable[int], size: int) -> list[Window]:
-    """A document's ids in windows of at most `size` (2 or more), each one from the last token of the one before it.
+    """Cut a document's ids into windows of at most `size` (2 or more), each from the last token of the previous one.
 
-    counted: positions of the tokens that count, the first's apart. A window without any is left out.
+    counted: positions of the tokens that count, except for the first token. A window without any is left out.
     """
     assert size >= 2, "a window of one token predicts nothing"
     chosen = set(counted)
@@ -130,7 +131,7 @@ def windows(ids: Sequence[int], counted: Iterable[int], size: int) -> list[Windo
 
 
 def cut(documents: Sequence[Document], chat: Chat, size: int) -> list[Window]:
-    """The windows of all documents, in order. Raises UserError, without a file's name, if nothing can be predicted."""
+    """Cut all documents into windows, in order. Raises UserError, without a file's name, if they predict nothing."""
     cuts = [window for document in documents for window in windows(*encode(document, chat), size)]
     if not cuts:
         raise UserError("no two tokens of text in a row, so that none can be predicted; give a longer text")
@@ -138,9 +139,9 @@ def cut(documents: Sequence[Document], chat: Chat, size: int) -> list[Window]:
 
 
 def evaluate(model: nn.Module, windows: Sequence[Window], budget: Budget) -> TextPerplexity:
-    """Of the windows together: every predicted token counts the same. Sums are in float64.
+    """Measure all windows together: every predicted token counts the same. Sums are in float64.
 
-    The model's forward is that of its dtype, log-probabilities are float32. budget: of tokens at a time.
+    The forward pass is in the model's dtype, log-probabilities are float32. budget: tokens per forward pass.
     """
     ids, predicted = [window.ids for window in windows], [window.predicted for window in windows]
     sums = [float(part.sum(dtype=torch.float64)) for part in sequence_logprobs(model, ids, budget, predicted)]
@@ -149,16 +150,16 @@ def evaluate(model: nn.Module, windows: Sequence[Window], budget: Budget) -> Tex
 
 
 def read(how: PerplexityConfig, chat: Chat) -> list[Window]:
-    """Windows of the text that is named, until `tokens` tokens of it are predicted. Raises UserError."""
-    kept: list[Window] = []
+    """Read the windows of the text that `how` names, up to `tokens` predicted tokens. Raises UserError."""
+    chosen: list[Window] = []
     left = how.tokens
     for window in cut(load(how.path), chat, how.window):
         if left is not None:
             window = Window(window.ids, window.predicted[:left])
             left -= len(window.predicted)
         if window.predicted:
-            kept.append(window)
-    return kept
+            chosen.append(window)
+    return chosen
 
 
 def shared(
@@ -168,7 +169,14 @@ def shared(
     tokens: Budget,
     runtime: Runtime,
 ) -> dict[str, float]:
-    """`eval/perplexity` of windows that all processes share."""
+    """Measure `eval/perplexity` of windows that all processes share.
+
+    windows: of the whole text.
+    policy: the model.
+    slots: not used; every skill has it.
+    tokens: tokens per forward pass.
+    runtime: the processes.
+    """
     mine = runtime.shard(windows)
     part = evaluate(policy, mine, tokens) if mine else TextPerplexity(0.0, 0)
     nats, count = runtime.sum([part.nats * part.tokens, part.tokens])
@@ -176,14 +184,14 @@ def shared(
 
 
 def during_training(config: PpoConfig, chat: Chat) -> Skill:
-    """Read the text that `evaluation.perplexity` names. Raises UserError."""
+    """Read the text that `evaluation.perplexity` names, and return the skill. Raises UserError."""
     with about("evaluation.perplexity.path"):
         return partial(shared, read(config.evaluation.perplexity, chat))
 
 
 @dataclass
 class Perplexity(Suite):
-    """exp of the mean negative log-likelihood of a token of the text."""
+    """The suite: exp of the mean negative log-likelihood of a token of the text."""
 
     windows: list[Window]
 
@@ -224,8 +232,8 @@ class Perplexity(Suite):
         whole = TextPerplexity(sum(row["nats"] * row["tokens"] for row in rows) / tokens, tokens)
         return {"nats": whole.nats, "perplexity": min(whole.perplexity, 1e300), "tokens": tokens}
 
-    def lines(self, result: dict[str, Any]) -> list[Line]:
+    def lines(self, result: dict[str, Any]) -> list[ResultLine]:
         return [
-            Line("", f"{result['perplexity']:.5g}", result["tokens"]),
-            Line("nats a token", f"{result['nats']:.5g}", result["tokens"]),
+            ResultLine("", f"{result['perplexity']:.5g}", result["tokens"]),
+            ResultLine("nats a token", f"{result['nats']:.5g}", result["tokens"]),
         ]

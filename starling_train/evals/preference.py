@@ -15,21 +15,21 @@ from starling_train.core.preference import PairCounts, count_pairs
 from starling_train.data import preferences, row_files
 from starling_train.data.preferences import Comparison
 from starling_train.evals.subjects import Subjects, score
-from starling_train.evals.suite import Line, Say, Suite, about, data_of, shares, truncation
+from starling_train.evals.suite import ResultLine, Say, Suite, about, data_of, shares, truncation
 from starling_train.rewards import kinds
 
 Score = Callable[[list[list[dict]]], list[float]]
 
 
 def evaluate(comparisons: Sequence[Comparison], score: Score) -> PairCounts:
-    """Score all answers, with `RewardModel.score` for instance, and count the pairs that come out as ranked."""
+    """Score all answers, for instance with `RewardModel.score`, and count the pairs that come out as ranked."""
     scores = iter(score([messages for row in comparisons for messages in row.conversations]))
     return count_pairs(([next(scores) for _ in row.ranks] for row in comparisons), [row.ranks for row in comparisons])
 
 
 @dataclass
 class Preference(Suite):
-    """How often the reward model prefers what is ranked higher."""
+    """The suite: how often the reward model prefers the answer that is ranked higher."""
 
     comparisons: list[Comparison]
 
@@ -72,7 +72,7 @@ class Preference(Suite):
         result = {"accuracy": counts.accuracy, "pairs": counts.pairs, "by_distance": by_distance}
         return result | {"truncated_answers": truncated}
 
-    def lines(self, result: dict[str, Any]) -> list[Line]:
+    def lines(self, result: dict[str, Any]) -> list[ResultLine]:
         parts = result["by_distance"]
         named_parts = [(f"ranks {part['distance']:g} apart", part["accuracy"], part["pairs"]) for part in parts]
         return shares([("", result["accuracy"], result["pairs"]), *named_parts])

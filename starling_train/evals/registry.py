@@ -1,4 +1,4 @@
-"""The suites by name, each imported when it is asked for: `evaluate` measures them, training those with a skill."""
+"""The suites by name, each imported when it is requested: `evaluate` measures them, training those with a skill."""
 
 from importlib import import_module
 from typing import Any
@@ -18,11 +18,11 @@ SUITES = {
 
 
 def suite(name: str) -> type[Suite]:
-    """The class of a suite."""
+    """Return the class of a suite."""
     module, class_name = SUITES[name]
     return getattr(import_module(module), class_name)
 
 
 def skills(config: Any, chat: Chat) -> list[Skill]:
-    """What `evaluation.suites` of a run's configuration asks for, in the table's order. Raises UserError."""
+    """Return the skills that a run's `evaluation.suites` requests, in table order. Raises UserError."""
     return [suite(name).during_training(config, chat) for name in SUITES if name in config.evaluation.suites]

@@ -1,9 +1,9 @@
 """`evaluation.json`: {"results": [...], "files": {...}}, an entry for each measurement, complete or absent.
 
-An entry has `identity` (suite, model, data, settings: all that the result depends on), `result`, `shown` (what a report
-says of it: lines of a table, and notes), and how it was made. `files` has the hashes of the models' files, so that they
-are not read again while they do not change. Entries from before models were hashed whole have a `fingerprint` in their
-identity: they are kept and shown, and their suites are measured again.
+An entry has `identity` (suite, model, data, settings: everything the result depends on), `result`, `shown` (what a
+report says of it: lines of a table, and notes), and `made` (on what, how long). `files` has the hashes of the models'
+files, so that unchanged files are not read again. Entries of earlier versions, which did not hash models whole, have a
+`fingerprint` in their identity: they stay in the file and in the report, and their suites are measured again.
 """
 
 import json
@@ -20,7 +20,7 @@ Entry = dict[str, Any]
 
 
 def path_of(run_dir: str | Path) -> Path:
-    """The file of a run's directory, which need not be there yet. Raises UserError where it cannot be."""
+    """Return the file in a run's directory; neither need exist yet. Raises UserError where they cannot exist."""
     run = Path(run_dir).expanduser()
     existing = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -29,12 +29,12 @@ def path_of(run_dir: str | Path) -> Path:
 
 
 def read(path: Path) -> list[Entry]:
-    """The entries; none where there is no file. Raises UserError for a file of something else."""
+    """Read the entries; none without a file. Raises UserError for a file with other content."""
     return _read(path)["results"]
 
 
 def files(path: Path) -> dict[str, Any]:
-    """What is known of the models' files, by directory (`identity.Identity.files`)."""
+    """Read the known hashes of the models' files, by directory (`identity.Identity.files`)."""
     known = _read(path).get("files")
     if not isinstance(known, dict):
         return {}
@@ -71,15 +71,15 @@ def make_directory(path: Path) -> None:
 
 
 def find(entries: list[Entry], identity: Entry) -> Entry | None:
-    """The result of a suite with this identity, if it was measured."""
+    """Return the result of a suite with this identity, if it was measured."""
     identity = json.loads(json.dumps(identity))  # as the file has it: lists for tuples
     return next((entry["result"] for entry in entries if entry["identity"] == identity), None)
 
 
 def add(path: Path, entry: Entry, hashed: dict[str, Any]) -> None:
-    """Add an entry to what the file holds by now, and replace it whole. Raises UserError if it cannot be written.
+    """Add an entry to those that the file holds by now, and replace it whole. Raises UserError if it cannot be written.
 
-    hashed: what is known of the models' files.
+    hashed: the hashes of the models' files.
     """
     content = {"results": [*read(path), entry], "files": files(path) | hashed}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)

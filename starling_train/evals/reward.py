@@ -18,7 +18,7 @@ from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
 from starling_train.data.prompts import Prompt
 from starling_train.evals.subjects import Subjects, score
-from starling_train.evals.suite import Line, Say, Suite, about, data_of, truncation
+from starling_train.evals.suite import ResultLine, Say, Suite, about, data_of, truncation
 from starling_train.models import header_checks
 from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.models.source import ModelSource
@@ -31,9 +31,10 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass
 class Reward(Suite):
-    """Scores, lengths and KL of sampled answers to held-out prompts, or to those of a file.
+    """The suite: scores, lengths and KL of sampled answers to held-out prompts, or to the prompts of a file.
 
-    answered: what the answers depend on, whatever scores them. base: what the KL is taken to.
+    answered: everything the answers depend on, whatever scores them.
+    base: the model that the KL is computed to.
     """
 
     prompts: list[Prompt]
@@ -45,8 +46,8 @@ class Reward(Suite):
     @classmethod
     def find(cls, subjects: Subjects) -> "Reward":
         config = subjects.config
-        asked = _prompts(config, subjects.chat)
-        data = data_of(config.reward_suite.path or config.data.path, (prompt.messages for prompt in asked))
+        requested = _prompts(config, subjects.chat)
+        data = data_of(config.reward_suite.path or config.data.path, (prompt.messages for prompt in requested))
         settings = subjects.sampled_settings(config.rollout.max_new_tokens, config.rollout.temperature)
         answered = subjects.identity_of(cls.name, data, settings)
         base = None
@@ -56,7 +57,7 @@ class Reward(Suite):
             "reward": {**subjects.reward_identity(), "settings": subjects.reward_settings()},
             "base": subjects.identify(base) if base else None,
         }
-        return cls(subjects, identity, asked, answered, base)
+        return cls(subjects, identity, requested, answered, base)
 
     def plan(self) -> str:
         config = self.subjects.config
@@ -81,8 +82,8 @@ class Reward(Suite):
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         questions = {str(index): prompt.ids for index, prompt in enumerate(self.prompts)}
         with self.journal(folder, "answers", self.answered) as answers:
-            told = self.progress(say, "answers")(len(questions), len(answers.rows))
-            self.subjects.answer(questions, answers, self.subjects.config.rollout, told, greedy=False)
+            progress = self.progress(say, "answers")(len(questions), len(answers.rows))
+            self.subjects.answer(questions, answers, self.subjects.config.rollout, progress, greedy=False)
             rows = [answers.rows[key] for key in questions]
         kl = self._kl([row["ids"] for row in rows]) if self.base else None
         conversations = [
@@ -101,34 +102,34 @@ class Reward(Suite):
         }
 
     def _kl(self, responses: list[list[int]]) -> dict[str, float]:
-        """Of the policy to the base on its own answers, in nats."""
+        """Measure the KL of the policy to the base on the policy's own answers, in nats."""
         own = self._logprobs(self.subjects.policy(), responses)
         base = self._logprobs(self.subjects.causal_lm(self.base), responses)
-        kl = [here - there for here, there in zip(own, base, strict=True)]
+        kl = [of_own - of_base for of_own, of_base in zip(own, base, strict=True)]
         whole = distribution(kl)
         return {"mean": whole["mean"], "std": whole["std"], "per_token": math.fsum(kl) / sum(map(len, responses))}
 
     def _logprobs(self, model: Any, responses: list[list[int]]) -> list[float]:
-        """Log-probability of each answer, in nats."""
+        """Compute the log-probability of each answer, in nats."""
         sequences = [prompt.ids + ids for prompt, ids in zip(self.prompts, responses, strict=True)]
         answers = [range(len(p.ids), len(ids)) for p, ids in zip(self.prompts, sequences, strict=True)]
         parts = sequence_logprobs(model, sequences, self.subjects.token_budget(), answers)
         return [float(part.double().sum()) for part in parts]
 
-    def lines(self, result: dict[str, Any]) -> list[Line]:
+    def lines(self, result: dict[str, Any]) -> list[ResultLine]:
         count, score_, length = result["answers"], result["score"], result["length"]
         ends = f"{score_['quantiles']['0.05']:.4g} to {score_['quantiles']['0.95']:.4g}"
         lines = [
-            Line("mean score", f"{score_['mean']:.4g}", count),
-            Line("score, standard deviation", f"{score_['std']:.4g}", count),
-            Line("score, 5 % to 95 %", ends, count),
-            Line("length, tokens", f"{length['mean']:.4g}", count),
-            Line("ended by itself", f"{100 * result['ended']:.2f} %", count),
+            ResultLine("mean score", f"{score_['mean']:.4g}", count),
+            ResultLine("score, standard deviation", f"{score_['std']:.4g}", count),
+            ResultLine("score, 5 % to 95 %", ends, count),
+            ResultLine("length, tokens", f"{length['mean']:.4g}", count),
+            ResultLine("ended by itself", f"{100 * result['ended']:.2f} %", count),
         ]
         if kl := result["kl"]:
             lines += [
-                Line("KL to the base, nats an answer", f"{kl['mean']:.4g}", count),
-                Line("KL to the base, nats a token", f"{kl['per_token']:.4g}", count),
+                ResultLine("KL to the base, nats an answer", f"{kl['mean']:.4g}", count),
+                ResultLine("KL to the base, nats a token", f"{kl['per_token']:.4g}", count),
             ]
         return lines
 
@@ -138,7 +139,7 @@ class Reward(Suite):
 
 
 def distribution(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, population standard deviation, and quantiles (linear interpolation) of numbers."""
+    """Return mean, population standard deviation, and quantiles (linear interpolation) of numbers."""
     array = np.asarray(values, dtype=np.float64)
     quantiles = np.quantile(array, QUANTILES)
     return {
@@ -149,7 +150,7 @@ def distribution(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _prompts(config: EvaluateConfig, chat: Chat) -> list[Prompt]:
-    """Those of the suite's own file, or those that a run with this configuration would hold out."""
+    """Read the prompts of the suite's own file, or those that a run with this configuration would hold out."""
     how = config.reward_suite
     if how.path is None:
         return inputs.load_data(config, chat).held_out[: how.rows]

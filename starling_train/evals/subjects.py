@@ -1,4 +1,4 @@
-"""The models that `evaluate` measures: found by name, identified by every byte, one at a time in memory."""
+"""The models that `evaluate` measures: opened by name, identified by every byte, one at a time in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from starling_train.config.evaluate import EvaluateConfig
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RolloutConfig
 from starling_train.data.chat import Chat
-from starling_train.evals.suite import Progress, Telling, check_finite, complete, named
+from starling_train.evals.suite import StartProgress, SuiteProgress, check_finite, complete, named
 from starling_train.files.journal import Journal
 from starling_train.models import causal_lm, header_checks, quantisation
 from starling_train.models.budget import Budget
@@ -24,10 +24,10 @@ from starling_train.training import policy
 
 
 class Subjects:
-    """The policy, the reward model, and others, loaded when a suite needs them; the one before is let go.
+    """The policy, the reward model and others, loaded when a suite needs them; the previous one is released.
 
-    known: hashes of files from an earlier evaluation, by directory, so that files that did not change are not read
-    again; `hashed` is what is known now.
+    known: hashes of files from an earlier evaluation, by directory, so that unchanged files are not read again;
+        `hashed` has those known by now.
     """
 
     def __init__(self, config: EvaluateConfig, runtime: Runtime, known: dict[str, Any]):
@@ -37,13 +37,13 @@ class Subjects:
 
     @cached_property
     def source(self) -> ModelSource:
-        """The policy's directory. Raises UserError."""
+        """The policy's directory, opened on first use. Raises UserError."""
         model = self.config.model
         return ModelSource.open(model.path, "model.path", model.revision, weights=not self.config.dry_run)
 
     @cached_property
     def chat(self) -> Chat:
-        """The policy's. Raises UserError."""
+        """The policy's tokenizer and template, loaded on first use. Raises UserError."""
         return policy.load_chat(self.source)
 
     def policy_identity(self) -> dict[str, Any]:
@@ -55,23 +55,23 @@ class Subjects:
         data: dict[str, Any],
         settings: dict[str, Any],
     ) -> dict[str, Any]:
-        """All that what the policy does in a suite depends on."""
+        """Return everything the policy's behaviour in a suite depends on."""
         return {"suite": suite, "model": self.policy_identity(), "data": data, "settings": settings}
 
     def policy_settings(self) -> dict[str, Any]:
-        """What any answer or log-probability of the policy depends on beside its weights."""
+        """Return everything the policy's answers and log-probabilities depend on beside its weights."""
         model = self.config.model
         return {"dtype": model.dtype, "attention": model.attention, "load_in": model.load_in}
 
     def identify(self, source: ModelSource) -> dict[str, Any]:
-        """A model by its name and the SHA-256 of its files."""
-        where = str(source.directory.resolve())
-        identity = source.identify(self.hashed.get(where))
-        self.hashed[where] = identity.files
+        """Identify a model by its name and the SHA-256 of its files."""
+        directory = str(source.directory.resolve())
+        identity = source.identify(self.hashed.get(directory))
+        self.hashed[directory] = identity.files
         return {"path": named(source.path), "sha256": identity.sha256}
 
     def reward_identity(self) -> dict[str, Any]:
-        """Which reward model this is, and how it is read."""
+        """Return which reward model this is, and how it is read."""
         config = self.config.reward
         tokenizer = named(config.tokenizer) if config.tokenizer else None
         who = kinds.of(config).identity(config, self.identify, not self.config.dry_run)
@@ -81,7 +81,7 @@ class Subjects:
         return {key: getattr(self.config.reward, key) for key in kinds.of(self.config.reward).SCORED_BY}
 
     def check_policy(self) -> None:
-        """What can be found wrong with the policy without loading it. Raises UserError."""
+        """Check everything about the policy that does not require loading it. Raises UserError."""
         if "policy" in self._checked:
             return
         model = self.config.model
@@ -100,14 +100,14 @@ class Subjects:
             )
 
     def check_reward(self) -> None:
-        """As `check_policy`; a server is asked whether it answers."""
+        """Check the reward model as `check_policy` does the policy; ask a server whether it answers."""
         kinds.of(self.config.reward).check(self.config.reward, not self.config.dry_run)
 
     def policy(self) -> nn.Module:
         return self.causal_lm(self.source)
 
     def causal_lm(self, source: ModelSource) -> nn.Module:
-        """A causal language model, loaded as the policy is."""
+        """Load a causal language model as the policy is loaded."""
         model = self.config.model
         return self._hold(
             str(source.directory),
@@ -121,10 +121,10 @@ class Subjects:
         )
 
     def reward(self) -> Scorer:
-        """What gives scores."""
+        """Load the reward model, or connect to it."""
         if kinds.of(self.config.reward).HOLDS_MEMORY:
             return self._hold("reward", self._load_reward)
-        return self._light_reward  # nothing is let go for it
+        return self._light_reward  # no other model is released for it
 
     @cached_property
     def _light_reward(self) -> Scorer:
@@ -134,12 +134,12 @@ class Subjects:
         return kinds.of(self.config.reward).load(self.config.reward, self.runtime)
 
     def token_budget(self) -> Budget:
-        """Of tokens in a forward pass that measures log-probabilities."""
+        """Return a new budget of tokens for forward passes that measure log-probabilities."""
         return Budget("algorithm.tokens_per_microbatch", self.config.algorithm.tokens_per_microbatch)
 
     def _hold(self, name: str, make: Callable[[], Any]) -> Any:
         if self._held[0] != name:
-            self._held = ("", None)  # its memory is free before the next one needs some
+            self._held = ("", None)  # free its memory before the next model is loaded
             self._held = (name, make())
         return self._held[1]
 
@@ -148,15 +148,22 @@ class Subjects:
         questions: dict[str, list[int]],
         journal: Journal,
         limits: RolloutConfig,
-        progress: Progress,
+        progress: SuiteProgress,
         *,
         greedy: bool,
         purpose: Sequence[str | int] = ("evaluation",),
     ) -> None:
-        """Have the policy answer what the journal has no answer to: {"response", "ids", "ended"} by key.
+        """Have the policy answer the questions that the journal has no answer to: {"response", "ids", "ended"} by key.
 
-        questions: token ids up to where the answer begins, by key. With engine `slots` each sampled answer depends on
-        its index among the questions, not on how many were answered by an earlier start.
+        With engine `slots` each sampled answer depends on its index among the questions, not on how many were answered
+        by an earlier start.
+
+        questions: token ids up to where the answer begins, by key.
+        journal: the answers of earlier starts; the new ones are added.
+        limits: the sampling settings.
+        progress: counts the answers.
+        greedy: whether the likeliest token is taken, instead of sampling.
+        purpose: seeds the random numbers.
         """
         missing = {key: index for index, key in enumerate(questions) if key not in journal}
         if not missing:
@@ -177,11 +184,11 @@ class Subjects:
         generate(model, chat, prompts, limits, greedy=greedy, indices=indices, on_done=take)
 
     def limits(self, max_new_tokens: int, **changed: Any) -> RolloutConfig:
-        """The rollout's settings with another limit."""
+        """Return the rollout's settings with another limit."""
         return replace(self.config.rollout, max_new_tokens=max_new_tokens, **changed)
 
     def greedy_settings(self, max_new_tokens: int) -> dict[str, Any]:
-        """What a greedy answer depends on, for an identity."""
+        """Return everything a greedy answer depends on, for an identity."""
         rollout = self.config.rollout
         return {
             "max_new_tokens": max_new_tokens,
@@ -191,7 +198,7 @@ class Subjects:
         }
 
     def sampled_settings(self, max_new_tokens: int, temperature: float | None) -> dict[str, Any]:
-        """What a sampled answer depends on, for an identity."""
+        """Return everything a sampled answer depends on, for an identity."""
         rollout = self.config.rollout
         return {
             **self.greedy_settings(max_new_tokens),
@@ -206,12 +213,16 @@ def score(
     conversations: list[list[dict]],
     subjects: Subjects,
     journal: Journal,
-    progress: Telling,
+    progress: StartProgress,
 ) -> tuple[list[float], int]:
-    """(a score for every conversation, how many answers were too long for the reward model).
+    """Return (a score for every conversation, how many answers were too long for the reward model).
 
-    The journal has {"score", "truncated"} by index. truncated: of a group's answers; it stands at the group's first.
     Raises UserError for a score that is not finite.
+
+    conversations: the answers with their prompts.
+    subjects: the reward model is loaded from here.
+    journal: {"score", "truncated"} by index; the first row of a group has the number of truncated answers in it.
+    progress: counts the scores.
     """
 
     def make(indices: list[int]) -> Iterator[dict[str, Any]]:

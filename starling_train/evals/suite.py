@@ -1,4 +1,4 @@
-"""What all suites have in common: their shape, how data is identified, and work that a journal remembers."""
+"""What all suites have in common: their interface, how data is identified, and work that a journal remembers."""
 
 import hashlib
 import json
@@ -21,32 +21,32 @@ from starling_train.run.runtime import Runtime
 
 Say = Callable[[str], None]
 Item = TypeVar("Item")
-TELL_EVERY_S = 5.0
-ANSWERS_AT_A_TIME = 256  # that are scored or asked for between two looks at the journal
+REPORT_EVERY_S = 5.0
+ANSWERS_AT_A_TIME = 256  # answers scored or generated before the rest is compared with the journal again
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of the table of results: a part of the suite ("" for the whole), its value in words, of how many."""
+class ResultLine:
+    """A line of the table of results: a part of the suite ("" for the whole), its value as text, of how many."""
 
     part: str
     value: str
     count: int
 
 
-# what an evaluation during training measures: `eval/*` of a policy as it is now, given budgets of sequences side by
-# side and of tokens, and the processes that share the work
+# A measurement during training: `eval/*` of the present policy, given a budget of sequences side by side, one of
+# tokens, and the processes that share the work.
 Skill = Callable[[nn.Module, Budget, Budget, Runtime], dict[str, float]]
 
 
 @dataclass
 class Suite(ABC):
-    """What is needed is found and checked first (`find`, `check`), then it is measured.
+    """A suite of `evaluate`: its inputs are first found and checked (`find`, `check`), then it is measured.
 
-    subjects: `Subjects`, the models. identity: all that a result depends on, as JSON: models by a hash of their files,
-    data by its contents.
-    during_training: makes the suite's `Skill` of (a run's configuration, `Chat`); None where there is none. Raises
-    UserError.
+    subjects: `Subjects`, the models.
+    identity: everything a result depends on, as JSON: models by a hash of their files, data by its contents.
+    during_training: makes the suite's `Skill` from (a run's configuration, `Chat`), raising UserError; None for a suite
+        that training does not measure.
     """
 
     subjects: Any
@@ -61,38 +61,38 @@ class Suite(ABC):
 
     @abstractmethod
     def plan(self) -> str:
-        """Say what it would do."""
+        """Say what `measure` would do."""
 
     def check(self, dry_run: bool) -> None:
-        """Find what can be found wrong without loading weights. Raises UserError."""
+        """Check everything that does not require loading weights. Raises UserError."""
         self.subjects.check_policy()
 
     @abstractmethod
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
-        """The result, strict JSON. folder: of its journals. say: told how far it is."""
+        """Measure, and return the result as strict JSON. folder: for the journals. say: prints the progress."""
 
     @abstractmethod
-    def lines(self, result: dict[str, Any]) -> list[Line]:
-        """A result as lines of a table, the whole first."""
+    def lines(self, result: dict[str, Any]) -> list[ResultLine]:
+        """Return a result as lines of a table, the whole first."""
 
     def notes(self, result: dict[str, Any]) -> list[str]:
-        """What must be known beside the numbers: who judged, what failed."""
+        """Return what a reader must know beside the numbers: who judged, what failed."""
         return []
 
     def journal(self, folder: Path, what: str, identity: dict[str, Any] | None = None) -> Journal:
-        """Open what was done of a part of the work. identity: what that depends on; the suite's if None."""
+        """Open the journal of a part of the work. identity: everything that part depends on; None: the suite's."""
         return Journal(folder, f"{self.name}.{what}", identity or self.identity)
 
-    def progress(self, say: Say, items: str) -> "Telling":
-        return partial(Progress, say, self.name, items)
+    def progress(self, say: Say, items: str) -> "StartProgress":
+        return partial(SuiteProgress, say, self.name, items)
 
 
-class Progress:
-    """Tells how many of the items are done: at the first, every few seconds, and at the end."""
+class SuiteProgress:
+    """Progress of a suite: prints how many items are done, first, every few seconds, and at the end."""
 
     def __init__(self, say: Say, suite: str, items: str, total: int, done: int = 0):
         self._say, self._suite, self._items, self._total, self._done = say, suite, items, total, done
-        self._told = self._began = time.monotonic()
+        self._reported = self._began = time.monotonic()
         self._before = done
         if done:
             say(f"{suite}: {done:,} of {total:,} {items} are there from an earlier start")
@@ -100,48 +100,52 @@ class Progress:
     def step(self, count: int = 1) -> None:
         self._done += count
         now = time.monotonic()
-        if self._done == self._total or now - self._told >= TELL_EVERY_S:
-            self._told = now
+        if self._done == self._total or now - self._reported >= REPORT_EVERY_S:
+            self._reported = now
             speed = (self._done - self._before) / max(now - self._began, 1e-9)
             self._say(f"{self._suite}: {self._done:,} of {self._total:,} {self._items}, {speed:.3g} a second")
 
 
-Telling = Callable[[int, int], Progress]  # of (total, done)
+StartProgress = Callable[[int, int], SuiteProgress]  # of (total, done)
 
 
 def complete(
     journal: Journal,
     keys: Sequence[str],
     make: Callable[[list[int]], Iterable[dict[str, Any]]],
-    progress: Telling,
+    progress: StartProgress,
     at_a_time: int | None = None,
     sizes: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """The journal's row of every key; those that it lacks are made and added first.
+    """Make the rows that the journal lacks and add them; return the row of every key.
 
-    make: the rows of some keys, given their indices, `at_a_time` (ANSWERS_AT_A_TIME if None) at most. sizes: of how
-    many items each row is, for the progress; 1 if None.
+    journal: the rows of earlier starts.
+    keys: of the rows.
+    make: returns the rows of some keys, given their indices.
+    progress: counts the items.
+    at_a_time: how many rows `make` is asked for, at most; None: ANSWERS_AT_A_TIME.
+    sizes: of how many items each row is, for the progress; None: 1.
     """
     size = dict(zip(keys, sizes or [1] * len(keys), strict=True))
     missing = list({key: index for index, key in enumerate(keys) if key not in journal}.values())
     step = at_a_time or ANSWERS_AT_A_TIME
-    told = progress(sum(size.values()), sum(size.values()) - sum(size[keys[index]] for index in missing))
+    bar = progress(sum(size.values()), sum(size.values()) - sum(size[keys[index]] for index in missing))
     for start in range(0, len(missing), step):
         group = missing[start : start + step]
         for index, row in zip(group, make(group), strict=True):
             journal.add(keys[index], row)
-            told.step(size[keys[index]])
+            bar.step(size[keys[index]])
     return [journal.rows[key] for key in keys]
 
 
 def named(path: str) -> str:
-    """A local path from the root, a hub id as it is."""
+    """Return a local path as an absolute one, a hub id unchanged."""
     local = Path(path).expanduser()
     return str(local.resolve()) if local.exists() else path
 
 
 def digest(rows: Iterable[Any]) -> dict[str, str]:
-    """The SHA-256 of rows of JSON values."""
+    """Return the SHA-256 of rows of JSON values."""
     hashed = hashlib.sha256()
     for row in rows:
         hashed.update(json.dumps(row).encode() + b"\n")
@@ -149,23 +153,23 @@ def digest(rows: Iterable[Any]) -> dict[str, str]:
 
 
 def data_of(path: str, rows: Iterable[Any]) -> dict[str, str]:
-    """Data by its name and contents, for an identity."""
+    """Identify data by its name and contents."""
     return {"path": named(path)} | digest(rows)
 
 
 def in_turn(groups: Sequence[Sequence[Item]], limit: int | None) -> list[Item]:
-    """`limit` items in all, the first ones of each group in turn, in the order of the groups; all if None."""
+    """Return `limit` items in all (None: all), the first ones of each group in turn, in the order of the groups."""
     total = sum(map(len, groups))
-    wanted, taken = min(total, total if limit is None else limit), [0] * len(groups)
-    while sum(taken) < wanted:
+    count, taken = min(total, total if limit is None else limit), [0] * len(groups)
+    while sum(taken) < count:
         for index, group in enumerate(groups):
-            if taken[index] < len(group) and sum(taken) < wanted:
+            if taken[index] < len(group) and sum(taken) < count:
                 taken[index] += 1
     return [item for group, count in zip(groups, taken, strict=True) for item in group[:count]]
 
 
 def unique(ids: Sequence[str]) -> list[str]:
-    """The ids, those that came before with a number behind them."""
+    """Return the ids, each repeated one with a number appended."""
     seen: dict[str, int] = {}
     names = []
     for name in ids:
@@ -175,14 +179,14 @@ def unique(ids: Sequence[str]) -> list[str]:
 
 
 def check_finite(scores: Sequence[float]) -> None:
-    """Raise UserError if a reward model's score is not a number: it would put nothing in order."""
+    """Raise UserError if a reward model's score is not finite: it would not order anything."""
     if wrong := sum(not math.isfinite(value) for value in scores):
         raise UserError(f"reward: {wrong} of {len(scores)} scores are not finite; try reward.dtype=float32")
 
 
 @contextmanager
 def about(key: str) -> Iterator[None]:
-    """Name the key in an error that names a file or a line only."""
+    """Name the key in a UserError that names only a file or a line."""
     try:
         yield
     except UserError as error:
@@ -191,9 +195,9 @@ def about(key: str) -> Iterator[None]:
         raise UserError(f"{key}: {error}") from error
 
 
-def shares(parts: list[tuple[str, float, int]]) -> list[Line]:
-    """(part, share of right ones, of how many) as lines, in percent."""
-    return [Line(part, f"{100 * share:.2f} %", count) for part, share, count in parts]
+def shares(parts: list[tuple[str, float, int]]) -> list[ResultLine]:
+    """Return (part, share of right ones, of how many) as lines, in percent."""
+    return [ResultLine(part, f"{100 * share:.2f} %", count) for part, share, count in parts]
 
 
 def truncation(result: dict[str, Any]) -> list[str]:

@@ -55,7 +55,7 @@ class Inputs:
             header_checks.check_policy(source)
             check_weights(source)
         listing = list_matrices(source)
-        search.check_asked(listing, laser.modules, laser.layers, laser.types, laser.percent)
+        search.count_requested(listing, laser.modules, laser.layers, laser.types, laser.percent)
         records = scans.read_scan(config.freeze, source) if config.freeze.scan else None
         if records and (unranked := [m for m, record in records.items() if record.rank is None or record.raw is None]):
             raise UserError(
@@ -69,7 +69,7 @@ class Inputs:
         from starling_train.rank_search import search
 
         laser = self.config.laser
-        tries = search.check_asked(self.listing, laser.modules, laser.layers, laser.types, laser.percent)
+        tries = search.count_requested(self.listing, laser.modules, laser.layers, laser.types, laser.percent)
         return (
             f"would try {tries} of {len(self.listing)} matrices of {self.source.directory}, those "
             f"with the lowest raw SNR ({self.config.freeze.dialect}) first\n{self.judged()}"
@@ -106,10 +106,10 @@ class Inputs:
         run: "RunDirectory",
     ) -> "Search":
         """The search over the candidates, judged by the criterion. start: its measure before anything is changed."""
-        from starling_train.rank_search.search import Judge, Search
+        from starling_train.rank_search.search import Search, SearchJudge
 
         criterion, laser = self.criterion, self.config.laser
-        judge = Judge(laser.measure, lambda: criterion.measure(model, budget), criterion.is_not_worse)
+        judge = SearchJudge(laser.measure, lambda: criterion.measure(model, budget), criterion.is_not_worse)
         return Search(model, self.source, candidates, judge, start, run.path, laser.factored)
 
 

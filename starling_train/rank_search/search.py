@@ -26,11 +26,11 @@ from starling_train.selection.records import Record
 LOG = "tries.jsonl"
 ACCEPTED = "accepted"  # folder of the accepted matrices, until they are in the finished model
 
-Row = dict[str, Any]
+TryRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Judge:
+class SearchJudge:
     """measure: of the model as it is now. is_not_worse(after, before): whether a change may stay."""
 
     name: str
@@ -48,12 +48,12 @@ class Search:
     model: nn.Module
     source: ModelSource
     candidates: list[Record]
-    judge: Judge
+    judge: SearchJudge
     begun: float
     run: Path
     factors: bool = False
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TryRow]:
         """The tries so far. Raises UserError if they are not of these candidates."""
         path = self.run / LOG
         rows = json_lines.read(path)
@@ -65,7 +65,7 @@ class Search:
         """The measure of the model with what was accepted so far."""
         return next((row["after"] for row in reversed(self.rows()) if row["accepted"]), self.begun)
 
-    def go_on(self, log: JsonLines | NoLines, stop: StopRequest) -> Iterator[Row]:
+    def go_on(self, log: JsonLines | NoLines, stop: StopRequest) -> Iterator[TryRow]:
         """Put in what earlier starts accepted, then make the tries that are left, yielding the row of each."""
         done = self.rows()
         with stop.abandonable():
@@ -82,7 +82,7 @@ class Search:
             log.write([row])
             yield row
 
-    def _attempt(self, step: int, record: Record, current: float) -> tuple[Row, reduction.Reduced]:
+    def _attempt(self, step: int, record: Record, current: float) -> tuple[TryRow, reduction.Reduced]:
         began = time.perf_counter()
         parameter = reduction.parameter_of(self.model, record)
         reduced = reduction.reduce(self.source, record, parameter.device, self.factors)
@@ -110,7 +110,7 @@ class Search:
         }
         return row, reduced
 
-    def matrix(self, row: Row, record: Record) -> dict[str, Tensor]:
+    def matrix(self, row: TryRow, record: Record) -> dict[str, Tensor]:
         """An accepted matrix, and its factors where they are kept: from its file, or made again where that is gone.
 
         Raises UserError if it does not come out the same.
@@ -127,7 +127,7 @@ class Search:
         reduction.write(reduced, self._file(record.module))
         return reduction.read(self._file(record.module), row["content"]) or {"matrix": reduced.matrix}
 
-    def accepted(self) -> dict[str, tuple[Row, Record]]:
+    def accepted(self) -> dict[str, tuple[TryRow, Record]]:
         """The tries that were accepted, by the model's parameter."""
         rows = zip(self.rows(), self.candidates, strict=False)
         return {record.parameter: (row, record) for row, record in rows if row["accepted"]}
@@ -149,7 +149,7 @@ def order(
     down, those of the lowest raw SNR. A matrix is left out whose rank would stay or would be 0. Raises UserError if
     nothing is left.
     """
-    asked = [record for record in records.values() if _is_asked(record, modules, layers, types)]
+    asked = [record for record in records.values() if _is_requested(record, modules, layers, types)]
     asked.sort(key=lambda record: math.inf if record.raw is None else record.raw)
     chosen = asked[: int(len(asked) * percent / 100)]
     found = [record for record in chosen if 0 < record.rank < min(record.shape)]
@@ -161,7 +161,7 @@ def order(
     return found, len(chosen) - len(found)
 
 
-def check_asked(
+def count_requested(
     records: dict[str, Record], modules: list[str], layers: list[int], types: list[str], percent: float
 ) -> int:
     """How many matrices `order` will look at. Raises UserError for a name that no matrix has, and if they are none."""
@@ -175,7 +175,7 @@ def check_asked(
             if name not in there:
                 options = ", ".join(map(str, list(dict.fromkeys(there))[:8]))
                 raise UserError(f"laser.{key}: the model has no matrix with {name}; there are: {options}, ...")
-    count = sum(_is_asked(record, modules, layers, types) for record in records.values())
+    count = sum(_is_requested(record, modules, layers, types) for record in records.values())
     if not count:
         raise UserError("laser.modules: no matrix is in laser.modules, laser.layers and laser.types at once; widen one")
     if not int(count * percent / 100):
@@ -183,7 +183,7 @@ def check_asked(
     return int(count * percent / 100)
 
 
-def _is_asked(record: Record, modules: list[str], layers: list[int], types: list[str]) -> bool:
+def _is_requested(record: Record, modules: list[str], layers: list[int], types: list[str]) -> bool:
     return (
         (not modules or record.module in modules)
         and (not layers or record.layer in layers)

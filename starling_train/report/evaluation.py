@@ -5,12 +5,12 @@ from typing import Any
 from starling_train.report import markup
 from starling_train.report.markup import details, escape, redact, table
 from starling_train.report.plots.radar import radar_svg
-from starling_train.report.read_run import Run, is_number
+from starling_train.report.read_run import RunFiles, is_number
 
 Entry = dict[str, Any]
 
 
-def section(run: Run) -> str:
+def section(run: RunFiles) -> str:
     """The whole section, newest results first; nothing where `evaluate` measured nothing."""
     if not run.evaluation:
         return ""

@@ -8,7 +8,7 @@ from starling_train.report import markup as html
 from starling_train.report import page
 from starling_train.report.plots import draw
 from starling_train.report.plots.panel import BLUE, GREEN, INK, RED
-from starling_train.report.read_run import Run, is_number, json_lines, read
+from starling_train.report.read_run import RunFiles, is_number, json_lines, read
 
 HEAD = ("", "matrix", "raw SNR", "rank before", "rank", "before", "after", "", "seconds")
 NUMERIC = frozenset((0, 2, 3, 4, 5, 6, 8))
@@ -23,7 +23,7 @@ def write(run_dir: Path) -> Path:
     return page.save(run, render(run, json_lines(run.path / "tries.jsonl", [])))
 
 
-def render(run: Run, rows: list[dict[str, Any]]) -> str:
+def render(run: RunFiles, rows: list[dict[str, Any]]) -> str:
     """The page as text."""
     model = html.redact(str((run.config.get("model") or {}).get("path", "")))
     headline = (
@@ -40,14 +40,14 @@ def render(run: Run, rows: list[dict[str, Any]]) -> str:
     return page.document(run, "rank reduction", status(run, rows), headline, body)
 
 
-def status(run: Run, rows: list[dict[str, Any]]) -> str:
+def status(run: RunFiles, rows: list[dict[str, Any]]) -> str:
     """Finished or not, with the tries; the word carries the meaning, the colour repeats it."""
     kept = sum(bool(row.get("accepted")) for row in rows)
     word, colour = ("Finished", "good") if run.summary.get("finished") else ("Not finished", "watch")
     return html.badge(colour, f"{word}, {kept} of {len(rows)} tries kept")
 
 
-def tiles(run: Run) -> str:
+def tiles(run: RunFiles) -> str:
     """The measure before and after, on what judged and on what was held out; and the numbers of parameters."""
     shown = []
     for part, what in (("judging", "that judged"), ("held_out", "held out")):

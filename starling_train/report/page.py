@@ -10,7 +10,7 @@ from starling_train.report import evaluation, samples, sections
 from starling_train.report.markup import card, clean, escape, note, section
 from starling_train.report.plots import draw as plots
 from starling_train.report.plots import panels
-from starling_train.report.read_run import Run, is_number, layer_in, read, selected_modules
+from starling_train.report.read_run import RunFiles, is_number, layer_in, read, selected_modules
 
 
 def write(run_dir: Path) -> Path:
@@ -23,12 +23,12 @@ def write(run_dir: Path) -> Path:
     return save(run, render(run))
 
 
-def save(run: Run, text: str) -> Path:
+def save(run: RunFiles, text: str) -> Path:
     """Write a page as the run's `report.html`, and return its path."""
     return write_text(run.path / "report.html", text)
 
 
-def document(run: Run, title: str, status: str, headline: str, body: str) -> str:
+def document(run: RunFiles, title: str, status: str, headline: str, body: str) -> str:
     """A whole page in the style of all. title: for the browser. status, headline, body: HTML."""
     template = resources.files("starling_train.report").joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(
@@ -41,7 +41,7 @@ def document(run: Run, title: str, status: str, headline: str, body: str) -> str
     )
 
 
-def render(run: Run) -> str:
+def render(run: RunFiles) -> str:
     """The page as text."""
     measured = evaluation.section(run)
     if not is_training(run):
@@ -51,12 +51,12 @@ def render(run: Run) -> str:
     return document(run, "training report", sections.status(run), sections.headline(run), body)
 
 
-def is_training(run: Run) -> bool:
+def is_training(run: RunFiles) -> bool:
     """Whether the directory is a run's; `evaluate` may have one of its own, in which nothing is missing."""
     return bool(run.config or run.metrics or run.summary) or not run.evaluation
 
 
-def training(run: Run, remarks: list[str]) -> str:
+def training(run: RunFiles, remarks: list[str]) -> str:
     """All that a training command's files tell; what they lack is named in `remarks`."""
     parts = {
         "First evaluation against the last": f'<div class="tiles">{sections.tiles(run)}</div>\n'
@@ -68,7 +68,7 @@ def training(run: Run, remarks: list[str]) -> str:
     return "".join(section(title, body) for title, body in parts.items())
 
 
-def plot_cards(run: Run, remarks: list[str]) -> str:
+def plot_cards(run: RunFiles, remarks: list[str]) -> str:
     """A figure with its caption for every panel that has numbers; the others are named in `remarks`."""
     cards, without = [], []
     for panel in panels.of(run):
@@ -82,7 +82,7 @@ def plot_cards(run: Run, remarks: list[str]) -> str:
     return "\n".join(cards) or note("No step has been recorded yet.")
 
 
-def heatmap(run: Run) -> str:
+def heatmap(run: RunFiles) -> str:
     """The scan as a heatmap with the selection marked, on light ground in both themes."""
     scanned = {name: record for name, record in scan_records(run).items() if record.layer is not None}
     if not scanned:
@@ -101,7 +101,7 @@ def heatmap(run: Run) -> str:
     )
 
 
-def scan_records(run: Run) -> dict[str, SimpleNamespace]:
+def scan_records(run: RunFiles) -> dict[str, SimpleNamespace]:
     """The records of `snr.json` with `.type`, `.layer` (None outside the layers) and `.snr`."""
     records = {}
     for name, record in run.snr.items():

@@ -14,7 +14,7 @@ from starling_train.files.json_lines import parse, whole_lines
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """The files of one run directory; absent files are empty values, and `missing` says so in words."""
 
     path: Path
@@ -29,7 +29,7 @@ class Run:
     missing: list[str] = field(default_factory=list)
 
 
-def read(run_dir: Path) -> Run:
+def read(run_dir: Path) -> RunFiles:
     """Read what is there. Raises `UserError` when `run_dir` is not a directory, and for nothing else."""
     path = Path(run_dir)
     if not path.is_dir():
@@ -39,7 +39,7 @@ def read(run_dir: Path) -> Run:
     samples = json_lines(path / "samples.jsonl", missing)
     snr = _parse(path / "snr.json", json.loads, missing)
     unfrozen = _parse(path / "unfrozen.yaml", yaml.safe_load, missing).get("unfrozen_parameters")
-    return Run(
+    return RunFiles(
         path=path,
         config=_parse(path / "config.yaml", yaml.safe_load, missing),
         config_text=_text(path / "config.yaml"),
@@ -69,13 +69,13 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def series(run: Run, key: str) -> tuple[list[int], list[float]]:
+def series(run: RunFiles, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one key of `metrics.jsonl`; lines without it, or with null, are left out."""
     points = [(line["step"], line[key]) for line in run.metrics if is_number(line.get(key))]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def first_last(run: Run, key: str) -> tuple[float | None, float | None]:
+def first_last(run: RunFiles, key: str) -> tuple[float | None, float | None]:
     """First and last value of a key: from the metrics, else (`eval/*`) from the summary.
 
     The last is None where the key was measured once: one value is no change.
@@ -97,7 +97,7 @@ def setting(tree: dict[str, Any], dotted: str) -> Any:
     return value
 
 
-def selected_modules(run: Run) -> set[str]:
+def selected_modules(run: RunFiles) -> set[str]:
     """Scanned modules whose weight one of the patterns of `unfrozen.yaml` matches."""
     if not run.patterns:
         return set()
@@ -112,7 +112,7 @@ def layer_in(module: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def steps_done(run: Run) -> int:
+def steps_done(run: RunFiles) -> int:
     """The last step that the run reports, 0 before the first."""
     last = run.metrics[-1]["step"] if run.metrics else 0
     recorded = run.summary.get("steps")

@@ -4,14 +4,14 @@ from collections import defaultdict
 from typing import Any
 
 from starling_train.report.markup import details, escape, note, number
-from starling_train.report.read_run import Run, is_number
+from starling_train.report.read_run import RunFiles, is_number
 
 SHOWN = 6  # prompts on the page; the others are folded
 
 Sample = dict[str, Any]
 
 
-def section(run: Run) -> str:
+def section(run: RunFiles) -> str:
     """The before/after section, or a sentence that there is nothing to compare."""
     if not run.samples:
         return note("No samples were recorded (samples.jsonl is missing or empty).")

@@ -35,7 +35,7 @@ RESULTS = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ScanOutcome:
     """What is written: the scan, what it selects (`["*"]`: everything), parameters that train besides, a comparison
     with the scan `other`, and plots by module.
     """
@@ -73,7 +73,7 @@ def remove(run: Path, slug: str) -> None:
             path.unlink()
 
 
-def write(outcome: Outcome, run: Path, slug: str) -> None:
+def write(outcome: ScanOutcome, run: Path, slug: str) -> None:
     """The files in place of an earlier scan's; `snr.json` last."""
     retire(run, slug)  # into the journal: the scan that was read may be the one that is replaced
     run.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from starling_train.report import markup as html
 from starling_train.report.plots.panels import is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.read_run import (
-    Run,
+    RunFiles,
     first_last,
     is_number,
     layer_in,
@@ -30,12 +30,12 @@ class Tile:
     better: int = 0
 
 
-def run_name(run: Run) -> str:
+def run_name(run: RunFiles) -> str:
     """The run's name from its summary or config, else the directory's."""
     return str(run.summary.get("name") or run.config.get("name") or run.path.resolve().name)
 
 
-def headline(run: Run) -> str:
+def headline(run: RunFiles) -> str:
     """What was trained, on what, by which algorithm, as one sentence of HTML."""
     if not run.config and not run.summary:
         return "What was trained is not recorded."
@@ -59,7 +59,7 @@ def headline(run: Run) -> str:
     return ", ".join([" ".join(parts[:2]), *parts[2:]]) + "."
 
 
-def algorithm(run: Run) -> str:
+def algorithm(run: RunFiles) -> str:
     """`ppo` or `apa` from the configuration, or the command where that is another one, such as `dpo`."""
     command = str(run.summary.get("command") or "")
     if command.isalpha() and command != "ppo":
@@ -67,7 +67,7 @@ def algorithm(run: Run) -> str:
     return str(setting(run.config, "algorithm.name") or "training")
 
 
-def status(run: Run) -> str:
+def status(run: RunFiles) -> str:
     """Finished or not, with the steps done; the word carries the meaning, the colour repeats it."""
     done, planned = steps_done(run), setting(run.config, "algorithm.steps")
     of = f" of {planned:,}" if isinstance(planned, int) else ""
@@ -76,7 +76,7 @@ def status(run: Run) -> str:
     return html.badge("watch", f"Not finished, {done:,}{of} steps so far")
 
 
-def facts(run: Run) -> str:
+def facts(run: RunFiles) -> str:
     """Device, time, speed and memory as a definition list."""
     summary = run.summary
     rows = [("Device", html.escape(summary["device"]))] if summary.get("device") else []
@@ -96,7 +96,7 @@ def facts(run: Run) -> str:
     return f'<dl class="facts-row">{items}</dl>' if items else ""
 
 
-def tiles(run: Run) -> str:
+def tiles(run: RunFiles) -> str:
     """First and last value of the numbers that matter, with the change, as a row of tiles."""
     keys = suites(run)
     gold = Tile("eval/gold_mean", "True quality (gold), held-out prompts", better=1)
@@ -115,14 +115,14 @@ def tiles(run: Run) -> str:
     return "".join(shown) or html.note("No measurement was recorded yet.")
 
 
-def _held_out(run: Run, suite: str, training: str, item: Tile) -> Tile:
+def _held_out(run: RunFiles, suite: str, training: str, item: Tile) -> Tile:
     """The held-out version of a number where it was measured, else that of the training prompts."""
     if first_last(run, f"eval/{suite}")[0] is not None:
         return replace(item, key=f"eval/{suite}", label=f"{item.label}, held-out prompts")
     return replace(item, key=training, label=f"{item.label}, training prompts")
 
 
-def _tile(run: Run, item: Tile) -> str:
+def _tile(run: RunFiles, item: Tile) -> str:
     """One tile, empty where the run never measured the number."""
     first, last = first_last(run, item.key)
     if first is None:
@@ -136,7 +136,7 @@ def _tile(run: Run, item: Tile) -> str:
     return html.tile(item.label, values, change, item.key)
 
 
-def _change(run: Run, item: Tile, gain: float) -> str:
+def _change(run: RunFiles, item: Tile, gain: float) -> str:
     judged = gain * item.better
     if item.change_unit == "points" and abs(gain) <= POINTS_ALLOWED:
         judged = 0  # within what a run may lose: no alarm, and no praise for noise
@@ -149,7 +149,7 @@ def _change(run: Run, item: Tile, gain: float) -> str:
     return f"{text}, {html.number(spreads, signed=True)} starting standard deviations"
 
 
-def findings_list(run: Run) -> str:
+def findings_list(run: RunFiles) -> str:
     """The findings as a list; a word and a sign carry the judgement, not the colour alone."""
     words = {"good": "✓ good", "watch": "! look", "bad": "✗ bad"}
     items = [
@@ -159,7 +159,7 @@ def findings_list(run: Run) -> str:
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
-def trained_table(run: Run) -> str:
+def trained_table(run: RunFiles) -> str:
     """What trained, a row per module type: matrices, parameters, layers."""
     scanned = Counter(str(record.get("type", "unknown")) for record in run.snr.values())
     trained: dict[str, list[str]] = defaultdict(list)
@@ -193,7 +193,7 @@ def ranges(numbers: set[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in parts)
 
 
-def appendix(run: Run) -> str:
+def appendix(run: RunFiles) -> str:
     """Every metric's first and last value, the configuration, the selection and the versions, folded."""
     keys = sorted({key for line in run.metrics for key in line if key != "step"})
     rows = []

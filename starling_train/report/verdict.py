@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from starling_train.report.markup import plain
-from starling_train.report.read_run import Run, first_last, series, setting
+from starling_train.report.read_run import RunFiles, first_last, series, setting
 
 GOOD, WATCH, BAD = "good", "watch", "bad"
 POINTS_ALLOWED = 3.0  # percentage points of a skill that a run may lose
@@ -17,25 +17,25 @@ class Finding:
     text: str
 
 
-def findings(run: Run) -> list[Finding]:
+def findings(run: RunFiles) -> list[Finding]:
     """Every check that the run has the numbers for."""
     checks = (_score, _preference, _gold, _skill, _kl, _ratio, _ended, _length, _skipped)
     return [finding for check in checks if (finding := check(run)) is not None]
 
 
-def change(run: Run, key: str) -> float | None:
+def change(run: RunFiles, key: str) -> float | None:
     """Last minus first value of a key, None where it was measured less than twice."""
     first, last = first_last(run, key)
     return None if first is None or last is None else last - first
 
 
-def score_change_in_spreads(run: Run) -> float | None:
+def score_change_in_spreads(run: RunFiles) -> float | None:
     """Change of the held-out score in standard deviations of the starting policy's scores."""
     gain, spread = change(run, "eval/score_mean"), first_last(run, "eval/score_std")[0]
     return gain / spread if gain is not None and spread else None
 
 
-def _score(run: Run) -> Finding | None:
+def _score(run: RunFiles) -> Finding | None:
     gain = score_change_in_spreads(run)
     if gain is None:
         return None
@@ -47,7 +47,7 @@ def _score(run: Run) -> Finding | None:
     return Finding(BAD, f"Held-out score did not rise ({plain(gain, signed=True)} starting deviations).")
 
 
-def _preference(run: Run) -> Finding | None:
+def _preference(run: RunFiles) -> Finding | None:
     first, last = first_last(run, "eval/preference_accuracy")
     if first is None or last is None:
         return None
@@ -55,7 +55,7 @@ def _preference(run: Run) -> Finding | None:
     return Finding(GOOD if last > first else BAD, text)
 
 
-def _gold(run: Run) -> Finding | None:
+def _gold(run: RunFiles) -> Finding | None:
     gold, score = change(run, "eval/gold_mean"), change(run, "eval/score_mean")
     if gold is None:
         return None
@@ -65,7 +65,7 @@ def _gold(run: Run) -> Finding | None:
     return Finding(BAD, f"True quality (gold) moved by {plain(gold, signed=True)}{exploited}.")
 
 
-def _skill(run: Run) -> Finding | None:
+def _skill(run: RunFiles) -> Finding | None:
     points = change(run, "eval/function_calling")
     if points is None:
         return None
@@ -73,7 +73,7 @@ def _skill(run: Run) -> Finding | None:
     return Finding(state, f"Function calling changed by {plain(points, signed=True)} percentage points.")
 
 
-def _kl(run: Run) -> Finding | None:
+def _kl(run: RunFiles) -> Finding | None:
     values = series(run, "kl/reference")[1]
     if not values:
         return None
@@ -89,7 +89,7 @@ def _kl(run: Run) -> Finding | None:
     return Finding(GOOD, f"KL to the reference is under control: {plain(mean)} nats per response at the end.")
 
 
-def _ratio(run: Run) -> Finding | None:
+def _ratio(run: RunFiles) -> Finding | None:
     values = series(run, "policy/ratio_first")[1]
     if not values:
         return None
@@ -101,7 +101,7 @@ def _ratio(run: Run) -> Finding | None:
     return Finding(WATCH, f"{text}, where {plain(allowed)} is expected at this precision.")
 
 
-def _ended(run: Run) -> Finding | None:
+def _ended(run: RunFiles) -> Finding | None:
     last = first_last(run, "response/eos_fraction")
     share = last[0] if last[1] is None else last[1]
     if share is None or share >= 0.8:
@@ -110,7 +110,7 @@ def _ended(run: Run) -> Finding | None:
     return Finding(WATCH, text)
 
 
-def _length(run: Run) -> Finding | None:
+def _length(run: RunFiles) -> Finding | None:
     first, last = first_last(run, "response/length_mean")
     if not first or not last or 2 / 3 < last / first < 1.5:
         return None
@@ -118,6 +118,6 @@ def _length(run: Run) -> Finding | None:
     return Finding(WATCH, f"{text}: part of the change in score may be length.")
 
 
-def _skipped(run: Run) -> Finding | None:
+def _skipped(run: RunFiles) -> Finding | None:
     skipped = sum(series(run, "optim/skipped")[1])
     return Finding(WATCH, f"{plain(skipped)} optimiser steps were skipped.") if skipped else None

@@ -16,7 +16,7 @@ from starling_train.files.json_lines import to_line
 CATEGORIES = ("simple_python", "multiple", "irrelevance")
 REFUSAL = "None of these functions can do that."
 
-Row = dict  # one line of a leaderboard file
+CaseRow = dict  # one line of a leaderboard file
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _other_requests(held_out: bool) -> list[str]:
     ]
 
 
-def case(category: str, held_out: bool, rng: random.Random) -> tuple[Row, Row]:
+def case(category: str, held_out: bool, rng: random.Random) -> tuple[CaseRow, CaseRow]:
     """One random case: (question row, answer row), both without an id; `irrelevance` has an empty answer."""
     name = rng.choice(tuple(FUNCTIONS))
     _, parameters, templates = FUNCTIONS[name]
@@ -100,10 +100,10 @@ def case(category: str, held_out: bool, rng: random.Random) -> tuple[Row, Row]:
     return row, {"ground_truth": [] if category == "irrelevance" else [truth]}
 
 
-def cases(category: str, draws: int, held_out: bool, seed: str) -> list[tuple[Row, Row]]:
+def cases(category: str, draws: int, held_out: bool, seed: str) -> list[tuple[CaseRow, CaseRow]]:
     """The distinct ones among that many random cases, with ids."""
     rng = random.Random(f"{seed} {category} {held_out}")
-    found: dict[str, tuple[Row, Row]] = {}
+    found: dict[str, tuple[CaseRow, CaseRow]] = {}
     for _ in range(draws):
         row, answer = case(category, held_out, rng)
         found[json.dumps(row)] = (row, answer)

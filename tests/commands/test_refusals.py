@@ -320,7 +320,7 @@ EVALUATE = [
         environment={"MY_KEY": "two words"}),
     row("evaluate", BENCH + JUDGE_AT + "{away}/v1", "mt_bench.judge.url: http://127.0.0.1", "gave no judgment for 0 s",
         "run the same command again", make=judging, after_loading=True),
-    row("evaluate", BENCH + JUDGE_AT + "{version}/v1", "mt_bench.judge: m at ", "no chat completion", "check",
+    row("evaluate", BENCH + JUDGE_AT + "{version}/v1", "mt_bench.judge: m at ", "not a chat completion", "check",
         make=judging, after_loading=True),
 ]  # fmt: skip
 

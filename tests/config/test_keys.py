@@ -143,7 +143,7 @@ AGAINST_EACH_OTHER = {
         ("algorithm.kl.target=6 algorithm.kl.coefficient=0", "algorithm.kl.coefficient: 0", "start above 0"),
         (f"{LORA} freeze.lora.dropout=0.1", "freeze.lora.dropout: ", "use 0"),
         (f"{LORA} algorithm.critic=separate", "algorithm.critic: separate", "use head"),
-        (f"{LORA} model.load_in=8bit", "model.load_in: the 8-bit products", "use 4bit"),
+        (f"{LORA} model.load_in=8bit", "model.load_in: bitsandbytes' 8-bit products", "use 4bit"),
     ),
     "rm": (
         ("model.load_in=4bit", "model.load_in: ", "leave it out"),

@@ -67,9 +67,9 @@ def test_what_no_request_would_get_ends_it_at_once(status, says):
 @pytest.mark.parametrize(
     "answer,why",
     [
-        ((200, {}), "no chat completion"),
-        ((200, [1]), "no chat completion"),
-        ((200, {"choices": []}), "no chat completion"),
+        ((200, {}), "not a chat completion"),
+        ((200, [1]), "not a chat completion"),
+        ((200, {"choices": []}), "not a chat completion"),
         (said(None), "without text"),
         (said([{"type": "text"}]), "without text"),
         ((400, {"error": {"message": "too long"}}), "400: too long"),

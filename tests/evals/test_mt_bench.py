@@ -173,7 +173,7 @@ def spoil(file: str, change) -> callable:
         (spoil("question.jsonl", lambda rows: rows[2].pop("category")), "question.jsonl:3: no `question_id` or no"),
         (spoil("question.jsonl", lambda rows: rows[3].update(turns=["one"])), "question.jsonl:4: `turns` are not two"),
         (spoil("question.jsonl", lambda rows: rows[4].update(turns=[1, 2])), "question.jsonl:5: `turns` are not two"),
-        (spoil("question.jsonl", lambda rows: rows.append(rows[0])), "question.jsonl:81: question 81 is there twice"),
+        (spoil("question.jsonl", lambda rows: rows.append(rows[0])), "question.jsonl:81: question 81 appears twice"),
         (spoil("reference_answer_gpt-4.jsonl", lambda rows: rows.pop(0)), "question 101 (reasoning) has no reference"),
         (spoil("reference_answer_gpt-4.jsonl", lambda rows: rows[0].update(choices=[])), "gpt-4.jsonl:1: no"),
         (spoil("judge_prompts.jsonl", lambda rows: rows.pop(4)), "no prompt named single-v1"),

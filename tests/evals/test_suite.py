@@ -2,7 +2,7 @@
 
 import pytest
 
-from starling_train.evals.suite import Progress, complete, in_turn, unique
+from starling_train.evals.suite import SuiteProgress, complete, in_turn, unique
 from starling_train.files.journal import Journal
 
 KEYS = ["a", "b", "c", "b", "d"]
@@ -20,7 +20,7 @@ def completed(tmp_path, made: list[list[int]], fails_at: int | None = None, at_a
             yield {"value": index}
 
     def progress(total, done):
-        return Progress(said.append, "suite", "rows", total, done)
+        return SuiteProgress(said.append, "suite", "rows", total, done)
 
     with Journal(tmp_path, "work", {"of": 1}) as journal:
         return complete(journal, KEYS, make, progress, at_a_time, sizes), said

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from starling_train.config.fields import UserError
 from starling_train.files.json_lines import JsonLines
+from starling_train.rank_search import search
 from starling_train.rank_search import search as rank_search
-from starling_train.rank_search.search import Judge, Search
+from starling_train.rank_search.search import Search, SearchJudge
 from starling_train.run.signals import StopRequest
 from starling_train.selection.records import Record
 
@@ -32,7 +33,7 @@ def made(checkpoint, candidates, run, measures, factors=False) -> Search:
     """A search whose measure is what a list says: decisions are the test's, everything else is real."""
     values = iter(measures)
     model = load_causal_lm(checkpoint, dtype="float32")
-    judge = Judge("perplexity", lambda: next(values), lambda after, before: after <= before)
+    judge = SearchJudge("perplexity", lambda: next(values), lambda after, before: after <= before)
     run.mkdir(exist_ok=True)
     return Search(model, source(checkpoint), candidates, judge, 10.0, run, factors)
 
@@ -162,8 +163,8 @@ def test_the_lowest_raw_ratio_is_tried_first():
     assert names(rank_search.order(RECORDS, [], [0], ["mlp.up_proj"], 100.0)[0]) == ["0.mlp.up_proj"]
     module = "model.layers.1.mlp.down_proj"
     assert names(rank_search.order(RECORDS, [module], [], [], 100.0)[0]) == ["1.mlp.down_proj"]
-    assert rank_search.check_asked(RECORDS, [], [0], [], 50.0) == 1
+    assert search.count_requested(RECORDS, [], [0], [], 50.0) == 1
     with pytest.raises(UserError, match=r"laser\.percent: 10 % of 5"):
-        rank_search.check_asked(RECORDS, [], [], [], 10.0)
+        search.count_requested(RECORDS, [], [], [], 10.0)
     with pytest.raises(UserError, match="both sides of the threshold"):
         rank_search.order(RECORDS, [], [2], [], 100.0)

@@ -1,4 +1,4 @@
-"""Function calling, the skill that training must keep: the leaderboard's cases, and which answers to them are right."""
+"""Function calling, a skill that training must keep: the leaderboard's cases, and which answers to them are right."""
 
 from starling_train.evals.function_calling.cases import Case, Result, conversation, evaluate, load_cases
 from starling_train.evals.function_calling.checker import is_correct

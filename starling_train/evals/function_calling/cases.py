@@ -41,11 +41,12 @@ class Result:
 
 
 def load_cases(directory: str | Path, categories: Sequence[str] | None = None, limit: int | None = None) -> list[Case]:
-    """The cases of the leaderboard's files, categories one after another.
+    """Load the cases of the leaderboard's files, one category after another.
 
-    `categories` None takes every Python subset whose file is there. `limit` keeps that many cases in all, the
-    first ones of each category in turn, so that a short evaluation still sees every category.
     Raises UserError, naming file and line, where a file is missing or is not in the leaderboard's format.
+
+    categories: None takes every Python subset whose file exists.
+    limit: how many cases in all, the first ones of each category in turn, so that a short evaluation sees all of them.
     """
     directory = Path(directory).expanduser()
     if categories is None:
@@ -60,7 +61,7 @@ def load_cases(directory: str | Path, categories: Sequence[str] | None = None, l
 
 
 def conversation(case: Case) -> list[dict]:
-    """The prompt: the instruction and the functions as compact JSON, one a line, then the user's turns."""
+    """Return the prompt: the instruction and the functions as compact JSON, one a line, then the user's turns."""
     functions = (json.dumps(function, separators=(",", ":"), ensure_ascii=False) for function in case.functions)
     return [{"role": "system", "content": "\n".join([INSTRUCTION, *functions])}, *case.messages]
 
@@ -117,7 +118,7 @@ def _load_truths(path: Path) -> dict[str, list[dict]]:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """(`file:line`, object) of every line of a file that is not blank."""
+    """Yield (`file:line`, object) of every line of a file that is not blank."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the leaderboard's data, or leave its category out")
     for where, row in row_files.jsonl_rows(path):
@@ -154,7 +155,7 @@ def _is_function(value: Any) -> bool:
 
 
 def _is_schema(value: Any) -> bool:
-    """Of a parameter, or of a list's items: what `checker` reads of it."""
+    """Whether a value is the schema of a parameter or of a list's items, in the parts that `checker` reads."""
     if not isinstance(value, dict) or not isinstance(value.get("type"), str | None):
         return False
     return "items" not in value or _is_schema(value["items"])

@@ -31,7 +31,7 @@ def is_correct(answer_text: str, functions: Sequence[dict], ground_truth: Sequen
 
     Stricter than the leaderboard's code: literals only, no variables or arithmetic as values; no positional
     arguments (theirs are ignored); brackets must pair; True is not 1 inside lists and dicts either; items of
-    an optional list are held to their type too; a malformed call is a call where none was wanted.
+    an optional list are held to their type too; a malformed call is a call where no call is right.
     More lenient: parallel calls are matched to the ground truth as well as possible, not greedily.
     """
     calls = parse_calls(answer_text)
@@ -47,16 +47,16 @@ def has_perfect_matching(accepts: list[list[bool]]) -> bool:
     """Whether rows and columns of a square table can be paired off along True entries (Kuhn's algorithm)."""
     row_of_column: dict[int, int] = {}
 
-    def place(row: int, tried: set[int]) -> bool:
+    def match_row(row: int, tried: set[int]) -> bool:
         for column, accepted in enumerate(accepts[row]):
             if accepted and column not in tried:
                 tried.add(column)
-                if column not in row_of_column or place(row_of_column[column], tried):
+                if column not in row_of_column or match_row(row_of_column[column], tried):
                     row_of_column[column] = row
                     return True
         return False
 
-    return all(place(row, set()) for row in range(len(accepts)))
+    return all(match_row(row, set()) for row in range(len(accepts)))
 
 
 def _is_right_call(call: Call, functions: Sequence[dict], truth: dict) -> bool:

@@ -24,12 +24,12 @@ class Call:
 
 
 def parse_calls(text: str) -> list[Call] | None:
-    """The calls that an answer consists of, in order; None where the answer is anything but calls.
+    """Return the calls that an answer consists of, in order; None where the answer is anything but calls.
 
     Accepted: calls with keyword arguments whose values are literals (str, int, float, bool, None, and lists,
     tuples and dicts of them), separated by commas, with or without brackets around, in a code fence or not.
     Nothing is evaluated: names, operators, positional arguments, `**`, nested calls and text around the calls
-    all give None, and so does whatever Python's parser refuses (too deep, too many digits, null bytes).
+    all give None, and so does everything that Python's parser refuses (too deep, too many digits, null bytes).
     """
     text = _unfenced(text)
     if len(text) > MAX_CHARACTERS:
@@ -50,7 +50,7 @@ def attempts_call(text: str) -> bool:
 
 
 def answer_text(calls: list[Call]) -> str:
-    """Calls in the answer format, `[name(a=1, b="x")]`; `parse_calls` gives the same calls back."""
+    """Return calls in the answer format, `[name(a=1, b="x")]`; `parse_calls` reads the same calls back."""
     return "[" + ", ".join(f"{call.name}({_rendered_arguments(call)})" for call in calls) + "]"
 
 
@@ -62,7 +62,7 @@ def _unfenced(text: str) -> str:
 
 def _parsed(text: str) -> ast.expr:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an odd escape in an answer is no matter for the user's terminal
+        warnings.simplefilter("ignore")  # an odd escape in an answer must not reach the user's terminal
         return ast.parse(text, mode="eval").body
 
 
@@ -103,7 +103,7 @@ def _literal(node: ast.expr) -> Any:
         case ast.Tuple(elts=elements):
             return tuple(_literal(element) for element in elements)
         case ast.Dict(keys=keys, values=values):
-            # A key that is no constant (or a negative number) would be unhashable, or None for `**x`: neither is data.
+            # A key that is not a constant (or a negative number) is unhashable, or None for `**x`: neither is data.
             if not all(isinstance(key, ast.Constant | ast.UnaryOp) for key in keys):
                 raise ValueError("a key is not a constant")
             return {_literal(key): _literal(value) for key, value in zip(keys, values, strict=True)}

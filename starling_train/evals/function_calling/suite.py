@@ -11,14 +11,14 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.data.chat import Chat
 from starling_train.evals.function_calling.cases import Case, evaluate, load_cases
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Say, Skill, Suite, about, data_of, shares, unique
+from starling_train.evals.suite import ResultLine, Say, Skill, Suite, about, data_of, shares, unique
 from starling_train.models.budget import Budget
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
 
 
 def during_training(config: PpoConfig, chat: Chat) -> Skill:
-    """Read the cases that `evaluation.function_calling` names; all processes answer them together, in percent."""
+    """Read the cases that `evaluation.function_calling` names, and return the skill, in percent; processes share it."""
     how = config.evaluation.function_calling
     cases = load_cases(how.path, limit=how.cases)
     limits = replace(config.rollout, max_new_tokens=how.max_new_tokens)
@@ -38,7 +38,7 @@ def during_training(config: PpoConfig, chat: Chat) -> Skill:
 
 @dataclass
 class FunctionCalling(Suite):
-    """How many of the leaderboard's cases the policy answers rightly."""
+    """The suite: the share of the leaderboard's cases that the policy answers rightly."""
 
     cases: list[Case]
 
@@ -79,6 +79,6 @@ class FunctionCalling(Suite):
         ]
         return {"accuracy": result.accuracy / 100, "cases": len(self.cases), "by_category": by_category}
 
-    def lines(self, result: dict[str, Any]) -> list[Line]:
+    def lines(self, result: dict[str, Any]) -> list[ResultLine]:
         parts = [(part["category"], part["accuracy"], part["cases"]) for part in result["by_category"]]
         return shares([("", result["accuracy"], result["cases"]), *parts])

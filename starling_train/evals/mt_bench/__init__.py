@@ -1,7 +1,7 @@
 """The suite `mt_bench`: two-turn answers of the policy, each turn rated from 1 to 10 by a judge behind an API.
 
-Answers depend on model, questions and settings only, so another judge rates the same ones. A judgment that failed
-(no rating in the reply, or no reply) is counted and listed, never put in as a number.
+Answers depend on model, questions and settings only, so another judge rates the same answers. A judgment that failed
+(no rating in the reply, or no reply) is counted and listed, never replaced by a number.
 """
 
 from collections import Counter
@@ -12,11 +12,10 @@ from statistics import fmean
 from typing import Any
 
 from starling_train.data.conversations import with_answer
-from starling_train.evals.mt_bench import bench as mt_bench
-from starling_train.evals.mt_bench.bench import TURNS, Bench, Question
+from starling_train.evals.mt_bench.bench import TURNS, Bench, Question, load, rating
 from starling_train.evals.mt_bench.judge import Judge, Reply, endpoint, key_of
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Say, Suite, about, data_of, digest
+from starling_train.evals.suite import ResultLine, Say, Suite, about, data_of, digest
 from starling_train.files.journal import Journal
 
 NO_RATING = "no rating in the reply"
@@ -24,9 +23,9 @@ NO_RATING = "no rating in the reply"
 
 @dataclass
 class MtBench(Suite):
-    """The mean rating of both turns of all questions, and of each category.
+    """The suite: the mean rating of both turns of all questions, and of each category.
 
-    answered: what the answers depend on, whoever judges them.
+    answered: everything the answers depend on, whoever judges them.
     """
 
     bench: Bench
@@ -38,12 +37,12 @@ class MtBench(Suite):
     def find(cls, subjects: Subjects) -> "MtBench":
         how = subjects.config.mt_bench
         with about("mt_bench.path"):
-            bench = mt_bench.load(Path(how.path).expanduser(), how.questions)
+            bench = load(Path(how.path).expanduser(), how.questions)
         data = data_of(how.path, ([q.id, q.turns, q.temperature(how.temperature)] for q in bench.questions))
         answered = subjects.identity_of(cls.name, data, subjects.sampled_settings(how.max_new_tokens, how.temperature))
-        asked = digest([[asdict(q) for q in bench.questions], [asdict(p) for p in bench.prompts.values()]])
-        judge = {"model": how.judge.model, "max_tokens": how.judge.max_tokens}  # known by its name, wherever it is
-        return cls(subjects, answered | {"judge": judge | {"prompts": asked}}, bench, answered)
+        prompts = digest([[asdict(q) for q in bench.questions], [asdict(p) for p in bench.prompts.values()]])
+        judge = {"model": how.judge.model, "max_tokens": how.judge.max_tokens}  # by its name, at whatever address
+        return cls(subjects, answered | {"judge": judge | {"prompts": prompts}}, bench, answered)
 
     def plan(self) -> str:
         judge = self.subjects.config.mt_bench.judge
@@ -63,7 +62,7 @@ class MtBench(Suite):
         self.subjects.check_room(both + 2 * how.max_new_tokens, "two turns and their answers", key)
 
     def _encode(self, question: Question, answers: Sequence[str]) -> list[int]:
-        """The conversation up to where the next answer begins."""
+        """Encode the conversation up to where the next answer begins."""
         messages: list[dict] = []
         for turn, answer in zip(question.turns, answers, strict=False):
             messages = with_answer([*messages, {"role": "user", "content": turn}], answer)
@@ -79,7 +78,7 @@ class MtBench(Suite):
             return self._result(answers, journal.rows)
 
     def _answer(self, journal: Journal, say: Say) -> None:
-        """Both turns of every question, those of one temperature together."""
+        """Answer both turns of every question, those of one temperature together."""
         how, questions = self.subjects.config.mt_bench, self.bench.questions
         progress = self.progress(say, "answers")(len(TURNS) * len(questions), len(journal.rows))
         for turn in TURNS:
@@ -106,7 +105,7 @@ class MtBench(Suite):
         progress = self.progress(say, "judgments")(total, len(journal.rows))
 
         def take(key: str, reply: Reply) -> None:
-            rated = None if reply.text is None else mt_bench.rating(reply.text)
+            rated = None if reply.text is None else rating(reply.text)
             failure = reply.failure or (NO_RATING if rated is None else "")
             journal.add(key, asdict(reply) | {"rating": rated, "failure": failure})
             progress.step()
@@ -153,12 +152,12 @@ class MtBench(Suite):
         called = sorted({row["model"] for row in judgments if row["model"]})
         return {"model": judge.model, "url": endpoint(judge.url), "called": called, **counts, "cost": cost}
 
-    def lines(self, result: dict[str, Any]) -> list[Line]:
+    def lines(self, result: dict[str, Any]) -> list[ResultLine]:
         judge = result["judge"]["model"]
         turns = [(f"turn {part['turn']}", part) for part in result["by_turn"]]
         parts = [(part["category"], part) for part in result["by_category"]]
         return [
-            Line(f"judge {judge}" if not name else f"{name}, judge {judge}", _score(part), part["rated"])
+            ResultLine(f"judge {judge}" if not name else f"{name}, judge {judge}", _score(part), part["rated"])
             for name, part in [("", result), *turns, *parts]
         ]
 
@@ -177,7 +176,7 @@ class MtBench(Suite):
 
 
 def _texts(rows: dict[str, Any], question: Question, turns: int) -> list[str]:
-    """The first answers to a question."""
+    """Return the first answers to a question."""
     return [rows[f"{question.id}/{turn}"]["response"] for turn in TURNS[:turns]]
 
 

@@ -23,7 +23,7 @@ OTHER_TEMPERATURE = 0.7
 WITH_REFERENCE = ("math", "reasoning", "coding")
 TURNS = (1, 2)
 REFERENCES = ("reference_answer_gpt-4.jsonl", "reference_answer/gpt-4.jsonl")
-# (name of the judge's prompt, turn, for categories with a reference)
+# (turn, whether the category has references) -> name of the judge's prompt
 JUDGE_PROMPTS = {
     (1, False): "single-v1",
     (1, True): "single-math-v1",
@@ -44,7 +44,7 @@ AGAIN = "give FastChat's file unchanged"
 
 @dataclass(frozen=True)
 class Question:
-    """Two user turns; references: the answers to them of a strong model, where a judge is to see them."""
+    """Two user turns. references: a strong model's answers to them, for the categories where the judge gets them."""
 
     id: str
     category: str
@@ -52,7 +52,7 @@ class Question:
     references: list[str] = field(default_factory=list)
 
     def temperature(self, forced: float | None) -> float:
-        """Of its answers: the category's, unless one is forced on all."""
+        """Return the temperature of its answers: the category's, unless one is forced on all."""
         return TEMPERATURES.get(self.category, OTHER_TEMPERATURE) if forced is None else forced
 
 
@@ -72,7 +72,7 @@ class Bench:
     prompts: dict[tuple[int, bool], JudgePrompt]
 
     def judgment(self, question: Question, turn: int, answers: Sequence[str]) -> list[dict]:
-        """The messages that ask for a rating of the first or the second answer."""
+        """Return the messages that request a rating of the first or the second answer."""
         prompt = self.prompts[turn, bool(question.references)]
         first = {"question": question.turns[0], "answer": answers[0]} if turn == 1 else {}
         values = first | {f"ref_answer_{i}": text for i, text in enumerate(question.references, 1)}
@@ -85,7 +85,7 @@ class Bench:
 
 
 def rating(reply: str) -> float | None:
-    """The number of the first `[[n]]` in a judge's reply, else of the first `[n]`; None without one from 1 to 10."""
+    """Return the number of the first `[[n]]` in a judge's reply, else of the first `[n]`; None if not from 1 to 10."""
     for pattern in _RATINGS:
         if match := pattern.search(reply):
             value = float(match[1])
@@ -107,7 +107,7 @@ def load(directory: Path, limit: int | None = None) -> Bench:
     for where, row in _rows(directory / "question.jsonl"):
         question = _question(where, row, references)
         if question.id in seen:
-            raise UserError(f"{where}: question {question.id} is there twice; {AGAIN}")
+            raise UserError(f"{where}: question {question.id} appears twice; {AGAIN}")
         seen.add(question.id)
         by_category.setdefault(question.category, []).append(question)
     return Bench(in_turn(list(by_category.values()), limit), prompts)
@@ -159,8 +159,8 @@ def _judge_prompts(path: Path) -> dict[tuple[int, bool], JudgePrompt]:
         where, row = by_name[name]
         system, template = row.get("system_prompt"), row.get("prompt_template")
         if not _are_texts([system, template]) or _fields(template) != FIELDS[key]:
-            wanted = ", ".join(sorted(FIELDS[key]))
-            raise UserError(f"{where}: no `system_prompt`, or a `prompt_template` without {wanted}; {AGAIN}")
+            names = ", ".join(sorted(FIELDS[key]))
+            raise UserError(f"{where}: no `system_prompt`, or a `prompt_template` without {names}; {AGAIN}")
         prompts[key] = JudgePrompt(system, template)
     return prompts
 
@@ -170,7 +170,7 @@ def _are_texts(value: Any) -> bool:
 
 
 def _fields(template: str) -> set[str] | None:
-    """The names in braces; None where the braces do not pair or hold more than a name."""
+    """Return the names in braces; None where the braces do not pair or hold more than a name."""
     try:
         parts = [part for part in Formatter().parse(template) if part[1] is not None]
     except ValueError:
@@ -181,6 +181,6 @@ def _fields(template: str) -> set[str] | None:
 
 
 def _filled(template: str, values: dict[str, str]) -> str:
-    """As `str.format`, which would also follow attributes of what it is given."""
+    """Fill in the values as `str.format` does, which however would also follow their attributes."""
     parts = Formatter().parse(template)
     return "".join(text + ("" if name is None else values[name]) for text, name, _, _ in parts)

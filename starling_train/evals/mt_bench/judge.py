@@ -19,9 +19,12 @@ KEY = "mt_bench.judge"
 
 @dataclass(frozen=True)
 class Reply:
-    """text: what the judge said, or None and why there is nothing. Tokens as the server counts them, 0 if it does not.
+    """A judge's reply.
 
-    model: the name that the server gives itself, which may tell a version.
+    text: the judgment, or None.
+    failure: why there is no text.
+    prompt_tokens, completion_tokens: as the server counts them, 0 if it does not.
+    model: the name that the server gives its model, which may include a version.
     """
 
     text: str | None
@@ -35,7 +38,7 @@ Take = Callable[[str, Reply], None]
 
 
 class Judge:
-    """Asks the judge. Raises UserError for an address or a key that no request can be made with."""
+    """A client of the judge. Raises UserError for an unusable address or a missing key."""
 
     def __init__(self, config: JudgeConfig):
         self._config = config
@@ -53,7 +56,7 @@ class Judge:
         )
 
     def ask(self, messages: list[dict]) -> Reply:
-        """One judgment. Raises UserError for what concerns every request: no answer in time, 401, 403, 404."""
+        """Request one judgment. Raises UserError for what concerns every request: no answer in time, 401, 403, 404."""
         response = self._post(messages)
         if response.status_code == 400 and "max_completion_tokens" in response.text and self._limit == "max_tokens":
             self._limit = "max_completion_tokens"  # OpenAI's newer models know only this name
@@ -65,17 +68,17 @@ class Judge:
         return _read(response)
 
     def ask_all(self, questions: dict[str, list[dict]], take: Take, grace_s: float) -> None:
-        """Ask for every judgment and hand each over as it comes, by key.
+        """Request every judgment and pass each to `take` as it comes, by key.
 
         One at a time until one succeeds; UserError if the first few do not (a wrong name, a parameter that the server
-        does not know). When this is left early (a signal), what is under way is waited for and handed over, for up to
-        grace_s seconds, because it is paid for.
+        does not know). When this is left early (a signal), the requests under way are waited for and taken, for up to
+        grace_s seconds, because they are paid for.
         """
         keys = self._try_out(questions, take)
         with self._asking(take, grace_s) as submit:
             running: dict[Future, str] = {}
             while True:
-                # no more than there are connections: what has not begun must not begin after a signal
+                # no more than the connections: a request that has not begun must not begin after a signal
                 while len(running) < self._config.connections and (key := next(keys, None)) is not None:
                     running[submit(key, questions[key])] = key
                 if not running:
@@ -85,7 +88,7 @@ class Judge:
                     take(running.pop(future), future.result())
 
     def _try_out(self, questions: dict[str, list[dict]], take: Take) -> Iterator[str]:
-        """The keys that are left once a judgment has come."""
+        """Request judgments until one succeeds; return the remaining keys."""
         keys = iter(questions)
         failed: dict[str, Reply] = {}
         for key in keys:
@@ -141,34 +144,34 @@ class Judge:
 
 
 def endpoint(url: str) -> str:
-    """`https://host/v1` -> where chat completions are asked for. Raises UserError."""
+    """Return the address of chat completions below `https://host/v1`. Raises UserError."""
     address(url, f"{KEY}.url")
     return f"{url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
 
 
 def key_of(config: JudgeConfig) -> str | None:
-    """The key that the environment holds; None where none is asked for. Raises UserError where it is not there."""
+    """Return the key from the environment; None where none is configured. Raises UserError where it is not set."""
     if config.key_env is None:
         return None
     key = token_of(config.key_env)
     if key is None:
         raise UserError(
             f"{KEY}.key_env: the environment variable {config.key_env} is not set; put the judge's key into it, or "
-            f"give {KEY}.key_env=null for a server that wants none"
+            f"give {KEY}.key_env=null for a server that needs no key"
         )
     return key
 
 
 def _read(response: Any) -> Reply:
-    """What a reply says, if it is one: another program may listen at that address."""
+    """Read a reply, if it is one: another program may listen at that address."""
     try:
-        said = response.json()
-        text = said["choices"][0]["message"]["content"]
-        usage = said.get("usage") or {}
+        content = response.json()
+        text = content["choices"][0]["message"]["content"]
+        usage = content.get("usage") or {}
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return Reply(None, "an answer that is no chat completion")
+        return Reply(None, "an answer that is not a chat completion")
     if not isinstance(text, str):
         return Reply(None, "a chat completion without text")
     tokens = [count if type(count) is int and count >= 0 else 0 for count in counts]
-    return Reply(text, "", *tokens, model=str(said.get("model") or ""))
+    return Reply(text, "", *tokens, model=str(content.get("model") or ""))

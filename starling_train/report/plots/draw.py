@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from starling_train.config.fields import UserError
 from starling_train.report.markup import escape
 from starling_train.report.plots import panels
-from starling_train.report.plots.panel import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, RED, Line, Panel, Row
-from starling_train.report.read_run import Run, is_number, read, series, setting, steps_done
+from starling_train.report.plots.panel import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, RED, Panel, PlotLine, PlotRow
+from starling_train.report.read_run import RunFiles, is_number, read, series, setting, steps_done
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def style(slug: str) -> dict[str, Any]:
     }
 
 
-def panel_svg(run: Run, panel: Panel) -> str:
+def panel_svg(run: RunFiles, panel: Panel) -> str:
     """One panel as inline SVG in the page's colours; empty where the run has none of its numbers."""
     import matplotlib
 
@@ -70,7 +70,7 @@ def panel_svg(run: Run, panel: Panel) -> str:
         return inline_svg(draw(run, rows), panel.slug, panel.title, themed=True)
 
 
-def draw(run: Run, rows: list[Row]) -> "Figure":
+def draw(run: RunFiles, rows: list[PlotRow]) -> "Figure":
     """Rows below one another over a common axis of steps."""
     from matplotlib.figure import Figure
 
@@ -83,7 +83,7 @@ def draw(run: Run, rows: list[Row]) -> "Figure":
     return figure
 
 
-def draw_row(axis: "Axes", run: Run, row: Row) -> None:
+def draw_row(axis: "Axes", run: RunFiles, row: PlotRow) -> None:
     """Curves, the dashed target, limits and the legend of one axis."""
     from matplotlib.ticker import MaxNLocator
 
@@ -113,7 +113,7 @@ def draw_row(axis: "Axes", run: Run, row: Row) -> None:
         axis.legend(**place, ncols=columns, handlelength=1.2, columnspacing=1.2)
 
 
-def target_level(run: Run, row: Row) -> float | None:
+def target_level(run: RunFiles, row: PlotRow) -> float | None:
     """Height of the dashed line: a setting, or a fixed distance from the first value of a curve."""
     if row.tolerance is not None:
         values = series(run, row.target)[1]
@@ -122,7 +122,7 @@ def target_level(run: Run, row: Row) -> float | None:
     return level if is_number(level) else None
 
 
-def draw_line(axis: "Axes", run: Run, line: Line) -> None:
+def draw_line(axis: "Axes", run: RunFiles, line: PlotLine) -> None:
     """One curve with its band; points are joined by a thin line."""
     steps, values = series(run, line.key)
     if not values:
@@ -139,7 +139,7 @@ def draw_line(axis: "Axes", run: Run, line: Line) -> None:
         axis.fill_between([s for s, _, _ in inside], low, high, color=line.colour, alpha=0.18, linewidth=0)
 
 
-def draw_stack(axis: "Axes", run: Run, row: Row) -> None:
+def draw_stack(axis: "Axes", run: RunFiles, row: PlotRow) -> None:
     """Phases on top of one another; what is left of `time/step_s` is drawn as `other`."""
     lines = [line for line in row.lines if series(run, line.key)[1]]
     phases = [dict(zip(*series(run, line.key), strict=True)) for line in lines]
@@ -199,7 +199,7 @@ def reward_png(run_dir: Path, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     run = read(run_dir)
-    skill = (Line("eval/function_calling", "held-out tasks", GREEN, points=True),)
+    skill = (PlotLine("eval/function_calling", "held-out tasks", GREEN, points=True),)
     shown = (
         ("Reward-model score", panels.REWARD.rows[0]),
         ("True quality (gold)", panels.REWARD.rows[1]),

@@ -11,7 +11,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """One curve: a key of `metrics.jsonl`; `spread` names the key of its standard deviation."""
 
     key: str
@@ -23,7 +23,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlotRow:
     """One axis: its curves, and optionally a dashed line, limits, stacking.
 
     `floor` and `ceiling` fix an end of the axis; below `lowest` it never reaches, so that one outlier does
@@ -32,7 +32,7 @@ class Row:
     """
 
     ylabel: str
-    lines: tuple[Line, ...]
+    lines: tuple[PlotLine, ...]
     target: str = ""
     target_label: str = ""
     tolerance: float | None = None
@@ -49,14 +49,14 @@ class Panel:
     slug: str
     title: str
     reading: str
-    rows: tuple[Row, ...]
+    rows: tuple[PlotRow, ...]
 
 
-def row(ylabel: str, *lines: Line, **options: Any) -> Row:
+def row(ylabel: str, *lines: PlotLine, **options: Any) -> PlotRow:
     """A Row of so many curves; options: its other fields."""
-    return Row(ylabel, lines, **options)
+    return PlotRow(ylabel, lines, **options)
 
 
-def panel(slug: str, title: str, reading: str, *rows: Row) -> Panel:
+def panel(slug: str, title: str, reading: str, *rows: PlotRow) -> Panel:
     """A Panel of so many axes."""
     return Panel(slug, title, reading, rows)

@@ -4,15 +4,29 @@ import itertools
 from collections.abc import Sequence
 
 from starling_train.report.markup import clean
-from starling_train.report.plots.panel import BLUE, GREEN, INK, ORANGE, PURPLE, RED, Line, Panel, Row, panel, row
-from starling_train.report.read_run import Run, series
+from starling_train.report.plots.panel import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    Panel,
+    PlotLine,
+    PlotRow,
+    panel,
+    row,
+)
+from starling_train.report.read_run import RunFiles, series
 
 SKILL_WORDS = ("function_calling", "accuracy", "rate")
 
 
-def _both(training: str, held_out: str, scale: float = 1.0) -> tuple[Line, Line]:
+def _both(training: str, held_out: str, scale: float = 1.0) -> tuple[PlotLine, PlotLine]:
     """The same number on training and on held-out data."""
-    return Line(training, "training", BLUE, scale=scale), Line(held_out, "held-out", RED, points=True, scale=scale)
+    return PlotLine(training, "training", BLUE, scale=scale), PlotLine(
+        held_out, "held-out", RED, points=True, scale=scale
+    )
 
 
 REWARD = panel(
@@ -23,10 +37,10 @@ REWARD = panel(
     "held-out stays flat, or the true quality falls while the score rises: then the policy exploits the reward model.",
     row(
         "score",
-        Line("reward/score_mean", "training prompts", BLUE, spread="reward/score_std"),
-        Line("eval/score_mean", "held-out prompts", RED, points=True),
+        PlotLine("reward/score_mean", "training prompts", BLUE, spread="reward/score_std"),
+        PlotLine("eval/score_mean", "held-out prompts", RED, points=True),
     ),
-    row("gold", Line("eval/gold_mean", "held-out prompts", RED, points=True)),
+    row("gold", PlotLine("eval/gold_mean", "held-out prompts", RED, points=True)),
 )
 
 RANKING = panel(
@@ -40,7 +54,7 @@ RANKING = panel(
     row(
         "by distance, %",
         *(
-            Line(f"eval/preference_accuracy_distance_{d}", f"{d} apart", colour, points=True, scale=100.0)
+            PlotLine(f"eval/preference_accuracy_distance_{d}", f"{d} apart", colour, points=True, scale=100.0)
             for d, colour in enumerate((BLUE, ORANGE, GREEN, RED, PURPLE, INK), start=1)
         ),
     ),
@@ -59,10 +73,10 @@ PREFERENCE = panel(
     row("margin", *_both("dpo/margin", "eval/reward_margin")),
     row(
         "reward",
-        Line("dpo/chosen_reward", "better, training", GREEN),
-        Line("dpo/rejected_reward", "worse, training", ORANGE),
-        Line("eval/chosen_reward", "better, held-out", GREEN, points=True),
-        Line("eval/rejected_reward", "worse, held-out", ORANGE, points=True),
+        PlotLine("dpo/chosen_reward", "better, training", GREEN),
+        PlotLine("dpo/rejected_reward", "worse, training", ORANGE),
+        PlotLine("eval/chosen_reward", "better, held-out", GREEN, points=True),
+        PlotLine("eval/rejected_reward", "worse, held-out", ORANGE, points=True),
     ),
 )
 
@@ -80,7 +94,7 @@ PANELS = (
             target="algorithm.kl.target",
             target_label="target",
         ),
-        row("coefficient", Line("kl/coefficient", "coefficient", ORANGE), floor=0.0),
+        row("coefficient", PlotLine("kl/coefficient", "coefficient", ORANGE), floor=0.0),
     ),
     panel(
         "length",
@@ -89,9 +103,9 @@ PANELS = (
         "(reward models favour long answers), or fewer responses end before the token limit.",
         row(
             "tokens",
-            Line("response/length_max", "longest", ORANGE),
-            Line("response/length_mean", "mean", BLUE),
-            Line("eval/length_mean", "held-out", RED, points=True),
+            PlotLine("response/length_max", "longest", ORANGE),
+            PlotLine("response/length_mean", "mean", BLUE),
+            PlotLine("eval/length_mean", "held-out", RED, points=True),
             floor=0.0,
         ),
         row(
@@ -106,11 +120,11 @@ PANELS = (
         "Entropy and clipping",
         "Entropy is per token. Good: it falls slowly and stays above zero; a few percent of tokens are clipped. Bad: "
         "entropy drops to nothing (the policy repeats itself), or more than about 30 % are clipped (steps too large).",
-        row("entropy (nats)", Line("policy/entropy", "entropy", BLUE), floor=0.0),
+        row("entropy (nats)", PlotLine("policy/entropy", "entropy", BLUE), floor=0.0),
         row(
             "clipped, %",
-            Line("policy/clip_fraction", "policy", ORANGE, scale=100.0),
-            Line("value/clip_fraction", "value", PURPLE, scale=100.0),
+            PlotLine("policy/clip_fraction", "policy", ORANGE, scale=100.0),
+            PlotLine("value/clip_fraction", "value", PURPLE, scale=100.0),
             floor=0.0,
         ),
     ),
@@ -120,16 +134,16 @@ PANELS = (
         "Explained variance: 1 predicts every return, 0 is no better than a constant, below 0 is worse (the axis ends "
         "at -1). Good: it rises in the first steps and stays up. Bad: around or below 0 throughout, so that "
         "advantages are mostly noise.",
-        row("explained variance", Line("value/explained_variance", "", BLUE), ceiling=1.05, lowest=-1.0),
-        row("value loss", Line("value/loss", "", ORANGE), floor=0.0),
+        row("explained variance", PlotLine("value/explained_variance", "", BLUE), ceiling=1.05, lowest=-1.0),
+        row("value loss", PlotLine("value/loss", "", ORANGE), floor=0.0),
     ),
     panel(
         "optimiser",
         "Optimiser",
         "Good: a gradient norm without growing peaks. Bad: peaks that grow, or skipped steps (not-a- number "
         "gradients).",
-        row("gradient norm", Line("optim/gradient_norm", "before clipping", BLUE), floor=0.0),
-        row("learning rate", Line("optim/learning_rate", "", ORANGE), floor=0.0),
+        row("gradient norm", PlotLine("optim/gradient_norm", "before clipping", BLUE), floor=0.0),
+        row("learning rate", PlotLine("optim/learning_rate", "", ORANGE), floor=0.0),
     ),
     panel(
         "time",
@@ -138,18 +152,18 @@ PANELS = (
         "longer responses.",
         row(
             "seconds",
-            Line("time/rollout_s", "generate", BLUE),
-            Line("time/score_s", "score", ORANGE),
-            Line("time/update_s", "update", GREEN),
+            PlotLine("time/rollout_s", "generate", BLUE),
+            PlotLine("time/score_s", "score", ORANGE),
+            PlotLine("time/update_s", "update", GREEN),
             floor=0.0,
             stacked=True,
         ),
-        row("tokens / s", Line("throughput/tokens_per_s", "", BLUE), floor=0.0),
+        row("tokens / s", PlotLine("throughput/tokens_per_s", "", BLUE), floor=0.0),
     ),
 )
 
 
-def of(run: Run) -> tuple[Panel, ...]:
+def of(run: RunFiles) -> tuple[Panel, ...]:
     """The panels of a run's page, in order: those of a reward model's training, of DPO, or of PPO."""
     if series(run, "rm/loss")[1]:
         return (RANKING, *(panel for panel in PANELS if panel.slug in ("optimiser", "time")))
@@ -159,7 +173,7 @@ def of(run: Run) -> tuple[Panel, ...]:
     return (PANELS[0], *eval_panels(run), *PANELS[1:])
 
 
-def suites(run: Run) -> list[str]:
+def suites(run: RunFiles) -> list[str]:
     """Every measured `eval/*` key that has no place in `PANELS`, in alphabetical order."""
     placed = {line.key for panel in PANELS for row in panel.rows for line in row.lines}
     keys = {key for line in run.metrics for key in line if key.startswith("eval/")}
@@ -171,7 +185,7 @@ def is_skill(key: str) -> bool:
     return any(word in key for word in SKILL_WORDS)
 
 
-def percent_scale(run: Run, key: str) -> float:
+def percent_scale(run: RunFiles, key: str) -> float:
     """What turns a skill into percent: 1 where it is logged so, 100 where it is logged as a share."""
     in_percent = "function_calling" in key or any(value > 1 for value in series(run, key)[1])
     return 1.0 if in_percent else 100.0
@@ -187,13 +201,13 @@ def suite_label(key: str) -> str:
     return clean(key).removeprefix("eval/").replace("/", ": ").replace("_", " ")
 
 
-def skill_row(curves: Sequence[Line]) -> Row:
+def skill_row(curves: Sequence[PlotLine]) -> PlotRow:
     """Percent from 0 to 100, with a line 3 points below the first function-calling result."""
     target = {"target": "eval/function_calling", "target_label": "3 points lost", "tolerance": -3.0}
     return row("right, %", *curves, **target, floor=0.0, ceiling=103.0)
 
 
-def eval_panels(run: Run, drawn: Panel | None = None) -> list[Panel]:
+def eval_panels(run: RunFiles, drawn: Panel | None = None) -> list[Panel]:
     """Skills in percent, their categories, and an axis for each other number but those of the panel `drawn`."""
     shown = {line.key for row in drawn.rows for line in row.lines} if drawn else set()
     keys = [key for key in suites(run) if key not in shown]
@@ -210,7 +224,7 @@ def eval_panels(run: Run, drawn: Panel | None = None) -> list[Panel]:
             curves = _curves(run, categories, skill)
             panels.append(panel(_slug(skill), title, "", row("right, %", *curves, floor=0.0, ceiling=103.0)))
     for key in (key for key in keys if key not in skills):
-        curve = Line(key, "held-out", PURPLE, points=True)
+        curve = PlotLine(key, "held-out", PURPLE, points=True)
         panels.append(panel(_slug(key), f"Held-out: {suite_label(key)}", "", row("value", curve)))
     return panels
 
@@ -219,11 +233,11 @@ def _slug(key: str) -> str:
     return clean(key).replace("/", "-")
 
 
-def _curves(run: Run, keys: list[str], skill: str = "eval") -> tuple[Line, ...]:
+def _curves(run: RunFiles, keys: list[str], skill: str = "eval") -> tuple[PlotLine, ...]:
     """A curve a key, labelled by what its name adds to that of the skill."""
     colours = itertools.cycle((GREEN, BLUE, ORANGE, PURPLE, RED))
     labels = [clean(key[len(skill) + 1 :]).replace("_", " ")[:30] for key in keys]
     return tuple(
-        Line(key, label, colour, points=True, scale=percent_scale(run, key))
+        PlotLine(key, label, colour, points=True, scale=percent_scale(run, key))
         for key, label, colour in zip(keys, labels, colours, strict=False)
     )
