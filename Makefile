@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.starling_train
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo toy test test-slow test-faults test-processes test-slurm check wheel
+.PHONY: help install demo toy test test-slow test-faults test-processes test-slurm check conf wheel
 
 help:       ## what there is
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -42,6 +42,9 @@ test-slurm: $(STAMP) toy  ## the scripts of slurm/ on a real Slurm with two node
 check: $(STAMP)  ## lint and format
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+conf: $(STAMP)  ## conf/*.yaml from the dataclasses of starling_train/config
+	$(RUN) -m starling_train.config.conf_files
 
 wheel: $(STAMP)  ## dist/*.whl
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .

@@ -5,6 +5,7 @@ before anything heavy is imported. A user's mistake ends in one line on stderr a
 """
 
 import errno
+import functools
 import io
 import os
 import re
@@ -17,14 +18,19 @@ from typing import Any, get_origin
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from starling_train import assets
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, former_names
 from starling_train.config.ppo import PpoConfig
+
+# of Hydra itself: its flags, and its own settings, which it reads before it composes
+IS_FLAG = re.compile(r"-|[+~]*hydra[./]")
 
 
 def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name: str = "config") -> Callable:
@@ -38,9 +44,11 @@ def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name:
         def main() -> None:
             debug = any(argument in ("debug=true", "debug=True") for argument in sys.argv[1:])
             try:
-                for composed in _compose(config_name):
+                for composed in _compose(sys.argv[1:], config_name, schema):
                     config = typed(composed, schema)
                     check(config)
+                    if getattr(config, "prepare", None):
+                        assets.ensure(config.prepare)
                     body(config)
             except (UserError, HydraException, OmegaConfBaseException) as error:
                 if debug:
@@ -71,22 +79,23 @@ def disk_fault(error: OSError) -> str | None:
     if error.errno not in DISK_FAULTS:
         return None
     return (
-        f"{error.filename or 'the disk'}: {os.strerror(error.errno)}; what was saved before is intact: see to it, "
+        f"{error.filename or 'the disk'}: {os.strerror(error.errno)}; everything saved so far is intact; fix the disk, "
         "then run the same command again"
     )
 
 
-def _compose(config_name: str) -> list[DictConfig]:
-    """What the command line asks for: one configuration; none after --help and --cfg; several with --multirun."""
+def _compose(arguments: list[str], config_name: str, schema: type) -> list[DictConfig]:
+    """What a command line asks for: one configuration; none after --help and --cfg; several with --multirun."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let its errors through to us instead of printing and exiting
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: no bars in log files
     store_recipes()
-    composed: list[DictConfig] = []
+    arguments = [_with_new_name(argument, former_names(schema)) for argument in arguments]
     said = io.StringIO()
     try:
         with redirect_stderr(said):  # a wrong flag is several lines of usage
-            hydra.main(version_base="1.3", config_path=str(find("conf")), config_name=config_name)(composed.append)()
+            compose = _compose_with_flags if any(map(IS_FLAG.match, arguments)) else _compose_once
+            composed = compose(arguments, config_name)
     except SystemExit as stopped:
         if stopped.code:
             raise UserError(f"{_last_line(said)}; write section.key=value, and see --help") from None
@@ -101,14 +110,42 @@ def _compose(config_name: str) -> list[DictConfig]:
     return composed
 
 
-def configuration(arguments: list[str], schema: type = PpoConfig, config_name: str = "config") -> Any:
-    """What another command line, without the command, would ask for; raises the errors that it would end with."""
+def _compose_with_flags(arguments: list[str], config_name: str) -> list[DictConfig]:
+    """Hydra's own way, with all of its flags; it composes twice: first to learn whether several runs are asked for."""
+    composed: list[DictConfig] = []
     own = sys.argv
     sys.argv = [own[0], *arguments]
     try:
-        (composed,) = _compose(config_name)
+        hydra.main(version_base="1.3", config_path=str(find("conf")), config_name=config_name)(composed.append)()
     finally:
         sys.argv = own
+    return composed
+
+
+def _compose_once(arguments: list[str], config_name: str) -> list[DictConfig]:
+    with hydra.initialize_config_dir(str(find("conf")), version_base="1.3"):
+        composed = GlobalHydra.instance().hydra.compose_config(
+            config_name, arguments, run_mode=RunMode.RUN, with_log_configuration=False
+        )
+    with open_dict(composed):
+        del composed["hydra"]
+    return [composed]
+
+
+def _with_new_name(argument: str, former: dict[str, str]) -> str:
+    """An argument whose key has another name by now, with that; it is reported in one line."""
+    key, _, value = argument.lstrip("+").partition("=")
+    return f"{_report_former(key, former[key])}={value}" if key in former else argument
+
+
+def _report_former(old: str, new: str) -> str:
+    print(f"{old}: is called {new} now; please use that", file=sys.stderr)
+    return new
+
+
+def configuration(arguments: list[str], schema: type = PpoConfig, config_name: str = "config") -> Any:
+    """What another command line, without the command, would ask for; raises the errors that it would end with."""
+    (composed,) = _compose(arguments, config_name, schema)
     return typed(composed, schema)
 
 
@@ -129,6 +166,7 @@ def _yaml_place(error: YAMLError) -> str:
     return f"{mark.name}:{mark.line + 1}: {problem}" if mark else str(error)
 
 
+@functools.cache
 def store_recipes() -> None:
     """Make `recipes/NAME.yaml` known to Hydra as `+recipe=NAME`, and `${assets:NAME}` as a value."""
     for recipe in sorted(find("recipes").glob("*.yaml")):
@@ -145,7 +183,17 @@ def find(folder: str) -> Path:
 
 
 def typed(composed: DictConfig, schema: type = PpoConfig) -> Any:
-    """The composed configuration as dataclasses; raises OmegaConf's errors for an unknown key or a wrong type."""
+    """The composed configuration as dataclasses; raises OmegaConf's errors for an unknown key or a wrong type.
+
+    A key's former name, in a recipe or in what an earlier version wrote, counts unless the new one has a value.
+    """
+    for old, new in former_names(schema).items():
+        section, name = OmegaConf.select(composed, old.rpartition(".")[0]), old.rpartition(".")[2]
+        if section is not None and name in section:
+            with open_dict(composed):
+                value = section.pop(name)
+                if OmegaConf.select(composed, _report_former(old, new)) is None:
+                    OmegaConf.update(composed, new, value)
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
 
 

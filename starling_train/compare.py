@@ -4,35 +4,34 @@ import json
 import sys
 from pathlib import Path
 
-from starling_train import assets
-from starling_train.cli import command
-from starling_train.comparison.runs import describe, find_runs, look_over
+from starling_train.cli import command, configuration, quoted
 from starling_train.config.compare import CompareConfig, check
 from starling_train.config.fields import UserError
 
 
-@command(check, CompareConfig, "compare")
+def check_start(config: CompareConfig) -> None:
+    """Check the configuration, and the command line that the runs will have. Raises UserError."""
+    check(config)
+    check_arguments(sys.argv[1:])
+
+
+@command(check_start, CompareConfig, "compare")
 def main(config: CompareConfig) -> None:
     """Run what is not finished, then compare all that is."""
-    check_arguments(sys.argv[1:])
-    if config.prepare:
-        assets.ensure(config.prepare)
-    # a recipe's name is that of the training run's directory already
-    folder = config.name if "compare" in config.name else f"{config.name}-compare"
-    directory = Path(config.run_dir or Path("runs") / folder).expanduser()
+    from starling_train.comparison import children, runs
+
+    directory = config.directory()
 
     # 1. Mistakes of any run, before the first of them trains.
-    runs = find_runs(config, directory)
-    missing = [run for run in runs if not run.finished]
-    look_over(missing, config.dry_run)
-    print(f"{len(runs)} runs in {directory}, {len(runs) - len(missing)} of them finished", flush=True)
+    requested = runs.find_runs(config, directory, sys.argv[1:], configuration, quoted)
+    missing = [run for run in requested if not run.finished]
+    runs.look_over(missing, config.dry_run)
+    print(f"{len(requested)} runs in {directory}, {len(requested) - len(missing)} of them finished", flush=True)
     if config.dry_run:
-        describe(runs)
+        runs.describe(requested)
         return
 
     # 2. The runs; one that was interrupted goes on.
-    from starling_train.comparison import children
-
     children.run([run.child for run in missing], config.compare.processes, lambda line: print(line, flush=True))
 
     # 3. All that is finished there, that of other strategies too.

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from starling_train.cli import command
-from starling_train.config.dpo import DpoConfig, check_dpo
+from starling_train.config.dpo import DpoConfig, check
 
 if TYPE_CHECKING:
     from starling_train.data.pairs import PairedRow
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from starling_train.run.runtime import Runtime
 
 
-@command(check_dpo, DpoConfig, "dpo")
+@command(check, DpoConfig, "dpo")
 def main(config: DpoConfig) -> None:
     """Dry run, nothing to do, or train."""
     # torch and transformers take seconds to import: only once the configuration is known to be right

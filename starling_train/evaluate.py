@@ -3,19 +3,17 @@
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starling_train import assets
 from starling_train.cli import command
-from starling_train.config.evaluate import EvaluateConfig, check_evaluate
+from starling_train.config.evaluate import EvaluateConfig, check
 
 if TYPE_CHECKING:
     from starling_train.evals.subjects import Subjects
     from starling_train.evals.suite import Line, Suite
 
 
-@command(check_evaluate, EvaluateConfig, "evaluate")
+@command(check, EvaluateConfig, "evaluate")
 def main(config: EvaluateConfig) -> None:
     """Find what the suites need, pass over what is done, measure the rest, print the table, write the page."""
     from starling_train import __version__
@@ -28,10 +26,8 @@ def main(config: EvaluateConfig) -> None:
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
 
     # 1. What can be wrong, before anything is loaded.
-    if config.prepare:
-        assets.ensure(config.prepare)
     runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
-    file = results.place(config.run_dir or Path("runs") / config.name)
+    file = results.place(config.directory())
     done = results.read(file)
     subjects = Subjects(config, runtime, results.files(file))
     asked = [find(name, subjects) for name in dict.fromkeys(config.suites)]

@@ -1,14 +1,11 @@
 """python -m starling_train.laser model.path=DIR: matrices at lower rank, each kept where the measure is not worse."""
 
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from starling_train import assets
 from starling_train.cli import command
 from starling_train.config.laser import LaserConfig, check
-from starling_train.rank_search.inputs import Inputs, measure
 
 if TYPE_CHECKING:
     from starling_train.run.directory import RunDirectory
@@ -19,14 +16,11 @@ if TYPE_CHECKING:
 def main(config: LaserConfig) -> None:
     """Dry run, nothing to do, or search."""
     # torch and transformers take seconds to import: only once the configuration is known to be right
+    from starling_train.rank_search.inputs import Inputs
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
 
-    if config.prepare:
-        assets.ensure(config.prepare)
-    # a recipe's name is that of the training run's directory already
-    folder = config.name if "laser" in config.name else f"{config.name}-laser"
-    config.run_dir = config.run_dir or os.path.join("runs", folder)
+    config.run_dir = str(config.directory())
     run = RunDirectory(config)
     if not config.dry_run and run.is_finished(by_steps=False):
         print(f"{run.path} is finished, nothing to do; its model: {run.path / 'model'}")
@@ -46,6 +40,7 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
     from starling_train.models.budget import Budget
     from starling_train.rank_search import results
     from starling_train.rank_search import search as rank_search
+    from starling_train.rank_search.inputs import Inputs, measure
     from starling_train.report import laser_page
     from starling_train.run.console import Console
     from starling_train.run.signals import Stopped, StopRequest
@@ -80,16 +75,8 @@ def search(config: LaserConfig, run: "RunDirectory", runtime: "Runtime") -> None
             run.write(results.START, json.dumps(known))
 
             # 4. One matrix after the other.
-            judge = rank_search.Judge(
-                laser.measure, lambda: inputs.criterion.measure(model, budget), inputs.criterion.is_not_worse
-            )
-            attempts = rank_search.Search(
-                model, inputs.source, candidates, judge, known["judging"], run.path, laser.factored
-            )
-            if tries:
-                console.say(f"{tries} of {len(candidates)} tries are done already")
-            if uncut:
-                console.say(f"{uncut} matrices have nothing to cut, and are left as they are")
+            attempts = inputs.attempts(model, candidates, known["judging"], budget, run)
+            console.say(f"{tries} of {len(candidates)} tries are done, {uncut} matrices have nothing to cut")
             for row in attempts.go_on(log, stop):
                 tries = row["step"]
                 console.say(told(row, len(candidates)))

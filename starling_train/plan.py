@@ -1,6 +1,5 @@
 """python -m starling_train.plan +recipe=NAME plan.processes=N: what a run needs, before there is a GPU or a weight."""
 
-from starling_train import assets
 from starling_train.cli import command
 from starling_train.config.plan import PlanConfig, check
 
@@ -10,8 +9,6 @@ def main(config: PlanConfig) -> None:
     """Print the plan. Nothing is written and nothing downloaded."""
     from starling_train.planning import planner
 
-    if config.prepare:
-        assets.ensure(config.prepare)
     print(planner.describe(config))
 
 

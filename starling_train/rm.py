@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING
 
 from starling_train.cli import command
-from starling_train.config.rm import RmConfig, check_rm
+from starling_train.config.rm import RmConfig, check
 
 if TYPE_CHECKING:
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
 
 
-@command(check_rm, RmConfig, "rm")
+@command(check, RmConfig, "rm")
 def main(config: RmConfig) -> None:
     """Dry run, nothing to do, or train."""
     # torch and transformers take seconds to import: only once the configuration is known to be right

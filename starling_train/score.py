@@ -4,9 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starling_train import assets
 from starling_train.cli import command
-from starling_train.config.fields import UserError, no_path
+from starling_train.config.fields import UserError
 from starling_train.config.score import ScoreConfig, check
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ def main(config: ScoreConfig) -> None:
 
     source, output = Path(config.input).expanduser(), Path(config.output).expanduser()
     check_files(source, output)
-    if config.prepare:
-        assets.ensure(config.prepare)
     progress = score_file.resume(source, output, config.reward)
     done, size = progress.input_bytes, source.stat().st_size
     if config.dry_run:
@@ -47,9 +44,6 @@ def main(config: ScoreConfig) -> None:
 
 def check_files(source: Path, output: Path) -> None:
     """Raise UserError unless the input can be read and the output is another file."""
-    for key, path in (("input", source), ("output", output)):
-        if reason := no_path(path):
-            raise UserError(f"{key}: {str(path)[:80]!r} cannot be a path ({reason}); give another")
     if not source.is_file():
         raise UserError(f"input: no file {source}; give a JSONL file of conversations")
     if output.is_dir():

@@ -5,7 +5,6 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from starling_train import assets
 from starling_train.cli import command
 from starling_train.config.fields import UserError
 from starling_train.config.serve_reward import ServeConfig, check
@@ -31,8 +30,6 @@ def main(config: ServeConfig) -> None:
             f"host: others can reach {config.host}; set the environment variable {config.token_env} to a token that "
             "clients must send, or give token_env=null to let everybody in"
         )
-    if config.prepare:
-        assets.ensure(config.prepare)
     if config.dry_run:
         asked = f"for the token in {config.token_env}" if token else "for no token"
         print(f"would serve {config.reward.path} ({config.reward.kind}) on {config.host}:{config.port}, asking {asked}")

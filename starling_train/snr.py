@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starling_train import assets
 from starling_train.cli import command
 from starling_train.config.fields import UserError
-from starling_train.config.snr import SnrConfig, check_snr
+from starling_train.config.snr import SnrConfig, check
 
 if TYPE_CHECKING:
     from starling_train.models.source import ModelSource
     from starling_train.selection.records import Record
 
 
-@command(check_snr, SnrConfig, "snr")
+@command(check, SnrConfig, "snr")
 def main(config: SnrConfig) -> None:
     """List, scan, select, compare, write."""
     # torch takes seconds to import: only once the configuration is known to be right
@@ -29,8 +28,6 @@ def main(config: SnrConfig) -> None:
 
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
-    if config.prepare:
-        assets.ensure(config.prepare)
 
     # 1. Settings that are wrong whatever the checkpoint holds; nothing has been touched yet.
     freeze, model = config.freeze, config.model
@@ -80,7 +77,7 @@ def run_directory(config: SnrConfig) -> Path:
     """
     from starling_train.files.disk import check_directory
 
-    run = Path(config.run_dir or Path("runs") / config.name).expanduser()
+    run = config.directory()
     if (run / "metrics.jsonl").exists():
         raise UserError(f"run_dir: {run} holds a training run; give the scan another run_dir= or name=")
     check_directory(run, "run_dir")

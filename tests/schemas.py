@@ -9,10 +9,10 @@ from starling_train.config import compare, dpo, evaluate, export, laser, plan, p
 
 # command -> (schema, check)
 SCHEMAS: dict[str, tuple[type, Callable]] = {
-    "ppo": (ppo.PpoConfig, ppo.check), "rm": (rm.RmConfig, rm.check_rm), "dpo": (dpo.DpoConfig, dpo.check_dpo),
-    "snr": (snr.SnrConfig, snr.check_snr), "score": (score.ScoreConfig, score.check),
+    "ppo": (ppo.PpoConfig, ppo.check), "rm": (rm.RmConfig, rm.check), "dpo": (dpo.DpoConfig, dpo.check),
+    "snr": (snr.SnrConfig, snr.check), "score": (score.ScoreConfig, score.check),
     "serve_reward": (serve_reward.ServeConfig, serve_reward.check),
-    "evaluate": (evaluate.EvaluateConfig, evaluate.check_evaluate), "plan": (plan.PlanConfig, plan.check),
+    "evaluate": (evaluate.EvaluateConfig, evaluate.check), "plan": (plan.PlanConfig, plan.check),
     "laser": (laser.LaserConfig, laser.check), "compare": (compare.CompareConfig, compare.check),
     "export": (export.ExportConfig, export.check),
 }  # fmt: skip

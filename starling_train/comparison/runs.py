@@ -1,21 +1,17 @@
-"""TODO docstring."""
+"""The runs of a comparison: one for each strategy and seed, each a command line of `ppo`."""
 
 import re
 import shlex
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from starling_train.cli import configuration, quoted
-from starling_train.config.compare import CompareConfig
+from starling_train.comparison.children import Child
+from starling_train.config.compare import OWN, CompareConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.ppo import check as check_run
-
-if TYPE_CHECKING:
-    from starling_train.comparison.children import Child
-from starling_train.config.compare import OWN
+from starling_train.run.directory import RunDirectory
 
 
 @dataclass
@@ -23,40 +19,43 @@ class Run:
     """One strategy with one seed: its settings, the process that makes it, and whether there is nothing to do."""
 
     config: PpoConfig
-    child: "Child"
+    child: Child
     finished: bool
 
 
-def find_runs(config: CompareConfig, directory: Path) -> list[Run]:
-    """All that are asked for, seed by seed. Raises UserError, also for a directory that holds runs with other settings.
+def find_runs(
+    config: CompareConfig,
+    directory: Path,
+    arguments: list[str],
+    configuration: Callable[[list[str]], PpoConfig],
+    quoted: Callable[[str], str],
+) -> list[Run]:
+    """All that are requested, seed by seed. Raises UserError, also for a directory that holds runs with other settings.
 
-    A run's arguments are this command's own, then the strategy's. They are read here as the run will read them, once
-    for each strategy: what is finished need not be started to say so.
+    arguments: this command's own; a run has these, then the strategy's. configuration: reads a command line as the run
+    will read it, once for each strategy: what is finished need not be started to say so. quoted: writes a value so that
+    it is read back.
     """
-    from starling_train.comparison.children import Child
-    from starling_train.run.directory import RunDirectory
-
     section, layers = config.compare, count_layers(config)
-    given = [argument for argument in sys.argv[1:] if not argument.lstrip("+~").startswith(OWN)]
+    given = [argument for argument in arguments if not argument.lstrip("+~").startswith(OWN)]
     made = {}
     for strategy in section.only or section.strategies:
         own = [re.sub("=LAYERS$", f"={layers}", override) for override in section.strategies[strategy]]
-        arguments = [*given, *own, f"name={quoted(f'{config.name}_{strategy}')}"]
-        made[strategy] = (arguments, read(strategy, own, arguments))
+        line = [*given, *own, f"name={quoted(f'{config.name}_{strategy}')}"]
+        made[strategy] = (line, check_settings(strategy, own, configuration(line)))
     runs = []
     for seed in range(section.first_seed, section.first_seed + section.seeds):
-        for strategy, (arguments, settings) in made.items():
+        for strategy, (line, settings) in made.items():
             place = directory / "runs" / strategy / f"seed_{seed}"
-            whole = ["starling_train.ppo", *arguments, f"seed={seed}", f"run_dir={quoted(str(place))}"]
+            whole = ["starling_train.ppo", *line, f"seed={seed}", f"run_dir={quoted(str(place))}"]
             child = Child(f"{strategy}/seed_{seed}", whole, directory / "logs" / f"{strategy}_seed_{seed}.log")
             settings = replace(settings, seed=seed, run_dir=str(place))
             runs.append(Run(settings, child, RunDirectory(settings).is_finished()))
     return runs
 
 
-def read(strategy: str, own: list[str], arguments: list[str]) -> PpoConfig:
-    """The settings of a strategy's runs. Raises UserError; one about a key of the strategy's own says so."""
-    settings = configuration(arguments)
+def check_settings(strategy: str, own: list[str], settings: PpoConfig) -> PpoConfig:
+    """The settings of a strategy, if they are right. Raises UserError, which names the strategy for its own keys."""
     try:
         check_run(settings)
     except UserError as error:

@@ -1,18 +1,17 @@
-"""TODO docstring."""
+"""The configuration of the `compare` command."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
-from starling_train.config.fields import UserError, check_one_process, number, optional_number
+from starling_train.config.fields import UserError, check_one_process, number, run_name, section, setting
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.ppo import check as check_run
+from starling_train.config.ppo import check as check_ppo
 
+# metrics that every evaluation has
 ALWAYS = ("eval/score_mean", "eval/score_std", "eval/kl_reference", "eval/length_mean", "eval/eos_fraction")
-
-
+OWN = ("compare.", "run_dir=", "name=", "dry_run=")  # of the command line, not for the runs
 PLAIN = "freeze.adapter=null"  # where the recipe has adapters
-
-
 STRATEGIES = {
     "snr": ["freeze.method=snr", PLAIN],
     "lowest": ["freeze.method=lowest", PLAIN],
@@ -28,28 +27,41 @@ STRATEGIES = {
 
 @dataclass
 class CompareSection:
-    strategies: dict[str, list[str]] = field(default_factory=lambda: {k: list(v) for k, v in STRATEGIES.items()})
-    only: list[str] = field(default_factory=list)
-    reference: str = "snr"
-    seeds: int = number(5, 1, 1000)
-    first_seed: int = number(0, 0, 2**31)
-    reward: str = "eval/score_mean"
-    skills: list[str] = field(default_factory=lambda: ["eval/function_calling"])
-    level: float | None = optional_number(1e-9)
-    processes: int = number(1, 1, 1024)
+    """The runs, and what is compared."""
+
+    strategies: dict[str, list[str]] = setting(
+        STRATEGIES,
+        "settings of each, on top of the recipe's: lists of KEY=VALUE; LAYERS stands for freeze.top_percent of the "
+        "model's layers, about as many parameters as snr has; lora usually wants a higher optim.learning_rate: add it; "
+        "+compare.strategies.NAME=\"['KEY=VALUE']\" adds one",
+    )
+    only: list[str] = setting([], "names of those to run now; empty = all")
+    reference: str = setting("snr", "the one that the others are compared with")
+    seeds: int = number(5, 1, 1000, doc="runs of each strategy")
+    first_seed: int = number(0, 0, 2**31, doc="of the `seeds` seeds in a row")
+    reward: str = setting("eval/score_mean", "the metric of held-out reward")
+    skills: list[str] = setting(["eval/function_calling"], "metrics of skills that are to be kept")
+    level: float | None = number(None, 1e-9, doc="gain of reward to compare skills at; null = what all runs reach")
+    processes: int = number(1, 1, 1024, doc="runs side by side")
 
 
 @dataclass
 class CompareConfig(PpoConfig):
-    """A run's configuration, so that recipes fit, and what is compared."""
+    """`python -m starling_train.compare`: a run's (config.yaml), and what is compared.
 
-    name: str = "compare"
-    compare: CompareSection = field(default_factory=CompareSection)
+    Finished runs are not repeated, and one that was interrupted goes on: the same command continues, and one with
+    compare.only=[NAME] in another process adds its strategy. compare.md has the table, compare.png the plot.
+    """
+
+    folder: ClassVar[str] = "compare"
+
+    name: str = run_name("compare", "everything goes to runs/<name>, or runs/<a recipe's name>-compare, or to run_dir")
+    compare: CompareSection = section(CompareSection)
 
 
 def check(config: CompareConfig) -> None:
     """Check the configuration. Raises UserError."""
-    check_run(config)
+    check_ppo(config)
     section = config.compare
     for key, names in (("only", section.only), ("reference", [section.reference])):
         for name in names:
@@ -83,6 +95,3 @@ def check_metrics(config: CompareConfig) -> None:
                     f"compare.{key}: {metric} is not evaluated; add to evaluation.suites or evaluation.functions, or "
                     f"use some of: {', '.join(known)}"
                 )
-
-
-OWN = ("compare.", "run_dir=", "name=", "dry_run=")  # of the command line, not for the runs

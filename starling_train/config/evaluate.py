@@ -1,16 +1,19 @@
-"""The configuration of the `evaluate` command, in the way of `config/sections.py`; its YAML is `conf/evaluate.yaml`."""
+"""The configuration of the `evaluate` command."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starling_train.config.fields import (
     UserError,
-    check_name,
     check_one_process,
     check_server_url,
     check_values,
     number,
-    optional_number,
+    path_to,
+    require,
+    run_name,
+    section,
+    setting,
     variable,
 )
 from starling_train.config.ppo import PpoConfig
@@ -23,91 +26,116 @@ OF_THE_POLICY = ("reward", "function_calling", "perplexity", "mt_bench", "lm_eva
 
 @dataclass
 class RewardSuiteConfig:
-    path: str | None = None
-    rows: int | None = optional_number(1)
-    base: str | None = None
+    """Sampled answers (rollout.*): scores, lengths, KL to a base."""
+
+    path: str | None = path_to(
+        None,
+        "prompts: JSONL or Nectar's parquet, directory or hub id; null = those of data.path that a run holds out "
+        "(data.eval_prompts)",
+    )
+    rows: int | None = number(None, 1, doc="only the first prompts; null = all")
+    base: str | None = path_to(None, "a model of the same tokenizer that the KL is taken to; null = no KL")
 
 
 @dataclass
 class PreferenceSuiteConfig:
-    path: str | None = None
-    rows: int | None = optional_number(1)
+    """How often the reward model prefers the answer that people, or a stronger model, preferred."""
+
+    path: str | None = path_to(
+        None,
+        "JSONL of {prompt, chosen, rejected} or of {prompt, answers with ranks}; Nectar's parquet, directory or hub id",
+    )
+    rows: int | None = number(None, 1, doc="only the first rows that have a pair; null = all")
 
 
 @dataclass
 class JudgeConfig:
-    url: str = "https://api.openai.com/v1"
-    model: str | None = None
-    key_env: str | None = variable("OPENAI_API_KEY")
-    max_tokens: int = number(2048, 1)
-    connections: int = number(8, 1, 1024)
-    timeout_s: float = number(120.0, 0.001, 86400.0)
-    patience_s: float = number(300.0, 0.0)
-    prompt_price: float | None = optional_number(0.0)
-    completion_price: float | None = optional_number(0.0)
+    """Any server that speaks OpenAI's chat completions; a score belongs to its judge."""
+
+    url: str = setting("https://api.openai.com/v1", "its address, up to /chat/completions")
+    model: str | None = setting(None, "its name as the server knows it, e.g. gpt-4")
+    key_env: str | None = variable("OPENAI_API_KEY", "environment variable that holds the key; null = none is sent")
+    max_tokens: int = number(2048, 1, doc="of a judgment")
+    connections: int = number(8, 1, 1024, doc="judgments requested at a time")
+    timeout_s: float = number(120.0, 0.001, 86400.0, doc="seconds for one judgment")
+    patience_s: float = number(300.0, 0.0, doc="seconds of trying again (429, 5xx, no answer) before the command ends")
+    prompt_price: float | None = number(None, 0.0, doc="of a million prompt tokens; null = no cost is reported")
+    completion_price: float | None = number(None, 0.0, doc="of a million completion tokens")
 
 
 @dataclass
 class MtBenchConfig:
-    path: str | None = None
-    questions: int | None = optional_number(1)
-    max_new_tokens: int = number(1024, 1)
-    temperature: float | None = optional_number(0.0)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """80 questions of two turns, each answer rated from 1 to 10 by a judge."""
+
+    path: str | None = path_to(None, "directory of FastChat's question.jsonl, judge_prompts.jsonl, reference answers")
+    questions: int | None = number(None, 1, doc="in all, the first ones of each category in turn; null = all")
+    max_new_tokens: int = number(1024, 1, doc="of an answer")
+    temperature: float | None = number(None, 0.0, doc="of all answers, 0 = greedy; null = the category's, 0 to 0.7")
+    judge: JudgeConfig = section(JudgeConfig)
 
 
 @dataclass
 class LmEvalConfig:
-    tasks: list[str] = field(default_factory=list)
-    include: str | None = None
-    limit: int | None = optional_number(1)
-    fewshot: int | None = optional_number(0)
-    chat_template: bool = False
+    """EleutherAI's harness: pip install 'starling-train[lm_eval]'."""
+
+    tasks: list[str] = setting([], "its names of tasks or groups, e.g. [truthfulqa_mc2, mmlu]")
+    include: str | None = path_to(None, "directory with YAML of tasks of your own; they may run Python of yours")
+    limit: int | None = number(None, 1, doc="requests of each task; null = all")
+    fewshot: int | None = number(None, 0, doc="examples in front of a request; null = the task's own number")
+    chat_template: bool = setting(False, "ask in the policy's chat template")
 
 
 @dataclass
 class EvaluateConfig(PpoConfig):
-    """A run's configuration, so that recipes fit, and what is measured."""
+    """`python -m starling_train.evaluate`: a run's (config.yaml), and what is measured. Function
+    calling and perplexity are a recipe's evaluation.* unless given.
 
-    name: str = "evaluate"
-    suites: list[str] = field(default_factory=list)
-    reward_suite: RewardSuiteConfig = field(default_factory=RewardSuiteConfig)
-    preference: PreferenceSuiteConfig = field(default_factory=PreferenceSuiteConfig)
-    function_calling: FunctionCallingConfig = field(default_factory=FunctionCallingConfig)
-    perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
-    mt_bench: MtBenchConfig = field(default_factory=MtBenchConfig)
-    lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
+    Suites that evaluation.json has for the same models, data and settings are not measured again. The reward model
+    is given by reward=KIND reward.path=DIR, or by reward=server reward.url=http://HOST:PORT.
+    """
+
+    name: str = run_name("evaluate", "evaluation.json goes to runs/<name>, or to run_dir, which may be a run's")
+    suites: list[str] = setting(
+        [],
+        "of the policy (model.path): reward, function_calling, perplexity, mt_bench, lm_eval; of the reward model: "
+        "preference",
+    )
+    reward_suite: RewardSuiteConfig = section(RewardSuiteConfig)
+    preference: PreferenceSuiteConfig = section(PreferenceSuiteConfig)
+    function_calling: FunctionCallingConfig = section(FunctionCallingConfig, follows="evaluation.function_calling")
+    perplexity: PerplexityConfig = section(PerplexityConfig, follows="evaluation.perplexity")
+    mt_bench: MtBenchConfig = section(MtBenchConfig)
+    lm_eval: LmEvalConfig = section(LmEvalConfig)
 
 
-def check_evaluate(config: EvaluateConfig) -> None:
+def check(config: EvaluateConfig) -> None:
     """Check the configuration. Raises UserError."""
     check_values(config)
-    check_name(config.name)
+    check_one_process("evaluate")
     if not config.suites:
         raise UserError(f"suites: none is given; give some of: suites=[{','.join(SUITES)}]")
     for suite in config.suites:
         if suite not in SUITES:
             raise UserError(f"suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
-    asked = set(config.suites)
-    if asked & set(OF_THE_REWARD_MODEL):
+    requested = set(config.suites)
+    if requested & set(OF_THE_REWARD_MODEL):
         check_reward(config.reward)
-    if asked & set(OF_THE_POLICY) and not config.model.path:
-        raise UserError("model.path: not set; give the policy: a Hugging Face directory or hub id")
+    if requested & set(OF_THE_POLICY):
+        require("model.path", config.model.path, "the policy: a Hugging Face directory or hub id")
     for suite, path, what in (
         ("preference", config.preference.path, "JSONL of chosen and rejected answers, or Nectar's parquet"),
         ("function_calling", config.function_calling.path, "the directory of the leaderboard's BFCL_v4_*.json"),
         ("perplexity", config.perplexity.path, "a text file, or JSONL with texts"),
         ("mt_bench", config.mt_bench.path, "the directory of question.jsonl and judge_prompts.jsonl"),
     ):
-        if suite in asked and not path:
-            raise UserError(f"{suite}.path: not set; give {what}")
-    if "reward" in asked:
+        if suite in requested:
+            require(f"{suite}.path", path, what)
+    if "reward" in requested:
         _check_prompts(config)
-    if "mt_bench" in asked:
+    if "mt_bench" in requested:
         _check_judge(config.mt_bench.judge)
-    if "lm_eval" in asked and not config.lm_eval.tasks:
+    if "lm_eval" in requested and not config.lm_eval.tasks:
         raise UserError("lm_eval.tasks: none is given; give some of the harness's, e.g. lm_eval.tasks=[truthfulqa_mc2]")
-    check_one_process("evaluate")
 
 
 def _check_prompts(config: EvaluateConfig) -> None:
@@ -119,8 +147,7 @@ def _check_prompts(config: EvaluateConfig) -> None:
 
 def _check_judge(judge: JudgeConfig) -> None:
     check_server_url(judge.url, "mt_bench.judge.url", "mt_bench.judge.key_env")
-    if not judge.model:
-        raise UserError("mt_bench.judge.model: not set; give the judge's name as its server knows it, e.g. gpt-4")
+    require("mt_bench.judge.model", judge.model, "the judge's name as its server knows it, e.g. gpt-4")
     if (judge.prompt_price is None) != (judge.completion_price is None):
         missing = "prompt_price" if judge.prompt_price is None else "completion_price"
         raise UserError(f"mt_bench.judge.{missing}: not set; a cost needs both prices, or neither")

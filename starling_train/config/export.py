@@ -1,31 +1,29 @@
-"""TODO docstring."""
+"""The configuration of the `export` command."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from starling_train.config.fields import UserError, check_values, no_path
+from starling_train.config.fields import check_values, path_to, require, setting
 
 
 @dataclass
 class ExportConfig:
-    """No run's configuration: the run directory holds that."""
+    """`python -m starling_train.export`: which checkpoint of which run, and where the model
+    goes. It has no run's keys: the run directory holds those.
 
-    run_dir: str | None = None
-    checkpoint: str = "newest"
-    output: str | None = None
-    base: str | None = None
-    dry_run: bool = False
-    debug: bool = False
+    Writes a whole Hugging Face model with tokenizer, chat template and README.md: the base model, and in place of
+    what was trained the tensors of the checkpoint. Refused if the base model has changed since.
+    """
+
+    run_dir: str | None = path_to(None, "of a training run, finished or not; its config.yaml says what it trains")
+    checkpoint: str = setting("newest", "newest, best (highest held-out score), or a folder: step_000123")
+    output: str | None = path_to(None, "directory of the model; must be new or empty")
+    base: str | None = path_to(None, "the base model's directory, if it has moved; null = as when the run trained")
+    dry_run: bool = setting(False, "print what would be written, and how large; load no weights")
+    debug: bool = setting(False, "show a traceback for a user's mistake too")
 
 
 def check(config: ExportConfig) -> None:
     """Check the configuration. Raises UserError."""
     check_values(config)
-    for key, value, what in (
-        ("run_dir", config.run_dir, "run_dir=runs/NAME, the directory of a run"),
-        ("output", config.output, "output=DIR, a new directory for the model"),
-    ):
-        if not value:
-            raise UserError(f"{key}: not set; give {what}")
-        if reason := no_path(Path(value).expanduser()):
-            raise UserError(f"{key}: {value[:80]!r} cannot be a path ({reason}); give another")
+    require("run_dir", config.run_dir, "run_dir=runs/NAME, the directory of a run")
+    require("output", config.output, "output=DIR, a new directory for the model")

@@ -1,52 +1,34 @@
-"""TODO docstring."""
+"""The configuration of the `ppo` command, which those of most other commands extend."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from starling_train.config.fields import (
-    UserError,
-    check_betas,
-    check_name,
-    check_values,
-    number,
-)
+from starling_train.config.fields import UserError, run_name, section
+from starling_train.config.run import RunConfig, check_run
 from starling_train.config.sections import (
     AlgorithmConfig,
-    CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     EvaluationConfig,
-    FreezeConfig,
     LoggingConfig,
-    ModelConfig,
-    OptimConfig,
     RewardConfig,
     RolloutConfig,
     check_adapter,
     check_evaluation,
-    check_freeze,
     check_reward,
 )
 
 
 @dataclass
-class PpoConfig:
-    name: str = "ppo"
-    run_dir: str | None = None
-    seed: int = number(0, 0, 2**32 - 1)
-    dry_run: bool = False
-    debug: bool = False
-    prepare: str | None = None
-    model: ModelConfig = field(default_factory=ModelConfig)
-    freeze: FreezeConfig = field(default_factory=FreezeConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
+class PpoConfig(RunConfig):
+    """The whole configuration of a run. Sections with options live in the folders beside this file (freeze=last_layers
+    picks another option); recipes/ holds whole jobs (+recipe=small). Every key can be given as section.key=value."""
+
+    name: str = run_name("ppo", "of the run")
+    reward: RewardConfig = section(RewardConfig, group="starling_7b")
+    data: DataConfig = section(DataConfig, group="nectar")
+    rollout: RolloutConfig = section(RolloutConfig, group="slots")
+    algorithm: AlgorithmConfig = section(AlgorithmConfig, group="ppo")
+    evaluation: EvaluationConfig = section(EvaluationConfig, free=True)
+    logging: LoggingConfig = section(LoggingConfig, free=True)
 
 
 def check_ppo_adapter(config: PpoConfig) -> None:
@@ -67,16 +49,9 @@ def check_ppo_adapter(config: PpoConfig) -> None:
 
 def check(config: PpoConfig) -> None:
     """Check a run's configuration, single keys first, then across keys. Raises UserError."""
-    check_values(config)
-    check_name(config.name)
-    for key, value, what in (
-        ("model.path", config.model.path, "the policy: a Hugging Face directory or hub id"),
-        ("data.path", config.data.path, "the prompts: Nectar's parquet, JSONL, or a hub id"),
-    ):
-        if not value:
-            raise UserError(f"{key}: not set; give {what}, or start from a recipe (+recipe=small)")
+    model, data = "the policy: a Hugging Face directory or hub id", "the prompts: Nectar's parquet, JSONL, or a hub id"
+    check_run(config, model, data, recipe="small")
     check_reward(config.reward)
-    check_freeze(config.freeze)
     check_adapter(config.model, config.freeze, config.cluster.zero_stage)
     check_ppo_adapter(config)
     minibatches, prompts = config.algorithm.minibatches, config.algorithm.prompts_per_step
@@ -91,8 +66,7 @@ def check(config: PpoConfig) -> None:
         raise UserError("algorithm.kl.coefficient: 0 stays 0 whatever algorithm.kl.target asks for; start above 0")
     if config.reward.kind != "server" and config.reward.max_length <= config.rollout.max_new_tokens:
         raise UserError(
-            f"reward.max_length: {config.reward.max_length} has no place for a response of "
-            f"rollout.max_new_tokens={config.rollout.max_new_tokens} and its prompt; raise it, or lower that"
+            f"reward.max_length: {config.reward.max_length} leaves no room for a prompt and rollout.max_new_tokens="
+            f"{config.rollout.max_new_tokens}; raise it, or lower rollout.max_new_tokens"
         )
-    check_betas(config.optim.betas)
     check_evaluation(config.rollout, config.evaluation)

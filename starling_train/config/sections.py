@@ -1,43 +1,128 @@
-"""The configuration as typed dataclasses, and its checks.
+"""The sections that commands share, as typed dataclasses, and their checks across keys.
 
-`conf/` holds the same keys with the same defaults and a comment on each (a test compares them). Checks on one key
-stand beside the key (`config/fields.py`), checks across keys in `check`. Only the standard library is used, so that a
-wrong key is told before anything heavy is imported.
+A docstring is the section's comment in `conf/`; see `fields` for what else a key says of itself.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starling_train.config.fields import (
     UserError,
+    check_betas,
     check_url,
     choice,
     number,
-    optional_number,
+    path_to,
+    require,
+    section,
+    setting,
     variable,
 )
 
 
 @dataclass
+class ModelConfig:
+    """The policy: a Mistral or Llama causal language model with Openchat's tokens and template."""
+
+    path: str = path_to("openchat/openchat-3.5-0106", "Hugging Face directory or hub id")
+    revision: str | None = setting(None, "of a hub id")
+    dtype: str = choice("bfloat16", ("bfloat16", "float32"), doc="of weights and activations: bfloat16, float32")
+    attention: str = choice("sdpa", ("sdpa", "eager", "flash_attention_2"))
+    load_in: str | None = choice(
+        None,
+        (None, "8bit", "4bit"),
+        doc="8bit, 4bit: quantised, with freeze.adapter=lora, on an NVIDIA GPU; null = in dtype",
+    )
+    gradient_checkpointing: bool = setting(False, "recompute layers backwards: less memory, a third more time")
+
+
+@dataclass
+class LoraConfig:
+    """The adapters."""
+
+    rank: int = number(64, 1, doc="of A and B")
+    alpha: float = number(16.0, 1e-9, doc="B A counts alpha / rank")
+    dropout: float = number(0.0, 0.0, 0.99, doc="of what enters A; PPO needs 0")
+
+
+@dataclass
+class FreezeConfig:
+    """What trains: per module type, the matrices with the highest signal-to-noise ratio."""
+
+    method: str = choice(
+        "snr",
+        ("snr", "layers", "last_layers", "random", "lowest", "none"),
+        doc="snr; its controls random and lowest; layers, last_layers; none: everything trains",
+    )
+    unit: str = choice(
+        "matrix",
+        ("matrix", "layer"),
+        doc="matrix (those that share a tensor, such as stacked experts, together), or layer: whole decoder layers; "
+        "both by the mean rank of their matrices",
+    )
+    scope: str = choice("type", ("type", "global"), doc="type: rank within each module type; global: one ranking")
+    top_percent: float = number(25.0, 0.0, 100.0, doc="percent of each module type, for snr, random and lowest")
+    max_trainable: int | None = number(None, 1, doc="parameters of matrices that may train; replaces top_percent")
+    max_memory_gb: float | None = number(None, 0.0, doc="decimal GB for training them, 20 bytes a parameter; likewise")
+    layers: list[int] = setting([], "decoder layers, counted from 0, for layers")
+    last_layers: int = number(4, 1, doc="how many, for last_layers")
+    lowest_layer: int = number(0, 0, doc="none below this decoder layer trains; they are computed once for all models")
+    dialect: str = choice(
+        "spectrum",
+        ("spectrum", "laserrmt", "gavish_donoho"),
+        doc="how signal is told from noise: spectrum, laserrmt, gavish_donoho; with scan, its own",
+    )
+    scan: str | None = path_to(None, "an existing scan (ours or Spectrum's JSON); null = scan now")
+    embeddings: bool = setting(False, "also train the input embeddings (nothing can then be shared below them)")
+    head: bool = setting(False, "also train the output head")
+    norms: bool = setting(False, "also train the norms of the layers that train, and the final norm")
+    adapter: str | None = choice(
+        None,
+        (None, "lora"),
+        doc="lora: adapters on the selected matrices train instead of the matrices (and on the head, with head); "
+        "null = the matrices",
+    )
+    lora: LoraConfig = section(LoraConfig)
+
+
+@dataclass
 class RewardConfig:
-    kind: str = choice("starling_7b", "starling_7b", "starling_34b", "sequence_classification", "server")
-    path: str = "berkeley-nest/Starling-RM-7B-alpha"
-    tokenizer: str | None = None
-    dtype: str = choice("bfloat16", "bfloat16", "float16", "float32")
-    load_in: str | None = choice(None, None, "8bit", "4bit")
-    device_map: str | None = choice(None, None, "auto")
-    position: str = choice("last_token", "last_token", "card")
-    trailing_newline: bool = False
-    max_length: int = number(2048, 8)
-    tokens_per_batch: int = number(16384, 1)
-    scale: str = choice("running", "none", "running")
-    clip: float = number(10.0, 0.0)
-    url: str | None = None
-    protocol: str = choice("starling", "starling", "openrlhf")
-    token_env: str | None = variable("STARLING_REWARD_TOKEN")
-    connections: int = number(8, 1, 1024)
-    conversations_per_request: int = number(8, 1)
-    timeout_s: float = number(120.0, 0.001, 86400.0)
-    patience_s: float = number(300.0, 0.0)
+    """The reward model. It has its own tokenizer and template: responses are decoded, put into its template, tokenised
+    again."""
+
+    kind: str = choice(
+        "starling_7b",
+        ("starling_7b", "starling_34b", "sequence_classification", "server"),
+        doc="starling_7b (Llama-2 template), starling_34b (Yi), sequence_classification (one label, own template), "
+        "server (the keys from url on)",
+    )
+    path: str = path_to("berkeley-nest/Starling-RM-7B-alpha", "Hugging Face directory or hub id")
+    tokenizer: str | None = path_to(None, "directory or hub id of its tokenizer; null = path")
+    dtype: str = choice("bfloat16", ("bfloat16", "float16", "float32"))
+    load_in: str | None = choice(None, (None, "8bit", "4bit"), doc="null, 8bit, 4bit (GPUs, needs bitsandbytes)")
+    device_map: str | None = choice(None, (None, "auto"), free=True, doc="null = one device; auto = over all GPUs")
+    position: str = choice(
+        "last_token",
+        ("last_token", "card"),
+        doc="where the head is read: last_token, or card: the last of max_length padded positions",
+    )
+    trailing_newline: bool = setting(False, "starling_34b: end with a newline, as in its training, not in its PPO")
+    max_length: int = number(2048, 8, doc="tokens; longer conversations lose their beginning")
+    tokens_per_batch: int = number(16384, 1, doc="padded tokens per forward pass")
+    scale: str = choice("running", ("none", "running"), doc="running: by mean and deviation of all scores so far; none")
+    clip: float = number(10.0, 0.0, doc="scaled scores are clipped to [-clip, clip]; 0 = not")
+    url: str | None = setting(None, "address of the server, e.g. http://127.0.0.1:8000", free=True)
+    protocol: str = choice(
+        "starling",
+        ("starling", "openrlhf"),
+        doc="starling (serve_reward's), openrlhf (url is the whole address, tokenizer makes the text)",
+    )
+    token_env: str | None = variable(
+        "STARLING_REWARD_TOKEN", "variable that holds the bearer token; unset = none is sent", free=True
+    )
+    connections: int = number(8, 1, 1024, free=True, doc="requests under way at the same time")
+    conversations_per_request: int = number(8, 1, free=True, doc="conversations in one request")
+    timeout_s: float = number(120.0, 0.001, 86400.0, free=True, doc="seconds until a request is sent again")
+    patience_s: float = number(300.0, 0.0, free=True, doc="seconds of retrying until the run gives up, its state saved")
 
     def place(self) -> str | None:
         """Where the reward model is."""
@@ -45,127 +130,196 @@ class RewardConfig:
 
 
 @dataclass
-class DataConfig:
-    path: str = "berkeley-nest/Nectar"
-    max_prompt_tokens: int = number(1024, 1)
-    eval_prompts: int = number(64, 1)
-    good_natured_only: bool = False
-    exclude: list[str] = field(default_factory=list)
+class RowsConfig:
+    """Prompts with ranked answers."""
+
+    path: str = path_to(
+        "berkeley-nest/Nectar",
+        "directory with data/*.parquet, parquet or JSONL (`prompt`, `messages`, `answers`), or hub id",
+    )
+    eval_prompts: int = number(256, 1, doc="prompts held out for evaluation, chosen by the seed")
+    good_natured_only: bool = setting(False, "only rows that Nectar marks good_natured")
+    exclude: list[str] = setting([], "files whose prompts are dropped, e.g. MT-Bench's question.jsonl")
+
+
+@dataclass
+class DataConfig(RowsConfig):
+    """The prompts; for dpo with ranked answers, or JSONL with `prompt`, `chosen` and `rejected`."""
+
+    eval_prompts: int = number(64, 1, doc="prompts held out for evaluation, chosen by the seed")
+    max_prompt_tokens: int = number(1024, 1, doc="longer prompts are dropped and counted")
 
 
 @dataclass
 class RolloutConfig:
-    engine: str = choice("slots", "slots", "hf")
-    slots: int = number(64, 1)
-    max_new_tokens: int = number(1024, 1)
-    temperature: float = number(1.0, 1e-3)
-    top_p: float = number(1.0, 1e-3, 1.0)
-    top_k: int = number(0, 0)
-    stop_strings: list[str] = field(default_factory=lambda: ["GPT4 Correct User:", "GPT4 Correct Assistant:"])
+    """How responses are generated, on the training weights."""
+
+    engine: str = choice(
+        "slots", ("slots", "hf"), doc="slots: refilled as responses end; hf: transformers' generate, the reference"
+    )
+    slots: int = number(64, 1, doc="sequences side by side; fewer where a GPU has no memory for their keys and values")
+    max_new_tokens: int = number(1024, 1, doc="of a response")
+    temperature: float = number(1.0, 1e-3, doc="also divides the logits wherever log-probabilities are computed")
+    top_p: float = number(1.0, 1e-3, 1.0, doc="below 1 the sampled distribution is not the scored one: expect odd KL")
+    top_k: int = number(0, 0, doc="0 = off; as top_p")
+    stop_strings: list[str] = setting(
+        ["GPT4 Correct User:", "GPT4 Correct Assistant:"], "end a response, which then counts as not ended"
+    )
 
 
 @dataclass
 class KLConfig:
-    coefficient: float = number(0.01, 0.0)
-    target: float | None = optional_number(1e-6)
-    horizon: float = number(10000.0, 1.0)
-    estimator: str = choice("k1", "k1", "k2", "k3")
-    stop: float | None = optional_number(1e-6)
+    """The penalty that holds the policy to its reference."""
+
+    coefficient: float = number(0.01, 0.0, doc="weight of the KL penalty per token; where a controller starts")
+    target: float | None = number(None, 1e-6, doc="KL to the reference per response, nats; null = coefficient is fixed")
+    horizon: float = number(10000.0, 1.0, doc="episodes, of the adaptive controller")
+    estimator: str = choice("k1", ("k1", "k2", "k3"), doc="of the penalty: k1, k2, k3")
+    stop: float | None = number(None, 1e-6, doc="KL(rollout policy || policy) per token, nats, that ends the epochs")
 
 
 @dataclass
 class AlgorithmConfig:
-    name: str = choice("ppo", "ppo", "apa")
-    steps: int = number(1000, 1)
-    prompts_per_step: int = number(64, 1)
-    epochs: int = number(2, 1)
-    minibatches: int = number(4, 1)
-    tokens_per_microbatch: int = number(8192, 1)
-    prefix_device_gb: float = number(8.0, 0.0)
-    gamma: float = number(1.0, 0.0, 1.0)
-    gae_lambda: float = number(0.95, 0.0, 1.0)
-    clip: float = number(0.2, 1e-6)
-    value_clip: float = number(0.2, 0.0)
-    value_coefficient: float = number(1.0, 0.0)
-    apa_lambda: float = number(0.1, 1e-6)
-    critic: str = choice("head", "head", "twin", "separate")
-    critic_warmup_steps: int = number(0, 0)
-    missing_eos_penalty: float = number(1.0, 0.0)
-    length_penalty: float = number(0.0)
-    kl: KLConfig = field(default_factory=KLConfig)
+    """One step: prompts_per_step responses, then `epochs` passes over them in `minibatches` updates each."""
+
+    name: str = choice("ppo", ("ppo", "apa"))
+    # more steps make a run longer, and with it a schedule that falls to 0 at its end
+    steps: int = number(1000, 1, free=True, doc="of rollout, scoring and update")
+    prompts_per_step: int = number(64, 1, doc="one response each")
+    epochs: int = number(2, 1, doc="passes over a step's responses")
+    minibatches: int = number(4, 1, doc="optimizer updates per epoch")
+    tokens_per_microbatch: int = number(8192, 1, free=True, doc="padded, of the update; changes memory, not the result")
+    prefix_device_gb: float = number(
+        8.0,
+        0.0,
+        free=True,
+        doc="decimal GB on the device for hidden states below the lowest trained layer; beyond: host memory",
+    )
+    gamma: float = number(1.0, 0.0, 1.0, doc="discount per token")
+    gae_lambda: float = number(0.95, 0.0, 1.0, doc="generalised advantage estimation: 1 = rewards to go, 0 = one-step")
+    clip: float = number(0.2, 1e-6, doc="of the probability ratio, ppo")
+    value_clip: float = number(0.2, 0.0, doc="of the change of a value, score units; 0 = not")
+    value_coefficient: float = number(1.0, 0.0, doc="weight of the value loss")
+    apa_lambda: float = number(0.1, 1e-6, doc="apa's lambda: larger = smaller steps")
+    critic: str = choice(
+        "head",
+        ("head", "twin", "separate"),
+        doc="head on the policy, twin (own copies of the trainable tensors), separate (a whole model)",
+    )
+    critic_warmup_steps: int = number(0, 0, doc="first steps in which only the critic learns")
+    missing_eos_penalty: float = number(1.0, 0.0, doc="off the scaled score of a response that did not end itself")
+    length_penalty: float = number(0.0, doc="subtracted from the scaled score per 100 response tokens")
+    kl: KLConfig = section(KLConfig)
 
 
 @dataclass
 class OptimConfig:
-    learning_rate: float = number(2e-7, 0.0, 1.0)
-    critic_learning_rate: float | None = optional_number(0.0, 1.0)
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = number(1e-5, 0.0)
-    weight_decay: float = number(1e-6, 0.0)
-    schedule: str = choice("linear", "linear", "constant", "cosine")
-    warmup_steps: int = number(0, 0)
-    max_gradient_norm: float = number(1.0, 1e-9)
-    eight_bit: bool = False
+    """AdamW, with float32 master copies of trainable tensors that are kept in a shorter type."""
+
+    learning_rate: float = number(2e-7, 0.0, 1.0, doc="of the policy, or of the reward model's transformer, per update")
+    critic_learning_rate: float | None = number(
+        None,
+        0.0,
+        1.0,
+        was="head_learning_rate",
+        doc="of the critic's own tensors and value head; in rm of its head; null = the same",
+    )
+    betas: list[float] = setting([0.9, 0.95], "decay of the two moments", check=check_betas)
+    eps: float = number(1e-5, 0.0, doc="added to the root of the second moment")
+    weight_decay: float = number(1e-6, 0.0, doc="times the learning rate, per update")
+    schedule: str = choice("linear", ("linear", "constant", "cosine"), doc="linear (to 0), constant, cosine (to 0)")
+    warmup_steps: int = number(0, 0, doc="steps of a linear rise from 0; 0 = warmup_percent of the run's steps")
+    warmup_percent: float = number(0.0, 0.0, 100.0, doc="percent of the steps in which the rate rises from 0")
+    max_gradient_norm: float = number(1.0, 1e-9, doc="L2 over all trainable tensors; larger ones are scaled to it")
+    eight_bit: bool = setting(False, "Adam's moments in 8 bits (bitsandbytes, GPU): 6 bytes a trainable parameter less")
 
 
 @dataclass
 class ClusterConfig:
-    device: str = choice("auto", "auto", "cpu", "cuda")
-    threads: int | None = optional_number(1, 1024)
-    zero_stage: int = number(0, 0, 3)
-    timeout_s: float = number(1800.0, 1.0)
+    """Where it runs. Several processes are started by a launcher: torchrun -m starling_train.ppo ..., or accelerate
+    launch."""
+
+    device: str = choice("auto", ("auto", "cpu", "cuda"), doc="auto (cuda if there is one), cpu, cuda; a process a GPU")
+    threads: int | None = number(None, 1, 1024, doc="CPU threads of a process; null = torch's choice")
+    zero_stage: int = number(0, 0, 3, doc="DeepSpeed ZeRO: shards of 0 nothing, 1 optimizer, 2 gradients, 3 weights")
+    timeout_s: float = number(1800.0, 1.0, doc="seconds that a process waits for the others before it ends the run")
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = number(50, 0)
-    keep: int = number(2, 1)
-    grace_s: float = number(300.0, 0.0)
+    """Trainable tensors, optimizer, and everything an exact resume needs."""
+
+    every: int = number(50, 0, doc="steps; 0 = only at the end")
+    keep: int = number(2, 1, doc="newest checkpoints kept")
+    grace_s: float = number(300.0, 0.0, doc="seconds after SIGTERM, SIGUSR1: an update is finished if that fits")
 
 
 @dataclass
 class FunctionCallingConfig:
-    path: str | None = None
-    cases: int | None = optional_number(1)
-    max_new_tokens: int = number(256, 1)
+    """Function calling, by the Berkeley leaderboard's rules."""
+
+    path: str | None = path_to(None, "directory with the leaderboard's BFCL_v4_*.json and possible_answer/")
+    cases: int | None = number(None, 1, doc="in all, the first ones of each category in turn; null = all")
+    max_new_tokens: int = number(256, 1, doc="of an answer")
 
 
 @dataclass
 class PerplexityConfig:
-    path: str | None = None
-    tokens: int | None = optional_number(2)
-    window: int = number(2048, 2)
+    """Perplexity of text."""
+
+    path: str | None = path_to(None, "text, JSONL with `text`, `messages` or preferences, or Nectar")
+    tokens: int | None = number(None, 2, doc="only the first tokens; null = all")
+    window: int = number(2048, 2, doc="tokens that are read together, at most the model's positions")
 
 
 @dataclass
-class EvaluationConfig:
-    every: int = number(50, 0)
-    suites: list[str] = field(default_factory=list)
-    functions: dict[str, str] = field(default_factory=dict)
-    function_calling: FunctionCallingConfig = field(default_factory=FunctionCallingConfig)
-    perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
+class HeldOutConfig:
+    """On held-out prompts, before the first step, every `every` steps, and after the last."""
+
+    every: int = number(50, 0, doc="steps; 0 = never")
 
 
 @dataclass
-class LoggingConfig:
-    wandb: str = choice("disabled", "disabled", "offline", "online")
-    samples: int = number(16, 1)
+class EvaluationConfig(HeldOutConfig):
+    """On held-out prompts, before the first step, every `every` steps, and after the last."""
+
+    suites: list[str] = setting([], "what to measure as well: function_calling (percent), perplexity (of text)")
+    functions: dict[str, str] = setting(
+        {}, "own measures of a list of conversations, name: package.module:function -> eval/<name>_mean"
+    )
+    function_calling: FunctionCallingConfig = section(FunctionCallingConfig)
+    perplexity: PerplexityConfig = section(PerplexityConfig)
 
 
-SUITES = ("function_calling", "perplexity")
+@dataclass
+class TrackingConfig:
+    """What is followed from elsewhere while it runs."""
+
+    wandb: str = choice("disabled", ("disabled", "offline", "online"))
+
+
+@dataclass
+class LoggingConfig(TrackingConfig):
+    """What is followed from elsewhere while it runs, and what is kept to be read."""
+
+    samples: int = number(16, 1, doc="held-out prompts whose responses are kept at each evaluation")
+
+
+SUITES = {
+    "function_calling": "the directory of the leaderboard's BFCL_v4_*.json",
+    "perplexity": "a text file, or JSONL with texts",
+}
 
 
 def check_reward(reward: RewardConfig) -> None:
     """Check the keys of `reward` against one another. Raises UserError."""
     if reward.kind == "server":
-        if not reward.url:
-            raise UserError("reward.url: not set; give the address of a reward server, e.g. http://127.0.0.1:8000")
+        require("reward.url", reward.url, "the address of a reward server, e.g. http://127.0.0.1:8000")
         check_url(reward.url, reward.protocol)
         if reward.protocol == "openrlhf" and not reward.tokenizer:
             raise UserError("reward.tokenizer: not set; with reward.protocol=openrlhf its chat template makes the text")
         return
-    if not reward.path:
-        raise UserError("reward.path: not set; give the reward model: a Hugging Face directory or hub id")
+    require("reward.path", reward.path, "the reward model: a Hugging Face directory or hub id")
     if reward.position == "card" and reward.kind != "starling_7b":
         raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {reward.kind}'s; use last_token")
     if reward.trailing_newline and reward.kind != "starling_34b":
@@ -179,52 +333,13 @@ def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> No
     for suite in evaluation.suites:
         if suite not in SUITES:
             raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
-    for suite, section, what in (
-        ("function_calling", evaluation.function_calling, "the directory of the leaderboard's BFCL_v4_*.json"),
-        ("perplexity", evaluation.perplexity, "a text file, or JSONL with texts"),
-    ):
-        if suite in evaluation.suites and not section.path:
-            raise UserError(f"evaluation.{suite}.path: not set; give {what}, or leave {suite} out of evaluation.suites")
+    for suite, what in SUITES.items():
+        if suite in evaluation.suites:
+            path = getattr(evaluation, suite).path
+            require(f"evaluation.{suite}.path", path, f"{what}, or leave {suite} out of evaluation.suites")
     for name, target in evaluation.functions.items():
         if ":" not in target:
             raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")
-
-
-@dataclass
-class ModelConfig:
-    path: str = "openchat/openchat-3.5-0106"
-    revision: str | None = None
-    dtype: str = choice("bfloat16", "bfloat16", "float32")
-    attention: str = choice("sdpa", "sdpa", "eager", "flash_attention_2")
-    load_in: str | None = choice(None, None, "8bit", "4bit")
-    gradient_checkpointing: bool = False
-
-
-@dataclass
-class LoraConfig:
-    rank: int = number(64, 1)
-    alpha: float = number(16.0, 1e-9)
-    dropout: float = number(0.0, 0.0, 0.99)
-
-
-@dataclass
-class FreezeConfig:
-    method: str = choice("snr", "snr", "layers", "last_layers", "random", "lowest", "none")
-    unit: str = choice("matrix", "matrix", "layer")
-    scope: str = choice("type", "type", "global")
-    top_percent: float = number(25.0, 0.0, 100.0)
-    max_trainable: int | None = optional_number(1)
-    max_memory_gb: float | None = optional_number(0.0)
-    layers: list[int] = field(default_factory=list)
-    last_layers: int = number(4, 1)
-    lowest_layer: int = number(0, 0)
-    dialect: str = choice("spectrum", "spectrum", "laserrmt", "gavish_donoho")
-    scan: str | None = None
-    embeddings: bool = False
-    head: bool = False
-    norms: bool = False
-    adapter: str | None = choice(None, None, "lora")
-    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 def check_freeze(freeze: FreezeConfig) -> None:
@@ -251,4 +366,4 @@ def check_adapter(model: ModelConfig, freeze: FreezeConfig, zero_stage: int) -> 
             "out"
         )
     if model.load_in and zero_stage == 3:
-        raise UserError("model.load_in: quantised weights cannot lie in parts; use cluster.zero_stage=2 or lower")
+        raise UserError("model.load_in: quantised weights cannot be sharded; use cluster.zero_stage=2 or lower")

@@ -1,24 +1,30 @@
-"""TODO docstring."""
+"""The configuration of the `serve_reward` command."""
 
 from dataclasses import dataclass
 
-from starling_train.config.fields import UserError, check_values, number
+from starling_train.config.fields import UserError, check_values, number, run_name, setting, variable
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import check_reward, variable
+from starling_train.config.sections import check_reward
 
 
 @dataclass
 class ServeConfig(PpoConfig):
-    """A run's configuration, so that recipes fit, and where and how the server answers."""
+    """`python -m starling_train.serve_reward`: a run's (config.yaml), and how it answers.
 
-    name: str = "serve_reward"
-    host: str = "127.0.0.1"
-    port: int = number(8000, 0, 65535)
-    token_env: str | None = variable("STARLING_REWARD_TOKEN")
-    max_body_mb: float = number(16.0, 0.001, 10_000.0)
-    max_wait_ms: float = number(5.0, 0.0, 60_000.0)
-    max_connections: int = number(1024, 1, 65_536)
-    shutdown_s: int = number(60, 0, 86_400)
+    POST /score {"conversations": [[{"role", "content"}, ...], ...]} -> {"scores": [...]}; POST /get_reward is
+    OpenRLHF's remote reward model; GET /health. The model is given by reward=KIND reward.path=DIR.
+    """
+
+    name: str = run_name("serve_reward", "of the job")
+    host: str = setting("127.0.0.1", "address to listen on; one that others can reach needs a token")
+    port: int = number(8000, 0, 65535, doc="0 = any free one, printed when it listens")
+    token_env: str | None = variable(
+        "STARLING_REWARD_TOKEN", "variable that holds the bearer token; unset = none is requested; null = never"
+    )
+    max_body_mb: float = number(16.0, 0.001, 10_000.0, doc="10^6 bytes of a request's body; larger ones get 413")
+    max_wait_ms: float = number(5.0, 0.0, 60_000.0, doc="milliseconds that a request waits for others")
+    max_connections: int = number(1024, 1, 65_536, doc="open at the same time; more get 503")
+    shutdown_s: int = number(60, 0, 86_400, doc="seconds that requests under way have to end after SIGTERM")
 
 
 def check(config: ServeConfig) -> None:

@@ -1,29 +1,26 @@
-"""TODO docstring."""
+"""The configuration of the `snr` command."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from starling_train.config.fields import (
-    UserError,
-    check_name,
-    check_values,
-)
+from starling_train.config.fields import check_values, path_to, require, run_name, setting
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import check_freeze
 
 
 @dataclass
 class SnrConfig(PpoConfig):
-    """Configuration of the `snr` command: a run's, so that recipes fit, and what only a scan has."""
+    """`python -m starling_train.snr`: a run's (config.yaml), and what only a scan has.
+    NaN, infinity and quantised types are looked for in the matrices that are scanned, and nowhere else: embeddings,
+    head, norms and what is listed as not scanned are not read. An earlier scan's results in the run's directory give
+    way as soon as a scan starts; what they know of unchanged weights is not computed again."""
 
-    name: str = "snr"
-    compare: str | None = None
-    spectra: list[str] = field(default_factory=list)
+    name: str = run_name("snr", "results go to runs/<name>, or to run_dir")
+    compare: str | None = path_to(None, "another scan (ours or Spectrum's JSON): how far the two agree")
+    spectra: list[str] = setting([], "modules whose singular values are plotted, e.g. [model.layers.0.mlp.down_proj]")
 
 
-def check_snr(config: SnrConfig) -> None:
+def check(config: SnrConfig) -> None:
     """Check the configuration of a scan. Raises UserError."""
     check_values(config)
-    check_name(config.name)
     check_freeze(config.freeze)
-    if not config.model.path:
-        raise UserError("model.path: not set; give the model to scan: a Hugging Face directory or hub id")
+    require("model.path", config.model.path, "the model to scan: a Hugging Face directory or hub id")

@@ -7,10 +7,14 @@ from starling_train.config.fields import UserError
 from starling_train.config.laser import LONGEST_WINDOW, LaserConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
+    from starling_train.models.budget import Budget
     from starling_train.models.source import ModelSource
     from starling_train.rank_search.criteria import Criterion
+    from starling_train.rank_search.search import Search
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
     from starling_train.selection.records import Record
@@ -91,6 +95,21 @@ class Inputs:
         source = self.config.perplexity.path if found.name == "perplexity" else self.config.preference.path
         dropped = f"; {found.dropped} longer than laser.window left out" if found.dropped else ""
         return f"{found.name} on {len(found.judging)} {found.unit} of {source}, {len(found.held_out)} held out{dropped}"
+
+    def attempts(
+        self,
+        model: "nn.Module",
+        candidates: "Sequence[Record]",
+        start: float,
+        budget: "Budget",
+        run: "RunDirectory",
+    ) -> "Search":
+        """The search over the candidates, judged by the criterion. start: its measure before anything is changed."""
+        from starling_train.rank_search.search import Judge, Search
+
+        criterion, laser = self.criterion, self.config.laser
+        judge = Judge(laser.measure, lambda: criterion.measure(model, budget), criterion.is_not_worse)
+        return Search(model, self.source, candidates, judge, start, run.path, laser.factored)
 
 
 def window_of(asked: int | None, positions: int) -> int:

@@ -9,34 +9,13 @@ from typing import Any
 
 import yaml
 
-from starling_train.config.dpo import DpoConfig
-from starling_train.config.fields import UserError
-from starling_train.config.ppo import PpoConfig
-from starling_train.config.rm import RmConfig
+from starling_train.config.fields import UserError, changed
+from starling_train.config.run import RunConfig
 from starling_train.files import whole
 from starling_train.files.disk import disk_errors
 from starling_train.files.json_lines import JsonLines, NoLines
 from starling_train.files.lock import RunLock
 from starling_train.run.runtime import Runtime
-
-# May be changed between two starts of a run: they change neither its data nor what one step computes (but for rounding,
-# where sequences go through a model in other groups), but for algorithm.steps, which makes a run longer and with it a
-# schedule that falls to 0 at its end.
-FREE_TO_CHANGE = ("name", "run_dir", "dry_run", "debug", "prepare", "cluster", "checkpoint", "logging", "evaluation")
-FREE_TO_CHANGE_KEYS = (
-    "algorithm.steps",
-    "algorithm.prefix_device_gb",
-    "algorithm.tokens_per_microbatch",
-    "rm.tokens_per_microbatch",
-    "dpo.tokens_per_microbatch",
-    "reward.device_map",
-    "reward.url",
-    "reward.token_env",
-    "reward.connections",
-    "reward.conversations_per_request",
-    "reward.timeout_s",
-    "reward.patience_s",
-)
 
 
 class RunDirectory:
@@ -45,8 +24,8 @@ class RunDirectory:
     Raises UserError if the directory holds a run with other settings.
     """
 
-    def __init__(self, config: PpoConfig | RmConfig | DpoConfig):
-        self.path = Path(config.run_dir or Path("runs") / config.name).expanduser()
+    def __init__(self, config: RunConfig):
+        self.path = config.directory()
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.skipped = self.path / "skipped.jsonl"
@@ -57,7 +36,7 @@ class RunDirectory:
         self.report = self.path / "report.html"
         self.settings = asdict(config)
         self._lock = RunLock(self.path / ".lock")
-        self._refuse_other_settings()
+        self._refuse_other_settings(config)
 
     def is_finished(self, by_steps: bool = True) -> bool:
         """True if the run has done all the steps that are asked for; by_steps=False: if it says that it is finished."""
@@ -105,13 +84,11 @@ class RunDirectory:
         """Write a small file so that a reader sees the old or the new one, never half of it."""
         whole.write_text(self.path / name, text)
 
-    def _refuse_other_settings(self) -> None:
+    def _refuse_other_settings(self, config: RunConfig) -> None:
         path = self.path / "config.yaml"
         if not path.is_file():
             return
-        there = dict(_flat(self._read(path, yaml.safe_load)))
-        different = [key for key, value in _flat(self.settings) if _is_fixed(key) and there.get(key) != value]
-        if different:
+        if different := changed(config, self._read(path, yaml.safe_load)):
             raise UserError(
                 f"run_dir: {self.path} holds a run with other settings ({', '.join(different[:5])}); "
                 "give another name= or run_dir=, or the settings in its config.yaml"
@@ -126,14 +103,3 @@ class RunDirectory:
         if not isinstance(values, dict):
             raise UserError(f"run_dir: {path} is not a run's; give another run_dir=")
         return values
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
-    return rows
-
-
-def _is_fixed(key: str) -> bool:
-    return key.split(".")[0] not in FREE_TO_CHANGE and key not in FREE_TO_CHANGE_KEYS

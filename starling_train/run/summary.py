@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import starling_train
-from starling_train.config.dpo import DpoConfig
-from starling_train.config.ppo import PpoConfig
-from starling_train.config.rm import RmConfig
+from starling_train.config.run import RunConfig
 from starling_train.files import json_lines
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
@@ -18,7 +16,7 @@ from starling_train.run.state import TrainState
 
 
 def to_json(
-    config: PpoConfig | RmConfig | DpoConfig,
+    config: RunConfig,
     run: RunDirectory,
     trainable: dict[str, Any],
     state: TrainState,

@@ -13,11 +13,9 @@ from starling_train.config.sections import OptimConfig
 
 def rates_of(config: OptimConfig, step: int, steps: int) -> tuple[float, float]:
     """Learning rates of policy and critic in one training step (counted from 1, of `steps`)."""
-    percent, own = getattr(config, "warmup_percent", 0), getattr(config, "critic_learning_rate", None)
-    own = getattr(config, "head_learning_rate", own)
-    warmup = getattr(config, "warmup_steps", 0) + int(steps * percent / 100)
+    warmup = config.warmup_steps or int(steps * config.warmup_percent / 100)
     factor = schedule(config.schedule, step, steps, warmup)
-    critic = config.learning_rate if own is None else own
+    critic = config.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate
     return config.learning_rate * factor, critic * factor
 
 

@@ -38,7 +38,7 @@ class LocalOptimizer:
         self._config, self.applied = config, 0
         adam_groups = [{"params": [self._masters[n] for n in names], "lr": 0.0} for names in groups]
         options = adam_options(config)
-        if getattr(config, "eight_bit", False):
+        if config.eight_bit:
             self._adam = eight_bit_adam(all(p.is_cuda for p in self._masters.values()))(adam_groups, **options)
         else:
             # torch's other ways make temporary copies of all tensors, or a loop over them
@@ -139,7 +139,7 @@ class LocalOptimizer:
         return sum(p.numel() * p.element_size() for p in self._parameters.values()) + self._state_bytes()
 
     def _state_bytes(self) -> int:
-        moments = 2 if getattr(self._config, "eight_bit", False) else 8
+        moments = 2 if self._config.eight_bit else 8
         return sum(
             master.numel() * (moments + (0 if master is self._parameters[name] else 4))
             for name, master in self._masters.items()
@@ -160,6 +160,6 @@ class LocalOptimizer:
                 self._adam.state[master] = {key: self._restored(key, t, master) for key, t in own.items()}
 
     def _restored(self, key: str, tensor: Tensor, master: Tensor) -> Tensor | int:
-        if key == "step" and getattr(self._config, "eight_bit", False):  # bitsandbytes counts steps in an int
+        if key == "step" and self._config.eight_bit:  # bitsandbytes counts steps in an int
             return int(tensor)
         return tensor.clone().to(master.device)

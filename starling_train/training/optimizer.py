@@ -54,7 +54,7 @@ def make_optimizer(
     """
     if cluster.zero_stage == 0 or runtime.world == 1:  # in one process the only shard is the whole
         return LocalOptimizer(module, groups, config, runtime)
-    if getattr(config, "eight_bit", False):
+    if config.eight_bit:
         raise UserError("optim.eight_bit: 8-bit moments cannot be sharded; use cluster.zero_stage=0")
     zero.check_installed()
     zero.remove_old_locks()

@@ -9,10 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
-from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
-from starling_train.config.ppo import PpoConfig
-from starling_train.config.rm import RmConfig
+from starling_train.config.run import RunConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.files import disk
 from starling_train.files.identity import Identity
@@ -91,7 +89,7 @@ class Session:
 
     def __init__(
         self,
-        config: PpoConfig | RmConfig | DpoConfig,
+        config: RunConfig,
         run: RunDirectory,
         runtime: Runtime,
         optimizer: Optimizer,

@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from starling_train.config.dpo import DpoConfig
-from starling_train.config.ppo import PpoConfig
-from starling_train.config.rm import RmConfig
+from starling_train.config.run import RunConfig
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 
-C = TypeVar("C", PpoConfig, DpoConfig, RmConfig)
+C = TypeVar("C", bound=RunConfig)
 
 
 def start(config: C, describe: Callable[[C], str], train: Callable[[C, RunDirectory, Runtime], None]) -> None:

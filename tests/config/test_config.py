@@ -1,7 +1,8 @@
 """Configuration: what ships composes, says what it promises, and refuses what is wrong in one line."""
 
 import re
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -10,27 +11,23 @@ from hydra import compose, initialize_config_dir
 from omegaconf.errors import OmegaConfBaseException
 
 from starling_train import cli
-from starling_train.config import compare as config_compare
-from starling_train.config import export as config_export
-from starling_train.config import laser as config_laser
-from starling_train.config import plan as config_plan
-from starling_train.config.dpo import DpoConfig, check_dpo
-from starling_train.config.evaluate import EvaluateConfig, check_evaluate
-from starling_train.config.fields import UserError, check_values
+from starling_train.config import compare, conf_files, dpo, evaluate, export, laser, plan, ppo, rm
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.fields import UserError, changed, check_values, walk
 from starling_train.config.ppo import PpoConfig, check
-from starling_train.config.rm import RmConfig, check_rm
+from starling_train.config.rm import RmConfig
 
 RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
 # what a recipe's first line can begin with -> the command's configuration file, schema and check
 COMMANDS = {
-    "ppo": ("config", PpoConfig, check),
-    "rm": ("rm", RmConfig, check_rm),
-    "dpo": ("dpo", DpoConfig, check_dpo),
-    "evaluate": ("evaluate", EvaluateConfig, check_evaluate),
-    "plan": ("plan", config_plan.PlanConfig, config_plan.check),
-    "laser": ("laser", config_laser.LaserConfig, config_laser.check),
-    "compare": ("compare", config_compare.CompareConfig, config_compare.check),
-    "export": ("export", config_export.ExportConfig, config_export.check),
+    "ppo": ("config", PpoConfig, ppo.check),
+    "rm": ("rm", RmConfig, rm.check),
+    "dpo": ("dpo", DpoConfig, dpo.check),
+    "evaluate": ("evaluate", evaluate.EvaluateConfig, evaluate.check),
+    "plan": ("plan", plan.PlanConfig, plan.check),
+    "laser": ("laser", laser.LaserConfig, laser.check),
+    "compare": ("compare", compare.CompareConfig, compare.check),
+    "export": ("export", export.ExportConfig, export.check),
 }
 GROUPS = [
     f"{path.parent.name}={path.stem}"
@@ -54,23 +51,31 @@ def command_of(recipe: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_conf_and_dataclasses_have_the_same_defaults(command):
-    assert asdict(composed(command=command)) == asdict(COMMANDS[command][1]())
+@pytest.mark.parametrize("name", conf_files.FILES)
+def test_conf_composes_to_the_defaults_of_the_dataclasses(name):
+    with initialize_config_dir(str(cli.find("conf")), version_base="1.3"):
+        assert cli.typed(compose(name), conf_files.FILES[name]) == conf_files.FILES[name]()
 
 
-def test_every_key_has_a_comment():
-    """What it is and its unit, on the key's own line; an option that changes another one has its header."""
-    silent = []
-    whole = [cli.find("conf") / f"{name}.yaml" for name, _, _ in COMMANDS.values()]
-    for path in [*whole, *sorted(cli.find("conf").glob("*/*.yaml"))]:
-        text = path.read_text()
-        assert text.startswith("#"), f"{path} has no header"
-        if "defaults:" in text and path not in whole:
-            continue
-        keys = [line for line in text.splitlines() if re.match(r"\s*[a-z_]+: \S", line) and "- " not in line]
-        silent += [f"{path.name}: {line.strip()}" for line in keys if "#" not in line]
-    assert silent == []
+def test_conf_is_current():
+    """`make conf` writes it."""
+    written = {name: (cli.find("conf") / name).read_text() for name in conf_files.render()}
+    assert written == conf_files.render()
+
+
+def test_what_conf_has_besides_are_options_of_a_few_values():
+    options = {path.relative_to(cli.find("conf")).as_posix() for path in cli.find("conf").rglob("*.yaml")}
+    for name in options - conf_files.render().keys():
+        text = (cli.find("conf") / name).read_text()
+        assert text.startswith("# ") and "\ndefaults:\n" in text and len(text.splitlines()) < 12, name
+
+
+@pytest.mark.parametrize("name", conf_files.FILES)
+def test_every_key_has_a_comment_and_a_number_its_range(name):
+    for key, item, value, _ in walk(conf_files.FILES[name]()):
+        assert item.metadata["doc"], key
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            assert "range" in item.metadata, key
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -84,7 +89,7 @@ def test_every_recipe_composes_and_is_valid(recipe):
 def test_a_recipe_of_another_command_is_refused():
     with pytest.raises(OmegaConfBaseException, match="'rm'"):
         composed("+recipe=toy_rm")
-    with pytest.raises(OmegaConfBaseException, match="'critic_learning_rate'"):
+    with pytest.raises(OmegaConfBaseException, match="'reward'"):
         composed("+recipe=small", command="rm")
 
 
@@ -92,6 +97,21 @@ def test_a_recipe_of_another_command_is_refused():
 def test_every_option_composes(option):
     config = composed(option)
     check_values(config)
+
+
+@pytest.mark.parametrize("name", conf_files.FILES)
+@pytest.mark.parametrize("value", ["x" * 5000, "a\0b"])
+def test_what_cannot_be_a_path_is_refused_by_its_key(name, value):
+    paths = [key for key, item, _, _ in walk(conf_files.FILES[name]()) if item.metadata.get("path")]
+    assert paths
+    for key in paths:
+        config = conf_files.FILES[name]()
+        *sections, last = key.split(".")
+        setattr(reduce(getattr, sections, config), last, value)
+        with pytest.raises(
+            UserError, match=rf"^{key}: '[^\n]*' cannot be a path \([^\n]*\); check it, or give another$"
+        ):
+            check_values(config)
 
 
 def test_recipes_stack_and_overrides_win():
@@ -161,20 +181,6 @@ def test_a_quoted_value_is_read_back_as_it_was(value):
     assert (config.name, config.prepare) == (value, "toy")
 
 
-def test_every_field_is_checked_or_free():
-    """Text with a fixed set of values must say which; a number must have a range."""
-
-    def walk(config):
-        for item in fields(config):
-            value = getattr(config, item.name)
-            if is_dataclass(value):
-                yield from walk(value)
-            elif isinstance(value, (int, float)) and not isinstance(value, bool) and not item.metadata:
-                yield item.name
-
-    assert [name for _, schema, _ in COMMANDS.values() for name in walk(schema())] == []
-
-
 def test_the_written_yaml_reads_back():
     assert yaml.safe_load(yaml.safe_dump(asdict(PpoConfig()))) == asdict(PpoConfig())
 
@@ -236,13 +242,14 @@ def test_paths_of_conf_and_recipes_do_not_depend_on_the_working_directory(tmp_pa
         ("evaluation", "responses", 257, "data.eval_prompts=256"),
         ("evaluation", "suites", ["chess"], "function_calling"),
         ("optim", "betas", [1.0, 0.9], "two numbers"),
+        ("optim", "critic_learning_rate", 1e-3, "no critic"),
     ],
 )
 def test_a_wrong_value_of_dpo_is_told_in_one_line(section, key, value, says):
     config = DpoConfig()
     setattr(getattr(config, section), key, value)
     with pytest.raises(UserError) as caught:
-        check_dpo(config)
+        dpo.check(config)
     message = str(caught.value)
     assert message.startswith(f"{section}.{key}: ") and says in message and "\n" not in message
 
@@ -251,7 +258,7 @@ def test_label_smoothing_is_the_sigmoid_losss():
     config = DpoConfig()
     config.dpo.loss, config.dpo.label_smoothing = "ipo", 0.1
     with pytest.raises(UserError, match=r"^dpo\.label_smoothing: dpo\.loss=ipo"):
-        check_dpo(config)
+        dpo.check(config)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +278,48 @@ def test_a_wrong_value_of_rm_is_told_in_one_line(section, key, value, says):
     config.freeze.method = "snr"
     setattr(getattr(config, section), key, value)
     with pytest.raises(UserError) as caught:
-        check_rm(config)
+        rm.check(config)
     message = str(caught.value)
     assert message.startswith(f"{section}.{key}: ") and says in message and "\n" not in message
+
+
+def test_what_may_change_between_two_starts_of_a_run():
+    written = yaml.safe_load(yaml.safe_dump(asdict(PpoConfig())))
+    config = PpoConfig(name="other", run_dir="there", debug=True)
+    config.algorithm.steps = config.evaluation.every = config.cluster.threads = config.reward.connections = 7
+    config.evaluation.function_calling.cases = 7
+    assert changed(config, written) == []
+    config.seed = config.algorithm.epochs = config.freeze.lora.rank = 7
+    assert changed(config, written) == ["seed", "freeze.lora.rank", "algorithm.epochs"]
+
+
+def test_a_run_goes_on_when_the_configuration_has_got_a_key_since():
+    written = asdict(RmConfig())
+    written["optim"]["head_learning_rate"] = written["optim"].pop("critic_learning_rate")
+    del written["optim"]["eight_bit"]
+    config = RmConfig()
+    assert changed(config, written) == []
+    config.optim.eight_bit, config.optim.critic_learning_rate = True, 0.5
+    assert changed(config, written) == ["optim.critic_learning_rate", "optim.eight_bit"]
+    written["optim"]["head_learning_rate"] = 0.5
+    assert changed(config, written) == ["optim.eight_bit"]
+
+
+@pytest.mark.parametrize("key", ["optim.head_learning_rate", "+optim.head_learning_rate"])
+def test_a_former_name_of_a_key_works_and_is_reported(key, capsys):
+    config = cli.configuration([f"{key}=0.25"], RmConfig, "rm")
+    assert config.optim.critic_learning_rate == 0.25
+    assert capsys.readouterr().err == (
+        "optim.head_learning_rate: is called optim.critic_learning_rate now; please use that\n"
+    )
+
+
+def test_a_former_name_of_a_key_works_in_a_recipe_and_the_command_line_wins(tmp_path, capsys):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "old.yaml").write_text("# @package _global_\noptim:\n  head_learning_rate: 0.25\n")
+    arguments = ["-cd", str(tmp_path), "+recipe=old"]
+    assert cli.configuration(arguments, RmConfig, "rm").optim.critic_learning_rate == 0.25
+    assert "optim.critic_learning_rate now" in capsys.readouterr().err
+    assert cli.configuration([*arguments, "optim.critic_learning_rate=0.5"], RmConfig, "rm").optim == (
+        cli.configuration(["optim.critic_learning_rate=0.5"], RmConfig, "rm").optim
+    )

@@ -129,7 +129,7 @@ AGAINST_EACH_OTHER = {
     "ppo": (
         ("reward.kind=starling_34b reward.position=card", "reward.position: card", "use last_token"),
         ("reward.trailing_newline=true", "reward.trailing_newline: ", "use false"),
-        ("reward.max_length=12", "reward.max_length: 12 has no place", "raise it"),
+        ("reward.max_length=12", "reward.max_length: 12 leaves no room", "raise it"),
         ("reward.kind=server", "reward.url: not set; give"),
         ("reward.kind=server reward.url=localhost:8000", "reward.url: 'localhost:8000' is no address", "give http://"),
         ("reward.kind=server reward.url=ftp://host", "reward.url: 'ftp://host' is no address", "give http://"),
@@ -152,7 +152,7 @@ AGAINST_EACH_OTHER = {
         ("rm.trailing_newline=true", "rm.trailing_newline: ", "starling_34b"),
     ),
     "dpo": (
-        ("dpo.max_length=1024", "dpo.max_length: 1024 has no place", "raise it"),
+        ("dpo.max_length=1024", "dpo.max_length: 1024 leaves no room", "raise it"),
         ("dpo.label_smoothing=0.5", "dpo.label_smoothing: ", "give less"),
         ("dpo.loss=ipo dpo.label_smoothing=0.1", "dpo.label_smoothing: ", "use 0"),
         ("evaluation.responses=999", "evaluation.responses: 999 exceeds", "lower it"),

@@ -99,7 +99,7 @@ def test_a_run_directory_refuses_other_settings_and_takes_harmless_ones(tmp_path
     RunDirectory(config)
     config.optim.learning_rate = 1e-3
     config.algorithm.kl.target = 6.0
-    with pytest.raises(UserError, match=r"algorithm\.kl\.target, optim\.learning_rate"):
+    with pytest.raises(UserError, match=r"optim\.learning_rate, algorithm\.kl\.target"):
         RunDirectory(config)
 
 

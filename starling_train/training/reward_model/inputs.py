@@ -73,7 +73,7 @@ class RmInputs:
         source = start.source.model
         preflight.check_tracker(config.logging.wandb)
         check_directory(run.path, "run_dir")
-        quantisation.check_acceleration(attention=config.model.attention)
+        quantisation.check_acceleration(attention=config.model.attention, eight_bit=config.optim.eight_bit)
         if not config.rm.fresh and not reward_start.is_reward_model(source):
             header_checks.check_policy(source)
         preflight.check_selection(config.freeze, source, listing(config, source), config.seed)
@@ -205,5 +205,6 @@ def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, Plan]:
         tokens_per_microbatch=config.rm.tokens_per_microbatch,
         layers_above_lowest=start.config.num_hidden_layers - min(table.lowest_layer, config.freeze.lowest_layer),
         gradient_checkpointing=config.model.gradient_checkpointing,
+        eight_bit=config.optim.eight_bit,
     )
     return table, plan_supervised(Shape.of(start.config), job, scores=True)

@@ -1,0 +1,163 @@
+"""`conf/`, the commented YAML that Hydra composes: written from the dataclasses by `make conf`.
+
+A command has a file: the dataclass's docstring is its header and, behind an empty line, the end of its --help. Every
+section with options has a folder, in which the default option is written here; those that set a few values on top of it
+(`conf/freeze/none.yaml`) are data of their own, written by hand.
+"""
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from starling_train.config.compare import CompareConfig
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.evaluate import EvaluateConfig
+from starling_train.config.export import ExportConfig
+from starling_train.config.laser import LaserConfig
+from starling_train.config.plan import PlanConfig
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.rm import RmConfig
+from starling_train.config.run import RunConfig
+from starling_train.config.score import ScoreConfig
+from starling_train.config.serve_reward import ServeConfig
+from starling_train.config.snr import SnrConfig
+
+FILES = {
+    "config": PpoConfig, "rm": RmConfig, "dpo": DpoConfig, "snr": SnrConfig, "evaluate": EvaluateConfig,
+    "plan": PlanConfig, "laser": LaserConfig, "compare": CompareConfig, "score": ScoreConfig,
+    "serve_reward": ServeConfig, "export": ExportConfig,
+}  # fmt: skip
+WIDTH = 120
+LONGEST_KEY = 48  # columns of `key: value`, beyond which a comment no longer moves to the right
+QUIET = "  - override hydra/job_logging: none\n  - override hydra/hydra_logging: none\n"
+HYDRA = """
+hydra:  # Hydra composes; the run writes its own directory
+  output_subdir: null  # no .hydra folder
+  run:
+    dir: .  # stay where the user is
+  help:
+    app_name: starling_train  # in --help
+"""
+PLAIN = re.compile(r"[A-Za-z$/][^\s,\[\]{}#'\"]*")  # text that needs no quotes
+
+
+def render() -> dict[str, str]:
+    """What is to lie in `conf/`: text by file name."""
+    files = {}
+    for name, schema in FILES.items():
+        for item in fields(schema):
+            if schema is PpoConfig and item.metadata.get("group"):
+                options = "".join(_lines(item.default_factory()))
+                files[f"{item.name}/{item.metadata['group']}.yaml"] = (
+                    _header(type(item.default_factory()).__doc__) + options
+                )
+        files[f"{name}.yaml"] = _command(schema)
+    return files
+
+
+def _command(schema: type) -> str:
+    """The file of a command. One that extends ppo's starts from that file, and has its own keys only."""
+    extends = schema is not PpoConfig and issubclass(schema, PpoConfig)
+    config = schema()
+    header, _, footer = schema.__doc__.partition("\n\n")
+    own = [item for item in fields(schema) if not extends or item.name in schema.__annotations__]
+    shared = {item.name for item in fields(RunConfig)} - {"model", "freeze"}
+    own.sort(key=lambda item: is_dataclass(getattr(config, item.name)) * (1 + (item.name in shared)))  # its own first
+    groups = [f"  - {item.name}: {item.metadata['group']}\n" for item in own if item.metadata.get("group")]
+    base = ["  - config\n"] if extends else groups
+    text = _header(header) + "defaults:\n" + "".join(base) + "  - _self_\n" + QUIET + "\n"
+    keys = "".join(_lines(config, own)).lstrip("\n")
+    hydra = "\nhydra:\n  help:\n" if extends else HYDRA
+    if footer:
+        hydra += (
+            "    footer: >-  # under the keys\n"
+            + textwrap.indent(textwrap.fill(_joined(footer), WIDTH - 6), " " * 6)
+            + "\n"
+        )
+    return text + keys + (hydra if footer or not extends else "")
+
+
+def _header(text: str) -> str:
+    return "".join(f"# {line}\n" for line in textwrap.wrap(_joined(text), WIDTH - 2))
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _lines(
+    config: Any, items: list[Field] | None = None, indent: str = "", follows: str | None = None
+) -> Iterator[str]:
+    """Every key on a line with its comment, sections below their names."""
+    items = fields(config) if items is None else items
+    values = {item.name: _value(item, getattr(config, item.name), follows) for item in items}
+    lengths = [len(f"{name}: {value}") for name, value in values.items()]
+    column = len(indent) + 2 + max(length for length in [*lengths, 0] if length <= LONGEST_KEY)
+    for item in items:
+        value = getattr(config, item.name)
+        if not is_dataclass(value):
+            yield _commented(f"{indent}{item.name}: {values[item.name]}".rstrip(), item.metadata["doc"], column)
+            yield from (f"{indent}  {k}: {_scalar(v)}\n" for k, v in value.items()) if isinstance(value, dict) else ()
+            continue
+        section = _section_items(item, value)
+        if section:
+            first, _, rest = _joined(item.metadata["doc"] or type(value).__doc__).rstrip(".").partition(" ")
+            comment = f"{first.lower() if first.istitle() else first} {rest}"
+            yield ("" if indent else "\n") + _commented(f"{indent}{item.name}:", comment, column)
+            yield from _lines(value, section, f"{indent}  ", item.metadata.get("follows") or follows)
+
+
+def _section_items(item: Field, value: Any) -> list[Field]:
+    """The keys of a section that are written out: all, or those that are not as the group's default option has them."""
+    if not (group := item.metadata.get("group")):
+        return list(fields(value))
+    theirs = {i.name: i.metadata["group"] for i in fields(PpoConfig) if i.metadata.get("group")}
+    if theirs.get(item.name) != group:
+        return []  # an option that is written by hand
+    usual = type(value)()
+    return [key for key in fields(value) if getattr(value, key.name) != getattr(usual, key.name)]
+
+
+def _value(item: Field, value: Any, follows: str | None) -> str:
+    if is_dataclass(value) or (isinstance(value, dict) and value):
+        return ""
+    other = f"{follows}.{item.name}" if follows else item.metadata.get("follows")
+    return f"${{{other}}}" if other else _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """A value as YAML on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_scalar, value))}]"
+    if isinstance(value, float) and "e" in repr(value):
+        digits, _, exponent = repr(value).partition("e")
+        return f"{digits if '.' in digits else f'{digits}.0'}e{int(exponent)}"
+    if isinstance(value, str) and PLAIN.fullmatch(value) and not value.endswith(":"):
+        return value
+    return json.dumps(value)  # null, true, numbers, {}, and text in quotes, which YAML reads alike
+
+
+def _commented(line: str, comment: str, column: int) -> str:
+    """A key with its comment beside it; what does not fit there goes on below, and beside a long line nothing does."""
+    column = max(column, len(line) + 2)
+    if column > WIDTH * 2 // 3:
+        return f"{' ' * (len(line) - len(line.lstrip()))}# {comment}\n{line}\n"
+    beside = textwrap.wrap(comment, WIDTH - column - 2)
+    return "".join(
+        f"{start:<{column}}# {text}\n" for start, text in zip([line, *[""] * len(beside)], beside, strict=False)
+    )
+
+
+def main() -> None:
+    """Write the files of `conf/`, beside the package."""
+    folder = Path(__file__).parents[2] / "conf"
+    for name, text in render().items():
+        (folder / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

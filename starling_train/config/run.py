@@ -1,0 +1,55 @@
+"""What every training run is configured by."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from starling_train.config.fields import check_values, number, path_to, require, run_name, section, setting
+from starling_train.config.sections import (
+    CheckpointConfig,
+    ClusterConfig,
+    FreezeConfig,
+    HeldOutConfig,
+    ModelConfig,
+    OptimConfig,
+    TrackingConfig,
+    check_freeze,
+)
+
+
+@dataclass
+class RunConfig:
+    """What ppo, dpo and rm have in common."""
+
+    # where a recipe's name is that of the training run's directory already, a command of its own adds this to it
+    folder: ClassVar[str] = ""
+
+    name: str = run_name("run", "of the run")
+    run_dir: str | None = path_to(None, "where everything goes; null = runs/<name> in the working directory", free=True)
+    seed: int = number(0, 0, 2**32 - 1, doc="of everything random: data order, held-out prompts, sampling, new weights")
+    dry_run: bool = setting(False, "print what would train, on what, the memory by part; load no weights", free=True)
+    debug: bool = setting(False, "show a traceback for a user's mistake too", free=True)
+    prepare: str | None = setting(None, "assets that the package makes if they are missing: `toy`, or null", free=True)
+    model: ModelConfig = section(ModelConfig, group="openchat_3_5_0106")
+    freeze: FreezeConfig = section(FreezeConfig, group="snr")
+    optim: OptimConfig = section(OptimConfig)
+    cluster: ClusterConfig = section(ClusterConfig, group="one_process", free=True)
+    checkpoint: CheckpointConfig = section(CheckpointConfig, free=True)
+    evaluation: HeldOutConfig = section(HeldOutConfig, free=True)
+    logging: TrackingConfig = section(TrackingConfig, free=True)
+
+    def directory(self) -> Path:
+        """Where a run's files go: `run_dir`, or a folder of `runs/`."""
+        name = self.name if self.folder in self.name else f"{self.name}-{self.folder}"
+        return Path(self.run_dir or Path("runs") / name).expanduser()
+
+
+def check_run(config: RunConfig, model: str, data: str, recipe: str) -> None:
+    """Check what ppo, dpo and rm have in common. Raises UserError.
+
+    model, data: what `model.path` and `data.path` are to give. recipe: one that gives both.
+    """
+    check_values(config)
+    for key, value, what in (("model.path", config.model.path, model), ("data.path", config.data.path, data)):
+        require(key, value, f"{what}, or start from a recipe (+recipe={recipe})")
+    check_freeze(config.freeze)
