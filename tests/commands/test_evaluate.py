@@ -16,7 +16,6 @@ from starling_train.data import preferences
 from starling_train.evals import preference
 from starling_train.models import causal_lm as loading
 from starling_train.models.reward import write_starling_7b
-from starling_train.training import policy
 
 ROOT = Path(evaluate.__file__).parents[1]
 BOTH = "suites=[preference,function_calling]"
@@ -152,7 +151,7 @@ def test_a_served_model_and_a_classifier_are_as_good_as_in_process(run, pairs, t
 
 
 def test_a_dry_run_loads_and_writes_nothing(run, pairs, small_models, monkeypatch, tmp_path):
-    monkeypatch.setattr(policy, "load_reward", pytest.fail)
+    monkeypatch.setattr("starling_train.models.reward.model.load", pytest.fail)
     monkeypatch.setattr(loading, "load_causal_lm", pytest.fail)
     models = [f"model.path={small_models / 'policy'}", f"reward.path={small_models / 'reward'}"]
     code, out, error = run("suites=[preference]", f"preference.path={pairs}", *models, "dry_run=true")
