@@ -51,6 +51,7 @@ import models
 
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import AlgorithmConfig, KLConfig, OptimConfig, RolloutConfig
+from starling_train.data.chat import Chat
 from starling_train.models.actors import Actors
 from starling_train.models.reward.model import RewardModel
 from starling_train.rollout.generate import generate
@@ -87,7 +88,7 @@ def ours(arguments: argparse.Namespace) -> Result:
     for step in range(1, arguments.steps + 2):
         batch = prompts[(step - 1) * arguments.prompts : step * arguments.prompts]
         keep_layer = layer_to_keep(actors, batch, config)
-        rollout = generate(actors.policy, tokenizer, batch, config.rollout, keep_layer=keep_layer)
+        rollout = generate(actors.policy, Chat(tokenizer), batch, config.rollout, keep_layer=keep_layer)
         steps.clock.lap("rollout")
         scores = reward.score_ids([p + r for p, r in zip(rollout.prompts, rollout.responses, strict=True)])
         experience = make_experience(actors, rollout, torch.tensor(scores), config.algorithm, KL)

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import AlgorithmConfig, KLConfig, LoraConfig, OptimConfig, RolloutConfig
+from starling_train.data.chat import Chat
 from starling_train.models import adapters
 from starling_train.models.actors import Actors
 from starling_train.models.reward.model import RewardModel
@@ -69,7 +70,7 @@ class Job:
         count = self.arguments.prompts
         batch = self.prompts[step * count : (step + 1) * count]
         keep = layer_to_keep(self.actors, batch, self.config)
-        return generate(self.actors.policy, self.tokenizer, batch, self.config.rollout, keep_layer=keep)
+        return generate(self.actors.policy, Chat(self.tokenizer), batch, self.config.rollout, keep_layer=keep)
 
     def score(self, rollout: Rollout) -> Any:
         scores = self.reward.score_ids([p + r for p, r in zip(rollout.prompts, rollout.responses, strict=True)])

@@ -27,6 +27,7 @@ import machine
 import models
 
 from starling_train.config.sections import RolloutConfig
+from starling_train.data.chat import Chat
 from starling_train.rollout.generate import generate
 
 Responses = list[list[int]]
@@ -37,7 +38,7 @@ def ours(
 ) -> Responses:
     """Our two engines: `slots`, and `hf`, which is `generate`."""
     config = RolloutConfig(engine, rows or arguments.slots, arguments.limit, stop_strings=[])
-    return generate(policy, models.tokenizer(policy.config.vocab_size), prompts, config).responses
+    return generate(policy, Chat(models.tokenizer(policy.config.vocab_size)), prompts, config).responses
 
 
 def continuous(policy: torch.nn.Module, prompts: Responses, arguments: argparse.Namespace) -> Responses:

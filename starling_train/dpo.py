@@ -23,7 +23,7 @@ def main(config: DpoConfig) -> None:
 
 def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
-    from starling_train.data.prompts import PromptStream
+    from starling_train.data.prompts import Stream
     from starling_train.evals import held_out_pairs
     from starling_train.evals.held_out import HeldOut, Measured
     from starling_train.models.actors import Actors
@@ -39,7 +39,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     inputs = dpo_inputs.DpoInputs.find(config, run, runtime)
-    held_out = HeldOut.from_config(config, inputs.data.asked, inputs.tokenizer)
+    held_out = HeldOut.from_config(config, inputs.data.asked, inputs.chat)
     reference = dpo_inputs.find_reference(config, run, inputs, runtime)
     policy = load_policy(config, inputs.source, run.path, runtime)  # scan, select, load, freeze
 
@@ -55,7 +55,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     slots = session.budget("rollout.slots", config.rollout.slots)
 
     def encode(row: "PairedRow", index: int = 0) -> update.EncodedRow:
-        return update.encode(row, index, inputs.tokenizer, dpo.max_length)
+        return update.encode(row, index, inputs.chat, dpo.max_length)
 
     def refer(rows: "list[PairedRow]") -> list[list[float]]:
         with session.abandonable():
@@ -72,14 +72,14 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         reference.complete(refer, run.log(run.path / FILE), session.say)
         data = dpo_inputs.usable(inputs.data, reference)
         session.say(data.report)
-        stream = PromptStream(data.training, dpo.prompts_per_step, config.seed)
+        stream = Stream(data.training, dpo.prompts_per_step, config.seed)
         held_out_rows = [[encode(row) for row in piece] for piece in pieces(data.held_out)]
 
         for step in session.steps(evaluate):
             with session.abandonable(), session.phase("encode"):
                 # 1. this process's share of the step's pairs, in Openchat's template
                 batch = stream.batch(step.number)
-                rows = [encode(row, index) for index, row in runtime.share(list(enumerate(batch)))]
+                rows = [encode(row, index) for index, row in runtime.shard(list(enumerate(batch)))]
 
             # 2. DPO on what trains, one optimizer step
             with session.updating():
@@ -93,7 +93,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             step.skipped = update.skipped_rows(step.number, updated.skipped, batch)
             step.count(len(batch), samples=answers, tokens=seen)
 
-        session.finish("dpo", lambda: policy.write(run.policy, inputs.tokenizer), page.write)
+        session.finish("dpo", lambda: policy.write(run.policy, inputs.chat), page.write)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ from starling_train.cli import command
 from starling_train.config.evaluate import EvaluateConfig, check
 
 if TYPE_CHECKING:
-    from starling_train.evals.subjects import Subjects
-    from starling_train.evals.suite import Line, Suite
+    from starling_train.evals.suite import Line
 
 
 @command(check, EvaluateConfig, "evaluate")
 def main(config: EvaluateConfig) -> None:
     """Find what the suites need, pass over what is done, measure the rest, print the table, write the page."""
     from starling_train import __version__
-    from starling_train.evals import results
+    from starling_train.evals import registry, results
     from starling_train.evals.subjects import Subjects
     from starling_train.report import page
     from starling_train.run.runtime import Runtime
@@ -27,10 +26,10 @@ def main(config: EvaluateConfig) -> None:
 
     # 1. What can be wrong, before anything is loaded.
     runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
-    file = results.place(config.directory())
+    file = results.path_of(config.directory())
     done = results.read(file)
     subjects = Subjects(config, runtime, results.files(file))
-    asked = [find(name, subjects) for name in dict.fromkeys(config.suites)]
+    asked = [registry.suite(name).find(subjects) for name in dict.fromkeys(config.suites)]
     missing = [suite for suite in asked if results.find(done, suite.identity) is None]
     for suite in missing:
         suite.check(config.dry_run)
@@ -56,26 +55,13 @@ def main(config: EvaluateConfig) -> None:
 
     # 3. What is known now of everything that was asked for.
     done = results.read(file)
-    found = [(suite, results.find(done, suite.identity)) for suite in asked]
-    print(table([(suite.name, suite.lines(result)) for suite, result in found]))
-    for suite, result in found:
+    measured = [(suite, results.find(done, suite.identity)) for suite in asked]
+    print(table([(suite.name, suite.lines(result)) for suite, result in measured]))
+    for suite, result in measured:
         for note in suite.notes(result):
             print(f"{suite.name}: {note}")
     print(f"report: {page.write(file.parent).resolve()}")
     print(f"results: {file.resolve()}")
-
-
-def find(name: str, subjects: "Subjects") -> "Suite":
-    """A suite with its data read and its models looked up. Raises UserError."""
-    from starling_train.evals.function_calling.suite import FunctionCalling
-    from starling_train.evals.lm_eval import LmEval
-    from starling_train.evals.mt_bench import MtBench
-    from starling_train.evals.perplexity import Perplexity
-    from starling_train.evals.preference import Preference
-    from starling_train.evals.reward import Reward
-
-    known = {suite.name: suite for suite in (Reward, Preference, FunctionCalling, Perplexity, MtBench, LmEval)}
-    return known[name].find(subjects)
 
 
 def table(suites: "list[tuple[str, list[Line]]]") -> str:

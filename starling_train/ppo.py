@@ -24,12 +24,12 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off; the same on every process of the run."""
     from starling_train.core.ppo import KLController
     from starling_train.core.running_moments import RunningMoments
-    from starling_train.data.prompts import PromptStream
+    from starling_train.data.prompts import Stream
     from starling_train.evals import held_out as held_out_evaluation
     from starling_train.models.actors import Actors
     from starling_train.models.budget import Budgets
     from starling_train.report import page
-    from starling_train.rewards.load import load_reward
+    from starling_train.rewards import kinds
     from starling_train.training.optimizer import make_optimizer
     from starling_train.training.policy import load_policy
     from starling_train.training.ppo import experience, metrics, update
@@ -40,9 +40,9 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     inputs = PpoInputs.find(config, run, runtime)
-    held_out = held_out_evaluation.HeldOut.from_config(config, inputs.data.held_out, inputs.tokenizer)
+    held_out = held_out_evaluation.HeldOut.from_config(config, inputs.data.held_out, inputs.chat)
     policy = load_policy(config, inputs.source, run.path, runtime)  # scan, select, load, freeze
-    reward_model = load_reward(config.reward, runtime)
+    reward_model = kinds.of(config.reward).load(config.reward, runtime)
 
     # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.
     runtime.seed_all("value head")
@@ -57,7 +57,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     session.follow(reward_model.budget)
     kl = session.remember("kl", KLController(algorithm.kl.coefficient, algorithm.kl.target, algorithm.kl.horizon))
     moments = session.remember("scores", RunningMoments())
-    prompts = PromptStream(inputs.data.training, algorithm.prompts_per_step, config.seed)
+    prompts = Stream(inputs.data.training, algorithm.prompts_per_step, config.seed)
 
     def evaluate() -> held_out_evaluation.Measured:
         return held_out_evaluation.evaluate(held_out, actors, reward_model, config, runtime, Budgets(tokens, slots))
@@ -69,10 +69,10 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 with session.phase("rollout"):
                     # 1. prompts, this process's share of them, 2. responses drawn from the live weights
                     batch = prompts.batch(step.number)
-                    rollout = experience.draw(actors, inputs.tokenizer, batch, config, slots, step.number, runtime)
+                    rollout = experience.draw(actors, inputs.chat, batch, config, slots, step.number, runtime)
                 with session.phase("score"):
                     # 3. scores: decode, the reward model's own template and tokenizer, its head
-                    answered = held_out_evaluation.answered(runtime.share(batch), rollout, inputs.tokenizer, config)
+                    answered = held_out_evaluation.answered(runtime.shard(batch), rollout, inputs.chat, config)
                     scores = experience.score(reward_model, answered, runtime)
                     moments.update(scores.of_all)
                 with session.phase("update"):
@@ -98,7 +98,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
         planned_gb, line = inputs.memory(config, policy.table, runtime)
         session.say(line)
-        session.finish("ppo", lambda: policy.write(run.policy, inputs.tokenizer), page.write, planned_gb)
+        session.finish("ppo", lambda: policy.write(run.policy, inputs.chat), page.write, planned_gb)
 
 
 if __name__ == "__main__":

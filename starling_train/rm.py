@@ -22,7 +22,7 @@ def main(config: RmConfig) -> None:
 
 def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """All steps of one run, from wherever an earlier start left off."""
-    from starling_train.data.prompts import PromptStream
+    from starling_train.data.prompts import Stream
     from starling_train.report import page
     from starling_train.training.optimizer import make_optimizer
     from starling_train.training.reward_model import inputs as rm_inputs
@@ -36,7 +36,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     model = rm_inputs.scorer(config, inputs.start, net, runtime)
     held_out = update.encode(inputs.data.held_out, model)
     held_out_truncated = model.truncated
-    stream = PromptStream(inputs.data.training, config.rm.prompts_per_step, config.seed)
+    stream = Stream(inputs.data.training, config.rm.prompts_per_step, config.seed)
     optimizer = make_optimizer(net, trainee.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
@@ -57,7 +57,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 # 1. this process's share of the ranked rows, in the reward model's own template
                 truncated = model.truncated
                 batch = stream.batch(step.number)
-                rows = update.encode(runtime.share(batch), model)
+                rows = update.encode(runtime.shard(batch), model)
 
             # 2. K-wise loss, one optimizer step
             with session.updating():

@@ -9,23 +9,21 @@ from starling_train.config.fields import UserError
 from starling_train.config.score import ScoreConfig, check
 
 if TYPE_CHECKING:
-    from starling_train.rewards.score_file import Progress, Scorer
+    from starling_train.rewards.kinds import Scorer
+    from starling_train.rewards.score_file import Progress
 
 
 @command(check, ScoreConfig, "score")
 def main(config: ScoreConfig) -> None:
     """Look where an earlier start left off, load the model, score the rest."""
-    from starling_train.rewards import score_file
+    from starling_train.rewards import kinds, score_file
 
     source, output = Path(config.input).expanduser(), Path(config.output).expanduser()
     check_files(source, output)
     progress = score_file.resume(source, output, config.reward)
     done, size = progress.input_bytes, source.stat().st_size
     if config.dry_run:
-        print(
-            f"would score {size - done:,} of {size:,} bytes of {source} "
-            f"with {config.reward.place()} ({config.reward.kind})"
-        )
+        print(f"would score {size - done:,} of {size:,} bytes of {source} with {kinds.described(config.reward)}")
         return
     if done:
         print(f"{progress.lines} lines of {source} are done already")
@@ -54,12 +52,13 @@ def check_files(source: Path, output: Path) -> None:
 
 def load_model(config: ScoreConfig) -> "Scorer":
     from starling_train.files import disk
-    from starling_train.rewards import load
+    from starling_train.rewards import kinds
     from starling_train.run.runtime import Runtime
 
     disk.check_directory(Path(config.output).expanduser().parent, "output")
-    load.check_reward(config.reward)
-    return load.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
+    kind = kinds.of(config.reward)
+    kind.check(config.reward, True)
+    return kind.load(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
 
 
 def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, progress: "Progress") -> None:

@@ -19,7 +19,7 @@ BACKLOG = 2048  # connections that the kernel holds until they are accepted
 def main(config: ServeConfig) -> None:
     """Take the address, load the model, answer until a signal comes."""
     from starling_train.models.patient_http import token_of
-    from starling_train.rewards import load, server_app
+    from starling_train.rewards import directory, server_app
     from starling_train.rewards.server_queue import RewardQueue
     from starling_train.run.runtime import Runtime
 
@@ -35,10 +35,10 @@ def main(config: ServeConfig) -> None:
         print(f"would serve {config.reward.path} ({config.reward.kind}) on {config.host}:{config.port}, asking {asked}")
         return
     listener = listen(config.host, config.port)
-    load.check_reward(config.reward)
+    directory.check(config.reward)
 
     # 2. The model, and the one thread that owns it.
-    model = load.load_reward(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
+    model = directory.load(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
     scores = RewardQueue(model, config.max_wait_ms / 1000)
     about = {"kind": config.reward.kind, "position": config.reward.position, "max_length": config.reward.max_length}
     app = server_app.build(scores, token=token, max_body_bytes=int(config.max_body_mb * 1e6), about=about)

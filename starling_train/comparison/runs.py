@@ -91,9 +91,9 @@ def look_over(missing: list[Run], is_dry: bool) -> None:
     source = ModelSource.open(config.model.path, "model.path", config.model.revision)
     for settings in first.values():
         inputs.check_run(settings, source, Path(settings.run_dir), runtime)
-    tokenizer = policy.load_tokenizer(source)  # from here on, what is the same for all
-    policy.check_lengths(config, source.policy_config, tokenizer)
-    HeldOut.from_config(config, inputs.load_data(config, tokenizer).held_out, tokenizer)
+    chat = policy.load_chat(source)  # from here on, what is the same for all
+    policy.check_lengths(config, source.policy_config, chat)
+    HeldOut.from_config(config, inputs.load_data(config, chat).held_out, chat)
 
 
 def describe(runs: list[Run]) -> None:

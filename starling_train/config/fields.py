@@ -8,6 +8,7 @@ the standard library is used, so that a wrong key is reported before anything he
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import Field, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,15 @@ def no_path(path: Path) -> str | None:
 def _check_name(key: str, name: str) -> None:
     if not name.strip() or "\0" in name:
         raise UserError(f"{key}: empty, or not a file name; give the run a name, e.g. name=first")
+
+
+@contextmanager
+def named_in_errors(where: str) -> Iterator[None]:
+    """Put a key, a file or a line before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def check_server_url(url: str, key: str, secret_key: str) -> None:

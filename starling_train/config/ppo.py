@@ -64,7 +64,7 @@ def check(config: PpoConfig) -> None:
         )
     if config.algorithm.kl.target is not None and config.algorithm.kl.coefficient == 0:
         raise UserError("algorithm.kl.coefficient: 0 stays 0 whatever algorithm.kl.target asks for; start above 0")
-    if config.reward.kind != "server" and config.reward.max_length <= config.rollout.max_new_tokens:
+    if config.reward.has_weights and config.reward.max_length <= config.rollout.max_new_tokens:
         raise UserError(
             f"reward.max_length: {config.reward.max_length} leaves no room for a prompt and rollout.max_new_tokens="
             f"{config.rollout.max_new_tokens}; raise it, or lower rollout.max_new_tokens"

@@ -18,6 +18,8 @@ from starling_train.config.fields import (
     variable,
 )
 
+REWARD_MODELS = ("starling_7b", "starling_34b", "sequence_classification")  # the others have no weights here
+
 
 @dataclass
 class ModelConfig:
@@ -91,7 +93,7 @@ class RewardConfig:
 
     kind: str = choice(
         "starling_7b",
-        ("starling_7b", "starling_34b", "sequence_classification", "server"),
+        (*REWARD_MODELS, "server"),
         doc="starling_7b (Llama-2 template), starling_34b (Yi), sequence_classification (one label, own template), "
         "server (the keys from url on)",
     )
@@ -124,9 +126,10 @@ class RewardConfig:
     timeout_s: float = number(120.0, 0.001, 86400.0, free=True, doc="seconds until a request is sent again")
     patience_s: float = number(300.0, 0.0, free=True, doc="seconds of retrying until the run gives up, its state saved")
 
-    def place(self) -> str | None:
-        """Where the reward model is."""
-        return self.url if self.kind == "server" else self.path
+    @property
+    def has_weights(self) -> bool:
+        """Whether `path` names weights that this process loads."""
+        return self.kind in REWARD_MODELS
 
 
 @dataclass
@@ -313,12 +316,17 @@ SUITES = {
 
 def check_reward(reward: RewardConfig) -> None:
     """Check the keys of `reward` against one another. Raises UserError."""
-    if reward.kind == "server":
-        require("reward.url", reward.url, "the address of a reward server, e.g. http://127.0.0.1:8000")
-        check_url(reward.url, reward.protocol)
-        if reward.protocol == "openrlhf" and not reward.tokenizer:
-            raise UserError("reward.tokenizer: not set; with reward.protocol=openrlhf its chat template makes the text")
-        return
+    (_check_model if reward.has_weights else _check_server)(reward)
+
+
+def _check_server(reward: RewardConfig) -> None:
+    require("reward.url", reward.url, "the address of a reward server, e.g. http://127.0.0.1:8000")
+    check_url(reward.url, reward.protocol)
+    if reward.protocol == "openrlhf" and not reward.tokenizer:
+        raise UserError("reward.tokenizer: not set; with reward.protocol=openrlhf its chat template makes the text")
+
+
+def _check_model(reward: RewardConfig) -> None:
     require("reward.path", reward.path, "the reward model: a Hugging Face directory or hub id")
     if reward.position == "card" and reward.kind != "starling_7b":
         raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {reward.kind}'s; use last_token")

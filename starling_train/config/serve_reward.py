@@ -31,5 +31,5 @@ def check(config: ServeConfig) -> None:
     """Check the configuration of the server. Raises UserError."""
     check_values(config)
     check_reward(config.reward)
-    if config.reward.kind == "server":
+    if not config.reward.has_weights:
         raise UserError("reward.kind: a server cannot serve a server; give the kind and path of a model")

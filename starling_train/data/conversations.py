@@ -33,10 +33,15 @@ def of_row(row: Any, *, allow_empty: bool = False) -> list[dict]:
     if isinstance(row, dict) and "messages" in row:
         return checked(row["messages"], allow_empty=allow_empty)
     if isinstance(row, dict) and {"prompt", "response"} <= row.keys():
-        return checked([*of_prompt(row["prompt"]), _message("assistant", row["response"])], allow_empty=allow_empty)
+        return checked(with_answer(of_prompt(row["prompt"]), row["response"]), allow_empty=allow_empty)
     if isinstance(row, list):
         return checked(row, allow_empty=allow_empty)
     raise UserError('no conversation; give {"messages": [...]}, a list of messages, or {"prompt", "response"}')
+
+
+def with_answer(messages: list[dict], text: str) -> list[dict]:
+    """The conversation with an answer as its last turn."""
+    return [*messages, _message("assistant", text)]
 
 
 def of_prompt(prompt: Any) -> list[dict]:
@@ -45,7 +50,7 @@ def of_prompt(prompt: Any) -> list[dict]:
 
 
 def checked(messages: Any, *, allow_empty: bool = False) -> list[dict]:
-    """The messages with role and content only. Raises UserError if they are no conversation that ends in an answer."""
+    """The messages with role and content only. Raises UserError unless they end in an answer."""
     if not isinstance(messages, list):
         raise UserError("the messages are no list; give [{role, content}, ...]")
     for message in messages:

@@ -32,37 +32,13 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ prefix + ' Assistant:' }}{%- endif -%}"
 )
 
-# The model cards' own check: (messages, mode, ids with the generation prompt).
+# The model cards' own check: (the user's text, mode, ids with the generation prompt).
 CARD_CHECKS = (
-    (
-        [{"role": "user", "content": "Hello"}],
-        "chat",
-        [
-            1,
-            420,
-            6316,
-            28781,
-            3198,
-            3123,
-            1247,
-            28747,
-            22557,
-            32000,
-            420,
-            6316,
-            28781,
-            3198,
-            3123,
-            21631,
-            28747,
-        ],
-    ),
-    (
-        [{"role": "user", "content": "Implement quicksort using C++"}],
-        "code",
-        [1, 7596, 1247, 28747, 26256, 2936, 7653, 1413, 334, 1680, 32000, 7596, 21631, 28747],
-    ),
-)
+    ("Hello", "chat",
+     [1, 420, 6316, 28781, 3198, 3123, 1247, 28747, 22557, 32000, 420, 6316, 28781, 3198, 3123, 21631, 28747]),
+    ("Implement quicksort using C++", "code",
+     [1, 7596, 1247, 28747, 26256, 2936, 7653, 1413, 334, 1680, 32000, 7596, 21631, 28747]),
+)  # fmt: skip
 OPENCHAT_BASE_VOCABULARY = 32000
 OPENCHAT_PIECES = {"▁Hello": 22557, "▁User": 1247, "▁Assistant": 21631}
 
@@ -193,7 +169,8 @@ def _has_openchat_vocabulary(vocabulary: dict[str, int]) -> bool:
 
 
 def _check_card_ids(tokenizer, source: str) -> None:
-    for messages, mode, expected in CARD_CHECKS:
+    for text, mode, expected in CARD_CHECKS:
+        messages = [{"role": "user", "content": text}]
         ids = encode(messages, tokenizer, mode)
         if ids != expected:
             raise UserError(

@@ -3,9 +3,10 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from starling_train.data import openchat, ranked
+from starling_train.data import ranked
+from starling_train.data.chat import Chat
+from starling_train.data.conversations import with_answer
 from starling_train.data.nectar import Row
 
 KINDS = ("best_worst", "best_random", "all")
@@ -15,7 +16,7 @@ KINDS = ("best_worst", "best_random", "all")
 class PairedRow:
     """A prompt, the texts of the answers that its pairs are made of, and the pairs: (better, worse) indices.
 
-    index: its place among all rows of the data. reference: log-probability of each answer under the policy that
+    index: among all rows of the data. reference: log-probability of each answer under the policy that
     training starts from, nats; empty before it is known.
     """
 
@@ -28,50 +29,47 @@ class PairedRow:
     def only(self, pairs: Sequence[tuple[int, int]]) -> "PairedRow":
         """The row with these of its pairs, and the answers that they are made of."""
         used = sorted({i for pair in pairs for i in pair})
-        place_of = {i: place for place, i in enumerate(used)}
+        new = {i: index for index, i in enumerate(used)}
         return replace(
             self,
             answers=[self.answers[i] for i in used],
-            pairs=[(place_of[i], place_of[j]) for i, j in pairs],
+            pairs=[(new[i], new[j]) for i, j in pairs],
             reference=[self.reference[i] for i in used] if self.reference else [],
         )
 
     def conversations(self) -> list[list[dict]]:
         """The prompt with each of the answers."""
-        return [[*self.messages, {"role": "assistant", "content": answer}] for answer in self.answers]
+        return [with_answer(self.messages, answer) for answer in self.answers]
 
 
 def make(rows: Sequence[Row], kind: str, seed: int) -> list[PairedRow]:
     """The rows as pairs, in order. Each needs two answers of different rank (`ranked.with_an_order`).
 
-    kind: best_worst, the first and the last answer; best_random, the first and one that is placed below it, drawn by
+    kind: best_worst, the first and the last answer; best_random, the first and one that is ranked below it, drawn by
     the seed once for the whole run; all, every two answers of different rank.
     """
     return [_paired(index, row, kind, seed) for index, row in enumerate(rows)]
 
 
 def _paired(index: int, row: Row, kind: str, seed: int) -> PairedRow:
-    places = ranked.places(row.answers)
-    last = len(places) - 1
+    ranks = ranked.ranks(row.answers)
+    last = len(ranks) - 1
     if kind == "best_worst":
         pairs = [(0, last)]
     elif kind == "best_random":
-        below = [i for i in range(last + 1) if places[i] > places[0]]
+        below = [i for i in range(last + 1) if ranks[i] > ranks[0]]
         pairs = [(0, random.Random(f"{seed} {index}").choice(below))]
     else:
         assert kind == "all", kind
-        pairs = [(i, j) for i in range(last + 1) for j in range(i + 1, last + 1) if places[i] < places[j]]
+        pairs = [(i, j) for i in range(last + 1) for j in range(i + 1, last + 1) if ranks[i] < ranks[j]]
     return PairedRow(index, row.messages, [answer.text for answer in row.answers], pairs).only(pairs)
 
 
-def encode(conversation: list[dict], tokenizer: Any, max_length: int) -> tuple[list[int], list[int], bool]:
+def encode(conversation: list[dict], chat: Chat, max_length: int) -> tuple[list[int], list[int], bool]:
     """(prompt ids, answer ids, whether the answer was cut) of a conversation that ends with an answer.
 
-    In Openchat's template; the end of turn is the answer's last token. An answer beyond max_length tokens, its prompt
-    counted, loses its end, and with it the end of turn.
+    An answer beyond max_length tokens, its prompt counted, loses its end, and with it the end of turn.
     """
-    asked = openchat.encode(conversation[:-1], tokenizer)
-    whole = openchat.encode(conversation, tokenizer, add_generation_prompt=False)
-    # where a tokenizer joins the prompt's last character with the answer's first, the answer begins there
-    first = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(asked))
-    return whole[:first], whole[first:max_length], len(whole) > max_length
+    prompt, answer = chat.answered(conversation)
+    room = max(0, max_length - len(prompt))
+    return prompt, answer[:room], len(answer) > room

@@ -1,12 +1,12 @@
-"""TODO docstring."""
+"""Preference sets: conversations that differ in their last answer, and which of the answers is better."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.config.fields import UserError
-from starling_train.data import conversations, nectar, row_files
+from starling_train.config.fields import UserError, named_in_errors
+from starling_train.data import conversations, nectar, ranked, row_files
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,9 @@ def _jsonl(path: Path) -> list[Comparison]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a JSONL file of preferences")
     rows = []
-    for place, raw in row_files.jsonl_rows(path):
-        try:
+    for where, raw in row_files.jsonl_rows(path):
+        with named_in_errors(where):
             rows.append(comparison(raw))
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
     return rows
 
 
@@ -74,9 +72,5 @@ def _last(answer: Any) -> Any:
 
 def _nectar(path: Path) -> list[Comparison]:
     return [
-        Comparison(
-            [[*row.messages, {"role": "assistant", "content": answer.text}] for answer in row.answers],
-            [answer.rank for answer in row.answers],
-        )
-        for row in nectar.load(path).rows
+        Comparison(ranked.conversations(row), [answer.rank for answer in row.answers]) for row in nectar.load(path).rows
     ]

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from starling_train.config.fields import UserError
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Conversation(Protocol):
 Item = TypeVar("Item", bound=Conversation)
 
 
-def tokenise(conversations: Sequence[list[dict]], tokenizer: Any, max_tokens: int) -> tuple[list[Prompt], int]:
+def tokenise(conversations: Sequence[list[dict]], chat: Chat, max_tokens: int) -> tuple[list[Prompt], int]:
     """Prompts of at most `max_tokens` tokens, in order, and how many were longer.
 
     Raises UserError, naming `data.max_prompt_tokens`, if none fits.
     """
-    prompts = [Prompt(messages, openchat.encode(messages, tokenizer)) for messages in conversations]
+    prompts = [Prompt(messages, chat.prompt(messages)) for messages in conversations]
     fitting = [prompt for prompt in prompts if len(prompt.ids) <= max_tokens]
     if prompts and not fitting:
         shortest = min(len(prompt.ids) for prompt in prompts)
@@ -61,7 +61,7 @@ def hold_out(prompts: Sequence[Item], count: int, seed: int) -> tuple[list[Item]
             f"train on; give more data or lower it"
         )
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed)).tolist()
-    held = {distinct[i]: place for place, i in enumerate(order[:count])}
+    held = dict.fromkeys(distinct[i] for i in order[:count])
     first: dict[tuple, Item] = {}
     for prompt in prompts:
         first.setdefault(_key(prompt), prompt)
@@ -78,7 +78,7 @@ def steps(items: int, batch: int, epochs: float) -> int:
     return max(1, math.ceil(epochs * items / batch))
 
 
-class PromptStream(Generic[Item]):
+class Stream(Generic[Item]):
     """Batches of prompts, each epoch in its own order. Batch k depends on the seed and k only: nothing to save."""
 
     def __init__(self, prompts: Sequence[Item], batch: int, seed: int):
@@ -90,24 +90,14 @@ class PromptStream(Generic[Item]):
         return [self._at(position) for position in range(first, first + self._batch)]
 
     def _at(self, position: int) -> Item:
-        epoch, place = divmod(position, len(self._prompts))
-        return self._prompts[self._order(epoch)[place]]
+        epoch, index = divmod(position, len(self._prompts))
+        return self._prompts[self._order(epoch)[index]]
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_cached", (None,))[0] != epoch:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
             self._cached = (epoch, torch.randperm(len(self._prompts), generator=generator).tolist())
         return self._cached[1]
-
-
-def with_answer(
-    messages: list[dict], answer_ids: list[int], tokenizer: Any, stop_strings: Sequence[str] = ()
-) -> list[dict]:
-    """The conversation with a generated answer as its last turn, cut before the first stop string."""
-    text = openchat.decode(answer_ids, tokenizer)
-    for stop in stop_strings:
-        text = text.split(stop)[0]
-    return [*messages, {"role": "assistant", "content": text.rstrip() if stop_strings else text}]
 
 
 def counts(counted: dict[str, int]) -> str:

@@ -3,22 +3,23 @@
 from collections.abc import Sequence
 
 from starling_train.config.fields import UserError
+from starling_train.data.conversations import with_answer
 from starling_train.data.nectar import Answer, Row
 
 NO_ORDER = "without two answers of different rank"
 
 
-def places(answers: Sequence[Answer]) -> list[int]:
-    """Place of each answer, best first and counted from 1; answers of equal rank share one.
+def ranks(answers: Sequence[Answer]) -> list[int]:
+    """The rank of each answer, best first and counted from 1; equal answers share one.
 
-    Places rather than ranks: what `nectar.load` left out leaves no gap, and a rank may be any number.
+    Not the data's own ranks, which may be any numbers: what `nectar.load` left out leaves no gap.
     """
-    place_of = {rank: place for place, rank in enumerate(sorted({answer.rank for answer in answers}), start=1)}
-    return [place_of[answer.rank] for answer in answers]
+    rank_of = {rank: new for new, rank in enumerate(sorted({answer.rank for answer in answers}), start=1)}
+    return [rank_of[answer.rank] for answer in answers]
 
 
 def with_an_order(rows: Sequence[Row], source: str) -> tuple[list[Row], int]:
-    """The rows that have something to learn from, in order, and how many have not: fewer than two places.
+    """The rows that have something to learn from, in order, and how many have not: fewer than two ranks.
 
     Raises UserError, naming `source`, if none is left.
     """
@@ -33,4 +34,4 @@ def with_an_order(rows: Sequence[Row], source: str) -> tuple[list[Row], int]:
 
 def conversations(row: Row) -> list[list[dict]]:
     """The prompt with each of its answers, best first."""
-    return [[*row.messages, {"role": "assistant", "content": answer.text}] for answer in row.answers]
+    return [with_answer(row.messages, answer.text) for answer in row.answers]

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 
 from starling_train.config.fields import UserError
+from starling_train.data.conversations import with_answer
 
 ENDS = (
     "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<|end_of_turn|>", "<|pad_0|>", "<|im_end|>", "<|endoftext|>",
@@ -34,8 +35,8 @@ class Style:
     users: tuple[str, ...]
     assistants: tuple[str, ...]
 
-    def role(self, found: re.Match) -> str:
-        named = found["role"].strip()
+    def role(self, mark: re.Match) -> str:
+        named = mark["role"].strip()
         return "user" if named in self.users else "assistant" if named in self.assistants else "system"
 
 
@@ -63,7 +64,7 @@ def to_conversation(query: str, prompt: str | None = None) -> list[dict]:
     if not query.startswith(start.rstrip()):
         raise UserError("a query that does not begin with its prompt; send prompts as they stand in the queries")
     response = query[len(start) :] if query.startswith(start) else query[len(start.rstrip()) :]
-    return [*_prompt_turns(start), {"role": "assistant", "content": response.strip()}]
+    return with_answer(_prompt_turns(start), response.strip())
 
 
 def without_ends(text: str) -> str:

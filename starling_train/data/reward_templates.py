@@ -7,8 +7,9 @@ Starling-RM-34B (ChatML as in Yi-34B-Chat, no BOS); system messages as in Llama-
 from collections.abc import Callable, Sequence
 
 from starling_train.config.fields import UserError
+from starling_train.config.sections import REWARD_MODELS
 
-KINDS = ("starling_7b", "starling_34b", "sequence_classification")
+KINDS = REWARD_MODELS
 # Stand-ins for special strings that somebody wrote into a message, from a range of Unicode that means
 # nothing.
 PRIVATE_USE = range(0xE000, 0xF8FF)
@@ -107,9 +108,9 @@ def _chatml(messages: Sequence[dict]) -> str:
 def _stand_ins(messages: Sequence[dict], tokenizer) -> dict[str, str]:
     """Special strings that occur in messages -> characters that do not."""
     written = "".join(message["content"] for message in messages)
-    found = sorted((s for s in special_strings(tokenizer) if s in written), key=len, reverse=True)
+    specials = sorted((s for s in special_strings(tokenizer) if s in written), key=len, reverse=True)
     free = (chr(code) for code in PRIVATE_USE if chr(code) not in written)
-    return dict(zip(found, free, strict=False))
+    return dict(zip(specials, free, strict=False))
 
 
 def _replace(text: str, stand_ins: dict[str, str]) -> str:

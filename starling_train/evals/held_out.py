@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,15 +10,15 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import RolloutConfig
 from starling_train.core.ppo import kl_estimate
-from starling_train.data import openchat
-from starling_train.data.prompts import Prompt, with_answer
-from starling_train.evals import function_calling, perplexity
-from starling_train.evals.suite import about
+from starling_train.data.chat import Chat
+from starling_train.data.conversations import with_answer
+from starling_train.data.prompts import Prompt
+from starling_train.evals import registry
+from starling_train.evals.suite import Skill
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget, Budgets
-from starling_train.models.reward.model import RewardModel
+from starling_train.rewards.kinds import Scorer
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
@@ -32,29 +32,24 @@ Measured = tuple[dict[str, float], list[dict[str, Any]]]  # `eval/*` metrics, ro
 class HeldOut:
     """Everything an evaluation needs, found and checked before training starts.
 
-    measures: own functions of conversations by name; cases: of the function-calling suite, windows: of the perplexity
-    suite's text; empty if not asked for.
+    measures: own functions of conversations by name. suites: the parts of suites that were asked for.
     """
 
     prompts: list[Prompt]
-    tokenizer: Any
+    chat: Chat
     measures: dict[str, Measure]
-    cases: list[function_calling.Case]
-    windows: list[perplexity.Window] = field(default_factory=list)
+    suites: list[Skill]
 
     @classmethod
-    def from_config(cls, config: PpoConfig, prompts: list[Prompt], tokenizer: Any) -> "HeldOut":
+    def from_config(cls, config: PpoConfig, prompts: list[Prompt], chat: Chat) -> "HeldOut":
         """Raises UserError for a suite's missing files or a function that cannot be imported."""
         measures = {name: _find(name, target) for name, target in config.evaluation.functions.items()}
-        cases: list[function_calling.Case] = []
-        if "function_calling" in config.evaluation.suites:
-            settings = config.evaluation.function_calling
-            cases = function_calling.load_cases(settings.path, limit=settings.cases)
-        windows: list[perplexity.Window] = []
-        if "perplexity" in config.evaluation.suites:
-            with about("evaluation.perplexity.path"):
-                windows = perplexity.read(config.evaluation.perplexity, tokenizer)
-        return cls(prompts, tokenizer, measures, cases, windows)
+        return cls(prompts, chat, measures, registry.skills(config, chat))
+
+    def skills(self, policy: nn.Module, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
+        """`eval/*` of the suites that were asked for."""
+        parts = [skill(policy, slots, tokens, runtime) for skill in self.suites]
+        return {name: value for part in parts for name, value in part.items()}
 
 
 def _find(name: str, target: str) -> Measure:
@@ -69,7 +64,7 @@ def _find(name: str, target: str) -> Measure:
 def evaluate(
     held_out: HeldOut,
     actors: Actors,
-    reward_model: RewardModel,
+    reward_model: Scorer,
     config: PpoConfig,
     runtime: Runtime,
     budgets: Budgets,
@@ -81,7 +76,7 @@ def evaluate(
     """
     rollout, conversations = draw(held_out, actors.policy, config, budgets.slots, runtime)
     scores = reward_model.score(conversations)
-    kl = budgets.tokens.attempt(lambda tokens: _reference_kl(actors, rollout, tokens))
+    kl = budgets.tokens.halving(lambda tokens: _reference_kl(actors, rollout, tokens))
     more = [{"score": scores[i], "kl": float(kl[i])} for i in range(len(conversations))]
     rows, measured = described(held_out, rollout, conversations, more, runtime)
     scores_of_all = torch.tensor([row["score"] for row in rows])
@@ -92,7 +87,7 @@ def evaluate(
         "eval/score_std": float(score.std(correction=0)),
         "eval/kl_reference": sum(row["kl"] for row in rows) / len(rows),
     }
-    metrics |= measured | skills(held_out, actors.policy, config, budgets.slots, budgets.tokens, runtime)
+    metrics |= measured | held_out.skills(actors.policy, budgets.slots, budgets.tokens, runtime)
     return metrics, rows[: config.logging.samples]
 
 
@@ -101,10 +96,10 @@ def draw(
 ) -> tuple[Rollout, list[list[dict]]]:
     """Responses to this process's share of the held-out prompts, and the conversations that they make."""
     runtime.seed_all("evaluation")
-    prompts = runtime.share(held_out.prompts)
-    ids, places = [prompt.ids for prompt in prompts], runtime.share(range(len(held_out.prompts)))
-    rollout = generate(policy, held_out.tokenizer, ids, config.rollout, budget=slots, places=places)
-    return rollout, answered(prompts, rollout, held_out.tokenizer, config)
+    prompts = runtime.shard(held_out.prompts)
+    ids, indices = [prompt.ids for prompt in prompts], runtime.shard(range(len(held_out.prompts)))
+    rollout = generate(policy, held_out.chat, ids, config.rollout, budget=slots, indices=indices)
+    return rollout, answered(prompts, rollout, held_out.chat, config)
 
 
 def described(
@@ -133,10 +128,10 @@ def described(
     return rows, means | {f"eval/{name}_mean": sum(row[name] for row in rows) / len(rows) for name in measured}
 
 
-def answered(prompts: list[Prompt], rollout: Rollout, tokenizer: Any, config: PpoConfig) -> list[list[dict]]:
+def answered(prompts: list[Prompt], rollout: Rollout, chat: Chat, config: PpoConfig) -> list[list[dict]]:
     """The prompts' conversations with the responses as last turns, decoded."""
     return [
-        with_answer(prompt.messages, response, tokenizer, config.rollout.stop_strings)
+        with_answer(prompt.messages, chat.text(response, config.rollout.stop_strings))
         for prompt, response in zip(prompts, rollout.responses, strict=True)
     ]
 
@@ -144,50 +139,3 @@ def answered(prompts: list[Prompt], rollout: Rollout, tokenizer: Any, config: Pp
 def _reference_kl(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) -> torch.Tensor:
     is_response, logprobs, reference, _ = forward_all(actors, rollout, tokens_per_microbatch)
     return kl_estimate(logprobs, reference).where(is_response, 0.0).sum(-1).cpu()
-
-
-def skills(
-    held_out: HeldOut, policy: nn.Module, config: PpoConfig, slots: Budget, tokens: Budget, runtime: Runtime
-) -> dict[str, float]:
-    """`eval/*` of the suites that were asked for."""
-    return _function_calling(held_out, policy, config, slots, runtime) | _perplexity(held_out, policy, tokens, runtime)
-
-
-def _function_calling(
-    held_out: HeldOut, policy: nn.Module, config: PpoConfig, slots: Budget, runtime: Runtime
-) -> dict[str, float]:
-    if not held_out.cases:
-        return {}
-    limits = replace(config.rollout, max_new_tokens=config.evaluation.function_calling.max_new_tokens)
-    result = call_functions(held_out.cases, policy, held_out.tokenizer, limits, runtime, slots)
-    return {"eval/function_calling": result.accuracy} | {
-        f"eval/function_calling_{name}": value for name, value in result.by_category.items()
-    }
-
-
-def _perplexity(held_out: HeldOut, policy: nn.Module, tokens: Budget, runtime: Runtime) -> dict[str, float]:
-    if not held_out.windows:
-        return {}
-    mine = runtime.share(held_out.windows)
-    found = perplexity.evaluate(policy, mine, tokens) if mine else perplexity.TextPerplexity(0.0, 0)
-    nats, count = runtime.sum([found.nats * found.tokens, found.tokens])
-    return {"eval/perplexity": perplexity.TextPerplexity(nats / count, int(count)).perplexity}
-
-
-def call_functions(
-    cases: list[function_calling.Case],
-    policy: nn.Module,
-    tokenizer: Any,
-    limits: RolloutConfig,
-    runtime: Runtime,
-    budget: Budget | None = None,
-) -> function_calling.Result:
-    """How many cases the policy answers rightly, greedily."""
-
-    def answer(conversations: list[list[dict]]) -> list[str]:
-        prompts = [openchat.encode(messages, tokenizer) for messages in runtime.share(conversations)]
-        rollout = generate(policy, tokenizer, prompts, limits, greedy=True, budget=budget)
-        texts = [with_answer([], ids, tokenizer, limits.stop_strings)[-1]["content"] for ids in rollout.responses]
-        return runtime.gather(texts)
-
-    return function_calling.evaluate(cases, answer)

@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 
-from starling_train.config.dpo import DpoConfig
+from starling_train.config.dpo import DpoConfig, DpoLossConfig
 from starling_train.evals import held_out as held_out_suite
-from starling_train.evals.held_out import HeldOut
+from starling_train.evals.held_out import HeldOut, Measured
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
-from starling_train.training.dpo import update
-from starling_train.training.dpo.update import EncodedRow
+from starling_train.training.dpo.update import EncodedRow, compared, logprobs_of, means
 
 
 @torch.no_grad()
@@ -24,18 +23,47 @@ def evaluate(
     tokens: Budget,
     slots: Budget,
     runtime: Runtime,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """(`eval/*` metrics, rows for samples.jsonl). pieces: the held-out pairs, see `dpo_update.evaluate`.
+) -> Measured:
+    """(`eval/*` metrics, rows for samples.jsonl). pieces: the held-out pairs, see `pair_metrics`.
 
     Prompts are answered as in `ppo`'s evaluation, with the same random numbers at every evaluation; nothing scores the
     answers but own functions.
     """
-    metrics = update.evaluate(actors, pieces, config.dpo, tokens, runtime)
+    metrics = pair_metrics(actors, pieces, config.dpo, tokens, runtime)
     rows: list[dict[str, Any]] = []
     if held_out.prompts:
         rollout, conversations = held_out_suite.draw(held_out, actors.policy, config, slots, runtime)
         more: list[dict[str, Any]] = [{} for _ in conversations]
         rows, measured = held_out_suite.described(held_out, rollout, conversations, more, runtime)
         metrics |= measured
-    metrics |= held_out_suite.skills(held_out, actors.policy, config, slots, tokens, runtime)
+    metrics |= held_out.skills(actors.policy, slots, tokens, runtime)
     return metrics, rows[: config.logging.samples]
+
+
+def pair_metrics(
+    actors: Actors,
+    pieces: Sequence[Sequence[EncodedRow]],
+    config: DpoLossConfig,
+    budget: Budget,
+    runtime: Runtime,
+) -> dict[str, float]:
+    """Measure held-out pairs: `eval/` of their rewards, which need the reference's log-probs, numbers by now.
+
+    pieces: the rows in the pieces in which the reference's were computed: the untrained policy then has the same
+    log-probs to the last bit.
+    """
+    lines: list[list[float]] = []
+    for rows in pieces:
+        for row, logprobs in zip(rows, logprobs_of(actors, rows, budget, runtime), strict=True):
+            if row.pairs:
+                chosen, rejected = torch.tensor(row.pairs).T
+                reference = torch.tensor(row.reference)
+                lines += compared(torch.tensor(logprobs), reference, chosen, rejected, config).tolist()
+    measured = means(lines)
+    return {
+        "eval/loss": measured["loss"],
+        "eval/preference_accuracy": measured["accuracy"],
+        "eval/reward_margin": measured["margin"],
+        "eval/chosen_reward": measured["chosen_reward"],
+        "eval/rejected_reward": measured["rejected_reward"],
+    }

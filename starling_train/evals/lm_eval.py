@@ -9,52 +9,45 @@ functions: give only directories that you trust as `lm_eval.include`.
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.data import openchat
+from starling_train.config.sections import RolloutConfig
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Progress, Say, digest, named, unique
+from starling_train.evals.suite import Line, Say, Suite, Telling, complete, data_of, unique
 from starling_train.files.identity import sha256
 from starling_train.files.journal import Journal
 from starling_train.models.source import first_line
-from starling_train.rollout.generate import RolloutConfig
 
-REQUESTS_AT_A_TIME = 256
 BOOTSTRAPS = 1000  # for standard errors of metrics without a formula
 
 
 @dataclass
-class LmEval:
+class LmEval(Suite):
     """Every metric of the harness's tasks."""
 
-    subjects: Subjects
-    identity: dict[str, Any]
-    name: str = "lm_eval"
+    name = "lm_eval"
 
     @classmethod
     def find(cls, subjects: Subjects) -> "LmEval":
-        """Look up the tasks' own files and the policy. Raises UserError."""
         how = subjects.config.lm_eval
         if find_spec("lm_eval") is None:
             raise UserError("suites: lm_eval is not installed; pip install 'starling-train[lm_eval]', or leave it out")
-        identity = {
-            "suite": cls.name,
-            "model": subjects.policy_identity(),
-            "data": {"tasks": list(how.tasks), "harness": version("lm_eval"), "include": _included(how.include)},
-            "settings": {
-                **subjects.greedy_settings(0),
-                "limit": how.limit,
-                "fewshot": how.fewshot,
-                "chat_template": how.chat_template,
-                "seed": subjects.config.seed,
-            },
+        settings = {
+            **subjects.greedy_settings(0),
+            "limit": how.limit,
+            "fewshot": how.fewshot,
+            "chat_template": how.chat_template,
+            "seed": subjects.config.seed,
         }
-        return cls(subjects, identity)
+        data = {"tasks": list(how.tasks), "harness": version("lm_eval"), "include": _included(how.include)}
+        return cls(subjects, subjects.identity_of(cls.name, data, settings))
 
     def plan(self) -> str:
         how = self.subjects.config.lm_eval
@@ -62,7 +55,7 @@ class LmEval:
         return f"{', '.join(how.tasks)} with {self.subjects.config.model.path}{some}"
 
     def check(self, dry_run: bool) -> None:
-        self.subjects.check_policy()
+        super().check(dry_run)
         manager = self._manager()
         names = self.subjects.config.lm_eval.tasks
         if unknown := [name for name in names if not manager.match_tasks([name])]:
@@ -93,9 +86,9 @@ class LmEval:
 
         config = self.subjects.config
         how, seed = config.lm_eval, config.seed
-        with Journal(folder, f"{self.name}.requests", self.identity) as journal:
-            found = simple_evaluate(
-                model=harness_model(self.subjects, journal, say),
+        with self.journal(folder, "requests") as journal:
+            measured = simple_evaluate(
+                model=harness_model(self.subjects, journal, partial(self.progress, say)),
                 tasks=list(how.tasks),
                 task_manager=self._manager(),
                 num_fewshot=how.fewshot,
@@ -108,11 +101,11 @@ class LmEval:
                 torch_random_seed=seed,
                 fewshot_random_seed=seed,
             )
-        counts = {task: of.get("effective", 0) for task, of in found.get("n-samples", {}).items()}
+        counts = {task: of.get("effective", 0) for task, of in measured.get("n-samples", {}).items()}
         return {
             "tasks": [
                 {"task": task, "requests": counts.get(task), "metrics": _numbers(metrics)}
-                for task, metrics in found["results"].items()
+                for task, metrics in measured["results"].items()
             ],
             "harness": version("lm_eval"),
         }
@@ -126,37 +119,32 @@ class LmEval:
             if "_stderr" not in name
         ]
 
-    def notes(self, result: dict[str, Any]) -> list[str]:
-        return []
 
-
-def harness_model(subjects: Subjects, journal: Journal, say: Say) -> Any:
+def harness_model(subjects: Subjects, journal: Journal, progress: Callable[[str], Telling]) -> Any:
     """The loaded policy as a model of the harness, whose requests go through the journal."""
     from lm_eval.models.huggingface import HFLM
 
     class Recorded(HFLM):
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: Any = None) -> list:
             keys = [_key("logprob", context, continuation) for _, context, continuation in requests]
-            missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in journal}
-            progress = Progress(say, "lm_eval", "log-probabilities", len(set(keys)), len(set(keys)) - len(missing))
-            names = list(missing)
-            for start in range(0, len(names), REQUESTS_AT_A_TIME):
-                group = names[start : start + REQUESTS_AT_A_TIME]
+            ask = super()._loglikelihood_tokens
+
+            def make(indices: list[int]) -> list[dict[str, Any]]:
                 # a progress bar of the harness's for every group would be many
-                found = super()._loglikelihood_tokens([missing[name] for name in group], True, override_bs)
-                for name, (logprob, is_greedy) in zip(group, found, strict=True):
-                    journal.add(name, {"logprob": float(logprob), "greedy": bool(is_greedy)})
-                progress.step(len(group))
-            return [(journal.rows[key]["logprob"], journal.rows[key]["greedy"]) for key in keys]
+                pairs = ask([requests[index] for index in indices], True, override_bs)
+                return [{"logprob": float(logprob), "greedy": bool(is_greedy)} for logprob, is_greedy in pairs]
+
+            rows = complete(journal, keys, make, progress("log-probabilities"))
+            return [(row["logprob"], row["greedy"]) for row in rows]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
             asked = [(request.args[0], json.dumps(request.args[1], sort_keys=True)) for request in requests]
-            found: dict[int, str] = {}
+            answers: dict[int, str] = {}
             for settings in dict.fromkeys(how for _, how in asked):
-                places = [place for place, (_, how) in enumerate(asked) if how == settings]
-                answers = self._generated([asked[place][0] for place in places], json.loads(settings))
-                found |= dict(zip(places, answers, strict=True))
-            return [found[place] for place in range(len(asked))]
+                indices = [index for index, (_, how) in enumerate(asked) if how == settings]
+                texts = self._generated([asked[index][0] for index in indices], json.loads(settings))
+                answers |= dict(zip(indices, texts, strict=True))
+            return [answers[index] for index in range(len(asked))]
 
         def _generated(self, contexts: list[str], how: dict[str, Any]) -> list[str]:
             limits, greedy = sampling(how, subjects.config.rollout, self.max_gen_toks)
@@ -168,19 +156,18 @@ def harness_model(subjects: Subjects, journal: Journal, say: Say) -> Any:
                 )
             prompts = [self.tok_encode(context, left_truncate_len=room) for context in contexts]
             keys = unique([_key("text", ids, how) for ids in prompts])
-            done = sum(key in journal for key in keys)
-            progress = Progress(say, "lm_eval", "answers", len(keys), done)
+            told = progress("answers")(len(keys), sum(key in journal for key in keys))
             questions = dict(zip(keys, prompts, strict=True))
-            subjects.answer(questions, journal, limits, progress, greedy=greedy, purpose=("lm_eval",))
+            subjects.answer(questions, journal, limits, told, greedy=greedy, purpose=("lm_eval",))
             return [journal.rows[key]["response"] for key in keys]
 
         def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
-            return openchat.decode(tokens, self.tokenizer) if skip_special_tokens else super().tok_decode(tokens, False)
+            return subjects.chat.text(tokens) if skip_special_tokens else super().tok_decode(tokens, False)
 
     rows = max(1, min(8, subjects.config.rollout.slots))
     return Recorded(
         pretrained=subjects.policy(),
-        tokenizer=subjects.tokenizer,
+        tokenizer=subjects.chat.tokenizer,
         backend="causal",
         batch_size=rows,
         add_bos_token=True,
@@ -191,17 +178,15 @@ def sampling(how: dict[str, Any], rollout: RolloutConfig, longest: int) -> tuple
     """(limits, greedy) of a task's generation settings: `until`, `max_gen_toks`, `do_sample`, `temperature`, ..."""
     until = how.get("until") or []
     heat = float(how.get("temperature") or 0.0)
-    greedy = not how.get("do_sample", heat > 0) or heat == 0
-    limits = RolloutConfig(
-        engine=rollout.engine,
-        slots=rollout.slots,
+    limits = replace(
+        rollout,
         max_new_tokens=int(how.get("max_gen_toks") or how.get("max_new_tokens") or longest),
         temperature=heat or 1.0,
         top_p=float(how.get("top_p") or 1.0),
         top_k=int(how.get("top_k") or 0),
         stop_strings=[text for text in ([until] if isinstance(until, str) else until) if text],
     )
-    return limits, greedy
+    return limits, not how.get("do_sample", heat > 0) or heat == 0
 
 
 def _key(kind: str, *asked: Any) -> str:
@@ -216,7 +201,7 @@ def _included(path: str | None) -> dict[str, Any] | None:
     if not directory.is_dir():
         raise UserError(f"lm_eval.include: no such directory: {directory}; give one with the tasks' YAML files")
     files = sorted(file for file in directory.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    return {"path": named(path)} | digest([str(file.relative_to(directory)), sha256(file)] for file in files)
+    return data_of(path, ([str(file.relative_to(directory)), sha256(file)] for file in files))
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -7,27 +7,32 @@ one document of plain text, blank lines included.
 
 A document's tokens begin with BOS where the tokenizer has one, and are cut into windows. A window begins with the last
 token of the one before it, so that every token but a document's first is predicted exactly once, whatever the window,
-from at most window - 1 tokens before it. With BOS, the first is BOS itself, which is no token of the text. Of a
+from at most window - 1 tokens before it. With BOS, the first is BOS itself, which is not a token of the text. Of a
 conversation the assistant's tokens count, each answer's end of turn among them, as in training; the others are read.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, named_in_errors
+from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import PerplexityConfig
-from starling_train.data import conversations, openchat, preferences, row_files
+from starling_train.data import conversations, preferences, row_files
+from starling_train.data.chat import Chat
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Progress, Say, about, digest, named
-from starling_train.files.journal import Journal
+from starling_train.evals.suite import Line, Say, Skill, Suite, about, complete, data_of
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
+from starling_train.run.runtime import Runtime
+
+WINDOWS_AT_A_TIME = 64
 
 Document = str | list[dict]  # plain text, or the messages of a conversation
 
@@ -41,7 +46,7 @@ class TextPerplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats); infinite where that is no number a float can hold."""
+        """exp(nats); infinite where a float cannot hold it."""
         return math.exp(self.nats) if self.nats < 700 else math.inf
 
 
@@ -54,30 +59,28 @@ def load(path: str | Path) -> list[Document]:
     if not local.is_file():
         raise UserError(f"{local}: no such file; give plain text, JSONL with `text` or `messages`, or Nectar's parquet")
     if local.suffix == ".jsonl":
-        found = [_of_row(raw, place) for place, raw in row_files.jsonl_rows(local)]
+        documents = [_of_row(raw, where) for where, raw in row_files.jsonl_rows(local)]
     else:
-        found = [_text(local)]
-    found = [document for document in found if not isinstance(document, str) or document.strip()]
-    if not found:
+        documents = [_text(local)]
+    documents = [document for document in documents if not isinstance(document, str) or document.strip()]
+    if not documents:
         raise UserError(f"{local}: no text in it; give a file that holds some")
-    return found
+    return documents
 
 
 def _best(row: preferences.Comparison) -> Document:
     return row.conversations[row.ranks.index(min(row.ranks))]
 
 
-def _of_row(raw: dict[str, Any], place: str) -> Document:
-    try:
+def _of_row(raw: dict[str, Any], where: str) -> Document:
+    with named_in_errors(where):
         if "text" in raw:
             if not isinstance(raw["text"], str):
-                raise UserError("`text` is no string; give the document's text")
+                raise UserError("`text` is not a string; give the document's text")
             return raw["text"]
         if "chosen" in raw or "answers" in raw:
             return _best(preferences.comparison(raw))
         return conversations.of_row(raw, allow_empty=True)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
 
 
 def _text(path: Path) -> str:
@@ -89,24 +92,24 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from error
 
 
-def encode(document: Document, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """(token ids of a document, the places of those that count); no string of its text becomes a special token."""
+def encode(document: Document, chat: Chat) -> tuple[list[int], list[int]]:
+    """(token ids of a document, the positions of those that count); no string of its text becomes a special token."""
     if isinstance(document, str):
-        bos = tokenizer.bos_token_id
-        ids = ([] if bos is None else [bos]) + openchat.text_ids(document, tokenizer)
+        ids = chat.plain(document)
         return ids, list(range(1, len(ids)))
+    ids: list[int] = []
     counted: list[int] = []
     for turn, message in enumerate(document):
         if message["role"] == "assistant":
-            before = openchat.encode(document[:turn], tokenizer)
-            after = openchat.encode(document[: turn + 1], tokenizer, add_generation_prompt=False)
-            counted += range(len(before), len(after))
-    return openchat.encode(document, tokenizer, add_generation_prompt=False), counted
+            prompt, answer = chat.answered(document[: turn + 1])
+            ids = prompt + answer
+            counted += range(len(prompt), len(ids))
+    return ids, counted
 
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids that go through the model together, and the places, 1 or more, of those that are to be predicted."""
+    """Token ids that go through the model together, and the positions, 1 or more, of those that are to be predicted."""
 
     ids: list[int]
     predicted: list[int]
@@ -115,23 +118,23 @@ class Window:
 def windows(ids: Sequence[int], counted: Iterable[int], size: int) -> list[Window]:
     """A document's ids in windows of at most `size` (2 or more), each one from the last token of the one before it.
 
-    counted: places of the tokens that count, the first's apart. A window without any is left out.
+    counted: positions of the tokens that count, the first's apart. A window without any is left out.
     """
     assert size >= 2, "a window of one token predicts nothing"
     chosen = set(counted)
-    found = []
+    cuts = []
     for first in range(0, len(ids) - 1, size - 1):
         part = list(ids[first : first + size])
-        found.append(Window(part, [place for place in range(1, len(part)) if first + place in chosen]))
-    return [window for window in found if window.predicted]
+        cuts.append(Window(part, [position for position in range(1, len(part)) if first + position in chosen]))
+    return [window for window in cuts if window.predicted]
 
 
-def cut(documents: Sequence[Document], tokenizer: Any, size: int) -> list[Window]:
+def cut(documents: Sequence[Document], chat: Chat, size: int) -> list[Window]:
     """The windows of all documents, in order. Raises UserError, without a file's name, if nothing can be predicted."""
-    found = [window for document in documents for window in windows(*encode(document, tokenizer), size)]
-    if not found:
+    cuts = [window for document in documents for window in windows(*encode(document, chat), size)]
+    if not cuts:
         raise UserError("no two tokens of text in a row, so that none can be predicted; give a longer text")
-    return found
+    return cuts
 
 
 def evaluate(model: nn.Module, windows: Sequence[Window], budget: Budget) -> TextPerplexity:
@@ -145,31 +148,56 @@ def evaluate(model: nn.Module, windows: Sequence[Window], budget: Budget) -> Tex
     return TextPerplexity(-math.fsum(sums) / tokens, tokens)
 
 
-WINDOWS_AT_A_TIME = 64
+def read(how: PerplexityConfig, chat: Chat) -> list[Window]:
+    """Windows of the text that is named, until `tokens` tokens of it are predicted. Raises UserError."""
+    kept: list[Window] = []
+    left = how.tokens
+    for window in cut(load(how.path), chat, how.window):
+        if left is not None:
+            window = Window(window.ids, window.predicted[:left])
+            left -= len(window.predicted)
+        if window.predicted:
+            kept.append(window)
+    return kept
+
+
+def shared(
+    windows: Sequence[Window],
+    policy: nn.Module,
+    slots: Budget,
+    tokens: Budget,
+    runtime: Runtime,
+) -> dict[str, float]:
+    """`eval/perplexity` of windows that all processes share."""
+    mine = runtime.shard(windows)
+    part = evaluate(policy, mine, tokens) if mine else TextPerplexity(0.0, 0)
+    nats, count = runtime.sum([part.nats * part.tokens, part.tokens])
+    return {"eval/perplexity": TextPerplexity(nats / count, int(count)).perplexity}
+
+
+def during_training(config: PpoConfig, chat: Chat) -> Skill:
+    """Read the text that `evaluation.perplexity` names. Raises UserError."""
+    with about("evaluation.perplexity.path"):
+        return partial(shared, read(config.evaluation.perplexity, chat))
 
 
 @dataclass
-class Perplexity:
+class Perplexity(Suite):
     """exp of the mean negative log-likelihood of a token of the text."""
 
-    subjects: Subjects
     windows: list[Window]
-    identity: dict[str, Any]
-    name: str = "perplexity"
+
+    name = "perplexity"
+    during_training = staticmethod(during_training)
 
     @classmethod
     def find(cls, subjects: Subjects) -> "Perplexity":
-        """Read the text and look up the policy. Raises UserError."""
         how = subjects.config.perplexity
         with about("perplexity.path"):
-            windows = read(how, subjects.tokenizer)
-        identity = {
-            "suite": cls.name,
-            "model": subjects.policy_identity(),
-            "data": {"path": named(how.path)} | digest([window.ids, window.predicted] for window in windows),
-            "settings": {"window": how.window, **subjects.policy_settings()},
-        }
-        return cls(subjects, windows, identity)
+            windows = read(how, subjects.chat)
+        data = data_of(how.path, ([window.ids, window.predicted] for window in windows))
+        settings = {"window": how.window, **subjects.policy_settings()}
+        return cls(subjects, subjects.identity_of(cls.name, data, settings), windows)
 
     def plan(self) -> str:
         tokens = sum(len(window.predicted) for window in self.windows)
@@ -177,46 +205,27 @@ class Perplexity:
         return f"{tokens:,} tokens in {len(self.windows):,} windows of {where}"
 
     def check(self, dry_run: bool) -> None:
-        self.subjects.check_policy()
+        super().check(dry_run)
         self.subjects.check_room(max(len(window.ids) for window in self.windows), "a window", "perplexity.window")
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
-        amount = self.subjects.config.algorithm.tokens_per_microbatch
-        budget = Budget("algorithm.tokens_per_microbatch", amount)
+        budget = self.subjects.token_budget()
         starts = range(0, len(self.windows), WINDOWS_AT_A_TIME)
-        with Journal(folder, f"{self.name}.windows", self.identity) as journal:
-            done = WINDOWS_AT_A_TIME * len(journal.rows)
-            progress = Progress(say, self.name, "windows", len(self.windows), min(done, len(self.windows)))
-            for start in starts:
-                if str(start) in journal:
-                    continue
-                group = self.windows[start : start + WINDOWS_AT_A_TIME]
-                part = evaluate(self.subjects.policy(), group, budget)
-                journal.add(str(start), {"nats": part.nats, "tokens": part.tokens})
-                progress.step(len(group))
-            rows = [journal.rows[str(start)] for start in starts]
+        groups = [self.windows[start : start + WINDOWS_AT_A_TIME] for start in starts]
+
+        def make(indices: list[int]) -> Iterator[dict[str, Any]]:
+            for index in indices:
+                yield asdict(evaluate(self.subjects.policy(), groups[index], budget))
+
+        with self.journal(folder, "windows") as journal:
+            sizes = list(map(len, groups))
+            rows = complete(journal, list(map(str, starts)), make, self.progress(say, "windows"), 1, sizes)
         tokens = sum(row["tokens"] for row in rows)
-        found = TextPerplexity(sum(row["nats"] * row["tokens"] for row in rows) / tokens, tokens)
-        return {"nats": found.nats, "perplexity": min(found.perplexity, 1e300), "tokens": tokens}
+        whole = TextPerplexity(sum(row["nats"] * row["tokens"] for row in rows) / tokens, tokens)
+        return {"nats": whole.nats, "perplexity": min(whole.perplexity, 1e300), "tokens": tokens}
 
     def lines(self, result: dict[str, Any]) -> list[Line]:
         return [
             Line("", f"{result['perplexity']:.5g}", result["tokens"]),
             Line("nats a token", f"{result['nats']:.5g}", result["tokens"]),
         ]
-
-    def notes(self, result: dict[str, Any]) -> list[str]:
-        return []
-
-
-def read(how: PerplexityConfig, tokenizer: Any) -> list[Window]:
-    """Windows of the text that is named, until `tokens` tokens of it are predicted. Raises UserError."""
-    kept: list[Window] = []
-    left = how.tokens
-    for window in cut(load(how.path), tokenizer, how.window):
-        if left is not None:
-            window = Window(window.ids, window.predicted[:left])
-            left -= len(window.predicted)
-        if window.predicted:
-            kept.append(window)
-    return kept

@@ -15,8 +15,8 @@ from starling_train.core.preference import PairCounts, count_pairs
 from starling_train.data import preferences, row_files
 from starling_train.data.preferences import Comparison
 from starling_train.evals.subjects import Subjects, score
-from starling_train.evals.suite import Line, Say, about, digest, named, shares, truncation
-from starling_train.files.journal import Journal
+from starling_train.evals.suite import Line, Say, Suite, about, data_of, shares, truncation
+from starling_train.rewards import kinds
 
 Score = Callable[[list[list[dict]]], list[float]]
 
@@ -28,17 +28,15 @@ def evaluate(comparisons: Sequence[Comparison], score: Score) -> PairCounts:
 
 
 @dataclass
-class Preference:
+class Preference(Suite):
     """How often the reward model prefers what is ranked higher."""
 
-    subjects: Subjects
-    comparisons: list[preferences.Comparison]
-    identity: dict[str, Any]
-    name: str = "preference"
+    comparisons: list[Comparison]
+
+    name = "preference"
 
     @classmethod
     def find(cls, subjects: Subjects) -> "Preference":
-        """Read the preference set and look up the reward model. Raises UserError."""
         path, rows = subjects.config.preference.path, subjects.config.preference.rows
         local = Path(path).expanduser()
         if not local.exists() and not row_files.HUB_ID.fullmatch(path):
@@ -48,27 +46,25 @@ class Preference:
         identity = {
             "suite": cls.name,
             "model": subjects.reward_identity(),
-            "data": {"path": named(path)} | digest([row.conversations, row.ranks] for row in comparisons),
+            "data": data_of(path, ([row.conversations, row.ranks] for row in comparisons)),
             "settings": subjects.reward_settings(),
         }
-        return cls(subjects, comparisons, identity)
+        return cls(subjects, identity, comparisons)
 
     def plan(self) -> str:
         ranks = [row.ranks for row in self.comparisons]
         pairs, answers = count_pairs(ranks, ranks).pairs, sum(map(len, ranks))
-        reward = self.subjects.config.reward
-        where = f"{self.identity['data']['path']} with {reward.place()} ({reward.kind})"
+        where = f"{self.identity['data']['path']} with {kinds.described(self.subjects.config.reward)}"
         return f"{pairs:,} pairs among {answers:,} answers to {len(ranks):,} prompts of {where}"
 
     def check(self, dry_run: bool) -> None:
         self.subjects.check_reward()
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
-        with Journal(folder, f"{self.name}.scores", self.identity) as journal, about("preference"):
-            counts = evaluate(
-                self.comparisons, lambda conversations: score(conversations, self.subjects, journal, self.name, say)
-            )
-            truncated = sum(row["truncated"] for row in journal.rows.values())
+        conversations = [messages for row in self.comparisons for messages in row.conversations]
+        with self.journal(folder, "scores") as journal, about("preference"):
+            scores, truncated = score(conversations, self.subjects, journal, self.progress(say, "answers scored"))
+        counts = evaluate(self.comparisons, lambda _: scores)
         by_distance = [
             {"distance": distance, "accuracy": right / pairs, "pairs": pairs}
             for distance, (right, pairs) in counts.by_distance.items()

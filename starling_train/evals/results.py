@@ -19,7 +19,7 @@ NAME = "evaluation.json"
 Entry = dict[str, Any]
 
 
-def place(run_dir: str | Path) -> Path:
+def path_of(run_dir: str | Path) -> Path:
     """The file of a run's directory, which need not be there yet. Raises UserError where it cannot be."""
     run = Path(run_dir).expanduser()
     existing = next(path for path in (run, *run.absolute().parents) if path.exists())

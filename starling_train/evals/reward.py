@@ -14,50 +14,41 @@ import numpy as np
 
 from starling_train.config.evaluate import EvaluateConfig
 from starling_train.data import nectar, prompts
+from starling_train.data.chat import Chat
+from starling_train.data.conversations import with_answer
 from starling_train.data.prompts import Prompt
 from starling_train.evals.subjects import Subjects, score
-from starling_train.evals.suite import Line, Progress, Say, about, digest, named, truncation
-from starling_train.files.journal import Journal
-from starling_train.models import header_checks as model_preflight
-from starling_train.models.budget import Budget
+from starling_train.evals.suite import Line, Say, Suite, about, data_of, truncation
+from starling_train.models import header_checks
 from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.models.source import ModelSource
-from starling_train.training import policy as setup
+from starling_train.rewards import kinds
+from starling_train.training import policy
 from starling_train.training.ppo import inputs
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 @dataclass
-class Reward:
-    """Scores, lengths and KL of sampled answers to held-out prompts, or to those of a file."""
+class Reward(Suite):
+    """Scores, lengths and KL of sampled answers to held-out prompts, or to those of a file.
 
-    subjects: Subjects
+    answered: what the answers depend on, whatever scores them. base: what the KL is taken to.
+    """
+
     prompts: list[Prompt]
     answered: dict[str, Any]
-    identity: dict[str, Any]
-    base: Path | None
-    name: str = "reward"
+    base: ModelSource | None
+
+    name = "reward"
 
     @classmethod
     def find(cls, subjects: Subjects) -> "Reward":
-        """Read the prompts and look up policy, reward model and base. Raises UserError."""
         config = subjects.config
-        found = _prompts(config, subjects.tokenizer)
-        rollout = config.rollout
-        answered = {
-            "suite": cls.name,
-            "model": subjects.policy_identity(),
-            "data": {"path": named(config.reward_suite.path or config.data.path)}
-            | digest(prompt.messages for prompt in found),
-            "settings": {
-                **subjects.greedy_settings(rollout.max_new_tokens),
-                "temperature": rollout.temperature,
-                "top_p": rollout.top_p,
-                "top_k": rollout.top_k,
-                "seed": config.seed,
-            },
-        }
+        asked = _prompts(config, subjects.chat)
+        data = data_of(config.reward_suite.path or config.data.path, (prompt.messages for prompt in asked))
+        settings = subjects.sampled_settings(config.rollout.max_new_tokens, config.rollout.temperature)
+        answered = subjects.identity_of(cls.name, data, settings)
         base = None
         if path := config.reward_suite.base:
             base = ModelSource.open(path, "reward_suite.base", weights=not config.dry_run)
@@ -65,13 +56,14 @@ class Reward:
             "reward": {**subjects.reward_identity(), "settings": subjects.reward_settings()},
             "base": subjects.identify(base) if base else None,
         }
-        return cls(subjects, found, answered, identity, base)
+        return cls(subjects, identity, asked, answered, base)
 
     def plan(self) -> str:
-        reward, base = self.subjects.config.reward, self.subjects.config.reward_suite.base
-        measured = f"scored by {reward.place()} ({reward.kind})" + (f", KL to {base}" if base else "")
+        config = self.subjects.config
+        base = config.reward_suite.base
+        measured = f"scored by {kinds.described(config.reward)}" + (f", KL to {base}" if base else "")
         return (
-            f"answers of {self.subjects.config.model.path} to {len(self.prompts):,} prompts of "
+            f"answers of {config.model.path} to {len(self.prompts):,} prompts of "
             f"{self.identity['data']['path']}, {measured}"
         )
 
@@ -82,27 +74,23 @@ class Reward:
         self.subjects.check_room(longest + limit, "a prompt and its answer", "rollout.max_new_tokens")
         self.subjects.check_reward()
         if self.base:
-            setup.check_vocabulary(self.base.policy_config, self.subjects.tokenizer, "reward_suite.base")
+            policy.check_vocabulary(self.base.policy_config, self.subjects.chat, "reward_suite.base")
             if not dry_run:
-                model_preflight.check_policy(self.base)
+                header_checks.check_policy(self.base)
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
-        keys = [str(place) for place in range(len(self.prompts))]
-        questions = dict(zip(keys, (prompt.ids for prompt in self.prompts), strict=True))
-        with Journal(folder, f"{self.name}.answers", self.answered) as answers:
-            progress = Progress(say, self.name, "answers", len(keys), len(answers.rows))
-            limits = self.subjects.config.rollout
-            self.subjects.answer(questions, answers, limits, progress, greedy=False)
-            rows = [answers.rows[key] for key in keys]
+        questions = {str(index): prompt.ids for index, prompt in enumerate(self.prompts)}
+        with self.journal(folder, "answers", self.answered) as answers:
+            told = self.progress(say, "answers")(len(questions), len(answers.rows))
+            self.subjects.answer(questions, answers, self.subjects.config.rollout, told, greedy=False)
+            rows = [answers.rows[key] for key in questions]
         kl = self._kl([row["ids"] for row in rows]) if self.base else None
         conversations = [
-            [*prompt.messages, {"role": "assistant", "content": row["response"]}]
-            for prompt, row in zip(self.prompts, rows, strict=True)
+            with_answer(prompt.messages, row["response"]) for prompt, row in zip(self.prompts, rows, strict=True)
         ]
         scored = {key: self.identity[key] for key in ("suite", "reward")} | {"answers": self.answered}
-        with Journal(folder, f"{self.name}.scores", scored) as journal, about("reward_suite"):
-            scores = score(conversations, self.subjects, journal, self.name, say)
-            truncated = sum(row["truncated"] for row in journal.rows.values())
+        with self.journal(folder, "scores", scored) as journal, about("reward_suite"):
+            scores, truncated = score(conversations, self.subjects, journal, self.progress(say, "answers scored"))
         return {
             "answers": len(rows),
             "score": distribution(scores),
@@ -114,22 +102,17 @@ class Reward:
 
     def _kl(self, responses: list[list[int]]) -> dict[str, float]:
         """Of the policy to the base on its own answers, in nats."""
-        policy = self._logprobs(self.subjects.policy(), responses)
+        own = self._logprobs(self.subjects.policy(), responses)
         base = self._logprobs(self.subjects.causal_lm(self.base), responses)
-        found = [here - there for here, there in zip(policy, base, strict=True)]
-        whole = distribution(found)
-        return {
-            "mean": whole["mean"],
-            "std": whole["std"],
-            "per_token": math.fsum(found) / sum(map(len, responses)),
-        }
+        kl = [here - there for here, there in zip(own, base, strict=True)]
+        whole = distribution(kl)
+        return {"mean": whole["mean"], "std": whole["std"], "per_token": math.fsum(kl) / sum(map(len, responses))}
 
     def _logprobs(self, model: Any, responses: list[list[int]]) -> list[float]:
         """Log-probability of each answer, in nats."""
         sequences = [prompt.ids + ids for prompt, ids in zip(self.prompts, responses, strict=True)]
-        budget = Budget("algorithm.tokens_per_microbatch", self.subjects.config.algorithm.tokens_per_microbatch)
         answers = [range(len(p.ids), len(ids)) for p, ids in zip(self.prompts, sequences, strict=True)]
-        parts = sequence_logprobs(model, sequences, budget, answers)
+        parts = sequence_logprobs(model, sequences, self.subjects.token_budget(), answers)
         return [float(part.double().sum()) for part in parts]
 
     def lines(self, result: dict[str, Any]) -> list[Line]:
@@ -165,11 +148,11 @@ def distribution(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _prompts(config: EvaluateConfig, tokenizer: Any) -> list[Prompt]:
+def _prompts(config: EvaluateConfig, chat: Chat) -> list[Prompt]:
     """Those of the suite's own file, or those that a run with this configuration would hold out."""
     how = config.reward_suite
     if how.path is None:
-        return inputs.load_data(config, tokenizer).held_out[: how.rows]
+        return inputs.load_data(config, chat).held_out[: how.rows]
     with about("reward_suite.path"):
         rows = nectar.load(how.path, answers=False).rows
-    return prompts.tokenise([row.messages for row in rows], tokenizer, config.data.max_prompt_tokens)[0][: how.rows]
+    return prompts.tokenise([row.messages for row in rows], chat, config.data.max_prompt_tokens)[0][: how.rows]

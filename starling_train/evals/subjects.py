@@ -1,6 +1,6 @@
 """The models that `evaluate` measures: found by name, identified by every byte, one at a time in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -9,24 +9,18 @@ from torch import nn
 
 from starling_train.config.evaluate import EvaluateConfig
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig, RolloutConfig
-from starling_train.data import openchat
-from starling_train.data.prompts import with_answer
-from starling_train.evals.suite import ANSWERS_AT_A_TIME, Progress, Say, check_finite, named
+from starling_train.config.sections import RolloutConfig
+from starling_train.data.chat import Chat
+from starling_train.evals.suite import Progress, Telling, check_finite, complete, named
 from starling_train.files.journal import Journal
-from starling_train.models import causal_lm as load
-from starling_train.models import header_checks as model_preflight
-from starling_train.models import quantisation
-from starling_train.models.reward.source import RewardSource
+from starling_train.models import causal_lm, header_checks, quantisation
+from starling_train.models.budget import Budget
 from starling_train.models.source import ModelSource
-from starling_train.rewards import load as rewards_load
-from starling_train.rewards.served import RewardClient
+from starling_train.rewards import kinds
+from starling_train.rewards.kinds import Scorer
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
-from starling_train.training import policy as setup
-
-# of the reward section: what scores depend on beside the model itself
-SCORED_BY = ("dtype", "load_in", "position", "trailing_newline", "max_length")
+from starling_train.training import policy
 
 
 class Subjects:
@@ -48,12 +42,21 @@ class Subjects:
         return ModelSource.open(model.path, "model.path", model.revision, weights=not self.config.dry_run)
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """The policy's, checked to speak Openchat's template. Raises UserError."""
-        return setup.load_tokenizer(self.source)
+    def chat(self) -> Chat:
+        """The policy's. Raises UserError."""
+        return policy.load_chat(self.source)
 
     def policy_identity(self) -> dict[str, Any]:
         return self.identify(self.source)
+
+    def identity_of(
+        self,
+        suite: str,
+        data: dict[str, Any],
+        settings: dict[str, Any],
+    ) -> dict[str, Any]:
+        """All that what the policy does in a suite depends on."""
+        return {"suite": suite, "model": self.policy_identity(), "data": data, "settings": settings}
 
     def policy_settings(self) -> dict[str, Any]:
         """What any answer or log-probability of the policy depends on beside its weights."""
@@ -68,17 +71,14 @@ class Subjects:
         return {"path": named(source.path), "sha256": identity.sha256}
 
     def reward_identity(self) -> dict[str, Any]:
-        """Which reward model this is, and how it is read. A served one is known by its address alone."""
+        """Which reward model this is, and how it is read."""
         config = self.config.reward
-        tokenizer = {"tokenizer": named(config.tokenizer) if config.tokenizer else None}
-        if config.kind == "server":
-            return {"kind": "server", "url": config.url, "protocol": config.protocol} | tokenizer
-        source = RewardSource.of(config, weights=not self.config.dry_run)
-        return {"kind": config.kind} | tokenizer | self.identify(source.model)
+        tokenizer = named(config.tokenizer) if config.tokenizer else None
+        who = kinds.of(config).identity(config, self.identify, not self.config.dry_run)
+        return {"kind": config.kind, "tokenizer": tokenizer, **who}
 
     def reward_settings(self) -> dict[str, Any]:
-        served = self.config.reward.kind == "server"
-        return {} if served else {key: getattr(self.config.reward, key) for key in SCORED_BY}
+        return {key: getattr(self.config.reward, key) for key in kinds.of(self.config.reward).SCORED_BY}
 
     def check_policy(self) -> None:
         """What can be found wrong with the policy without loading it. Raises UserError."""
@@ -86,9 +86,9 @@ class Subjects:
             return
         model = self.config.model
         quantisation.check_acceleration(attention=model.attention, policy_load_in=model.load_in)
-        setup.check_vocabulary(self.source.policy_config, self.tokenizer)
+        policy.check_vocabulary(self.source.policy_config, self.chat)
         if not self.config.dry_run:
-            model_preflight.check_policy(self.source)
+            header_checks.check_policy(self.source)
         self._checked.add("policy")
 
     def check_room(self, tokens: int, what: str, key: str) -> None:
@@ -101,11 +101,7 @@ class Subjects:
 
     def check_reward(self) -> None:
         """As `check_policy`; a server is asked whether it answers."""
-        config: RewardConfig = self.config.reward
-        if config.kind != "server":
-            rewards_load.check_reward(config, weights=not self.config.dry_run)
-        elif not self.config.dry_run:
-            self.reward()
+        kinds.of(self.config.reward).check(self.config.reward, not self.config.dry_run)
 
     def policy(self) -> nn.Module:
         return self.causal_lm(self.source)
@@ -115,7 +111,7 @@ class Subjects:
         model = self.config.model
         return self._hold(
             str(source.directory),
-            lambda: load.load_causal_lm(
+            lambda: causal_lm.load_causal_lm(
                 source,
                 dtype=model.dtype,
                 attention=model.attention,
@@ -124,15 +120,22 @@ class Subjects:
             ).eval(),
         )
 
-    def reward(self) -> Any:
-        """A reward model, or the client of a served one: `.score`, `.truncated`."""
-        if self.config.reward.kind == "server":  # takes no memory, so nothing is let go for it
-            return self._client
-        return self._hold("reward", lambda: rewards_load.load_reward(self.config.reward, self.runtime))
+    def reward(self) -> Scorer:
+        """What gives scores."""
+        if kinds.of(self.config.reward).HOLDS_MEMORY:
+            return self._hold("reward", self._load_reward)
+        return self._light_reward  # nothing is let go for it
 
     @cached_property
-    def _client(self) -> RewardClient:
-        return rewards_load.load_reward(self.config.reward, self.runtime)
+    def _light_reward(self) -> Scorer:
+        return self._load_reward()
+
+    def _load_reward(self) -> Scorer:
+        return kinds.of(self.config.reward).load(self.config.reward, self.runtime)
+
+    def token_budget(self) -> Budget:
+        """Of tokens in a forward pass that measures log-probabilities."""
+        return Budget("algorithm.tokens_per_microbatch", self.config.algorithm.tokens_per_microbatch)
 
     def _hold(self, name: str, make: Callable[[], Any]) -> Any:
         if self._held[0] != name:
@@ -153,26 +156,25 @@ class Subjects:
         """Have the policy answer what the journal has no answer to: {"response", "ids", "ended"} by key.
 
         questions: token ids up to where the answer begins, by key. With engine `slots` each sampled answer depends on
-        its place among the questions, not on how many were answered by an earlier start.
+        its index among the questions, not on how many were answered by an earlier start.
         """
-        missing = [(place, key) for place, key in enumerate(questions) if key not in journal]
+        missing = {key: index for index, key in enumerate(questions) if key not in journal}
         if not missing:
             return
-        tokenizer = self.tokenizer
-        eos = openchat.end_of_turn_id(tokenizer)
+        keys, chat = list(missing), self.chat
 
-        def take(index: int, ids: list[int]) -> None:
-            key = missing[index][1]
+        def take(number: int, ids: list[int]) -> None:
+            key = keys[number]
             if key in journal:
                 return  # answered once more because memory ran out
-            text = with_answer([], ids, tokenizer, limits.stop_strings)[-1]["content"]
-            journal.add(key, {"response": text, "ids": list(ids), "ended": ids[-1] == eos})
+            text = chat.text(ids, limits.stop_strings)
+            journal.add(key, {"response": text, "ids": list(ids), "ended": ids[-1] in chat.end_ids})
             progress.step()
 
-        policy = self.policy()
+        model = self.policy()
         self.runtime.seed_all(*purpose)
-        prompts, places = [questions[key] for _, key in missing], [place for place, _ in missing]
-        generate(policy, tokenizer, prompts, limits, greedy=greedy, places=places, on_done=take)
+        prompts, indices = [questions[key] for key in keys], list(missing.values())
+        generate(model, chat, prompts, limits, greedy=greedy, indices=indices, on_done=take)
 
     def limits(self, max_new_tokens: int, **changed: Any) -> RolloutConfig:
         """The rollout's settings with another limit."""
@@ -188,23 +190,38 @@ class Subjects:
             "stop_strings": list(rollout.stop_strings),
         }
 
+    def sampled_settings(self, max_new_tokens: int, temperature: float | None) -> dict[str, Any]:
+        """What a sampled answer depends on, for an identity."""
+        rollout = self.config.rollout
+        return {
+            **self.greedy_settings(max_new_tokens),
+            "temperature": temperature,
+            "top_p": rollout.top_p,
+            "top_k": rollout.top_k,
+            "seed": self.config.seed,
+        }
 
-def score(conversations: list[list[dict]], subjects: Subjects, journal: Journal, suite: str, say: Say) -> list[float]:
-    """A score for every conversation, from the journal where it has one: {"score", "truncated"} by place.
 
-    truncated: of a group's answers, how many were too long for the reward model; it stands at the group's first.
+def score(
+    conversations: list[list[dict]],
+    subjects: Subjects,
+    journal: Journal,
+    progress: Telling,
+) -> tuple[list[float], int]:
+    """(a score for every conversation, how many answers were too long for the reward model).
+
+    The journal has {"score", "truncated"} by index. truncated: of a group's answers; it stands at the group's first.
     Raises UserError for a score that is not finite.
     """
-    places = [place for place in range(len(conversations)) if str(place) not in journal]
-    progress = Progress(say, suite, "answers scored", len(conversations), len(journal.rows))
-    model: Any = subjects.reward() if places else None
-    for start in range(0, len(places), ANSWERS_AT_A_TIME):
-        group = places[start : start + ANSWERS_AT_A_TIME]
+
+    def make(indices: list[int]) -> Iterator[dict[str, Any]]:
+        model = subjects.reward()
         before = model.truncated
-        scores = model.score([conversations[place] for place in group])
+        scores = model.score([conversations[index] for index in indices])
         check_finite(scores)
-        for place, value in zip(group, scores, strict=True):
-            journal.add(str(place), {"score": value, "truncated": model.truncated - before})
+        for value in scores:
+            yield {"score": value, "truncated": model.truncated - before}
             before = model.truncated
-            progress.step()
-    return [journal.rows[str(place)]["score"] for place in range(len(conversations))]
+
+    rows = complete(journal, [str(index) for index in range(len(conversations))], make, progress)
+    return [row["score"] for row in rows], sum(row["truncated"] for row in rows)

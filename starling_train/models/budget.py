@@ -35,11 +35,11 @@ class Budget:
         self.key, self.amount = key, amount
         self._say = say or (lambda line: print(f"warning: {line}", file=sys.stderr))
 
-    def fall_to(self, amount: int) -> None:
+    def lower_to(self, amount: int) -> None:
         """Go on with what an earlier start fell to."""
         self.amount = min(self.amount, amount)
 
-    def attempt(self, phase: Callable[[int], Result], undo: Callable[[], None] = lambda: None) -> Result:
+    def halving(self, phase: Callable[[int], Result], undo: Callable[[], None] = lambda: None) -> Result:
         """What `phase(amount)` gives; out of memory, the amount is halved, `undo` called and the phase done again.
 
         The phase must change nothing that `undo` does not put back: the result is then that of the smaller amount.
@@ -61,7 +61,7 @@ class Budget:
                 torch.cuda.empty_cache()
             self._say(f"out of memory ({first}): {self.key} is {self.amount} from here on")
 
-    def only_attempt(self, phase: Callable[[int], Result]) -> Result:
+    def once(self, phase: Callable[[int], Result]) -> Result:
         """What `phase(amount)` gives, where it cannot be done again: other processes wait in the middle of it.
 
         Raises UserError, naming the key and half the amount, when memory runs out.
@@ -110,12 +110,12 @@ class RunBudgets:
     def follow(self, budget: Budget) -> Budget:
         """Take in a budget that something else has made, e.g. a reward model."""
         self._budgets[budget] = budget.amount
-        budget.fall_to(self._lowered.get(budget.key, budget.amount))
+        budget.lower_to(self._lowered.get(budget.key, budget.amount))
         return budget
 
     def synchronise(self, runtime: Runtime) -> dict[str, int]:
         """Lower each to the least amount of all processes; returns those below the configuration's, by key."""
         least = runtime.minimum([budget.amount for budget in self._budgets])
         for budget, amount in zip(self._budgets, least, strict=True):
-            budget.fall_to(int(amount))
+            budget.lower_to(int(amount))
         return {budget.key: budget.amount for budget, full in self._budgets.items() if budget.amount < full}

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starling_train.config.fields import UserError
 
@@ -19,13 +19,18 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
-class Unanswered(Exception):
-    """Patience is at its end. The text says what the server did last."""
+class HttpConfig(Protocol):
+    """connections: at most; timeout_s: of a request; patience_s: see above."""
+
+    connections: int
+    timeout_s: float
+    patience_s: float
 
 
 class PatientHttp:
-    """A few connections to one address, for several threads. server: what it is, for lines that people read.
+    """A few connections to one address, for several threads.
 
+    server, gives: what it is and what it is asked for, for lines that people read. key: the section that says so.
     is_outside: whether the environment's proxies are used, which are for the world outside. longest_pause_s: between
     two attempts, unless the server asks for more (Retry-After).
     """
@@ -33,30 +38,31 @@ class PatientHttp:
     def __init__(
         self,
         server: str,
+        gives: str,
+        key: str,
         url: str,
         token: str | None,
+        config: HttpConfig,
         *,
-        connections: int,
-        timeout_s: float,
-        patience_s: float,
         is_outside: bool = False,
         longest_pause_s: float = LONGEST_PAUSE_S,
     ) -> None:
         import httpx
 
         self.url = url
-        self._server, self._patience_s, self._longest_pause_s = server, patience_s, longest_pause_s
+        self._server, self._gives, self._key = server, gives, key
+        self._patience_s, self._longest_pause_s = config.patience_s, longest_pause_s
         self._silent = threading.Event()  # set once a person knows that the server is away
         self._given_up = threading.Event()  # set when one request has failed for good: the others need not wait
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=timeout_s,
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            timeout=config.timeout_s,
+            limits=httpx.Limits(max_connections=config.connections, max_keepalive_connections=config.connections),
             trust_env=is_outside,
         )
 
     def post(self, body: Any) -> "httpx.Response":
-        """The first answer that is not a passing failure. Raises Unanswered."""
+        """The first answer that is not a passing failure. Raises UserError when patience is at its end."""
         import httpx
 
         began, pause = None, FIRST_PAUSE_S
@@ -73,10 +79,17 @@ class PatientHttp:
             began = began or time.monotonic()
             left = began + self._patience_s - time.monotonic()
             if left <= 0 or self._given_up.is_set():
-                raise Unanswered(reason)
+                raise UserError(
+                    f"{self._key}.url: {self.url} gave no {self._gives} for {self._patience_s:g} s ({reason}); start "
+                    f"the server and run the same command again, or raise {self._key}.patience_s"
+                )
             self._tell(reason)
             self._given_up.wait(min(max(pause, asked_for), left))
             pause = min(2 * pause, self._longest_pause_s)
+
+    def refusal(self, response: "httpx.Response", remedy: str) -> UserError:
+        """An answer that asking once more would not change, as an error."""
+        return UserError(f"{self._key}.url: {self.url} refuses ({reason_of(response)}); {remedy}")
 
     def give_up(self) -> None:
         """No request waits for another attempt from here on."""
@@ -99,6 +112,19 @@ class PatientHttp:
         if self._silent.is_set():
             self._silent.clear()
             print(f"{self._server} {self.url} answers again", file=sys.stderr, flush=True)
+
+
+def address(url: str, key: str) -> str:
+    """A URL as it is asked for. Raises UserError, naming the key, for what no request can be sent to."""
+    import httpx
+
+    try:
+        known = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UserError(f"{key}: '{url}' is not an address ({error}); give http://HOST:PORT") from error
+    if known.scheme not in ("http", "https") or not known.host:
+        raise UserError(f"{key}: '{url}' is not an address; give http://HOST:PORT")
+    return str(known)
 
 
 def token_of(variable: str | None) -> str | None:

@@ -37,7 +37,7 @@ def sequence_logprobs(
                 found[i] = part
         return found
 
-    return budget.attempt(forward)
+    return budget.halving(forward)
 
 
 def _forward(

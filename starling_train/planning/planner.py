@@ -89,7 +89,7 @@ class Planner:
 def reward_shape(config: PpoConfig) -> Shape | None:
     """The reward model's, None where it is served. Raises UserError."""
     reward = config.reward
-    if reward.kind == "server":
+    if not reward.has_weights:
         return None
     path = Path(reward.path).expanduser()
     lacks_config = no_path(path) is None and path.is_dir() and not (path / "config.json").is_file()

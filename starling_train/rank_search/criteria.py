@@ -12,6 +12,7 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.data import preferences, row_files
+from starling_train.data.chat import Chat
 from starling_train.evals import perplexity
 from starling_train.models.budget import Budget
 from starling_train.rank_search import margin
@@ -48,14 +49,14 @@ class Criterion:
         return after <= before if self.name == "perplexity" else after >= before
 
 
-def of_text(path: str, tokenizer: Any, window: int, split: "Split") -> Criterion:
+def of_text(path: str, chat: Chat, window: int, split: "Split") -> Criterion:
     """Perplexity on the text behind `path`. Raises UserError in the name of `perplexity.path`."""
     with _about("perplexity.path", path):
         documents = perplexity.load(path)
-        groups = [perplexity.windows(*perplexity.encode(document, tokenizer), window) for document in documents]
+        groups = [perplexity.windows(*perplexity.encode(document, chat), window) for document in documents]
         groups = [group for group in groups if group]
         if not groups:
-            perplexity.cut(documents, tokenizer, window)  # says so
+            perplexity.cut(documents, chat, window)  # says so
         groups = groups if len(groups) > 1 else [[one] for one in groups[0]]
     return Criterion("perplexity", "windows", *split(groups), 0, _perplexity)
 
@@ -64,9 +65,7 @@ def _perplexity(model: nn.Module, windows: list[Any], budget: Budget) -> float:
     return perplexity.evaluate(model, windows, budget).perplexity
 
 
-def of_preferences(
-    name: str, path: str, rows: int | None, tokenizer: Any, max_tokens: int, split: "Split"
-) -> Criterion:
+def of_preferences(name: str, path: str, rows: int | None, chat: Chat, max_tokens: int, split: "Split") -> Criterion:
     """A measure of preference on the pairs of the first `rows` behind `path` (None: all).
 
     Raises UserError in the name of `preference.path`.
@@ -74,7 +73,7 @@ def of_preferences(
     with _about("preference.path", path):
         if not Path(path).expanduser().exists() and not row_files.HUB_ID.fullmatch(path):
             raise UserError(f"{path}: no such file or directory; give JSONL of preferences, or Nectar's parquet")
-        found, dropped = margin.pairs(preferences.load(path)[:rows], tokenizer, max_tokens)
+        found, dropped = margin.pairs(preferences.load(path)[:rows], chat, max_tokens)
 
     def measure(model: nn.Module, pairs: list[Any], budget: Budget) -> float:
         return getattr(margin.evaluate(model, pairs, budget), PREFERENCE[name])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from starling_train.data.chat import Chat
     from starling_train.models.budget import Budget
     from starling_train.models.source import ModelSource
     from starling_train.rank_search.criteria import Criterion
@@ -26,7 +27,7 @@ class Inputs:
 
     config: LaserConfig
     source: "ModelSource"
-    tokenizer: Any
+    chat: "Chat"
     listing: "dict[str, Record]"
     records: "dict[str, Record] | None"  # of freeze.scan; None: the model is to be scanned
     criterion: "Criterion"
@@ -47,8 +48,8 @@ class Inputs:
         source = ModelSource.open(model.path, "model.path", model.revision, weights=not config.dry_run)
         quantisation.check_acceleration(attention=model.attention)
         model_config = source.policy_config
-        tokenizer = policy.load_tokenizer(source)
-        policy.check_vocabulary(model_config, tokenizer)
+        chat = policy.load_chat(source)
+        policy.check_vocabulary(model_config, chat)
         window = window_of(laser.window, model_config.max_position_embeddings)
         if not config.dry_run:
             header_checks.check_policy(source)
@@ -61,7 +62,7 @@ class Inputs:
                 f"freeze.scan: {config.freeze.scan} says no rank of {unranked[0]}; give the snr.json of our own scan, "
                 "or leave it out"
             )
-        return cls(config, source, tokenizer, listing, records, criterion_of(config, tokenizer, window, runtime))
+        return cls(config, source, chat, listing, records, criterion_of(config, chat, window, runtime))
 
     def describe(self) -> str:
         """What would be tried, and how it would be judged."""
@@ -119,16 +120,16 @@ def window_of(asked: int | None, positions: int) -> int:
     return asked or min(positions, LONGEST_WINDOW)
 
 
-def criterion_of(config: LaserConfig, tokenizer: Any, window: int, runtime: "Runtime") -> "Criterion":
+def criterion_of(config: LaserConfig, chat: "Chat", window: int, runtime: "Runtime") -> "Criterion":
     """The measure with its data. Raises UserError."""
     from starling_train.rank_search import criteria
 
     laser = config.laser
     split = criteria.Split(laser.samples, laser.held_out_percent, runtime.generator("laser"))
     if laser.measure == "perplexity":
-        return criteria.of_text(config.perplexity.path, tokenizer, window, split)
+        return criteria.of_text(config.perplexity.path, chat, window, split)
     rows = config.preference.rows
-    return criteria.of_preferences(laser.measure, config.preference.path, rows, tokenizer, window, split)
+    return criteria.of_preferences(laser.measure, config.preference.path, rows, chat, window, split)
 
 
 def measure(inputs: Inputs, model: "nn.Module", budget: Any) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from starling_train.config.fields import UserError
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
 from starling_train.data.preferences import Comparison
 from starling_train.models.budget import Budget
 from starling_train.models.sequence_logprobs import sequence_logprobs
@@ -37,12 +36,12 @@ class Margin:
     pairs: int
 
 
-def pairs(comparisons: Sequence[Comparison], tokenizer: Any, max_tokens: int) -> tuple[list[Pair], int]:
+def pairs(comparisons: Sequence[Comparison], chat: Chat, max_tokens: int) -> tuple[list[Pair], int]:
     """(the best answer of each comparison against the worst, how many were left out as longer than max_tokens).
 
     Raises UserError, without a file's name, for two answers of the same text, and if no pair is left.
     """
-    found = [_pair(row, number, tokenizer) for number, row in enumerate(comparisons, 1)]
+    found = [_pair(row, number, chat) for number, row in enumerate(comparisons, 1)]
     fitting = [pair for pair in found if max(len(pair.chosen), len(pair.rejected)) <= max_tokens]
     if not fitting:
         raise UserError(
@@ -51,15 +50,14 @@ def pairs(comparisons: Sequence[Comparison], tokenizer: Any, max_tokens: int) ->
     return fitting, len(found) - len(fitting)
 
 
-def _pair(row: Comparison, number: int, tokenizer: Any) -> Pair:
+def _pair(row: Comparison, number: int, chat: Chat) -> Pair:
     best, worst = (row.conversations[row.ranks.index(rank)] for rank in (min(row.ranks), max(row.ranks)))
     if best[-1]["content"] == worst[-1]["content"]:
         raise UserError(
             f"comparison {number}: the preferred answer and the other have the same text; take it out, or repair it"
         )
-    prompt = openchat.encode(best[:-1], tokenizer)
-    chosen, rejected = (openchat.encode(talk, tokenizer, add_generation_prompt=False) for talk in (best, worst))
-    return Pair(chosen, rejected, len(prompt))
+    (prompt, chosen), (same, rejected) = chat.answered(best), chat.answered(worst)
+    return Pair(prompt + chosen, same + rejected, len(prompt))
 
 
 def evaluate(model: nn.Module, pairs: Sequence[Pair], budget: Budget) -> Margin:

@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.config.laser import LaserConfig
 from starling_train.core.rank_reduction import saving
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
 from starling_train.files import disk
 from starling_train.files.tensors import read_json
 from starling_train.models import causal_lm, factored
@@ -56,7 +55,7 @@ def check_room(run: RunDirectory, source: ModelSource, in_factors: bool) -> None
     disk.check_fits(run.path, parts * size, what, "free some, or give another run_dir")
 
 
-def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -> dict[str, int]:
+def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> dict[str, int]:
     """Write `model/` and, if asked for, `factored/`. Returns the counts of their numbers.
 
     `model/` is dense: it has as many numbers as before. What factors would save of it counts where they are smaller.
@@ -65,11 +64,7 @@ def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -
     tensors = {name: search.matrix(row, record) for name, (row, record) in accepted.items()}
     matrices = {name: found["matrix"] for name, found in tensors.items()}
     model = reduction.in_stored_dtype(search.model, search.source, matrices)
-
-    def save_tokenizer(directory: Path) -> None:
-        openchat.save_tokenizer(tokenizer, directory)
-
-    causal_lm.save_model(model, run.path / "model", save_tokenizer)
+    causal_lm.save_model(model, run.path / "model", chat.save)
     counts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "parameters_of_accepted": sum(row["parameters"] for row, _ in accepted.values()),
@@ -81,7 +76,7 @@ def write(search: Search, tokenizer: Any, run: RunDirectory, in_factors: bool) -
             for name, (_, record) in accepted.items()
             if "left" in tensors[name]
         }
-        found = factored.write(model, factors, run.path / "factored", save_tokenizer)
+        found = factored.write(model, factors, run.path / "factored", chat.save)
         counts |= {"parameters_factored": found["parameters"]}
     return counts
 
@@ -99,7 +94,7 @@ def finish(
 
     known, measured: the measure before and after, by `judging` and `held_out`.
     """
-    weights = write(search, inputs.tokenizer, run, config.laser.factored)
+    weights = write(search, inputs.chat, run, config.laser.factored)
     criterion = inputs.criterion
     counts = {"judging": len(criterion.judging), "held_out": len(criterion.held_out)}
     numbers = summarise(search, known, measured, counts, criterion.unit) | weights

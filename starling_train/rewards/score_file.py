@@ -1,6 +1,6 @@
 """A file of conversations -> a file of scores, a chunk at a time, so that a stopped job goes on where it was.
 
-Beside the output lies `<output>.progress.json`: how many bytes of the input are done, their SHA-256, how long the
+ExtraFiles the output lies `<output>.progress.json`: how many bytes of the input are done, their SHA-256, how long the
 output was then, and the settings that scores depend on. A chunk is in the output first and in that file second, so
 what a kill left behind the last count is cut off and done again. Input that was only added to is gone on with.
 """
@@ -11,26 +11,22 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
 from starling_train.data import conversations
 from starling_train.files.json_lines import Appender, to_line
 from starling_train.files.whole import write_text
+from starling_train.rewards.directory import SCORED_BY
+from starling_train.rewards.kinds import Scorer
 
 BLOCK = 1 << 20
 CHUNK_BYTES = 32_000_000  # of input held at a time, however few lines that is
-SETTINGS = ("kind", "path", "tokenizer", "dtype", "load_in", "position", "trailing_newline", "max_length")
+SETTINGS = ("kind", "path", "tokenizer", *SCORED_BY)
 COUNTS = ("input_bytes", "output_bytes", "lines", "scored", "wrong", "first_wrong")
 
 Line = tuple[int, bytes]  # number, from 1, and text
-
-
-class Scorer(Protocol):
-    """A reward model, or the client of one."""
-
-    def score_each(self, conversations: list[list[dict]]) -> list[float | UserError]: ...
 
 
 @dataclass

@@ -14,38 +14,60 @@ from typing import TYPE_CHECKING, Any
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
-from starling_train.models.patient_http import PatientHttp, Unanswered, reason_of, token_of
+from starling_train.models.patient_http import PatientHttp, address, token_of
+from starling_train.models.source import ModelSource
+from starling_train.run.runtime import Runtime
 
 if TYPE_CHECKING:
     import httpx
 
 
-class RewardServerError(UserError):
-    """The server gives no scores, and asking once more would not help: the run should keep its state and end."""
+PLACE, HOLDS_MEMORY, SCORED_BY = "url", False, ()
+
+
+def check(config: RewardConfig, weights: bool = True) -> None:
+    """Ask the server, so that a wrong address or token is reported before a run starts. weights: False: do not."""
+    if weights:
+        load(config).close()
+
+
+def load(config: RewardConfig, runtime: Runtime | None = None) -> "RewardClient":
+    """Open a client of a server that answers. Raises UserError."""
+    tokenizer = None
+    if config.protocol == "openrlhf":
+        source = ModelSource.open(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
+        tokenizer = source.tokenizer
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"reward.tokenizer: {source.directory} has no chat template, which makes the text for "
+                "reward.protocol=openrlhf; add chat_template.jinja to it"
+            )
+    client = RewardClient(config, tokenizer)
+    client.check()
+    return client
+
+
+def identity(config: RewardConfig, identify: Any = None, weights: bool = True) -> dict[str, Any]:
+    """Say which server it is: what it serves is known by its address alone."""
+    return {"url": config.url, "protocol": config.protocol}
 
 
 class RewardClient:
     """Scores conversations on a server. tokenizer: only for OpenRLHF's protocol, its chat template makes the text."""
 
-    budget = None  # of memory: the server keeps its own
+    budget = None  # its memory is the server's
 
     def __init__(self, config: RewardConfig, tokenizer: Any = None) -> None:
         self.truncated = 0  # answers that lost their beginning, as far as the server tells
         self._url = _endpoint(config)
         self._openrlhf, self._tokenizer = config.protocol == "openrlhf", tokenizer
-        self._per_request, self._patience_s = config.conversations_per_request, config.patience_s
-        self._http = PatientHttp(
-            "reward server",
-            self._url,
-            token_of(config.token_env),
-            connections=config.connections,
-            timeout_s=config.timeout_s,
-            patience_s=config.patience_s,
-        )
+        self._per_request = config.conversations_per_request
+        token = token_of(config.token_env)
+        self._http = PatientHttp("reward server", "scores", "reward", self._url, token, config)
         self._pool = ThreadPoolExecutor(config.connections, "reward-client")
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
-        """One score a conversation, in order. Raises RewardServerError."""
+        """One score a conversation, in order. Raises UserError."""
         starts = range(0, len(conversations), self._per_request)
         futures = [self._pool.submit(self._ask, conversations[i : i + self._per_request]) for i in starts]
         try:
@@ -63,7 +85,7 @@ class RewardClient:
         return list(self.score(conversations))
 
     def check(self) -> None:
-        """Ask for nothing, so that a wrong address or token is told before a run starts. Raises RewardServerError."""
+        """Send an empty request. Raises UserError."""
         if not self._openrlhf:
             self._ask([])
 
@@ -74,11 +96,9 @@ class RewardClient:
 
     def _ask(self, conversations: Sequence[list[dict]]) -> tuple[list[float], int]:
         """(scores, how many answers lost their beginning)."""
-        response = self._post(self._body(conversations))
+        response = self._http.post(self._body(conversations))
         if response.status_code != 200:
-            raise RewardServerError(
-                f"reward.url: {self._url} refuses ({reason_of(response)}); {_remedy(response.status_code)}"
-            )
+            raise self._http.refusal(response, _remedy(response.status_code))
         scores = _scores(response, "rewards" if self._openrlhf else "scores", len(conversations), self._url)
         truncated = response.json().get("truncated")
         return scores, truncated if isinstance(truncated, int) else 0
@@ -91,27 +111,10 @@ class RewardClient:
         prompts = [render(messages[:-1], tokenize=False, add_generation_prompt=True) for messages in conversations]
         return {"query": queries, "prompts": prompts, "labels": [""] * len(queries)}
 
-    def _post(self, body: dict[str, Any]) -> "httpx.Response":
-        """The first answer that is not a passing failure. Raises RewardServerError when patience is at its end."""
-        try:
-            return self._http.post(body)
-        except Unanswered as error:
-            raise RewardServerError(
-                f"reward.url: {self._url} gave no scores for {self._patience_s:g} s ({error}); start the server "
-                "and run the same command again, or raise reward.patience_s"
-            ) from error
-
 
 def _endpoint(config: RewardConfig) -> str:
-    import httpx
-
-    try:
-        url = httpx.URL(config.url or "")
-    except httpx.InvalidURL as error:
-        raise UserError(f"reward.url: '{config.url}' is no address ({error}); give http://HOST:PORT") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise UserError(f"reward.url: '{config.url}' is no address; give http://HOST:PORT")
-    return str(url) if config.protocol == "openrlhf" else f"{str(url).rstrip('/').removesuffix('/score')}/score"
+    url = address(config.url or "", "reward.url")
+    return url if config.protocol == "openrlhf" else f"{url.rstrip('/').removesuffix('/score')}/score"
 
 
 def _scores(response: "httpx.Response", key: str, count: int, url: str) -> list[float]:
@@ -121,13 +124,9 @@ def _scores(response: "httpx.Response", key: str, count: int, url: str) -> list[
         assert isinstance(scores, list)
         scores = [float(score[0] if isinstance(score, list) else score) for score in scores]
     except (ValueError, KeyError, TypeError, IndexError, AssertionError, RecursionError, OverflowError) as error:
-        raise RewardServerError(
-            f"reward.url: {url} gave no {key}; is it a reward server? See reward.protocol"
-        ) from error
+        raise UserError(f"reward.url: {url} gave no {key}; is it a reward server? See reward.protocol") from error
     if len(scores) != count or not all(map(math.isfinite, scores)):
-        raise RewardServerError(
-            f"reward.url: {url} gave {len(scores)} {key} for {count} conversations, or some not finite"
-        )
+        raise UserError(f"reward.url: {url} gave {len(scores)} {key} for {count} conversations, or some not finite")
     return scores
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from starling_train import __version__
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, named_in_errors
 from starling_train.data import conversations, rendered_text
 from starling_train.rewards.server_queue import RewardQueue
 
@@ -31,7 +31,7 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
 
     POST /score {"conversations": [[{role, content}, ...], ...]} -> {"scores": [...], "truncated": 0}
     POST /get_reward, OpenRLHF's {"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...], ...};
-    `models.plain_text` says how text becomes a conversation. truncated: answers that lost their beginning.
+    `data.rendered_text` says how text becomes a conversation. truncated: answers that lost their beginning.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
@@ -157,10 +157,8 @@ def _scorable(row: Any) -> list[dict]:
 
 
 def _at(name: str, index: int, read: Callable[[Any], list[dict]], value: Any) -> list[dict]:
-    try:
+    with named_in_errors(f"{name}[{index}]"):
         return read(value)
-    except UserError as error:
-        raise UserError(f"{name}[{index}]: {error}") from error
 
 
 def _are_texts(value: Any) -> bool:

@@ -13,7 +13,7 @@ BUCKET = 256  # positions: a CUDA graph attends over a multiple of this
 class DecodeStep:
     """A step for the first rows of the cache, as many as there are tokens. Weights are the model's own, live.
 
-    keep: gives what the last forward pass left behind, to be kept (see `Kept`), or None.
+    keep: gives what the last forward pass left behind, to be kept (see `StateRecorder`), or None.
     """
 
     def __init__(self, policy: nn.Module, cache: SlotCache, keep: Callable[[], Tensor | None]):
@@ -21,8 +21,8 @@ class DecodeStep:
 
     def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Token i of row i stands at positions[i] (from 0); returns logits (rows, vocabulary), and what is kept."""
-        ids, places = torch.tensor([tokens, positions], device=self._device)
-        return self._forward(ids, places, max(positions) + 1)
+        ids, at = torch.tensor([tokens, positions], device=self._device)
+        return self._forward(ids, at, max(positions) + 1)
 
     def _forward(self, ids: Tensor, positions: Tensor, used: int) -> tuple[Tensor, Tensor | None]:
         self._cache.aim(torch.arange(len(ids), device=ids.device), positions, used)
@@ -71,8 +71,8 @@ class GraphStep(DecodeStep):
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            found = self._forward(*self._inputs, used)
-        return graph, found
+            outputs = self._forward(*self._inputs, used)
+        return graph, outputs
 
 
 def _masks(policy: nn.Module, positions: Tensor, used: int) -> Tensor | dict[str, Tensor]:
@@ -83,9 +83,9 @@ def _masks(policy: nn.Module, positions: Tensor, used: int) -> Tensor | dict[str
     config = policy.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
-    places = torch.arange(used, device=positions.device)
-    full = places <= positions[:, None]
-    near = full if window is None else full & (places > positions[:, None] - window)
+    attended = torch.arange(used, device=positions.device)
+    full = attended <= positions[:, None]
+    near = full if window is None else full & (attended > positions[:, None] - window)
     if kinds == {"full_attention"}:
         near = full
     shaped = {"full_attention": full[:, None, None], "sliding_attention": near[:, None, None]}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Kept:
+class StateRecorder:
     """States per sequence, in the order of its tokens. layer: which decoder layer they enter; None keeps nothing."""
 
     def __init__(self, decoder: nn.Module, layer: int | None, sequences: int):
@@ -37,7 +37,7 @@ class Kept:
         return self._entered
 
     def add(self, sequences: Sequence[int | None], states: Tensor | None, lengths: Sequence[int]) -> None:
-        """The first lengths[i] states of row i belong to sequences[i], after what it has; None: to nobody."""
+        """Append the first lengths[i] states of row i to sequences[i]; rows whose sequence is None are padding."""
         if states is None:
             return
         for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
@@ -51,7 +51,7 @@ class Kept:
         return [torch.cat(parts)[:length] for parts, length in zip(self._parts, lengths, strict=True)]
 
 
-class Prefix:
+class SharedStates:
     """The states that enter the lowest trained layer, for every real token of a rollout, without padding.
 
     lengths: tokens of each sequence. They stay on `device` up to `device_gb` (decimal) and lie in pinned host memory
@@ -71,7 +71,7 @@ class Prefix:
             self._states = self._room(states)
         parts = states.split([self._lengths[row] for row in rows])
         for row, part in zip(rows, parts, strict=True):
-            self._states[self._place(row)].copy_(part, non_blocking=True)
+            self._states[self._span(row)].copy_(part, non_blocking=True)
 
     @property
     def is_full(self) -> bool:
@@ -88,10 +88,10 @@ class Prefix:
     def get(self, rows: Sequence[int]) -> Tensor:
         """(tokens, d) of the sequences `rows`, one after the other, on the device."""
         assert self._states is not None, "nothing was put in"
-        parts = [self._states[self._place(row)] for row in rows]
+        parts = [self._states[self._span(row)] for row in rows]
         if self._states.device == self._device:
             return torch.cat(parts)
         return torch.cat([part.to(self._device, non_blocking=True) for part in parts])
 
-    def _place(self, row: int) -> slice:
+    def _span(self, row: int) -> slice:
         return slice(self._ends[row] - self._lengths[row], self._ends[row])

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What a rollout is: prompts with the responses drawn for them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,3 +34,6 @@ class Rollout:
 
 
 OnDone = Callable[[int, list[int]], None]
+# (policy, chat, prompts, config, greedy, keep_layer, indices, on_done), as `generate` takes them
+# -> (responses, hidden states that entered keep_layer or None)
+Engine = Callable[..., tuple[list[list[int]], list[Tensor] | None]]

@@ -58,11 +58,11 @@ class SlotCache:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one token a row, (n, heads, 1, head size); returns (n, heads, used, head size) of both."""
-        found = []
+        written = []
         for tensor, new in ((self._keys[layer], keys), (self._values[layer], values)):
             tensor[self._rows, :, self._positions] = new[:, :, 0]
-            found.append(tensor[: len(new), :, : self._used])
-        return found[0], found[1]
+            written.append(tensor[: len(new), :, : self._used])
+        return written[0], written[1]
 
 
 def _tensors(cache: Any) -> tuple[list[Tensor], list[Tensor]]:

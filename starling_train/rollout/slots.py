@@ -1,196 +1,186 @@
-"""The rollout engine `slots`: a fixed number of sequences step together, and a place that falls free is filled again.
+"""The rollout engine `slots`: a fixed number of sequences step together; a finished one's slot is refilled at once.
 
 On a CPU the rows that run are kept together at the front, so that a step computes nothing for the others. On a GPU
-all places take part in every step, whose shapes then never change: it is captured as a CUDA graph.
+all slots take part in every step, whose shapes then never change: it is captured as a CUDA graph.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from starling_train.config.sections import RolloutConfig
 from starling_train.core import sampling
 from starling_train.core.micro_batches import cut_by_tokens, overhead_of
+from starling_train.core.padding import padded
+from starling_train.data.chat import Chat
 from starling_train.rollout.decode_step import DecodeStep, GraphStep
-from starling_train.rollout.hidden_states import Kept
+from starling_train.rollout.hidden_states import StateRecorder
+from starling_train.rollout.responses import OnDone
 from starling_train.rollout.slot_cache import SlotCache
 from starling_train.rollout.stop_strings import StopStrings
 
 PREFILL_TOKENS = 8192  # of prompts in one forward pass, padded
-REFILL_SHARE = 8  # places are filled again once an eighth of them is free: the prompts share a forward pass
+REFILL_SHARE = 8  # slots are filled again once an eighth of them is free: the prompts share a forward pass
 CACHE_SHARE = 0.8  # of a GPU's free memory, at most, for keys and values
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn and when a response ends.
-
-    eos: the token that ends it. seeds: one per prompt; None takes the likeliest token instead of drawing.
-    """
-
-    eos: int
-    max_new_tokens: int
-    stops: StopStrings
-    seeds: Sequence[tuple[int, ...]] | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-
 @torch.no_grad()
-def generate(
+def respond(
     policy: nn.Module,
+    chat: Chat,
     prompts: Sequence[list[int]],
-    how: Sampling,
-    slots: int,
-    keep_layer: int | None = None,
-    on_done: Callable[[int, list[int]], None] = lambda prompt, response: None,
+    config: RolloutConfig,
+    greedy: bool,
+    keep_layer: int | None,
+    indices: Sequence[int],
+    on_done: OnDone,
 ) -> tuple[list[list[int]], list[Tensor] | None]:
-    """(responses, hidden states): token ids in the order of the prompts, with the end-of-turn token if they came to it.
+    """Draw a response for each prompt, as `generate.Engine`.
 
-    A response depends on its prompt, its seed and the weights, not on `slots` or on what is generated beside it (but
-    for rounding: a matrix product of another shape differs in its last bits). slots: sequences side by side at most;
-    fewer where a GPU has no room for their keys and values. keep_layer: keep the states that enter this decoder layer,
-    (tokens of prompt and response but for the last, d) per sequence; otherwise None. on_done: called with the index of
-    a prompt and its response as soon as that has ended.
+    A response depends on its prompt, its index, the global seed and the weights, not on `config.slots` or on what is
+    generated beside it (but for rounding: a matrix product of another shape differs in its last bits). There are fewer
+    slots where a GPU has no room for their keys and values. The states of a sequence are those of all its tokens but
+    the last, (tokens, d).
     """
-    return _Rollout(policy, prompts, how, slots, keep_layer, on_done).run()
+    seed = int(torch.randint(2**62, ()))
+    seeds = None if greedy else [(seed, index) for index in indices]
+    return _Decoder(policy, chat, prompts, config, seeds, keep_layer, on_done).run()
 
 
-class _Rollout:
-    """State: `_places[i]` is the index of the prompt whose response grows in row i of the cache, None if it is free."""
+class _Decoder:
+    """State: `_slots[i]` is the number of the prompt whose response grows in row i of the cache, None if it is free."""
 
     def __init__(
         self,
         policy: nn.Module,
+        chat: Chat,
         prompts: Sequence[list[int]],
-        how: Sampling,
-        slots: int,
+        config: RolloutConfig,
+        seeds: Sequence[tuple[int, ...]] | None,
         keep_layer: int | None,
-        on_done: Callable[[int, list[int]], None],
+        on_done: OnDone,
     ):
-        self._kept = Kept(policy.get_decoder(), keep_layer, len(prompts))
-        self._policy, self._prompts, self._how, self._on_done = policy, prompts, how, on_done
+        self._recorder = StateRecorder(policy.get_decoder(), keep_layer, len(prompts))
+        self._policy, self._prompts, self._config, self._on_done = policy, prompts, config, on_done
+        self._end_ids, self._stops = chat.end_ids, StopStrings(chat, config.stop_strings)
         size = sum(parameter.numel() for parameter in policy.parameters())
         self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)
         self._on_gpu = policy.device.type == "cuda"
-        self._capacity = max(map(len, prompts), default=0) + how.max_new_tokens
-        self._slots = min(slots, len(prompts))
+        self._capacity = max(map(len, prompts), default=0) + config.max_new_tokens
+        self._count = min(config.slots, len(prompts))
         if self._on_gpu:
             kept = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * policy.config.hidden_size
-            self._slots = max(1, min(self._slots, _rows_that_fit(policy, self._capacity, kept * policy.dtype.itemsize)))
+            self._count = max(1, min(self._count, _rows_that_fit(policy, self._capacity, kept * policy.dtype.itemsize)))
         self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # longest last: taken from the end
         self._responses: list[list[int]] = [[] for _ in prompts]
-        self._places: list[int | None] = []
+        self._slots: list[int | None] = []
         self._step: DecodeStep | None = None
-        if how.seeds is not None and prompts:
-            self._uniforms = _uniforms(how.seeds, how.max_new_tokens).to(policy.device)
+        self._uniforms: Tensor | None = None  # None: the likeliest token is taken
+        if seeds is not None and prompts:
+            self._uniforms = _uniforms(seeds, config.max_new_tokens).to(policy.device)
 
     def run(self) -> tuple[list[list[int]], list[Tensor] | None]:
-        with self._kept.watching():
+        with self._recorder.watching():
             while self._waiting or self._running():
-                free = self._slots - self._running()
-                if self._waiting and (free == self._slots or free * REFILL_SHARE >= self._slots):
-                    self._admit(min(free, len(self._waiting)))
+                free = self._count - self._running()
+                if self._waiting and (free == self._count or free * REFILL_SHARE >= self._count):
+                    self._prefill_slots(min(free, len(self._waiting)))
                 else:
                     self._advance()
         self._step = self._cache = None  # a GPU's memory: graphs, keys and values
-        return self._responses, self._kept.collect([self._length(i) - 1 for i in range(len(self._prompts))])
+        return self._responses, self._recorder.collect([self._length(i) - 1 for i in range(len(self._prompts))])
 
     def _running(self) -> int:
-        return sum(sequence is not None for sequence in self._places)
+        return sum(sequence is not None for sequence in self._slots)
 
-    def _admit(self, count: int) -> None:
-        """Prompts into free places, a forward pass at a time, and the first token of each response."""
+    def _prefill_slots(self, count: int) -> None:
+        """Put prompts into free slots, a forward pass at a time, and draw the first token of each response."""
         chosen = [self._waiting.pop() for _ in range(count)]
         for group in cut_by_tokens([len(self._prompts[i]) for i in chosen], PREFILL_TOKENS, self._overhead):
             sequences = [chosen[index] for index in group]
             logits, keys_and_values = self._prefill(sequences)
-            self._kept.add(sequences, self._kept.last(), [len(self._prompts[i]) for i in sequences])
+            self._recorder.add(sequences, self._recorder.last(), [len(self._prompts[i]) for i in sequences])
             if self._step is None:
                 self._make_room(keys_and_values)
-            places = [place for place, held in enumerate(self._places) if held is None][: len(sequences)]
-            self._cache.admit(keys_and_values, places)
-            for place, sequence in zip(places, sequences, strict=True):
-                self._places[place] = sequence
-            self._take(places, sequences, self._draw(logits, sequences))
+            free = [slot for slot, held in enumerate(self._slots) if held is None][: len(sequences)]
+            self._cache.admit(keys_and_values, free)
+            for slot, sequence in zip(free, sequences, strict=True):
+                self._slots[slot] = sequence
+            self._append(free, sequences, self._draw(logits, sequences))
 
     def _prefill(self, sequences: list[int]) -> tuple[Tensor, DynamicCache]:
         """Logits after each prompt, (n, vocabulary), and the keys and values of the prompts, right-padded."""
         prompts = [self._prompts[i] for i in sequences]
-        longest = max(map(len, prompts))
         # attention is causal and padding lies to the right: no real position sees it, whatever it is
-        ids = torch.tensor(
-            [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=self._policy.device
-        )
+        ids = padded(prompts)[0].to(self._policy.device)
         cache = DynamicCache()
         hidden = self._policy.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)
         return self._policy.get_output_embeddings()(hidden[torch.arange(len(ids), device=ids.device), ends]), cache
 
     def _make_room(self, example: DynamicCache) -> None:
-        """The cache, in the shapes of the first prompts' own, and as many places as it has rows."""
-        self._cache = SlotCache(example, self._slots, self._capacity)
-        self._places = [None] * self._slots
+        """Make the cache, in the shapes of the first prompts' own, and as many slots as it has rows."""
+        self._cache = SlotCache(example, self._count, self._capacity)
+        self._slots = [None] * self._count
         if self._on_gpu:
-            self._step = GraphStep(self._policy, self._cache, self._kept.last, self._slots, self._capacity)
+            self._step = GraphStep(self._policy, self._cache, self._recorder.last, self._count, self._capacity)
         else:
-            self._step = DecodeStep(self._policy, self._cache, self._kept.last)
+            self._step = DecodeStep(self._policy, self._cache, self._recorder.last)
 
     def _advance(self) -> None:
-        """One more token for every response that grows."""
+        """Draw one more token for every response that grows."""
         if not self._on_gpu:
-            self._close_ranks()
-        rows = self._places if self._on_gpu else self._places[: self._running()]
-        # a free place on a GPU takes part: it writes over its own first position
+            self._compact()
+        rows = self._slots if self._on_gpu else self._slots[: self._running()]
+        # a free slot on a GPU takes part: it writes over its own first position
         tokens = [0 if sequence is None else self._responses[sequence][-1] for sequence in rows]
         filled = [0 if sequence is None else self._length(sequence) - 1 for sequence in rows]
         sequences = [0 if sequence is None else sequence for sequence in rows]
         logits, entered = self._step(tokens, filled)
-        self._kept.add(rows, entered, [1] * len(rows))
-        self._take(list(range(len(rows))), rows, self._draw(logits, sequences))
+        self._recorder.add(rows, entered, [1] * len(rows))
+        self._append(range(len(rows)), rows, self._draw(logits, sequences))
 
     def _length(self, sequence: int) -> int:
         return len(self._prompts[sequence]) + len(self._responses[sequence])
 
-    def _close_ranks(self) -> None:
-        """Move rows from the end into free places, so that the rows that run are the first."""
+    def _compact(self) -> None:
+        """Move rows from the end into free slots, so that the rows that run are the first."""
         count = self._running()
-        free = [place for place, held in enumerate(self._places[:count]) if held is None]
-        behind = [place for place, held in enumerate(self._places) if held is not None and place >= count]
+        free = [slot for slot, held in enumerate(self._slots[:count]) if held is None]
+        behind = [slot for slot, held in enumerate(self._slots) if held is not None and slot >= count]
         for target, source in zip(free, behind, strict=True):
-            sequence = self._places[source]
+            sequence = self._slots[source]
             self._cache.move(source, target, self._length(sequence) - 1)
-            self._places[target], self._places[source] = sequence, None
+            self._slots[target], self._slots[source] = sequence, None
 
     def _draw(self, logits: Tensor, sequences: Sequence[int]) -> list[int]:
-        """A token for each row of logits; `sequences` says whose random numbers are used."""
-        how = self._how
-        if how.seeds is None:
+        """Draw a token for each row of logits; `sequences` says whose random numbers are used."""
+        if self._uniforms is None:
             return logits.argmax(-1).tolist()
-        probabilities = sampling.distribution(logits, how.temperature, how.top_p, how.top_k)
-        count = [min(len(self._responses[sequence]), how.max_new_tokens - 1) for sequence in sequences]
+        config = self._config
+        probabilities = sampling.distribution(logits, config.temperature, config.top_p, config.top_k)
+        count = [min(len(self._responses[sequence]), config.max_new_tokens - 1) for sequence in sequences]
         where = torch.tensor([list(sequences), count], device=logits.device)
         return sampling.draw(probabilities, self._uniforms[where[0], where[1]]).tolist()
 
-    def _take(self, places: list[int], sequences: Sequence[int | None], tokens: list[int]) -> None:
-        """Add a token to each response; those that end with it leave their places."""
-        for place, sequence, token in zip(places, sequences, tokens, strict=True):
+    def _append(self, rows: Sequence[int], sequences: Sequence[int | None], tokens: list[int]) -> None:
+        """Add a token to the response in each row; those that end with it leave their slots."""
+        for row, sequence, token in zip(rows, sequences, tokens, strict=True):
             if sequence is None:
                 continue
             response = self._responses[sequence]
             response.append(token)
-            is_over = token == self._how.eos or len(response) == self._how.max_new_tokens
-            stops = self._how.stops
+            is_over = token in self._end_ids or len(response) == self._config.max_new_tokens
+            stops = self._stops
             if is_over or (stops.due(len(response)) and stops.is_in_tail(response)):
                 end = stops.end(response)
                 if end is not None:
                     del response[end:]
                 if is_over or end is not None:
-                    self._places[place] = None
+                    self._slots[row] = None
                     self._on_done(sequence, response)
 
 

@@ -2,9 +2,8 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
 
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
 
 EVERY = 8  # tokens between two looks at a response: decoding costs more than a few tokens too many
 
@@ -12,8 +11,8 @@ EVERY = 8  # tokens between two looks at a response: decoding costs more than a 
 class StopStrings:
     """Where the text of a response first contains one of some strings; a string may end in the middle of a token."""
 
-    def __init__(self, tokenizer: Any, strings: Sequence[str]):
-        self._tokenizer, self._strings = tokenizer, tuple(strings)
+    def __init__(self, chat: Chat, strings: Sequence[str]):
+        self._chat, self._strings = chat, tuple(strings)
         # what was not there at the last look lies in the newest tokens: a token has a byte at least
         self._tail = EVERY + max((len(string.encode()) for string in strings), default=0)
 
@@ -23,14 +22,14 @@ class StopStrings:
 
     def is_in_tail(self, response: Sequence[int]) -> bool:
         """Whether one of them is in what a response has gained since the last look."""
-        return self._found(response[-self._tail :])
+        return self._contains(response[-self._tail :])
 
     def end(self, response: Sequence[int]) -> int | None:
         """The number of tokens with which the first of the strings is complete; None without one."""
-        if not self._strings or not self._found(response):
+        if not self._strings or not self._contains(response):
             return None
-        return bisect_left(range(len(response)), True, key=lambda length: self._found(response[:length]))
+        return bisect_left(range(len(response)), True, key=lambda length: self._contains(response[:length]))
 
-    def _found(self, ids: Sequence[int]) -> bool:
-        text = openchat.decode(ids, self._tokenizer)
+    def _contains(self, ids: Sequence[int]) -> bool:
+        text = self._chat.text(ids)
         return any(string in text for string in self._strings)

@@ -19,7 +19,7 @@ from starling_train.run import manifest
 from starling_train.run.manifest import Damaged
 from starling_train.run.state import TrainState
 
-Beside = Callable[[Path, dict[str, Tensor]], Sequence[str]]
+ExtraFiles = Callable[[Path, dict[str, Tensor]], Sequence[str]]
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -33,13 +33,13 @@ class Checkpoint:
 class Checkpoints:
     """The folder `checkpoints/` of a run: one folder `step_000123` each, the newest `keep` of them.
 
-    base: the model that the trainable tensors belong to; a checkpoint of another base is refused. beside: writes more
-    files into a checkpoint's folder, for others to read, and gives their names.
+    base: the model that the trainable tensors belong to; a checkpoint of another base is refused.
+    extra_files: writes more files into a checkpoint's folder, for others to read, and gives their names.
     saved: step of the newest checkpoint that is known to be good, 0 if there is none.
     """
 
-    def __init__(self, directory: Path, keep: int, base: Identity, beside: Beside | None = None):
-        self._directory, self._keep, self._base, self._beside = directory, keep, base, beside
+    def __init__(self, directory: Path, keep: int, base: Identity, extra_files: ExtraFiles | None = None):
+        self._directory, self._keep, self._base, self._extra_files = directory, keep, base, extra_files
         self._bad: set[Path] = set()
         self.saved = 0
 
@@ -65,7 +65,7 @@ class Checkpoints:
         save_file({n: t.detach().contiguous() for n, t in trainable.items()}, partial / "trainable.safetensors")
         save_file({n: t.detach().contiguous() for n, t in optimizer.items()}, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state.to_json(), allow_nan=False))
-        more = self._beside(partial, trainable) if self._beside else ()
+        more = self._extra_files(partial, trainable) if self._extra_files else ()
         manifest.write(partial, state.step, self._base, (*FILES, *more))
 
     def newest(self, logged: int | None = None) -> Checkpoint | None:

@@ -57,7 +57,7 @@ class RunDirectory:
         """
         try:
             with disk_errors(self.path):
-                self._is_ours = runtime is None or runtime.is_first
+                self._is_ours = runtime is None or runtime.is_main
                 if self._is_ours and self.path.is_dir():
                     self._lock.acquire()
                 yield

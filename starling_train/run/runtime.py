@@ -64,16 +64,16 @@ class Runtime:
                 dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the run's files and speaks for it."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
+    def shard(self, items: Sequence[Item]) -> list[Item]:
         """Those of the items that this process sees to: every `world`-th."""
         return list(items[self.rank :: self.world])
 
     def gather(self, items: Sequence[Item]) -> list[Item]:
-        """The items of all processes in one order on all of them: `gather(share(x)) == x`, also of what came of x."""
+        """The items of all processes in one order on all of them: `gather(shard(x)) == x`, also of what came of x."""
         if self.world == 1:
             return list(items)
         parts: list[Any] = [None] * self.world
@@ -81,13 +81,13 @@ class Runtime:
         longest = max(map(len, parts))
         return [part[i] for i in range(longest) for part in parts if i < len(part)]
 
-    def from_first(self, make: Callable[[], Item]) -> Item:
+    def on_first(self, make: Callable[[], Item]) -> Item:
         """What `make` gives on the first process, on all of them; it may take longer than `timeout_s`."""
         if self.world == 1:
             return make()
         if self._patient is None:
             self._patient = dist.new_group(timeout=PATIENCE, backend="gloo")
-        box = [make() if self.is_first else None]
+        box = [make() if self.is_main else None]
         dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
 
@@ -138,7 +138,7 @@ class Runtime:
         return torch.Generator().manual_seed(self.seed_for(*purpose))
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def fails_together(self) -> Iterator[None]:
         """Within, the loss of another process ends this one with a line and exit code 1, instead of a traceback."""
         try:
             yield

@@ -1,4 +1,4 @@
-"""Trackers that a run's metrics also go to: none, or Weights & Biases."""
+"""Where metrics are sent beside the run's own files: one of TRACKERS, by `logging.wandb`."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ class NoTracker:
     """Tracks nothing."""
 
     id: str | None = None
+
+    def __init__(self, *run: Any): ...
 
     def log(self, metrics: dict[str, Any]) -> None: ...
 
@@ -43,8 +45,5 @@ class WandbTracker:
         self._run.finish()
 
 
-def tracker(
-    mode: str, name: str, run_dir: Path, config: dict[str, Any], run_id: str | None
-) -> NoTracker | WandbTracker:
-    """The tracker that `logging.wandb` asks for. Raises ImportError with pip's name if wandb is not installed."""
-    return NoTracker() if mode == "disabled" else WandbTracker(mode, name, run_dir, config, run_id)
+# by logging.wandb; each is made of (mode, name, run_dir, config, run_id)
+TRACKERS = {"disabled": NoTracker, "offline": WandbTracker, "online": WandbTracker}

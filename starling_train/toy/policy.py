@@ -9,7 +9,8 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, Pr
 
 from starling_train.config.sections import RolloutConfig
 from starling_train.core.padding import padded
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
+from starling_train.data.conversations import with_answer
 from starling_train.evals import function_calling
 from starling_train.rollout.generate import generate
 from starling_train.toy import language, skills
@@ -33,8 +34,7 @@ def chats(requests: list[language.Request], seed: str) -> list[Conversation]:
 
 def calls(cases: list[function_calling.Case]) -> list[Conversation]:
     """Function-calling cases with their right answers."""
-    answers = [{"role": "assistant", "content": skills.right_answer(case)} for case in cases]
-    return [[*function_calling.conversation(case), answer] for case, answer in zip(cases, answers, strict=True)]
+    return [with_answer(function_calling.conversation(case), skills.right_answer(case)) for case in cases]
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> MistralForCausalLM:
@@ -87,8 +87,9 @@ class _Stream:
     """Endless batches of one kind of conversation, as `answer_loss` takes them."""
 
     def __init__(self, data: list[Conversation], tokenizer: PreTrainedTokenizerFast, size: int, seed: str) -> None:
-        self._prompts = [len(openchat.encode(c[:-1], tokenizer)) for c in data]
-        self._sequences = [openchat.encode(c, tokenizer, add_generation_prompt=False) for c in data]
+        parts = [Chat(tokenizer).answered(conversation) for conversation in data]
+        self._prompts = [len(prompt) for prompt, _ in parts]
+        self._sequences = [prompt + answer for prompt, answer in parts]
         self._chosen = batches([len(ids) for ids in self._sequences], size, seed)
         self._pad = tokenizer.pad_token_id
 
@@ -113,11 +114,11 @@ def accuracy(
 ) -> float:
     """Function-calling accuracy of greedy answers, percent."""
     limits = RolloutConfig(max_new_tokens=32, slots=128, stop_strings=[])
+    chat = Chat(tokenizer)
 
     def answers(asked: list[Conversation]) -> list[str]:
-        prompts = [openchat.encode(messages, tokenizer) for messages in asked]
-        rollout = generate(model, tokenizer, prompts, limits, greedy=True)
-        return [openchat.decode(ids, tokenizer) for ids in rollout.responses]
+        rollout = generate(model, chat, [chat.prompt(messages) for messages in asked], limits, greedy=True)
+        return [chat.text(ids) for ids in rollout.responses]
 
     return function_calling.evaluate(cases, answers).accuracy
 
@@ -131,4 +132,4 @@ def save(model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, director
         do_sample=True,
     )
     model.save_pretrained(directory)
-    openchat.save_tokenizer(tokenizer, directory)
+    Chat(tokenizer).save(directory)

@@ -65,7 +65,7 @@ class LocalOptimizer:
 
     def attempt(self, budget: Budget, phase: Callable[[int], Result]) -> Result:
         """Run `phase(amount)`; when memory runs out, forget its gradients and repeat it with half."""
-        return budget.attempt(phase, undo=self.drop_gradients)
+        return budget.halving(phase, undo=self.drop_gradients)
 
     def step(self, is_finite: bool = True) -> float:
         """Sum over processes, clip, apply (if finite), clear the gradients. Returns their L2 norm before clipping.

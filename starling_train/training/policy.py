@@ -10,10 +10,10 @@ from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
 from starling_train.models import adapters, causal_lm
 from starling_train.models.source import ModelSource
-from starling_train.run.checkpoints import Beside
+from starling_train.run.checkpoints import ExtraFiles
 from starling_train.run.runtime import Runtime
 from starling_train.selection import freeze
 from starling_train.selection.records import Record
@@ -21,16 +21,15 @@ from starling_train.selection.scans import scan_or_list
 from starling_train.selection.select import select
 
 
-def load_tokenizer(source: ModelSource) -> Any:
-    """The policy's tokenizer, checked to speak Openchat's template."""
+def load_chat(source: ModelSource) -> Chat:
+    """Open the policy's tokenizer and its template. Raises UserError, naming the source's key."""
     _ = source.policy_config  # read with the tokenizer too: what is wrong in it is reported as its own
-    openchat.check_tokenizer(source.tokenizer, f"{source.key}: {source.directory}")
-    return source.tokenizer
+    return Chat.checked(source.tokenizer, f"{source.key}: {source.directory}")
 
 
-def check_lengths(config: PpoConfig | DpoConfig, model_config: Any, tokenizer: Any) -> None:
+def check_lengths(config: PpoConfig | DpoConfig, model_config: Any, chat: Chat) -> None:
     """Raise UserError if prompt and response together can outgrow the model's positions, or ids its vocabulary."""
-    check_vocabulary(model_config, tokenizer)
+    check_vocabulary(model_config, chat)
     wanted = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if wanted > model_config.max_position_embeddings:
         raise UserError(
@@ -40,9 +39,9 @@ def check_lengths(config: PpoConfig | DpoConfig, model_config: Any, tokenizer: A
         )
 
 
-def check_vocabulary(model_config: Any, tokenizer: Any, key: str = "model.path") -> None:
+def check_vocabulary(model_config: Any, chat: Chat, key: str = "model.path") -> None:
     """Raise UserError, naming the model's `key`, if the tokenizer has ids that the model has no embedding for."""
-    if (highest := max(tokenizer.get_vocab().values())) >= model_config.vocab_size:
+    if (highest := max(chat.tokenizer.get_vocab().values())) >= model_config.vocab_size:
         raise UserError(
             f"{key}: the tokenizer has ids up to {highest}, the model only {model_config.vocab_size} embeddings; "
             "use the tokenizer that belongs to the model"
@@ -75,14 +74,14 @@ class SelectedPolicy:
         return self.source.directory
 
     @property
-    def extra_files(self) -> Beside | None:
+    def extra_files(self) -> ExtraFiles | None:
         config = self.config
         if not config.freeze.adapter:
             return None
         model = config.freeze.lora, config.model.path, config.model.revision
         return lambda folder, tensors: adapters.write(folder, tensors, "policy.", self.table.names, *model)
 
-    def write(self, to: Path, tokenizer: Any) -> None:
+    def write(self, to: Path, chat: Chat) -> None:
         """Write it as a model of its own, with tokenizer and template, whole or not at all.
 
         Adapters are merged into the weights, those of a quantised base unquantised.
@@ -91,7 +90,7 @@ class SelectedPolicy:
         if self.config.model.load_in:
             base = causal_lm.load_causal_lm(self.source, dtype=self.config.model.dtype, device="cpu")
         whole = adapters.merged(self.model, base)
-        causal_lm.save_model(whole, to, lambda folder: openchat.save_tokenizer(tokenizer, folder))
+        causal_lm.save_model(whole, to, chat.save)
 
 
 def load_policy(config: PpoConfig | DpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> SelectedPolicy:
@@ -99,7 +98,7 @@ def load_policy(config: PpoConfig | DpoConfig, source: ModelSource, run: Path, r
 
     source: the model. run: directory of the run, whose own scan of the same weights is used.
     """
-    records = runtime.from_first(lambda: scan_or_list(config.freeze, source, str(runtime.device), run))
+    records = runtime.on_first(lambda: scan_or_list(config.freeze, source, str(runtime.device), run))
     selected = select(config.freeze, records, config.seed)
     model = causal_lm.load_causal_lm(
         source,

@@ -18,14 +18,14 @@ from starling_train.files.json_lines import strict
 from starling_train.models.budget import Budget, RunBudgets
 from starling_train.run import skipped
 from starling_train.run import summary as run_summary
-from starling_train.run.checkpoints import Beside, Checkpoints, identify_base
+from starling_train.run.checkpoints import Checkpoints, ExtraFiles, identify_base
 from starling_train.run.console import Console
 from starling_train.run.directory import RunDirectory
 from starling_train.run.records import Clock
 from starling_train.run.runtime import Runtime
 from starling_train.run.signals import StopRequest, leave_saved
 from starling_train.run.state import TrainState
-from starling_train.run.tracker import tracker
+from starling_train.run.tracker import TRACKERS
 from starling_train.selection import freeze, scans, unfrozen_yaml
 from starling_train.selection.records import Record
 from starling_train.selection.select import SCORED
@@ -46,7 +46,7 @@ class Trainee(Protocol):
     records: dict[str, Record]
     table: freeze.FreezeTable
     base: Path | Identity
-    extra_files: Beside | None
+    extra_files: ExtraFiles | None
 
 
 class Remembered(Protocol):
@@ -101,13 +101,13 @@ class Session:
         self._trainee, self._best, self.total = trainee, best, total
         base = trainee.base
         if isinstance(base, Path):
-            base = runtime.from_first(lambda: identify_base(run.checkpoints, trainee.base))
+            base = runtime.on_first(lambda: identify_base(run.checkpoints, trainee.base))
         self._checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, base, trainee.extra_files)
         self._metrics_log = run.log(run.metrics)
         self.state = restore(self._checkpoints, optimizer, self._metrics_log.last, runtime) or TrainState()
         disk.check_room(run.path, config.checkpoint, optimizer.saved_bytes(), trainee.model)
         self._stop = StopRequest(config.checkpoint.grace_s, runtime)
-        self._console = Console(total, self.state.step, is_quiet=not runtime.is_first)
+        self._console = Console(total, self.state.step, is_quiet=not runtime.is_main)
         self.say = self._console.say
         self._budgets = RunBudgets(self.state.budgets, self.say)
         self._remembered: dict[str, Remembered] = {}
@@ -115,12 +115,12 @@ class Session:
 
     def __enter__(self) -> "Session":
         run, state = self._run, self.state
-        if self._runtime.is_first:
+        if self._runtime.is_main:
             write_selection(self._config.freeze, run, self._trainee)
         self._samples_log = run.log(run.samples, state.logged)
         self._skipped_log = run.log(run.skipped, state.logged)
-        mode = self._config.logging.wandb if self._runtime.is_first else "disabled"
-        self._tracker = tracker(mode, self._config.name, run.path, run.settings, state.tracker)
+        mode = self._config.logging.wandb if self._runtime.is_main else "disabled"
+        self._tracker = TRACKERS[mode](mode, self._config.name, run.path, run.settings, state.tracker)
         state.tracker = self._tracker.id
         with ExitStack() as stack:
             stack.enter_context(self._stop)
@@ -204,10 +204,10 @@ class Session:
         runtime, run = self._runtime, self._run
         self._console.phase("writing the model")
         with self._stop.finishing(), self._optimizer.gathered():
-            if runtime.is_first:
+            if runtime.is_main:
                 write_model()
         self._tracker.finish()
-        if runtime.is_first:
+        if runtime.is_main:
             table = self._trainee.table
             text = run_summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb)
             run.write("summary.json", text)
@@ -262,7 +262,7 @@ class Session:
         self._console.phase("saving")
         # under ZeRO all processes put the tensors together
         tensors = self._optimizer.trainable_tensors(), self._optimizer.state_tensors()
-        if self._runtime.is_first:
+        if self._runtime.is_main:
             self._checkpoints.save(*tensors, self.state)
 
 
@@ -289,12 +289,12 @@ def restore(checkpoints: Checkpoints, optimizer: Optimizer, logged: int, runtime
     The first process chooses it. logged: the last step in metrics.jsonl. Raises UserError if no checkpoint can be
     used, or if it is of other tensors.
     """
-    checkpoint = checkpoints.newest(logged) if runtime.is_first else None
-    step = runtime.from_first(lambda: checkpoint and checkpoint.state.step)
+    checkpoint = checkpoints.newest(logged) if runtime.is_main else None
+    step = runtime.on_first(lambda: checkpoint and checkpoint.state.step)
     if step is not None and checkpoint is None:
         checkpoint = checkpoints.at(step)
     if checkpoint is None:
-        if logged > 0 and runtime.is_first:
+        if logged > 0 and runtime.is_main:
             print(
                 f"no checkpoint was saved before the run ended: it starts again, and the steps up to {logged}, which "
                 "metrics.jsonl has already, are computed again",

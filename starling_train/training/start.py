@@ -21,7 +21,7 @@ def start(config: C, describe: Callable[[C], str], train: Callable[[C, RunDirect
         return
     cluster = config.cluster
     runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s)
-    with runtime.together(), run.owned(runtime):
+    with runtime.fails_together(), run.owned(runtime):
         train(config, run, runtime)
-    if runtime.is_first:
+    if runtime.is_main:
         print(f"report: {run.report.resolve()}")

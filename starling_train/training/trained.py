@@ -12,7 +12,7 @@ from torch import nn
 from starling_train.config.fields import UserError
 from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
-from starling_train.data import openchat
+from starling_train.data.chat import Chat
 from starling_train.files.tensors import FLOATS
 from starling_train.models import adapters, causal_lm, header_checks
 from starling_train.models.reward import start
@@ -68,7 +68,7 @@ class TrainedPolicy:
 
     def write(self, model: nn.Module, directory: Path) -> None:
         model.save_pretrained(directory)
-        openchat.save_tokenizer(self._source.tokenizer, directory)
+        Chat(self._source.tokenizer).save(directory)
 
 
 class TrainedReward:

@@ -94,7 +94,7 @@ class ZeroOptimizer:
 
     def attempt(self, budget: Budget, phase: Callable[[int], Result]) -> Result:
         """Run `phase(amount)` once: other processes wait in the middle of it, so it cannot be repeated."""
-        return budget.only_attempt(phase)
+        return budget.once(phase)
 
     def step(self, is_finite: bool = True) -> float:
         """See `LocalOptimizer.step`. DeepSpeed itself sees that a gradient is not finite, on all processes alike."""
@@ -144,7 +144,7 @@ class ZeroOptimizer:
         return [name for name, is_whole in self._is_whole.items() if not is_whole]
 
     def _one(self, name: str, value: Tensor) -> dict[str, Tensor]:
-        return {name: value.detach().cpu().clone()} if self._runtime.is_first else {}
+        return {name: value.detach().cpu().clone()} if self._runtime.is_main else {}
 
     def _get(self, parameter: nn.Parameter, key: str | None) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -224,7 +224,7 @@ class ZeroOptimizer:
         import deepspeed
 
         with deepspeed.zero.GatheredParameters(list(self._parameters.values()), modifier_rank=0):
-            if self._runtime.is_first:
+            if self._runtime.is_main:
                 for name, parameter in self._parameters.items():
                     parameter.data.copy_(trainable[name])
 

@@ -18,7 +18,8 @@ from reward_server import Scripted
 from transformers import AutoModelForCausalLM
 
 from starling_train import evaluate
-from starling_train.evals import subjects
+from starling_train.data.chat import Chat
+from starling_train.evals import subjects, suite
 from starling_train.evals.lm_eval import sampling
 
 
@@ -46,9 +47,9 @@ def generated(monkeypatch) -> list[int]:
     counts: list[int] = []
     generate = subjects.generate
 
-    def counted(policy, tokenizer, prompts, *rest, **more):
+    def counted(policy, chat, prompts, *rest, **more):
         counts.append(len(prompts))
-        return generate(policy, tokenizer, prompts, *rest, **more)
+        return generate(policy, chat, prompts, *rest, **more)
 
     monkeypatch.setattr(subjects, "generate", counted)
     return counts
@@ -131,7 +132,7 @@ def kl_by_hand(toy: Path, base: Path, answers: dict[str, dict]) -> float:
     tokenizer = load_tokenizer(toy / "policy")
     config = EvaluateConfig()
     config.data.path, config.data.max_prompt_tokens, config.data.eval_prompts = str(toy / "nectar"), 128, 128
-    prompts = load_data(config, tokenizer).held_out
+    prompts = load_data(config, Chat(tokenizer)).held_out
     sums = []
     models = [AutoModelForCausalLM.from_pretrained(place) for place in (toy / "policy", base)]
     for key, row in answers.items():
@@ -162,7 +163,7 @@ def test_function_calling_asks_only_what_it_has_no_answer_to(run, tmp_path, gene
 
 
 def test_preference_scores_only_what_has_no_score(run, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(subjects, "ANSWERS_AT_A_TIME", 16)
+    monkeypatch.setattr(suite, "ANSWERS_AT_A_TIME", 16)
     asked = ["suites=[preference]", f"preference.path={toy / 'nectar'}", "preference.rows=10"]
     run(*asked)
     (entry,), out = entries(tmp_path / "out"), tmp_path / "out"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from starling_train.core import rank_reduction, spectrum
 from starling_train.data import preferences
+from starling_train.data.chat import Chat
 from starling_train.evals import perplexity
 from starling_train.models.budget import Budget
 from starling_train.rank_search import margin
@@ -73,7 +74,7 @@ def test_perplexity_does_not_rise_and_the_model_loads_anywhere(by_perplexity, to
     tokenizer = load_tokenizer(toy / "policy")
     documents = perplexity.load(toy / "nectar")
     before = load_causal_lm(toy / "policy", dtype="float32")
-    windows = perplexity.cut(documents, tokenizer, 512)
+    windows = perplexity.cut(documents, Chat(tokenizer), 512)
     measured = [perplexity.evaluate(one, windows, Budget("b", 8192)) for one in (before, model)]
     # 1300 documents of which 48 were seen by the run
     assert measured[1].perplexity <= measured[0].perplexity * 1.001
@@ -86,7 +87,7 @@ def test_preferred_answers_do_not_become_less_likely(by_margin, toy):
     assert summary["accepted"] > 0 and summary["measure"] == "preference_margin" and summary["unit"] == "pairs"
     assert summary["judging"]["after"] >= summary["judging"]["before"] > 0
     tokenizer = load_tokenizer(toy / "policy")
-    pairs, _ = margin.pairs(preferences.load(toy / "nectar")[:300], tokenizer, 512)
+    pairs, _ = margin.pairs(preferences.load(toy / "nectar")[:300], Chat(tokenizer), 512)
     found = [
         margin.evaluate(load_causal_lm(place, dtype="float32"), pairs, Budget("b", 8192))
         for place in (toy / "policy", by_margin / "model")

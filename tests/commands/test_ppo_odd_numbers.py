@@ -125,8 +125,8 @@ def test_out_of_memory_goes_on_with_less_and_a_resume_remembers(run, monkeypatch
         monkeypatch.setattr(module, name, call)
 
     refuse_once(experience, "forward_all")
-    refuse_once(slots, "generate")
-    refuse_once(update, "accumulate")
+    refuse_once(slots, "_Decoder")
+    refuse_once(update, "_micro_batches")
     refuse_once(RewardModel, "_score_ids")
     directory = run("checkpoint.every=1")
     (state,) = (

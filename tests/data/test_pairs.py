@@ -4,6 +4,7 @@ import openchat_tokenizer
 import pytest
 
 from starling_train.data import openchat, pairs
+from starling_train.data.chat import Chat
 from starling_train.data.nectar import Answer, Row
 
 ASKED = [{"role": "user", "content": "Hi"}]
@@ -55,7 +56,7 @@ def tokenizer():
 @pytest.mark.parametrize("answer", ["Hello there.", " led by a space", ":) a colon", "", "two\nlines<|end_of_turn|>"])
 def test_prompt_and_answer_are_the_conversation_and_end_with_the_end_of_turn(tokenizer, answer):
     conversation = [*ASKED, {"role": "assistant", "content": answer}]
-    prompt, response, cut = pairs.encode(conversation, tokenizer, 100)
+    prompt, response, cut = pairs.encode(conversation, Chat(tokenizer), 100)
     assert prompt == openchat.encode(ASKED, tokenizer) and not cut
     assert prompt + response == openchat.encode(conversation, tokenizer, add_generation_prompt=False)
     assert response[-1] == openchat.end_of_turn_id(tokenizer) and response.count(response[-1]) == 1
@@ -64,10 +65,10 @@ def test_prompt_and_answer_are_the_conversation_and_end_with_the_end_of_turn(tok
 
 def test_a_long_answer_loses_its_end(tokenizer):
     conversation = [*ASKED, {"role": "assistant", "content": "one two three four five"}]
-    prompt, whole, _ = pairs.encode(conversation, tokenizer, 100)
-    again, response, cut = pairs.encode(conversation, tokenizer, len(prompt) + 3)
+    prompt, whole, _ = pairs.encode(conversation, Chat(tokenizer), 100)
+    again, response, cut = pairs.encode(conversation, Chat(tokenizer), len(prompt) + 3)
     assert (again, response, cut) == (prompt, whole[:3], True)
-    assert not pairs.encode(conversation, tokenizer, len(prompt) + len(whole))[2]
+    assert not pairs.encode(conversation, Chat(tokenizer), len(prompt) + len(whole))[2]
 
 
 class Joining:
@@ -84,6 +85,6 @@ class Joining:
 
 
 def test_where_the_tokenizer_joins_prompt_and_answer_the_answer_begins_with_the_joint_token():
-    prompt, response, _ = pairs.encode([*ASKED, {"role": "assistant", "content": "bc"}], Joining(), 1000)
+    prompt, response, _ = pairs.encode([*ASKED, {"role": "assistant", "content": "bc"}], Chat(Joining()), 1000)
     assert response == [7, ord("c"), 1]
     assert "".join(map(chr, prompt)).endswith("Assistant")

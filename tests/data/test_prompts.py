@@ -2,7 +2,8 @@ import openchat_tokenizer
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.data.prompts import Prompt, PromptStream, hold_out, tokenise, with_answer
+from starling_train.data.chat import Chat
+from starling_train.data.prompts import Prompt, Stream, hold_out, tokenise
 
 
 def user(text):
@@ -14,20 +15,20 @@ def prompts(count):
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return openchat_tokenizer.build()
+def chat():
+    return Chat(openchat_tokenizer.build())
 
 
-def test_long_prompts_are_dropped_and_counted(tokenizer):
-    fitting, too_long = tokenise([user("Hello"), user("word " * 50), user("Hello")], tokenizer, 17)
+def test_long_prompts_are_dropped_and_counted(chat):
+    fitting, too_long = tokenise([user("Hello"), user("word " * 50), user("Hello")], chat, 17)
     assert [prompt.text() for prompt in fitting] == ["Hello", "Hello"]
     assert len(fitting[0].ids) == 17  # the model card's example
     assert too_long == 1
 
 
-def test_no_prompt_that_fits_names_the_limit_and_what_would_do(tokenizer):
+def test_no_prompt_that_fits_names_the_limit_and_what_would_do(chat):
     with pytest.raises(UserError, match=r"data\.max_prompt_tokens: 16 .* 17 or more"):
-        tokenise([user("Hello"), user("Hello there")], tokenizer, 16)
+        tokenise([user("Hello"), user("Hello there")], chat, 16)
 
 
 def test_held_out_prompts_are_distinct_and_not_trained_on():
@@ -46,21 +47,15 @@ def test_too_few_prompts_names_the_key():
 
 
 def test_the_stream_visits_every_prompt_once_an_epoch_in_a_new_order():
-    stream = PromptStream(prompts(6), batch=4, seed=0)
+    stream = Stream(prompts(6), batch=4, seed=0)
     seen = [p.text() for step in (1, 2, 3) for p in stream.batch(step)]  # two epochs of six
     assert sorted(seen[:6]) == sorted(seen[6:]) == sorted(p.text() for p in prompts(6))
     assert seen[:6] != seen[6:]
 
 
 def test_a_batch_depends_on_the_step_only():
-    straight = PromptStream(prompts(6), 4, seed=0)
+    straight = Stream(prompts(6), 4, seed=0)
     for step in (1, 2, 3, 4):
         straight.batch(step)
-    assert PromptStream(prompts(6), 4, seed=0).batch(4) == straight.batch(4)
-    assert PromptStream(prompts(6), 4, seed=1).batch(4) != straight.batch(4)
-
-
-def test_answers_lose_what_follows_a_stop_string(tokenizer):
-    ids = tokenizer(" Fine.GPT4 Correct User: and", add_special_tokens=False).input_ids
-    stops = ["GPT4 Correct User:"]
-    assert with_answer(user("Hi"), ids, tokenizer, stops)[-1] == {"role": "assistant", "content": "Fine."}
+    assert Stream(prompts(6), 4, seed=0).batch(4) == straight.batch(4)
+    assert Stream(prompts(6), 4, seed=1).batch(4) != straight.batch(4)

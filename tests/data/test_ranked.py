@@ -2,7 +2,7 @@ import pytest
 
 from starling_train.config.fields import UserError
 from starling_train.data.nectar import Answer, Row
-from starling_train.data.ranked import conversations, places, with_an_order
+from starling_train.data.ranked import conversations, ranks, with_an_order
 
 
 def answers(*ranks: float) -> list[Answer]:
@@ -10,8 +10,8 @@ def answers(*ranks: float) -> list[Answer]:
 
 
 def test_places_close_gaps_and_share_ties():
-    assert places(answers(1.0, 2.0, 2.0, 5.0, 7.5)) == [1, 2, 2, 3, 4]
-    assert places(answers(0.1, 0.2)) == [1, 2]
+    assert ranks(answers(1.0, 2.0, 2.0, 5.0, 7.5)) == [1, 2, 2, 3, 4]
+    assert ranks(answers(0.1, 0.2)) == [1, 2]
 
 
 def test_rows_without_an_order_are_counted():

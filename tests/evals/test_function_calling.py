@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.evals.function_calling import INSTRUCTION, Case, conversation, evaluate, load_cases
+from starling_train.evals.function_calling import Case, conversation, evaluate, load_cases
+from starling_train.evals.function_calling.cases import INSTRUCTION
 
 FUNCTION = {
     "name": "f",
@@ -80,7 +81,7 @@ QUESTIONS, TRUTHS = "BFCL_v4_multiple.json", "possible_answer/BFCL_v4_multiple.j
     [
         (QUESTIONS, "{", ":2: not JSON"),
         (QUESTIONS, "[" * 50_000, ":2: "),
-        (QUESTIONS, "[1]", ":2: no object with an `id`"),
+        (QUESTIONS, "[1]", ":2: a JSON list"),
         (QUESTIONS, {"question": [], "function": []}, ":2: no object with an `id`"),
         (
             QUESTIONS,
@@ -120,7 +121,7 @@ def test_missing_files_and_categories_are_named(directory, tmp_path):
     with pytest.raises(UserError, match=r"BFCL_v4_irrelevance\.json: no cases"):
         load_cases(directory, ["irrelevance"])
     (directory / "BFCL_v4_irrelevance.json").write_bytes(b'{"id": "\xff"}\n')
-    with pytest.raises(UserError, match=r"BFCL_v4_irrelevance\.json:1: not JSON"):
+    with pytest.raises(UserError, match=r"BFCL_v4_irrelevance\.json:1: not UTF-8"):
         load_cases(directory, ["irrelevance"])
 
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from starling_train.config import evaluate, sections
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.evals import held_out, perplexity
+from starling_train.data.chat import Chat
+from starling_train.evals import held_out, perplexity, registry
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
 
@@ -21,39 +23,47 @@ def asked(tmp_path) -> PpoConfig:
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def chat():
     import openchat_tokenizer
 
-    return openchat_tokenizer.build()
+    return Chat(openchat_tokenizer.build())
 
 
-def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, asked, tokenizer):
-    held = held_out.HeldOut.from_config(asked, [], tokenizer)
-    assert sum(len(window.predicted) for window in held.windows) == 50 and len(held.windows) == 4
-    small = [[token % 97 for token in window.ids] for window in held.windows]  # the tiny model's vocabulary
-    held.windows = [perplexity.Window(ids, w.predicted) for ids, w in zip(small, held.windows, strict=True)]
+def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, asked, chat):
+    held = held_out.HeldOut.from_config(asked, [], chat)
+    (skill,) = held.suites
+    (windows,) = skill.args
+    assert sum(len(window.predicted) for window in windows) == 50 and len(windows) == 4
+    small = [[token % 97 for token in window.ids] for window in windows]  # the tiny model's vocabulary
+    windows[:] = [perplexity.Window(ids, w.predicted) for ids, w in zip(small, windows, strict=True)]
     policy = tiny_mistral()
     slots, tokens = Budget("rollout.slots", 4), Budget("algorithm.tokens_per_microbatch", 4096)
 
     def measured() -> float:
-        return held_out.skills(held, policy, asked, slots, tokens, Runtime("cpu"))["eval/perplexity"]
+        return held.skills(policy, slots, tokens, Runtime("cpu"))["eval/perplexity"]
 
-    alone = perplexity.evaluate(tiny_mistral(), held.windows, Budget("x", 4096))
+    alone = perplexity.evaluate(tiny_mistral(), windows, Budget("x", 4096))
     assert measured() == pytest.approx(alone.perplexity, rel=1e-5)
     with torch.no_grad():
         policy.lm_head.weight.zero_()
     assert measured() == pytest.approx(97.0, rel=1e-4)
 
 
-def test_without_the_suite_there_is_no_text(tokenizer):
-    held = held_out.HeldOut.from_config(PpoConfig(), [], tokenizer)
-    assert held.windows == [] and held_out.skills(held, None, PpoConfig(), None, None, None) == {}
+def test_without_the_suite_there_is_no_text(chat):
+    held = held_out.HeldOut.from_config(PpoConfig(), [], chat)
+    assert held.suites == [] and held.skills(None, None, None, None) == {}
 
 
-def test_a_missing_text_is_told_by_its_key(asked, tokenizer):
+def test_the_table_of_suites_is_what_the_configuration_offers():
+    assert tuple(registry.SUITES) == evaluate.SUITES
+    assert all(registry.suite(name).name == name for name in registry.SUITES)
+    assert tuple(n for n in registry.SUITES if registry.suite(n).during_training is not None) == sections.SUITES
+
+
+def test_a_missing_text_is_told_by_its_key(asked, chat):
     asked.evaluation.perplexity.path += ".gone"
     with pytest.raises(UserError, match=r"^evaluation\.perplexity\.path: .*no such file"):
-        held_out.HeldOut.from_config(asked, [], tokenizer)
+        held_out.HeldOut.from_config(asked, [], chat)
 
 
 def test_adapters_count_those_of_the_head_too(tiny_mistral):

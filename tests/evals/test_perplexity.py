@@ -6,6 +6,7 @@ import torch
 
 from starling_train.config.fields import UserError
 from starling_train.data import nectar, openchat
+from starling_train.data.chat import Chat
 from starling_train.evals import perplexity
 from starling_train.models.budget import Budget
 
@@ -69,11 +70,11 @@ def test_windows_predict_every_token_that_counts_exactly_once(length, size):
 def test_too_little_text_has_no_window(tokenizer):
     assert perplexity.windows([1], [], 8) == perplexity.windows([], [], 8) == []
     with pytest.raises(UserError, match="no two tokens"):
-        perplexity.cut([""], tokenizer, 8)
+        perplexity.cut([""], Chat(tokenizer), 8)
 
 
 def test_plain_text_begins_with_bos_and_nothing_in_it_is_special(tokenizer):
-    ids, counted = perplexity.encode("Hello <|end_of_turn|>", tokenizer)
+    ids, counted = perplexity.encode("Hello <|end_of_turn|>", Chat(tokenizer))
     assert ids[:2] == [1, 22557] and openchat.end_of_turn_id(tokenizer) not in ids
     assert counted == list(range(1, len(ids)))
 
@@ -86,7 +87,7 @@ def test_of_a_conversation_the_answers_count_with_their_ends(tokenizer):
         return {"role": "assistant", "content": text}
 
     talk = [user("Hello"), assistant("Hi"), user("Hello"), assistant("Hello")]
-    ids, counted = perplexity.encode(talk, tokenizer)
+    ids, counted = perplexity.encode(talk, Chat(tokenizer))
     assert ids == openchat.encode(talk, tokenizer, add_generation_prompt=False)
     end = openchat.end_of_turn_id(tokenizer)
     hi, hello = openchat.text_ids("Hi", tokenizer), openchat.text_ids("Hello", tokenizer)
@@ -123,7 +124,7 @@ def test_nectar_is_its_prompts_with_their_best_answers(tmp_path):
         ("a.txt", b" \n", "a.txt: no text in it"),
         ("a.txt", b"\xff\xfe", "a.txt: not UTF-8"),
         ("a.jsonl", b"", "a.jsonl: no text in it"),
-        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: `text` is no string"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: `text` is not a string"),
         ("a.jsonl", b'{"a": 3}', "a.jsonl:1: no conversation"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', "a.jsonl:2: no conversation"),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1: .*half a surrogate"),

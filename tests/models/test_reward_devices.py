@@ -11,7 +11,7 @@ from starling_train.config.sections import RewardConfig
 from starling_train.models.reward import loading, write_starling_7b
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.source import RewardSource
-from starling_train.rewards import load as rewards_load
+from starling_train.rewards import directory
 from starling_train.run.runtime import Runtime
 
 KINDS = {"starling_7b": LlamaModel, "sequence_classification": AutoModelForSequenceClassification}
@@ -43,7 +43,7 @@ def arguments_of(directories, monkeypatch):
         monkeypatch.setattr(KINDS[kind], "from_pretrained", from_pretrained)
         config = RewardConfig(kind=kind, path=str(directories / kind), **settings)
         with pytest.raises(Asked) as asked:
-            rewards_load.load_reward(config, Runtime("cpu"))
+            directory.load(config, Runtime("cpu"))
         return asked.value.args[0]
 
     return call
@@ -65,7 +65,7 @@ def test_auto_needs_a_gpu(directories, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = RewardConfig(path=str(directories / "starling_7b"), device_map="auto")
     with pytest.raises(UserError, match=r"^reward\.device_map: auto needs GPUs .* none is visible"):
-        rewards_load.load_reward(config, Runtime("cpu"))
+        directory.load(config, Runtime("cpu"))
 
 
 def test_no_other_map_is_taken():

@@ -9,7 +9,7 @@ from reward_server import Scripted, honest
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
-from starling_train.rewards.served import RewardClient, RewardServerError
+from starling_train.rewards.served import RewardClient
 
 ASKED = conversations(20)
 SCORES = [float(len(messages[-1]["content"])) for messages in ASKED]  # what the servers here answer
@@ -74,7 +74,7 @@ def test_patience_ends_in_one_line():
     with Scripted() as server:
         port = server.server_port
     began = time.monotonic()
-    with pytest.raises(RewardServerError) as caught:
+    with pytest.raises(UserError) as caught:
         client(port, patience_s=0.6).score(ASKED)
     assert 0.5 < time.monotonic() - began < 4
     message = str(caught.value)
@@ -98,7 +98,7 @@ def test_patience_ends_in_one_line():
 )
 def test_an_answer_that_will_not_change_ends_at_once(answer, says):
     with Scripted(answer, answer) as server:
-        with pytest.raises(RewardServerError) as caught:
+        with pytest.raises(UserError) as caught:
             client(server.server_port, conversations_per_request=20).score(ASKED)
         assert says in str(caught.value) and len(server.requests) == 1
 
@@ -109,7 +109,7 @@ def test_one_refusal_ends_the_patience_of_the_others():
         asked = client(server.server_port, connections=1, conversations_per_request=10, patience_s=60)
         server.script += [(503, {})] * 100
         began = time.monotonic()
-        with pytest.raises(RewardServerError):
+        with pytest.raises(UserError):
             asked.score(ASKED)
         assert time.monotonic() - began < 10
 
@@ -151,5 +151,5 @@ def test_what_is_no_address_is_told(url):
 
 
 def test_check_tells_a_wrong_address_before_the_run():
-    with Scripted((401, {"error": "no token"})) as server, pytest.raises(RewardServerError, match="token"):
+    with Scripted((401, {"error": "no token"})) as server, pytest.raises(UserError, match="token"):
         client(server.server_port).check()

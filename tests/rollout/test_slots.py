@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen3Config
 
 from starling_train.config.sections import RolloutConfig
+from starling_train.data.chat import Chat
 from starling_train.rollout import slots
 from starling_train.rollout.generate import generate
-from starling_train.rollout.slots import Sampling
 from starling_train.rollout.stop_strings import StopStrings
 
 END = 32000
@@ -42,8 +42,8 @@ def make(config, attention="sdpa"):
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return openchat_tokenizer.build()
+def chat():
+    return Chat(openchat_tokenizer.build())
 
 
 def prompts(count=11):
@@ -56,24 +56,31 @@ def settings(**changes):
     return RolloutConfig(**({"max_new_tokens": 20, "slots": 4, "stop_strings": []} | changes))
 
 
-def greedy(limit=20):
-    return Sampling(eos=END, max_new_tokens=limit, stops=StopStrings(None, ()))
+class Ends:
+    """Stands for a chat where no text is looked at."""
+
+    end_ids = frozenset([END])
+
+
+def respond(model, chosen, count, greedy=True, keep_layer=None, indices=None, **changes):
+    """(responses, states) with so many slots, where no budget and no table is in between."""
+    config, indices = settings(slots=count, **changes), range(len(chosen)) if indices is None else indices
+    return slots.respond(model, Ends(), chosen, config, greedy, keep_layer, indices, lambda *done: None)
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_greedy_responses_are_those_of_generate(config, attention, tokenizer):
+def test_greedy_responses_are_those_of_generate(config, attention, chat):
     model = make(config, attention)
-    found = generate(model, tokenizer, prompts(), settings(), greedy=True)
-    expected = generate(model, tokenizer, prompts(), settings(engine="hf"), greedy=True)
+    found = generate(model, chat, prompts(), settings(), greedy=True)
+    expected = generate(model, chat, prompts(), settings(engine="hf"), greedy=True)
     assert found == expected
     assert len({len(response) for response in found.responses}) > 3  # some end early, some do not
 
 
-def drawn(model, chosen, slots_count, seeds=None, **changes):
-    how = {"eos": END, "max_new_tokens": 20, "stops": StopStrings(None, ())} | changes
-    seeds = [(7, index) for index in range(len(chosen))] if seeds is None else seeds
-    return slots.generate(model, chosen, Sampling(seeds=seeds, **how), slots_count)[0]
+def drawn(model, chosen, count, seed=7, **more):
+    torch.manual_seed(seed)
+    return respond(model, chosen, count, greedy=False, **more)[0]
 
 
 def test_a_response_depends_on_its_prompt_and_seed_alone():
@@ -81,8 +88,8 @@ def test_a_response_depends_on_its_prompt_and_seed_alone():
     together = drawn(model, chosen, 4)
     assert together == drawn(model, chosen, 1) == drawn(model, chosen, 100)
     order = [5, 2, 9, 0]
-    assert [together[i] for i in order] == drawn(model, [chosen[i] for i in order], 3, seeds=[(7, i) for i in order])
-    assert drawn(model, chosen, 4, seeds=[(8, i) for i in range(11)]) != together
+    assert [together[i] for i in order] == drawn(model, [chosen[i] for i in order], 3, indices=order)
+    assert drawn(model, chosen, 4, seed=8) != together
     # the first tokens do not depend on how many may follow
     shorter = drawn(model, chosen, 4, max_new_tokens=5)
     assert shorter == [response[:5] for response in together]
@@ -95,22 +102,22 @@ def test_prompts_that_are_equal_get_different_responses():
     assert len({tuple(response) for response in drawn(model, [[1, 5, 9]] * 8, 8)}) == 8
 
 
-def test_more_prompts_than_places_and_fewer():
+def test_more_prompts_than_slots_and_fewer():
     model, chosen = make(MODELS["mistral"]), prompts(24)
-    expected = slots.generate(model, chosen, greedy(), 24)[0]
+    expected = respond(model, chosen, 24)[0]
     for count in (1, 7, 23, 1000):
-        assert slots.generate(model, chosen, greedy(), count)[0] == expected
-    assert slots.generate(model, [], greedy(), 4)[0] == []
+        assert respond(model, chosen, count)[0] == expected
+    assert respond(model, [], 4)[0] == []
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_the_shortest_limits(limit):
-    found, _ = slots.generate(make(MODELS["mistral"]), prompts(), greedy(limit=limit), 4)
+    found, _ = respond(make(MODELS["mistral"]), prompts(), 4, max_new_tokens=limit)
     assert max(map(len, found)) == limit and min(map(len, found)) >= 1
 
 
 def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
-    """On a GPU all places take part in every step, free ones too; here with the plain step in place of the graph."""
+    """On a GPU all slots take part in every step, free ones too; here with the plain step in place of the graph."""
     from starling_train.rollout.decode_step import DecodeStep
 
     class FixedStep(DecodeStep):
@@ -123,16 +130,16 @@ def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
             return super().__call__(tokens, positions)
 
     model, chosen = make(MODELS["mistral"]), prompts(30)
-    expected = slots.generate(model, chosen, greedy(), 5)[0]
-    made = slots._Rollout.__init__
+    expected = respond(model, chosen, 5)[0]
+    made = slots._Decoder.__init__
 
     def on_gpu(self, policy, *rest):
         made(self, policy, *rest)
         self._on_gpu = True
 
-    monkeypatch.setattr(slots._Rollout, "__init__", on_gpu)
+    monkeypatch.setattr(slots._Decoder, "__init__", on_gpu)
     monkeypatch.setattr(slots, "GraphStep", FixedStep)
-    assert slots.generate(model, chosen, greedy(), 5)[0] == expected
+    assert respond(model, chosen, 5)[0] == expected
 
 
 def test_what_was_never_written_does_not_poison_attention(monkeypatch):
@@ -141,58 +148,57 @@ def test_what_was_never_written_does_not_poison_attention(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *size, **how: empty(self, *size, **how).fill_(torch.nan)
                         if self.is_floating_point() else empty(self, *size, **how))  # fmt: skip
     model, chosen = make(MODELS["mistral"]), prompts()
-    found = slots.generate(model, chosen, greedy(), 4)[0]
+    found = respond(model, chosen, 4)[0]
     monkeypatch.undo()
-    assert found == slots.generate(model, chosen, greedy(), 4)[0]
+    assert found == respond(model, chosen, 4)[0]
 
 
-def test_stop_strings_end_a_response_with_the_token_that_completes_them(tokenizer):
+def test_stop_strings_end_a_response_with_the_token_that_completes_them(chat):
     text = "one two three GPT4 Correct User: more and more words to come after it"
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    stops = StopStrings(tokenizer, ["GPT4 Correct User:", "never"])
+    ids = chat.tokenizer(text, add_special_tokens=False).input_ids
+    stops = StopStrings(chat, ["GPT4 Correct User:", "never"])
     end = stops.end(ids)
-    assert "GPT4 Correct User:" in tokenizer.decode(ids[:end])
-    assert "GPT4 Correct User:" not in tokenizer.decode(ids[: end - 1])
+    assert "GPT4 Correct User:" in chat.tokenizer.decode(ids[:end])
+    assert "GPT4 Correct User:" not in chat.tokenizer.decode(ids[: end - 1])
     assert stops.end(ids[: end - 1]) is None
-    assert StopStrings(tokenizer, []).end(ids) is None
+    assert StopStrings(chat, []).end(ids) is None
 
 
 @pytest.mark.parametrize("cut", [3, 8, 11])
-def test_a_stop_string_anywhere_gives_what_generate_gives(tokenizer, cut):
+def test_a_stop_string_anywhere_gives_what_generate_gives(chat, cut):
     model = make(MODELS["mistral"])
     with torch.no_grad():  # tokens that are words, not bytes
         model.lm_head.weight[5000:5200] = model.lm_head.weight[:200]
         model.lm_head.weight[:200] = 0.0
-    plain = generate(model, tokenizer, prompts(), settings(), greedy=True).responses
+    plain = generate(model, chat, prompts(), settings(), greedy=True).responses
     longest = max(plain, key=len)
-    word = tokenizer.decode(longest[cut - 2 : cut]).strip()
+    word = chat.tokenizer.decode(longest[cut - 2 : cut]).strip()
     assert word
     options = {"stop_strings": [word]}
-    found = generate(model, tokenizer, prompts(), settings(**options), greedy=True)
-    assert found == generate(model, tokenizer, prompts(), settings(engine="hf", **options), greedy=True)
+    found = generate(model, chat, prompts(), settings(**options), greedy=True)
+    assert found == generate(model, chat, prompts(), settings(engine="hf", **options), greedy=True)
     assert found.responses != plain
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_kept_states_are_those_that_enter_the_layer(layer):
     model, chosen = make(MODELS["mistral"]), prompts()
-    how = Sampling(eos=END, max_new_tokens=20, stops=StopStrings(None, ()), seeds=[(1, i) for i in range(11)])
-    responses, entering = slots.generate(model, chosen, how, 3, keep_layer=layer)
+    responses, entering = respond(model, chosen, 3, greedy=False, keep_layer=layer)
     for prompt, response, states in zip(chosen, responses, entering, strict=True):
         ids = torch.tensor([(prompt + response)[:-1]])
         expected = model(ids, output_hidden_states=True, use_cache=False).hidden_states[layer][0]
         torch.testing.assert_close(states, expected.detach(), atol=1e-5, rtol=1e-5)
-    assert slots.generate(model, chosen, how, 3)[1] is None
+    assert respond(model, chosen, 3)[1] is None
     assert not model.model.layers[layer]._forward_pre_hooks
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: graphs cannot be captured")
 @pytest.mark.parametrize("name", ["mistral", "mistral with a short window", "qwen2 with layers of two kinds"])
-def test_captured_steps_give_what_generate_gives_on_a_gpu(name, tokenizer):
+def test_captured_steps_give_what_generate_gives_on_a_gpu(name, chat):
     model = make(MODELS[name]).cuda()
     for count in (3, 64):
-        found = generate(model, tokenizer, prompts(30), settings(slots=count), greedy=True, keep_layer=1)
-        assert found == generate(model, tokenizer, prompts(30), settings(engine="hf"), greedy=True)
+        found = generate(model, chat, prompts(30), settings(slots=count), greedy=True, keep_layer=1)
+        assert found == generate(model, chat, prompts(30), settings(engine="hf"), greedy=True)
         for prompt, response, states in zip(found.prompts, found.responses, found.entering, strict=True):
             ids = torch.tensor([(prompt + response)[:-1]], device="cuda")
             expected = model(ids, output_hidden_states=True, use_cache=False).hidden_states[1][0]

@@ -14,6 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
+from starling_train.evals.held_out_pairs import pair_metrics
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
@@ -27,7 +28,7 @@ def main() -> None:
     dtype, first = getattr(torch, sys.argv[5]), int(sys.argv[6])
     torch.set_num_threads(1)
     runtime = Runtime("cpu", timeout_s=60)
-    with runtime.together():
+    with runtime.fails_together():
         torch.manual_seed(0)
         shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
         policy = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2)).to(dtype)
@@ -49,13 +50,13 @@ def main() -> None:
         found = []
         for step in range(first + 1, first + steps + 1):
             optimizer.set_rates(step, 100)
-            mine = runtime.share(given[step])
+            mine = runtime.shard(given[step])
             found.append(update.update(net, optimizer, mine, settings, runtime, budget).metrics)
         with optimizer.gathered():
-            found[-1] |= update.evaluate(net, [given[0]], settings, budget, runtime)
+            found[-1] |= pair_metrics(net, [given[0]], settings, budget, runtime)
         bytes_here = runtime.gather([bytes_of(optimizer)])
         tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
-        if runtime.is_first:
+        if runtime.is_main:
             torch.save(tensors, out.with_suffix(".state"))
             out.write_text(json.dumps({"metrics": found, "bytes": bytes_here}))
 

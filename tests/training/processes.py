@@ -28,7 +28,7 @@ def main() -> None:
     first = int(sys.argv[6]) if len(sys.argv) > 6 else 0
     torch.set_num_threads(1)
     runtime = Runtime("cpu", timeout_s=60)
-    with runtime.together():
+    with runtime.fails_together():
         torch.manual_seed(0)
         shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
         policy = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2)).to(dtype)
@@ -51,11 +51,11 @@ def main() -> None:
         rows = []
         for step in range(first + 1, first + steps + 1):
             everyones = rollout(step)
-            mine = everyones.only(runtime.share(range(len(everyones))))
+            mine = everyones.only(runtime.shard(range(len(everyones))))
             everyones_scores = torch.linspace(-1, 1, len(everyones))
             if step == 3:  # all those of a second process are not finite
                 everyones_scores[1::2] = torch.nan
-            scores = torch.tensor(runtime.share(everyones_scores.tolist()))
+            scores = torch.tensor(runtime.shard(everyones_scores.tolist()))
             with optimizer.gathered():
                 experience = make_experience(actors, mine, scores, algorithm, 0.1, runtime=runtime)
             train_policy = step > 1
@@ -64,7 +64,7 @@ def main() -> None:
             rows.append(update(actors, optimizer, experience, algorithm, order, train_policy, None, runtime).metrics)
         bytes_here = runtime.gather([bytes_of(optimizer)])
         tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
-        if runtime.is_first:
+        if runtime.is_main:
             torch.save(tensors, out.with_suffix(".state"))
             out.write_text(json.dumps({"metrics": rows, "bytes": bytes_here}))
 

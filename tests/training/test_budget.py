@@ -23,7 +23,7 @@ def test_halves_undoes_and_goes_on():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
         return tokens
 
-    assert budget.attempt(phase, undo=lambda: undone.append(1)) == budget.amount == 250
+    assert budget.halving(phase, undo=lambda: undone.append(1)) == budget.amount == 250
     assert len(said) == len(undone) == 2
     assert "algorithm.tokens_per_microbatch is 250" in said[1] and "\n" not in said[1]
 
@@ -33,7 +33,7 @@ def test_gives_up_where_the_least_is_too_much():
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: 99 bytes")
 
     with pytest.raises(UserError, match=r"algorithm\.tokens_per_microbatch: out of memory even at 1"):
-        Budget("algorithm.tokens_per_microbatch", 100, lambda line: None).attempt(phase)
+        Budget("algorithm.tokens_per_microbatch", 100, lambda line: None).halving(phase)
 
 
 def test_other_errors_pass_through():
@@ -41,7 +41,7 @@ def test_other_errors_pass_through():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Budget("algorithm.tokens_per_microbatch", 100).attempt(phase)
+        Budget("algorithm.tokens_per_microbatch", 100).halving(phase)
 
 
 def test_a_real_refusal_of_the_allocator_is_recognised():
@@ -69,8 +69,8 @@ def test_what_cannot_be_done_again_names_the_key_and_half_of_it():
 
     budget = Budget("algorithm.tokens_per_microbatch", 1000)
     with pytest.raises(UserError, match=r"out of memory at 1000; start again with algorithm.tokens_per_microbatch=500"):
-        budget.only_attempt(phase)
-    assert budget.only_attempt(lambda tokens: tokens) == 1000
+        budget.once(phase)
+    assert budget.once(lambda tokens: tokens) == 1000
 
 
 @pytest.mark.parametrize("limit", [9, 13])

@@ -8,6 +8,7 @@ import torch
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import OptimConfig
+from starling_train.evals.held_out_pairs import pair_metrics
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
@@ -177,13 +178,13 @@ def test_updates_widen_the_margin_and_the_first_one_starts_at_log_2(net):
 def test_validation_of_the_untrained_policy_is_exactly_even(net):
     """The reference's numbers came out of the same pass, so no rounding decides a pair."""
     config, budget = DpoLossConfig(tokens_per_microbatch=60), Budget("test", 60)
-    found = update.evaluate(net, [referenced(net)], config, budget, Runtime())
+    found = pair_metrics(net, [referenced(net)], config, budget, Runtime())
     assert found["eval/preference_accuracy"] == 0.5
     assert found["eval/reward_margin"] == 0 and found["eval/loss"] == pytest.approx(math.log(2))
     optimizer = optimizer_of(net)
     given = referenced(net)
     update.update(net, optimizer, given, config)
-    after = update.evaluate(net, [given[:2], given[2:]], config, budget, Runtime())
+    after = pair_metrics(net, [given[:2], given[2:]], config, budget, Runtime())
     assert after["eval/reward_margin"] > 0
 
 

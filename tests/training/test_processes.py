@@ -84,8 +84,8 @@ def test_the_others_wait_for_the_first_longer_than_for_a_lost_process(tmp_path):
 import sys, time
 from starling_train.run.runtime import Runtime
 runtime = Runtime("cpu", timeout_s=2)
-with runtime.together():
-    made = runtime.from_first(lambda: time.sleep(5) or [1, 2])
+with runtime.fails_together():
+    made = runtime.on_first(lambda: time.sleep(5) or [1, 2])
     sys.stdout.write(f"rank {runtime.rank} {made} {runtime.sum([1.0])}\\n")  # one write: lines of two do not mix
 """,
         tmp_path,
@@ -99,7 +99,7 @@ def test_an_error_of_ours_is_not_taken_for_a_lost_process(tmp_path):
         """
 from starling_train.run.runtime import Runtime
 runtime = Runtime("cpu", timeout_s=5)
-with runtime.together():
+with runtime.fails_together():
     runtime.sum([1.0])
     raise RuntimeError("the connection of two layers timed out")  # words that a network's error has, too
 """,

@@ -1,20 +1,18 @@
 """One whole step against the plain way: `generate`, three full models, one padded batch, autograd throughout."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from minibatch import add_gradients
 
-from starling_train.config.sections import AlgorithmConfig
+from starling_train.config.sections import AlgorithmConfig, RolloutConfig
 from starling_train.core.advantages import gae, token_rewards
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import ppo_policy_loss, value_loss
 from starling_train.models.actors import Actors
-from starling_train.rollout import slots
-from starling_train.rollout.responses import Rollout
-from starling_train.rollout.slots import Sampling
-from starling_train.rollout.stop_strings import StopStrings
+from starling_train.rollout.generate import generate
 from starling_train.training.ppo.experience import make_experience
 
 END, LIMIT, KL = 5, 12, 0.3
@@ -79,12 +77,11 @@ def test_responses_losses_and_gradients_are_those_of_the_plain_way(tiny_mistral,
     actors, policy, reference, critic_model, value_head = parts(tiny_mistral, critic)
     config = AlgorithmConfig(critic=critic, tokens_per_microbatch=budget, minibatches=1, value_clip=0.1)
 
-    how = Sampling(eos=END, max_new_tokens=LIMIT, stops=StopStrings(None, ()))
-    responses, entering = slots.generate(actors.policy.eval(), PROMPTS, how, 3, keep_layer=1)
-    actors.train()
+    limits = RolloutConfig(slots=3, max_new_tokens=LIMIT, stop_strings=[])
+    rollout = generate(actors.policy, SimpleNamespace(end_ids={END}), PROMPTS, limits, greedy=True, keep_layer=1)
+    responses = rollout.responses
     assert responses == plain_responses(policy.eval())
-    assert len({len(response) for response in responses}) > 1  # padding and refilled places play a part
-    rollout = Rollout(PROMPTS, responses, [r[-1] == END for r in responses], entering)
+    assert len({len(response) for response in responses}) > 1  # padding and refilled slots play a part
     experience = make_experience(actors, rollout, SCORES, config, KL)
     sums = add_gradients(actors, experience, [0, 1, 2, 3, 4], config)
 

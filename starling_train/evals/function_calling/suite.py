@@ -1,75 +1,84 @@
-"""TODO docstring."""
+"""The suite `function_calling`: how many of the leaderboard's cases a policy answers rightly, greedily."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from starling_train.data import openchat
-from starling_train.evals import function_calling
+from torch import nn
+
+from starling_train.config.ppo import PpoConfig
+from starling_train.data.chat import Chat
+from starling_train.evals.function_calling.cases import Case, evaluate, load_cases
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Progress, Say, about, digest, named, shares, unique
-from starling_train.files.journal import Journal
+from starling_train.evals.suite import Line, Say, Skill, Suite, about, data_of, shares, unique
+from starling_train.models.budget import Budget
+from starling_train.rollout.generate import generate
+from starling_train.run.runtime import Runtime
+
+
+def during_training(config: PpoConfig, chat: Chat) -> Skill:
+    """Read the cases that `evaluation.function_calling` names; all processes answer them together, in percent."""
+    how = config.evaluation.function_calling
+    cases = load_cases(how.path, limit=how.cases)
+    limits = replace(config.rollout, max_new_tokens=how.max_new_tokens)
+
+    def measure(policy: nn.Module, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
+        def answer(conversations: list[list[dict]]) -> list[str]:
+            prompts = [chat.prompt(messages) for messages in runtime.shard(conversations)]
+            rollout = generate(policy, chat, prompts, limits, greedy=True, budget=slots)
+            return runtime.gather([chat.text(ids, limits.stop_strings) for ids in rollout.responses])
+
+        result = evaluate(cases, answer)
+        by_category = {f"eval/function_calling_{name}": value for name, value in result.by_category.items()}
+        return {"eval/function_calling": result.accuracy} | by_category
+
+    return measure
 
 
 @dataclass
-class FunctionCalling:
+class FunctionCalling(Suite):
     """How many of the leaderboard's cases the policy answers rightly."""
 
-    subjects: Subjects
-    cases: list[function_calling.Case]
-    max_new_tokens: int
-    identity: dict[str, Any]
-    name: str = "function_calling"
+    cases: list[Case]
+
+    name = "function_calling"
+    during_training = staticmethod(during_training)
 
     @classmethod
     def find(cls, subjects: Subjects) -> "FunctionCalling":
-        """Read the cases and look up the policy. Raises UserError."""
         how = subjects.config.function_calling
         with about("function_calling.path"):
-            cases = function_calling.load_cases(Path(how.path).expanduser(), limit=how.cases)
-        identity = {
-            "suite": cls.name,
-            "model": subjects.policy_identity(),
-            "data": {"path": named(how.path)} | digest(asdict(case) for case in cases),
-            "settings": subjects.greedy_settings(how.max_new_tokens),
-        }
-        return cls(subjects, cases, how.max_new_tokens, identity)
+            cases = load_cases(how.path, limit=how.cases)
+        data = data_of(how.path, (asdict(case) for case in cases))
+        return cls(subjects, subjects.identity_of(cls.name, data, subjects.greedy_settings(how.max_new_tokens)), cases)
 
     def plan(self) -> str:
-        where = f"{self.identity['data']['path']} with {self.subjects.config.model.path}"
-        return f"{len(self.cases):,} cases of {where}, greedy, up to {self.max_new_tokens} tokens an answer"
-
-    def check(self, dry_run: bool) -> None:
-        self.subjects.check_policy()
+        config = self.subjects.config
+        where = f"{self.identity['data']['path']} with {config.model.path}"
+        limit = config.function_calling.max_new_tokens
+        return f"{len(self.cases):,} cases of {where}, greedy, up to {limit} tokens an answer"
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         keys = unique([case.id for case in self.cases])
-        with Journal(folder, f"{self.name}.answers", self.identity) as journal:
+        subjects, progress = self.subjects, self.progress(say, "answers")
+        limits = subjects.limits(subjects.config.function_calling.max_new_tokens)
+        with self.journal(folder, "answers") as journal:
 
             def answer(conversations: list[list[dict]]) -> list[str]:
-                prompts = [openchat.encode(messages, self.subjects.tokenizer) for messages in conversations]
-                progress = Progress(say, self.name, "answers", len(keys), len(journal.rows))
-                self.subjects.answer(
-                    dict(zip(keys, prompts, strict=True)),
-                    journal,
-                    self.subjects.limits(self.max_new_tokens),
-                    progress,
-                    greedy=True,
-                )
+                prompts = [subjects.chat.prompt(messages) for messages in conversations]
+                questions = dict(zip(keys, prompts, strict=True))
+                subjects.answer(questions, journal, limits, progress(len(keys), len(journal.rows)), greedy=True)
                 return [journal.rows[key]["response"] for key in keys]
 
-            found = function_calling.evaluate(self.cases, answer)
+            result = evaluate(self.cases, answer)
         cases = Counter(case.category for case in self.cases)
         by_category = [
             {"category": name, "accuracy": percent / 100, "cases": cases[name]}
-            for name, percent in found.by_category.items()
+            for name, percent in result.by_category.items()
         ]
-        return {"accuracy": found.accuracy / 100, "cases": len(self.cases), "by_category": by_category}
+        return {"accuracy": result.accuracy / 100, "cases": len(self.cases), "by_category": by_category}
 
     def lines(self, result: dict[str, Any]) -> list[Line]:
         parts = [(part["category"], part["accuracy"], part["cases"]) for part in result["by_category"]]
         return shares([("", result["accuracy"], result["cases"]), *parts])
-
-    def notes(self, result: dict[str, Any]) -> list[str]:
-        return []

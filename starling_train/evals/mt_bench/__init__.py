@@ -11,49 +11,39 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from starling_train.data import openchat
+from starling_train.data.conversations import with_answer
 from starling_train.evals.mt_bench import bench as mt_bench
 from starling_train.evals.mt_bench.bench import TURNS, Bench, Question
 from starling_train.evals.mt_bench.judge import Judge, Reply, endpoint, key_of
 from starling_train.evals.subjects import Subjects
-from starling_train.evals.suite import Line, Progress, Say, about, digest, named
+from starling_train.evals.suite import Line, Say, Suite, about, data_of, digest
 from starling_train.files.journal import Journal
 
 NO_RATING = "no rating in the reply"
 
 
 @dataclass
-class MtBench:
-    """The mean rating of both turns of all questions, and of each category."""
+class MtBench(Suite):
+    """The mean rating of both turns of all questions, and of each category.
 
-    subjects: Subjects
+    answered: what the answers depend on, whoever judges them.
+    """
+
     bench: Bench
     answered: dict[str, Any]
-    identity: dict[str, Any]
-    name: str = "mt_bench"
+
+    name = "mt_bench"
 
     @classmethod
     def find(cls, subjects: Subjects) -> "MtBench":
-        """Read the questions and look up the policy. Raises UserError."""
-        how, rollout = subjects.config.mt_bench, subjects.config.rollout
+        how = subjects.config.mt_bench
         with about("mt_bench.path"):
             bench = mt_bench.load(Path(how.path).expanduser(), how.questions)
-        answered = {
-            "suite": cls.name,
-            "model": subjects.policy_identity(),
-            "data": {"path": named(how.path)}
-            | digest([q.id, q.turns, q.temperature(how.temperature)] for q in bench.questions),
-            "settings": {
-                **subjects.greedy_settings(how.max_new_tokens),
-                "temperature": how.temperature,
-                "top_p": rollout.top_p,
-                "top_k": rollout.top_k,
-                "seed": subjects.config.seed,
-            },
-        }
+        data = data_of(how.path, ([q.id, q.turns, q.temperature(how.temperature)] for q in bench.questions))
+        answered = subjects.identity_of(cls.name, data, subjects.sampled_settings(how.max_new_tokens, how.temperature))
         asked = digest([[asdict(q) for q in bench.questions], [asdict(p) for p in bench.prompts.values()]])
         judge = {"model": how.judge.model, "max_tokens": how.judge.max_tokens}  # known by its name, wherever it is
-        return cls(subjects, bench, answered, answered | {"judge": judge | {"prompts": asked}})
+        return cls(subjects, answered | {"judge": judge | {"prompts": asked}}, bench, answered)
 
     def plan(self) -> str:
         judge = self.subjects.config.mt_bench.judge
@@ -74,24 +64,24 @@ class MtBench:
 
     def _encode(self, question: Question, answers: Sequence[str]) -> list[int]:
         """The conversation up to where the next answer begins."""
-        messages = []
+        messages: list[dict] = []
         for turn, answer in zip(question.turns, answers, strict=False):
-            messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
+            messages = with_answer([*messages, {"role": "user", "content": turn}], answer)
         messages.append({"role": "user", "content": question.turns[len(answers)]})
-        return openchat.encode(messages, self.subjects.tokenizer)
+        return self.subjects.chat.prompt(messages)
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
-        with Journal(folder, f"{self.name}.answers", self.answered) as journal:
+        with self.journal(folder, "answers", self.answered) as journal:
             self._answer(journal, say)
             answers = dict(journal.rows)
-        with Journal(folder, f"{self.name}.judgments", self.identity) as journal:
+        with self.journal(folder, "judgments") as journal:
             self._judge(answers, journal, say)
             return self._result(answers, journal.rows)
 
     def _answer(self, journal: Journal, say: Say) -> None:
         """Both turns of every question, those of one temperature together."""
         how, questions = self.subjects.config.mt_bench, self.bench.questions
-        progress = Progress(say, self.name, "answers", len(TURNS) * len(questions), len(journal.rows))
+        progress = self.progress(say, "answers")(len(TURNS) * len(questions), len(journal.rows))
         for turn in TURNS:
             for heat in sorted({question.temperature(how.temperature) for question in questions}):
                 prompts = {
@@ -113,7 +103,7 @@ class MtBench:
         if not missing:
             return
         total = len(TURNS) * len(self.bench.questions)
-        progress = Progress(say, self.name, "judgments", total, len(journal.rows))
+        progress = self.progress(say, "judgments")(total, len(journal.rows))
 
         def take(key: str, reply: Reply) -> None:
             rated = None if reply.text is None else mt_bench.rating(reply.text)

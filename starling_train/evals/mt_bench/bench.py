@@ -87,8 +87,8 @@ class Bench:
 def rating(reply: str) -> float | None:
     """The number of the first `[[n]]` in a judge's reply, else of the first `[n]`; None without one from 1 to 10."""
     for pattern in _RATINGS:
-        if found := pattern.search(reply):
-            value = float(found[1])
+        if match := pattern.search(reply):
+            value = float(match[1])
             return value if LOWEST <= value <= HIGHEST else None
     return None
 
@@ -102,15 +102,15 @@ def load(directory: Path, limit: int | None = None) -> Bench:
         raise UserError(f"{directory}: no such directory; give the one with question.jsonl and judge_prompts.jsonl")
     prompts = _judge_prompts(directory / "judge_prompts.jsonl")
     references = _references(directory)
-    found: dict[str, list[Question]] = {}
+    by_category: dict[str, list[Question]] = {}
     seen: set[str] = set()
-    for place, row in _rows(directory / "question.jsonl"):
-        question = _question(place, row, references)
+    for where, row in _rows(directory / "question.jsonl"):
+        question = _question(where, row, references)
         if question.id in seen:
-            raise UserError(f"{place}: question {question.id} is there twice; {AGAIN}")
+            raise UserError(f"{where}: question {question.id} is there twice; {AGAIN}")
         seen.add(question.id)
-        found.setdefault(question.category, []).append(question)
-    return Bench(in_turn(list(found.values()), limit), prompts)
+        by_category.setdefault(question.category, []).append(question)
+    return Bench(in_turn(list(by_category.values()), limit), prompts)
 
 
 def _rows(path: Path) -> list[tuple[str, dict]]:
@@ -122,15 +122,15 @@ def _rows(path: Path) -> list[tuple[str, dict]]:
     return rows
 
 
-def _question(place: str, row: dict, references: dict[str, list[str]]) -> Question:
+def _question(where: str, row: dict, references: dict[str, list[str]]) -> Question:
     name, category, turns = row.get("question_id"), row.get("category"), row.get("turns")
     if not isinstance(name, int | str) or isinstance(name, bool) or not isinstance(category, str):
-        raise UserError(f"{place}: no `question_id` or no `category`; {AGAIN}")
+        raise UserError(f"{where}: no `question_id` or no `category`; {AGAIN}")
     if not _are_texts(turns) or len(turns) != len(TURNS):
-        raise UserError(f"{place}: `turns` are not two texts; {AGAIN}")
+        raise UserError(f"{where}: `turns` are not two texts; {AGAIN}")
     needs = category in WITH_REFERENCE
     if needs and str(name) not in references:
-        raise UserError(f"{place}: question {name} ({category}) has no reference answer in {REFERENCES[0]}; add it")
+        raise UserError(f"{where}: question {name} ({category}) has no reference answer in {REFERENCES[0]}; add it")
     return Question(str(name), category, turns, references[str(name)] if needs else [])
 
 
@@ -138,31 +138,31 @@ def _references(directory: Path) -> dict[str, list[str]]:
     path = next((directory / name for name in REFERENCES if (directory / name).is_file()), None)
     if path is None:
         raise UserError(f"{directory / REFERENCES[0]}: no such file; {AGAIN}")
-    found = {}
-    for place, row in _rows(path):
+    references = {}
+    for where, row in _rows(path):
         match row:
             case {"question_id": name, "choices": [{"turns": turns}, *_]} if _are_texts(turns) and len(turns) == 2:
-                found[str(name)] = turns
+                references[str(name)] = turns
             case _:
-                raise UserError(f"{place}: no `question_id`, or no two `turns` in `choices`; {AGAIN}")
-    return found
+                raise UserError(f"{where}: no `question_id`, or no two `turns` in `choices`; {AGAIN}")
+    return references
 
 
 def _judge_prompts(path: Path) -> dict[tuple[int, bool], JudgePrompt]:
     by_name: dict[Any, tuple[str, dict]] = {}
-    for place, row in _rows(path):
-        by_name[str(row.get("name"))] = (place, row)
-    found = {}
+    for where, row in _rows(path):
+        by_name[str(row.get("name"))] = (where, row)
+    prompts = {}
     for key, name in JUDGE_PROMPTS.items():
         if name not in by_name:
             raise UserError(f"{path}: no prompt named {name}; {AGAIN}")
-        place, row = by_name[name]
+        where, row = by_name[name]
         system, template = row.get("system_prompt"), row.get("prompt_template")
         if not _are_texts([system, template]) or _fields(template) != FIELDS[key]:
             wanted = ", ".join(sorted(FIELDS[key]))
-            raise UserError(f"{place}: no `system_prompt`, or a `prompt_template` without {wanted}; {AGAIN}")
-        found[key] = JudgePrompt(system, template)
-    return found
+            raise UserError(f"{where}: no `system_prompt`, or a `prompt_template` without {wanted}; {AGAIN}")
+        prompts[key] = JudgePrompt(system, template)
+    return prompts
 
 
 def _are_texts(value: Any) -> bool:

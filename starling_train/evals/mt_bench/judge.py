@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from starling_train.config.evaluate import JudgeConfig
 from starling_train.config.fields import UserError
-from starling_train.models.patient_http import PatientHttp, Unanswered, reason_of, token_of
+from starling_train.models.patient_http import PatientHttp, address, reason_of, token_of
 
 FATAL = (401, 403, 404)  # the next request would fare no better
 TRIES = 3  # judgments that may fail before one has succeeded
@@ -43,11 +43,11 @@ class Judge:
         self._limit = "max_tokens"
         self._http = PatientHttp(
             "judge",
+            "judgment",
+            KEY,
             endpoint(config.url),
             key_of(config),
-            connections=config.connections,
-            timeout_s=config.timeout_s,
-            patience_s=config.patience_s,
+            config,
             is_outside=host != "localhost" and not host.startswith("127."),
             longest_pause_s=LONGEST_PAUSE_S,
         )
@@ -59,7 +59,7 @@ class Judge:
             self._limit = "max_completion_tokens"  # OpenAI's newer models know only this name
             response = self._post(messages)
         if response.status_code in FATAL:
-            raise UserError(f"{KEY}.url: {self._http.url} refuses ({reason_of(response)}); {self._remedy(response)}")
+            raise self._http.refusal(response, self._remedy(response))
         if response.status_code != 200:
             return Reply(None, reason_of(response))
         return _read(response)
@@ -98,8 +98,8 @@ class Judge:
                     f"{KEY}: {self._config.model} at {self._http.url} gave no judgment ({reply.failure}); check "
                     f"{KEY}.model and {KEY}.url"
                 )
-            for name, found in (failed | {key: reply}).items():
-                take(name, found)
+            for name, given in (failed | {key: reply}).items():
+                take(name, given)
             break
         return keys
 
@@ -130,13 +130,7 @@ class Judge:
     def _post(self, messages: list[dict]) -> Any:
         config = self._config
         body = {"model": config.model, "messages": messages, "temperature": 0, self._limit: config.max_tokens}
-        try:
-            return self._http.post(body)
-        except Unanswered as error:
-            raise UserError(
-                f"{KEY}.url: {self._http.url} gave no judgment for {config.patience_s:g} s ({error}); see to the "
-                f"server and run the same command again, or raise {KEY}.patience_s"
-            ) from error
+        return self._http.post(body)
 
     def _remedy(self, response: Any) -> str:
         if response.status_code == 404:
@@ -148,12 +142,7 @@ class Judge:
 
 def endpoint(url: str) -> str:
     """`https://host/v1` -> where chat completions are asked for. Raises UserError."""
-    import httpx
-
-    try:
-        httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UserError(f"{KEY}.url: '{url}' is no address ({error}); give http://HOST:PORT/v1") from error
+    address(url, f"{KEY}.url")
     return f"{url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
 
 

@@ -72,7 +72,7 @@ class RewardModel:
 
     def score_ids(self, encoded: Sequence[list[int]]) -> list[float]:
         """One score for each of `encode`'s results, in order."""
-        return self.budget.attempt(lambda tokens: self._score_ids(encoded, tokens))
+        return self.budget.halving(lambda tokens: self._score_ids(encoded, tokens))
 
     @property
     def tokens_per_batch(self) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
-from starling_train.data import nectar, openchat, pairs, prompts, ranked
+from starling_train.data import nectar, pairs, prompts, ranked
+from starling_train.data.chat import Chat
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
 from starling_train.models.source import ModelSource
@@ -38,27 +39,27 @@ class DpoInputs:
     """The policy as it lies on disk, and the pairs."""
 
     source: ModelSource
-    tokenizer: Any
+    chat: Chat
     data: Data
 
     @classmethod
     def find(cls, config: DpoConfig, run: RunDirectory, runtime: Runtime) -> "DpoInputs":
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
         source = ModelSource.open(config.model.path, "model.path", config.model.revision)
-        tokenizer = policy.load_tokenizer(source)
-        check_lengths(config, source.policy_config, tokenizer)
+        chat = policy.load_chat(source)
+        check_lengths(config, source.policy_config, chat)
         check_shares(config, runtime)
         preflight.check_policy_run(config, source, run.path)
         preflight.check_gpu(lambda: planned(config, source)[1], runtime.device)
-        return cls(source, tokenizer, load_data(config, tokenizer))
+        return cls(source, chat, load_data(config, chat))
 
 
-def load_data(config: DpoConfig, tokenizer: Any) -> Data:
+def load_data(config: DpoConfig, chat: Chat) -> Data:
     """Read the ranked rows, drop what says nothing or is too long, split by prompt. Raises UserError."""
     data = config.data
     rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
     usable, without = ranked.with_an_order(rows.rows, data.path)
-    fitting, too_long = prompts.tokenise([row.messages for row in usable], tokenizer, data.max_prompt_tokens)
+    fitting, too_long = prompts.tokenise([row.messages for row in usable], chat, data.max_prompt_tokens)
     prompt_of = {id(prompt.messages): prompt for prompt in fitting}
     paired = pairs.make([row for row in usable if id(row.messages) in prompt_of], config.dpo.pairs, config.seed)
     training, held_out = prompts.hold_out(paired, data.eval_prompts, config.seed)
@@ -76,9 +77,9 @@ def _pairs(rows: list[PairedRow]) -> int:
     return sum(len(row.pairs) for row in rows)
 
 
-def check_lengths(config: DpoConfig, model_config: Any, tokenizer: Any) -> None:
+def check_lengths(config: DpoConfig, model_config: Any, chat: Chat) -> None:
     """Raise UserError if an answer can outgrow the model's positions, or ids its vocabulary."""
-    policy.check_lengths(config, model_config, tokenizer)
+    policy.check_lengths(config, model_config, chat)
     if config.dpo.max_length > model_config.max_position_embeddings:
         raise UserError(
             f"dpo.max_length: {config.dpo.max_length} is more than the model's {model_config.max_position_embeddings} "
@@ -105,18 +106,18 @@ def find_reference(
 
     Only rows that some step trains on are computed, and the held-out ones.
     """
-    data, tokenizer = inputs.data, inputs.tokenizer
-    base = runtime.from_first(lambda: identify_base(run.checkpoints, inputs.source.directory)).sha256
+    data, chat = inputs.data, inputs.chat
+    base = runtime.on_first(lambda: identify_base(run.checkpoints, inputs.source.directory)).sha256
     count, per_step = len(data.training), config.dpo.prompts_per_step
-    stream = prompts.PromptStream(range(count), per_step, config.seed)
+    stream = prompts.Stream(range(count), per_step, config.seed)
     used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
     training = [row for index, row in enumerate(data.training) if index in used]
     needed = dpo_reference.pieces(training) + dpo_reference.pieces(data.held_out)
-    probe = [openchat.encode(row.messages, tokenizer) for row in [*training, *data.held_out][:PROBED]]
+    probe = [chat.prompt(row.messages) for row in [*training, *data.held_out][:PROBED]]
     settings = {"dtype": config.model.dtype, "max_length": config.dpo.max_length}
     rows = [row for piece in needed for row in piece]
     who = dpo_reference.identity(base, settings, rows, probe)
-    known = runtime.from_first(lambda: dpo_reference.read(run.path / dpo_reference.FILE, who, needed))
+    known = runtime.on_first(lambda: dpo_reference.read(run.path / dpo_reference.FILE, who, needed))
     return dpo_reference.Reference(needed, who, known)
 
 
@@ -145,12 +146,12 @@ def describe(config: DpoConfig) -> str:
     """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
     source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = source.policy_config
-    tokenizer = policy.load_tokenizer(source)
-    check_lengths(config, model_config, tokenizer)
+    chat = policy.load_chat(source)
+    check_lengths(config, model_config, chat)
     table, memory = planned(config, source)
     pairs_found, count = "  (not a local path: read when the run starts)", ""
     if Path(config.data.path).expanduser().exists():
-        data = load_data(config, tokenizer)
+        data = load_data(config, chat)
         pairs_found, count = f": {data.report}", f", {steps(config, len(data.training))} steps"
     dpo = config.dpo
     return "\n".join(
@@ -158,7 +159,7 @@ def describe(config: DpoConfig) -> str:
             f"run        {config.name}: DPO ({dpo.loss}, beta {dpo.beta:g}), {dpo.epochs:g} epochs of "
             f"{dpo.prompts_per_step} prompts a step{count}",
             f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
-            f"{len(tokenizer)} tokens), {config.model.dtype}",
+            f"{len(chat.tokenizer)} tokens), {config.model.dtype}",
             f"pairs      {config.data.path}{pairs_found}",
             f"trains     {what_trains.selection(config.freeze)}",
             *what_trains.rendered(table, memory),

@@ -13,6 +13,7 @@ from starling_train.config.dpo import DpoLossConfig
 from starling_train.core.micro_batches import cut_packed
 from starling_train.core.preference import count_pairs, dpo_losses
 from starling_train.data import pairs
+from starling_train.data.chat import Chat
 from starling_train.data.pairs import PairedRow
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
@@ -51,9 +52,9 @@ class Updated(NamedTuple):
     skipped: list[int]
 
 
-def encode(row: PairedRow, index: int, tokenizer: Any, max_length: int) -> EncodedRow:
-    """A row in Openchat's template, its answers cut at max_length tokens. See `EncodedRow`."""
-    encoded = [pairs.encode(conversation, tokenizer, max_length) for conversation in row.conversations()]
+def encode(row: PairedRow, index: int, chat: Chat, max_length: int) -> EncodedRow:
+    """Encode a row in the chat's template, its answers cut at max_length tokens. See `EncodedRow`."""
+    encoded = [pairs.encode(conversation, chat, max_length) for conversation in row.conversations()]
     prompts, responses = [prompt for prompt, _, _ in encoded], [response for _, response, _ in encoded]
     return EncodedRow(index, prompts, responses, row.pairs, row.reference, sum(cut for _, _, cut in encoded))
 
@@ -151,7 +152,7 @@ def means(lines: Sequence[Sequence[float]]) -> dict[str, float]:
 @torch.no_grad()
 def logprobs_of(actors: Actors, rows: Sequence[EncodedRow], budget: Budget, runtime: Runtime) -> list[list[float]]:
     """Log-probability of every answer, nats, by row. rows: of all processes, which share them."""
-    mine = runtime.share(rows)
+    mine = runtime.shard(rows)
 
     def compute(tokens: int) -> list[list[float]]:
         logprobs: dict[int, list[float]] = {}
@@ -160,33 +161,7 @@ def logprobs_of(actors: Actors, rows: Sequence[EncodedRow], budget: Budget, runt
             logprobs |= {row.index: part.tolist() for row, part in zip(group, parts, strict=True)}
         return [logprobs[index] for index in range(len(mine))]
 
-    return runtime.gather(budget.attempt(compute))
-
-
-def evaluate(
-    actors: Actors, pieces: Sequence[Sequence[EncodedRow]], config: DpoLossConfig, budget: Budget, runtime: Runtime
-) -> dict[str, float]:
-    """`eval/` metrics of held-out pairs: their rewards need the reference's log-probs, which are numbers by now.
-
-    pieces: the rows in the pieces in which the reference's were computed: the untrained policy then has the same
-    log-probs to the last bit.
-    """
-    lines: list[list[float]] = []
-    for rows in pieces:
-        for row, logprobs in zip(rows, logprobs_of(actors, rows, budget, runtime), strict=True):
-            if row.pairs:
-                chosen, rejected = torch.tensor(row.pairs).T
-                lines += compared(
-                    torch.tensor(logprobs), torch.tensor(row.reference), chosen, rejected, config
-                ).tolist()
-    measured = means(lines)
-    return {
-        "eval/loss": measured["loss"],
-        "eval/preference_accuracy": measured["accuracy"],
-        "eval/reward_margin": measured["margin"],
-        "eval/chosen_reward": measured["chosen_reward"],
-        "eval/rejected_reward": measured["rejected_reward"],
-    }
+    return runtime.gather(budget.halving(compute))
 
 
 def micro_batches(rows: Sequence[EncodedRow], tokens: int) -> Iterator[list[EncodedRow]]:

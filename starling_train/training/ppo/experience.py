@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ from starling_train.core.masked import whiten
 from starling_train.core.micro_batches import cut_packed
 from starling_train.core.ppo import kl_estimate
 from starling_train.core.running_moments import RunningMoments
+from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.micro_batch import micro_batch, response_mask
+from starling_train.rewards.kinds import Scorer
 from starling_train.rollout.generate import generate
-from starling_train.rollout.hidden_states import Prefix
+from starling_train.rollout.hidden_states import SharedStates
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 
@@ -41,7 +43,7 @@ class Experience:
     total: Tensor  # (sequences,): score minus KL penalty, what the policy is paid
     row_at: dict[int, int]  # this process's fit sequences, by their place among those of all processes
     token_counts: list[int]  # of the fit responses of all processes, by place
-    prefix: Prefix | None = None  # hidden states below the lowest layer that trains; None where nothing is shared
+    prefix: SharedStates | None = None  # hidden states below the lowest layer that trains; None where nothing is shared
 
     def kl_per_sequence(self) -> Tensor:
         """k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
@@ -50,7 +52,7 @@ class Experience:
 
 def draw(
     actors: Actors,
-    tokenizer: Any,
+    chat: Chat,
     batch: Sequence[Prompt],
     config: PpoConfig,
     slots: Budget,
@@ -59,15 +61,15 @@ def draw(
 ) -> Rollout:
     """One response to each of this process's share of a step's prompts, drawn from the live weights."""
     runtime.seed_all("rollout", step)
-    ids = [prompt.ids for prompt in runtime.share(batch)]
+    ids = [prompt.ids for prompt in runtime.shard(batch)]
     return generate(
         actors.policy,
-        tokenizer,
+        chat,
         ids,
         config.rollout,
         keep_layer=layer_to_keep(actors, ids, config),
         budget=slots,
-        places=runtime.share(range(len(batch))),
+        indices=runtime.shard(range(len(batch))),
     )
 
 
@@ -92,7 +94,7 @@ class Scores(NamedTuple):
     truncated: int
 
 
-def score(reward_model: Any, conversations: list[list[dict]], runtime: Runtime) -> Scores:
+def score(reward_model: Scorer, conversations: list[list[dict]], runtime: Runtime) -> Scores:
     """Score this process's conversations. Raises UserError, on all processes, if no score is finite."""
     before = reward_model.truncated
     own, of_all = finite_scores(torch.tensor(reward_model.score(conversations)), runtime)
@@ -149,11 +151,11 @@ def make_experience(
     runtime = runtime or Runtime()
     kept = _kept_in_rollout(actors, rollout, config)
 
-    def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Prefix | None]:
+    def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, SharedStates | None]:
         prefix = kept if kept is not None or not actors.shares_states else _empty_prefix(actors, rollout, config)
         return *forward_all(actors, rollout, tokens, prefix), prefix
 
-    is_response, logprobs, reference, values, prefix = budget.attempt(score)
+    is_response, logprobs, reference, values, prefix = budget.halving(score)
     scores = scores.to(logprobs)
     fit = torch.stack([x.isfinite().all(-1) for x in (scores[:, None], logprobs, reference, values)]).all(0)
     is_response, scores = is_response & fit[:, None], torch.where(fit, scores, 0.0)
@@ -183,7 +185,7 @@ def make_experience(
     )
 
 
-def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> Prefix | None:
+def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates | None:
     """The hidden states that were kept while the responses were drawn, taken out of the rollout; None without any."""
     if not rollout.entering or not actors.shares_states:
         return None
@@ -195,13 +197,13 @@ def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) 
     return prefix
 
 
-def _empty_prefix(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> Prefix:
-    return Prefix(rollout.lengths(), actors.device, config.prefix_device_gb)
+def _empty_prefix(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates:
+    return SharedStates(rollout.lengths(), actors.device, config.prefix_device_gb)
 
 
 @torch.no_grad()
 def forward_all(
-    actors: Actors, rollout: Rollout, tokens_per_microbatch: int, prefix: Prefix | None = None
+    actors: Actors, rollout: Rollout, tokens_per_microbatch: int, prefix: SharedStates | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(is_response, log-probs, reference log-probs, values) of every response token, (sequences, longest response).
 

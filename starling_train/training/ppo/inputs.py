@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.data import nectar, prompts
+from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt, counts
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
@@ -14,7 +14,7 @@ from starling_train.planning.memory import Plan
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import rendered, selection, what_trains
-from starling_train.rewards.load import check_reward
+from starling_train.rewards import kinds
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
@@ -36,7 +36,7 @@ class PpoInputs:
     """The policy as it lies on disk, and the prompts. baseline_gb: memory that was held before."""
 
     source: ModelSource
-    tokenizer: Any
+    chat: Chat
     data: Data
     baseline_gb: float
 
@@ -45,11 +45,11 @@ class PpoInputs:
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
         baseline_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
         source = ModelSource.open(config.model.path, "model.path", config.model.revision)
-        tokenizer = policy.load_tokenizer(source)
-        policy.check_lengths(config, source.policy_config, tokenizer)
+        chat = policy.load_chat(source)
+        policy.check_lengths(config, source.policy_config, chat)
         check_shares(config, runtime)
         check_run(config, source, run.path, runtime)
-        return cls(source, tokenizer, load_data(config, tokenizer), baseline_gb)
+        return cls(source, chat, load_data(config, chat), baseline_gb)
 
     def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
         """(planned peak of each process, decimal GB, a line that compares it with what the run took)."""
@@ -57,7 +57,7 @@ class PpoInputs:
         return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
 
 
-def load_data(config: PpoConfig, tokenizer: Any) -> Data:
+def load_data(config: PpoConfig, chat: Chat) -> Data:
     """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter."""
     rows = nectar.load(
         config.data.path,
@@ -65,7 +65,7 @@ def load_data(config: PpoConfig, tokenizer: Any) -> Data:
         exclude=config.data.exclude,
         answers=False,
     )
-    fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], tokenizer, config.data.max_prompt_tokens)
+    fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], chat, config.data.max_prompt_tokens)
     training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
     report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
@@ -75,7 +75,7 @@ def load_data(config: PpoConfig, tokenizer: Any) -> Data:
 def check_run(config: PpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> None:
     """Check everything that a run needs but its data. source: the policy. Raises UserError."""
     preflight.check_policy_run(config, source, run)
-    check_reward(config.reward)
+    kinds.of(config.reward).check(config.reward, True)
     preflight.check_gpu(lambda: planned(config, source)[1], runtime.device)
 
 
@@ -97,27 +97,27 @@ def describe(config: PpoConfig) -> str:
     """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
     source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = source.policy_config
-    tokenizer = policy.load_tokenizer(source)
-    policy.check_lengths(config, model_config, tokenizer)
+    chat = policy.load_chat(source)
+    policy.check_lengths(config, model_config, chat)
     table, memory = planned(config, source)
     return "\n".join(
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
             f"{config.algorithm.prompts_per_step} prompts, up to {config.rollout.max_new_tokens} new tokens",
             f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
-            f"{len(tokenizer)} tokens), {config.model.dtype}",
-            f"prompts    {config.data.path}{_prompt_report(config, tokenizer)}",
-            f"reward     {config.reward.place()} ({config.reward.kind})",
+            f"{len(chat.tokenizer)} tokens), {config.model.dtype}",
+            f"prompts    {config.data.path}{_prompt_report(config, chat)}",
+            f"reward     {kinds.described(config.reward)}",
             f"trains     {selection(config.freeze)}",
             *rendered(table, memory),
         ]
     )
 
 
-def _prompt_report(config: PpoConfig, tokenizer: Any) -> str:
+def _prompt_report(config: PpoConfig, chat: Chat) -> str:
     if not Path(config.data.path).expanduser().exists():
         return "  (not a local path: read when the run starts)"
-    return f": {load_data(config, tokenizer).report}"
+    return f": {load_data(config, chat).report}"
 
 
 def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:

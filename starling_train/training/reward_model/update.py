@@ -14,7 +14,7 @@ from starling_train.core.micro_batches import cut_bundles_by_tokens
 from starling_train.core.padding import padded
 from starling_train.core.preference import PairCounts, count_pairs, kwise_losses
 from starling_train.data.nectar import Row
-from starling_train.data.ranked import conversations, places
+from starling_train.data.ranked import conversations, ranks
 from starling_train.models.budget import Budget
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
@@ -37,7 +37,7 @@ class EncodedRow:
 
 def encode(rows: Sequence[Row], model: RewardModel) -> list[EncodedRow]:
     """Rows in the reward model's template and tokenizer, truncated on the left as in scoring."""
-    return [EncodedRow([model.encode(c) for c in conversations(row)], places(row.answers)) for row in rows]
+    return [EncodedRow([model.encode(c) for c in conversations(row)], ranks(row.answers)) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def evaluate(
     rows: of all processes, which share them.
     """
     runtime = runtime or Runtime()
-    groups = _micro_batches(runtime.share(rows), config.tokens_per_microbatch)
+    groups = _micro_batches(runtime.shard(rows), config.tokens_per_microbatch)
     sums = _together(runtime.gather([_loss(net, group, 0.0)[1] for group in groups]))
     by_distance = {
         f"eval/preference_accuracy_distance_{distance}": right / pairs

@@ -1,0 +1,28 @@
+"""The suites by name, each imported when it is asked for: `evaluate` measures them, training those with a skill."""
+
+from importlib import import_module
+from typing import Any
+
+from starling_train.data.chat import Chat
+from starling_train.evals.suite import Skill, Suite
+
+# name -> module and class
+SUITES = {
+    "reward": ("starling_train.evals.reward", "Reward"),
+    "preference": ("starling_train.evals.preference", "Preference"),
+    "function_calling": ("starling_train.evals.function_calling.suite", "FunctionCalling"),
+    "perplexity": ("starling_train.evals.perplexity", "Perplexity"),
+    "mt_bench": ("starling_train.evals.mt_bench", "MtBench"),
+    "lm_eval": ("starling_train.evals.lm_eval", "LmEval"),
+}
+
+
+def suite(name: str) -> type[Suite]:
+    """The class of a suite."""
+    module, class_name = SUITES[name]
+    return getattr(import_module(module), class_name)
+
+
+def skills(config: Any, chat: Chat) -> list[Skill]:
+    """What `evaluation.suites` of a run's configuration asks for, in the table's order. Raises UserError."""
+    return [suite(name).during_training(config, chat) for name in SUITES if name in config.evaluation.suites]

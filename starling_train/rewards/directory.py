@@ -1,0 +1,35 @@
+"""A reward model in a directory of weights, or a hub id: checked by its headers, loaded into this process."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starling_train.config.sections import RewardConfig
+from starling_train.models import quantisation
+from starling_train.models.reward import header_checks, model
+from starling_train.models.reward.source import RewardSource
+from starling_train.models.source import ModelSource
+from starling_train.run.runtime import Runtime
+
+PLACE, HOLDS_MEMORY = "path", True
+SCORED_BY = ("dtype", "load_in", "position", "trailing_newline", "max_length")
+
+
+def check(config: RewardConfig, weights: bool = True) -> None:
+    """Check the directory and its tokenizer; weights: their names and shapes too. Raises UserError."""
+    quantisation.check_acceleration(load_in=config.load_in, device_map=config.device_map)
+    header_checks.check_reward(config, RewardSource.of(config, weights=weights), weights=weights)
+
+
+def load(config: RewardConfig, runtime: Runtime) -> model.RewardModel:
+    """Load the model, with its own tokenizer, on the run's device. Raises UserError."""
+    device = config.device_map or str(runtime.device)
+    return model.load(RewardSource.of(config), config, dtype=config.dtype, device=device)
+
+
+def identity(
+    config: RewardConfig,
+    identify: Callable[[ModelSource], dict[str, Any]],
+    weights: bool = True,
+) -> dict[str, Any]:
+    """Say which model it is, by its files. Raises UserError."""
+    return identify(RewardSource.of(config, weights=weights).model)

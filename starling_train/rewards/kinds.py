@@ -1,0 +1,51 @@
+"""The table of reward kinds: where scores come from, by `reward.kind`.
+
+A kind is a module beside this one and a row here; its keys are checked in `config/sections.py`. A module has
+
+    PLACE          the key of the section `reward` that says where it is
+    SCORED_BY      the keys that its scores depend on besides
+    HOLDS_MEMORY   whether another model has to be let go for it
+    check(config, weights)               what can be found wrong without loading it; weights False: it need not be there
+    load(config, runtime)                a Scorer, on the run's device
+    identity(config, identify, weights)  who it is, as JSON; identify: hashes the files of a ModelSource
+
+and raises UserError.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Protocol
+
+from starling_train.config.fields import UserError
+from starling_train.config.sections import RewardConfig
+from starling_train.data import reward_templates
+from starling_train.models.budget import Budget
+from starling_train.rewards import directory, served
+
+# by reward.kind
+KINDS: dict[str, ModuleType] = {**dict.fromkeys(reward_templates.KINDS, directory), "server": served}
+
+
+class Scorer(Protocol):
+    """What gives scores.
+
+    truncated: answers so far that lost their beginning. budget: of tokens at a time, that a run may halve, or None.
+    """
+
+    truncated: int
+    budget: Budget | None
+
+    def score(self, conversations: Sequence[list[dict]]) -> list[float]:
+        """One score a conversation, in order. Raises UserError."""
+
+    def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
+        """One score a conversation, or what is wrong with it."""
+
+
+def of(config: RewardConfig) -> ModuleType:
+    return KINDS[config.kind]
+
+
+def described(config: RewardConfig) -> str:
+    """Where it is, and its kind, for people to read."""
+    return f"{getattr(config, of(config).PLACE)} ({config.kind})"

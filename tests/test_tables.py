@@ -1,0 +1,36 @@
+"""The tables at the seams have a row for everything that the configuration offers, and no other."""
+
+from dataclasses import fields
+
+import pytest
+
+from starling_train.config.sections import REWARD_MODELS, LoggingConfig, RewardConfig, RolloutConfig
+from starling_train.rewards import kinds
+from starling_train.rollout.generate import ENGINES
+from starling_train.run.tracker import TRACKERS
+
+
+def offered(section: type, key: str) -> set[str]:
+    (field,) = (field for field in fields(section) if field.name == key)
+    return set(field.metadata["choices"])
+
+
+@pytest.mark.parametrize(
+    ("table", "section", "key"),
+    [
+        (kinds.KINDS, RewardConfig, "kind"),
+        (ENGINES, RolloutConfig, "engine"),
+        (TRACKERS, LoggingConfig, "wandb"),
+    ],
+)
+def test_a_table_is_what_its_key_offers(table, section, key):
+    assert set(table) == offered(section, key)
+
+
+def test_a_reward_kind_has_all_that_is_asked_of_one():
+    for name, kind in kinds.KINDS.items():
+        config = RewardConfig(kind=name, path="DIR", url="http://host")
+        assert kinds.of(config) is kind and callable(kind.check) and callable(kind.load) and callable(kind.identity)
+        assert set(kind.SCORED_BY) | {kind.PLACE} <= {field.name for field in fields(RewardConfig)}
+        assert config.has_weights == (name in REWARD_MODELS) == kind.HOLDS_MEMORY
+        assert kinds.described(config) == f"{'DIR' if config.has_weights else 'http://host'} ({name})"
