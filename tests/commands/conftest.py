@@ -36,7 +36,7 @@ RIGHT = {
 }
 EXPENSIVE = (
     "starling_train.models.causal_lm.load_causal_lm",
-    "starling_train.models.reward.model.load_reward_model",
+    "starling_train.models.reward.model.load",
     "starling_train.models.reward.start.start",
     "starling_train.selection.scan.scan",
 )
