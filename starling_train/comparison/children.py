@@ -1,4 +1,4 @@
-"""Commands as processes of their own, a few at a time, which a signal ends as it would end them alone."""
+"""Commands in separate processes, a few at a time, which a signal ends as it would end them alone."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass
 class Child:
-    """A command to run. name: for messages. log: what it prints goes there, after what is there already."""
+    """A command to run. name: for messages. log: its output is appended to this file."""
 
     name: str
     arguments: list[str]
@@ -25,11 +25,11 @@ class Child:
 
 
 def run(children: Sequence[Child], at_once: int, say: Callable[[str], None]) -> None:
-    """Run all of them, `at_once` side by side. say: told of each that begins and ends.
+    """Run all children, `at_once` side by side. say: prints a line for each that begins and ends.
 
-    A signal is passed on to those that run, Ctrl-C as SIGTERM; when they have ended, this process exits with the
-    signal's own code. Where one fails, the others that run go on to their end, no new one begins, and UserError names
-    it, with its last line. None is left running, whatever happens here.
+    A signal is passed on to the running ones, Ctrl-C as SIGTERM; when they have ended, this process exits with the
+    signal's own code. If one fails, the others continue to their end, no new one begins, and UserError names the failed
+    one, with its last line. No child is left running, whatever happens here.
     """
     running: list[Child] = []
     with _received() as received:
@@ -48,10 +48,10 @@ def run(children: Sequence[Child], at_once: int, say: Callable[[str], None]) -> 
 
 @contextmanager
 def _received() -> Iterator[list[int]]:
-    """The signals that have come so far. One that is ignored stays so, as in `run/signals.py`."""
+    """Collect the signals that come. An ignored signal stays ignored, as in `run/signals.py`."""
     received: list[int] = []
-    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in heard}
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in handled}
     try:
         yield received
     finally:
@@ -62,8 +62,17 @@ def _received() -> Iterator[list[int]]:
 def _look_after(
     waiting: list[Child], running: list[Child], at_once: int, received: list[int], say: Callable[[str], None]
 ) -> Child | None:
-    """Until all have ended; gives the first that failed. Signals are passed on here and not by their handler, so that
-    one that comes while a process is being made reaches it as well."""
+    """Start the children and wait until all have ended; return the first that failed.
+
+    Signals are passed on here and not by their handler, so that one that comes while a process is being started reaches
+    it as well.
+
+    waiting: not started yet.
+    running: filled here, for the caller.
+    at_once: how many run side by side.
+    received: the signals so far.
+    say: prints a line.
+    """
     failed, passed = None, 0
     while waiting or running:
         while waiting and len(running) < at_once and not (received or failed):
@@ -85,7 +94,7 @@ def _look_after(
 
 
 def _start(child: Child) -> Child:
-    """In a group of its own: a terminal's Ctrl-C comes to us alone, and from us to it."""
+    """Start a child in its own process group: a terminal's Ctrl-C reaches only us, and we pass it on."""
     child.log.parent.mkdir(parents=True, exist_ok=True)
     with child.log.open("a") as file:
         child.process = subprocess.Popen(
@@ -97,4 +106,4 @@ def _start(child: Child) -> Child:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ")[:300] if lines else "it said nothing"
+    return lines[-1].removeprefix("error: ")[:300] if lines else "without output"

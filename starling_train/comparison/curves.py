@@ -13,9 +13,9 @@ from starling_train.files import json_lines
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: steps that were evaluated, and there the reward and each skill, as change since step 0.
+    """One run: the evaluated steps, and at each the reward and every skill, as change since step 0.
 
-    left_out: steps whose evaluation has a value that is not finite, or lacks one.
+    left_out: steps whose evaluation lacks a value or has one that is not finite.
     """
 
     strategy: str
@@ -29,9 +29,15 @@ class Curve:
 
 
 def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]) -> Curve | None:
-    """The curve of a finished run; None for one that is not.
+    """Read the curve of a finished run; None for a run that is not finished.
 
-    Raises UserError for a metric that it did not log, or not at step 0, and for files that are no run's.
+    Raises UserError for a metric that the run did not log, or not at step 0, and for files of something else.
+
+    run: the run's directory.
+    strategy: its strategy.
+    seed: its seed.
+    reward: the metric of reward.
+    skills: the metrics of skills.
     """
     if not (run / "summary.json").is_file():
         return None
@@ -40,7 +46,7 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
         summary = json.loads((run / "summary.json").read_text())
         rows = json_lines.read(run / "metrics.jsonl")
         trained, steps = summary["trainable"]["parameters"], summary["steps"]
-        # what is behind the summary's last step is of a run that goes on
+        # rows after the summary's last step belong to a run that was extended and is not finished
         rows = [row for row in rows if row["step"] <= steps and any(key in row for key in keys)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"run_dir: {run} cannot be read, it holds no finished run; remove it, or repair it") from error
@@ -74,8 +80,13 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
 
 @dataclass(frozen=True)
 class Side:
-    """One strategy over its seeds. reward, skills: at the last step. at_level: skills where the reward first reached
-    the level, steps_to_level when; runs that never did are left out of these and show in their counts."""
+    """One strategy over its seeds.
+
+    reward, skills: at the last step.
+    at_level: the skills where the reward first reached the level. Runs that never did are left out, here and in
+        steps_to_level, and show in the counts.
+    steps_to_level: when it did.
+    """
 
     strategy: str
     trained: int
@@ -96,9 +107,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class StrategyComparison:
-    """level: the gain of reward at which strategies are compared, None if there is none, and then no `equal_reward`.
+    """The strategies side by side.
 
-    equal_steps, equal_reward: against `reference`. notes: what a reader must know of the runs, in sentences.
+    reference: the strategy that the others are compared with.
+    level: the gain of reward at which skills are compared; None if a run gained nothing, and then `equal_reward` is
+        empty.
+    sides: one for each strategy.
+    equal_steps, equal_reward: the differences to `reference`.
+    notes: what a reader must know of the runs, in sentences.
     """
 
     reference: str
@@ -109,6 +125,7 @@ class StrategyComparison:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as strict JSON values: null for nan."""
         return _strict(asdict(self))
 
 
@@ -123,10 +140,10 @@ def _strict(value: Any) -> Any:
 def compare(curves: Sequence[Curve], reference: str, level: float | None = None) -> StrategyComparison:
     """Compare strategies, the reference first. level: of reward gained; None = the most that every run reached.
 
-    Where a run gained nothing there is no such level, and all would be equal at step 0: then a note says so instead.
-    The runs must not be empty, and one of them must be the reference's.
+    Where a run gained nothing, such a level would be at step 0, where all are equal: then a note says so instead. The
+    runs must not be empty, and one of them must have the reference strategy.
     """
-    told = notes(curves, level)
+    remarks = notes(curves, level)
     if level is None:
         level = min(max(curve.reward) for curve in curves)
         level = level if level > 0 else None
@@ -139,11 +156,11 @@ def compare(curves: Sequence[Curve], reference: str, level: float | None = None)
 
     def differences(of: str, value: Any) -> list[Difference]:
         plain = {curve.seed: value(curve) for curve in by_name[reference]}
-        found = []
+        rows = []
         for name in names[1:]:
             pairs = [(value(curve), plain.get(curve.seed)) for curve in by_name[name]]
-            found.append(Difference(name, of, interval([a - b for a, b in pairs if a is not None and b is not None])))
-        return found
+            rows.append(Difference(name, of, interval([a - b for a, b in pairs if a is not None and b is not None])))
+        return rows
 
     sides = [
         Side(
@@ -161,27 +178,27 @@ def compare(curves: Sequence[Curve], reference: str, level: float | None = None)
         last += differences(skill, lambda curve, skill=skill: curve.skills[skill][-1])
     compared = skills if level is not None else []
     equal = [d for skill in compared for d in differences(skill, lambda c, s=skill: reached(c, c.skills[s]))]
-    return StrategyComparison(reference, level, sides, last, equal, told)
+    return StrategyComparison(reference, level, sides, last, equal, remarks)
 
 
 def notes(curves: Sequence[Curve], level: float | None) -> list[str]:
-    """What a reader must know: no gain where a level follows from gains, values left out, runs of unequal length."""
-    said = []
+    """Return what a reader must know: runs without a gain, values left out, runs of unequal length."""
+    remarks = []
     stuck = [f"{curve.strategy} seed {curve.seed}" for curve in curves if max(curve.reward) <= 0]
     if stuck and level is None:
-        said.append(
+        remarks.append(
             f"No comparison at equal reward: {', '.join(stuck)} never gained any. Give compare.level to compare those "
             "that reach it."
         )
     for curve in curves:
         if curve.left_out:
             steps = ", ".join(map(str, curve.left_out))
-            said.append(f"{curve.strategy} seed {curve.seed}: a value at step {steps} is not finite; left out.")
+            remarks.append(f"{curve.strategy} seed {curve.seed}: a value at step {steps} is not finite; left out.")
     last = {max([*curve.steps, *curve.left_out]) for curve in curves}
     if len(last) > 1:
         steps = ", ".join(map(str, sorted(last)))
-        said.append(f"The runs end at different steps ({steps}): each counts at its own last.")
-    return said
+        remarks.append(f"The runs end at different steps ({steps}): each counts at its own last.")
+    return remarks
 
 
 def _known(values: Any) -> list[float]:

@@ -10,13 +10,13 @@ from starling_train.comparison.children import Child
 from starling_train.config.compare import OWN, CompareConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.ppo import check as check_run
+from starling_train.config.ppo import check as check_ppo
 from starling_train.run.directory import RunDirectory
 
 
 @dataclass
 class StrategyRun:
-    """One strategy with one seed: its settings, the process that makes it, and whether there is nothing to do."""
+    """One strategy with one seed: its settings, the process that runs it, and whether it is finished."""
 
     config: PpoConfig
     child: Child
@@ -30,34 +30,37 @@ def find_runs(
     configuration: Callable[[list[str]], PpoConfig],
     quoted: Callable[[str], str],
 ) -> list[StrategyRun]:
-    """All that are requested, seed by seed. Raises UserError, also for a directory that holds runs with other settings.
+    """Return all requested runs, seed by seed. Raises UserError, also for a directory with runs of other settings.
 
-    arguments: this command's own; a run has these, then the strategy's. configuration: reads a command line as the run
-    will read it, once for each strategy: what is finished need not be started to say so. quoted: writes a value so that
-    it is read back.
+    config: the command's configuration.
+    directory: of all runs.
+    arguments: this command's own; a run has these, then the strategy's.
+    configuration: reads a command line as the run will read it, once for each strategy, so that a finished run need not
+        be started to be known.
+    quoted: writes a value so that a command line reads it back.
     """
     section, layers = config.compare, count_layers(config)
     given = [argument for argument in arguments if not argument.lstrip("+~").startswith(OWN)]
-    made = {}
+    lines = {}
     for strategy in section.only or section.strategies:
         own = [re.sub("=LAYERS$", f"={layers}", override) for override in section.strategies[strategy]]
         line = [*given, *own, f"name={quoted(f'{config.name}_{strategy}')}"]
-        made[strategy] = (line, check_settings(strategy, own, configuration(line)))
+        lines[strategy] = (line, check_settings(strategy, own, configuration(line)))
     runs = []
     for seed in range(section.first_seed, section.first_seed + section.seeds):
-        for strategy, (line, settings) in made.items():
-            place = directory / "runs" / strategy / f"seed_{seed}"
-            whole = ["starling_train.ppo", *line, f"seed={seed}", f"run_dir={quoted(str(place))}"]
+        for strategy, (line, settings) in lines.items():
+            path = directory / "runs" / strategy / f"seed_{seed}"
+            whole = ["starling_train.ppo", *line, f"seed={seed}", f"run_dir={quoted(str(path))}"]
             child = Child(f"{strategy}/seed_{seed}", whole, directory / "logs" / f"{strategy}_seed_{seed}.log")
-            settings = replace(settings, seed=seed, run_dir=str(place))
+            settings = replace(settings, seed=seed, run_dir=str(path))
             runs.append(StrategyRun(settings, child, RunDirectory(settings).is_finished()))
     return runs
 
 
 def check_settings(strategy: str, own: list[str], settings: PpoConfig) -> PpoConfig:
-    """The settings of a strategy, if they are right. Raises UserError, which names the strategy for its own keys."""
+    """Check and return the settings of a strategy. Raises UserError, which names the strategy for its own keys."""
     try:
-        check_run(settings)
+        check_ppo(settings)
     except UserError as error:
         keys = tuple(f"{override.lstrip('+~').partition('=')[0]}:" for override in own)
         raise UserError(f"compare.strategies.{strategy}: {error}" if str(error).startswith(keys) else error) from error
@@ -65,7 +68,7 @@ def check_settings(strategy: str, own: list[str], settings: PpoConfig) -> PpoCon
 
 
 def count_layers(config: CompareConfig) -> int:
-    """As many of the last layers as freeze.top_percent is of all: a like number of parameters."""
+    """Return how many of the last layers are freeze.top_percent of all: about as many parameters."""
     from starling_train.planning import shapes
 
     shape = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
@@ -73,7 +76,7 @@ def count_layers(config: CompareConfig) -> int:
 
 
 def look_over(missing: list[StrategyRun], is_dry: bool) -> None:
-    """What a run would find wrong before it trains, for one run of each strategy. Raises UserError."""
+    """Check what a run checks before it trains, for one run of each strategy. Raises UserError."""
     from starling_train.evals.held_out import HeldOut
     from starling_train.models.source import ModelSource
     from starling_train.run.runtime import Runtime
@@ -91,7 +94,7 @@ def look_over(missing: list[StrategyRun], is_dry: bool) -> None:
     source = ModelSource.open(config.model.path, "model.path", config.model.revision)
     for settings in first.values():
         inputs.check_run(settings, source, Path(settings.run_dir), runtime)
-    chat = policy.load_chat(source)  # from here on, what is the same for all
+    chat = policy.load_chat(source)  # from here on, the checks that are the same for all
     policy.check_lengths(config, source.policy_config, chat)
     HeldOut.from_config(config, inputs.load_data(config, chat).held_out, chat)
 

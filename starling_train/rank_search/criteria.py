@@ -1,4 +1,4 @@
-"""What a change of a model is judged by: a number on a part of the data, and the same on a part that judges nothing."""
+"""The criteria that judge a change of a model: a number on one part of the data, and the same on a held-out part."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,14 @@ NAMES = ("perplexity", *PREFERENCE)
 
 @dataclass(frozen=True)
 class Criterion:
-    """judging, held_out: windows of text, or pairs of answers, `unit` in words. dropped: pairs that were too long."""
+    """A measure with its data.
+
+    name: of the measure.
+    unit: what an item is called: windows, or pairs.
+    judging: the windows of text or pairs of answers that decide.
+    held_out: those that decide nothing.
+    dropped: how many pairs were too long.
+    """
 
     name: str
     unit: str
@@ -33,30 +40,36 @@ class Criterion:
     _measure: Callable[[nn.Module, list[Any], Budget], float]
 
     def measure(self, model: nn.Module, budget: Budget) -> float:
-        """On the part that judges."""
+        """Measure on the part that decides."""
         return self._measure(model, self.judging, budget)
 
     def measure_held_out(self, model: nn.Module, budget: Budget) -> float | None:
-        """On the part that judges nothing; None without one."""
+        """Measure on the held-out part; None without one."""
         return self._measure(model, self.held_out, budget) if self.held_out else None
 
     def digest(self) -> str:
-        """A hash of the measure and of all tokens that it reads, in hex."""
+        """Return a hash of the measure and of all tokens that it reads, in hex."""
         return hashlib.sha256(repr((self.name, self.judging, self.held_out)).encode()).hexdigest()
 
     def is_not_worse(self, after: float, before: float) -> bool:
-        """False where `after` is nan."""
+        """Whether `after` is at least as good as `before`; False where `after` is nan."""
         return after <= before if self.name == "perplexity" else after >= before
 
 
 def of_text(path: str, chat: Chat, window: int, split: "Split") -> Criterion:
-    """Perplexity on the text behind `path`. Raises UserError in the name of `perplexity.path`."""
+    """Make the criterion perplexity on a text. Raises UserError that names `perplexity.path`.
+
+    path: of the text.
+    chat: the model's tokenizer and template.
+    window: tokens that are read together.
+    split: divides the windows.
+    """
     with _about("perplexity.path", path):
         documents = perplexity.load(path)
         groups = [perplexity.windows(*perplexity.encode(document, chat), window) for document in documents]
         groups = [group for group in groups if group]
         if not groups:
-            perplexity.cut(documents, chat, window)  # says so
+            perplexity.cut(documents, chat, window)  # raises the error
         groups = groups if len(groups) > 1 else [[one] for one in groups[0]]
     return Criterion("perplexity", "windows", *split(groups), 0, _perplexity)
 
@@ -66,26 +79,35 @@ def _perplexity(model: nn.Module, windows: list[Any], budget: Budget) -> float:
 
 
 def of_preferences(name: str, path: str, rows: int | None, chat: Chat, max_tokens: int, split: "Split") -> Criterion:
-    """A measure of preference on the pairs of the first `rows` behind `path` (None: all).
+    """Make a criterion of preference on pairs of answers. Raises UserError that names `preference.path`.
 
-    Raises UserError in the name of `preference.path`.
+    name: of the measure.
+    path: of the ranked answers.
+    rows: how many of the first rows; None: all.
+    chat: the model's tokenizer and template.
+    max_tokens: longer pairs are dropped.
+    split: divides the pairs.
     """
     with _about("preference.path", path):
         if not Path(path).expanduser().exists() and not row_files.HUB_ID.fullmatch(path):
             raise UserError(f"{path}: no such file or directory; give JSONL of preferences, or Nectar's parquet")
-        found, dropped = margin.pairs(preferences.load(path)[:rows], chat, max_tokens)
+        pairs, dropped = margin.pairs(preferences.load(path)[:rows], chat, max_tokens)
 
     def measure(model: nn.Module, pairs: list[Any], budget: Budget) -> float:
         return getattr(margin.evaluate(model, pairs, budget), PREFERENCE[name])
 
-    return Criterion(name, "pairs", *split([[pair] for pair in found]), dropped, measure)
+    return Criterion(name, "pairs", *split([[pair] for pair in pairs]), dropped, measure)
 
 
 @dataclass(frozen=True)
 class Split:
-    """At most `most` items (None: all), of which that percentage, rounded down, is held out, in an order of chance.
+    """A split of items, in random order, into those that decide and those held out.
 
-    What belongs together, such as the windows of one document, comes to one side; one group is never held out.
+    Groups that belong together, such as the windows of one document, stay on one side; at least one group decides.
+
+    most: how many items in all; None: all.
+    held_out_percent: of them, rounded down.
+    generator: of the random order.
     """
 
     most: int | None
@@ -93,7 +115,7 @@ class Split:
     generator: torch.Generator
 
     def __call__(self, groups: Sequence[list[Any]]) -> tuple[list[Any], list[Any]]:
-        """(judging, held out)"""
+        """Return (judging, held out)."""
         order = [groups[i] for i in torch.randperm(len(groups), generator=self.generator).tolist()]
         chosen: list[list[Any]] = []
         room = self.most if self.most is not None else sum(map(len, groups))
@@ -102,16 +124,16 @@ class Split:
                 break
             chosen.append(group[:room])
             room -= len(group)
-        wanted = int(sum(map(len, chosen)) * self.held_out_percent / 100)
+        most = int(sum(map(len, chosen)) * self.held_out_percent / 100)
         held_out: list[Any] = []
-        while len(chosen) > 1 and len(held_out) + len(chosen[-1]) <= wanted:
+        while len(chosen) > 1 and len(held_out) + len(chosen[-1]) <= most:
             held_out += chosen.pop()
         return [item for group in chosen for item in group], held_out
 
 
 @contextmanager
 def _about(key: str, path: str) -> Iterator[None]:
-    """Name the key, and the file where the error names none."""
+    """Name the key in a UserError, and the file where the error does not."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a search for lower ranks needs before it reads a weight: model, matrices, scan, and the measure's data."""
+"""The inputs of a search for lower ranks, before it reads a weight: model, matrices, scan, and the measure's data."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Inputs:
-    """Everything that is known before a weight is read, and found to be right."""
+    """Everything that is known and checked before a weight is read."""
 
     config: LaserConfig
     source: "ModelSource"
     chat: "Chat"
     listing: "dict[str, Record]"
-    records: "dict[str, Record] | None"  # of freeze.scan; None: the model is to be scanned
+    records: "dict[str, Record] | None"  # of freeze.scan; None: the model must be scanned
     criterion: "Criterion"
 
     @classmethod
     def find(cls, config: LaserConfig, runtime: "Runtime", run: "RunDirectory") -> "Inputs":
-        """Check, the cheap things first, and read the data. Raises UserError."""
+        """Check everything, the cheap things first, and read the data. Raises UserError."""
         from starling_train.files import disk
         from starling_train.models import header_checks, quantisation
         from starling_train.models.source import ModelSource
@@ -59,13 +59,13 @@ class Inputs:
         records = scans.read_scan(config.freeze, source) if config.freeze.scan else None
         if records and (unranked := [m for m, record in records.items() if record.rank is None or record.raw is None]):
             raise UserError(
-                f"freeze.scan: {config.freeze.scan} says no rank of {unranked[0]}; give the snr.json of our own scan, "
+                f"freeze.scan: {config.freeze.scan} has no rank of {unranked[0]}; give the snr.json of our own scan, "
                 "or leave it out"
             )
         return cls(config, source, chat, listing, records, criterion_of(config, chat, window, runtime))
 
     def describe(self) -> str:
-        """What would be tried, and how it would be judged."""
+        """Return what would be tried, and how it would be judged."""
         from starling_train.rank_search import search
 
         laser = self.config.laser
@@ -76,14 +76,14 @@ class Inputs:
         )
 
     def scan(self, runtime: "Runtime", run: "RunDirectory") -> "dict[str, Record]":
-        """The scan of the model: as it was read, or made now, its journal in the run's directory."""
+        """Return the scan that was read, or scan the model, with the journal in the run's directory."""
         from starling_train.selection import scans
 
         dialect, device = self.config.freeze.dialect, runtime.device.type
         return self.records or scans.scan(self.source, dialect, device, run.path)
 
     def load_model(self, runtime: "Runtime") -> "nn.Module":
-        """The model on the run's device, in evaluation mode."""
+        """Load the model on the run's device, in evaluation mode."""
         from starling_train.models import causal_lm
 
         model, device = self.config.model, str(runtime.device)
@@ -91,11 +91,11 @@ class Inputs:
         return loaded.eval()
 
     def judged(self) -> str:
-        """By what, in words."""
-        found = self.criterion
-        source = self.config.perplexity.path if found.name == "perplexity" else self.config.preference.path
-        dropped = f"; {found.dropped} longer than laser.window left out" if found.dropped else ""
-        return f"{found.name} on {len(found.judging)} {found.unit} of {source}, {len(found.held_out)} held out{dropped}"
+        """Return in words what judges a try."""
+        by = self.criterion
+        source = self.config.perplexity.path if by.name == "perplexity" else self.config.preference.path
+        dropped = f"; {by.dropped} longer than laser.window left out" if by.dropped else ""
+        return f"{by.name} on {len(by.judging)} {by.unit} of {source}, {len(by.held_out)} held out{dropped}"
 
     def attempts(
         self,
@@ -105,7 +105,14 @@ class Inputs:
         budget: "Budget",
         run: "RunDirectory",
     ) -> "Search":
-        """The search over the candidates, judged by the criterion. start: its measure before anything is changed."""
+        """Return the search over the candidates, judged by the criterion.
+
+        model: loaded from the source.
+        candidates: in the order in which they are tried.
+        start: the measure before anything is changed.
+        budget: tokens per forward pass.
+        run: the run's directory.
+        """
         from starling_train.rank_search.search import Search, SearchJudge
 
         criterion, laser = self.criterion, self.config.laser
@@ -113,15 +120,21 @@ class Inputs:
         return Search(model, self.source, candidates, judge, start, run.path, laser.factored)
 
 
-def window_of(asked: int | None, positions: int) -> int:
-    """Tokens that go through the model together. Raises UserError for more than it has positions."""
-    if asked and asked > positions:
-        raise UserError(f"laser.window: {asked} is more than the model's {positions} positions; lower it")
-    return asked or min(positions, LONGEST_WINDOW)
+def window_of(requested: int | None, positions: int) -> int:
+    """Return how many tokens go through the model together. Raises UserError for more than it has positions."""
+    if requested and requested > positions:
+        raise UserError(f"laser.window: {requested} is more than the model's {positions} positions; lower it")
+    return requested or min(positions, LONGEST_WINDOW)
 
 
 def criterion_of(config: LaserConfig, chat: "Chat", window: int, runtime: "Runtime") -> "Criterion":
-    """The measure with its data. Raises UserError."""
+    """Read the data of the measure and return the criterion. Raises UserError.
+
+    config: names measure and data.
+    chat: the model's tokenizer and template.
+    window: tokens that are read together.
+    runtime: its random numbers split the data.
+    """
     from starling_train.rank_search import criteria
 
     laser = config.laser
@@ -133,7 +146,7 @@ def criterion_of(config: LaserConfig, chat: "Chat", window: int, runtime: "Runti
 
 
 def measure(inputs: Inputs, model: "nn.Module", budget: Any) -> dict[str, Any]:
-    """Which model and data these are, and how good the model is. Raises UserError where that is no number."""
+    """Measure the model; return that, with what identifies model and data. Raises UserError if it is not finite."""
     import math
 
     judging = inputs.criterion.measure(model, budget)

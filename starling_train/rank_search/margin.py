@@ -1,4 +1,4 @@
-"""How much likelier a policy finds the answers that are preferred than those that are not, by its log-probabilities."""
+"""How much likelier a policy finds preferred answers than the others, by its log-probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Margin:
-    """Over `pairs`: the mean margin, and the share of pairs whose margin is above 0, an equal one counting half.
+    """The mean margin over `pairs`, and the share of pairs with a margin above 0; a margin of 0 counts half.
 
-    The margin of a pair is the mean log-probability of a token of the chosen answer less that of the rejected one, in
-    nats. Means, because sums would call the shorter answer the likelier one.
+    The margin of a pair is the mean log-probability of a token of the chosen answer minus that of the rejected one, in
+    nats. Means, because by their sums the shorter answer would be the likelier one.
     """
 
     mean: float
@@ -37,31 +37,31 @@ class Margin:
 
 
 def pairs(comparisons: Sequence[Comparison], chat: Chat, max_tokens: int) -> tuple[list[Pair], int]:
-    """(the best answer of each comparison against the worst, how many were left out as longer than max_tokens).
+    """Return (the best answer of each comparison against the worst, how many exceed max_tokens and are left out).
 
     Raises UserError, without a file's name, for two answers of the same text, and if no pair is left.
     """
-    found = [_pair(row, number, chat) for number, row in enumerate(comparisons, 1)]
-    fitting = [pair for pair in found if max(len(pair.chosen), len(pair.rejected)) <= max_tokens]
+    encoded = [_pair(row, number, chat) for number, row in enumerate(comparisons, 1)]
+    fitting = [pair for pair in encoded if max(len(pair.chosen), len(pair.rejected)) <= max_tokens]
     if not fitting:
         raise UserError(
-            f"none of {len(found)} pairs has {max_tokens} tokens at most; give shorter ones, or a larger window"
+            f"none of {len(encoded)} pairs has {max_tokens} tokens at most; give shorter ones, or a larger window"
         )
-    return fitting, len(found) - len(fitting)
+    return fitting, len(encoded) - len(fitting)
 
 
 def _pair(row: Comparison, number: int, chat: Chat) -> Pair:
     best, worst = (row.conversations[row.ranks.index(rank)] for rank in (min(row.ranks), max(row.ranks)))
     if best[-1]["content"] == worst[-1]["content"]:
         raise UserError(
-            f"comparison {number}: the preferred answer and the other have the same text; take it out, or repair it"
+            f"comparison {number}: the preferred answer and the other have the same text; remove it, or repair it"
         )
     (prompt, chosen), (same, rejected) = chat.answered(best), chat.answered(worst)
     return Pair(prompt + chosen, same + rejected, len(prompt))
 
 
 def evaluate(model: nn.Module, pairs: Sequence[Pair], budget: Budget) -> Margin:
-    """Of all pairs together. Log-probabilities are float32, sums in float64. budget: of tokens at a time."""
+    """Measure all pairs together. Log-probabilities are float32, sums in float64. budget: tokens per forward pass."""
     sequences = [ids for pair in pairs for ids in (pair.chosen, pair.rejected)]
     answers = [range(pair.start, len(ids)) for pair in pairs for ids in (pair.chosen, pair.rejected)]
     means = [float(part.mean(dtype=torch.float64)) for part in sequence_logprobs(model, sequences, budget, answers)]

@@ -1,4 +1,4 @@
-"""A model's matrices at lower rank: made, put in, taken out again, and kept in files."""
+"""A model's matrices at lower rank: computed, put into the model and taken out again, and kept in files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,11 @@ from starling_train.selection.scan_journal import content_hash
 class Reduced:
     """A matrix at lower rank, on the CPU in the checkpoint's dtype.
 
-    left (n, k) and right (k, m) are its factors in that dtype, where they hold fewer numbers than the matrix and were
-    asked for. rank_before: of the matrix in the checkpoint. content: hash of the matrix.
+    matrix: (n, m).
+    rank_before: of the matrix in the checkpoint.
+    content: hash of the matrix.
+    left: (n, k), its factor in that dtype, where requested and where both factors hold fewer numbers than the matrix.
+    right: (k, m), the other factor.
     """
 
     matrix: Tensor
@@ -35,39 +38,48 @@ class Reduced:
 
 
 def reduce(source: ModelSource, record: Record, device: torch.device | str = "cpu", factors: bool = False) -> Reduced:
-    """The matrix of `record` in the checkpoint at the rank that its scan found, by a full SVD in fp64."""
+    """Reduce a matrix of the checkpoint to the rank that its scan gives, by a full SVD in fp64.
+
+    source: the checkpoint.
+    record: the scan of the matrix.
+    device: where the SVD is computed.
+    factors: whether to keep the factors too.
+    """
     stored = scan.read_matrix(source, record.module)
-    found = truncate(stored.to(device), record.rank)
-    matrix = found.matrix(stored.dtype).cpu()
-    reduced = Reduced(matrix, found.rank_before, content_hash(matrix))
+    truncated = truncate(stored.to(device), record.rank)
+    matrix = truncated.matrix(stored.dtype).cpu()
+    reduced = Reduced(matrix, truncated.rank_before, content_hash(matrix))
     if factors and saving(*record.shape, record.rank):
-        left, right = (factor.to(stored.dtype).cpu() for factor in (found.left, found.right))
-        return Reduced(matrix, found.rank_before, reduced.content, left, right)
+        left, right = (factor.to(stored.dtype).cpu() for factor in (truncated.left, truncated.right))
+        return Reduced(matrix, truncated.rank_before, reduced.content, left, right)
     return reduced
 
 
 def parameter_of(model: nn.Module, record: Record) -> nn.Parameter:
-    """The model's parameter that is the matrix."""
+    """Return the model's parameter that holds the matrix."""
     return model.get_parameter(record.parameter)
 
 
 @torch.no_grad()
 def exchange(parameter: nn.Parameter, matrix: Tensor) -> Tensor:
-    """Put `matrix` in, cast to its dtype; returns what was there, which `exchange` puts back bit for bit."""
+    """Write `matrix` into the parameter, cast to its dtype.
+
+    Returns the previous values, which `exchange` puts back bit for bit.
+    """
     before = parameter.detach().clone()
     parameter.copy_(matrix)
     return before
 
 
 def write(reduced: Reduced, path: Path) -> None:
-    """Write a file of the matrix, and of its factors where there are some."""
+    """Write a file of the matrix, and of its factors where it has them."""
     tensors = {"matrix": reduced.matrix, "left": reduced.left, "right": reduced.right}
     path.parent.mkdir(exist_ok=True)
     write_whole(path, lambda partial: save_file({k: v for k, v in tensors.items() if v is not None}, partial))
 
 
 def read(path: Path, content: str) -> dict[str, Tensor] | None:
-    """What `write` wrote; None where it is gone or damaged, or the matrix is not the one with that hash."""
+    """Read the tensors that `write` wrote; None where the file is gone or damaged, or the matrix has another hash."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError):
@@ -76,9 +88,10 @@ def read(path: Path, content: str) -> dict[str, Tensor] | None:
 
 
 def in_stored_dtype(model: nn.Module, source: ModelSource, tensors: dict[str, Tensor]) -> nn.Module:
-    """The model with `tensors` (by parameter) in the checkpoint's dtype: itself, or loaded anew on the CPU.
+    """Return the model with `tensors` in the checkpoint's dtype: `model` itself, or loaded anew on the CPU.
 
-    model: has them already, in a dtype that may be another one.
+    model: has the tensors already, perhaps in another dtype.
+    tensors: by parameter.
     """
     dtype = FLOATS[matrices(source)[0].entry.dtype]
     if model.dtype == dtype:

@@ -1,4 +1,4 @@
-"""What a search for lower ranks leaves: the model before it, the model after it, and the numbers."""
+"""The results of a search for lower ranks: how good the model was before it, the model after it, and the numbers."""
 
 import json
 from dataclasses import asdict
@@ -15,17 +15,17 @@ from starling_train.models.source import ModelSource
 from starling_train.rank_search import reduction
 from starling_train.rank_search.inputs import Inputs
 from starling_train.rank_search.search import Search
-from starling_train.run import summary as run_summary
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
+from starling_train.run.summary import git_commit, versions
 
-START = "start.json"  # which model it is, on which data, and how good it was before the first try
+START = "start.json"  # which model and data these are, and how good the model was before the first try
 
 
 def read_start(run: RunDirectory, source: ModelSource, data: str) -> dict[str, Any] | None:
-    """What an earlier start found before its first try; None without one.
+    """Read what an earlier start measured before its first try; None without an earlier start.
 
-    data: hash of what the measure reads. Raises UserError for another model, and for other data.
+    data: hash of the data that the measure reads. Raises UserError for another model, and for other data.
     """
     path = run.path / START
     if not path.is_file():
@@ -41,28 +41,34 @@ def read_start(run: RunDirectory, source: ModelSource, data: str) -> dict[str, A
         )
     if known.get("data") != data:
         raise UserError(
-            f"run_dir: {run.path} was begun with other text or pairs than there are now; put them back, or give "
+            f"run_dir: {run.path} was begun with other text or pairs than the present ones; put them back, or give "
             "another run_dir="
         )
     return known
 
 
 def check_room(run: RunDirectory, source: ModelSource, in_factors: bool) -> None:
-    """Raises UserError if the model, the accepted matrices and the factored model may not fit on the run's disk."""
+    """Raise UserError if the model, the accepted matrices and the factored model may not fit on the run's disk."""
     size = source.files.size
-    parts = 3 if in_factors else 2
-    what = f"the model and accepted matrices, {parts} times the {size / 1e9:.2f} of {source.directory}"
-    disk.check_fits(run.path, parts * size, what, "free some, or give another run_dir")
+    copies = 3 if in_factors else 2
+    what = f"the model and accepted matrices, {copies} times the {size / 1e9:.2f} of {source.directory}"
+    disk.check_fits(run.path, copies * size, what, "free some, or give another run_dir")
 
 
 def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> dict[str, int]:
-    """Write `model/` and, if asked for, `factored/`. Returns the counts of their numbers.
+    """Write `model/` and, if requested, `factored/`. Returns the counts of their numbers.
 
-    `model/` is dense: it has as many numbers as before. What factors would save of it counts where they are smaller.
+    `model/` is dense: it has as many numbers as before. The saving by factors counts the matrices whose factors are
+    smaller.
+
+    search: has the accepted matrices.
+    chat: the tokenizer to save.
+    run: the run's directory.
+    in_factors: whether to write `factored/`.
     """
     accepted = search.accepted()
     tensors = {name: search.matrix(row, record) for name, (row, record) in accepted.items()}
-    matrices = {name: found["matrix"] for name, found in tensors.items()}
+    matrices = {name: parts["matrix"] for name, parts in tensors.items()}
     model = reduction.in_stored_dtype(search.model, search.source, matrices)
     causal_lm.save_model(model, run.path / "model", chat.save)
     counts = {
@@ -76,8 +82,8 @@ def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> di
             for name, (_, record) in accepted.items()
             if "left" in tensors[name]
         }
-        found = factored.write(model, factors, run.path / "factored", chat.save)
-        counts |= {"parameters_factored": found["parameters"]}
+        written = factored.write(model, factors, run.path / "factored", chat.save)
+        counts |= {"parameters_factored": written["parameters"]}
     return counts
 
 
@@ -90,9 +96,15 @@ def finish(
     run: RunDirectory,
     runtime: Runtime,
 ) -> dict[str, Any]:
-    """Write the model and summary.json. Returns what came of it, in numbers.
+    """Write the model and summary.json. Returns the results in numbers.
 
-    known, measured: the measure before and after, by `judging` and `held_out`.
+    config: the command's configuration.
+    inputs: the criterion and the tokenizer.
+    search: all tries.
+    known: the measure before, by `judging` and `held_out`.
+    measured: the measure after, likewise.
+    run: the run's directory.
+    runtime: the device, for summary.json.
     """
     weights = write(search, inputs.chat, run, config.laser.factored)
     criterion = inputs.criterion
@@ -105,7 +117,14 @@ def finish(
 def summarise(
     search: Search, known: dict[str, Any], measured: dict[str, Any], counts: dict[str, int], unit: str
 ) -> dict[str, Any]:
-    """Before and after of the measure, on what judges and on what is held out, and what was tried."""
+    """Return the measure before and after, on the part that judges and on the held-out one, and what was tried.
+
+    search: all tries.
+    known: the measure before, by `judging` and `held_out`.
+    measured: the measure after, likewise.
+    counts: how many items each of the two parts has.
+    unit: what an item is called.
+    """
     rows = search.rows()
     return {
         "measure": search.judge.name,
@@ -121,19 +140,19 @@ def summarise(
 
 
 def to_json(config: LaserConfig, numbers: dict[str, Any], runtime: Runtime) -> str:
-    """The content of summary.json."""
-    made = {
+    """Return the content of summary.json."""
+    origin = {
         "peak_memory_gb": runtime.peak_memory_gb(),
         "device": runtime.describe(),
-        "versions": run_summary.versions(),
-        "git_commit": run_summary.git_commit(),
+        "versions": versions(),
+        "git_commit": git_commit(),
     }
     first = {"name": config.name, "command": "laser", "finished": True, "model": asdict(config.model)}
-    return json.dumps(first | numbers | made, indent=1, allow_nan=False)
+    return json.dumps(first | numbers | origin, indent=1, allow_nan=False)
 
 
 def in_words(numbers: dict[str, Any]) -> str:
-    """What came of it in a few lines."""
+    """Return the results in a few lines."""
     lines = [f"{numbers['accepted']} of {numbers['tries']} matrices are kept at lower rank"]
     for part, what in (("judging", "that judged"), ("held_out", "held out")):
         measured = numbers[part]

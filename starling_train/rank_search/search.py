@@ -1,7 +1,7 @@
 """The greedy search of `laser`: each matrix in turn at lower rank, kept if the measure does not get worse.
 
 After laserRMT (see `core/rank_reduction.py`). Every try is a line of `tries.jsonl`, written when it is decided and, if
-it was accepted, after its matrix: the search goes on after any kill, and no try is made twice.
+it was accepted, after its matrix: the search can continue after any kill, and never repeats a try.
 """
 
 import math
@@ -31,7 +31,7 @@ TryRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class SearchJudge:
-    """measure: of the model as it is now. is_not_worse(after, before): whether a change may stay."""
+    """A measure of the model as it is now, and the rule (is_not_worse(after, before)) by which a change may stay."""
 
     name: str
     measure: Callable[[], float]
@@ -40,9 +40,15 @@ class SearchJudge:
 
 @dataclass
 class Search:
-    """A search over `candidates` in this order. model: loaded from `source`, changed in place.
+    """A search over the candidates.
 
-    begun: the measure of the model as it was loaded. factors: keep the factors of accepted matrices as well.
+    model: loaded from `source`, changed in place.
+    source: the checkpoint.
+    candidates: in the order in which they are tried.
+    judge: decides what is kept.
+    begun: the measure of the model as it was loaded.
+    run: the run's directory.
+    factors: whether the factors of accepted matrices are kept as well.
     """
 
     model: nn.Module
@@ -54,7 +60,7 @@ class Search:
     factors: bool = False
 
     def rows(self) -> list[TryRow]:
-        """The tries so far. Raises UserError if they are not of these candidates."""
+        """Read the tries so far. Raises UserError if they are not of these candidates."""
         path = self.run / LOG
         rows = json_lines.read(path)
         if [row and row.get("module") for row in rows] != [record.module for record in self.candidates[: len(rows)]]:
@@ -62,11 +68,11 @@ class Search:
         return rows
 
     def current(self) -> float:
-        """The measure of the model with what was accepted so far."""
+        """Return the measure of the model with the matrices accepted so far."""
         return next((row["after"] for row in reversed(self.rows()) if row["accepted"]), self.begun)
 
     def go_on(self, log: JsonLines | NoLines, stop: StopRequest) -> Iterator[TryRow]:
-        """Put in what earlier starts accepted, then make the tries that are left, yielding the row of each."""
+        """Put in the matrices that earlier starts accepted, then make the remaining tries, yielding the row of each."""
         done = self.rows()
         with stop.abandonable():
             for row, record in zip(done, self.candidates, strict=False):
@@ -74,7 +80,7 @@ class Search:
                     reduction.exchange(reduction.parameter_of(self.model, record), self.matrix(row, record)["matrix"])
         current = self.current()
         for step, record in enumerate(self.candidates[len(done) :], len(done) + 1):
-            with stop.abandonable():  # what is in memory is given up with the process
+            with stop.abandonable():  # the try is given up with the process
                 row, reduced = self._attempt(step, record, current)
             if row["accepted"]:
                 current = row["after"]
@@ -111,29 +117,29 @@ class Search:
         return row, reduced
 
     def matrix(self, row: TryRow, record: Record) -> dict[str, Tensor]:
-        """An accepted matrix, and its factors where they are kept: from its file, or made again where that is gone.
+        """Return an accepted matrix, and its factors where they are kept: from its file, or computed again without one.
 
-        Raises UserError if it does not come out the same.
+        Raises UserError if the result is not the same.
         """
-        if kept := reduction.read(self._file(record.module), row["content"]):
-            return kept
+        if tensors := reduction.read(self._file(record.module), row["content"]):
+            return tensors
         device = reduction.parameter_of(self.model, record).device
         reduced = reduction.reduce(self.source, record, device, self.factors)
         if reduced.content != row["content"]:
             raise UserError(
-                f"run_dir: {self._file(record.module)} is gone or damaged, and its matrix does not come out the same "
-                "on this machine; put the file back, or give another run_dir"
+                f"run_dir: {self._file(record.module)} is gone or damaged, and this machine does not compute the same "
+                "matrix again; put the file back, or give another run_dir"
             )
         reduction.write(reduced, self._file(record.module))
         return reduction.read(self._file(record.module), row["content"]) or {"matrix": reduced.matrix}
 
     def accepted(self) -> dict[str, tuple[TryRow, Record]]:
-        """The tries that were accepted, by the model's parameter."""
+        """Return the accepted tries, by the model's parameter."""
         rows = zip(self.rows(), self.candidates, strict=False)
         return {record.parameter: (row, record) for row, record in rows if row["accepted"]}
 
     def clear(self) -> None:
-        """The accepted matrices are in the finished model: their files go."""
+        """Delete the files of the accepted matrices, which the finished model has."""
         shutil.rmtree(self.run / ACCEPTED, ignore_errors=True)
 
     def _file(self, module: str) -> Path:
@@ -143,37 +149,44 @@ class Search:
 def order(
     records: dict[str, Record], modules: list[str], layers: list[int], types: list[str], percent: float
 ) -> tuple[list[Record], int]:
-    """(candidates, lowest raw SNR first; how many of those in question are left out as having nothing to cut).
+    """Return (candidates, lowest raw SNR first; how many requested matrices are left out because nothing can be cut).
 
-    modules, layers, types: narrow down what is in question; empty ones do not. percent: of what is in question, rounded
-    down, those of the lowest raw SNR. A matrix is left out whose rank would stay or would be 0. Raises UserError if
-    nothing is left.
+    A matrix whose rank would stay the same or become 0 is left out. Raises UserError if none is left.
+
+    records: the scan.
+    modules: restrict the candidates to these; an empty list does not.
+    layers: likewise.
+    types: likewise.
+    percent: of the matrices so requested, rounded down, those with the lowest raw SNR.
     """
-    asked = [record for record in records.values() if _is_requested(record, modules, layers, types)]
-    asked.sort(key=lambda record: math.inf if record.raw is None else record.raw)
-    chosen = asked[: int(len(asked) * percent / 100)]
-    found = [record for record in chosen if 0 < record.rank < min(record.shape)]
-    if not found:
+    requested = [record for record in records.values() if _is_requested(record, modules, layers, types)]
+    requested.sort(key=lambda record: math.inf if record.raw is None else record.raw)
+    chosen = requested[: int(len(requested) * percent / 100)]
+    candidates = [record for record in chosen if 0 < record.rank < min(record.shape)]
+    if not candidates:
         raise UserError(
             f"laser.modules: none of the {len(chosen)} matrices has singular values on both sides of the threshold; "
             "name others, or use another freeze.dialect"
         )
-    return found, len(chosen) - len(found)
+    return candidates, len(chosen) - len(candidates)
 
 
 def count_requested(
     records: dict[str, Record], modules: list[str], layers: list[int], types: list[str], percent: float
 ) -> int:
-    """How many matrices `order` will look at. Raises UserError for a name that no matrix has, and if they are none."""
+    """Return how many matrices `order` will consider, with its arguments.
+
+    Raises UserError for a name that no matrix has, and if the number is 0.
+    """
     known = {
         "modules": (modules, [record.module for record in records.values()]),
         "layers": (layers, [record.layer for record in records.values()]),
         "types": (types, [record.type for record in records.values()]),
     }
-    for key, (wanted, there) in known.items():
-        for name in wanted:
-            if name not in there:
-                options = ", ".join(map(str, list(dict.fromkeys(there))[:8]))
+    for key, (requested, existing) in known.items():
+        for name in requested:
+            if name not in existing:
+                options = ", ".join(map(str, list(dict.fromkeys(existing))[:8]))
                 raise UserError(f"laser.{key}: the model has no matrix with {name}; there are: {options}, ...")
     count = sum(_is_requested(record, modules, layers, types) for record in records.values())
     if not count:

@@ -18,7 +18,7 @@ LESS_IS_BETTER = ("eval/perplexity", "eval/kl_reference")
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """An `Interval` as text."""
+    """Return an `Interval` as text."""
     if value.count == 0:
         return "none"
     half = "" if math.isnan(value.half) else f" ± {value.half:.{digits}f}"
@@ -29,16 +29,16 @@ def _signed(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: no negative zero
 
 
-def table(found: Any) -> str:
-    """Markdown: a line for each strategy."""
-    skills, level = list(found.sides[0].skills), found.level
+def table(compared: Any) -> str:
+    """Return a Markdown table with a line for each strategy. compared: a `StrategyComparison`, as below."""
+    skills, level = list(compared.sides[0].skills), compared.level
     head = ["strategy", "parameters trained", "seeds", "reward gained"]
     head += [f"{_short(skill)}, last step" for skill in skills]
     if level is not None:
         head += [f"{_short(skill)} at +{level:.2f} reward" for skill in skills]
         head += ["steps to it", "runs that reach it"]
     rows = []
-    for side in found.sides:
+    for side in compared.sides:
         cells = [side.strategy, f"{side.trained:,}", str(side.reward.count), number(side.reward)]
         cells += [number(side.skills[skill]) for skill in skills]
         if level is not None:
@@ -49,18 +49,18 @@ def table(found: Any) -> str:
     return markdown_table(head, rows)
 
 
-def sentences(found: Any) -> list[str]:
-    """What follows, in words: for each other strategy and skill, at an equal reward and at the last step."""
-    said = []
-    for difference in found.equal_reward:
-        said.append(f"At equal reward (+{found.level:.2f}) {_sentence(found.reference, difference)}")
-    for difference in found.equal_steps:
-        said.append(f"At equal steps {_sentence(found.reference, difference)}")
-    return said
+def sentences(compared: Any) -> list[str]:
+    """Return the differences in words: for each other strategy and skill, at equal reward and at the last step."""
+    lines = []
+    for difference in compared.equal_reward:
+        lines.append(f"At equal reward (+{compared.level:.2f}) {_sentence(compared.reference, difference)}")
+    for difference in compared.equal_steps:
+        lines.append(f"At equal steps {_sentence(compared.reference, difference)}")
+    return lines
 
 
 def _sentence(reference: str, difference: Any) -> str:
-    """The reference's side of a difference, which is the strategy's minus the reference's."""
+    """Return a difference, which is the strategy's minus the reference's, as seen from the reference."""
     turned = {} if difference.of in LESS_IS_BETTER else {"more": "less", "less": "more"}
     verdict = turned.get(difference.value.verdict, difference.value.verdict)
     what = "gains a reward that is" if difference.of == "reward" else f"leaves {_short(difference.of)}"
@@ -80,21 +80,24 @@ def _short(key: str) -> str:
     return key.removeprefix("eval/").replace("_", " ")
 
 
-def draw(curves: list[Any], found: Any, path: Path) -> None:
-    """Reward gained (right is better) against each skill's change (up is better): a line a run, a cross a strategy."""
+def draw(curves: list[Any], compared: Any, path: Path) -> None:
+    """Plot reward gained (right is better) against each skill's change (up is better).
+
+    A line for each run, a cross for each strategy.
+    """
     from matplotlib.figure import Figure
 
-    skills = list(found.sides[0].skills)
+    skills = list(compared.sides[0].skills)
     figure = Figure(figsize=(6.4 * len(skills), 4.6), layout="constrained")
     for axes, skill in zip(figure.subplots(1, len(skills), squeeze=False)[0], skills, strict=True):
-        for colour, side in zip(COLOURS * 3, found.sides, strict=False):
+        for colour, side in zip(COLOURS * 3, compared.sides, strict=False):
             for curve in (c for c in curves if c.strategy == side.strategy):
                 axes.plot(curve.reward, curve.skills[skill], color=colour, alpha=0.35, linewidth=0.9)
             x, y = side.reward, side.skills[skill]
             halves = [0.0 if math.isnan(v.half) else v.half for v in (x, y)]
             axes.errorbar(x.mean, y.mean, xerr=halves[0], yerr=halves[1], fmt="o", color=colour, label=side.strategy)
-        if found.level is not None:
-            axes.axvline(found.level, color="#8c959f", linewidth=0.8, linestyle=":")
+        if compared.level is not None:
+            axes.axvline(compared.level, color="#8c959f", linewidth=0.8, linestyle=":")
         axes.axhline(0.0, color="#8c959f", linewidth=0.8)
         axes.set_xlabel("held-out reward gained")
         axes.set_ylabel(f"change of {_short(skill)}")
@@ -102,8 +105,8 @@ def draw(curves: list[Any], found: Any, path: Path) -> None:
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 
 
-def markdown(name: str, curves: list[Any], found: Any) -> str:
-    """The page `compare.md`."""
+def markdown(name: str, curves: list[Any], compared: Any) -> str:
+    """Return the text of `compare.md`."""
     seeds = sorted({curve.seed for curve in curves})
     return "\n".join(
         [
@@ -112,18 +115,25 @@ def markdown(name: str, curves: list[Any], found: Any) -> str:
             f"Seeds {', '.join(map(str, seeds))}; means over seeds with 95 % intervals (Student's t); changes since "
             "step 0.",
             "",
-            table(found),
+            table(compared),
             "",
             "![reward gained against skill lost](compare.png)",
             "",
-            *(f"- {line}" for line in [*sentences(found), *found.notes]),
+            *(f"- {line}" for line in [*sentences(compared), *compared.notes]),
             "",
         ]
     )
 
 
-def write(directory: Path, name: str, curves: list[Any], found: Any, numbers: str) -> None:
-    """compare.json (`numbers`), compare.png and compare.md, each whole or not at all: another process may write too."""
-    write_whole(directory / "compare.png", lambda partial: draw(curves, found, partial), shared=True)
+def write(directory: Path, name: str, curves: list[Any], compared: Any, numbers: str) -> None:
+    """Write compare.json, compare.png and compare.md, each whole or not at all: another process may write too.
+
+    directory: of all runs.
+    name: of the comparison.
+    curves: of all runs.
+    compared: a `StrategyComparison`.
+    numbers: the content of compare.json.
+    """
+    write_whole(directory / "compare.png", lambda partial: draw(curves, compared, partial), shared=True)
     write_text(directory / "compare.json", numbers, shared=True)
-    write_text(directory / "compare.md", markdown(name, curves, found), shared=True)
+    write_text(directory / "compare.md", markdown(name, curves, compared), shared=True)

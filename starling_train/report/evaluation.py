@@ -1,4 +1,4 @@
-"""The section on what `evaluate` measured: a table for each result, and a radar plot of MT-Bench's categories."""
+"""The section on the results of `evaluate`: a table for each, and a radar plot of MT-Bench's categories."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Entry = dict[str, Any]
 
 
 def section(run: RunFiles) -> str:
-    """The whole section, newest results first; nothing where `evaluate` measured nothing."""
+    """Return the whole section, newest results first; empty where `evaluate` measured nothing."""
     if not run.evaluation:
         return ""
     cards = [radar(run.evaluation), *(card(entry) for entry in reversed(run.evaluation))]
@@ -20,15 +20,17 @@ def section(run: RunFiles) -> str:
 
 
 def card(entry: Entry) -> str:
-    """One result: what was measured of what, the numbers, and the notes."""
+    """Return one result: suite and model, the numbers, and the notes."""
     identity = entry["identity"]
     suite, name = str(identity.get("suite", "suite")), model_of(entry)
-    notes = "".join(f"<li>{escape(redact(note))}</li>" for note in shown_notes(entry))
-    made = entry.get("made") if isinstance(entry.get("made"), dict) else {}
+    notes = "".join(f"<li>{escape(redact(note))}</li>" for note in notes_of(entry))
+    origin = entry.get("made") if isinstance(entry.get("made"), dict) else {}
     how = ", ".join(
-        f"{escape(key)} {escape(made[key])}" for key in ("version", "device", "seconds") if made.get(key) is not None
+        f"{escape(key)} {escape(origin[key])}"
+        for key in ("version", "device", "seconds")
+        if origin.get(key) is not None
     )
-    rows = [[escape(part), escape(value), escape(count)] for part, value, count in shown_lines(entry)]
+    rows = [[escape(part), escape(value), escape(count)] for part, value, count in lines_of(entry)]
     return (
         f'<figure class="card" data-suite="{escape(suite)}"><h3>{escape(suite.replace("_", " "))}</h3>'
         f"<p>of <code>{escape(redact(name))}</code></p>"
@@ -39,31 +41,32 @@ def card(entry: Entry) -> str:
     )
 
 
-def shown_lines(entry: Entry) -> list[tuple[str, str, str]]:
-    """(part, value, of how many): as the suite told them, else the plain numbers of an older file."""
-    shown = entry.get("shown")
-    lines = shown.get("lines") if isinstance(shown, dict) else None
+def lines_of(entry: Entry) -> list[tuple[str, str, str]]:
+    """Return (part, value, of how many): as the suite wrote them, else the plain numbers of an older file."""
+    words = entry.get("shown")
+    lines = words.get("lines") if isinstance(words, dict) else None
     if isinstance(lines, list):
         good = [line for line in lines if isinstance(line, list) and len(line) == 3]
         return [(str(part) or "all", str(value), _count(count)) for part, value, count in good]
     return [(key, f"{value:.6g}", "") for key, value in entry["result"].items() if is_number(value)]
 
 
-def shown_notes(entry: Entry) -> list[str]:
-    shown = entry.get("shown")
-    notes = shown.get("notes") if isinstance(shown, dict) else None
+def notes_of(entry: Entry) -> list[str]:
+    """Return the notes of a result; none in an older file."""
+    words = entry.get("shown")
+    notes = words.get("notes") if isinstance(words, dict) else None
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def model_of(entry: Entry) -> str:
-    """The name of what was measured."""
+    """Return the name of the measured model."""
     model = entry["identity"].get("model")
     named = model if isinstance(model, dict) else {}
     return str(named.get("path") or named.get("url") or "a model")
 
 
 def radar(entries: list[Entry]) -> str:
-    """MT-Bench by category, a curve for each result that has all of them; nothing where there is none."""
+    """Plot MT-Bench by category, a curve for each result that has ratings; empty without one."""
     curves: dict[str, dict[str, float]] = {}
     for entry in entries:
         if entry["identity"].get("suite") == "mt_bench" and (scores := category_scores(entry)):
@@ -79,7 +82,7 @@ def radar(entries: list[Entry]) -> str:
 
 
 def category_scores(entry: Entry) -> dict[str, float]:
-    """Mean rating of each category that has one."""
+    """Return the mean rating of each category that has one."""
     parts = entry["result"].get("by_category")
     rated = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     return {str(part.get("category")): part["score"] for part in rated if is_number(part.get("score"))}
@@ -96,7 +99,7 @@ def _count(count: object) -> str:
 
 
 def _lines(values: Entry, prefix: str = "") -> str:
-    """Nested values as `a.b: value` lines."""
+    """Return nested values as `a.b: value` lines."""
     lines = []
     for key, value in values.items():
         nested = isinstance(value, dict) and value

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from starling_train.report import markup as html
-from starling_train.report import page
+from starling_train.report import markup, page
 from starling_train.report.plots import draw
 from starling_train.report.plots.panel import BLUE, GREEN, INK, RED
 from starling_train.report.read_run import RunFiles, is_number, json_lines, read
@@ -24,56 +23,56 @@ def write(run_dir: Path) -> Path:
 
 
 def render(run: RunFiles, rows: list[dict[str, Any]]) -> str:
-    """The page as text."""
-    model = html.redact(str((run.config.get("model") or {}).get("path", "")))
+    """Return the page as text."""
+    model = markup.redact(str((run.config.get("model") or {}).get("path", "")))
     headline = (
-        f"<strong>Rank reduction</strong> of <code>{html.escape(model)}</code>, judged by "
-        f"{html.escape(run.summary.get('measure', 'an unknown measure'))}."
+        f"<strong>Rank reduction</strong> of <code>{markup.escape(model)}</code>, judged by "
+        f"{markup.escape(run.summary.get('measure', 'an unknown measure'))}."
     )
     parts = {
         "Before and after": f'<div class="tiles">{tiles(run)}</div>',
         "The measure over the tries": figure(rows),
-        "Every try": html.table(HEAD, [_cells(row) for row in rows], NUMERIC),  # in the order in which they were made
-        "Details": html.details("Configuration", html.verbatim(run.config_text)),
+        "Every try": markup.table(HEAD, [_cells(row) for row in rows], NUMERIC),  # in their own order
+        "Details": markup.details("Configuration", markup.verbatim(run.config_text)),
     }
-    body = "".join(html.section(title, part) for title, part in parts.items())
+    body = "".join(markup.section(title, part) for title, part in parts.items())
     return page.document(run, "rank reduction", status(run, rows), headline, body)
 
 
 def status(run: RunFiles, rows: list[dict[str, Any]]) -> str:
-    """Finished or not, with the tries; the word carries the meaning, the colour repeats it."""
-    kept = sum(bool(row.get("accepted")) for row in rows)
+    """Return whether it is finished, with the tries; the word carries the meaning, the colour repeats it."""
+    accepted = sum(bool(row.get("accepted")) for row in rows)
     word, colour = ("Finished", "good") if run.summary.get("finished") else ("Not finished", "watch")
-    return html.badge(colour, f"{word}, {kept} of {len(rows)} tries kept")
+    return markup.badge(colour, f"{word}, {accepted} of {len(rows)} tries kept")
 
 
 def tiles(run: RunFiles) -> str:
-    """The measure before and after, on what judged and on what was held out; and the numbers of parameters."""
-    shown = []
+    """Return tiles of the measure before and after, on both parts of the data, and of the numbers of parameters."""
+    parts = []
     for part, what in (("judging", "that judged"), ("held_out", "held out")):
         values = run.summary.get(part)
         if isinstance(values, dict) and is_number(values.get("after")):
             before, after = _exact(values.get("before")), _exact(values["after"])
             label = f"{run.summary.get('measure')}, {values.get('count')} {run.summary.get('unit')} {what}"
-            shown.append(html.tile(label, f'{before} <span class="arrow">→</span> {after}'))
+            parts.append(markup.tile(label, f'{before} <span class="arrow">→</span> {after}'))
     if is_number(run.summary.get("parameters")):
-        shown.append(html.tile("Parameters of the model", html.number(run.summary["parameters"])))
-        shown.append(html.tile("Fewer as factors", html.number(run.summary.get("parameters_saved_by_factors"))))
-    return "".join(shown) or html.note("Not measured yet.")
+        parts.append(markup.tile("Parameters of the model", markup.number(run.summary["parameters"])))
+        parts.append(markup.tile("Fewer as factors", markup.number(run.summary.get("parameters_saved_by_factors"))))
+    return "".join(parts) or markup.note("Not measured yet.")
 
 
 def _exact(value: object) -> str:
-    """A measure with six figures: what decides is often in the fourth."""
+    """Return a measure with six figures: the fourth often decides."""
     if not is_number(value):
-        return html.number(None)
-    return f'<data value="{value!r}">{value:.6g}</data>'.replace(">-", f">{html.MINUS}")
+        return markup.number(None)
+    return f'<data value="{value!r}">{value:.6g}</data>'.replace(">-", f">{markup.MINUS}")
 
 
 def figure(rows: list[dict[str, Any]]) -> str:
-    """The measure after each try, accepted ones on the line, restored ones beside it."""
+    """Plot the measure after each try, accepted ones on the line, restored ones beside it."""
     points = [row for row in rows if is_number(row.get("after")) and is_number(row.get("before"))]
     if not points:
-        return html.note("No try was recorded.")
+        return markup.note("No try was recorded.")
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -93,7 +92,7 @@ def figure(rows: list[dict[str, Any]]) -> str:
         axis.set_ylabel(str(points[0].get("measure", "measure")), color=INK)
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1, ncols=3)
         svg = draw.inline_svg(drawn, "laser", "The measure over the tries", themed=True)
-    return html.card(
+    return markup.card(
         svg,
         "Each mark is the measure with one more matrix at lower rank; it was kept where the measure was not worse than "
         "the line. What was held out says whether that holds for other data.",
@@ -101,8 +100,8 @@ def figure(rows: list[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    numbers = [html.number(row.get(key)) for key in ("raw_snr", "rank_before", "rank")]
+    numbers = [markup.number(row.get(key)) for key in ("raw_snr", "rank_before", "rank")]
     numbers += [_exact(row.get(key)) for key in ("before", "after")]
-    shown = html.badge("good", "kept") if row.get("accepted") else html.badge("watch", "restored")
-    module = f"<code>{html.escape(re.sub(r'^model[.]', '', str(row.get('module', ''))))}</code>"
-    return [html.number(row.get("step")), module, *numbers, shown, html.number(row.get("seconds"))]
+    outcome = markup.badge("good", "kept") if row.get("accepted") else markup.badge("watch", "restored")
+    module = f"<code>{markup.escape(re.sub(r'^model[.]', '', str(row.get('module', ''))))}</code>"
+    return [markup.number(row.get("step")), module, *numbers, outcome, markup.number(row.get("seconds"))]

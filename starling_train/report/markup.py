@@ -9,7 +9,7 @@ NOT_MEASURED = "not measured"
 
 
 def clean(value: object) -> str:
-    """Text without what JSON can carry and a page can not.
+    """Return text without the characters that JSON can carry but a page cannot.
 
     Control characters other than tab and newline, and half surrogate pairs, become the replacement character.
     """
@@ -18,12 +18,12 @@ def clean(value: object) -> str:
 
 
 def escape(value: object) -> str:
-    """Clean text made safe for HTML content and double-quoted attributes."""
+    """Clean text and make it safe for HTML content and double-quoted attributes."""
     return html.escape(clean(value))
 
 
 def plain(value: float, signed: bool = False) -> str:
-    """A number for people: about three figures, thousands separated, a real minus sign."""
+    """Return a number for people: about three figures, thousands separated, a real minus sign."""
     size = abs(value)
     if isinstance(value, int):
         spec = ",d"
@@ -35,15 +35,15 @@ def plain(value: float, signed: bool = False) -> str:
 
 
 def number(value: object, unit: str = "", signed: bool = False) -> str:
-    """A `<data>` element: rounded for the eye, exact in its `value`; what is no number is "not measured"."""
+    """Return a `<data>` element: rounded for the eye, exact in its `value`; other values become "not measured"."""
     if not isinstance(value, (int, float)):
         return f'<span class="none">{NOT_MEASURED}</span>'
-    shown_unit = f'<span class="unit">&nbsp;{escape(unit)}</span>' if unit else ""
-    return f'<data value="{value!r}">{plain(value, signed)}</data>{shown_unit}'
+    suffix = f'<span class="unit">&nbsp;{escape(unit)}</span>' if unit else ""
+    return f'<data value="{value!r}">{plain(value, signed)}</data>{suffix}'
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `42 s`, `3 min 5 s` or `2 h 7 min`."""
+    """Return seconds as `42 s`, `3 min 5 s` or `2 h 7 min`."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     if hours:
@@ -52,70 +52,76 @@ def duration(seconds: float) -> str:
 
 
 def count(value: int) -> str:
-    """A parameter count: `1.75 B`, `23.1 M`, `361,600`."""
+    """Return a parameter count as `1.75 B`, `23.1 M`, `361,600`."""
     if value >= 1e9:
         return f"{value / 1e9:.2f} B"
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value:,}"
 
 
 def table(head: list[str], rows: Iterable[list[str]], numeric: frozenset[int] = frozenset()) -> str:
-    """A table of cells that are HTML already; columns in `numeric` are right-aligned."""
+    """Return a table of cells that are HTML already; columns in `numeric` are right-aligned."""
 
     def line(cells: list[str], tag: str) -> str:
-        shown = [f"<{tag}{' class=num' if i in numeric else ''}>{c}</{tag}>" for i, c in enumerate(cells)]
-        return "<tr>" + "".join(shown) + "</tr>"
+        tagged = [f"<{tag}{' class=num' if i in numeric else ''}>{c}</{tag}>" for i, c in enumerate(cells)]
+        return "<tr>" + "".join(tagged) + "</tr>"
 
     body = "\n".join(line(row, "td") for row in rows)
     return f'<div class="scroll"><table><thead>{line(head, "th")}</thead>\n<tbody>{body}</tbody></table></div>'
 
 
 def details(title: str, body: str) -> str:
-    """A part that is folded until asked for; `body` is HTML."""
+    """Return a part that is folded until the reader opens it; `body` is HTML."""
     return f"<details><summary>{escape(title)}</summary>\n{body}</details>"
 
 
 def section(title: str, body: str) -> str:
-    """A part of the page with its heading; `body` is HTML."""
+    """Return a part of the page with its heading; `body` is HTML."""
     return f"<section>\n<h2>{title}</h2>\n{body}\n</section>\n"
 
 
 def note(text: str) -> str:
-    """A quiet sentence, of HTML."""
+    """Return a sentence in a quiet style; `text` is HTML."""
     return f'<p class="note">{text}</p>'
 
 
 def badge(state: str, text: str) -> str:
-    """A word on the colour of `good`, `watch` or `bad`; `text` is HTML."""
+    """Return a word on the colour of `good`, `watch` or `bad`; `text` is HTML."""
     return f'<span class="badge {state}">{text}</span>'
 
 
 def card(drawing: str, reading: str = "", title: str = "") -> str:
-    """A figure, SVG, with how to read it and its title; `reading` is HTML."""
+    """Return a figure, SVG, with its title and how to read it; `reading` is HTML."""
     heading = f"<h3>{escape(title)}</h3>" if title else ""
     caption = f"<figcaption>{reading}</figcaption>" if reading else ""
     return f'<figure class="card">{heading}{drawing}{caption}</figure>'
 
 
 def tile(label: str, value: str, change: str = "", key: str = "") -> str:
-    """One number in large; `value` and `change`, a line below it, are HTML. key: of the metric."""
+    """Return one number in large type.
+
+    label: what it is.
+    value: HTML.
+    change: a line below it, HTML.
+    key: of the metric.
+    """
     attribute = f' data-key="{escape(key)}"' if key else ""
     below = f'<p class="change">{change}</p>' if change else ""
     return f'<div class="tile"{attribute}><h3>{escape(label)}</h3><p class="value">{value}</p>{below}</div>'
 
 
 def verbatim(text: str) -> str:
-    """A file's text as it is, without its secrets."""
+    """Return a file's text unchanged but for its secrets."""
     return f"<pre>{escape(redact(text))}</pre>"
 
 
 def redact(text: str) -> str:
-    """The text without secrets: values of keys such as `token` or `api_key`, and passwords inside URLs."""
+    """Remove secrets from a text: values of keys such as `token` or `api_key`, and passwords inside URLs."""
     secret = r"(?i)\b((?:[\w.]*[_.])?(?:token|password|secret|api_?key)[\"']?\s*[:=][ \t]*)(?!null\b|\s)\S+"
     return re.sub(r"(://)[^/\s@]+@", r"\1***@", re.sub(secret, r"\1***", text))
 
 
 def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table for Markdown files."""
+    """Return a table for Markdown files."""
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

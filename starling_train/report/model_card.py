@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, what was trained, what the run measured. Nothing that is not known."""
+"""README.md of an exported model: what it is, what was trained, what the run measured. Only what the files say."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,13 @@ In a run of `starling_train.ppo`: `reward={kind} reward.path=DIR reward.max_leng
 
 
 def render(run: SavedRun, trained: Trained, table: FreezeTable, base: Identity) -> str:
-    """The card of the model that `export` writes. base: the identity that was compared with the checkpoint's."""
+    """Return the card of the model that `export` writes.
+
+    run: the run.
+    trained: the model that it trained.
+    table: what trained in it.
+    base: the base model's identity, which was compared with the checkpoint's.
+    """
     settings = run.settings
     name = settings.get("name") or run.path.resolve().name
     return "\n\n".join(
@@ -58,7 +64,7 @@ def render(run: SavedRun, trained: Trained, table: FreezeTable, base: Identity) 
 
 
 def _front(trained: Trained) -> str:
-    """What the hub reads; a base model is named there by its hub id only."""
+    """Return the header that the hub reads; it names the base model only by a hub id."""
     path = trained.model.path
     on_hub = path.count("/") == 1 and not path.startswith((".", "~", "/")) and not Path(path).is_dir()
     lines = ["---", "library_name: transformers" if trained.kind is None else "library_name: starling_train"]
@@ -77,7 +83,7 @@ def _origin(run: SavedRun, trained: Trained, base: Identity) -> list[tuple[str, 
 
 
 def _training(settings: dict[str, Any], run: SavedRun) -> list[tuple[str, str]]:
-    """What config.yaml says of the training; a key that is not there is left out."""
+    """Return what config.yaml says of the training; a missing key is left out."""
     algorithm = next((part for part in ("rm", "dpo") if part in settings), None) or setting(settings, "algorithm.name")
     reward = setting(settings, "reward.url" if setting(settings, "reward.kind") == "server" else "reward.path")
     known = {
@@ -112,7 +118,7 @@ def _module_types(table: FreezeTable) -> str:
 
 
 def _measured(run: SavedRun) -> str:
-    """The first evaluation and the last one up to the checkpoint, as metrics.jsonl has them."""
+    """Return the first evaluation, and the last one up to the checkpoint, from metrics.jsonl."""
     rows = [row for row in read_run.read(run.path).metrics if row["step"] <= run.step]
     rows = [row for row in rows if any(key.startswith("eval/") for key in row)]
     if not rows:

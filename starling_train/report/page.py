@@ -8,15 +8,15 @@ from types import SimpleNamespace
 from starling_train.files.whole import write_text
 from starling_train.report import evaluation, samples, sections
 from starling_train.report.markup import card, clean, escape, note, section
-from starling_train.report.plots import draw as plots
 from starling_train.report.plots import panels
+from starling_train.report.plots.draw import inline_svg, panel_svg
 from starling_train.report.read_run import RunFiles, is_number, layer_in, read, selected_modules
 
 
 def write(run_dir: Path) -> Path:
     """Write `run_dir/report.html`, whole or not at all, and return its path.
 
-    Shows what the directory holds and says what is missing; the same files give the same bytes. Raises
+    The page shows the content of the directory and says what is missing; the same files give the same bytes. Raises
     `UserError` when `run_dir` is not a directory.
     """
     run = read(run_dir)
@@ -29,7 +29,14 @@ def save(run: RunFiles, text: str) -> Path:
 
 
 def document(run: RunFiles, title: str, status: str, headline: str, body: str) -> str:
-    """A whole page in the style of all. title: for the browser. status, headline, body: HTML."""
+    """Return a whole page in the style that all pages have.
+
+    run: the run.
+    title: for the browser.
+    status: whether it is finished, HTML.
+    headline: the run in a sentence, HTML.
+    body: HTML.
+    """
     template = resources.files("starling_train.report").joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         name=escape(sections.run_name(run)),
@@ -42,7 +49,7 @@ def document(run: RunFiles, title: str, status: str, headline: str, body: str) -
 
 
 def render(run: RunFiles) -> str:
-    """The page as text."""
+    """Return the page as text."""
     measured = evaluation.section(run)
     if not is_training(run):
         return document(run, "evaluation report", "", "Measured by <code>evaluate</code>.", measured)
@@ -52,12 +59,12 @@ def render(run: RunFiles) -> str:
 
 
 def is_training(run: RunFiles) -> bool:
-    """Whether the directory is a run's; `evaluate` may have one of its own, in which nothing is missing."""
+    """Whether the directory is a run's; a directory of `evaluate` alone lacks nothing."""
     return bool(run.config or run.metrics or run.summary) or not run.evaluation
 
 
 def training(run: RunFiles, remarks: list[str]) -> str:
-    """All that a training command's files tell; what they lack is named in `remarks`."""
+    """Return the sections on a training command's files; `remarks` gets what they lack."""
     parts = {
         "First evaluation against the last": f'<div class="tiles">{sections.tiles(run)}</div>\n'
         + sections.findings_list(run),
@@ -69,10 +76,10 @@ def training(run: RunFiles, remarks: list[str]) -> str:
 
 
 def plot_cards(run: RunFiles, remarks: list[str]) -> str:
-    """A figure with its caption for every panel that has numbers; the others are named in `remarks`."""
+    """Return a figure with its caption for every panel that has numbers; `remarks` gets the others."""
     cards, without = [], []
     for panel in panels.of(run):
-        svg = plots.panel_svg(run, panel)
+        svg = panel_svg(run, panel)
         if not svg:
             without.append(panel.title)
             continue
@@ -83,7 +90,7 @@ def plot_cards(run: RunFiles, remarks: list[str]) -> str:
 
 
 def heatmap(run: RunFiles) -> str:
-    """The scan as a heatmap with the selection marked, on light ground in both themes."""
+    """Return the scan as a heatmap with the selection marked, on a light background in both themes."""
     scanned = {name: record for name, record in scan_records(run).items() if record.layer is not None}
     if not scanned:
         return note("No SNR scan belongs to this run (no snr.json).")
@@ -92,7 +99,7 @@ def heatmap(run: RunFiles) -> str:
     from starling_train.report.plots.heatmap import draw
 
     with matplotlib.rc_context({"svg.hashsalt": "snr", "svg.fonttype": "none"}):
-        svg = plots.inline_svg(draw(scanned, selected_modules(run)), "snr", "Signal-to-noise ratio", themed=False)
+        svg = inline_svg(draw(scanned, selected_modules(run)), "snr", "Signal-to-noise ratio", themed=False)
     return card(
         f'<div class="scroll paper">{svg}</div>',
         "Signal-to-noise ratio of every scanned matrix; framed matrices were trained. Compare within one module type "
@@ -102,7 +109,7 @@ def heatmap(run: RunFiles) -> str:
 
 
 def scan_records(run: RunFiles) -> dict[str, SimpleNamespace]:
-    """The records of `snr.json` with `.type`, `.layer` (None outside the layers) and `.snr`."""
+    """Return the records of `snr.json` with `.type`, `.layer` (None outside the layers) and `.snr`."""
     records = {}
     for name, record in run.snr.items():
         records[name] = SimpleNamespace(
@@ -114,7 +121,7 @@ def scan_records(run: RunFiles) -> dict[str, SimpleNamespace]:
 
 
 def missing(remarks: list[str]) -> str:
-    """What could not be shown, as a section; nothing when all is there."""
+    """Return a section on what could not be shown; empty when nothing is missing."""
     if not remarks:
         return ""
     items = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)

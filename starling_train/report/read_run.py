@@ -1,4 +1,4 @@
-"""What a run directory holds, read without trusting that any part of it is there or whole."""
+"""The content of a run directory, read without trusting that any part of it exists or is whole."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from starling_train.files.json_lines import parse, whole_lines
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of one run directory; absent files are empty values, and `missing` says so in words."""
+    """The files of one run directory; absent files are empty values, and `missing` names them."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class RunFiles:
 
 
 def read(run_dir: Path) -> RunFiles:
-    """Read what is there. Raises `UserError` when `run_dir` is not a directory, and for nothing else."""
+    """Read the existing files. Raises `UserError` when `run_dir` is not a directory, and for nothing else."""
     path = Path(run_dir)
     if not path.is_dir():
         raise UserError(f"run_dir: {path} is not a directory; give the directory that a training command wrote")
@@ -54,7 +54,7 @@ def read(run_dir: Path) -> RunFiles:
 
 
 def _evaluation(path: Path, missing: list[str]) -> list[dict[str, Any]]:
-    """The results of `evaluate`; nothing is missing where it was not used."""
+    """Read the results of `evaluate`; nothing is missing where it was not used."""
     entries = _parse(path, json.loads, missing).get("results") if path.is_file() else None
     known = entries if isinstance(entries, list) else []
     return [entry for entry in known if isinstance(entry, dict) and _is_result(entry)]
@@ -65,32 +65,32 @@ def _is_result(entry: dict[str, Any]) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """True for a finite int or float; False for None, bool, NaN, infinities and text."""
+    """Whether a value is a finite int or float; False for None, bool, NaN, infinities and text."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def series(run: RunFiles, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one key of `metrics.jsonl`; lines without it, or with null, are left out."""
+    """Return steps and values of one key of `metrics.jsonl`; lines without it, or with null, are left out."""
     points = [(line["step"], line[key]) for line in run.metrics if is_number(line.get(key))]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def first_last(run: RunFiles, key: str) -> tuple[float | None, float | None]:
-    """First and last value of a key: from the metrics, else (`eval/*`) from the summary.
+    """Return first and last value of a key: from the metrics, else (`eval/*`) from the summary.
 
-    The last is None where the key was measured once: one value is no change.
+    The last is None where the key was measured once: one value shows no change.
     """
     values = series(run, key)[1]
     if values:
         return values[0], values[-1] if len(values) > 1 else None
     ends = [run.summary.get(name) for name in ("first_eval", "last_eval")]
-    found = [end.get(key) if isinstance(end, dict) else None for end in ends]
-    first, last = (value if is_number(value) else None for value in found)
+    recorded = [end.get(key) if isinstance(end, dict) else None for end in ends]
+    first, last = (value if is_number(value) else None for value in recorded)
     return first, last
 
 
 def setting(tree: dict[str, Any], dotted: str) -> Any:
-    """The value at `a.b.c` of nested dictionaries, None where any part is absent."""
+    """Return the value at `a.b.c` of nested dictionaries, None where any part is absent."""
     value: Any = tree
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -98,22 +98,22 @@ def setting(tree: dict[str, Any], dotted: str) -> Any:
 
 
 def selected_modules(run: RunFiles) -> set[str]:
-    """Scanned modules whose weight one of the patterns of `unfrozen.yaml` matches."""
+    """Return the scanned modules whose weight one of the patterns of `unfrozen.yaml` matches."""
     if not run.patterns:
         return set()
     pattern = re.compile("|".join(f"(?:{pattern})" for pattern in run.patterns))
-    # Fused experts are parameters without a `.weight` of their own, so both spellings count.
+    # Fused experts are parameters whose name does not end in `.weight`, so both spellings count.
     return {name for name in run.snr if pattern.fullmatch(name + ".weight") or pattern.fullmatch(name)}
 
 
 def layer_in(module: str) -> int | None:
-    """The layer number in a module's name, whatever the model's other names are."""
+    """Return the layer number in a module's name, whatever the model calls its parts."""
     match = re.search(r"\.(\d+)\.", module)
     return int(match[1]) if match else None
 
 
 def steps_done(run: RunFiles) -> int:
-    """The last step that the run reports, 0 before the first."""
+    """Return the last step that the run reports, 0 before the first."""
     last = run.metrics[-1]["step"] if run.metrics else 0
     recorded = run.summary.get("steps")
     return max(last, recorded) if isinstance(recorded, int) else last
@@ -124,7 +124,7 @@ def _text(path: Path) -> str:
 
 
 def _parse(path: Path, parse: Any, missing: list[str]) -> dict[str, Any]:
-    """A file that holds one mapping; a missing or broken one is an empty mapping and a remark."""
+    """Read a file that holds one mapping; a missing or broken one gives an empty mapping and a remark."""
     if not path.is_file():
         missing.append(f"{path.name} is not there")
         return {}
@@ -139,7 +139,7 @@ def _parse(path: Path, parse: Any, missing: list[str]) -> dict[str, Any]:
 
 
 def json_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; broken lines are counted in a remark."""
+    """Read the objects of a JSON-lines file; broken lines are counted in a remark."""
     if not path.is_file():
         missing.append(f"{path.name} is not there")
         return []

@@ -6,27 +6,27 @@ from typing import Any
 from starling_train.report.markup import details, escape, note, number
 from starling_train.report.read_run import RunFiles, is_number
 
-SHOWN = 6  # prompts on the page; the others are folded
+VISIBLE = 6  # prompts on the page; the others are folded
 
 Sample = dict[str, Any]
 
 
 def section(run: RunFiles) -> str:
-    """The before/after section, or a sentence that there is nothing to compare."""
+    """Return the before/after section, or a sentence that there is nothing to compare."""
     if not run.samples:
         return note("No samples were recorded (samples.jsonl is missing or empty).")
     steps = sorted({sample["step"] for sample in run.samples})
     first, last = steps[0], steps[-1] if len(steps) > 1 else None
     pairs = pair(run.samples, first, last)
     cards = [_card(before, after, first, last) for before, after in pairs]
-    more = details(f"{len(cards) - SHOWN} more prompts", "\n".join(cards[SHOWN:])) if cards[SHOWN:] else ""
-    return _headline(pairs, first, last) + "\n" + "\n".join(cards[:SHOWN]) + more
+    more = details(f"{len(cards) - VISIBLE} more prompts", "\n".join(cards[VISIBLE:])) if cards[VISIBLE:] else ""
+    return _headline(pairs, first, last) + "\n" + "\n".join(cards[:VISIBLE]) + more
 
 
 def pair(samples: list[Sample], first: int, last: int | None) -> list[tuple[Sample | None, Sample | None]]:
-    """Samples of the first step against those of the last with the same prompt, in file order.
+    """Pair samples of the first step with those of the last with the same prompt, in file order.
 
-    The n-th answer to a prompt meets the n-th; an answer without a partner meets None.
+    The n-th answer to a prompt is paired with the n-th; an answer without a partner with None.
     """
     before, after = _by_prompt(samples, first), _by_prompt(samples, last)
     pairs: list[tuple[Sample | None, Sample | None]] = []
@@ -72,15 +72,15 @@ def _answer(sample: Sample | None, title: str, reference: Sample | None = None) 
     if sample is None:
         return f'<div class="answer"><h4>{title}</h4>{note("No answer was recorded.")}</div>'
     text = str(sample.get("response", ""))
-    shown = escape(text) if text else '<span class="none">(empty answer)</span>'
+    body = escape(text) if text else '<span class="none">(empty answer)</span>'
     return (
-        f'<div class="answer"><h4>{title}</h4><div class="text" dir="auto">{shown}</div>'
+        f'<div class="answer"><h4>{title}</h4><div class="text" dir="auto">{body}</div>'
         f'<p class="facts">{_facts(sample, reference)}</p></div>'
     )
 
 
 def _facts(sample: Sample, reference: Sample | None) -> str:
-    """Score (with its change), gold, KL, and whether the answer ended by itself."""
+    """Return score (with its change), gold, KL, and whether the answer ended by itself."""
     facts = []
     for key, label, unit in (("score", "score", ""), ("gold", "gold", ""), ("kl", "KL", "nats")):
         if not is_number(sample.get(key)):

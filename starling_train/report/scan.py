@@ -1,4 +1,4 @@
-"""What `snr` leaves and says: the files of a scan's directory, none of which outlives its scan, and its tables."""
+"""The output of `snr`: the files in a scan's directory, which the next scan removes, and its tables."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 from starling_train.core import spectrum
 from starling_train.models.source import ModelSource
 from starling_train.report.plots import heatmap
-from starling_train.report.plots import spectrum as plots_spectrum
-from starling_train.selection import records as scan_records
+from starling_train.report.plots.spectrum import draw
 from starling_train.selection import scan, unfrozen_yaml
 from starling_train.selection.module_types import layer_of
 from starling_train.selection.overlap import Overlap
-from starling_train.selection.records import Record
+from starling_train.selection.records import Record, write_json, write_scan, write_spectrum_scan, write_target_modules
 from starling_train.selection.scan_journal import JOURNAL, ScanJournal
 from starling_train.selection.select import names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Every file that a scan writes, but for spectra, and no other: the directory may hold more than ours. `snr.json` is
-# removed first and written last: it says that the others are there.
+# Every file that a scan writes, except for spectra, and no other: the directory may hold more than ours. `snr.json` is
+# removed first and written last: if it exists, so do the others.
 RESULTS = (
     "snr.json",
     "snr_results_{slug}.json",
@@ -36,8 +35,14 @@ RESULTS = (
 
 @dataclass(frozen=True)
 class ScanOutcome:
-    """What is written: the scan, what it selects (`["*"]`: everything), parameters that train besides, a comparison
-    with the scan `other`, and plots by module.
+    """Everything a scan writes.
+
+    records: the scan, by module.
+    selected: the modules that it selects (`["*"]`: everything).
+    besides: other parameters that train.
+    other: the scan that it was compared with.
+    overlaps: the comparison.
+    spectra: plots by module.
     """
 
     records: dict[str, Record]
@@ -49,14 +54,15 @@ class ScanOutcome:
 
 
 def slug_of(source: ModelSource) -> str:
-    """The model's name in the names of files."""
+    """Return the model's name for the names of files."""
     is_local = Path(source.path).expanduser().is_dir()
     return source.directory.resolve().name if is_local else source.path.replace("/", "-")
 
 
 def retire(run: Path, slug: str) -> None:
-    """Move an earlier scan's records into the journal and delete its files: if this scan fails, nothing in the
-    directory looks like its result, and nothing has to be computed again.
+    """Move an earlier scan's records into the journal and delete its files.
+
+    If this scan fails, no file in the directory looks like its result, and nothing has to be computed again.
     """
     if (run / "snr.json").is_file():
         ScanJournal.of(run)
@@ -64,44 +70,50 @@ def retire(run: Path, slug: str) -> None:
 
 
 def remove(run: Path, slug: str) -> None:
-    """Delete an earlier scan's files, and nobody else's."""
+    """Delete an earlier scan's files, and no others."""
     for name in RESULTS:
         for path in run.glob(name.format(slug=escape(slug))):
             path.unlink()
     for path in run.glob("spectrum_*.png"):
-        if layer_of(path.stem.removeprefix("spectrum_")) is not None:  # of a module: one that a scan has drawn
+        if layer_of(path.stem.removeprefix("spectrum_")) is not None:  # named after a module, so a scan has drawn it
             path.unlink()
 
 
 def write(outcome: ScanOutcome, run: Path, slug: str) -> None:
-    """The files in place of an earlier scan's; `snr.json` last."""
-    retire(run, slug)  # into the journal: the scan that was read may be the one that is replaced
+    """Write the files in place of an earlier scan's; `snr.json` last."""
+    retire(run, slug)  # into the journal: the scan that was read may be the one being replaced
     run.mkdir(parents=True, exist_ok=True)
     names = names_of(outcome.selected, outcome.records)
-    scan_records.write_spectrum_scan(outcome.records, run / f"snr_results_{slug}.json")
+    write_spectrum_scan(outcome.records, run / f"snr_results_{slug}.json")
     unfrozen_yaml.write_unfrozen_yaml(outcome.selected, outcome.records, run / "unfrozen.yaml", outcome.besides)
-    scan_records.write_target_modules(names, outcome.records, run / "target_modules.json")
+    write_target_modules(names, outcome.records, run / "target_modules.json")
     heatmap.save(heatmap.draw(outcome.records, names, f"SNR of {slug}"), run / "heatmap.png")
     for module, figure in outcome.spectra.items():
         heatmap.save(figure, run / f"spectrum_{module}.png")
     if outcome.other:
         table = {"other": outcome.other, "types": [asdict(row) for row in outcome.overlaps]}
-        scan_records.write_json(table, run / "comparison.json")
-    scan_records.write_scan(outcome.records, run / "snr.json")
+        write_json(table, run / "comparison.json")
+    write_scan(outcome.records, run / "snr.json")
     (run / JOURNAL).unlink(missing_ok=True)
 
 
 def draw_spectrum(source: ModelSource, module: str, dialect: str, device: str) -> "Figure":
-    """The singular values of one matrix with the threshold. Raises UserError for values that are nan or infinite."""
+    """Plot the singular values of one matrix with the threshold. Raises UserError for nan or infinite values.
+
+    source: the checkpoint.
+    module: the matrix.
+    dialect: how the threshold is computed.
+    device: where.
+    """
     values, (n, m) = scan.read_values(source, module, device)
-    return plots_spectrum.draw(values.tolist(), spectrum.score(values, n, m, dialect), module)
+    return draw(values.tolist(), spectrum.score(values, n, m, dialect), module)
 
 
 HEADER = "matrices  selected  fragile  lowest SNR    median   highest"
 
 
 def table(records: dict[str, Any], selected: Iterable[str]) -> str:
-    """A line per module type, then how much is selected (`["*"]`: all).
+    """Return a line per module type, then how much is selected (`["*"]`: all).
 
     `records` maps module names to objects with `.module`, `.type`, `.size`, `.snr` and `.fragile`.
     """
@@ -125,7 +137,13 @@ def table(records: dict[str, Any], selected: Iterable[str]) -> str:
 
 
 def plan(records: dict[str, Any], method: str, count: int, *, at_most: bool = False) -> str:
-    """What would be scanned, a line per module type, and how many matrices `method` would select (at most)."""
+    """Return what would be scanned, a line per module type, and how many matrices would be selected.
+
+    records: the matrices.
+    method: `freeze.method`.
+    count: how many matrices it would select.
+    at_most: whether the scores may lower that number.
+    """
     lines = [f"{sum(record.type == kind for record in records.values()):>6} x {kind}" for kind in types_of(records)]
     total = sum(record.size for record in records.values())
     what = "everything" if method == "none" else f"{'at most ' * at_most}{count} of {len(records)} matrices"
@@ -133,13 +151,14 @@ def plan(records: dict[str, Any], method: str, count: int, *, at_most: bool = Fa
 
 
 def types_of(records: dict[str, Any]) -> list[str]:
-    """Module types in the order of their first matrix."""
+    """Return the module types in the order of their first matrix."""
     return list(dict.fromkeys(record.type for record in records.values()))
 
 
 def passed_over(unscanned: dict[str, int], left_out: dict[str, int]) -> str:
-    """A line, after a line break, per kind of weight that no table of module types knows, and per other reason;
-    '' without any.
+    """Return a line, after a line break, per weight of an unknown module type and per other reason for not scanning.
+
+    '' without any. unscanned, left_out: how many weights, by name or reason.
     """
     lines = [f"\nnot scanned, of no known module type: {name} ({n})" for name, n in unscanned.items()]
     return "".join([*lines, *(f"\nleft out: {what} ({n})" for what, n in left_out.items())])

@@ -1,9 +1,9 @@
-"""The parts of the page that are words and tables: headline, key numbers, findings, what trained."""
+"""The parts of the page that are text and tables: headline, key numbers, findings, what trained."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
-from starling_train.report import markup as html
+from starling_train.report import markup
 from starling_train.report.plots.panels import is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.read_run import (
     RunFiles,
@@ -31,15 +31,15 @@ class Tile:
 
 
 def run_name(run: RunFiles) -> str:
-    """The run's name from its summary or config, else the directory's."""
+    """Return the run's name from its summary or config, else the directory's."""
     return str(run.summary.get("name") or run.config.get("name") or run.path.resolve().name)
 
 
 def headline(run: RunFiles) -> str:
-    """What was trained, on what, by which algorithm, as one sentence of HTML."""
+    """Return what was trained, on what, by which algorithm, as one sentence of HTML."""
     if not run.config and not run.summary:
         return "What was trained is not recorded."
-    parts = [f"<strong>{html.escape(algorithm(run).upper())}</strong>"]
+    parts = [f"<strong>{markup.escape(algorithm(run).upper())}</strong>"]
     sources = (
         ("of", ("model.path",)),
         ("on prompts of", ("data.path",)),
@@ -48,19 +48,19 @@ def headline(run: RunFiles) -> str:
     for phrase, keys in sources:
         value = next((setting(run.config, key) for key in keys if setting(run.config, key)), None)
         if value:
-            parts.append(f"{phrase} <code>{html.escape(html.redact(str(value)))}</code>")
+            parts.append(f"{phrase} <code>{markup.escape(markup.redact(str(value)))}</code>")
     trainable = run.summary.get("trainable")
     if isinstance(trainable, dict) and is_number(trainable.get("parameters")) and trainable.get("of"):
         share = 100 * trainable["parameters"] / trainable["of"]
         parts.append(
-            f"training {html.number(trainable.get('matrices'))} matrices: {html.count(trainable['parameters'])} of "
-            f"{html.count(trainable['of'])} parameters ({html.plain(share)}&nbsp;%), the rest frozen"
+            f"training {markup.number(trainable.get('matrices'))} matrices: {markup.count(trainable['parameters'])} of "
+            f"{markup.count(trainable['of'])} parameters ({markup.plain(share)}&nbsp;%), the rest frozen"
         )
     return ", ".join([" ".join(parts[:2]), *parts[2:]]) + "."
 
 
 def algorithm(run: RunFiles) -> str:
-    """`ppo` or `apa` from the configuration, or the command where that is another one, such as `dpo`."""
+    """Return `ppo` or `apa` from the configuration, or the name of another command, such as `dpo`."""
     command = str(run.summary.get("command") or "")
     if command.isalpha() and command != "ppo":
         return command
@@ -68,36 +68,36 @@ def algorithm(run: RunFiles) -> str:
 
 
 def status(run: RunFiles) -> str:
-    """Finished or not, with the steps done; the word carries the meaning, the colour repeats it."""
+    """Return whether it is finished, with the steps done; the word carries the meaning, the colour repeats it."""
     done, planned = steps_done(run), setting(run.config, "algorithm.steps")
     of = f" of {planned:,}" if isinstance(planned, int) else ""
     if run.summary.get("finished"):
-        return html.badge("good", f"Finished, {done:,}{of} steps")
-    return html.badge("watch", f"Not finished, {done:,}{of} steps so far")
+        return markup.badge("good", f"Finished, {done:,}{of} steps")
+    return markup.badge("watch", f"Not finished, {done:,}{of} steps so far")
 
 
 def facts(run: RunFiles) -> str:
-    """Device, time, speed and memory as a definition list."""
+    """Return device, time, speed and memory as a definition list."""
     summary = run.summary
-    rows = [("Device", html.escape(summary["device"]))] if summary.get("device") else []
+    rows = [("Device", markup.escape(summary["device"]))] if summary.get("device") else []
     if is_number(summary.get("wall_time_s")):
         seconds = summary["wall_time_s"]
-        rows.append(("Time", f'<data value="{seconds!r}">{html.duration(seconds)}</data>'))
+        rows.append(("Time", f'<data value="{seconds!r}">{markup.duration(seconds)}</data>'))
     speed = summary.get("throughput") if isinstance(summary.get("throughput"), dict) else {}
     for key, label, unit in (("tokens_per_s", "Speed", "tokens/s"), ("samples_per_s", "", "responses/s")):
         value = next((speed[k] for k in (key, f"throughput/{key}") if k in speed), None)
         if is_number(value):
-            rows.append((label or "Responses", html.number(value, unit)))
+            rows.append((label or "Responses", markup.number(value, unit)))
     if is_number(summary.get("peak_memory_gb")):
-        rows.append(("Peak memory", html.number(summary["peak_memory_gb"], "GB")))
+        rows.append(("Peak memory", markup.number(summary["peak_memory_gb"], "GB")))
     if summary.get("git_commit"):
-        rows.append(("Code", f"<code>{html.escape(str(summary['git_commit'])[:12])}</code>"))
+        rows.append(("Code", f"<code>{markup.escape(str(summary['git_commit'])[:12])}</code>"))
     items = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in rows)
     return f'<dl class="facts-row">{items}</dl>' if items else ""
 
 
 def tiles(run: RunFiles) -> str:
-    """First and last value of the numbers that matter, with the change, as a row of tiles."""
+    """Return first and last value of the most important numbers, with the change, as a row of tiles."""
     keys = suites(run)
     gold = Tile("eval/gold_mean", "True quality (gold), held-out prompts", better=1)
     chosen = [_held_out(run, "score_mean", "reward/score_mean", Tile("", "Reward score", better=1)), gold]
@@ -111,29 +111,31 @@ def tiles(run: RunFiles) -> str:
             chosen.append(Tile(key, label))
     chosen.append(_held_out(run, "kl_reference", "kl/reference", Tile("", "KL to the starting policy", "nats")))
     chosen.append(_held_out(run, "length_mean", "response/length_mean", Tile("", "Response length", "tokens")))
-    shown = [_tile(run, item) for item in chosen]
-    return "".join(shown) or html.note("No measurement was recorded yet.")
+    drawn = [_tile(run, item) for item in chosen]
+    return "".join(drawn) or markup.note("No measurement was recorded yet.")
 
 
 def _held_out(run: RunFiles, suite: str, training: str, item: Tile) -> Tile:
-    """The held-out version of a number where it was measured, else that of the training prompts."""
+    """Return the held-out version of a number where it was measured, else that of the training prompts."""
     if first_last(run, f"eval/{suite}")[0] is not None:
         return replace(item, key=f"eval/{suite}", label=f"{item.label}, held-out prompts")
     return replace(item, key=training, label=f"{item.label}, training prompts")
 
 
 def _tile(run: RunFiles, item: Tile) -> str:
-    """One tile, empty where the run never measured the number."""
+    """Return one tile, empty where the run never measured the number."""
     first, last = first_last(run, item.key)
     if first is None:
         return ""
     first, last = (None if value is None else value * item.scale for value in (first, last))
     if last is None:
-        values, change = html.number(first, item.unit), "measured once"
+        values, change = markup.number(first, item.unit), "measured once"
     else:
-        values = f'{html.number(first)} <span class="arrow">→</span> <strong>{html.number(last, item.unit)}</strong>'
+        values = (
+            f'{markup.number(first)} <span class="arrow">→</span> <strong>{markup.number(last, item.unit)}</strong>'
+        )
         change = _change(run, item, last - first)
-    return html.tile(item.label, values, change, item.key)
+    return markup.tile(item.label, values, change, item.key)
 
 
 def _change(run: RunFiles, item: Tile, gain: float) -> str:
@@ -142,25 +144,25 @@ def _change(run: RunFiles, item: Tile, gain: float) -> str:
         judged = 0  # within what a run may lose: no alarm, and no praise for noise
     mark = "up" if judged > 0 else "down" if judged < 0 else "same"
     arrow = "▲" if gain > 0 else "▼" if gain < 0 else "="
-    text = f'<span class="{mark}">{arrow} {html.number(gain, item.change_unit or item.unit, signed=True)}</span>'
+    text = f'<span class="{mark}">{arrow} {markup.number(gain, item.change_unit or item.unit, signed=True)}</span>'
     spreads = score_change_in_spreads(run) if item.key == "eval/score_mean" else None
     if spreads is None:
         return text
-    return f"{text}, {html.number(spreads, signed=True)} starting standard deviations"
+    return f"{text}, {markup.number(spreads, signed=True)} starting standard deviations"
 
 
 def findings_list(run: RunFiles) -> str:
-    """The findings as a list; a word and a sign carry the judgement, not the colour alone."""
+    """Return the findings as a list; a word and a sign carry the judgement, not the colour alone."""
     words = {"good": "✓ good", "watch": "! look", "bad": "✗ bad"}
     items = [
-        f"<li>{html.badge(finding.state, words[finding.state])} {html.escape(finding.text)}</li>"
+        f"<li>{markup.badge(finding.state, words[finding.state])} {markup.escape(finding.text)}</li>"
         for finding in findings(run)
     ]
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
 def trained_table(run: RunFiles) -> str:
-    """What trained, a row per module type: matrices, parameters, layers."""
+    """Return what trained, a row per module type: matrices, parameters, layers."""
     scanned = Counter(str(record.get("type", "unknown")) for record in run.snr.values())
     trained: dict[str, list[str]] = defaultdict(list)
     for name in selected_modules(run):
@@ -172,18 +174,20 @@ def trained_table(run: RunFiles) -> str:
     for kind in known | scanned:
         row = known.get(kind, {"matrices": len(trained[kind])})
         of = row.get("of", scanned.get(kind))
-        share = f"{html.number(row.get('matrices'))} of {html.number(of)}" if of else html.number(row.get("matrices"))
-        size = html.count(row["parameters"]) if is_number(row.get("parameters")) else "–"
+        share = (
+            f"{markup.number(row.get('matrices'))} of {markup.number(of)}" if of else markup.number(row.get("matrices"))
+        )
+        size = markup.count(row["parameters"]) if is_number(row.get("parameters")) else "–"
         layers = {layer for name in trained[kind] if (layer := layer_in(name)) is not None}
-        rows.append([f"<code>{html.escape(kind)}</code>", share, size, ranges(layers) or "–"])
+        rows.append([f"<code>{markup.escape(kind)}</code>", share, size, ranges(layers) or "–"])
     if not rows:
-        return html.note("Neither a scan nor a list of what trained was recorded.")
+        return markup.note("Neither a scan nor a list of what trained was recorded.")
     head = ["Module type", "Matrices trained", "Parameters", "Layers"]
-    return f'<div class="card">{html.table(head, rows, frozenset({1, 2}))}</div>'
+    return f'<div class="card">{markup.table(head, rows, frozenset({1, 2}))}</div>'
 
 
 def ranges(numbers: set[int]) -> str:
-    """`{1, 2, 3, 7}` -> `1–3, 7`."""
+    """Return numbers as ranges: `{1, 2, 3, 7}` -> `1–3, 7`."""
     parts: list[list[int]] = []
     for value in sorted(numbers):
         if parts and value == parts[-1][1] + 1:
@@ -194,26 +198,30 @@ def ranges(numbers: set[int]) -> str:
 
 
 def appendix(run: RunFiles) -> str:
-    """Every metric's first and last value, the configuration, the selection and the versions, folded."""
+    """Return every metric's first and last value, the configuration, the selection and the versions, folded."""
     keys = sorted({key for line in run.metrics for key in line if key != "step"})
     rows = []
     for key in keys:
         values = series(run, key)[1]
         if values:
             ends = [values[0], values[-1], min(values), max(values)]
-            rows.append([f"<code>{html.escape(key)}</code>", *(html.number(value) for value in ends)])
+            rows.append([f"<code>{markup.escape(key)}</code>", *(markup.number(value) for value in ends)])
     parts = []
     if rows:
         head = ["Key of metrics.jsonl", "First", "Last", "Smallest", "Largest"]
-        parts.append(html.details("All metrics", html.table(head, rows, frozenset({1, 2, 3, 4}))))
+        parts.append(markup.details("All metrics", markup.table(head, rows, frozenset({1, 2, 3, 4}))))
     if run.config_text:
-        parts.append(html.details("Configuration", html.verbatim(run.config_text)))
+        parts.append(markup.details("Configuration", markup.verbatim(run.config_text)))
     if run.patterns:
-        parts.append(html.details(f"Unfrozen parameters ({len(run.patterns)})", html.verbatim("\n".join(run.patterns))))
+        parts.append(
+            markup.details(f"Unfrozen parameters ({len(run.patterns)})", markup.verbatim("\n".join(run.patterns)))
+        )
     versions = run.summary.get("versions")
     if isinstance(versions, dict) and versions:
-        rows = [[html.escape(name), f"<code>{html.escape(value)}</code>"] for name, value in sorted(versions.items())]
-        parts.append(html.details("Versions", html.table(["Package", "Version"], rows)))
+        rows = [
+            [markup.escape(name), f"<code>{markup.escape(value)}</code>"] for name, value in sorted(versions.items())
+        ]
+        parts.append(markup.details("Versions", markup.table(["Package", "Version"], rows)))
     if run.summary.get("command"):
-        parts.append(html.details("Command", html.verbatim(str(run.summary["command"]))))
-    return "\n".join(parts) or html.note("Neither configuration nor versions were recorded.")
+        parts.append(markup.details("Command", markup.verbatim(str(run.summary["command"]))))
+    return "\n".join(parts) or markup.note("Neither configuration nor versions were recorded.")

@@ -1,4 +1,4 @@
-"""What a careful reader would check first, checked: each finding is one sentence with a judgement."""
+"""The checks that a careful reader would make first: each finding is one sentence with a judgement."""
 
 from dataclasses import dataclass
 
@@ -18,19 +18,19 @@ class Finding:
 
 
 def findings(run: RunFiles) -> list[Finding]:
-    """Every check that the run has the numbers for."""
+    """Return the findings of every check that the run has the numbers for."""
     checks = (_score, _preference, _gold, _skill, _kl, _ratio, _ended, _length, _skipped)
     return [finding for check in checks if (finding := check(run)) is not None]
 
 
 def change(run: RunFiles, key: str) -> float | None:
-    """Last minus first value of a key, None where it was measured less than twice."""
+    """Return last minus first value of a key, None where it was measured less than twice."""
     first, last = first_last(run, key)
     return None if first is None or last is None else last - first
 
 
 def score_change_in_spreads(run: RunFiles) -> float | None:
-    """Change of the held-out score in standard deviations of the starting policy's scores."""
+    """Return the change of the held-out score in standard deviations of the starting policy's scores."""
     gain, spread = change(run, "eval/score_mean"), first_last(run, "eval/score_std")[0]
     return gain / spread if gain is not None and spread else None
 

@@ -339,7 +339,7 @@ LASER = [
         make=rows("data.jsonl", {"prompt": "a", "chosen": "b", "rejected": "b"})),
     row("laser", MARGIN + "laser.window=8", "preference.path: ", "none of 1 pairs has 8 tokens at most", "give",
         make=rows("data.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})),
-    row("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "says no rank of model.layers.0", "give", "leave",
+    row("laser", "freeze.scan={here}/scan.json", "freeze.scan: ", "has no rank of model.layers.0", "give", "leave",
         make=unranked),
 ]  # fmt: skip
 

@@ -114,7 +114,7 @@ def test_a_lost_matrix_is_made_again_and_another_one_is_told(checkpoint, candida
         assert torch.equal(tensor, again.model.state_dict()[name])
     files[2].unlink()
     other = [replace(record, rank=record.rank - 1) for record in candidates]
-    with pytest.raises(UserError, match="does not come out the same"):
+    with pytest.raises(UserError, match="does not compute the same"):
         go(made(checkpoint, other, tmp_path / "run", []))
 
 

@@ -1,1 +1,1 @@
-"""A report's plots: what is drawn, as data, and how."""
+"""A report's plots: their content as data, and how they are drawn."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEW_POINTS = 25  # a line this short also gets markers, or a run of one step would be an empty axis
-LEGEND_CHARACTERS = 58  # what fits beside one another above an axis, six a label for its line
+LEGEND_CHARACTERS = 58  # that fit side by side above an axis; each label takes six more for its line
 THEME = {
     INK: "ink",
     GRID: "grid",
@@ -29,7 +29,7 @@ THEME = {
 
 
 def style(slug: str) -> dict[str, Any]:
-    """Settings that make a figure deterministic and plain; `slug` keeps the ids of a page's figures apart."""
+    """Return settings that make a figure deterministic and plain; `slug` keeps the ids of a page's figures apart."""
     return {
         "svg.hashsalt": slug,
         "svg.fonttype": "none",  # text stays text: selectable, readable aloud, in the page's own font
@@ -60,7 +60,7 @@ def style(slug: str) -> dict[str, Any]:
 
 
 def panel_svg(run: RunFiles, panel: Panel) -> str:
-    """One panel as inline SVG in the page's colours; empty where the run has none of its numbers."""
+    """Draw one panel as inline SVG in the page's colours; empty where the run has none of its numbers."""
     import matplotlib
 
     rows = [row for row in panel.rows if any(series(run, line.key)[1] for line in row.lines)]
@@ -71,7 +71,7 @@ def panel_svg(run: RunFiles, panel: Panel) -> str:
 
 
 def draw(run: RunFiles, rows: list[PlotRow]) -> "Figure":
-    """Rows below one another over a common axis of steps."""
+    """Draw rows below one another over a common axis of steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.9, 0.9 + 1.2 * len(rows)), layout="constrained")
@@ -84,7 +84,7 @@ def draw(run: RunFiles, rows: list[PlotRow]) -> "Figure":
 
 
 def draw_row(axis: "Axes", run: RunFiles, row: PlotRow) -> None:
-    """Curves, the dashed target, limits and the legend of one axis."""
+    """Draw curves, the dashed target, limits and the legend of one axis."""
     from matplotlib.ticker import MaxNLocator
 
     if row.stacked:
@@ -109,12 +109,12 @@ def draw_row(axis: "Axes", run: RunFiles, row: PlotRow) -> None:
     if len(labels) > 1:
         # Above the axis: a legend inside would hide a curve sooner or later.
         columns = max(1, LEGEND_CHARACTERS // (max(map(len, labels)) + 6))
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1}
-        axis.legend(**place, ncols=columns, handlelength=1.2, columnspacing=1.2)
+        position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1}
+        axis.legend(**position, ncols=columns, handlelength=1.2, columnspacing=1.2)
 
 
 def target_level(run: RunFiles, row: PlotRow) -> float | None:
-    """Height of the dashed line: a setting, or a fixed distance from the first value of a curve."""
+    """Return the height of the dashed line: a setting, or a fixed distance from the first value of a curve."""
     if row.tolerance is not None:
         values = series(run, row.target)[1]
         return values[0] + row.tolerance if values else None
@@ -123,7 +123,7 @@ def target_level(run: RunFiles, row: PlotRow) -> float | None:
 
 
 def draw_line(axis: "Axes", run: RunFiles, line: PlotLine) -> None:
-    """One curve with its band; points are joined by a thin line."""
+    """Draw one curve with its band; points are joined by a thin line."""
     steps, values = series(run, line.key)
     if not values:
         return
@@ -140,7 +140,7 @@ def draw_line(axis: "Axes", run: RunFiles, line: PlotLine) -> None:
 
 
 def draw_stack(axis: "Axes", run: RunFiles, row: PlotRow) -> None:
-    """Phases on top of one another; what is left of `time/step_s` is drawn as `other`."""
+    """Draw phases on top of one another, and the rest of `time/step_s` as `other`."""
     lines = [line for line in row.lines if series(run, line.key)[1]]
     phases = [dict(zip(*series(run, line.key), strict=True)) for line in lines]
     steps = sorted(set().union(*phases))
@@ -161,7 +161,13 @@ def draw_stack(axis: "Axes", run: RunFiles, row: PlotRow) -> None:
 
 
 def inline_svg(figure: "Figure", slug: str, title: str, themed: bool) -> str:
-    """A figure as an `<svg>` element for HTML; `themed` exchanges the palette for the page's variables."""
+    """Return a figure as an `<svg>` element for HTML.
+
+    figure: the figure.
+    slug: names it in the page.
+    title: for readers who cannot see it.
+    themed: whether the palette is replaced by the page's variables.
+    """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     engine = figure.get_layout_engine()
@@ -191,7 +197,7 @@ def _themed(match: re.Match[str]) -> str:
 
 
 def reward_png(run_dir: Path, path: Path) -> Path:
-    """One picture for a README: score on training and held-out prompts, gold, function calling, over steps.
+    """Draw one picture for a README: score on training and held-out prompts, gold, function calling, over steps.
 
     Parts that the run did not measure are left out. Returns `path`; raises `UserError` where nothing is left.
     """
@@ -200,18 +206,18 @@ def reward_png(run_dir: Path, path: Path) -> Path:
 
     run = read(run_dir)
     skill = (PlotLine("eval/function_calling", "held-out tasks", GREEN, points=True),)
-    shown = (
+    candidates = (
         ("Reward-model score", panels.REWARD.rows[0]),
         ("True quality (gold)", panels.REWARD.rows[1]),
         ("Function calling kept", panels.skill_row(skill)),
     )
-    kept = [(title, row) for title, row in shown if any(series(run, line.key)[1] for line in row.lines)]
-    if not kept:
+    rows = [(title, row) for title, row in candidates if any(series(run, line.key)[1] for line in row.lines)]
+    if not rows:
         raise UserError(f"{Path(run_dir) / 'metrics.jsonl'}: holds nothing to plot; give a run that has trained")
     with matplotlib.rc_context(style("readme") | {"axes.titlelocation": "left", "axes.titlesize": 10.5}):
-        figure = Figure(figsize=(3.4 * len(kept), 2.9), layout="constrained", facecolor="white")
-        for place, (title, row) in enumerate(kept, start=1):
-            axis = figure.add_subplot(1, len(kept), place)
+        figure = Figure(figsize=(3.4 * len(rows), 2.9), layout="constrained", facecolor="white")
+        for position, (title, row) in enumerate(rows, start=1):
+            axis = figure.add_subplot(1, len(rows), position)
             draw_row(axis, run, row)
             axis.set_title(title, color=INK, pad=20, fontweight="bold")
             axis.set_xlabel("step")

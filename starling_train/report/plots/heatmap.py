@@ -1,4 +1,4 @@
-"""Layer x module type heatmap of a scan, the selection marked."""
+"""A heatmap of a scan, layer x module type, with the selection marked."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,12 +14,11 @@ FRAME = "#d1495b"
 
 
 def draw(records: dict[str, Any], selected: Iterable[str], title: str = "SNR by layer and module type") -> "Figure":
-    """A matplotlib figure: a row per layer (0 at the bottom), a column per module type.
+    """Draw a matplotlib figure: a row per layer (0 at the bottom), a column per module type.
 
-    `records` maps module names to objects with `.type`, `.layer`, `.snr` (None where there is no score).
-    Values of different types do not compare, so the colour is the rank within the column and the score is
-    printed. A frame marks `selected` (`["*"]`: all). Experts of one layer share a cell: mean rank, mean
-    score, and how many of them are selected.
+    `records` maps module names to objects with `.type`, `.layer`, `.snr` (None without a score). Values of different
+    types do not compare, so the colour is the rank within the column and the score is printed. A frame marks `selected`
+    (`["*"]`: all). Experts of one layer share a cell: mean rank, mean score, and how many of them are selected.
     """
     from matplotlib.figure import Figure
 
@@ -36,9 +35,9 @@ def draw(records: dict[str, Any], selected: Iterable[str], title: str = "SNR by 
     for (x, y), modules in cells.items():
         grid[y][x] = _mean([ranks[module] for module in modules])
     image = axes.imshow(grid, aspect="auto", origin="lower", cmap="Blues", vmin=-0.15, vmax=1.15)
-    for place, modules in cells.items():
-        dark = grid[place[1]][place[0]] > 0.6
-        _cell(axes, place, [records[m].snr for m in modules], sum(m in selected for m in modules), dark)
+    for (x, y), modules in cells.items():
+        dark = grid[y][x] > 0.6
+        _cell(axes, (x, y), [records[m].snr for m in modules], sum(m in selected for m in modules), dark)
     axes.set_xticks(range(len(types)), _short(types), rotation=30, ha="right")
     axes.set_yticks(range(len(layers)), [str(layer) for layer in layers], fontsize=8)
     axes.set_ylabel("layer")
@@ -50,12 +49,12 @@ def draw(records: dict[str, Any], selected: Iterable[str], title: str = "SNR by 
 
 
 def _ranks(records: dict[str, Any]) -> dict[str, float]:
-    """Module -> place within its type, 1 for the highest SNR, 0 for the lowest, nan without a score."""
+    """Return module -> rank within its type, 1 for the highest SNR, 0 for the lowest, nan without a score."""
     ranks = dict.fromkeys(records, float("nan"))
     for kind in {record.type for record in records.values()}:
         scored = [(r.snr, m) for m, r in records.items() if r.type == kind and r.snr is not None]
-        for place, (_, module) in enumerate(sorted(scored, key=lambda item: item[0])):
-            ranks[module] = place / (len(scored) - 1) if len(scored) > 1 else 0.5
+        for rank, (_, module) in enumerate(sorted(scored, key=lambda item: item[0])):
+            ranks[module] = rank / (len(scored) - 1) if len(scored) > 1 else 0.5
     return ranks
 
 
@@ -64,21 +63,21 @@ def _mean(values: list[float]) -> float:
 
 
 def _short(types: list[str]) -> list[str]:
-    """Last parts of the type names, where those differ."""
+    """Return the last parts of the type names, where those differ."""
     last = [name.split(".")[-1] for name in types]
     return last if len(set(last)) == len(last) else types
 
 
-def _cell(axes: "Axes", place: tuple[int, int], scores: list[float | None], chosen: int, dark: bool) -> None:
+def _cell(axes: "Axes", position: tuple[int, int], scores: list[float | None], chosen: int, dark: bool) -> None:
     from matplotlib.patches import Rectangle
 
     known = [score for score in scores if score is not None]
     text = f"{_mean(known):.3g}" if known else ""
     if len(scores) > 1:
         text += f" ({chosen}/{len(scores)})"
-    axes.text(*place, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axes.text(*position, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     if chosen:
-        corner = (place[0] - 0.46, place[1] - 0.42)
+        corner = (position[0] - 0.46, position[1] - 0.42)
         axes.add_patch(Rectangle(corner, 0.92, 0.84, fill=False, edgecolor=FRAME, linewidth=2))
 
 

@@ -1,4 +1,4 @@
-"""What a plot of a report is made of, as data: keys, labels with units, colours, and how to read it."""
+"""A plot of a report as data: keys, labels with units, colours, and how to read it."""
 
 import math
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class PlotLine:
 class PlotRow:
     """One axis: its curves, and optionally a dashed line, limits, stacking.
 
-    `floor` and `ceiling` fix an end of the axis; below `lowest` it never reaches, so that one outlier does
-    not flatten the rest. The dashed line stands at the setting `target` of the config; with a `tolerance`,
-    that far from the first value of the metric `target`.
+    `floor` and `ceiling` fix an end of the axis; it never reaches below `lowest`, so that one outlier does not flatten
+    the rest. The dashed line is at the config's setting `target`; with a `tolerance`, at that distance from the first
+    value of the metric `target`.
     """
 
     ylabel: str
@@ -44,7 +44,7 @@ class PlotRow:
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure of the page; `reading` tells what good and bad look like."""
+    """One figure of the page; `reading` says what good and bad look like."""
 
     slug: str
     title: str
@@ -53,10 +53,10 @@ class Panel:
 
 
 def row(ylabel: str, *lines: PlotLine, **options: Any) -> PlotRow:
-    """A Row of so many curves; options: its other fields."""
+    """Make an axis from its curves; options: its other fields."""
     return PlotRow(ylabel, lines, **options)
 
 
 def panel(slug: str, title: str, reading: str, *rows: PlotRow) -> Panel:
-    """A Panel of so many axes."""
+    """Make a figure from its axes."""
     return Panel(slug, title, reading, rows)

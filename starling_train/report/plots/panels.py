@@ -1,4 +1,4 @@
-"""What the plots of a report show: the panels of each command, and which of them a run has."""
+"""The plots of a report: the panels of each command, and which of them a run has."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ SKILL_WORDS = ("function_calling", "accuracy", "rate")
 
 
 def _both(training: str, held_out: str, scale: float = 1.0) -> tuple[PlotLine, PlotLine]:
-    """The same number on training and on held-out data."""
+    """Make two curves: the same number on training and on held-out data."""
     return PlotLine(training, "training", BLUE, scale=scale), PlotLine(
         held_out, "held-out", RED, points=True, scale=scale
     )
@@ -164,7 +164,7 @@ PANELS = (
 
 
 def of(run: RunFiles) -> tuple[Panel, ...]:
-    """The panels of a run's page, in order: those of a reward model's training, of DPO, or of PPO."""
+    """Return the panels of a run's page, in order: those of a reward model's training, of DPO, or of PPO."""
     if series(run, "rm/loss")[1]:
         return (RANKING, *(panel for panel in PANELS if panel.slug in ("optimiser", "time")))
     if series(run, "dpo/loss")[1]:
@@ -174,43 +174,43 @@ def of(run: RunFiles) -> tuple[Panel, ...]:
 
 
 def suites(run: RunFiles) -> list[str]:
-    """Every measured `eval/*` key that has no place in `PANELS`, in alphabetical order."""
-    placed = {line.key for panel in PANELS for row in panel.rows for line in row.lines}
+    """Return every measured `eval/*` key that `PANELS` does not have, in alphabetical order."""
+    drawn = {line.key for panel in PANELS for row in panel.rows for line in row.lines}
     keys = {key for line in run.metrics for key in line if key.startswith("eval/")}
-    return sorted(key for key in keys - placed - {"eval/score_std"} if series(run, key)[1])
+    return sorted(key for key in keys - drawn - {"eval/score_std"} if series(run, key)[1])
 
 
 def is_skill(key: str) -> bool:
-    """True for `eval/*` keys that are shares of right answers, by their name."""
+    """Whether an `eval/*` key is a share of right answers, by its name."""
     return any(word in key for word in SKILL_WORDS)
 
 
 def percent_scale(run: RunFiles, key: str) -> float:
-    """What turns a skill into percent: 1 where it is logged so, 100 where it is logged as a share."""
+    """Return the factor that turns a skill into percent: 1 if it is logged in percent, 100 if as a share."""
     in_percent = "function_calling" in key or any(value > 1 for value in series(run, key)[1])
     return 1.0 if in_percent else 100.0
 
 
 def parent(key: str, keys: list[str]) -> str | None:
-    """The key that `key` is a category of: `eval/skill` for `eval/skill_simple` and `eval/skill/simple`."""
+    """Return the key that `key` is a category of: `eval/skill` for `eval/skill_simple` and `eval/skill/simple`."""
     return next((other for other in keys if key.startswith((f"{other}_", f"{other}/"))), None)
 
 
 def suite_label(key: str) -> str:
-    """`eval/function_calling/simple` -> `function calling: simple`."""
+    """Return a key as words: `eval/function_calling/simple` -> `function calling: simple`."""
     return clean(key).removeprefix("eval/").replace("/", ": ").replace("_", " ")
 
 
 def skill_row(curves: Sequence[PlotLine]) -> PlotRow:
-    """Percent from 0 to 100, with a line 3 points below the first function-calling result."""
+    """Make an axis of percent from 0 to 100, with a line 3 points below the first function-calling result."""
     target = {"target": "eval/function_calling", "target_label": "3 points lost", "tolerance": -3.0}
     return row("right, %", *curves, **target, floor=0.0, ceiling=103.0)
 
 
 def eval_panels(run: RunFiles, drawn: Panel | None = None) -> list[Panel]:
-    """Skills in percent, their categories, and an axis for each other number but those of the panel `drawn`."""
-    shown = {line.key for row in drawn.rows for line in row.lines} if drawn else set()
-    keys = [key for key in suites(run) if key not in shown]
+    """Make panels of skills in percent, of their categories, and of each other number that is not in `drawn`."""
+    covered = {line.key for row in drawn.rows for line in row.lines} if drawn else set()
+    keys = [key for key in suites(run) if key not in covered]
     skills = [key for key in keys if is_skill(key)]
     whole = [key for key in skills if parent(key, skills) is None]
     reading = (
@@ -234,7 +234,7 @@ def _slug(key: str) -> str:
 
 
 def _curves(run: RunFiles, keys: list[str], skill: str = "eval") -> tuple[PlotLine, ...]:
-    """A curve a key, labelled by what its name adds to that of the skill."""
+    """Make a curve for each key, labelled by what its name adds to the skill's name."""
     colours = itertools.cycle((GREEN, BLUE, ORANGE, PURPLE, RED))
     labels = [clean(key[len(skill) + 1 :]).replace("_", " ")[:30] for key in keys]
     return tuple(

@@ -1,4 +1,4 @@
-"""A radar plot: one axis a category, one closed curve a result."""
+"""A radar plot: an axis for each category, a closed curve for each result."""
 
 import math
 
@@ -11,9 +11,9 @@ LOWEST, HIGHEST = 0.0, 10.0
 
 
 def radar_svg(curves: dict[str, dict[str, float]]) -> str:
-    """Curves (label -> category -> rating) as inline SVG; empty with fewer than three categories.
+    """Draw curves (label -> category -> rating) as inline SVG; empty with fewer than three categories.
 
-    A category that a curve lacks is passed over by its line.
+    A curve's line passes over categories that it lacks.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -21,16 +21,16 @@ def radar_svg(curves: dict[str, dict[str, float]]) -> str:
     categories = list(dict.fromkeys(name for curve in curves.values() for name in curve))
     if len(categories) < 3:
         return ""
-    angles = {name: 2 * math.pi * place / len(categories) for place, name in enumerate(categories)}
+    angles = {name: 2 * math.pi * index / len(categories) for index, name in enumerate(categories)}
     with matplotlib.rc_context(style("radar")):
         figure = Figure(figsize=(3.9, 3.7), layout="constrained")
         axis = figure.add_subplot(projection="polar")
         axis.set_theta_offset(math.pi / 2)
         axis.set_theta_direction(-1)
-        for place, (label, curve) in enumerate(curves.items()):
+        for index, (label, curve) in enumerate(curves.items()):
             names = [name for name in categories if name in curve]
             around = [*names, names[0]]
-            colour = COLOURS[place % len(COLOURS)]
+            colour = COLOURS[index % len(COLOURS)]
             ratings = [curve[name] for name in around]
             axis.plot([angles[name] for name in around], ratings, color=colour, marker="o", label=clean(label))
             axis.fill([angles[name] for name in around], ratings, color=colour, alpha=0.08, linewidth=0)

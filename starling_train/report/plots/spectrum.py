@@ -1,4 +1,4 @@
-"""The singular values of one matrix with the threshold that parts signal from noise."""
+"""The singular values of one matrix with the threshold that separates signal from noise."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def draw(values: Sequence[float], score: Any, title: str) -> "Figure":
-    """A matplotlib figure of singular values (descending) against their number, log scale.
+    """Draw a matplotlib figure of singular values (descending) against their number, log scale.
 
     `score` has `.threshold`, `.rank`, `.snr`, `.fragile`. Values that are exactly zero are not drawn.
     """
