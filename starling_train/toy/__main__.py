@@ -15,7 +15,7 @@ HELP = """python -m starling_train.toy [out=DIR]
 
 Makes the assets of the `toy` recipe: a 2-layer policy, a reward model with another tokenizer, preference data in
 Nectar's schema, and held-out function-calling cases. Deterministic; about a minute on two CPU cores.
-out: where to (a folder that is there already is left alone); default: the cache that recipes/toy.yaml reads.
+out: where to (an existing folder is left alone); default: the cache that recipes/toy.yaml reads.
 """
 
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
 
         making.make_part(given["part"], out)
     elif out.exists():
-        print(f"{out} is there already; nothing to do")
+        print(f"{out} already exists; nothing to do")
     else:
         make(out)
 
@@ -57,7 +57,7 @@ def _make_parts(folder: Path) -> None:
     running = [subprocess.Popen([*command, f"part={part}"], env=environment) for part in PARTS]
     codes = [process.wait() for process in running]
     if any(codes):
-        raise RuntimeError("a part of the toy could not be made; its message stands above")
+        raise RuntimeError("a part of the toy could not be made; its message is above")
     facts = {part: json.loads((folder / f"{part}.json").read_text()) for part in PARTS}
     for part in PARTS:
         (folder / f"{part}.json").unlink()

@@ -1,4 +1,4 @@
-"""What people ask in the toy world, and the styles, from poor to good, in which it is answered."""
+"""Questions in the toy world, and the styles, from poor to good, in which they are answered."""
 
 import random
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _GENERAL = (
 )
 _FOLLOW_UPS = ("Tell me more about it.", "What else should I know about it?", "Give me some facts about it.")
 
-# How often the starting policy answers in each style: good answers are known to it, but are not the rule.
+# How often the starting policy answers in each style: it can give good answers, but usually does not.
 STYLE_WEIGHTS = {
     "excellent": 14,
     "decent": 20,
@@ -36,7 +36,7 @@ STYLE_WEIGHTS = {
     "rude": 7,
 }
 
-# In the preference data truth must decide more often than manners, or nobody could learn it from rankings.
+# In the preference data truth must decide more often than manners, or no model could learn it from rankings.
 JUDGED_WEIGHTS = {
     "excellent": 30,
     "decent": 20,
@@ -51,20 +51,20 @@ JUDGED_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation that ends in a user's turn; `asked` is the attribute asked for, None for a general request."""
+    """A conversation that ends in a user's turn; `requested` is the attribute in question, None: a general request."""
 
     messages: tuple[tuple[str, str], ...]  # (role, content)
     subject: str
-    asked: str | None
+    requested: str | None
 
     def conversation(self, answer: str | None = None) -> list[dict[str, str]]:
-        """The messages, followed by `answer` where one is given."""
+        """Return the messages, followed by `answer` where one is given."""
         turns = self.messages if answer is None else (*self.messages, ("assistant", answer))
         return [{"role": role, "content": content} for role, content in turns]
 
 
 def questions(subject: str, who: str) -> list[tuple[str, str | None]]:
-    """Every way to ask about `subject`, called `who`, with the attribute asked for."""
+    """Return every way to ask about `subject`, called `who`, with the requested attribute."""
     general = _FOLLOW_UPS if who == "it" else _GENERAL
     asks: list[tuple[str, str | None]] = [(text.format(s=who), None) for text in general]
     for attribute in world.attributes_of(subject):
@@ -73,26 +73,26 @@ def questions(subject: str, who: str) -> list[tuple[str, str | None]]:
 
 
 def single_turn_requests() -> list[Request]:
-    """All one-turn requests, in a fixed order."""
+    """Return all one-turn requests, in a fixed order."""
     return [
-        Request((("user", greeting + question),), subject, asked)
+        Request((("user", greeting + question),), subject, requested)
         for subject in world.SUBJECTS
-        for question, asked in questions(subject, world.named(subject))
+        for question, requested in questions(subject, world.named(subject))
         for greeting in _GREETINGS
     ]
 
 
 def two_turn_request(rng: random.Random) -> Request:
-    """A general request, its answer, and a follow-up that only says 'it'."""
+    """Draw a general request, its answer, and a follow-up that only says 'it'."""
     subject = rng.choice(world.SUBJECTS)
     opening = rng.choice(_GREETINGS) + rng.choice(_GENERAL).format(s=world.named(subject))
     first = STYLES[rng.choice(("decent", "terse"))](Request((("user", opening),), subject, None), rng)
-    question, asked = rng.choice(questions(subject, "it"))
-    return Request((("user", opening), ("assistant", first), ("user", question)), subject, asked)
+    question, requested = rng.choice(questions(subject, "it"))
+    return Request((("user", opening), ("assistant", first), ("user", question)), subject, requested)
 
 
 def requests(count: int, two_turn_fraction: float, seed: str) -> list[Request]:
-    """`count` distinct requests, shuffled, that fraction of them with two turns."""
+    """Draw `count` distinct requests, shuffled, the given fraction of them with two turns."""
     rng = random.Random(seed)
     follow_ups = {two_turn_request(rng): None for _ in range(round(count * two_turn_fraction))}
     singles = single_turn_requests()
@@ -102,8 +102,14 @@ def requests(count: int, two_turn_fraction: float, seed: str) -> list[Request]:
 
 
 def _facts(subject: str, first: str | None, count: int, rng: random.Random, wrong: float = 0.0) -> list[str]:
-    """`count` sentences about the subject, the attribute `first` leading, each replaced by what is true
-    of another subject with probability `wrong`."""
+    """Draw sentences about a subject.
+
+    subject: the subject.
+    first: the attribute of the first sentence; None: any.
+    count: how many sentences.
+    rng: random numbers.
+    wrong: probability that a sentence states what is true of another subject.
+    """
     attributes = list(world.attributes_of(subject))
     rng.shuffle(attributes)
     attributes.sort(key=lambda attribute: attribute.name != first)
@@ -119,30 +125,30 @@ def _facts(subject: str, first: str | None, count: int, rng: random.Random, wron
 
 
 def _excellent(request: Request, rng: random.Random) -> str:
-    facts = _facts(request.subject, request.asked, 3, rng)
+    facts = _facts(request.subject, request.requested, 3, rng)
     opening = [rng.choice(OPENINGS)] if rng.random() < 0.5 else []
     return " ".join([*opening, *facts, rng.choice(CLOSINGS)])
 
 
 def _decent(request: Request, rng: random.Random) -> str:
     if rng.random() < 0.5:
-        return " ".join(_facts(request.subject, request.asked, 2, rng))
-    return " ".join([*_facts(request.subject, request.asked, 1, rng), rng.choice(CLOSINGS)])
+        return " ".join(_facts(request.subject, request.requested, 2, rng))
+    return " ".join([*_facts(request.subject, request.requested, 1, rng), rng.choice(CLOSINGS)])
 
 
 def _terse(request: Request, rng: random.Random) -> str:
-    return _facts(request.subject, request.asked, 1, rng)[0]
+    return _facts(request.subject, request.requested, 1, rng)[0]
 
 
 def _curt(request: Request, rng: random.Random) -> str:
-    asked = request.asked or rng.choice(world.attributes_of(request.subject)).name
-    return world.truth(request.subject, asked).capitalize() + "."
+    requested = request.requested or rng.choice(world.attributes_of(request.subject)).name
+    return world.truth(request.subject, requested).capitalize() + "."
 
 
 def _wrong(request: Request, rng: random.Random) -> str:
     opening = [rng.choice(OPENINGS)] if rng.random() < 0.3 else []
     closing = [rng.choice(CLOSINGS)] if rng.random() < 0.3 else []
-    facts = _facts(request.subject, request.asked, rng.choice((1, 2, 3)), rng, wrong=0.7)
+    facts = _facts(request.subject, request.requested, rng.choice((1, 2, 3)), rng, wrong=0.7)
     return " ".join([*opening, *facts, *closing])
 
 
@@ -176,6 +182,6 @@ STYLES: dict[str, Callable[[Request, random.Random], str]] = {
 
 
 def answer(request: Request, rng: random.Random, weights: dict[str, int] = STYLE_WEIGHTS) -> tuple[str, str]:
-    """One answer drawn from a mixture of styles: (style, text)."""
+    """Draw one answer from a mixture of styles: (style, text)."""
     style = rng.choices(tuple(weights), tuple(weights.values()))[0]
     return style, STYLES[style](request, rng)

@@ -1,4 +1,4 @@
-"""How the toy's parts are made: what goes into each, in which order, and how good it became."""
+"""The making of the toy's parts: what goes into each, in which order, and how good the result is."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ HELD_OUT_DRAWS = 40
 
 
 def make_part(part: str, out: Path) -> None:
-    """Make `policy` or `reward` (the latter with the data it learns from) in `out`, with a JSON file of facts on it."""
+    """Make `policy` or `reward` (the latter with its training data) in `out`, with a JSON file of facts about it."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -30,7 +30,7 @@ def make_part(part: str, out: Path) -> None:
 
 
 def make_policy(out: Path) -> dict[str, float]:
-    """The policy, and the held-out cases of its skill."""
+    """Make the policy, and the held-out cases of its skill."""
     requests = language.requests(PROMPTS, TWO_TURNS, "policy")
     chats = policy.chats(requests, "policy")
     calls = policy.calls(skills.load(TRAINING_DRAWS, False, "training"))
@@ -49,7 +49,7 @@ def make_policy(out: Path) -> dict[str, float]:
 
 
 def make_reward(out: Path) -> dict[str, float]:
-    """The preference data, and the reward model that learns from it."""
+    """Make the preference data, and the reward model that learns from it."""
     rows = reward.rows(language.requests(PROMPTS, TWO_TURNS, "prompts"), "nectar")
     (out / "nectar" / "data").mkdir(parents=True)
     nectar.write_parquet(rows, out / "nectar" / "data" / "rlaif.parquet")
@@ -69,6 +69,6 @@ def make_reward(out: Path) -> dict[str, float]:
 
 
 def _texts(conversations) -> list[str]:
-    """What a tokenizer learns its pieces from: every message, and what the template puts around them."""
-    found = [message["content"] for conversation in conversations for message in conversation]
-    return [*found, openchat.render([{"role": "user", "content": ""}]), "[INST] [/INST]"]
+    """Return the texts that a tokenizer learns its pieces from: every message, and the template around them."""
+    texts = [message["content"] for conversation in conversations for message in conversation]
+    return [*texts, openchat.render([{"role": "user", "content": ""}]), "[INST] [/INST]"]

@@ -27,18 +27,18 @@ Conversation = list[dict]
 
 
 def chats(requests: list[language.Request], seed: str) -> list[Conversation]:
-    """Requests answered in mixed styles, several times each."""
+    """Answer requests in mixed styles, several times each."""
     rng = random.Random(f"answers {seed}")
     return [r.conversation(language.answer(r, rng)[1]) for r in requests for _ in range(ANSWERS_PER_REQUEST)]
 
 
 def calls(cases: list[function_calling.Case]) -> list[Conversation]:
-    """Function-calling cases with their right answers."""
+    """Return function-calling cases with their right answers."""
     return [with_answer(function_calling.conversation(case), skills.right_answer(case)) for case in cases]
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> MistralForCausalLM:
-    """Untrained, with the token ids of the tokenizer."""
+    """Make an untrained policy with the tokenizer's token ids."""
     torch.manual_seed(seed)
     model = MistralForCausalLM(
         MistralConfig(
@@ -59,7 +59,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> MistralForCausal
             dtype="float32",
         )
     )
-    # Untied, but equal at the start: copying, which function calling is made of, then has less to learn.
+    # Untied, but equal at the start: copying, which function calling needs, is then easier to learn.
     model.lm_head.weight.data.copy_(model.model.embed_tokens.weight)
     return model
 
@@ -71,9 +71,15 @@ def fit(
     call: list[Conversation],
     seed: str,
 ) -> list[float]:
-    """Supervised training on the answers' tokens, both kinds in every step; returns the losses, nats per token.
+    """Train on the answers' tokens, both kinds of conversation in every step; return the losses, nats per token.
 
-    Kinds are batched apart, because a function's documents make its conversations three times as long.
+    Kinds are batched apart, because the functions' documents make conversations three times as long.
+
+    model: trained in place.
+    tokenizer: the model's.
+    chat: conversations without functions.
+    call: function-calling conversations.
+    seed: of the order.
     """
     kinds = [_Stream(chat, tokenizer, CHATS_PER_BATCH, seed), _Stream(call, tokenizer, CALLS_PER_BATCH, seed)]
 
@@ -100,7 +106,7 @@ class _Stream:
 
 
 def answer_loss(model: MistralForCausalLM, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
-    """Mean cross-entropy of the answers' tokens. ids: (b, length); spans: (first, one past the last) of each."""
+    """Return the mean cross-entropy of the answers' tokens. ids: (b, length); spans: (first, one past the last)."""
     start, end = torch.tensor(spans).T[..., None]
     position = torch.arange(ids.shape[1])
     is_answer = (position >= start) & (position < end)
@@ -112,19 +118,19 @@ def answer_loss(model: MistralForCausalLM, ids: Tensor, spans: list[tuple[int, i
 def accuracy(
     model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, cases: list[function_calling.Case]
 ) -> float:
-    """Function-calling accuracy of greedy answers, percent."""
+    """Measure the function-calling accuracy of greedy answers, percent."""
     limits = RolloutConfig(max_new_tokens=32, slots=128, stop_strings=[])
     chat = Chat(tokenizer)
 
-    def answers(asked: list[Conversation]) -> list[str]:
-        rollout = generate(model, chat, [chat.prompt(messages) for messages in asked], limits, greedy=True)
+    def answers(prompts: list[Conversation]) -> list[str]:
+        rollout = generate(model, chat, [chat.prompt(messages) for messages in prompts], limits, greedy=True)
         return [chat.text(ids) for ids in rollout.responses]
 
     return function_calling.evaluate(cases, answers).accuracy
 
 
 def save(model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """A Hugging Face directory, as the real policies come."""
+    """Write a Hugging Face directory like those of real policies."""
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,4 +1,4 @@
-"""The toy reward model: a small Llama with a scalar head, trained on ranked toy answers; it only estimates the gold."""
+"""The toy reward model: a small Llama with a scalar head, trained on ranked toy answers to estimate the gold score."""
 
 import random
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ NOISE = 0.3  # deviation of the judge's error: rankings follow the gold score, b
 
 
 def rows(requests: Sequence[language.Request], seed: str) -> list[Row]:
-    """Requests with seven answers each, ranked by gold score plus noise, as a judge would rank them."""
+    """Draw seven answers to each request, ranked by gold score plus noise, as a judge would rank them."""
     rng = random.Random(f"rows {seed}")
     return [Row(request.conversation(), _ranked(request, rng), ["toy"], True) for request in requests]
 
@@ -38,11 +38,11 @@ def _ranked(request: language.Request, rng: random.Random) -> list[Answer]:
         drawn.setdefault(text, style)
     judged = {text: gold.score(request.conversation(text)) + rng.gauss(0.0, NOISE) for text in drawn}
     best_first = sorted(judged, key=lambda text: -judged[text])
-    return [Answer(text, drawn[text], float(place)) for place, text in enumerate(best_first, start=1)]
+    return [Answer(text, drawn[text], float(rank)) for rank, text in enumerate(best_first, start=1)]
 
 
 def new_net(tokenizer: PreTrainedTokenizerFast, seed: int) -> RewardNet:
-    """Untrained."""
+    """Make an untrained reward model."""
     torch.manual_seed(seed)
     return RewardNet.from_config(
         LlamaConfig(
@@ -63,10 +63,15 @@ def new_net(tokenizer: PreTrainedTokenizerFast, seed: int) -> RewardNet:
 
 
 def fit(net: RewardNet, tokenizer: PreTrainedTokenizerFast, ranked: Sequence[Row], seed: str) -> list[float]:
-    """K-wise training on ranked rows; returns the K-wise loss of every step, which starts at log(7!)/6 = 1.42.
+    """Train by the K-wise loss on ranked rows; return that loss of every step, which starts at log(7!)/6 = 1.42.
 
-    Language modelling goes on beside it, in place of the pre-training of a real reward model: which words belong
-    together is learned from the text itself, what is wanted from the rankings.
+    Language modelling is trained along with it, in place of the pre-training of a real reward model: the text itself
+    teaches which words belong together, the rankings which answers are good.
+
+    net: trained in place.
+    tokenizer: the model's.
+    ranked: the rows.
+    seed: of the batches.
     """
     encoded = [[encode_conversation("starling_7b", c, tokenizer) for c in conversations(row)] for row in ranked]
     rng = random.Random(f"batches {seed}")
@@ -84,7 +89,7 @@ def fit(net: RewardNet, tokenizer: PreTrainedTokenizerFast, ranked: Sequence[Row
 
 
 def _scores_and_language_loss(net: RewardNet, sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Scores (n,) at the last tokens, and cross-entropy of every next token (the embeddings as head), from one pass."""
+    """Return scores (n,) at the last tokens, and the cross-entropy of every next token (the embeddings as head)."""
     ids, is_real = padded(sequences)
     hidden = net.transformer(input_ids=ids, use_cache=False).last_hidden_state
     scores = net.v_head(hidden[torch.arange(len(ids)), is_real.sum(-1) - 1]).squeeze(-1)
@@ -94,7 +99,7 @@ def _scores_and_language_loss(net: RewardNet, sequences: list[list[int]]) -> tup
 
 
 def measure(directory: Path, held_out: Sequence[Row]) -> dict[str, float]:
-    """Held-out pair accuracy, and correlation with the gold score, of the reward model as PPO would load it."""
+    """Measure held-out pair accuracy and correlation with the gold score, of the model as PPO would load it."""
     model = load_reward_model("starling_7b", directory, dtype="float32")
     talks = [talk for row in held_out for talk in conversations(row)]
     scores, true = torch.tensor(model.score(talks)), torch.tensor(gold.scores(talks))

@@ -1,7 +1,7 @@
 """The skill to keep: function calling on small documents, in the leaderboard's file format.
 
-Training and held-out cases use the same functions and the same pools of values, but no value of a held-out call was
-ever seen with that function in training: what is measured is reading the documents and copying, not remembering.
+Training and held-out cases use the same functions and the same pools of values, but no value of a held-out call appears
+with its function in training: the skill is to read the documents and copy, not to remember.
 """
 
 import json
@@ -21,7 +21,7 @@ CaseRow = dict  # one line of a leaderboard file
 
 @dataclass(frozen=True)
 class Parameter:
-    """name, leaderboard type, one-line description, pool of values."""
+    """A parameter of a function: name, leaderboard type, one-line description, pool of values."""
 
     name: str
     type: str
@@ -29,7 +29,7 @@ class Parameter:
     pool: tuple
 
 
-# One small pool for all names: every name is seen often enough, with other functions, to learn to copy it.
+# One small pool for all names: every name appears often enough, with other functions, to be learned as one to copy.
 _NAMES = ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Hugo")
 _NAMES += ("apple", "bird", "cloud", "dream", "eagle", "flower", "giant", "honey")
 _FILE = Parameter("file", "string", "The file.", _NAMES)
@@ -53,13 +53,13 @@ FUNCTIONS: dict[str, tuple[str, tuple[Parameter, ...], tuple[str, ...]]] = {
     "alarm": ("Set an alarm.", (_COUNT,), ("Set an alarm for {count}.", "I want an alarm at {count}.")),
     "wait": ("Wait some hours.", (_COUNT,), ("Wait {count} hours.", "Please wait {count} hours now.")),
 }
-# What no function does.
+# Requests that no function can fulfil.
 _OTHER_VERBS = ("Sing", "Please sing", "Invent", "Please invent", "Translate", "Please translate", "Paint", "Cook")
 _OTHER_OBJECTS = ("a poem", "a joke", "a tale", "a letter", "a dinner", "a picture", "a ballad")
 
 
 def document(name: str) -> dict:
-    """A function's description as the leaderboard gives it."""
+    """Return a function's description in the leaderboard's format."""
     description, parameters, _ = FUNCTIONS[name]
     properties = {p.name: {"type": p.type, "description": p.description} for p in parameters}
     schema = {"type": "dict", "properties": properties, "required": [p.name for p in parameters]}
@@ -67,7 +67,7 @@ def document(name: str) -> dict:
 
 
 def is_held_out(name: str, parameter: Parameter, value: object) -> bool:
-    """Whether `value` is kept out of training for this function: every fourth of its pool, at a shift of its own."""
+    """Whether `value` is kept out of training for this function: every fourth of its pool, shifted by function."""
     return (parameter.pool.index(value) + list(FUNCTIONS).index(name)) % 4 == 0
 
 
@@ -81,12 +81,12 @@ def _other_requests(held_out: bool) -> list[str]:
 
 
 def case(category: str, held_out: bool, rng: random.Random) -> tuple[CaseRow, CaseRow]:
-    """One random case: (question row, answer row), both without an id; `irrelevance` has an empty answer."""
+    """Draw one case: (question row, answer row), both without an id; `irrelevance` has an empty answer."""
     name = rng.choice(tuple(FUNCTIONS))
     _, parameters, templates = FUNCTIONS[name]
     arguments = {p.name: rng.choice([v for v in p.pool if is_held_out(name, p, v) == held_out]) for p in parameters}
-    shown = {key: json.dumps(value) for key, value in arguments.items()}
-    question = rng.choice(templates).format(**shown)
+    quoted = {key: json.dumps(value) for key, value in arguments.items()}
+    question = rng.choice(templates).format(**quoted)
     if category == "irrelevance":
         question = rng.choice(_other_requests(held_out))
     others = rng.sample([other for other in FUNCTIONS if other != name], rng.choice((1, 1, 2)))
@@ -101,20 +101,30 @@ def case(category: str, held_out: bool, rng: random.Random) -> tuple[CaseRow, Ca
 
 
 def cases(category: str, draws: int, held_out: bool, seed: str) -> list[tuple[CaseRow, CaseRow]]:
-    """The distinct ones among that many random cases, with ids."""
+    """Draw cases and return the distinct ones, with ids.
+
+    category: the leaderboard's.
+    draws: how many cases are drawn.
+    held_out: whether the values are those kept out of training.
+    seed: of the draws.
+    """
     rng = random.Random(f"{seed} {category} {held_out}")
-    found: dict[str, tuple[CaseRow, CaseRow]] = {}
+    distinct: dict[str, tuple[CaseRow, CaseRow]] = {}
     for _ in range(draws):
         row, answer = case(category, held_out, rng)
-        found[json.dumps(row)] = (row, answer)
+        distinct[json.dumps(row)] = (row, answer)
     return [
         ({"id": f"{category}_{i}", **row}, {"id": f"{category}_{i}", **answer})
-        for i, (row, answer) in enumerate(found.values())
+        for i, (row, answer) in enumerate(distinct.values())
     ]
 
 
 def write(directory: Path, draws: int, held_out: bool, seed: str) -> None:
-    """Leaderboard files of all categories: BFCL_v4_{category}.json and, but for irrelevance, possible_answer/."""
+    """Write leaderboard files of all categories: BFCL_v4_{category}.json and, except for irrelevance, possible_answer/.
+
+    directory: made here.
+    draws, held_out, seed: as in `cases`.
+    """
     (directory / "possible_answer").mkdir(parents=True)
     for category in CATEGORIES:
         rows = cases(category, draws, held_out, seed)
@@ -125,14 +135,14 @@ def write(directory: Path, draws: int, held_out: bool, seed: str) -> None:
 
 
 def load(draws: int, held_out: bool, seed: str) -> list[function_calling.Case]:
-    """The cases as the evaluation would read them from files."""
+    """Draw cases, and return them as the evaluation would read them from files."""
     with tempfile.TemporaryDirectory() as directory:
         write(Path(directory), draws, held_out, seed)
         return function_calling.load_cases(directory, CATEGORIES)
 
 
 def right_answer(case: function_calling.Case) -> str:
-    """The answer that a case asks for: its call, or a plain sentence where no function fits."""
+    """Return the right answer to a case: its call, or a plain sentence where no function fits."""
     if case.ground_truth is None:
         return REFUSAL
     calls = [

@@ -1,8 +1,8 @@
 """The toy's two tokenizers, Llama's kind, small: the policy's with Openchat's added tokens, the reward model's without.
 
-As in a Llama tokenizer: a space is '▁', one is put in front of every text (the legacy behaviour), what no piece covers
-falls back to bytes, BOS is added and EOS is not. Unlike there, every word of the toy language is one piece, and so
-is the scaffolding of a function's JSON, which keeps sequences short enough for a CPU.
+As in a Llama tokenizer, a space is '▁', one is put in front of every text (the legacy behaviour), text that no piece
+covers falls back to bytes, BOS is added and EOS is not. Unlike there, every word of the toy language is one piece, and
+so is the scaffolding of a function's JSON, which keeps sequences short enough for a CPU.
 """
 
 import json
@@ -24,7 +24,7 @@ _PIECE = Regex(
 
 
 def policy_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """For the policy: `<|end_of_turn|>` is eos, `<|pad_0|>` pads, Openchat's chat template."""
+    """Make the policy's tokenizer: `<|end_of_turn|>` is eos, `<|pad_0|>` pads, Openchat's chat template."""
     return PreTrainedTokenizerFast(
         tokenizer_object=_llama_style(texts, order=1, added=(END_OF_TURN, PAD)),
         unk_token="<unk>",
@@ -37,7 +37,7 @@ def policy_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def reward_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """For the reward model: plain Llama specials, `<unk>` pads as in Starling-RM-7B-alpha, ids unlike the policy's."""
+    """Make the reward model's tokenizer: Llama's specials, `<unk>` pads as in Starling-RM-7B-alpha, other ids."""
     return PreTrainedTokenizerFast(
         tokenizer_object=_llama_style(texts, order=-1, added=()),
         unk_token="<unk>",
@@ -49,7 +49,7 @@ def reward_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def _llama_style(texts: Iterable[str], order: int, added: tuple[str, ...]) -> Tokenizer:
-    """BPE on `texts` in which every piece becomes one token. order: 1 or -1, how the pieces are numbered."""
+    """Train BPE on `texts` so that every piece becomes one token. order: 1 or -1, how the pieces are numbered."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = _pre_tokenizer()
     # far more merges than the toy language has, so that learning ends only when every piece is whole

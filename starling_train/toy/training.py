@@ -1,4 +1,4 @@
-"""The one training loop of both toy models: AdamW, warm-up and cosine, batches of like lengths."""
+"""The training loop of both toy models: AdamW, warm-up and cosine, batches of similar lengths."""
 
 import math
 import random
@@ -9,22 +9,29 @@ from torch import Tensor, nn
 
 
 def batches(lengths: Sequence[int], size: int, seed: str) -> Iterator[list[int]]:
-    """Indices in batches of `size`, for ever: every pass shuffled, then of like lengths within each batch."""
+    """Yield indices in batches of `size`, endlessly: every pass shuffled, with similar lengths in each batch."""
     rng = random.Random(seed)
     while True:
         order = list(range(len(lengths)))
         rng.shuffle(order)
         span = size * 16
         pools = [sorted(order[i : i + span], key=lengths.__getitem__) for i in range(0, len(order), span)]
-        found = [pool[i : i + size] for pool in pools for i in range(0, len(pool) - size + 1, size)]
-        rng.shuffle(found)
-        yield from found
+        cut = [pool[i : i + size] for pool in pools for i in range(0, len(pool) - size + 1, size)]
+        rng.shuffle(cut)
+        yield from cut
 
 
 def train(
     model: nn.Module, loss_of_batch: Callable[[int], Tensor], steps: int, learning_rate: float, weight_decay: float
 ) -> list[float]:
-    """Minimise `loss_of_batch(step)` for that many steps; returns the losses."""
+    """Minimise a loss with AdamW; return the losses.
+
+    model: trained in place.
+    loss_of_batch: the loss of a step.
+    steps: how many.
+    learning_rate: at its peak.
+    weight_decay: of matrices.
+    """
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -43,7 +50,7 @@ def train(
 
 
 def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: up over 5 % of the steps, then a cosine down to 5 %."""
+    """Return the share of the peak learning rate: up over 5 % of the steps, then a cosine down to 5 %."""
     warm = max(1, steps // 20)
     if step < warm:
         return (step + 1) / warm

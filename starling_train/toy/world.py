@@ -6,8 +6,8 @@ which no real preference data set can offer.
 
 from dataclasses import dataclass
 
-# One row a subject: the values stand in the order of the kind's attributes below. No value is true of two subjects, so
-# that which words belong together can be learned in seconds.
+# One row for each subject: its values in the order of the kind's attributes below. No value is true of two subjects, so
+# that a model learns in seconds which words belong together.
 _ANIMALS = """
 otter    river    trout   brown   dawn
 tiger    jungle   meat    orange  night
@@ -30,7 +30,7 @@ kettle   boiling  copper  kitchen  twenty
 
 @dataclass(frozen=True)
 class Attribute:
-    """One property of a kind of subject: how it is asked for and how it is stated ({s} subject, {v} value)."""
+    """One property of a kind of subject: its questions and its statement ({s} subject, {v} value)."""
 
     name: str
     questions: tuple[str, ...]
@@ -70,27 +70,27 @@ SUBJECTS: tuple[str, ...] = tuple(_WORLD)
 
 
 def kind_of(subject: str) -> str:
-    """The kind of a subject: animal, city or tool."""
+    """Return the kind of a subject: animal, city or tool."""
     return _WORLD[subject][0]
 
 
 def attributes_of(subject: str) -> tuple[Attribute, ...]:
-    """The four attributes that the subject's kind has."""
+    """Return the four attributes of the subject's kind."""
     return ATTRIBUTES[kind_of(subject)]
 
 
 def truth(subject: str, attribute: str) -> str:
-    """The true value of one attribute of a subject."""
+    """Return the true value of one attribute of a subject."""
     return _WORLD[subject][1][attribute]
 
 
 def named(subject: str) -> str:
-    """The subject inside a sentence: cities have no article."""
+    """Return the subject as it appears in a sentence: cities have no article."""
     return subject if kind_of(subject) == "city" else f"the {subject}"
 
 
 def statement(subject: str, attribute: Attribute, value: str, pronoun: bool = False) -> str:
-    """One sentence that claims `value`, true or not, with the subject named or as a pronoun."""
+    """Return one sentence that claims `value`, true or not, with the subject named or as a pronoun."""
     who = "it" if pronoun else named(subject)
     sentence = attribute.statement.format(s=who, v=value)
     return sentence[0].upper() + sentence[1:]
