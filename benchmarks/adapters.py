@@ -2,7 +2,8 @@
 
 python benchmarks/adapters.py --rounds 2 -- --model-shape 20m --prompts 16
 
-What follows `--` goes to ppo_step.py, which measures each in a process of its own; the ways take turns, round by round.
+Arguments after `--` go to ppo_step.py, which measures each way in a separate process; the ways take turns, round by
+round.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def row(critic: str, way: str, found: list[dict[str, Any]], plain: list[dict[str
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("options", nargs="*", help="for ppo_step.py, after --")

@@ -1,6 +1,6 @@
 """One PPO step of ours beside TRL's PPOTrainer (1.12.0, the last TRL with PPO), on a CPU, alternating in one run.
 
-python benchmarks/against_trl.py install DIR             TRL into a folder of its own, beside what is installed
+python benchmarks/against_trl.py install DIR             TRL into a separate folder, beside the installed packages
 python benchmarks/against_trl.py run DIR                 --rounds pairs of processes for each critic; a table
 python benchmarks/against_trl.py run DIR --side ours     one process, one line of JSON
 
@@ -68,13 +68,13 @@ ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "TRANSFORMERS_VERBOSITY": "error", "PYTH
 
 
 def install(arguments: argparse.Namespace) -> None:
-    """TRL alone: torch, transformers and accelerate are those of this environment."""
+    """Install TRL alone: torch, transformers and accelerate are those of this environment."""
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--upgrade", "--target", str(arguments.directory)]
     subprocess.run([*command, f"trl=={VERSION}"], check=True)
 
 
 def ours(arguments: argparse.Namespace) -> Result:
-    """`Actors`, `generate`, `score_ids`, `score_tokens` and `update`, as in ppo.py, without the way through text."""
+    """Run our steps: those of ppo.py, but the reward model gets ids instead of decoded text."""
     config = our_settings(arguments)
     memory = models.PeakMemory()
     policy, net, tokenizer, prompts = inputs(arguments)
@@ -101,7 +101,7 @@ def ours(arguments: argparse.Namespace) -> Result:
 
 
 def our_settings(arguments: argparse.Namespace) -> PpoConfig:
-    """The library's configuration of rollout, algorithm and optimizer."""
+    """Return the library's configuration of rollout, algorithm and optimizer."""
     algorithm = AlgorithmConfig(
         prompts_per_step=arguments.prompts, epochs=arguments.epochs, minibatches=arguments.minibatches,
         tokens_per_microbatch=arguments.tokens_per_microbatch, gamma=GAMMA, gae_lambda=LAMBDA, clip=CLIP,
@@ -116,7 +116,7 @@ def our_settings(arguments: argparse.Namespace) -> PpoConfig:
 
 
 def inputs(arguments: argparse.Namespace) -> tuple[Any, Any, Any, list[list[int]]]:
-    """Policy, reward net, tokenizer and prompts: the same on both sides.
+    """Make policy, reward net, tokenizer and prompts: the same on both sides.
 
     One batch of prompts more than steps: at its data's end TRL would step the optimizer without accumulating.
     """
@@ -129,7 +129,7 @@ def inputs(arguments: argparse.Namespace) -> tuple[Any, Any, Any, list[list[int]
 
 
 def trl(arguments: argparse.Namespace) -> Result:
-    """`PPOTrainer.train()`, with a clock in its callbacks and in the functions that its module calls."""
+    """Run `PPOTrainer.train()`, with a clock in its callbacks and in the functions that its module calls."""
     sys.path.insert(0, str(arguments.directory))
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -163,7 +163,7 @@ def trl(arguments: argparse.Namespace) -> Result:
 
 
 def trl_settings(arguments: argparse.Namespace, directory: str) -> Any:
-    """PPOConfig: whole batches without gradients, no extras."""
+    """Return TRL's PPOConfig: whole batches without gradients, no extras."""
     from trl.experimental.ppo import PPOConfig
 
     batch = arguments.trl_batches[0]
@@ -181,7 +181,7 @@ def trl_settings(arguments: argparse.Namespace, directory: str) -> Any:
 
 
 def watch(module: Any, steps: models.Steps, samples: int) -> Any:
-    """A callback that ends a step; and TRL's functions replaced by themselves with a note of time or tokens."""
+    """Return a callback that ends a step, and wrap TRL's functions to note time or tokens."""
     plain_generation, plain_truncate, plain_forward = module.batch_generation, module.truncate_response, module.forward
     seen = {"tokens": 0, "scored": False}
 
@@ -213,7 +213,7 @@ def watch(module: Any, steps: models.Steps, samples: int) -> Any:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Ours, TRL, ours, TRL ..., for each critic; TRL with the fastest of its batches."""
+    """Measure ours, TRL, ours, TRL ..., for each critic; TRL with the fastest of its batches."""
     batches = arguments.trl_batches
     tried = {n: process(arguments, "trl", "twin", 0, n, 1)["samples_per_s"] for n in batches if len(batches) > 1}
     batch = max(tried, key=tried.get, default=batches[0])
@@ -227,7 +227,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def process(arguments: argparse.Namespace, side: str, critic: str, number: int, batch: int, steps: int) -> Result:
-    """One side in a process of its own, with the options that this one was given."""
+    """Measure one side in a separate process, with this process's options."""
     options = {"side": side, "critics": critic, "round": number, "trl-batches": batch, "steps": steps}
     command = [sys.executable, __file__, *sys.argv[1:], *(f"--{key}={value}" for key, value in options.items())]
     environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(arguments.threads)}
@@ -238,7 +238,7 @@ def process(arguments: argparse.Namespace, side: str, critic: str, number: int, 
 
 
 def table(results: list[Result], arguments: argparse.Namespace) -> str:
-    """Markdown: medians over the rounds; the ratios are of the two processes of a pair."""
+    """Return Markdown: medians over the rounds; the ratios are of the two processes of a pair."""
     lines = [
         f"{arguments.shape}, {arguments.prompts} samples a step, {arguments.threads} threads, medians of rounds:\n",
         "| critic | side | samples/s | s a step: rollout, scoring, update | mean response | peak MB |",
@@ -255,7 +255,7 @@ def table(results: list[Result], arguments: argparse.Namespace) -> str:
 
 
 def row(critic: str, side: str, found: list[Result]) -> str:
-    """One side's line of the table."""
+    """Return one side's line of the table."""
     keys = ("samples_per_s", "seconds_per_step", "mean_response", "peak_mb")
     samples, seconds, length, peak = (statistics.median(one[key] for one in found) for key in keys)
     phases = ", ".join(f"{statistics.median(one['phases_s'][name] for one in found):.1f}" for name in models.PHASES)
@@ -263,7 +263,7 @@ def row(critic: str, side: str, found: list[Result]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """All pairs, or the one side that was asked for."""
+    """Measure all pairs, or the one requested side."""
     arguments.trl_batches = arguments.trl_batches or [arguments.prompts, 8]
     torch.set_num_threads(arguments.threads)
     if arguments.side:
@@ -274,7 +274,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     for work in (install, run):

@@ -1,4 +1,4 @@
-"""What a machine can do, measured: matrix products and copies a second; and the peak memory of a process."""
+"""Measurements of a machine: matrix products and copies a second; and the peak memory of a process."""
 
 import time
 from collections.abc import Callable
@@ -10,20 +10,20 @@ import torch
 
 
 def wait(device: str) -> None:
-    """Until all work on the device is done."""
+    """Wait until all work on the device is done."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of large matrix products, the best of several."""
+    """Measure the operations a second of large matrix products, the best of several."""
     n = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / _best(lambda: a @ b, device)
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second, read and written together, of copies far larger than any cache."""
+    """Measure the bytes a second, read and written together, of copies far larger than any cache."""
     source = torch.ones(2**28 if device == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() * source.element_size() / _best(lambda: target.copy_(source), device)
@@ -41,7 +41,7 @@ def _best(work: Callable[[], Any], device: str, repeats: int = 6) -> float:
 
 
 def peak_memory(device: str) -> Callable[[], float]:
-    """A function that gives the peak since now, decimal GB: of the GPU, or of the process above what it holds now."""
+    """Return a function that returns the peak since now, decimal GB: of the GPU, or of the process above its present use."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return lambda: torch.cuda.max_memory_allocated() / 1e9
@@ -50,7 +50,7 @@ def peak_memory(device: str) -> Callable[[], float]:
 
 
 def plot_sweep(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Seconds a step by phase, and peak memory, against each size."""
+    """Plot seconds a step by phase, and peak memory, against each size."""
     import matplotlib
 
     matplotlib.use("Agg")

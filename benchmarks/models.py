@@ -1,7 +1,7 @@
-"""What the benchmarks share: models with random weights in a few shapes, prompts, a tokenizer, peak memory.
+"""Shared by the benchmarks: models with random weights in a few shapes, prompts, a tokenizer, peak memory.
 
 The policies end their responses as trained ones do, at varied lengths: the end of turn has about the same probability
-at every token, so that lengths are close to geometric, and the mean length is what was asked for.
+at every token, so that lengths are close to geometric, with the requested mean.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def policy(
     seed: int = 0,
     limit: int = 128,
 ) -> MistralForCausalLM:
-    """A Mistral with random weights, the same for the same seed, device and dtype.
+    """Make a Mistral with random weights, the same for the same seed, device and dtype.
 
     mean_response: of its responses at temperature 1, cut at `limit`, end of turn included, in tokens.
     """
@@ -76,7 +76,7 @@ def policy(
 
 @torch.no_grad()
 def _carry_constant(model: nn.Module) -> None:
-    """Hidden dimension 0 is one constant at every token and in every layer, because no layer writes to it.
+    """Make hidden dimension 0 one constant at every token and in every layer: no layer writes to it.
 
     Embeddings of unit size, and what layers write scaled by 1 / sqrt(2 x layers) as in GPT-2, keep the constant's
     share of the hidden state's norm, and with it what the final norm leaves of it, about the same for any depth.
@@ -111,7 +111,7 @@ def _end_at(model: nn.Module, mean_response: float, limit: int, seed: int) -> No
 
 
 def _mean_length(ending: Tensor) -> float:
-    """Mean length, in tokens, of responses that end at each token with these probabilities (rows, limit)."""
+    """Return the mean length, in tokens, of responses that end at each token with these probabilities (rows, limit)."""
     going_on = (1 - ending).cumprod(-1)[:, :-1]
     return float(1 + going_on.sum(-1).mean())
 
@@ -119,7 +119,7 @@ def _mean_length(ending: Tensor) -> float:
 def reward_net(
     shape: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 1
 ) -> RewardNet:
-    """A Llama of the policy's size and vocabulary with a random linear head on the last token; nothing of it trains."""
+    """Make a Llama of the policy's size and vocabulary with a random linear head on the last token; it never trains."""
     torch.manual_seed(seed)
     with torch.device(device):
         net = RewardNet.from_config(LlamaConfig(**SHAPES[shape], num_labels=1), dtype)
@@ -128,7 +128,7 @@ def reward_net(
 
 
 def train_last_layers(model: nn.Module, percent: float = 25.0) -> freeze.FreezeTable:
-    """Only the seven matrices of each of the last `percent` % of the layers train; norms, embeddings, head do not."""
+    """Let only the seven matrices of each of the last `percent` % of the layers train; norms, embeddings, head do not."""
     layers = model.config.num_hidden_layers
     first = layers - max(1, round(layers * percent / 100))
     names = [
@@ -141,7 +141,7 @@ def train_last_layers(model: nn.Module, percent: float = 25.0) -> freeze.FreezeT
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerBase:
-    """Every id is a word of its own, `t17` for 17; Openchat's end of turn is eos, its padding pads, on the left."""
+    """Make a tokenizer in which every id is a word, `t17` for 17; Openchat's end of turn is eos, padding on the left."""
     words = [*SPECIALS, *(f"t{index}" for index in range(len(SPECIALS), vocabulary))]
     inner = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     # splits `<s>` that stands in a text, so that it does not become the special token
@@ -159,7 +159,7 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerBase:
 
 
 def prompts(count: int, shape: str, low: int = 16, high: int = 48, seed: int = 0) -> list[list[int]]:
-    """Random token ids behind BOS; lengths uniform from `low` to `high` tokens, no other special token in them."""
+    """Draw random token ids after BOS; lengths uniform from `low` to `high` tokens, without other special tokens."""
     random = torch.Generator().manual_seed(seed)
     lengths = torch.randint(low, high + 1, (count,), generator=random).tolist()
     vocabulary = SHAPES[shape]["vocab_size"]
@@ -181,17 +181,17 @@ class Steps:
         self.begin()
 
     def begin(self) -> None:
-        """A step begins; `clock.lap` takes the time of its PHASES."""
+        """Begin a step; `clock.lap` takes the time of its PHASES."""
         self.clock = Clock()
 
     def end(self, samples: int, tokens: int) -> None:
-        """tokens: of all responses together. The next step begins."""
+        """End a step and begin the next. tokens: of all responses together."""
         self._laps.append(self.clock.metrics(samples, tokens))
         self._tokens.append(tokens)
         self.begin()
 
     def result(self, samples: int) -> dict[str, Any]:
-        """Means over the steps; `mean_response` in tokens, `phases_s` in seconds a step."""
+        """Return means over the steps; `mean_response` in tokens, `phases_s` in seconds a step."""
         laps, tokens = self._laps[1:], statistics.mean(self._tokens[1:])
         seconds = statistics.mean(lap["time/step_s"] for lap in laps)
         return {
@@ -204,7 +204,7 @@ class Steps:
 
 
 class PeakMemory:
-    """Peak resident memory of this process above what it holds when this is made (Linux)."""
+    """Peak resident memory of this process above its use when this object is made (Linux)."""
 
     def __init__(self) -> None:
         with contextlib.suppress(OSError):  # where the kernel forbids it, the peak counts from the start
@@ -212,7 +212,7 @@ class PeakMemory:
         self._base = _status_kb("VmRSS")
 
     def mb(self) -> float:
-        """Decimal MB."""
+        """Return the peak in decimal MB."""
         return (_status_kb("VmHWM") - self._base) * 1024 / 1e6
 
 

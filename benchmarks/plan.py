@@ -3,11 +3,11 @@
 python benchmarks/plan.py                      all configurations, a table
 python benchmarks/plan.py --only 100m-twin     one of them
 
-The steps are those of `benchmarks/ppo_step.py`. The plan is told the lengths that were drawn, because a run's plan is
-made for the longest, which random models do not reach. Measured is the peak above what the process holds after the
-imports and one step of a toy, which makes libraries load what they need. `MALLOC_ARENA_MAX=2` and
-`MALLOC_MMAP_THRESHOLD_=2097152` keep glibc from holding on to memory that is free: what the program needs is measured,
-not what the allocator keeps; `--default-malloc` leaves glibc as it is.
+The steps are those of `benchmarks/ppo_step.py`. The plan is computed for the lengths that were drawn, because a run's
+plan is made for the longest, which random models do not reach. Measured is the peak above the process's memory after
+the imports and one step of a toy, in which libraries load their parts. `MALLOC_ARENA_MAX=2` and
+`MALLOC_MMAP_THRESHOLD_=2097152` keep glibc from holding on to free memory: the program's need is measured, not what the
+allocator keeps; `--default-malloc` leaves glibc as it is.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def settings(name: str) -> argparse.Namespace:
 
 
 def measure(name: str) -> dict:
-    """Plan and peak of a configuration, decimal GB, in this process."""
+    """Return plan and peak of a configuration, decimal GB, in this process."""
     sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
     import machine
     import torch
@@ -78,7 +78,7 @@ def measure(name: str) -> dict:
 
 
 def _step(job, step: int, phases: dict | None = None, peak=None) -> list[int]:
-    """One PPO step; tokens of each of its sequences. phases: the highest peak so far after each."""
+    """Make one PPO step; return the tokens of each of its sequences. phases: the highest peak so far after each."""
     rollout = job.rollout(step)
     lengths = rollout.lengths()
     note = (lambda name: None) if phases is None else (lambda name: phases.update({f"{step} {name}": peak()}))
@@ -91,7 +91,7 @@ def _step(job, step: int, phases: dict | None = None, peak=None) -> list[int]:
 
 
 def planned(job, arguments: argparse.Namespace, lengths: list[int]):
-    """The plan of what was run. lengths: tokens of its sequences."""
+    """Plan the run. lengths: tokens of its sequences."""
     from starling_train.planning.memory import Job as Planned
     from starling_train.planning.memory import plan
     from starling_train.planning.shapes import Shape

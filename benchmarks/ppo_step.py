@@ -6,9 +6,9 @@ python benchmarks/ppo_step.py --model-shape 7b --device cuda --dtype bfloat16 --
 python benchmarks/ppo_step.py sweep --out benchmarks/plots            cost against size: figures and plots
 
 Policy, reward net and prompts are those of benchmarks/models.py: random weights, responses that end at varied lengths.
-The step is that of `starling_train.ppo`, from prompts to updated weights, but for decoding the responses to text and
-back for the reward model (ids go to it as they are), and without stop strings. The first step warms up and is left out.
-Operations are counted as they ran, in scoring and update, padding and what gradient checkpointing repeats included.
+The step is that of `starling_train.ppo`, from prompts to updated weights, except that the reward model gets the
+responses' ids, not decoded and encoded again, and without stop strings. The first step warms up and is left out.
+Operations are counted as executed, in scoring and update, including padding and gradient checkpointing's repetitions.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def settings(arguments: argparse.Namespace) -> PpoConfig:
 
 
 def select(policy: torch.nn.Module, arguments: argparse.Namespace) -> Any:
-    """The last `percent` % of the layers train; or, with --lowest-layer, as many spread evenly from there to the top."""
+    """Let the last `percent` % of the layers train; with --lowest-layer, as many spread evenly from there to the top."""
     from starling_train.config.sections import FreezeConfig
     from starling_train.selection import freeze
 
@@ -115,7 +115,7 @@ def select(policy: torch.nn.Module, arguments: argparse.Namespace) -> Any:
 
 
 class DecodeTraffic:
-    """Bytes that decoding must read: all weights once a step, and the keys and values of the rows that run."""
+    """Return the bytes that decoding must read: all weights once a step, and the keys and values of running rows."""
 
     def __init__(self, policy: torch.nn.Module):
         config, size = policy.config, policy.dtype.itemsize
@@ -142,7 +142,7 @@ def watch_decoding(traffic: DecodeTraffic) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Timed steps, then one more that counts operations."""
+    """Run timed steps, then one more that counts operations."""
     torch.manual_seed(0)
     limits = None
     if not arguments.no_rates:
@@ -180,7 +180,7 @@ def rates(
     limits: tuple[float, float],
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """What each phase achieves of the machine's matrix rate, and decoding of its bandwidth."""
+    """Return each phase's share of the machine's matrix rate, and decoding's share of its bandwidth."""
     (limit, bandwidth), operations = limits, {}
     # read before the rollout that is counted, which is one more
     decode_steps, decode_bytes = traffic.steps / arguments.steps, traffic.bytes / arguments.steps
@@ -212,7 +212,7 @@ SWEEPS = {
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    """Each size in a process of its own; figures in sweep.json, one plot."""
+    """Measure each size in a separate process; write figures to sweep.json, and one plot."""
     found: dict[str, list[dict[str, Any]]] = {}
     for title, (option, values) in SWEEPS.items():
         for value in values:
@@ -238,7 +238,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="step", choices=["step", "sweep"])
     parser.add_argument("--model-shape", default="20m", choices=models.SHAPES)

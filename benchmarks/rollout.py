@@ -3,8 +3,8 @@
 python benchmarks/rollout.py                                          a 20 M Mistral on two CPU cores
 python benchmarks/rollout.py --model-shape 7b --device cuda --dtype bfloat16 --prompts 256 --limit 512 --mean 192
 
-Held equal: weights (random, see models.py), prompts, temperature 1, the limit, what ends a response, how many run side
-by side (slots, rows of a batch, requests in flight), dtype, threads. Not equal: random numbers, so lengths differ a
+Held equal: weights (random, see models.py), prompts, temperature 1, the limit, how responses end, how many run side by
+side (slots, rows of a batch, requests in flight), dtype, threads. Not equal: random numbers, so lengths differ a
 little from round to round; seconds are therefore given per 1,000 tokens. `generate` runs batch after batch, each until
 its longest response ends; `generate-all` is `generate` with all prompts in one batch, which takes the memory for it.
 Continuous batching is given no more cache than the requests in flight need, 1,024 tokens a step, and the same attention
@@ -36,13 +36,13 @@ Responses = list[list[int]]
 def ours(
     engine: str, policy: torch.nn.Module, prompts: Responses, arguments: argparse.Namespace, rows: int = 0
 ) -> Responses:
-    """Our two engines: `slots`, and `hf`, which is `generate`."""
+    """Run our two engines: `slots`, and `hf`, which is `generate`."""
     config = RolloutConfig(engine, rows or arguments.slots, arguments.limit, stop_strings=[])
     return generate(policy, Chat(models.tokenizer(policy.config.vocab_size)), prompts, config).responses
 
 
 def continuous(policy: torch.nn.Module, prompts: Responses, arguments: argparse.Namespace) -> Responses:
-    """transformers' own engine."""
+    """Run transformers' own engine."""
     from transformers import GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -65,7 +65,7 @@ def continuous(policy: torch.nn.Module, prompts: Responses, arguments: argparse.
 
 
 def main() -> None:
-    """Rounds of all engines in turn; medians, and JSON in the last line."""
+    """Run rounds of all engines in turn; print medians, and JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-shape", default="20m", choices=models.SHAPES)
     parser.add_argument("--device", default="cpu")

@@ -1,22 +1,23 @@
-"""Proves that a change of the code changed no number: the toy's jobs at another revision and here, compared to the bit.
+"""Prove that a change of the code changed no number: the toy's jobs at another revision and here, compared to the bit.
 
     python benchmarks/same_numbers.py REV [--only NAME,...] [--keep DIR] [--processes N]
     python benchmarks/same_numbers.py HEAD              # before a commit
     python benchmarks/same_numbers.py main --only rm,dpo
-    python benchmarks/same_numbers.py main --only toy   # what both make as the toy's models and data
+    python benchmarks/same_numbers.py main --only toy   # the toy's models and data, made by both
 
 Each job is a command of seconds. It runs from a copy of REV and from a copy of the working tree beside this script
-(with what is not committed), on one thread, in a folder that is no checkout. Metrics, samples, every tensor of models
+(with uncommitted changes), on one thread, in a folder outside any checkout. Metrics, samples, every tensor of models
 and checkpoints, scan and selection, laser's log, compare's tables, summaries and reports must be the same to the bit,
-but for what the rules below leave out, each with its reason: times, memory, versions, commits, paths. Keys of
-config.yaml that only one side has are told and are no difference. One line a job. Exit code 0: all the same; 1: not, or
-a job failed.
+except for what the rules below leave out, each with its reason: times, memory, versions, commits, paths. Keys of
+config.yaml that only one side has are reported but do not count as a difference. One line a job. Exit code 0: all the
+same; 1: a difference, or a job failed.
 
-Both sides train on the toy that REV makes (a minute, once, into the cache where the recipes look for it), so that what
-differs is the job's own doing. Job `toy` makes it anew on both sides; it takes two minutes more and only runs if named.
+Both sides train on the toy that REV makes (a minute, once, into the cache where the recipes look for it), so that only
+the job itself can cause a difference. Job `toy` makes it anew on both sides; it takes two minutes more and only runs if
+named.
 
 Results at REV are kept in the user's cache, or in DIR (a few MB a job), by commit, command, machine, versions and toy:
-a second comparison runs the working tree only. DIR also keeps what the working tree made. Both may be deleted any time.
+a second comparison runs the working tree only. DIR also keeps the working tree's results. Both may be deleted any time.
 """
 
 import argparse
@@ -59,7 +60,7 @@ SHORT = ["algorithm.steps=4", "algorithm.prompts_per_step=16", *EVALUATE, *SAVE,
 
 @dataclass(frozen=True)
 class Job:
-    """A command; killed once when the checkpoint of step `killed_after` is there, then started again."""
+    """A command; killed once when the checkpoint of step `killed_after` exists, then started again."""
 
     command: str
     arguments: list[str]
@@ -135,7 +136,7 @@ class JobError(Exception):
 
 @dataclass
 class Side:
-    """One of the two versions of the code: where it lies, and what its commands see of the machine."""
+    """One of the two versions of the code: its directory, and the environment of its commands."""
 
     name: str
     tree: Path
@@ -148,14 +149,14 @@ class Side:
         return inherited | own | ({"STARLING_CACHE": str(self.toy.parent)} if self.toy else {})
 
     def start(self, arguments: list[str], folder: Path) -> subprocess.Popen:
-        """A Python process in `folder`, which is no checkout; what it prints goes to `log` there."""
+        """Start a Python process in `folder`, outside any checkout; its output goes to `log` there."""
         with (folder / "log").open("a") as log:
             return subprocess.Popen(
                 [sys.executable, *arguments], cwd=folder, env=self.environment(), stdout=log, stderr=log
             )
 
     def answer(self, arguments: list[str], folder: Path) -> str:
-        """What a short command prints."""
+        """Return the output of a short command."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=folder,
@@ -169,20 +170,20 @@ class Side:
         return done.stdout
 
     def check_import(self, folder: Path) -> None:
-        """An installed package must not stand in for this tree's."""
+        """Check that this tree's package is imported, not an installed one."""
         code = "import importlib.util; print(importlib.util.find_spec('starling_train').origin)"
         found = Path(self.answer(["-c", code], folder).strip()).resolve()
         if self.tree.resolve() not in found.parents:
             raise JobError(f"{self.name}: {found} would run in place of {self.tree}")
 
     def toy_folder(self, folder: Path) -> Path:
-        """Where this version looks for the toy: the name has a hash of the sources that make it."""
+        """Return where this version looks for the toy: the name has a hash of the sources that make it."""
         arguments = ["-m", "starling_train.ppo", "+recipe=toy", "--cfg", "job", "--resolve"]
         return Path(yaml.safe_load(self.answer(arguments, folder))["model"]["path"]).parent
 
 
 def wait(process: subprocess.Popen, folder: Path) -> None:
-    """Raises JobError unless the command ends well."""
+    """Wait for a command. Raises JobError unless it ends well."""
     try:
         code = process.wait(TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -195,7 +196,7 @@ def wait(process: subprocess.Popen, folder: Path) -> None:
 
 
 def run(side: Side, job: Job, folder: Path) -> None:
-    """Run a job in an empty folder, and write down where its toy was. Raises JobError."""
+    """Run a job in an empty folder, and record where its toy was. Raises JobError."""
     arguments = ["-m", f"starling_train.{job.command}", *job.arguments]
     arguments.append("out=run" if job.command == "toy" else "run_dir=run")
     if job.killed_after is not None:
@@ -205,7 +206,7 @@ def run(side: Side, job: Job, folder: Path) -> None:
 
 
 def kill_after_checkpoint(side: Side, arguments: list[str], step: int, folder: Path) -> None:
-    """Leave a run whose newest checkpoint is that of `step`, so that it goes on from there on any machine."""
+    """Make `step`'s checkpoint the newest of a run, so that it resumes from the same step on any machine."""
     checkpoints = folder / "run" / "checkpoints"
     for _ in range(5):
         shutil.rmtree(folder / "run", ignore_errors=True)
@@ -226,7 +227,7 @@ def kill_after_checkpoint(side: Side, arguments: list[str], step: int, folder: P
 
 
 def git(*arguments: str) -> bytes:
-    """What git says; ends the script with git's own message where it refuses."""
+    """Return git's output; end the script with git's own message where it refuses."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
         sys.exit(f"error: git {arguments[0]}: {done.stderr.decode().strip()}")
@@ -239,7 +240,7 @@ def copy_revision(commit: str, tree: Path) -> None:
 
 
 def copy_working_tree(tree: Path) -> None:
-    """All files that are not ignored, as they are now: what is edited meanwhile does not reach a job half-way."""
+    """Copy all files that are not ignored, so that later edits do not reach a running job."""
     names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").decode().split("\0")
     for name in filter(None, names):
         if (ROOT / name).is_file():  # deleted files are listed too
@@ -248,7 +249,7 @@ def copy_working_tree(tree: Path) -> None:
 
 
 def share_toy(then: Side, now: Side, work: Path) -> Path:
-    """Make REV's toy if it is not there yet, and let both sides find it where they look for theirs."""
+    """Make REV's toy if it does not exist yet, and link it where each side looks for its own."""
     made = then.toy_folder(work)
     if not made.exists():
         print(f"making the toy's models and data in {made} (a minute, once)", file=sys.stderr, flush=True)
@@ -263,7 +264,7 @@ def share_toy(then: Side, now: Side, work: Path) -> Path:
 
 
 def digest(folder: Path) -> str:
-    """Of all files below a folder."""
+    """Hash all files below a folder."""
     found = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         found.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
@@ -274,7 +275,7 @@ def digest(folder: Path) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What decides the last bits besides the code."""
+    """Return everything besides the code that decides the last bits."""
     model = re.search(r"^model name\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     cpu = model[1] if model else platform.processor()
@@ -288,7 +289,7 @@ def _read(path: str) -> str:
 
 @dataclass
 class Store:
-    """Results at one revision. A folder has its name only when all of it is there."""
+    """Results at one revision. A folder gets its name only when it is complete."""
 
     place: Path
     identity: dict[str, Any]  # commit, machine, toy
@@ -300,7 +301,7 @@ class Store:
         return self.place / f"{self.identity['commit'][:12]}-{name}-{key}"
 
     def find(self, name: str) -> Path | None:
-        """A complete result whose files still have the sizes that were written down; any other is removed."""
+        """Return a complete result whose files still have their recorded sizes; remove any other."""
         folder = self.folder(name)
         listing = folder / "complete.json"
         if listing.is_file() and json.loads(listing.read_text()) == sizes(folder):
@@ -309,7 +310,7 @@ class Store:
         return None
 
     def make(self, name: str, side: Side) -> Path:
-        """Run the job and keep what comes of it. Raises JobError, and keeps nothing."""
+        """Run the job and keep its result. Raises JobError, and then keeps nothing."""
         folder = self.folder(name)
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         partial.mkdir(parents=True)
@@ -344,7 +345,7 @@ class Difference:
     now: Any
 
     def size(self) -> float | None:
-        """The (largest) absolute difference of numbers; None of anything else."""
+        """Return the (largest) absolute difference of numbers; None for anything else."""
         if _both(torch.Tensor, self.then, self.now):
             is_alike = self.then.shape == self.now.shape and self.then.numel()
             return float((self.then.double() - self.now.double()).abs().max()) if is_alike else None
@@ -365,7 +366,7 @@ def _both(kind: Any, *values: Any) -> bool:
 
 
 def excerpts(then: str, now: str, before: int = 30, length: int = 90) -> list[str]:
-    """Where two texts part."""
+    """Return where two texts first differ."""
     parted = (place for place, (a, b) in enumerate(zip(then, now, strict=False)) if a != b)
     start = max(0, next(parted, min(len(then), len(now))) - before)
     return [repr(text[start : start + length]) for text in (then, now)]
@@ -379,7 +380,7 @@ def short(value: Any) -> str:
 
 @dataclass
 class Comparison:
-    """What was compared of a job, and what differs."""
+    """The files compared for a job, and their differences."""
 
     counts: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
@@ -399,7 +400,7 @@ class Comparison:
 
 
 def is_same(then: Any, now: Any) -> bool:
-    """To the bit: NaN is NaN, and 0.0 is not -0.0."""
+    """Whether two values are the same to the bit: NaN is NaN, and 0.0 is not -0.0."""
     if isinstance(then, torch.Tensor) and isinstance(now, torch.Tensor):
         if then.dtype != now.dtype or then.shape != now.shape:
             return False
@@ -408,7 +409,7 @@ def is_same(then: Any, now: Any) -> bool:
 
 
 def kind_of(file: str) -> str:
-    """How a file counts in the line about a job."""
+    """Return the kind as which a file counts in the line about a job."""
     name = file.rpartition("/")[2]
     if name in ("metrics.jsonl", "tries.jsonl"):
         return "metrics"
@@ -418,7 +419,7 @@ def kind_of(file: str) -> str:
 
 
 def compare(then: Path, now: Path) -> Comparison:
-    """All files of two results of one job."""
+    """Compare all files of two results of one job."""
     found = Comparison()
     files = {str(path.relative_to(folder)) for folder in (then, now) for path in (folder / "run").rglob("*")
              if path.is_file()}  # fmt: skip
@@ -430,7 +431,7 @@ def compare(then: Path, now: Path) -> Comparison:
 
 
 def read(folder: Path, file: str) -> dict[str, Any]:
-    """A file as keys and values, without what is left out; {} where there is none."""
+    """Read a file as keys and values, without those left out; {} without a file."""
     path = folder / file
     if not path.is_file():
         return {}
@@ -455,7 +456,7 @@ def read(folder: Path, file: str) -> dict[str, Any]:
 
 
 def state(parsed: dict[str, Any]) -> dict[str, Any]:
-    """The values of state.json, whose keys are those of today."""
+    """Return the values of state.json under today's keys."""
     values = {key: value for key, value in parsed.items() if not key.startswith(LEFT_OUT_KEYS["state.json"])}
     for old, new in RENAMED.items():
         for key in [key for key in values if key == old or key.startswith(f"{old}.")]:
@@ -466,7 +467,7 @@ def state(parsed: dict[str, Any]) -> dict[str, Any]:
 
 
 def values(path: Path, text: str) -> Iterator[tuple[str, str, Any]]:
-    """Of a file of values: (where each stands, with line and step; its key; the value)."""
+    """Yield the values of a file: (where it is, with line and step; its key; the value)."""
     if path.suffix != ".jsonl":
         parsed = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
         yield from ((key, key, value) for key, value in flat(parsed))
@@ -478,7 +479,7 @@ def values(path: Path, text: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values as (`a.b.0`, value); what is empty stays as it is."""
+    """Yield nested values as (`a.b.0`, value); an empty container counts as a value."""
     if isinstance(value, dict | list) and value:
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
@@ -487,7 +488,7 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def tell(name: str, found: Comparison) -> bool:
-    """Print the line of a job, and where it differs one for each file; gives whether all is the same."""
+    """Print the line of a job, and a line for each file that differs; return whether all are the same."""
     for note in found.notes:
         print(f"{name}: note: {note}")
     if lacking := [kind for kind in JOBS[name].must_have if not found.counts.get(kind)]:
@@ -528,7 +529,7 @@ def arguments() -> argparse.Namespace:
 
 
 def prepare(commit: str, given: argparse.Namespace, work: Path) -> tuple[Side, Side, Store]:
-    """Both versions with their toy, and what is kept of the first."""
+    """Both versions with their toy, and the kept results of the first."""
     then, now = (Side(name, work / name.replace(" ", "_")) for name in (commit[:12], "the working tree"))
     copy_revision(commit, then.tree)
     copy_working_tree(now.tree)
@@ -543,7 +544,7 @@ def prepare(commit: str, given: argparse.Namespace, work: Path) -> tuple[Side, S
 
 
 def run_here(now: Side, name: str, place: Path) -> Path:
-    """The job in the working tree, in a folder of its own under `place`."""
+    """Run the job in the working tree, in a separate folder below `place`."""
     folder = place / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -552,7 +553,7 @@ def run_here(now: Side, name: str, place: Path) -> Path:
 
 
 def finish(name: str, then: Path | Future, now: Future) -> bool:
-    """Wait for both results of a job and tell what came of it."""
+    """Wait for both results of a job, compare and report them."""
     found = []
     for where, result in (("REV", then), ("the working tree", now)):
         try:
@@ -565,7 +566,7 @@ def finish(name: str, then: Path | Future, now: Future) -> bool:
 
 
 def main() -> int:
-    """Run what is not kept, compare, and tell; the exit code."""
+    """Run jobs without a kept result, compare, report; return the exit code."""
     given = arguments()
     commit = git("rev-parse", "--verify", f"{given.revision}^{{commit}}").decode().strip()
     began = time.monotonic()

@@ -23,7 +23,7 @@ from starling_train.models.reward.model import RewardModel, load_reward_model
 
 
 def write(arguments: argparse.Namespace) -> None:
-    """A checkpoint in Starling-RM-7B-alpha's layout."""
+    """Write a checkpoint in Starling-RM-7B-alpha's layout."""
     import openchat_tokenizer
     from transformers import LlamaConfig
 
@@ -44,7 +44,7 @@ def write(arguments: argparse.Namespace) -> None:
 
 
 def conversations(arguments: argparse.Namespace) -> list[list[dict]]:
-    """Nectar's prompts with each of their answers, the first of them, in the file's order."""
+    """Return the first of Nectar's prompts with each of their answers, in the file's order."""
     return [
         [*row.messages, {"role": "assistant", "content": answer.text}]
         for row in nectar.load(arguments.data).rows
@@ -64,7 +64,7 @@ def load(arguments: argparse.Namespace) -> RewardModel:
 
 
 def batches(arguments: argparse.Namespace) -> None:
-    """One pass of each over the same conversations; the scores must agree."""
+    """Time one pass of each way over the same conversations; the scores must agree."""
     model, asked = load(arguments), conversations(arguments)
     encoded = [model.encode(messages) for messages in asked]
     tokens = sum(map(len, encoded))
@@ -81,7 +81,7 @@ def batches(arguments: argparse.Namespace) -> None:
 
 
 def score_padded(model: RewardModel, encoded: list[list[int]]) -> list[float]:
-    """In the order that they come, every row as long as any may be, as many rows as the token budget holds."""
+    """Score in the given order, every row padded to the longest allowed length, as many rows as the budget holds."""
     scores: list[float] = []
     rows = max(1, model.tokens_per_batch // model.max_length)
     for start in range(0, len(encoded), rows):
@@ -96,7 +96,7 @@ def score_padded(model: RewardModel, encoded: list[list[int]]) -> list[float]:
 
 
 def timed(work: Callable, device: str) -> tuple[float, object]:
-    """Wall seconds and the result."""
+    """Return wall seconds and the result."""
     began = time.perf_counter()
     result = work()
     if device == "cuda":
@@ -105,7 +105,7 @@ def timed(work: Callable, device: str) -> tuple[float, object]:
 
 
 def server(arguments: argparse.Namespace) -> None:
-    """Every request carries one conversation; the client is one asyncio loop for both."""
+    """Time requests of one conversation each; the client is one asyncio loop for both ways."""
     from reward_server import Served, ask_all
 
     asked = conversations(arguments)
@@ -128,7 +128,7 @@ def where(arguments: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     writer = commands.add_parser("write")

@@ -1,9 +1,8 @@
 """How fast and how exact the SNR scan is, beside the full SVD that it replaces.
 
-python benchmarks/snr.py kernel                    one 4096 x 4096 and one 4096 x 14336 matrix, beside
-svdvals python benchmarks/snr.py write DIR --layers 32     a checkpoint of Mistral-7B's shapes, random
-bf16 weights python benchmarks/snr.py scan DIR [--device cuda]  seconds and peak memory of a whole
-scan
+python benchmarks/snr.py kernel                      one 4096 x 4096 and one 4096 x 14336 matrix, beside svdvals
+python benchmarks/snr.py write DIR --layers 32       a checkpoint of Mistral-7B's shapes, random bf16 weights
+python benchmarks/snr.py scan DIR [--device cuda]    seconds and peak memory of a whole scan
 """
 
 import argparse
@@ -36,7 +35,7 @@ LAYER = {
 
 
 def timed(work: Callable, repeats: int, device: str) -> tuple[float, object]:
-    """Best wall seconds of `repeats`, and the result."""
+    """Return the best wall seconds of `repeats`, and the result."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -48,7 +47,7 @@ def timed(work: Callable, repeats: int, device: str) -> tuple[float, object]:
 
 
 def kernel(arguments: argparse.Namespace) -> None:
-    """Seconds of ours and of svdvals in fp32, and the error of both SNRs against svdvals in fp64."""
+    """Measure seconds of ours and of svdvals in fp32, and the error of both SNRs against svdvals in fp64."""
     print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
     for n, m in ((4096, 4096), (4096, 14336)):
         generator = torch.Generator().manual_seed(n + m)
@@ -67,7 +66,7 @@ def kernel(arguments: argparse.Namespace) -> None:
 
 
 def write(arguments: argparse.Namespace) -> None:
-    """A checkpoint of Mistral-7B's shapes in shards of one layer, and its index."""
+    """Write a checkpoint of Mistral-7B's shapes in shards of one layer, and its index."""
     from safetensors.torch import save_file
 
     arguments.directory.mkdir(parents=True, exist_ok=True)
@@ -91,7 +90,7 @@ def write(arguments: argparse.Namespace) -> None:
 
 
 def whole(arguments: argparse.Namespace) -> None:
-    """Seconds, peak resident memory, and on a GPU what share of the copy bandwidth and arithmetic that is."""
+    """Measure seconds, peak resident memory, and on a GPU the shares of copy bandwidth and arithmetic."""
     source = ModelSource.open(arguments.directory, needs_config=False)
     listing = list_matrices(source)
     start = time.perf_counter()
@@ -112,7 +111,7 @@ def whole(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
