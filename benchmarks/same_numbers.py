@@ -172,9 +172,9 @@ class Side:
     def check_import(self, folder: Path) -> None:
         """Check that this tree's package is imported, not an installed one."""
         code = "import importlib.util; print(importlib.util.find_spec('starling_train').origin)"
-        found = Path(self.answer(["-c", code], folder).strip()).resolve()
-        if self.tree.resolve() not in found.parents:
-            raise JobError(f"{self.name}: {found} would run in place of {self.tree}")
+        package = Path(self.answer(["-c", code], folder).strip()).resolve()
+        if self.tree.resolve() not in package.parents:
+            raise JobError(f"{self.name}: {package} would run in place of {self.tree}")
 
     def toy_folder(self, folder: Path) -> Path:
         """Return where this version looks for the toy: the name has a hash of the sources that make it."""
@@ -191,8 +191,8 @@ def wait(process: subprocess.Popen, folder: Path) -> None:
         process.wait()
         raise JobError(f"still running after {TIMEOUT_S} s") from None
     if code:
-        said = (folder / "log").read_text(errors="replace").strip()
-        raise JobError(f"exit code {code}: {said.rpartition(chr(10))[2]}")
+        log = (folder / "log").read_text(errors="replace").strip()
+        raise JobError(f"exit code {code}: {log.rpartition(chr(10))[2]}")
 
 
 def run(side: Side, job: Job, folder: Path) -> None:
@@ -206,7 +206,7 @@ def run(side: Side, job: Job, folder: Path) -> None:
 
 
 def kill_after_checkpoint(side: Side, arguments: list[str], step: int, folder: Path) -> None:
-    """Make `step`'s checkpoint the newest of a run, so that it resumes from the same step on any machine."""
+    """Kill a run while `step`'s checkpoint is its newest, so that it resumes from the same step on any machine."""
     checkpoints = folder / "run" / "checkpoints"
     for _ in range(5):
         shutil.rmtree(folder / "run", ignore_errors=True)
@@ -250,25 +250,25 @@ def copy_working_tree(tree: Path) -> None:
 
 def share_toy(then: Side, now: Side, work: Path) -> Path:
     """Make REV's toy if it does not exist yet, and link it where each side looks for its own."""
-    made = then.toy_folder(work)
-    if not made.exists():
-        print(f"making the toy's models and data in {made} (a minute, once)", file=sys.stderr, flush=True)
+    toy = then.toy_folder(work)
+    if not toy.exists():
+        print(f"making the toy's models and data in {toy} (a minute, once)", file=sys.stderr, flush=True)
         wait(then.start(["-m", "starling_train.toy"], work), work)
     for number, side in enumerate((then, now)):
         cache = work / f"toy_{number}"
         cache.mkdir()
         side.toy = cache / "not known yet"
         side.toy = side.toy_folder(work)
-        side.toy.symlink_to(made.resolve())
-    return made
+        side.toy.symlink_to(toy.resolve())
+    return toy
 
 
 def digest(folder: Path) -> str:
     """Hash all files below a folder."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        found.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return found.hexdigest()
+        hashed.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return hashed.hexdigest()
 
 
 # --- results that are kept --------------------------------------------------------------------------------------------
@@ -529,7 +529,7 @@ def arguments() -> argparse.Namespace:
 
 
 def prepare(commit: str, given: argparse.Namespace, work: Path) -> tuple[Side, Side, Store]:
-    """Both versions with their toy, and the kept results of the first."""
+    """Prepare both versions with their toy, and the kept results of the first."""
     then, now = (Side(name, work / name.replace(" ", "_")) for name in (commit[:12], "the working tree"))
     copy_revision(commit, then.tree)
     copy_working_tree(now.tree)

@@ -1,12 +1,12 @@
-# What the scripts beside this file need to know of your cluster and your run.
-# Read by bash on the first node of a job; what is exported here reaches all nodes.
+# Settings of your cluster and your run, for the scripts beside this file.
+# Read by bash on the first node of a job; exported variables reach all nodes.
 
 PYTHON=$PWD/.venv/bin/python            # of an environment that all nodes see; PWD is where sbatch was called
 COMMAND=ppo                             # what ppo.sbatch runs: ppo, rm, or any other command that trains
 RECIPE=small                            # of that command
 RUN_DIR=$PWD/runs/$RECIPE               # on a file system that all nodes share: a requeued job goes on from it
 OVERRIDES=(cluster.zero_stage=2)        # more settings of the run, key=value
-LOG_DIR=$RUN_DIR/logs                   # a folder for each start of a job, in it one for each node, in it one a rank
+LOG_DIR=$RUN_DIR/logs                   # a folder for each start of a job, in it one for each node, in it one per rank
 
 PROCESSES_PER_NODE=${SLURM_GPUS_ON_NODE:-1}  # one a GPU
 GRACE_S=240                             # seconds to save in; --signal in ppo.sbatch leaves 300

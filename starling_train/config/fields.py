@@ -52,7 +52,14 @@ def choice(default: str | None, choices: tuple[str | None, ...], doc: str = "", 
 
 
 def number(default: float | None, low: float | None = None, high: float | None = None, *, doc: str, **more: Any) -> Any:
-    """Declare a key that holds a number within [low, high]; None leaves a side open."""
+    """Declare a key that holds a number.
+
+    default: as in `choice`.
+    low: the least allowed number; None: no limit.
+    high: the largest; likewise.
+    doc: the comment in `conf/`.
+    more: as metadata in `setting`.
+    """
     return setting(default, doc, range=(low, high), **more)
 
 

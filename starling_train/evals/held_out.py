@@ -48,7 +48,13 @@ class HeldOut:
         return cls(prompts, chat, measures, registry.skills(config, chat))
 
     def skills(self, policy: nn.Module, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
-        """Measure the requested suites: `eval/*` metrics."""
+        """Measure the requested suites: `eval/*` metrics.
+
+        policy: the model.
+        slots: sequences side by side.
+        tokens: tokens per forward pass.
+        runtime: the processes that share the work.
+        """
         parts = [skill(policy, slots, tokens, runtime) for skill in self.suites]
         return {name: value for part in parts for name, value in part.items()}
 
@@ -75,6 +81,13 @@ def evaluate(
     Responses are sampled as in training, with the same random numbers at every evaluation; scores are the reward
     model's own, unscaled. Function calling is answered greedily, in percent; perplexity is computed on the suite's
     text.
+
+    held_out: prompts, functions and suites.
+    actors: policy and reference.
+    reward_model: scores the answers.
+    config: the run's configuration.
+    runtime: the processes that share the work.
+    budgets: of sequences side by side, and of tokens per forward pass.
     """
     rollout, conversations = draw(held_out, actors.policy, config, budgets.slots, runtime)
     scores = reward_model.score(conversations)

@@ -24,10 +24,18 @@ def evaluate(
     slots: Budget,
     runtime: Runtime,
 ) -> Measured:
-    """Return (`eval/*` metrics, rows for samples.jsonl). pieces: the held-out pairs, see `pair_metrics`.
+    """Measure the policy on held-out pairs, prompts and suites: (`eval/*` metrics, rows for samples.jsonl).
 
     Prompts are answered as in `ppo`'s evaluation, with the same random numbers at every evaluation; only the user's own
     functions score the answers.
+
+    held_out: prompts, functions and suites.
+    actors: the policy.
+    pieces: the held-out pairs, see `pair_metrics`.
+    config: the run's configuration.
+    tokens: tokens per forward pass.
+    slots: sequences side by side.
+    runtime: the processes that share the work.
     """
     metrics = pair_metrics(actors, pieces, config.dpo, tokens, runtime)
     rows: list[dict[str, Any]] = []

@@ -174,9 +174,10 @@ def order(
 def count_requested(
     records: dict[str, Record], modules: list[str], layers: list[int], types: list[str], percent: float
 ) -> int:
-    """Return how many matrices `order` will consider, with its arguments.
+    """Return how many matrices `order` will consider. Raises UserError for a name that no matrix has, and for none.
 
-    Raises UserError for a name that no matrix has, and if the number is 0.
+    records: the matrices.
+    modules, layers, types, percent: as in `order`.
     """
     known = {
         "modules": (modules, [record.module for record in records.values()]),

@@ -90,7 +90,13 @@ def named(subject: str) -> str:
 
 
 def statement(subject: str, attribute: Attribute, value: str, pronoun: bool = False) -> str:
-    """Return one sentence that claims `value`, true or not, with the subject named or as a pronoun."""
+    """Return one sentence that claims a value, true or not.
+
+    subject: what it is about.
+    attribute: the property in question.
+    value: the claimed value.
+    pronoun: whether the subject is called 'it'.
+    """
     who = "it" if pronoun else named(subject)
     sentence = attribute.statement.format(s=who, v=value)
     return sentence[0].upper() + sentence[1:]
