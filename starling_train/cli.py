@@ -124,9 +124,9 @@ def _compose_with_flags(arguments: list[str], config_name: str) -> list[DictConf
 
 def _compose_once(arguments: list[str], config_name: str) -> list[DictConfig]:
     with hydra.initialize_config_dir(str(find("conf")), version_base="1.3"):
-        composed = GlobalHydra.instance().hydra.compose_config(
-            config_name, arguments, run_mode=RunMode.RUN, with_log_configuration=False
-        )
+        composer = GlobalHydra.instance().hydra
+        assert composer is not None, "just initialised"
+        composed = composer.compose_config(config_name, arguments, run_mode=RunMode.RUN, with_log_configuration=False)
     with open_dict(composed):
         del composed["hydra"]
     return [composed]

@@ -48,14 +48,14 @@ def main(config: EvaluateConfig) -> None:
         began = time.perf_counter()
         result = suite.measure(file.parent, lambda text: print(text, flush=True))
         made = {"seconds": round(time.perf_counter() - began, 3), "device": runtime.describe(), "version": __version__}
-        shown = {"lines": [[line.part, line.value, line.count] for line in suite.lines(result)]}
-        shown["notes"] = suite.notes(result)
+        lines = [[line.part, line.value, line.count] for line in suite.lines(result)]
+        shown = {"lines": lines, "notes": suite.notes(result)}
         entry = {"identity": suite.identity, "result": result, "shown": shown, "made": made}
         results.add(file, entry, subjects.hashed)
 
     # 3. What is known now of everything that was asked for.
     done = results.read(file)
-    measured = [(suite, results.find(done, suite.identity)) for suite in asked]
+    measured = [(suite, result) for suite in asked if (result := results.find(done, suite.identity)) is not None]
     print(table([(suite.name, suite.lines(result)) for suite, result in measured]))
     for suite, result in measured:
         for note in suite.notes(result):

@@ -38,7 +38,7 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
     keys = (reward, *skills)
     try:
         summary = json.loads((run / "summary.json").read_text())
-        rows = json_lines.read(run / "metrics.jsonl")
+        rows = [row or {} for row in json_lines.read(run / "metrics.jsonl")]
         trained, steps = summary["trainable"]["parameters"], summary["steps"]
         # what is behind the summary's last step is of a run that goes on
         rows = [row for row in rows if row["step"] <= steps and any(key in row for key in keys)]

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.config.laser import LONGEST_WINDOW, LaserConfig
+from starling_train.models.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import nn
 
     from starling_train.data.chat import Chat
     from starling_train.models.budget import Budget
@@ -82,7 +81,7 @@ class Inputs:
         dialect, device = self.config.freeze.dialect, runtime.device.type
         return self.records or scans.scan(self.source, dialect, device, run.path)
 
-    def load_model(self, runtime: "Runtime") -> "nn.Module":
+    def load_model(self, runtime: "Runtime") -> "CausalLM":
         """The model on the run's device, in evaluation mode."""
         from starling_train.models import causal_lm
 
@@ -99,7 +98,7 @@ class Inputs:
 
     def attempts(
         self,
-        model: "nn.Module",
+        model: "CausalLM",
         candidates: "Sequence[Record]",
         start: float,
         budget: "Budget",
@@ -127,12 +126,12 @@ def criterion_of(config: LaserConfig, chat: "Chat", window: int, runtime: "Runti
     laser = config.laser
     split = criteria.Split(laser.samples, laser.held_out_percent, runtime.generator("laser"))
     if laser.measure == "perplexity":
-        return criteria.of_text(config.perplexity.path, chat, window, split)
+        return criteria.of_text(given(config.perplexity.path), chat, window, split)
     rows = config.preference.rows
-    return criteria.of_preferences(laser.measure, config.preference.path, rows, chat, window, split)
+    return criteria.of_preferences(laser.measure, given(config.preference.path), rows, chat, window, split)
 
 
-def measure(inputs: Inputs, model: "nn.Module", budget: Any) -> dict[str, Any]:
+def measure(inputs: Inputs, model: "CausalLM", budget: Any) -> dict[str, Any]:
     """Which model and data these are, and how good the model is. Raises UserError where that is no number."""
     import math
 

@@ -8,10 +8,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from starling_train.config.fields import given
 from starling_train.core.rank_reduction import saving, truncate
 from starling_train.files.tensors import FLOATS
 from starling_train.files.whole import write_whole
 from starling_train.models import causal_lm
+from starling_train.models.causal_lm import CausalLM
 from starling_train.models.source import ModelSource
 from starling_train.selection import scan
 from starling_train.selection.listing import matrices
@@ -37,10 +39,10 @@ class Reduced:
 def reduce(source: ModelSource, record: Record, device: torch.device | str = "cpu", factors: bool = False) -> Reduced:
     """The matrix of `record` in the checkpoint at the rank that its scan found, by a full SVD in fp64."""
     stored = scan.read_matrix(source, record.module)
-    found = truncate(stored.to(device), record.rank)
+    found = truncate(stored.to(device), given(record.rank))
     matrix = found.matrix(stored.dtype).cpu()
     reduced = Reduced(matrix, found.rank_before, content_hash(matrix))
-    if factors and saving(*record.shape, record.rank):
+    if factors and saving(record.shape, given(record.rank)):
         left, right = (factor.to(stored.dtype).cpu() for factor in (found.left, found.right))
         return Reduced(matrix, found.rank_before, reduced.content, left, right)
     return reduced
@@ -75,7 +77,7 @@ def read(path: Path, content: str) -> dict[str, Tensor] | None:
     return tensors if "matrix" in tensors and content_hash(tensors["matrix"]) == content else None
 
 
-def in_stored_dtype(model: nn.Module, source: ModelSource, tensors: dict[str, Tensor]) -> nn.Module:
+def in_stored_dtype(model: CausalLM, source: ModelSource, tensors: dict[str, Tensor]) -> CausalLM:
     """The model with `tensors` (by parameter) in the checkpoint's dtype: itself, or loaded anew on the CPU.
 
     model: has them already, in a dtype that may be another one.

@@ -7,17 +7,18 @@ it was accepted, after its matrix: the search goes on after any kill, and no try
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.core.rank_reduction import factored_size
 from starling_train.files import json_lines
 from starling_train.files.json_lines import JsonLines, NoLines
+from starling_train.models.causal_lm import CausalLM
 from starling_train.models.source import ModelSource
 from starling_train.rank_search import reduction
 from starling_train.run.signals import StopRequest
@@ -45,9 +46,9 @@ class Search:
     begun: the measure of the model as it was loaded. factors: keep the factors of accepted matrices as well.
     """
 
-    model: nn.Module
+    model: CausalLM
     source: ModelSource
-    candidates: list[Record]
+    candidates: Sequence[Record]
     judge: Judge
     begun: float
     run: Path
@@ -56,8 +57,8 @@ class Search:
     def rows(self) -> list[Row]:
         """The tries so far. Raises UserError if they are not of these candidates."""
         path = self.run / LOG
-        rows = json_lines.read(path)
-        if [row and row.get("module") for row in rows] != [record.module for record in self.candidates[: len(rows)]]:
+        rows = [row or {} for row in json_lines.read(path)]
+        if [row.get("module") for row in rows] != [record.module for record in self.candidates[: len(rows)]]:
             raise UserError(f"run_dir: {path} has tries of other matrices; put the file back, or give another run_dir")
         return rows
 
@@ -99,7 +100,7 @@ class Search:
             "parameters": record.size,
             "rank_before": reduced.rank_before,
             "rank": record.rank,
-            "factored_parameters": factored_size(*record.shape, record.rank),
+            "factored_parameters": factored_size(record.shape, given(record.rank)),
             "raw_snr": record.raw,
             "measure": self.judge.name,
             "before": current,
@@ -152,7 +153,7 @@ def order(
     asked = [record for record in records.values() if _is_asked(record, modules, layers, types)]
     asked.sort(key=lambda record: math.inf if record.raw is None else record.raw)
     chosen = asked[: int(len(asked) * percent / 100)]
-    found = [record for record in chosen if 0 < record.rank < min(record.shape)]
+    found = [record for record in chosen if 0 < given(record.rank) < min(record.shape)]
     if not found:
         raise UserError(
             f"laser.modules: none of the {len(chosen)} matrices has singular values on both sides of the threshold; "
@@ -165,7 +166,7 @@ def check_asked(
     records: dict[str, Record], modules: list[str], layers: list[int], types: list[str], percent: float
 ) -> int:
     """How many matrices `order` will look at. Raises UserError for a name that no matrix has, and if they are none."""
-    known = {
+    known: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
         "modules": (modules, [record.module for record in records.values()]),
         "layers": (layers, [record.layer for record in records.values()]),
         "types": (types, [record.type for record in records.values()]),

@@ -24,7 +24,8 @@ def card(entry: Entry) -> str:
     identity = entry["identity"]
     suite, name = str(identity.get("suite", "suite")), model_of(entry)
     notes = "".join(f"<li>{escape(redact(note))}</li>" for note in shown_notes(entry))
-    made = entry.get("made") if isinstance(entry.get("made"), dict) else {}
+    made = entry.get("made")
+    made = made if isinstance(made, dict) else {}
     how = ", ".join(
         f"{escape(key)} {escape(made[key])}" for key in ("version", "device", "seconds") if made.get(key) is not None
     )

@@ -101,6 +101,8 @@ def read(path: Path, who: dict[str, Any], wanted: Sequence[list[PairedRow]]) -> 
     pieces_done: list[list[list[float]]] = []
     for number, row in enumerate(json_lines.read(path)):
         try:
+            if row is None:
+                raise ValueError("not a JSON object")
             existing = row["identity"] if number == 0 else who
             pieces_done += [_values(row, number, wanted)] if number else []
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
