@@ -240,7 +240,7 @@ def _keys_beside(key: str, schema: type) -> str:
     if key == "recipe":
         return "write +recipe=NAME, with a plus"
     for section in key.split("."):
-        types = {field.name: field.type for field in fields(schema)}
+        types: dict[str, Any] = {field.name: field.type for field in fields(schema)}
         if get_origin(types.get(section)) is dict:
             return f"add to {section} with a plus: +{key}=..."
         if not is_dataclass(types.get(section)):

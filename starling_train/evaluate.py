@@ -55,7 +55,7 @@ def main(config: EvaluateConfig) -> None:
 
     # 3. What is known now of everything that was asked for.
     done = results.read(file)
-    measured = [(suite, result) for suite in asked if (result := results.find(done, suite.identity)) is not None]
+    measured = [(suite, known) for suite in asked if (known := results.find(done, suite.identity)) is not None]
     print(table([(suite.name, suite.lines(result)) for suite, result in measured]))
     for suite, result in measured:
         for note in suite.notes(result):

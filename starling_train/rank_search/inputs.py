@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from starling_train.config.fields import UserError, given
 from starling_train.config.laser import LONGEST_WINDOW, LaserConfig
-from starling_train.models.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from starling_train.data.chat import Chat
     from starling_train.models.budget import Budget
+    from starling_train.models.causal_lm import CausalLM
     from starling_train.models.source import ModelSource
     from starling_train.rank_search.criteria import Criterion
     from starling_train.rank_search.search import Search

@@ -27,7 +27,8 @@ def content_hash(matrix: Tensor) -> str:
     `spectrum.VERSION` is part of it: what an older version computed is not found again.
     """
     digest = hashlib.sha256(f"{spectrum.VERSION} {matrix.dtype} {tuple(matrix.shape)} ".encode())
-    digest.update(memoryview(matrix.view(torch.uint8).numpy()))
+    content: Any = matrix.view(torch.uint8).numpy()  # a buffer, which its types do not say
+    digest.update(content)
     return digest.hexdigest()[:32]
 
 

@@ -95,10 +95,8 @@ def _literal(node: ast.expr | None) -> Any:
     match node:
         case ast.Constant(value=str() | int() | float() | None as value):
             return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if not isinstance(
-            value, bool
-        ):
-            return -value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as n)) if type(n) is not bool:
+            return -n
         case ast.UnaryOp(op=ast.UAdd(), operand=ast.Constant(value=value)) if type(value) in (int, float):
             return value
         case ast.List(elts=elements):

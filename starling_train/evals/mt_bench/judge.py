@@ -170,5 +170,5 @@ def _read(response: Any) -> Reply:
         return Reply(None, "an answer that is no chat completion")
     if not isinstance(text, str):
         return Reply(None, "a chat completion without text")
-    asked, said_back = (count if type(count) is int and count >= 0 else 0 for count in counts)
-    return Reply(text, "", asked, said_back, model=str(said.get("model") or ""))
+    prompt, completion = (count if type(count) is int and count >= 0 else 0 for count in counts)
+    return Reply(text, "", prompt, completion, model=str(said.get("model") or ""))

@@ -19,7 +19,7 @@ from starling_train.files.json_lines import JsonLines, NoLines
 
 FILE = "reference.jsonl"
 PIECE = 256  # rows that are computed together, and then written: what a signal or a kill can lose
-Compute = Callable[[Sequence[PairedRow]], list[list[float]]]
+Compute = Callable[[list[PairedRow]], list[list[float]]]
 
 
 def pieces(rows: Sequence[PairedRow]) -> list[list[PairedRow]]:
