@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from starling_train.cli import command
 from starling_train.config.evaluate import EvaluateConfig, check
+from starling_train.config.fields import given
 
 if TYPE_CHECKING:
     from starling_train.evals.suite import Line
@@ -55,7 +56,7 @@ def main(config: EvaluateConfig) -> None:
 
     # 3. What is known now of everything that was asked for.
     done = results.read(file)
-    measured = [(suite, known) for suite in asked if (known := results.find(done, suite.identity)) is not None]
+    measured = [(suite, given(results.find(done, suite.identity))) for suite in asked]
     print(table([(suite.name, suite.lines(result)) for suite, result in measured]))
     for suite, result in measured:
         for note in suite.notes(result):

@@ -177,7 +177,7 @@ def require(key: str, value: object, what: str) -> None:
 
 
 def given(value: Value | None) -> Value:
-    """A value that need not be there, such as a key's, where a check has already refused what lacks it."""
+    """Say that a value which need not be there, such as a key's, is: a check before has refused what lacks it."""
     assert value is not None, "a check before this lets nothing through without it"
     return value
 

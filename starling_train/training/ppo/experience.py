@@ -217,7 +217,8 @@ def forward_all(
             states: Tensor | None = prefix.get(rows)
         else:
             states = actors.shared_states(batch)
-            if prefix is not None and states is not None:
+            if prefix is not None:
+                assert states is not None, "there is a prefix only where layers are shared"
                 prefix.put(rows, states)
         outputs = actors(batch, states)
         index = positions(rollout, rows, actors.device)
