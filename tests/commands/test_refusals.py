@@ -295,7 +295,7 @@ EVALUATE = [
     row("evaluate", "preference.path={here}/data.parquet", "preference.path: ", "not a readable parquet",
         make=text("data.parquet", "PAR1")),
     row("evaluate", CALLS, "function_calling.path: ", "no BFCL_v4", "give"),
-    row("evaluate", CALLS, "function_calling.path: ", "BFCL_v4_irrelevance.json:1: ", "give",
+    row("evaluate", CALLS, "function_calling.path: ", "BFCL_v4_irrelevance.json:1: ", "must be",
         make=text("BFCL_v4_irrelevance.json", "{\n")),
     row("evaluate", CALLS + HERE_POLICY, "model.path: ", "lacks 1 tensors", "download",
         make=together(without("model.norm.weight"), calls)),
