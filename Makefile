@@ -39,9 +39,10 @@ test-processes: $(STAMP) toy  ## several processes under DeepSpeed, one killed, 
 test-slurm: $(STAMP) toy  ## the scripts of slurm/ on a real Slurm with two nodes on this machine (root; minutes)
 	$(RUN) -m pytest -m slurm -s
 
-check: $(STAMP)  ## lint and format
+check: $(STAMP)  ## lint, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 conf: $(STAMP)  ## conf/*.yaml from the dataclasses of starling_train/config
 	$(RUN) -m starling_train.config.conf_files

@@ -125,9 +125,9 @@ def _compose_with_flags(arguments: list[str], config_name: str) -> list[DictConf
 
 def _compose_once(arguments: list[str], config_name: str) -> list[DictConfig]:
     with hydra.initialize_config_dir(str(find("conf")), version_base="1.3"):
-        composed = GlobalHydra.instance().hydra.compose_config(
-            config_name, arguments, run_mode=RunMode.RUN, with_log_configuration=False
-        )
+        composer = GlobalHydra.instance().hydra
+        assert composer is not None, "just initialised"
+        composed = composer.compose_config(config_name, arguments, run_mode=RunMode.RUN, with_log_configuration=False)
     with open_dict(composed):
         del composed["hydra"]
     return [composed]
@@ -251,7 +251,7 @@ def _keys_beside(key: str, schema: type) -> str:
     if key == "recipe":
         return "write +recipe=NAME, with a plus"
     for section in key.split("."):
-        types = {field.name: field.type for field in fields(schema)}
+        types: dict[str, Any] = {field.name: field.type for field in fields(schema)}
         if get_origin(types.get(section)) is dict:
             return f"add to {section} with a plus: +{key}=..."
         if not is_dataclass(types.get(section)):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from starling_train.cli import command
 from starling_train.config.evaluate import EvaluateConfig, check
+from starling_train.config.fields import given
 
 if TYPE_CHECKING:
     from starling_train.evals.suite import ResultLine
@@ -52,14 +53,14 @@ def main(config: EvaluateConfig) -> None:
             "device": runtime.describe(),
             "version": __version__,
         }
-        words = {"lines": [[line.part, line.value, line.count] for line in suite.lines(result)]}
-        words["notes"] = suite.notes(result)
+        lines = [[line.part, line.value, line.count] for line in suite.lines(result)]
+        words = {"lines": lines, "notes": suite.notes(result)}
         entry = {"identity": suite.identity, "result": result, "shown": words, "made": origin}
         results.add(file, entry, subjects.hashed)
 
     # 3. The results of all requested suites, old and new.
     done = results.read(file)
-    measured = [(suite, results.find(done, suite.identity)) for suite in requested]
+    measured = [(suite, given(results.find(done, suite.identity))) for suite in requested]
     print(table([(suite.name, suite.lines(result)) for suite, result in measured]))
     for suite, result in measured:
         for note in suite.notes(result):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from starling_train.cli import command, read_settings
 from starling_train.config.export import ExportConfig, check
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
 
@@ -28,9 +28,9 @@ def main(config: ExportConfig) -> None:
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
 
     # 1. What can be wrong, from headers and small files.
-    output = Path(config.output).expanduser().resolve()
+    output = Path(given(config.output)).expanduser().resolve()
     disk.check_new(output, "output")
-    run = saved.find(Path(config.run_dir).expanduser(), config.checkpoint)
+    run = saved.find(Path(given(config.run_dir)).expanduser(), config.checkpoint)
     trained = trained_by(run, config.base)
     export = plan(run, trained)
     disk.check_fits(output, export.size, "the model's weights", "free some, or give another output", "output")

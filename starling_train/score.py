@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starling_train.cli import command
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.config.score import ScoreConfig, check
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def main(config: ScoreConfig) -> None:
     """Find where an earlier start left off, load the model, score the rest."""
     from starling_train.rewards import kinds, score_file
 
-    source, output = Path(config.input).expanduser(), Path(config.output).expanduser()
+    source, output = Path(given(config.input)).expanduser(), Path(given(config.output)).expanduser()
     check_files(source, output)
     progress = score_file.resume(source, output, config.reward)
     done, size = progress.input_bytes, source.stat().st_size
@@ -56,7 +56,7 @@ def load_model(config: ScoreConfig) -> "Scorer":
     from starling_train.rewards import kinds
     from starling_train.run.runtime import Runtime
 
-    disk.check_directory(Path(config.output).expanduser().parent, "output")
+    disk.check_directory(Path(given(config.output)).expanduser().parent, "output")
     kind = kinds.of(config.reward)
     kind.check(config.reward, True)
     return kind.load(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))

@@ -94,7 +94,7 @@ def list_matrices(config: SnrConfig, source: "ModelSource") -> "dict[str, Record
     """
     from starling_train.selection import listing
 
-    needed_by = "spectra" if config.freeze.scan else "a scan"
+    needed_by: str | None = "spectra" if config.freeze.scan else "a scan"
     if config.dry_run or (config.freeze.scan and not config.spectra):
         needed_by = None
     listing.check_weights(source, needed_by)

@@ -21,7 +21,7 @@ class Child:
     name: str
     arguments: list[str]
     log: Path
-    process: subprocess.Popen | None = field(default=None, repr=False)
+    process: subprocess.Popen = field(init=False, repr=False)  # once it was started
 
 
 def run(children: Sequence[Child], at_once: int, say: Callable[[str], None]) -> None:

@@ -44,7 +44,7 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
     keys = (reward, *skills)
     try:
         summary = json.loads((run / "summary.json").read_text())
-        rows = json_lines.read(run / "metrics.jsonl")
+        rows = [row or {} for row in json_lines.read(run / "metrics.jsonl")]
         trained, steps = summary["trainable"]["parameters"], summary["steps"]
         # rows after the summary's last step belong to a run that was extended and is not finished
         rows = [row for row in rows if row["step"] <= steps and any(key in row for key in keys)]

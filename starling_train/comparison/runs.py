@@ -8,7 +8,7 @@ from pathlib import Path
 
 from starling_train.comparison.children import Child
 from starling_train.config.compare import OWN, CompareConfig
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.ppo import check as check_ppo
 from starling_train.run.directory import RunDirectory
@@ -93,7 +93,7 @@ def look_over(missing: list[StrategyRun], is_dry: bool) -> None:
     runtime = Runtime(config.cluster.device, config.cluster.threads)
     source = ModelSource.open(config.model.path, "model.path", config.model.revision)
     for settings in first.values():
-        inputs.check_run(settings, source, Path(settings.run_dir), runtime)
+        inputs.check_run(settings, source, Path(given(settings.run_dir)), runtime)
     chat = policy.load_chat(source)  # from here on, the checks that are the same for all
     policy.check_lengths(config, source.policy_config, chat)
     HeldOut.from_config(config, inputs.load_data(config, chat).held_out, chat)

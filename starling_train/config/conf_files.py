@@ -8,7 +8,7 @@ of the default (`conf/freeze/none.yaml`), are written by hand.
 import json
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,8 @@ def render() -> dict[str, str]:
     for name, schema in FILES.items():
         for item in fields(schema):
             if schema is PpoConfig and item.metadata.get("group"):
-                options = "".join(_lines(item.default_factory()))
-                files[f"{item.name}/{item.metadata['group']}.yaml"] = (
-                    _header(type(item.default_factory()).__doc__) + options
-                )
+                option = getattr(PpoConfig(), item.name)
+                files[f"{item.name}/{item.metadata['group']}.yaml"] = _header(_doc(option)) + "".join(_lines(option))
         files[f"{name}.yaml"] = _command(schema)
     return files
 
@@ -63,7 +61,7 @@ def _command(schema: type) -> str:
     """Return the file of a command; a command that extends ppo starts from ppo's file and has only its own keys."""
     extends = schema is not PpoConfig and issubclass(schema, PpoConfig)
     config = schema()
-    header, _, footer = schema.__doc__.partition("\n\n")
+    header, _, footer = _doc(config).partition("\n\n")
     own = [item for item in fields(schema) if not extends or item.name in schema.__annotations__]
     shared = {item.name for item in fields(RunConfig)} - {"model", "freeze"}
     own.sort(key=lambda item: is_dataclass(getattr(config, item.name)) * (1 + (item.name in shared)))  # its own first
@@ -85,15 +83,19 @@ def _header(text: str) -> str:
     return "".join(f"# {line}\n" for line in textwrap.wrap(_joined(text), WIDTH - 2))
 
 
+def _doc(section: Any) -> str:
+    return type(section).__doc__ or ""
+
+
 def _joined(text: str) -> str:
     return " ".join(text.split())
 
 
 def _lines(
-    config: Any, items: list[Field] | None = None, indent: str = "", follows: str | None = None
+    config: Any, items: Iterable[Field] | None = None, indent: str = "", follows: str | None = None
 ) -> Iterator[str]:
     """Yield every key on a line with its comment, sections below their names."""
-    items = fields(config) if items is None else items
+    items = list(fields(config) if items is None else items)
     values = {item.name: _value(item, getattr(config, item.name), follows) for item in items}
     lengths = [len(f"{name}: {value}") for name, value in values.items()]
     column = len(indent) + 2 + max(length for length in [*lengths, 0] if length <= LONGEST_KEY)
@@ -105,7 +107,7 @@ def _lines(
             continue
         section = _section_items(item, value)
         if section:
-            first, _, rest = _joined(item.metadata["doc"] or type(value).__doc__).rstrip(".").partition(" ")
+            first, _, rest = _joined(item.metadata["doc"] or _doc(value)).rstrip(".").partition(" ")
             comment = f"{first.lower() if first.istitle() else first} {rest}"
             yield ("" if indent else "\n") + _commented(f"{indent}{item.name}:", comment, column)
             yield from _lines(value, section, f"{indent}  ", item.metadata.get("follows") or follows)

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import Field, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 # No count, size or factor of ours is larger; beyond it, floats of whole numbers and seeds of generators overflow.
 LARGEST = 1e15
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+Value = TypeVar("Value")
 
 
 class UserError(ValueError):
@@ -193,6 +195,12 @@ def require(key: str, value: object, what: str) -> None:
     """Raise UserError for a key that is not set; `what` says what to give."""
     if not value:
         raise UserError(f"{key}: not set; give {what}")
+
+
+def given(value: Value | None) -> Value:
+    """Say that a value which need not be there, such as a key's, is: a check before has refused what lacks it."""
+    assert value is not None, "a check before this lets nothing through without it"
+    return value
 
 
 def check_one_process(command: str) -> None:

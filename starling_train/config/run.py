@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from starling_train.config.fields import check_values, number, path_to, require, run_name, section, setting
 from starling_train.config.sections import (
@@ -44,8 +44,8 @@ class RunConfig:
         return Path(self.run_dir or Path("runs") / name).expanduser()
 
 
-def check_run(config: RunConfig, model: str, data: str, recipe: str) -> None:
-    """Check what ppo, dpo and rm have in common. Raises UserError.
+def check_run(config: Any, model: str, data: str, recipe: str) -> None:
+    """Check what ppo, dpo and rm have in common: a `RunConfig` with a section `data`. Raises UserError.
 
     config: the run's configuration.
     model: what `model.path` must give, for the message.

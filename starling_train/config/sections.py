@@ -10,6 +10,7 @@ from starling_train.config.fields import (
     check_betas,
     check_url,
     choice,
+    given,
     number,
     path_to,
     require,
@@ -327,7 +328,7 @@ def check_reward(reward: RewardConfig) -> None:
 
 def _check_server(reward: RewardConfig) -> None:
     require("reward.url", reward.url, "the address of a reward server, e.g. http://127.0.0.1:8000")
-    check_url(reward.url, reward.protocol)
+    check_url(given(reward.url), reward.protocol)
     if reward.protocol == "openrlhf" and not reward.tokenizer:
         raise UserError("reward.tokenizer: not set; with reward.protocol=openrlhf its chat template makes the text")
 

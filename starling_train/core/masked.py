@@ -9,18 +9,18 @@ from torch import Tensor
 class Moments(NamedTuple):
     """Count, sum and sum of squares, float64 scalars: what ranks add up to get global statistics."""
 
-    count: Tensor
+    entries: Tensor
     total: Tensor
     squares: Tensor
 
     @property
     def mean(self) -> Tensor:
-        return self.total / self.count
+        return self.total / self.entries
 
     @property
     def variance(self) -> Tensor:
         """Population variance (divided by the count)."""
-        return (self.squares / self.count - self.mean**2).clamp(min=0.0)
+        return (self.squares / self.entries - self.mean**2).clamp(min=0.0)
 
 
 def moments(x: Tensor, mask: Tensor) -> Moments:

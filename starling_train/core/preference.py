@@ -6,7 +6,7 @@ ties if None).
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,8 +80,8 @@ def count_pairs(scores: Iterable[Sequence[float]], places: Iterable[Sequence[flo
 
     scores, places: a sequence a row, an answer each; the smaller place is the better one.
     """
-    right: Counter = Counter()
-    pairs: Counter = Counter()
+    right: defaultdict[float, float] = defaultdict(float)
+    pairs: Counter[float] = Counter()
     for row_scores, row_places in zip(scores, places, strict=True):
         rated = sorted(zip(row_places, row_scores, strict=True))
         for index, (better, high) in enumerate(rated):
@@ -89,7 +89,7 @@ def count_pairs(scores: Iterable[Sequence[float]], places: Iterable[Sequence[flo
                 if better != worse:
                     pairs[worse - better] += 1
                     right[worse - better] += 1.0 if high > low else 0.5 if high == low else 0.0
-    return PairCounts({distance: (float(right[distance]), pairs[distance]) for distance in sorted(pairs)})
+    return PairCounts({distance: (right[distance], pairs[distance]) for distance in sorted(pairs)})
 
 
 def _filled(scores: Tensor, is_answer: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor]:

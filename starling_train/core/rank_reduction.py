@@ -4,6 +4,7 @@ LASER (Sharma et al., arXiv 2312.13558) replaces matrices of a trained model by 
 the rank the number of singular values above the threshold of the signal-to-noise ratio (`spectrum.snr(...).rank`).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,11 +38,11 @@ def truncate(matrix: Tensor, rank: int) -> Truncation:
     return Truncation(left, vt[:rank].contiguous(), values, int((values > tolerance).sum()))
 
 
-def factored_size(n: int, m: int, rank: int) -> int:
-    """Numbers in the two factors of an (n, m) matrix of that rank."""
-    return rank * (n + m)
+def factored_size(shape: tuple[int, ...], rank: int) -> int:
+    """Numbers in the two factors of a matrix of that rank. shape: (n, m)."""
+    return rank * sum(shape)
 
 
-def saving(n: int, m: int, rank: int) -> int:
+def saving(shape: tuple[int, ...], rank: int) -> int:
     """Numbers saved by keeping the factors in place of the matrix; 0 where they are not fewer."""
-    return max(0, n * m - factored_size(n, m, rank))
+    return max(0, math.prod(shape) - factored_size(shape, rank))

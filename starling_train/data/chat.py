@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from starling_train.config.fields import given
 from starling_train.data import openchat
 
 Messages = Sequence[dict]
@@ -34,8 +35,8 @@ class Chat:
         return frozenset([openchat.end_of_turn_id(self.tokenizer)])
 
     @cached_property
-    def pad_id(self) -> int | None:
-        return openchat.pad_id(self.tokenizer)
+    def pad_id(self) -> int:
+        return given(openchat.pad_id(self.tokenizer))
 
     def prompt(self, messages: Messages) -> list[int]:
         """Token ids, BOS first, up to where the assistant answers."""

@@ -72,7 +72,9 @@ def load(
     """
     columns = ["prompt", *(["answers"] if answers else []), *(["good_natured"] if good_natured_only else [])]
     excluded = {normalise(text) for file in exclude for text in _excluded_prompts(Path(file).expanduser())}
-    rows, dropped, changed = [], Counter(), Counter()
+    rows: list[Row] = []
+    dropped: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
     for place, raw in row_files.read(path, columns):
         messages = _messages(raw, place)
         reason = _why_unusable(messages) or _why_unwanted(raw, messages, good_natured_only, excluded)
@@ -200,14 +202,15 @@ def _answers(raw: dict, place: str, changed: Counter) -> list[Answer]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise UserError(f"{place}: `answers` must be a list of objects with `answer`, `model` and `rank`")
     ranks = [_rank(item, place) for item in items]
-    answers, seen = [], set()
+    answers: list[Answer] = []
+    seen: set[str] = set()
     for index in sorted(range(len(items)), key=lambda index: (ranks[index] is None, ranks[index] or 0.0)):
         item, rank = items[index], ranks[index]
         text = item.get("answer") or ""
         if not isinstance(text, str):
             raise UserError(f"{place}: an `answer` is a {type(text).__name__}; it must be text")
         oddity = _oddity(text, rank, seen)
-        if oddity:
+        if oddity or rank is None:
             changed[oddity] += 1
             continue
         if "\n\nHuman:" in text:

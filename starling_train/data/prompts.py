@@ -31,6 +31,7 @@ class Conversation(Protocol):
 
 
 Item = TypeVar("Item", bound=Conversation)
+Element = TypeVar("Element")
 
 
 def tokenise(conversations: Sequence[list[dict]], chat: Chat, max_tokens: int) -> tuple[list[Prompt], int]:
@@ -78,18 +79,18 @@ def steps(items: int, batch: int, epochs: float) -> int:
     return max(1, math.ceil(epochs * items / batch))
 
 
-class Stream(Generic[Item]):
+class Stream(Generic[Element]):
     """Batches of prompts, each epoch in its own order. Batch k depends on the seed and k only: nothing to save."""
 
-    def __init__(self, prompts: Sequence[Item], batch: int, seed: int):
+    def __init__(self, prompts: Sequence[Element], batch: int, seed: int):
         self._prompts, self._batch, self._seed = prompts, batch, seed
 
-    def batch(self, step: int) -> list[Item]:
+    def batch(self, step: int) -> list[Element]:
         """The prompts of one step, counted from 1."""
         first = (step - 1) * self._batch
         return [self._at(position) for position in range(first, first + self._batch)]
 
-    def _at(self, position: int) -> Item:
+    def _at(self, position: int) -> Element:
         epoch, index = divmod(position, len(self._prompts))
         return self._prompts[self._order(epoch)[index]]
 

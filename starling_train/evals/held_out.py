@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.core.ppo import kl_estimate
@@ -18,6 +18,7 @@ from starling_train.evals import registry
 from starling_train.evals.suite import Skill
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget, Budgets
+from starling_train.models.causal_lm import CausalLM
 from starling_train.rewards.kinds import Scorer
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
@@ -42,12 +43,12 @@ class HeldOut:
     suites: list[Skill]
 
     @classmethod
-    def from_config(cls, config: PpoConfig, prompts: list[Prompt], chat: Chat) -> "HeldOut":
+    def from_config(cls, config: PpoConfig | DpoConfig, prompts: list[Prompt], chat: Chat) -> "HeldOut":
         """Read what the configuration names. Raises UserError for missing files and functions."""
         measures = {name: _find(name, target) for name, target in config.evaluation.functions.items()}
         return cls(prompts, chat, measures, registry.skills(config, chat))
 
-    def skills(self, policy: nn.Module, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
+    def skills(self, policy: CausalLM, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
         """Measure the requested suites: `eval/*` metrics.
 
         policy: the model.
@@ -107,7 +108,7 @@ def evaluate(
 
 
 def draw(
-    held_out: HeldOut, policy: nn.Module, config: PpoConfig, slots: Budget, runtime: Runtime
+    held_out: HeldOut, policy: CausalLM, config: PpoConfig | DpoConfig, slots: Budget, runtime: Runtime
 ) -> tuple[Rollout, list[list[dict]]]:
     """Draw responses to this process's share of the held-out prompts; return them, and as whole conversations.
 
@@ -157,7 +158,7 @@ def described(
     return rows, means | {f"eval/{name}_mean": sum(row[name] for row in rows) / len(rows) for name in measured}
 
 
-def answered(prompts: list[Prompt], rollout: Rollout, chat: Chat, config: PpoConfig) -> list[list[dict]]:
+def answered(prompts: list[Prompt], rollout: Rollout, chat: Chat, config: PpoConfig | DpoConfig) -> list[list[dict]]:
     """Return the prompts' conversations with the decoded responses as last turns.
 
     prompts: one for each response.

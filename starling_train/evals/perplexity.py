@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from starling_train.config.fields import UserError, named_in_errors
+from starling_train.config.fields import UserError, given, named_in_errors
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import PerplexityConfig
 from starling_train.data import conversations, preferences, row_files
@@ -30,6 +29,7 @@ from starling_train.data.chat import Chat
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import ResultLine, Say, Skill, Suite, about, complete, data_of
 from starling_train.models.budget import Budget
+from starling_train.models.causal_lm import CausalLM
 from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.run.runtime import Runtime
 
@@ -98,7 +98,7 @@ def encode(document: Document, chat: Chat) -> tuple[list[int], list[int]]:
     if isinstance(document, str):
         ids = chat.plain(document)
         return ids, list(range(1, len(ids)))
-    ids: list[int] = []
+    ids = []
     counted: list[int] = []
     for turn, message in enumerate(document):
         if message["role"] == "assistant":
@@ -138,7 +138,7 @@ def cut(documents: Sequence[Document], chat: Chat, size: int) -> list[Window]:
     return cuts
 
 
-def evaluate(model: nn.Module, windows: Sequence[Window], budget: Budget) -> TextPerplexity:
+def evaluate(model: CausalLM, windows: Sequence[Window], budget: Budget) -> TextPerplexity:
     """Measure all windows together: every predicted token counts the same. Sums are in float64.
 
     The forward pass is in the model's dtype, log-probabilities are float32. budget: tokens per forward pass.
@@ -153,7 +153,7 @@ def read(how: PerplexityConfig, chat: Chat) -> list[Window]:
     """Read the windows of the text that `how` names, up to `tokens` predicted tokens. Raises UserError."""
     chosen: list[Window] = []
     left = how.tokens
-    for window in cut(load(how.path), chat, how.window):
+    for window in cut(load(given(how.path)), chat, how.window):
         if left is not None:
             window = Window(window.ids, window.predicted[:left])
             left -= len(window.predicted)
@@ -164,7 +164,7 @@ def read(how: PerplexityConfig, chat: Chat) -> list[Window]:
 
 def shared(
     windows: Sequence[Window],
-    policy: nn.Module,
+    policy: CausalLM,
     slots: Budget,
     tokens: Budget,
     runtime: Runtime,
@@ -203,7 +203,7 @@ class Perplexity(Suite):
         how = subjects.config.perplexity
         with about("perplexity.path"):
             windows = read(how, subjects.chat)
-        data = data_of(how.path, ([window.ids, window.predicted] for window in windows))
+        data = data_of(given(how.path), ([window.ids, window.predicted] for window in windows))
         settings = {"window": how.window, **subjects.policy_settings()}
         return cls(subjects, subjects.identity_of(cls.name, data, settings), windows)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.core.preference import PairCounts, count_pairs
 from starling_train.data import preferences, row_files
 from starling_train.data.preferences import Comparison
@@ -37,7 +37,7 @@ class Preference(Suite):
 
     @classmethod
     def find(cls, subjects: Subjects) -> "Preference":
-        path, rows = subjects.config.preference.path, subjects.config.preference.rows
+        path, rows = given(subjects.config.preference.path), subjects.config.preference.rows
         local = Path(path).expanduser()
         if not local.exists() and not row_files.HUB_ID.fullmatch(path):
             raise UserError(f"preference.path: no such file or directory: {local}; give JSONL, or Nectar's parquet")

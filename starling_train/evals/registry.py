@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import Any
 
+from starling_train.config.fields import given
 from starling_train.data.chat import Chat
 from starling_train.evals.suite import Skill, Suite
 
@@ -25,4 +26,5 @@ def suite(name: str) -> type[Suite]:
 
 def skills(config: Any, chat: Chat) -> list[Skill]:
     """Return the skills that a run's `evaluation.suites` requests, in table order. Raises UserError."""
-    return [suite(name).during_training(config, chat) for name in SUITES if name in config.evaluation.suites]
+    made = [suite(name).during_training for name in SUITES if name in config.evaluation.suites]
+    return [given(make)(config, chat) for make in made]

@@ -5,8 +5,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from torch import nn
-
 from starling_train.config.evaluate import EvaluateConfig
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RolloutConfig
@@ -15,6 +13,7 @@ from starling_train.evals.suite import StartProgress, SuiteProgress, check_finit
 from starling_train.files.journal import Journal
 from starling_train.models import causal_lm, header_checks, quantisation
 from starling_train.models.budget import Budget
+from starling_train.models.causal_lm import CausalLM
 from starling_train.models.source import ModelSource
 from starling_train.rewards import kinds
 from starling_train.rewards.kinds import Scorer
@@ -103,10 +102,10 @@ class Subjects:
         """Check the reward model as `check_policy` does the policy; ask a server whether it answers."""
         kinds.of(self.config.reward).check(self.config.reward, not self.config.dry_run)
 
-    def policy(self) -> nn.Module:
+    def policy(self) -> CausalLM:
         return self.causal_lm(self.source)
 
-    def causal_lm(self, source: ModelSource) -> nn.Module:
+    def causal_lm(self, source: ModelSource) -> CausalLM:
         """Load a causal language model as the policy is loaded."""
         model = self.config.model
         return self._hold(

@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
-
 from starling_train.config.fields import UserError
 from starling_train.files.journal import Journal
 from starling_train.models.budget import Budget
+from starling_train.models.causal_lm import CausalLM
 from starling_train.run.runtime import Runtime
 
 Say = Callable[[str], None]
@@ -36,7 +35,7 @@ class ResultLine:
 
 # A measurement during training: `eval/*` of the present policy, given a budget of sequences side by side, one of
 # tokens, and the processes that share the work.
-Skill = Callable[[nn.Module, Budget, Budget, Runtime], dict[str, float]]
+Skill = Callable[[CausalLM, Budget, Budget, Runtime], dict[str, float]]
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Suite(ABC):
     subjects: Any
     identity: dict[str, Any]
     name: ClassVar[str]
-    during_training: ClassVar[Callable[[Any, Any], Skill] | None] = None
+    during_training: ClassVar[Callable[..., Skill] | None] = None
 
     @classmethod
     @abstractmethod

@@ -83,6 +83,7 @@ class RunLock(Lock):
                 "this run_dir",
                 file=sys.stderr,
             )
+        assert self._descriptor is not None, "just acquired"
         owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         os.truncate(self._descriptor, 0)
         os.pwrite(self._descriptor, owner, 0)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from starling_train.core.logprobs import token_logprobs
 from starling_train.models import adapters
+from starling_train.models.causal_lm import CausalLM, Decoder
 from starling_train.models.micro_batch import MicroBatch, Outputs
 from starling_train.models.sharing import freeze_all, twin
 from starling_train.models.trunk import Trunk
@@ -37,7 +38,7 @@ class Actors(nn.Module):
 
     def __init__(
         self,
-        policy: nn.Module,
+        policy: CausalLM,
         critic: str,
         lowest: int,
         temperature: float = 1.0,
@@ -103,6 +104,7 @@ class Actors(nn.Module):
     def values(self, batch: MicroBatch, states: Tensor | None = None) -> Tensor:
         """Values of the response tokens, (n,), by a critic with tensors of its own (not `head`)."""
         assert self._trunks.critic is not None, "a value head on the policy's states comes with the policy's pass"
+        assert self.value_head is not None, "every critic has one"
         # a separate critic trains below `lowest` too
         states = None if self._critic_kind == "separate" else states
         return self.value_head(response_states(self._trunks.critic, batch, states))
@@ -111,6 +113,7 @@ class Actors(nn.Module):
     def reference_logprobs(self, batch: MicroBatch, states: Tensor | None = None) -> Tensor:
         """Log-probs of the response tokens under the frozen starting policy: (n,)."""
         states = self.shared_states(batch) if states is None else states
+        assert self.reference is not None and self._trunks.reference is not None, "its log-probs are numbers"
         hidden = response_states(self._trunks.reference, batch, states)
         return token_logprobs(hidden, self.reference.lm_head.weight, batch.targets, self.temperature)[0]
 
@@ -142,7 +145,7 @@ def response_states(trunk: Trunk, batch: MicroBatch, states: Tensor | None) -> T
     return trunk.suffix(states, batch.packing, batch.source)
 
 
-def _critic_trunk(policy: nn.Module, kind: str) -> nn.Module | None:
+def _critic_trunk(policy: CausalLM, kind: str) -> Decoder | None:
     if kind in ("head", "none"):
         return None
     if kind == "twin":

@@ -6,6 +6,7 @@ Source: Hu et al. 2021, 'LoRA: Low-Rank Adaptation of Large Language Models' (ar
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import LoraConfig
-from starling_train.models.sharing import twin
+from starling_train.models.sharing import Model, twin
 
 NAME = "default"  # PEFT's name of the only adapter
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -39,10 +40,11 @@ def add(model: nn.Module, weights: Iterable[str], config: LoraConfig) -> None:
         parameter.requires_grad_(".lora_" in name)
 
 
-def _peft_config(weights: Iterable[str], config: LoraConfig, base: str | None = None):
+def _peft_config(weights: Iterable[str], config: LoraConfig, base: str | None = None) -> Any:
     import peft
 
-    return peft.LoraConfig(
+    make: Any = peft.LoraConfig  # whose types say that alpha is an int
+    return make(
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
         target_modules=[name.removesuffix(".weight") for name in weights],
@@ -52,14 +54,14 @@ def _peft_config(weights: Iterable[str], config: LoraConfig, base: str | None = 
     )
 
 
-def adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name, PEFT's layer) of every module with an adapter."""
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):
             yield name, module
 
 
-def without(model: nn.Module) -> nn.Module:
+def without(model: Model) -> Model:
     """The same model with its adapters taken off, in place: the base model, exactly. Returns it."""
     for name, layer in list(adapted(model)):
         parent, _, last = name.rpartition(".")
@@ -68,7 +70,7 @@ def without(model: nn.Module) -> nn.Module:
     return model
 
 
-def low_rank(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+def low_rank(layer: Any) -> tuple[Tensor, Tensor] | None:
     """(A, scaled B), (rank, in) and (out, rank), of a layer's adapter; None for a layer without one."""
     if not hasattr(layer, "lora_A"):
         return None
@@ -76,7 +78,7 @@ def low_rank(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
 
 
 @torch.no_grad()
-def merged(model: nn.Module, base: nn.Module | None = None) -> nn.Module:
+def merged(model: Model, base: Model | None = None) -> Model:
     """A model without adapters that computes the same: W + scaled B A, added in float32, in W's type.
 
     It shares every other tensor with `model`; with `base`, the unquantised model of a quantised one, it is `base` that
@@ -87,8 +89,10 @@ def merged(model: nn.Module, base: nn.Module | None = None) -> nn.Module:
         return model
     plain = base if base is not None else without(twin(model))
     for name, layer in layers:
-        target = plain.get_submodule(name)
-        down, up = (factor.float().to(target.weight.device) for factor in low_rank(layer))
+        target: Any = plain.get_submodule(name)
+        factors = low_rank(layer)
+        assert factors is not None, name
+        down, up = (factor.float().to(target.weight.device) for factor in factors)
         weight = (target.weight.float() + up @ down).to(target.weight.dtype)
         target.weight = nn.Parameter(weight, requires_grad=False)
     return plain

@@ -7,12 +7,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.files.whole import write_whole
 from starling_train.models import quantisation
 from starling_train.models.source import UNUSABLE, ModelSource, first_line
+
+
+class Decoder(nn.Module):
+    """What is read of a transformer below the output head; for annotations, no model is one by inheritance."""
+
+    config: Any
+    layers: nn.ModuleList
+    norm: nn.Module
+    embed_tokens: nn.Embedding
+    get_input_embeddings: Callable[[], nn.Embedding]
+    gradient_checkpointing_enable: Callable[[dict[str, Any]], None]
+
+
+class CausalLM(nn.Module):
+    """What is read of a causal language model of transformers; for annotations, as `Decoder`."""
+
+    config: Any
+    generation_config: Any
+    model: Decoder
+    lm_head: nn.Linear
+    device: torch.device
+    dtype: torch.dtype
+    get_decoder: Callable[[], Decoder]
+    get_input_embeddings: Callable[[], nn.Embedding]
+    get_output_embeddings: Callable[[], nn.Linear]
+    gradient_checkpointing_enable: Callable[[dict[str, Any]], None]
+    set_attn_implementation: Callable[[str], None]
+    generate: Callable[..., Tensor]
+    save_pretrained: Callable[[Path], None]
 
 
 def load_causal_lm(
@@ -22,7 +51,7 @@ def load_causal_lm(
     attention: str = "sdpa",
     device: str = "cpu",
     load_in: str | None = None,
-) -> nn.Module:
+) -> CausalLM:
     """Load the causal language model of a directory, dropout off, in the given dtype on the device.
 
     load_in: 8bit or 4bit (GPUs, bitsandbytes): quantise what lies in the decoder's layers. Reads safetensors, or
@@ -32,8 +61,9 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     config = without_dropout(source.policy_config)
+    read: Any = AutoModelForCausalLM  # whose types do not know of output_loading_info
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = read.from_pretrained(
             source.directory,
             config=config,
             attn_implementation=attention,
@@ -66,7 +96,7 @@ def without_dropout(config: Any) -> Any:
     return config
 
 
-def build_empty(config: Any) -> nn.Module:
+def build_empty(config: Any) -> CausalLM:
     """The causal LM of a configuration on the meta device: names and shapes without memory."""
     from transformers import AutoModelForCausalLM
 
@@ -88,7 +118,7 @@ def shapes_of(model_class: Any, config: Any) -> dict[str, torch.Size]:
         ) from error
 
 
-def save_model(model: nn.Module, directory: Path, save_tokenizer: Callable[[Path], None]) -> Path:
+def save_model(model: CausalLM, directory: Path, save_tokenizer: Callable[[Path], None]) -> Path:
     """Write a causal LM with its tokenizer in Hugging Face format, safetensors, then rename into place.
 
     save_tokenizer: writes the tokenizer, chat template included, into a given directory.

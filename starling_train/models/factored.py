@@ -8,6 +8,7 @@ NAME.weight (n, m) of a matrix of low rank is NAME.left (n, k) and NAME.right (k
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from starling_train.config.fields import UserError
 from starling_train.files.tensors import read_json
 from starling_train.files.whole import write_whole
 from starling_train.models import causal_lm
+from starling_train.models.causal_lm import CausalLM
 from starling_train.models.source import ModelSource
 
 WEIGHTS, LISTING = "factored.safetensors", "factored.json"
@@ -35,7 +37,7 @@ class FactoredLinear(nn.Module):
 
 
 def write(
-    model: nn.Module,
+    model: CausalLM,
     factors: dict[str, tuple[Tensor, Tensor]],
     directory: Path,
     save_tokenizer: Callable[[Path], None],
@@ -68,7 +70,7 @@ def write(
 
 def load_factored(
     directory: str | Path, *, dtype: str = "bfloat16", device: str = "cpu", dense: bool = False
-) -> nn.Module:
+) -> CausalLM:
     """The model of a folder that `laser` wrote as `factored/`, in evaluation mode.
 
     dense: multiply the factors out, for what wants plain Linear layers; the memory is then that of the dense model,
@@ -90,9 +92,8 @@ def load_factored(
     state |= {f"{name}.weight": (left.double() @ right.double()).to(kind) for name, (left, right) in factors.items()}
     config = causal_lm.without_dropout(ModelSource(directory, "model.path").policy_config)
     # the class that transformers has for it; from_pretrained also makes what no file holds, such as rotary tables
-    model, found = type(causal_lm.build_empty(config)).from_pretrained(
-        None, config=config, state_dict=state, dtype=kind, output_loading_info=True
-    )
+    network: Any = type(causal_lm.build_empty(config))
+    model, found = network.from_pretrained(None, config=config, state_dict=state, dtype=kind, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{directory / WEIGHTS}: lacks {len(missing)} tensors, {missing[0]} first; write it again")
     if not dense:

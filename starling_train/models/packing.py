@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from starling_train.models.sharing import Model
+
 NAME = "starling_packed"  # transformers makes no mask for a kind of attention whose masks it does not know
 
 
@@ -73,7 +75,7 @@ def can_pack(layers: Sequence[nn.Module]) -> bool:
 class PackedLayer:
     """A view of a decoder layer that attends within packed sequences: `layer`, on the same weights, nothing copied."""
 
-    def __init__(self, original: nn.Module, config: Any):
+    def __init__(self, original: Any, config: Any):
         """config: of the view, `packed_config` of the decoder's own."""
         self._original, self.layer = original, bare_copy(original)
         attention = bare_copy(original.self_attn)
@@ -111,7 +113,7 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
             hooks.update(before)
 
 
-def bare_copy(module: nn.Module) -> nn.Module:
+def bare_copy(module: Model) -> Model:
     """A shallow copy without the hooks on the module itself; those on its parts, which have the weights, stay."""
     made = copy_of(module)
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):

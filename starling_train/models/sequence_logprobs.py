@@ -10,13 +10,14 @@ from starling_train.core.logprobs import token_logprobs
 from starling_train.core.micro_batches import cut_packed
 from starling_train.models import adapters
 from starling_train.models.budget import Budget
+from starling_train.models.causal_lm import CausalLM
 from starling_train.models.packing import Packing
 from starling_train.models.trunk import Trunk
 
 
 @torch.no_grad()
 def sequence_logprobs(
-    model: nn.Module, sequences: Sequence[Sequence[int]], budget: Budget, wanted: Sequence[Sequence[int]] | None = None
+    model: CausalLM, sequences: Sequence[Sequence[int]], budget: Budget, wanted: Sequence[Sequence[int]] | None = None
 ) -> list[Tensor]:
     """Log-probability of each token but a sequence's first, given those before it: float32 on the CPU, in nats.
 
@@ -41,7 +42,7 @@ def sequence_logprobs(
 
 
 def _forward(
-    trunk: Trunk, head: nn.Module, sequences: list[Sequence[int]], wanted: list[Sequence[int]]
+    trunk: Trunk, head: nn.Linear, sequences: list[Sequence[int]], wanted: list[Sequence[int]]
 ) -> tuple[Tensor, ...]:
     ids = torch.tensor([token for sequence in sequences for token in sequence])
     starts = accumulate([len(sequence) for sequence in sequences[:-1]], initial=0)

@@ -1,17 +1,20 @@
 """Copies of a model that share every frozen tensor: each exists once in memory, however many models use it."""
 
 import copy
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def twin(model: nn.Module) -> nn.Module:
+
+def twin(model: Model) -> Model:
     """A new module tree that shares every frozen parameter of `model` and owns a copy of every trainable one.
 
     The copies keep requires_grad; buffers are copied. Outputs are bit-identical to those of a full copy, for any
     selection of trainable parameters.
     """
-    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     for module in model.modules():
         # bitsandbytes moves an 8-bit matrix's scales from the parameter into its module's state in the first forward
         if hasattr(module, "init_8bit_state"):
@@ -19,7 +22,7 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo=shared)
 
 
-def freeze_all(model: nn.Module) -> nn.Module:
+def freeze_all(model: Model) -> Model:
     """Make no parameter of the model trainable; returns the model."""
     return model.requires_grad_(False)
 

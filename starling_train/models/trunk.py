@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starling_train.models.causal_lm import Decoder
 from starling_train.models.packing import PackedLayer, Packing, bare_copy, copy_of, packed_config
 
 
@@ -20,14 +21,14 @@ class Trunk:
     lowest: index of the first layer of the suffix; 0 leaves only the embedding in the prefix.
     """
 
-    def __init__(self, decoder: nn.Module, lowest: int):
+    def __init__(self, decoder: Decoder, lowest: int):
         config = packed_config(decoder.config)
         layers = [PackedLayer(layer, config) for layer in decoder.layers]
         assert 0 <= lowest <= len(layers), lowest
         self._below, self._above = layers[:lowest], layers[lowest:]
-        self._mlp = None
+        self._mlp: _ChosenPositions | None = None
         if self._above and hasattr(self._above[-1].layer, "mlp"):
-            self._mlp = _ChosenPositions(self._above[-1].layer.mlp)
+            self._mlp = _ChosenPositions(self._above[-1].layer.get_submodule("mlp"))
             self._above[-1].layer._modules["mlp"] = self._mlp
         self._prefix = _view(decoder, config, self._below)
         self._suffix = _view(decoder, config, self._above, lowest)
@@ -65,11 +66,12 @@ class _ChosenPositions(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         # `read` as it is now: under gradient checkpointing a micro-batch is computed again before the next one starts
+        assert self.read is not None, "`Trunk.suffix` says what is read"
         chosen = self.mlp(hidden[:, self.read])
         return torch.zeros_like(hidden).index_copy(1, self.read, chosen)
 
 
-def _view(decoder: nn.Module, config: Any, layers: list[PackedLayer], first: int = 0) -> nn.Module:
+def _view(decoder: Decoder, config: Any, layers: list[PackedLayer], first: int = 0) -> Decoder:
     view = bare_copy(decoder)
     above = nn.ModuleList([layer.layer for layer in layers])
     view._modules = dict(decoder._modules) | {"layers": above, "norm": nn.Identity()}

@@ -239,6 +239,7 @@ def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> d
             "gradients, float32": share.of((learning + head) * 4, 1),
         }
     largest = policy.hidden * policy.intermediate
+    parts: dict[str, float] = {}
     parts = {"gradients, float32": (learning + head) * 4, "one in its own type": 0 if size == 4 else largest * size}
     return parts | ({"sum over processes": max(2**25, largest) * 4} if share.processes > 1 else {})
 

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from starling_train.config.sections import FreezeConfig
 from starling_train.models.causal_lm import build_empty
+from starling_train.models.reward.net import Network
 from starling_train.models.source import ModelSource
 from starling_train.planning.memory import Plan
 from starling_train.selection.freeze import FreezeTable, apply
@@ -40,7 +39,7 @@ def select_as_many(freeze: FreezeConfig, records: dict[str, Record], seed: int) 
     return select(replace(freeze, method="random") if needs_scan(freeze) else freeze, records, seed)
 
 
-def _table(freeze: FreezeConfig, model: nn.Module, records: dict[str, Record], seed: int) -> FreezeTable:
+def _table(freeze: FreezeConfig, model: Network, records: dict[str, Record], seed: int) -> FreezeTable:
     table = apply(freeze, model, select_as_many(freeze, records, seed))
     # which layers the scan picks is not known yet: the lowest that it may pick
     return replace(table, lowest_layer=min(table.lowest_layer, freeze.lowest_layer)) if needs_scan(freeze) else table

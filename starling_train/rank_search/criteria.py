@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.data import preferences, row_files
 from starling_train.data.chat import Chat
 from starling_train.evals import perplexity
 from starling_train.models.budget import Budget
+from starling_train.models.causal_lm import CausalLM
 from starling_train.rank_search import margin
 
 PREFERENCE = {"preference_margin": "mean", "preference_share": "share"}  # measure -> field of Margin
@@ -37,13 +37,13 @@ class Criterion:
     judging: list[Any]
     held_out: list[Any]
     dropped: int
-    _measure: Callable[[nn.Module, list[Any], Budget], float]
+    _measure: Callable[[CausalLM, list[Any], Budget], float]
 
-    def measure(self, model: nn.Module, budget: Budget) -> float:
+    def measure(self, model: CausalLM, budget: Budget) -> float:
         """Measure on the part that decides."""
         return self._measure(model, self.judging, budget)
 
-    def measure_held_out(self, model: nn.Module, budget: Budget) -> float | None:
+    def measure_held_out(self, model: CausalLM, budget: Budget) -> float | None:
         """Measure on the held-out part; None without one."""
         return self._measure(model, self.held_out, budget) if self.held_out else None
 
@@ -74,7 +74,7 @@ def of_text(path: str, chat: Chat, window: int, split: "Split") -> Criterion:
     return Criterion("perplexity", "windows", *split(groups), 0, _perplexity)
 
 
-def _perplexity(model: nn.Module, windows: list[Any], budget: Budget) -> float:
+def _perplexity(model: CausalLM, windows: list[Any], budget: Budget) -> float:
     return perplexity.evaluate(model, windows, budget).perplexity
 
 
@@ -93,7 +93,7 @@ def of_preferences(name: str, path: str, rows: int | None, chat: Chat, max_token
             raise UserError(f"{path}: no such file or directory; give JSONL of preferences, or Nectar's parquet")
         pairs, dropped = margin.pairs(preferences.load(path)[:rows], chat, max_tokens)
 
-    def measure(model: nn.Module, pairs: list[Any], budget: Budget) -> float:
+    def measure(model: CausalLM, pairs: list[Any], budget: Budget) -> float:
         return getattr(margin.evaluate(model, pairs, budget), PREFERENCE[name])
 
     return Criterion(name, "pairs", *split([[pair] for pair in pairs]), dropped, measure)

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.config.laser import LONGEST_WINDOW, LaserConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
-
     from starling_train.data.chat import Chat
     from starling_train.models.budget import Budget
+    from starling_train.models.causal_lm import CausalLM
     from starling_train.models.source import ModelSource
     from starling_train.rank_search.criteria import Criterion
     from starling_train.rank_search.search import Search
@@ -82,7 +81,7 @@ class Inputs:
         dialect, device = self.config.freeze.dialect, runtime.device.type
         return self.records or scans.scan(self.source, dialect, device, run.path)
 
-    def load_model(self, runtime: "Runtime") -> "nn.Module":
+    def load_model(self, runtime: "Runtime") -> "CausalLM":
         """Load the model on the run's device, in evaluation mode."""
         from starling_train.models import causal_lm
 
@@ -99,7 +98,7 @@ class Inputs:
 
     def attempts(
         self,
-        model: "nn.Module",
+        model: "CausalLM",
         candidates: "Sequence[Record]",
         start: float,
         budget: "Budget",
@@ -140,12 +139,12 @@ def criterion_of(config: LaserConfig, chat: "Chat", window: int, runtime: "Runti
     laser = config.laser
     split = criteria.Split(laser.samples, laser.held_out_percent, runtime.generator("laser"))
     if laser.measure == "perplexity":
-        return criteria.of_text(config.perplexity.path, chat, window, split)
+        return criteria.of_text(given(config.perplexity.path), chat, window, split)
     rows = config.preference.rows
-    return criteria.of_preferences(laser.measure, config.preference.path, rows, chat, window, split)
+    return criteria.of_preferences(laser.measure, given(config.preference.path), rows, chat, window, split)
 
 
-def measure(inputs: Inputs, model: "nn.Module", budget: Any) -> dict[str, Any]:
+def measure(inputs: Inputs, model: "CausalLM", budget: Any) -> dict[str, Any]:
     """Measure the model; return that, with what identifies model and data. Raises UserError if it is not finite."""
     import math
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.data.chat import Chat
 from starling_train.data.preferences import Comparison
 from starling_train.models.budget import Budget
+from starling_train.models.causal_lm import CausalLM
 from starling_train.models.sequence_logprobs import sequence_logprobs
 
 
@@ -60,7 +60,7 @@ def _pair(row: Comparison, number: int, chat: Chat) -> Pair:
     return Pair(prompt + chosen, same + rejected, len(prompt))
 
 
-def evaluate(model: nn.Module, pairs: Sequence[Pair], budget: Budget) -> Margin:
+def evaluate(model: CausalLM, pairs: Sequence[Pair], budget: Budget) -> Margin:
     """Measure all pairs together. Log-probabilities are float32, sums in float64. budget: tokens per forward pass."""
     sequences = [ids for pair in pairs for ids in (pair.chosen, pair.rejected)]
     answers = [range(pair.start, len(ids)) for pair in pairs for ids in (pair.chosen, pair.rejected)]

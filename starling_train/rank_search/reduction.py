@@ -8,10 +8,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from starling_train.config.fields import given
 from starling_train.core.rank_reduction import saving, truncate
 from starling_train.files.tensors import FLOATS
 from starling_train.files.whole import write_whole
 from starling_train.models import causal_lm
+from starling_train.models.causal_lm import CausalLM
 from starling_train.models.source import ModelSource
 from starling_train.selection import scan
 from starling_train.selection.listing import matrices
@@ -46,10 +48,10 @@ def reduce(source: ModelSource, record: Record, device: torch.device | str = "cp
     factors: whether to keep the factors too.
     """
     stored = scan.read_matrix(source, record.module)
-    truncated = truncate(stored.to(device), record.rank)
+    truncated = truncate(stored.to(device), given(record.rank))
     matrix = truncated.matrix(stored.dtype).cpu()
     reduced = Reduced(matrix, truncated.rank_before, content_hash(matrix))
-    if factors and saving(*record.shape, record.rank):
+    if factors and saving(record.shape, given(record.rank)):
         left, right = (factor.to(stored.dtype).cpu() for factor in (truncated.left, truncated.right))
         return Reduced(matrix, truncated.rank_before, reduced.content, left, right)
     return reduced
@@ -87,7 +89,7 @@ def read(path: Path, content: str) -> dict[str, Tensor] | None:
     return tensors if "matrix" in tensors and content_hash(tensors["matrix"]) == content else None
 
 
-def in_stored_dtype(model: nn.Module, source: ModelSource, tensors: dict[str, Tensor]) -> nn.Module:
+def in_stored_dtype(model: CausalLM, source: ModelSource, tensors: dict[str, Tensor]) -> CausalLM:
     """Return the model with `tensors` in the checkpoint's dtype: `model` itself, or loaded anew on the CPU.
 
     model: has the tensors already, perhaps in another dtype.

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.config.laser import LaserConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data.chat import Chat
@@ -74,7 +74,7 @@ def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> di
     counts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "parameters_of_accepted": sum(row["parameters"] for row, _ in accepted.values()),
-        "parameters_saved_by_factors": sum(saving(*record.shape, record.rank) for _, record in accepted.values()),
+        "parameters_saved_by_factors": sum(saving(record.shape, given(record.rank)) for _, record in accepted.values()),
     }
     if in_factors:
         factors = {

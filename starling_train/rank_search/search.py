@@ -7,17 +7,18 @@ it was accepted, after its matrix: the search can continue after any kill, and n
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.core.rank_reduction import factored_size
 from starling_train.files import json_lines
 from starling_train.files.json_lines import JsonLines, NoLines
+from starling_train.models.causal_lm import CausalLM
 from starling_train.models.source import ModelSource
 from starling_train.rank_search import reduction
 from starling_train.run.signals import StopRequest
@@ -51,9 +52,9 @@ class Search:
     factors: whether the factors of accepted matrices are kept as well.
     """
 
-    model: nn.Module
+    model: CausalLM
     source: ModelSource
-    candidates: list[Record]
+    candidates: Sequence[Record]
     judge: SearchJudge
     begun: float
     run: Path
@@ -62,8 +63,8 @@ class Search:
     def rows(self) -> list[TryRow]:
         """Read the tries so far. Raises UserError if they are not of these candidates."""
         path = self.run / LOG
-        rows = json_lines.read(path)
-        if [row and row.get("module") for row in rows] != [record.module for record in self.candidates[: len(rows)]]:
+        rows = [row or {} for row in json_lines.read(path)]
+        if [row.get("module") for row in rows] != [record.module for record in self.candidates[: len(rows)]]:
             raise UserError(f"run_dir: {path} has tries of other matrices; put the file back, or give another run_dir")
         return rows
 
@@ -105,7 +106,7 @@ class Search:
             "parameters": record.size,
             "rank_before": reduced.rank_before,
             "rank": record.rank,
-            "factored_parameters": factored_size(*record.shape, record.rank),
+            "factored_parameters": factored_size(record.shape, given(record.rank)),
             "raw_snr": record.raw,
             "measure": self.judge.name,
             "before": current,
@@ -162,7 +163,7 @@ def order(
     requested = [record for record in records.values() if _is_requested(record, modules, layers, types)]
     requested.sort(key=lambda record: math.inf if record.raw is None else record.raw)
     chosen = requested[: int(len(requested) * percent / 100)]
-    candidates = [record for record in chosen if 0 < record.rank < min(record.shape)]
+    candidates = [record for record in chosen if 0 < given(record.rank) < min(record.shape)]
     if not candidates:
         raise UserError(
             f"laser.modules: none of the {len(chosen)} matrices has singular values on both sides of the threshold; "
@@ -179,7 +180,7 @@ def count_requested(
     records: the matrices.
     modules, layers, types, percent: as in `order`.
     """
-    known = {
+    known: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
         "modules": (modules, [record.module for record in records.values()]),
         "layers": (layers, [record.layer for record in records.values()]),
         "types": (types, [record.type for record in records.values()]),

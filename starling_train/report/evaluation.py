@@ -24,7 +24,8 @@ def card(entry: Entry) -> str:
     identity = entry["identity"]
     suite, name = str(identity.get("suite", "suite")), model_of(entry)
     notes = "".join(f"<li>{escape(redact(note))}</li>" for note in notes_of(entry))
-    origin = entry.get("made") if isinstance(entry.get("made"), dict) else {}
+    origin = entry.get("made")
+    origin = origin if isinstance(origin, dict) else {}
     how = ", ".join(
         f"{escape(key)} {escape(origin[key])}"
         for key in ("version", "device", "seconds")

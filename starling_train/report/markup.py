@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MINUS = "\N{MINUS SIGN}"
 NOT_MEASURED = "not measured"
@@ -58,10 +58,10 @@ def count(value: int) -> str:
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value:,}"
 
 
-def table(head: list[str], rows: Iterable[list[str]], numeric: frozenset[int] = frozenset()) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: frozenset[int] = frozenset()) -> str:
     """Return a table of cells that are HTML already; columns in `numeric` are right-aligned."""
 
-    def line(cells: list[str], tag: str) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
         tagged = [f"<{tag}{' class=num' if i in numeric else ''}>{c}</{tag}>" for i, c in enumerate(cells)]
         return "<tr>" + "".join(tagged) + "</tr>"
 

@@ -83,7 +83,8 @@ def facts(run: RunFiles) -> str:
     if is_number(summary.get("wall_time_s")):
         seconds = summary["wall_time_s"]
         rows.append(("Time", f'<data value="{seconds!r}">{markup.duration(seconds)}</data>'))
-    speed = summary.get("throughput") if isinstance(summary.get("throughput"), dict) else {}
+    speed = summary.get("throughput")
+    speed = speed if isinstance(speed, dict) else {}
     for key, label, unit in (("tokens_per_s", "Speed", "tokens/s"), ("samples_per_s", "", "responses/s")):
         value = next((speed[k] for k in (key, f"throughput/{key}") if k in speed), None)
         if is_number(value):
@@ -127,10 +128,11 @@ def _tile(run: RunFiles, item: Tile) -> str:
     first, last = first_last(run, item.key)
     if first is None:
         return ""
-    first, last = (None if value is None else value * item.scale for value in (first, last))
+    first *= item.scale
     if last is None:
         values, change = markup.number(first, item.unit), "measured once"
     else:
+        last *= item.scale
         values = (
             f'{markup.number(first)} <span class="arrow">→</span> <strong>{markup.number(last, item.unit)}</strong>'
         )

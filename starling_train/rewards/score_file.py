@@ -140,9 +140,9 @@ def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[Line]]:
 def score_lines(lines: list[Line], model: Scorer) -> list[float | UserError]:
     """A score for every line, or what is wrong with it."""
     read = [_conversation(line) for _, line in lines]
-    good = [index for index, conversation in enumerate(read) if not isinstance(conversation, UserError)]
+    good = {index: messages for index, messages in enumerate(read) if not isinstance(messages, UserError)}
     results: list[Any] = list(read)
-    for index, result in zip(good, model.score_each([read[index] for index in good]), strict=True):
+    for index, result in zip(good, model.score_each(list(good.values())), strict=True):
         finite = isinstance(result, UserError) or math.isfinite(result)
         results[index] = result if finite else UserError("the reward model gave a score that is not finite")
     return results

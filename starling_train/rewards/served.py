@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 from starling_train.config.sections import RewardConfig
 from starling_train.models.patient_http import PatientHttp, address, token_of
 from starling_train.models.source import ModelSource
@@ -35,7 +35,7 @@ def load(config: RewardConfig, runtime: Runtime | None = None) -> "RewardClient"
     """Open a client of a server that answers. Raises UserError."""
     tokenizer = None
     if config.protocol == "openrlhf":
-        source = ModelSource.open(config.tokenizer, "reward.tokenizer", weights=False, needs_config=False)
+        source = ModelSource.open(given(config.tokenizer), "reward.tokenizer", weights=False, needs_config=False)
         tokenizer = source.tokenizer
         if not tokenizer.chat_template:
             raise UserError(

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from starling_train import __version__
 from starling_train.config.fields import UserError, named_in_errors
@@ -161,5 +161,5 @@ def _at(name: str, index: int, read: Callable[[Any], list[dict]], value: Any) ->
         return read(value)
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)

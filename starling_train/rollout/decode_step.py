@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout.slot_cache import SlotCache
 
 BUCKET = 256  # positions: a CUDA graph attends over a multiple of this
@@ -16,7 +17,7 @@ class DecodeStep:
     keep: gives what the last forward pass left behind, to be kept (see `StateRecorder`), or None.
     """
 
-    def __init__(self, policy: nn.Module, cache: SlotCache, keep: Callable[[], Tensor | None]):
+    def __init__(self, policy: CausalLM, cache: SlotCache, keep: Callable[[], Tensor | None]):
         self._policy, self._cache, self._device, self._keep = policy, cache, policy.device, keep
 
     def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -43,7 +44,7 @@ class GraphStep(DecodeStep):
     """
 
     def __init__(
-        self, policy: nn.Module, cache: SlotCache, keep: Callable[[], Tensor | None], slots: int, capacity: int
+        self, policy: CausalLM, cache: SlotCache, keep: Callable[[], Tensor | None], slots: int, capacity: int
     ):
         super().__init__(policy, cache, keep)
         cache.touch(capacity)
@@ -67,15 +68,15 @@ class GraphStep(DecodeStep):
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # warm-up: libraries take their workspaces, which no graph may do
             for _ in range(2):
-                self._forward(*self._inputs, used)
+                self._forward(self._inputs[0], self._inputs[1], used)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            outputs = self._forward(*self._inputs, used)
+            outputs = self._forward(self._inputs[0], self._inputs[1], used)
         return graph, outputs
 
 
-def _masks(policy: nn.Module, positions: Tensor, used: int) -> Tensor | dict[str, Tensor]:
+def _masks(policy: CausalLM, positions: Tensor, used: int) -> Tensor | dict[str, Tensor]:
     """Which of the `used` positions each row attends to, (rows, 1, 1, used): up to its own, within a sliding window.
 
     A dictionary by layer type where the decoder has layers of several types, as its own forward expects.

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from starling_train.config.sections import RolloutConfig
 from starling_train.data.chat import Chat
 from starling_train.models.budget import Budget
+from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout import slots, transformers_engine
 from starling_train.rollout.responses import Engine, OnDone, Rollout
 from starling_train.rollout.transformers_engine import generating
@@ -18,7 +18,7 @@ ENGINES: dict[str, Engine] = {"slots": slots.respond, "hf": transformers_engine.
 
 
 def generate(
-    policy: nn.Module,
+    policy: CausalLM,
     chat: Chat,
     prompts: Sequence[list[int]],
     config: RolloutConfig,

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starling_train.models.causal_lm import Decoder
+
 
 class StateRecorder:
     """States per sequence, in the order of its tokens. layer: which decoder layer they enter; None keeps nothing."""
 
-    def __init__(self, decoder: nn.Module, layer: int | None, sequences: int):
+    def __init__(self, decoder: Decoder, layer: int | None, sequences: int):
         # after the last layer comes the norm: where only it or the head trains, all layers are below
         self._layer = None if layer is None else [*decoder.layers, decoder.norm][layer]
         self._entered: Tensor | None = None

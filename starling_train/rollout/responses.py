@@ -24,9 +24,9 @@ class Rollout:
 
     def only(self, rows: Sequence[int]) -> "Rollout":
         """Some of its sequences, in this order."""
-        prompts, responses, ended = ([values[i] for i in rows] for values in (self.prompts, self.responses, self.ended))
         entering = None if self.entering is None else [self.entering[i] for i in rows]
-        return Rollout(prompts, responses, ended, entering)
+        prompts, responses = [self.prompts[i] for i in rows], [self.responses[i] for i in rows]
+        return Rollout(prompts, responses, [self.ended[i] for i in rows], entering)
 
     def lengths(self) -> list[int]:
         """Tokens of prompt and response together but for the last, which predicts nothing, per sequence."""

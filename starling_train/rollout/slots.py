@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from starling_train.config.sections import RolloutConfig
@@ -16,6 +16,7 @@ from starling_train.core import sampling
 from starling_train.core.micro_batches import cut_by_tokens, overhead_of
 from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
+from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout.decode_step import DecodeStep, GraphStep
 from starling_train.rollout.hidden_states import StateRecorder
 from starling_train.rollout.responses import OnDone
@@ -29,7 +30,7 @@ CACHE_SHARE = 0.8  # of a GPU's free memory, at most, for keys and values
 
 @torch.no_grad()
 def respond(
-    policy: nn.Module,
+    policy: CausalLM,
     chat: Chat,
     prompts: Sequence[list[int]],
     config: RolloutConfig,
@@ -55,7 +56,7 @@ class _Decoder:
 
     def __init__(
         self,
-        policy: nn.Module,
+        policy: CausalLM,
         chat: Chat,
         prompts: Sequence[list[int]],
         config: RolloutConfig,
@@ -78,6 +79,7 @@ class _Decoder:
         self._responses: list[list[int]] = [[] for _ in prompts]
         self._slots: list[int | None] = []
         self._step: DecodeStep | None = None
+        self._cache: SlotCache | None = None
         self._uniforms: Tensor | None = None  # None: the likeliest token is taken
         if seeds is not None and prompts:
             self._uniforms = _uniforms(seeds, config.max_new_tokens).to(policy.device)
@@ -106,6 +108,7 @@ class _Decoder:
             if self._step is None:
                 self._make_room(keys_and_values)
             free = [slot for slot, held in enumerate(self._slots) if held is None][: len(sequences)]
+            assert self._cache is not None, "made with the step"
             self._cache.admit(keys_and_values, free)
             for slot, sequence in zip(free, sequences, strict=True):
                 self._slots[slot] = sequence
@@ -139,6 +142,7 @@ class _Decoder:
         tokens = [0 if sequence is None else self._responses[sequence][-1] for sequence in rows]
         filled = [0 if sequence is None else self._length(sequence) - 1 for sequence in rows]
         sequences = [0 if sequence is None else sequence for sequence in rows]
+        assert self._step is not None, "there is a row that runs"
         logits, entered = self._step(tokens, filled)
         self._recorder.add(rows, entered, [1] * len(rows))
         self._append(range(len(rows)), rows, self._draw(logits, sequences))
@@ -153,6 +157,7 @@ class _Decoder:
         behind = [slot for slot, held in enumerate(self._slots) if held is not None and slot >= count]
         for target, source in zip(free, behind, strict=True):
             sequence = self._slots[source]
+            assert self._cache is not None and sequence is not None, "a row that runs"
             self._cache.move(source, target, self._length(sequence) - 1)
             self._slots[target], self._slots[source] = sequence, None
 
@@ -184,7 +189,7 @@ class _Decoder:
                     self._on_done(sequence, response)
 
 
-def _rows_that_fit(policy: nn.Module, capacity: int, kept: int) -> int:
+def _rows_that_fit(policy: CausalLM, capacity: int, kept: int) -> int:
     """Sequences whose keys and values fit into CACHE_SHARE of a GPU's memory that is free, or cached by torch.
 
     kept: bytes of hidden states that need room besides, twice over while they are put together.

@@ -4,17 +4,17 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 from transformers import GenerationConfig
 
 from starling_train.config.sections import RolloutConfig
 from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
+from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout.responses import OnDone
 
 
 def respond(
-    policy: nn.Module,
+    policy: CausalLM,
     chat: Chat,
     prompts: Sequence[list[int]],
     config: RolloutConfig,
@@ -41,7 +41,7 @@ def respond(
 
 
 @contextmanager
-def generating(policy: nn.Module) -> Iterator[None]:
+def generating(policy: CausalLM) -> Iterator[None]:
     """The policy without gradients, and afterwards as it was.
 
     Its own generation_config comes back: `generate` is given exactly our settings, because it would fill in what a

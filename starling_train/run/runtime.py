@@ -87,7 +87,7 @@ class Runtime:
             return make()
         if self._patient is None:
             self._patient = dist.new_group(timeout=PATIENCE, backend="gloo")
-        box = [make() if self.is_main else None]
+        box: list[Any] = [make() if self.is_main else None]
         dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
 

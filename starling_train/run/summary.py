@@ -25,7 +25,7 @@ def to_json(
     planned_gb: float | None = None,
 ) -> str:
     """The content of summary.json for a run that has done all its steps. trainable: `FreezeTable.counts()`."""
-    rows = json_lines.read(run.metrics)
+    rows = [row for row in json_lines.read(run.metrics) if row]  # none is damaged: `JsonLines` has read them
     evaluations = [{k: v for k, v in row.items() if k.startswith(("eval/", "step"))} for row in rows]
     evaluations = [row for row in evaluations if len(row) > 1]
     steps = [row for row in rows if "throughput/samples_per_s" in row]

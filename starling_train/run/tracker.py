@@ -32,7 +32,8 @@ class WandbTracker:
 
         kept = run_dir / WANDB_ID
         run_id = run_id or (kept.read_text().strip() if kept.is_file() else None)
-        self._run = wandb.init(
+        begin: Any = wandb.init  # whose types want each mode as a literal
+        self._run = begin(
             project="starling_train", name=name, dir=run_dir, config=config, id=run_id, resume="allow", mode=mode
         )
         self.id = self._run.id

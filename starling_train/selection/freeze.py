@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from starling_train.config.fields import UserError
 from starling_train.config.sections import FreezeConfig
+from starling_train.models.reward.net import Network
 from starling_train.selection.module_types import Matrix, classify, layer_of
 from starling_train.selection.records import not_whole
 from starling_train.selection.select import EVERYTHING
@@ -119,7 +118,7 @@ class _Parameter:
         return self.size if rank is None else rank * sum(self.shape)
 
 
-def apply(config: FreezeConfig, model: nn.Module, selected: Iterable[str]) -> FreezeTable:
+def apply(config: FreezeConfig, model: Network, selected: Iterable[str]) -> FreezeTable:
     """Set requires_grad on a causal LM: the weights of the `selected` modules and the requested groups, no others.
 
     `selected` holds exact module names (`model.layers.3.mlp.down_proj`; a bias stays frozen), or `["*"]` for every
@@ -146,7 +145,7 @@ def apply(config: FreezeConfig, model: nn.Module, selected: Iterable[str]) -> Fr
     return FreezeTable(_rows(parameters, names, rank), trained, _lowest_layer(model, parameters, names))
 
 
-def _parameters(model: nn.Module) -> list[_Parameter]:
+def _parameters(model: Network) -> list[_Parameter]:
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     known = {} if head is None else {id(head.weight): "head"}
     known[id(embeddings.weight)] = "embeddings"  # last: a tied head counts as embeddings
@@ -184,7 +183,7 @@ def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
     return names
 
 
-def _check_tied(model: nn.Module, config: FreezeConfig) -> None:
+def _check_tied(model: Network, config: FreezeConfig) -> None:
     output = model.get_output_embeddings()
     is_tied = output is not None and output.weight is model.get_input_embeddings().weight
     if is_tied and config.head and config.adapter:
@@ -205,7 +204,7 @@ def _rows(parameters: list[_Parameter], names: set[str], rank: int | None) -> tu
     return tuple(rows.values())
 
 
-def _lowest_layer(model: nn.Module, parameters: list[_Parameter], names: set[str]) -> int:
+def _lowest_layer(model: Network, parameters: list[_Parameter], names: set[str]) -> int:
     if any(p.group == "embeddings" and p.name in names for p in parameters):
         return 0
     layers = [layer for name in names if (layer := layer_of(name)) is not None]

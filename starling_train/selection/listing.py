@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from starling_train.config.fields import UserError
 from starling_train.files import tensors as files
 from starling_train.models.causal_lm import build_empty
+from starling_train.models.reward.net import Network
 from starling_train.models.source import UNUSABLE, ModelSource
 from starling_train.selection.module_types import LAYER, Matrix, classify, second_copies
 from starling_train.selection.records import Record
@@ -81,7 +82,7 @@ def matrices(source: ModelSource) -> list[Listed]:
     return listed
 
 
-def matrices_of(model: nn.Module) -> dict[str, Record]:
+def matrices_of(model: Network) -> dict[str, Record]:
     """The matrices of a model that may be on the meta device, as `list_matrices` gives those of a checkpoint."""
     listed = _listed(_parameters(model), model.config.to_dict())
     return {one.record.module: one.record for one in listed}
@@ -119,7 +120,7 @@ def _entries_of_config(source: ModelSource) -> list[files.Entry]:
         ) from None
 
 
-def _parameters(model: nn.Module) -> list[files.Entry]:
+def _parameters(model: Network) -> list[files.Entry]:
     return [files.Entry(name, Path(), tuple(p.shape), "meta") for name, p in model.named_parameters()]
 
 

@@ -118,7 +118,7 @@ def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
     if not found:
         return Weight("unknown")
     config = config.get("text_config") or config
-    architecture = ARCHITECTURES.get(config.get("model_type"), LLAMA)
+    architecture = ARCHITECTURES.get(config.get("model_type", ""), LLAMA)
     matrices = _matrices(module, found[2], int(found[1]), shape, architecture, config)
     return Weight("matrices", matrices) if matrices else Weight("unknown")
 
@@ -191,7 +191,9 @@ def layer_of(module: str) -> int | None:
 
 def name_in_layer(parameter: str) -> str:
     """`model.layers.3.mlp.experts.down_proj` or `...mlp.gate.weight` -> `mlp.experts.down_proj`, `mlp.gate`."""
-    return LAYER.fullmatch(parameter.removesuffix(".weight"))[2]
+    match = LAYER.fullmatch(parameter.removesuffix(".weight"))
+    assert match is not None, parameter
+    return match[2]
 
 
 def is_linear(parameter: str) -> bool:

@@ -37,15 +37,16 @@ def compare(
         a, b = [first[m].snr for m in common], [second[m].snr for m in common]
         here, there = chosen & of_first, others & of_second
         rows.append(Overlap(kind, len(common), len(here), len(there), len(here & there), spearman(a, b)))
-    total = [sum(getattr(row, name) for row in rows) for name in ("matrices", "first", "second", "both")]
-    return [*rows, Overlap("total", *total, None)]
+    total = {name: sum(getattr(row, name) for row in rows) for name in ("matrices", "first", "second", "both")}
+    return [*rows, Overlap("total", **total, correlation=None)]
 
 
 def spearman(first: list[float | None], second: list[float | None]) -> float | None:
     """Spearman's rank correlation; equal values share their mean rank. None where it is not defined."""
-    if len(first) < 2 or None in first or None in second:
+    known = [value for value in first if value is not None], [value for value in second if value is not None]
+    if len(first) < 2 or len(known[0]) < len(first) or len(known[1]) < len(second):
         return None
-    a, b = _mean_ranks(first), _mean_ranks(second)
+    a, b = map(_mean_ranks, known)
     middle = (len(a) - 1) / 2
     product = sum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
     spread = sum((x - middle) ** 2 for x in a) * sum((y - middle) ** 2 for y in b)

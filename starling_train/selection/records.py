@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.core.spectrum import Spectrum
@@ -123,7 +124,7 @@ def write_json(content: dict, path: Path) -> None:
 
 def to_json(record: Record) -> dict:
     """`record` without its name as strict JSON values; fields that are None are left out, but for `snr`."""
-    values = {"snr": _finite(record.snr), "type": record.type}
+    values: dict[str, Any] = {"snr": _finite(record.snr), "type": record.type}
     if record.shape:
         values["shape"] = list(record.shape)
     stored = {key: getattr(record, key) for key in STORED if key != "snr"}

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ def content_hash(matrix: Tensor) -> str:
     `spectrum.VERSION` is part of it: what an older version computed is not found again.
     """
     digest = hashlib.sha256(f"{spectrum.VERSION} {matrix.dtype} {tuple(matrix.shape)} ".encode())
-    digest.update(matrix.view(torch.uint8).numpy())
+    content: Any = matrix.view(torch.uint8).numpy()  # a buffer, which its types do not say
+    digest.update(content)
     return digest.hexdigest()[:32]
 
 
@@ -79,10 +81,10 @@ def _line(record: Record) -> bytes:
 
 def _read(path: Path) -> list[Record]:
     """The records of a journal; lines of anything else, which a disk that was full may leave, are left out."""
-    return [from_json(row.pop("module"), row) for row in json_lines.read(path) if _is_stored(row)]
+    return [from_json(row.pop("module"), row) for row in json_lines.read(path) if row and _is_stored(row)]
 
 
-def _is_stored(values: object) -> bool:
+def _is_stored(values: dict[str, Any]) -> bool:
     if not is_record(values):
         return False
     return all(isinstance(values.get(k), t) for k, t in (("module", str), ("content", str), ("shape", list)))

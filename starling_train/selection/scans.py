@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from starling_train.config.fields import given
 from starling_train.config.sections import FreezeConfig
 from starling_train.models.source import ModelSource
 from starling_train.selection import records as scan_records
@@ -18,7 +19,7 @@ from starling_train.selection.select import SCORED
 
 def match_scan(freeze: FreezeConfig, listing: dict[str, Record]) -> dict[str, Record]:
     """The scan that `freeze.scan` names, in the order of a model's matrices. Raises UserError for another model's."""
-    file = Path(freeze.scan).expanduser()
+    file = Path(given(freeze.scan)).expanduser()
     return scan_records.match(scan_records.read_scan(file), listing, str(file))
 
 
@@ -28,7 +29,7 @@ def read_scan(freeze: FreezeConfig, source: ModelSource, *, warns: bool = True) 
     warns: on stderr, where it is not of these weights.
     """
     records = match_scan(freeze, list_matrices(source))
-    warning = snr_scan.check_scan(source, records, freeze.dialect, str(Path(freeze.scan).expanduser()))
+    warning = snr_scan.check_scan(source, records, freeze.dialect, str(Path(given(freeze.scan)).expanduser()))
     if warning and warns:
         print(f"warning: {warning}", file=sys.stderr)
     return records

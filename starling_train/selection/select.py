@@ -59,7 +59,7 @@ def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[
     ordered = _in_model_order(records)
     if config.method in ("layers", "last_layers"):
         layers = _wanted_layers(ordered, config)
-        chosen = [record for record in ordered if record.layer in layers and record.layer >= config.lowest_layer]
+        chosen = [record for record in ordered if _layer(record) in layers and _layer(record) >= config.lowest_layer]
     else:
         groups = _groups(ordered, config.unit, config.scope)
         ranks = _ranks(groups, config.method, seed, ordered)
@@ -107,11 +107,16 @@ def _nothing(config: FreezeConfig) -> str:
 
 def _in_model_order(records: dict[str, Record]) -> list[Record]:
     """Records of decoder layers, by layer; published files are ordered by type."""
-    return sorted((r for r in records.values() if r.layer is not None), key=lambda record: record.layer)
+    return sorted((r for r in records.values() if r.layer is not None), key=_layer)
+
+
+def _layer(record: Record) -> int:
+    assert record.layer is not None, "`_in_model_order` leaves out what lies outside the layers"
+    return record.layer
 
 
 def _wanted_layers(ordered: list[Record], config: FreezeConfig) -> set[int]:
-    present = sorted({record.layer for record in ordered})
+    present = sorted(set(map(_layer, ordered)))
     if config.method == "last_layers":
         return set(present[-config.last_layers :])
     if missing := sorted(set(config.layers) - set(present)):
@@ -124,9 +129,9 @@ def _groups(ordered: list[Record], unit: str, scope: str) -> list[Group]:
         tensors: dict[str, list[Record]] = {}
         for record in ordered:
             tensors.setdefault(record.parameter, []).append(record)
-        return [Group(tuple(of), of[0].kind if scope == "type" else "", of[0].layer) for of in tensors.values()]
-    layers = sorted({record.layer for record in ordered})
-    return [Group(tuple(r for r in ordered if r.layer == layer), "", layer) for layer in layers]
+        return [Group(tuple(of), of[0].kind if scope == "type" else "", _layer(of[0])) for of in tensors.values()]
+    layers = sorted(set(map(_layer, ordered)))
+    return [Group(tuple(r for r in ordered if _layer(r) == layer), "", layer) for layer in layers]
 
 
 def _ranks(groups: list[Group], method: str, seed: int, ordered: list[Record]) -> Ranks:
@@ -180,7 +185,8 @@ def _by_budget(groups: list[Group], candidates: list[Group], ranks: Ranks, budge
         of_kind = sorted((group for group in candidates if group.kind == kind), key=ranks.__getitem__)
         total = sum(group.kind == kind for group in groups)
         queue += [((place + 1) / total, group) for place, group in enumerate(of_kind)]
-    taken, used = [], 0
+    taken: list[Group] = []
+    used = 0
     for _, group in sorted(queue, key=lambda item: item[0]):
         if unknown := [record.module for record in group.records if not record.size]:
             raise UserError(f"freeze.scan: {unknown[0]} has no shape, which a budget needs; scan the model again")

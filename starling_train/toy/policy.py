@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
 from starling_train.evals import function_calling
+from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout.generate import generate
 from starling_train.toy import language, skills
 from starling_train.toy.training import batches, train
@@ -37,10 +39,10 @@ def calls(cases: list[function_calling.Case]) -> list[Conversation]:
     return [with_answer(function_calling.conversation(case), skills.right_answer(case)) for case in cases]
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> MistralForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> CausalLM:
     """Make an untrained policy with the tokenizer's token ids."""
     torch.manual_seed(seed)
-    model = MistralForCausalLM(
+    model: Any = MistralForCausalLM(
         MistralConfig(
             vocab_size=len(tokenizer),
             hidden_size=HIDDEN,
@@ -65,7 +67,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> MistralForCausal
 
 
 def fit(
-    model: MistralForCausalLM,
+    model: CausalLM,
     tokenizer: PreTrainedTokenizerFast,
     chat: list[Conversation],
     call: list[Conversation],
@@ -105,7 +107,7 @@ class _Stream:
         return ids, [(self._prompts[i], len(self._sequences[i])) for i in rows]
 
 
-def answer_loss(model: MistralForCausalLM, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
+def answer_loss(model: CausalLM, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
     """Return the mean cross-entropy of the answers' tokens. ids: (b, length); spans: (first, one past the last)."""
     start, end = torch.tensor(spans).T[..., None]
     position = torch.arange(ids.shape[1])
@@ -115,9 +117,7 @@ def answer_loss(model: MistralForCausalLM, ids: Tensor, spans: list[tuple[int, i
     return nn.functional.cross_entropy(logits, ids[is_answer])
 
 
-def accuracy(
-    model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, cases: list[function_calling.Case]
-) -> float:
+def accuracy(model: CausalLM, tokenizer: PreTrainedTokenizerFast, cases: list[function_calling.Case]) -> float:
     """Measure the function-calling accuracy of greedy answers, percent."""
     limits = RolloutConfig(max_new_tokens=32, slots=128, stop_strings=[])
     chat = Chat(tokenizer)
@@ -129,7 +129,7 @@ def accuracy(
     return function_calling.evaluate(cases, answers).accuracy
 
 
-def save(model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+def save(model: CausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Write a Hugging Face directory like those of real policies."""
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

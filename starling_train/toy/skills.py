@@ -30,8 +30,10 @@ class Parameter:
 
 
 # One small pool for all names: every name appears often enough, with other functions, to be learned as one to copy.
-_NAMES = ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Hugo")
-_NAMES += ("apple", "bird", "cloud", "dream", "eagle", "flower", "giant", "honey")
+_NAMES = (
+    *("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Hugo"),
+    *("apple", "bird", "cloud", "dream", "eagle", "flower", "giant", "honey"),
+)
 _FILE = Parameter("file", "string", "The file.", _NAMES)
 _SONG = Parameter("song", "string", "The song.", _NAMES)
 _PERSON = Parameter("person", "string", "The person.", _NAMES)

@@ -1,7 +1,7 @@
 """AdamW's settings, its learning rates by step, and which state belongs to which parameters."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ def rates_of(config: OptimConfig, step: int, steps: int) -> tuple[float, float]:
     return config.learning_rate * factor, critic * factor
 
 
-def shapes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and type of each tensor, by name."""
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 

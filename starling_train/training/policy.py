@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.data.chat import Chat
 from starling_train.models import adapters, causal_lm
+from starling_train.models.causal_lm import CausalLM
+from starling_train.models.reward.net import Network
 from starling_train.models.source import ModelSource
 from starling_train.run.checkpoints import ExtraFiles
 from starling_train.run.runtime import Runtime
@@ -64,7 +64,7 @@ class SelectedPolicy:
 
     config: PpoConfig | DpoConfig
     source: ModelSource
-    model: nn.Module
+    model: CausalLM
     selected: list[str]
     table: freeze.FreezeTable
     records: dict[str, Record]
@@ -116,7 +116,7 @@ def load_policy(config: PpoConfig | DpoConfig, source: ModelSource, run: Path, r
     return SelectedPolicy(config, source, model, selected, table, records)
 
 
-def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTable, runtime: Runtime) -> None:
+def add_adapters(config: FreezeConfig, model: Network, table: freeze.FreezeTable, runtime: Runtime) -> None:
     """With freeze.adapter, adapters on what the table names train, and nothing else."""
     if config.adapter:
         runtime.seed_all("adapters")

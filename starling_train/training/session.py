@@ -41,12 +41,18 @@ class Trainee(Protocol):
     base: the directory of the model that it was, or its identity. extra_files: see `Checkpoints`.
     """
 
-    model: nn.Module
-    selected: list[str]
-    records: dict[str, Record]
-    table: freeze.FreezeTable
-    base: Path | Identity
-    extra_files: ExtraFiles | None
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def selected(self) -> list[str]: ...
+    @property
+    def records(self) -> dict[str, Record]: ...
+    @property
+    def table(self) -> freeze.FreezeTable: ...
+    @property
+    def base(self) -> Path | Identity: ...
+    @property
+    def extra_files(self) -> ExtraFiles | None: ...
 
 
 class Remembered(Protocol):
@@ -101,7 +107,8 @@ class Session:
         self._trainee, self._best, self.total = trainee, best, total
         base = trainee.base
         if isinstance(base, Path):
-            base = runtime.on_first(lambda: identify_base(run.checkpoints, trainee.base))
+            directory = base
+            base = runtime.on_first(lambda: identify_base(run.checkpoints, directory))
         self._checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep, base, trainee.extra_files)
         self._metrics_log = run.log(run.metrics)
         self.state = restore(self._checkpoints, optimizer, self._metrics_log.last, runtime) or TrainState()
@@ -193,8 +200,8 @@ class Session:
     def finish(
         self,
         command: str,
-        write_model: Callable[[], None],
-        write_report: Callable[[Path], None],
+        write_model: Callable[[], object],
+        write_report: Callable[[Path], object],
         planned_gb: float | None = None,
     ) -> None:
         """After the last step: the model for whoever wants to use it, the page for whoever wants to know about it.
@@ -290,7 +297,7 @@ def restore(checkpoints: Checkpoints, optimizer: Optimizer, logged: int, runtime
     used, or if it is of other tensors.
     """
     checkpoint = checkpoints.newest(logged) if runtime.is_main else None
-    step = runtime.on_first(lambda: checkpoint and checkpoint.state.step)
+    step = runtime.on_first(lambda: checkpoint.state.step if checkpoint else None)
     if step is not None and checkpoint is None:
         checkpoint = checkpoints.at(step)
     if checkpoint is None:

@@ -16,6 +16,7 @@ from starling_train.data.chat import Chat
 from starling_train.files.tensors import FLOATS
 from starling_train.models import adapters, causal_lm, header_checks
 from starling_train.models.reward import start
+from starling_train.models.reward.net import Network, RewardNet
 from starling_train.models.source import ModelSource
 from starling_train.run.saved import SavedRun
 from starling_train.selection import freeze
@@ -37,20 +38,21 @@ class Trained(Protocol):
     model: ModelConfig
     lora: LoraConfig | None
 
-    def empty(self) -> nn.Module:
+    def empty(self) -> Network:
         """Names and shapes, without memory."""
 
     def load(self) -> nn.Module:
         """The base model, on the CPU, in the type that it was trained in."""
 
-    def write(self, model: nn.Module, directory: Path) -> None:
+    def write(self, model: Any, directory: Path) -> None:
         """Write a model and its tokenizer, in the way in which the run itself does at its end."""
 
 
 class TrainedPolicy:
     """A causal language model, of a run whose checkpoints call its tensors `policy.*`."""
 
-    what, kind = "the policy", None
+    what = "the policy"
+    kind: str | None = None
 
     def __init__(self, model: ModelConfig, freeze: FreezeConfig, base: str | None):
         self.model, self.lora = model, freeze.lora if freeze.adapter else None
@@ -59,14 +61,14 @@ class TrainedPolicy:
         self.directory = self._source.directory
         _ = self._source.policy_config, self._source.tokenizer  # checked before the checkpoint is looked at
 
-    def empty(self) -> nn.Module:
+    def empty(self) -> Network:
         header_checks.check_policy(self._source)
         return causal_lm.build_empty(self._source.policy_config)
 
     def load(self) -> nn.Module:
         return causal_lm.load_causal_lm(self._source, dtype=self.model.dtype)
 
-    def write(self, model: nn.Module, directory: Path) -> None:
+    def write(self, model: causal_lm.CausalLM, directory: Path) -> None:
         model.save_pretrained(directory)
         Chat(self._source.tokenizer).save(directory)
 
@@ -75,6 +77,7 @@ class TrainedReward:
     """A reward model, of a run of `rm`."""
 
     what = "the reward model"
+    kind: str | None
 
     def __init__(self, config: RmConfig, base: str | None):
         self.model, self.kind, self._config = config.model, config.rm.kind, config
@@ -82,7 +85,7 @@ class TrainedReward:
         self._start = start.find(config, base, "base")
         self.directory = self._start.directory
 
-    def empty(self) -> nn.Module:
+    def empty(self) -> Network:
         return start.empty(self._start.config)
 
     def load(self) -> nn.Module:
@@ -94,7 +97,7 @@ class TrainedReward:
             device="cpu",
         )
 
-    def write(self, model: nn.Module, directory: Path) -> None:
+    def write(self, model: RewardNet, directory: Path) -> None:
         start.writer(self._config, model, self._start.tokenizer)(directory)
 
 
@@ -145,14 +148,14 @@ def load_trained(run: SavedRun, trained: Trained) -> nn.Module:
     return adapters.merged(model)
 
 
-def _table(model: nn.Module, places: Iterable[str], lora: LoraConfig | None) -> freeze.FreezeTable:
+def _table(model: Network, places: Iterable[str], lora: LoraConfig | None) -> freeze.FreezeTable:
     """What was trained, whole tensors and adapters together. Raises UserError for what the model does not have."""
     modules = _adapted(places)
     if modules and not lora:
         raise UserError("it has adapters, and config.yaml says of none")
     whole = [place.removesuffix(".weight") for place in places if LORA not in place]
     tables = [freeze.apply(FreezeConfig(), model, whole)] if whole else []
-    if modules:
+    if modules and lora:
         adapted = FreezeConfig(head="lm_head" in modules, adapter="lora", lora=lora)
         tables.append(freeze.apply(adapted, model, modules))
     first, *more = tables

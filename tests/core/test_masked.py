@@ -9,7 +9,7 @@ MASK = torch.tensor([[True, True, False], [True, False, False]])
 
 def test_moments_by_hand():
     found = moments(X, MASK)  # mean 3, squares 1 + 4 + 36 = 41, variance 41/3 - 9 = 14/3
-    assert found.count == 3
+    assert found.entries == 3
     assert found.mean.item() == pytest.approx(3.0)
     assert found.variance.item() == pytest.approx(14 / 3)
 

@@ -75,5 +75,5 @@ def test_the_rank_of_the_ratio_is_the_number_of_singular_values_above_the_thresh
 
 
 def test_factors_save_numbers_only_below_the_rank_where_they_are_fewer():
-    assert factored_size(4, 6, 2) == 20
-    assert [saving(4, 6, rank) for rank in (1, 2, 3, 4)] == [14, 4, 0, 0]
+    assert factored_size((4, 6), 2) == 20
+    assert [saving((4, 6), rank) for rank in (1, 2, 3, 4)] == [14, 4, 0, 0]

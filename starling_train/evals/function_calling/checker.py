@@ -93,7 +93,7 @@ def _has_type(value: Any, truth: Any, schema: dict) -> bool:
     List items are held to the type of `items`; there an int passes for a float only if the truth has an int.
     What is inside a dict is compared by value alone.
     """
-    if type(value) is not PYTHON_TYPES.get(schema.get("type")) and type(value) is not type(truth):
+    if type(value) is not PYTHON_TYPES.get(schema.get("type", "")) and type(value) is not type(truth):
         return False
     if not isinstance(value, list) or not isinstance(truth, list):
         return True

@@ -74,10 +74,11 @@ def _call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("not a call with keyword arguments only")
     arguments = {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    named = {name: value for name, value in arguments.items() if name is not None}
     # Two arguments of one name are an error of Python's compiler, not of its parser; `**x` has the name None.
-    if None in arguments or len(arguments) < len(node.keywords):
+    if len(named) < len(node.keywords):
         raise ValueError("an argument is repeated or unpacked")
-    return Call(_dotted_name(node.func), arguments)
+    return Call(_dotted_name(node.func), named)
 
 
 def _dotted_name(node: ast.expr) -> str:
@@ -90,12 +91,12 @@ def _dotted_name(node: ast.expr) -> str:
     return ".".join([node.id, *reversed(parts)])
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal(node: ast.expr | None) -> Any:
     match node:
         case ast.Constant(value=str() | int() | float() | None as value):
             return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)) if type(value) in (int, float):
-            return -value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as n)) if type(n) is not bool:
+            return -n
         case ast.UnaryOp(op=ast.UAdd(), operand=ast.Constant(value=value)) if type(value) in (int, float):
             return value
         case ast.List(elts=elements):

@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from starling_train.config.fields import given
 from starling_train.config.ppo import PpoConfig
 from starling_train.data.chat import Chat
 from starling_train.evals.function_calling.cases import Case, evaluate, load_cases
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import ResultLine, Say, Skill, Suite, about, data_of, shares, unique
 from starling_train.models.budget import Budget
+from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
 
@@ -20,10 +20,10 @@ from starling_train.run.runtime import Runtime
 def during_training(config: PpoConfig, chat: Chat) -> Skill:
     """Read the cases that `evaluation.function_calling` names, and return the skill, in percent; processes share it."""
     how = config.evaluation.function_calling
-    cases = load_cases(how.path, limit=how.cases)
+    cases = load_cases(given(how.path), limit=how.cases)
     limits = replace(config.rollout, max_new_tokens=how.max_new_tokens)
 
-    def measure(policy: nn.Module, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
+    def measure(policy: CausalLM, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
         def answer(conversations: list[list[dict]]) -> list[str]:
             prompts = [chat.prompt(messages) for messages in runtime.shard(conversations)]
             rollout = generate(policy, chat, prompts, limits, greedy=True, budget=slots)
@@ -49,8 +49,8 @@ class FunctionCalling(Suite):
     def find(cls, subjects: Subjects) -> "FunctionCalling":
         how = subjects.config.function_calling
         with about("function_calling.path"):
-            cases = load_cases(how.path, limit=how.cases)
-        data = data_of(how.path, (asdict(case) for case in cases))
+            cases = load_cases(given(how.path), limit=how.cases)
+        data = data_of(given(how.path), (asdict(case) for case in cases))
         return cls(subjects, subjects.identity_of(cls.name, data, subjects.greedy_settings(how.max_new_tokens)), cases)
 
     def plan(self) -> str:

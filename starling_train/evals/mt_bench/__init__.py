@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from starling_train.config.fields import given
 from starling_train.data.conversations import with_answer
 from starling_train.evals.mt_bench.bench import TURNS, Bench, Question, load, rating
 from starling_train.evals.mt_bench.judge import Judge, Reply, endpoint, key_of
@@ -37,8 +38,8 @@ class MtBench(Suite):
     def find(cls, subjects: Subjects) -> "MtBench":
         how = subjects.config.mt_bench
         with about("mt_bench.path"):
-            bench = load(Path(how.path).expanduser(), how.questions)
-        data = data_of(how.path, ([q.id, q.turns, q.temperature(how.temperature)] for q in bench.questions))
+            bench = load(Path(given(how.path)).expanduser(), how.questions)
+        data = data_of(given(how.path), ([q.id, q.turns, q.temperature(how.temperature)] for q in bench.questions))
         answered = subjects.identity_of(cls.name, data, subjects.sampled_settings(how.max_new_tokens, how.temperature))
         prompts = digest([[asdict(q) for q in bench.questions], [asdict(p) for p in bench.prompts.values()]])
         judge = {"model": how.judge.model, "max_tokens": how.judge.max_tokens}  # by its name, at whatever address

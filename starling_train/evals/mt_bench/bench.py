@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, TypeGuard
 
 from starling_train.config.fields import UserError
 from starling_train.data import row_files
@@ -157,15 +157,15 @@ def _judge_prompts(path: Path) -> dict[tuple[int, bool], JudgePrompt]:
         if name not in by_name:
             raise UserError(f"{path}: no prompt named {name}; {AGAIN}")
         where, row = by_name[name]
-        system, template = row.get("system_prompt"), row.get("prompt_template")
-        if not _are_texts([system, template]) or _fields(template) != FIELDS[key]:
+        texts = [row.get("system_prompt"), row.get("prompt_template")]
+        if not _are_texts(texts) or _fields(texts[1]) != FIELDS[key]:
             names = ", ".join(sorted(FIELDS[key]))
             raise UserError(f"{where}: no `system_prompt`, or a `prompt_template` without {names}; {AGAIN}")
-        prompts[key] = JudgePrompt(system, template)
+        prompts[key] = JudgePrompt(texts[0], texts[1])
     return prompts
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
@@ -177,7 +177,7 @@ def _fields(template: str) -> set[str] | None:
         return None
     if any(spec or conversion for _, _, spec, conversion in parts):
         return None
-    return {name for _, name, _, _ in parts}
+    return {name for _, name, _, _ in parts if name is not None}
 
 
 def _filled(template: str, values: dict[str, str]) -> str:

@@ -173,5 +173,5 @@ def _read(response: Any) -> Reply:
         return Reply(None, "an answer that is not a chat completion")
     if not isinstance(text, str):
         return Reply(None, "a chat completion without text")
-    tokens = [count if type(count) is int and count >= 0 else 0 for count in counts]
-    return Reply(text, "", *tokens, model=str(content.get("model") or ""))
+    prompt, completion = (count if type(count) is int and count >= 0 else 0 for count in counts)
+    return Reply(text, "", prompt, completion, model=str(content.get("model") or ""))

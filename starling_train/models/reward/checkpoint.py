@@ -8,16 +8,20 @@ again (`transformer.*`) and `v_head.weight`. starling_34b: sharded safetensors, 
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from starling_train.config.fields import UserError
-from starling_train.files.tensors import weight_map
+from starling_train.files.tensors import Entry, weight_map
 from starling_train.files.weight_files import INDEXES, SINGLES, weight_files
 from starling_train.models.header_checks import check_shapes
+from starling_train.models.reward.net import RewardNet
+
+Held = TypeVar("Held", Tensor, Entry, Tensor | Entry)
 
 ONE_FILE, SEVEN_B_FILE = SINGLES
 INDEX_FILE = INDEXES[0]
@@ -74,7 +78,7 @@ def read_34b(directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check(tensors: dict[str, Tensor], expected: dict[str, torch.Size], source: str) -> None:
+def check(tensors: Mapping[str, Tensor | Entry], expected: dict[str, torch.Size], source: str) -> None:
     """Raise UserError, naming `source` and tensors, unless names and shapes are the expected ones."""
     if "v_head.weight" not in tensors:
         raise UserError(f"{source}: no v_head.weight in it, so it is no reward model; check reward.path")
@@ -87,12 +91,12 @@ def check(tensors: dict[str, Tensor], expected: dict[str, torch.Size], source: s
     check_shapes(expected, {name: tensor.shape for name, tensor in tensors.items()}, source)
 
 
-def drop_rotary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def drop_rotary(tensors: Mapping[str, Held]) -> dict[str, Held]:
     """Without the rotary frequencies that older transformers saved; they are computed from the config."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def write_starling_7b(net: nn.Module, directory: str | Path, tokenizer) -> None:
+def write_starling_7b(net: RewardNet, directory: str | Path, tokenizer) -> None:
     """Write a RewardNet in Starling-RM-7B-alpha's layout, with config and tokenizer.
 
     The two copies of the transformer share their bytes in the file, and the embedding matrix stands in for
@@ -107,7 +111,7 @@ def write_starling_7b(net: nn.Module, directory: str | Path, tokenizer) -> None:
     torch.save(tensors, directory / SEVEN_B_FILE)
 
 
-def write_starling_34b(net: nn.Module, directory: str | Path, tokenizer, shard_bytes: int = 5 * 10**9) -> None:
+def write_starling_34b(net: RewardNet, directory: str | Path, tokenizer, shard_bytes: int = 5 * 10**9) -> None:
     """Write a RewardNet in Starling-RM-34B's layout, in shards of at most `shard_bytes` or one tensor."""
     from safetensors.torch import save_file
 
@@ -115,7 +119,7 @@ def write_starling_34b(net: nn.Module, directory: str | Path, tokenizer, shard_b
     tensors = {f"transformer.{name}": tensor for name, tensor in net.transformer.state_dict().items()}
     tensors["v_head.weight"] = net.v_head.weight.detach()
     shards = _cut(tensors, shard_bytes)
-    shard_of = {}
+    shard_of: dict[str, str] = {}
     for number, held in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({name: tensors[name].contiguous() for name in held}, directory / file, {"format": "pt"})
@@ -125,7 +129,7 @@ def write_starling_34b(net: nn.Module, directory: str | Path, tokenizer, shard_b
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2))
 
 
-def _with_config(net: nn.Module, directory: str | Path, tokenizer, architecture: str) -> Path:
+def _with_config(net: RewardNet, directory: str | Path, tokenizer, architecture: str) -> Path:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     net.transformer.config.save_pretrained(directory)

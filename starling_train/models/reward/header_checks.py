@@ -1,7 +1,12 @@
 """A reward model's directory checked from its headers, before minutes of loading."""
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
+from starling_train.files.tensors import Entry
 from starling_train.models import causal_lm
 from starling_train.models.header_checks import check_shapes, entries_by_name
 from starling_train.models.reward import checkpoint, loading
@@ -32,6 +37,7 @@ def _check_starling(source: RewardSource, weights: bool) -> None:
     expected = loading.starling_shapes(source.config)
     if not weights:
         return
+    held: Mapping[str, Tensor | Entry]
     if source.kind == "starling_7b":
         held = checkpoint.read_7b(directory)  # mapped, not read
     else:

@@ -27,7 +27,8 @@ def load_starling(kind: str, directory: Path, config: Any, options: dict[str, An
     checkpoint.check(tensors, starling_shapes(config), str(directory))
     head = _head(tensors.pop("v_head.weight"), options["dtype"])
     weights = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-    transformer = LlamaModel.from_pretrained(None, config=config, state_dict=weights, **options)
+    llama: Any = LlamaModel
+    transformer = llama.from_pretrained(None, config=config, state_dict=weights, **options)
     return RewardNet(transformer, head.to(next(transformer.parameters()).device))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
@@ -16,7 +16,7 @@ from starling_train.models import quantisation
 from starling_train.models.budget import Budget
 from starling_train.models.packing import Packing
 from starling_train.models.reward import loading
-from starling_train.models.reward.net import PackedNet
+from starling_train.models.reward.net import ClassifierNet, PackedNet, RewardNet
 from starling_train.models.reward.source import RewardSource
 
 
@@ -28,7 +28,7 @@ class RewardModel:
 
     def __init__(
         self,
-        net: nn.Module,
+        net: RewardNet | ClassifierNet,
         tokenizer,
         kind: str,
         *,

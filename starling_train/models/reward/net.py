@@ -1,10 +1,11 @@
 """The networks behind a reward model: token ids -> one score a row. They can be trained as any module."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from starling_train.models.causal_lm import CausalLM, Decoder
 from starling_train.models.packing import Packing, can_pack
 from starling_train.models.trunk import Trunk
 
@@ -12,7 +13,7 @@ from starling_train.models.trunk import Trunk
 class RewardNet(nn.Module):
     """A decoder without a language-model head, and a linear head that makes one score of a hidden state."""
 
-    def __init__(self, transformer: nn.Module, v_head: nn.Linear) -> None:
+    def __init__(self, transformer: Decoder, v_head: nn.Linear) -> None:
         super().__init__()
         self.transformer = transformer
         self.v_head = v_head
@@ -31,10 +32,10 @@ class RewardNet(nn.Module):
     def config(self) -> Any:
         return self.transformer.config
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.transformer.get_input_embeddings()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         return self.v_head
 
     def forward(
@@ -60,6 +61,10 @@ class RewardNet(nn.Module):
         return self.v_head(last.to(self.v_head.weight.device)).squeeze(-1).float()
 
 
+# what a selection can train
+Network = CausalLM | RewardNet
+
+
 class PackedNet:
     """A `RewardNet` that scores packed sequences: no padding, and the last layer's MLP at what is read alone."""
 
@@ -67,7 +72,7 @@ class PackedNet:
         self._net, self._trunk = net, Trunk(net.transformer, 0)
 
     @staticmethod
-    def fits(net: nn.Module) -> bool:
+    def fits(net: nn.Module) -> TypeGuard[RewardNet]:
         """Whether a net can be seen like this: a decoder whose layers lie on one device."""
         layers = getattr(getattr(net, "transformer", None), "layers", None)
         return isinstance(net, RewardNet) and layers is not None and can_pack(layers)
@@ -81,7 +86,7 @@ class PackedNet:
 class ClassifierNet(nn.Module):
     """An encoder with a classification head of its own, which reads where it always reads."""
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: Any) -> None:
         super().__init__()
         self.classifier = classifier
 

@@ -11,6 +11,7 @@ from torch import nn
 from starling_train.config.fields import UserError
 from starling_train.config.rm import RmConfig
 from starling_train.models import adapters, causal_lm, quantisation
+from starling_train.models.causal_lm import Decoder
 from starling_train.models.reward import checkpoint, loading
 from starling_train.models.reward.net import RewardNet
 from starling_train.models.reward.source import RewardSource
@@ -107,14 +108,15 @@ def writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path],
     return lambda directory: write(adapters.merged(net), directory, tokenizer)
 
 
-def _transformer(source: ModelSource, config: Any, dtype: str, attention: str) -> nn.Module:
+def _transformer(source: ModelSource, config: Any, dtype: str, attention: str) -> Decoder:
     """The causal language model without its head, as a Llama."""
     from transformers import LlamaModel
 
     model = causal_lm.load_causal_lm(source, dtype=dtype, attention=attention).model
     if model.config.model_type == "llama":
         return model
-    return LlamaModel.from_pretrained(
+    llama: Any = LlamaModel
+    return llama.from_pretrained(
         None, config=config, state_dict=model.state_dict(), dtype=getattr(torch, dtype), attn_implementation=attention
     )
 

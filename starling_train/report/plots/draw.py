@@ -28,7 +28,7 @@ THEME = {
 }
 
 
-def style(slug: str) -> dict[str, Any]:
+def style(slug: str) -> Any:
     """Return settings that make a figure deterministic and plain; `slug` keeps the ids of a page's figures apart."""
     return {
         "svg.hashsalt": slug,
@@ -109,7 +109,7 @@ def draw_row(axis: "Axes", run: RunFiles, row: PlotRow) -> None:
     if len(labels) > 1:
         # Above the axis: a legend inside would hide a curve sooner or later.
         columns = max(1, LEGEND_CHARACTERS // (max(map(len, labels)) + 6))
-        position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1}
+        position: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1}
         axis.legend(**position, ncols=columns, handlelength=1.2, columnspacing=1.2)
 
 

@@ -1,6 +1,7 @@
 """A radar plot: an axis for each category, a closed curve for each result."""
 
 import math
+from typing import Any
 
 from starling_train.report.markup import clean
 from starling_train.report.plots.draw import inline_svg, style
@@ -24,7 +25,7 @@ def radar_svg(curves: dict[str, dict[str, float]]) -> str:
     angles = {name: 2 * math.pi * index / len(categories) for index, name in enumerate(categories)}
     with matplotlib.rc_context(style("radar")):
         figure = Figure(figsize=(3.9, 3.7), layout="constrained")
-        axis = figure.add_subplot(projection="polar")
+        axis: Any = figure.add_subplot(projection="polar")  # of a class that the types do not name
         axis.set_theta_offset(math.pi / 2)
         axis.set_theta_direction(-1)
         for index, (label, curve) in enumerate(curves.items()):

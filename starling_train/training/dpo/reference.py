@@ -19,7 +19,7 @@ from starling_train.files.json_lines import JsonLines, NoLines
 
 FILE = "reference.jsonl"
 PIECE = 256  # rows that are computed together, and then written: what a signal or a kill can lose
-Compute = Callable[[Sequence[PairedRow]], list[list[float]]]
+Compute = Callable[[list[PairedRow]], list[list[float]]]
 
 
 def pieces(rows: Sequence[PairedRow]) -> list[list[PairedRow]]:
@@ -101,6 +101,8 @@ def read(path: Path, who: dict[str, Any], wanted: Sequence[list[PairedRow]]) -> 
     pieces_done: list[list[list[float]]] = []
     for number, row in enumerate(json_lines.read(path)):
         try:
+            if row is None:
+                raise ValueError("not a JSON object")
             existing = row["identity"] if number == 0 else who
             pieces_done += [_values(row, number, wanted)] if number else []
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):

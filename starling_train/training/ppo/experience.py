@@ -214,10 +214,11 @@ def forward_all(
     for rows in cut_packed(rollout.lengths(), tokens_per_microbatch):
         batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], actors.device)
         if prefix is not None and prefix.is_full:
-            states = prefix.get(rows)
+            states: Tensor | None = prefix.get(rows)
         else:
             states = actors.shared_states(batch)
             if prefix is not None:
+                assert states is not None, "there is a prefix only where layers are shared"
                 prefix.put(rows, states)
         outputs = actors(batch, states)
         index = positions(rollout, rows, actors.device)

@@ -68,7 +68,8 @@ def update(
             rows = [experience.row_at[index] for index in indices if index in experience.row_at]
             count = sum(experience.token_counts[index] for index in indices)
             losses = losses_of(actors, experience, config, train_policy, count)
-            sums = accumulate(optimizer, partial(_micro_batches, experience, rows), losses, [], budget)
+            nothing: list[int] = []
+            sums = accumulate(optimizer, partial(_micro_batches, experience, rows), losses, nothing, budget)
             minibatches.append(_over_processes(sums, runtime) | {"tokens": count})
             # a loss that is not finite poisons every gradient; so does a gradient that overflows, which `step` sees
             norms.append(optimizer.step(math.isfinite(minibatches[-1]["policy_loss"] + minibatches[-1]["value_loss"])))

@@ -128,7 +128,9 @@ def scan(config: RmConfig, source: ModelSource, device: str, run: Path | None = 
         return {}
     records = {}
     for module, record in scan_or_list(config.freeze, source, device, run).items():
-        name = "transformer." + module[LAYER.match(module).start(1) - len("layers.") :]
+        match = LAYER.match(module)
+        assert match is not None, module
+        name = "transformer." + module[match.start(1) - len("layers.") :]
         records[name] = replace(record, module=name)
     return records
 
