@@ -54,7 +54,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     tokens = session.budget("dpo.tokens_per_microbatch", dpo.tokens_per_microbatch)
     slots = session.budget("rollout.slots", config.rollout.slots)
 
-    def encode(row: "PairedRow", index: int = 0) -> update.EncodedRow:
+    def encode(row: "PairedRow", index: int = 0) -> update.EncodedPairedRow:
         return update.encode(row, index, inputs.chat, dpo.max_length)
 
     def refer(rows: "list[PairedRow]") -> list[list[float]]:

@@ -21,8 +21,7 @@ def main(config: SnrConfig) -> None:
     from starling_train.models.source import ModelSource
     from starling_train.report import scan as report_scan
     from starling_train.run.runtime import device_kind
-    from starling_train.selection import listing, overlap, scans
-    from starling_train.selection import records as scan_records
+    from starling_train.selection import listing, overlap, records, scans
     from starling_train.selection.freeze import besides
     from starling_train.selection.select import SCORED, names_of, select, select_unscored
 
@@ -36,7 +35,7 @@ def main(config: SnrConfig) -> None:
     # a scan alone needs no config.json
     weights = not config.dry_run and (not freeze.scan or bool(config.spectra))
     source = ModelSource.open(model.path, "model.path", model.revision, weights=weights, needs_config=False)
-    other = scan_records.read_scan(Path(config.compare).expanduser(), "compare") if config.compare else {}
+    other = records.read_records(Path(config.compare).expanduser(), "compare") if config.compare else {}
     slug = report_scan.slug_of(source)
     if not config.dry_run and not freeze.scan:
         report_scan.retire(run, slug)
@@ -45,7 +44,7 @@ def main(config: SnrConfig) -> None:
     matrices = list_matrices(config, source)
     passed_over = report_scan.passed_over(listing.unscanned(source), listing.left_out(source))
     planned = select_unscored(freeze, matrices, config.seed)
-    other = scan_records.fill(other, matrices)
+    other = records.fill(other, matrices)
     others = select_other(config, other) if other else []
     if config.dry_run:
         print(f"would scan {source.directory} on {device}, dialect {freeze.dialect}")

@@ -34,7 +34,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Row:
+class RankedRow:
     """messages end with a user turn; answers are sorted best first and may be empty."""
 
     messages: list[dict]
@@ -47,7 +47,7 @@ class Row:
 class Nectar:
     """rows in file order; dropped counts rows by reason, answers_changed counts answers by what was odd."""
 
-    rows: list[Row]
+    rows: list[RankedRow]
     dropped: dict[str, int]
     answers_changed: dict[str, int]
 
@@ -82,7 +82,7 @@ def load(
         ranked = _answers(raw, place, changed) if answers else []
         source = raw.get("source")
         source = list(source) if isinstance(source, list) else []
-        rows.append(Row(messages, ranked, source, raw.get("good_natured") is not False))
+        rows.append(RankedRow(messages, ranked, source, raw.get("good_natured") is not False))
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
         raise UserError(f"{path}: no usable row is left ({reasons}); check the file and data.exclude")
@@ -117,7 +117,7 @@ def normalise(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
-def write_parquet(rows: Iterable[Row], path: str | Path) -> None:
+def write_parquet(rows: Iterable[RankedRow], path: str | Path) -> None:
     """Write rows in exactly Nectar's schema (`turns` counts user turns)."""
     import pyarrow
     import pyarrow.parquet
@@ -139,7 +139,7 @@ def write_parquet(rows: Iterable[Row], path: str | Path) -> None:
     pyarrow.parquet.write_table(table, path)
 
 
-def _parquet_row(row: Row) -> dict:
+def _parquet_row(row: RankedRow) -> dict:
     return {
         "prompt": prompt_text(row.messages),
         "answers": [{"answer": a.text, "model": a.model, "rank": a.rank} for a in row.answers],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from starling_train.data import ranked
 from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
-from starling_train.data.nectar import Row
+from starling_train.data.nectar import RankedRow
 
 KINDS = ("best_worst", "best_random", "all")
 
@@ -42,7 +42,7 @@ class PairedRow:
         return [with_answer(self.messages, answer) for answer in self.answers]
 
 
-def make(rows: Sequence[Row], kind: str, seed: int) -> list[PairedRow]:
+def make(rows: Sequence[RankedRow], kind: str, seed: int) -> list[PairedRow]:
     """The rows as pairs, in order. Each needs two answers of different rank (`ranked.with_an_order`).
 
     kind: best_worst, the first and the last answer; best_random, the first and one that is ranked below it, drawn by
@@ -51,7 +51,7 @@ def make(rows: Sequence[Row], kind: str, seed: int) -> list[PairedRow]:
     return [_paired(index, row, kind, seed) for index, row in enumerate(rows)]
 
 
-def _paired(index: int, row: Row, kind: str, seed: int) -> PairedRow:
+def _paired(index: int, row: RankedRow, kind: str, seed: int) -> PairedRow:
     ranks = ranked.ranks(row.answers)
     last = len(ranks) - 1
     if kind == "best_worst":

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from starling_train.config.fields import UserError
-from starling_train.files.json_lines import Appender, Row, parse, to_line, whole_lines
+from starling_train.files.json_lines import Appender, JsonRow, parse, to_line, whole_lines
 from starling_train.files.lock import Lock
 from starling_train.files.whole import flush
 
@@ -23,14 +23,14 @@ class Journal:
     A last line that a kill cut in half is removed. Raises UserError for a file that is damaged or of something else.
     """
 
-    def __init__(self, folder: Path, name: str, identity: Row):
+    def __init__(self, folder: Path, name: str, identity: JsonRow):
         text = json.dumps(identity, sort_keys=True, allow_nan=False)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.path = folder / f"{name}-{digest}.jsonl"
-        self._identity: Row = json.loads(text)
+        self._identity: JsonRow = json.loads(text)
         self._lock = Lock(self.path)
-        self.rows: dict[str, Row] = {}
-        self._under_way: tuple[str, Row, int] | None = None  # key, row, and the file's size once it is written
+        self.rows: dict[str, JsonRow] = {}
+        self._under_way: tuple[str, JsonRow, int] | None = None  # key, row, and the file's size once it is written
 
     def __enter__(self) -> "Journal":
         try:
@@ -57,7 +57,7 @@ class Journal:
     def __contains__(self, key: str) -> bool:
         return key in self.rows
 
-    def add(self, key: str, row: Row) -> None:
+    def add(self, key: str, row: JsonRow) -> None:
         """Write a row, whole or not at all; nothing if there is one of this key."""
         self._settle()
         if key not in self.rows:
@@ -75,7 +75,7 @@ class Journal:
                 self._file.size = size
             self._under_way = None
 
-    def _take(self, row: Row | None, number: int) -> None:
+    def _take(self, row: JsonRow | None, number: int) -> None:
         if number == 1:
             fits = row == {"identity": self._identity}
         elif fits := row is not None and isinstance(row.get("id"), str):

@@ -10,7 +10,7 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 
 
 def whole_lines(path: Path, with_cut: bool = False) -> list[bytes]:
@@ -22,7 +22,7 @@ def whole_lines(path: Path, with_cut: bool = False) -> list[bytes]:
     return lines if with_cut or not lines or lines[-1].endswith(b"\n") else lines[:-1]
 
 
-def parse(line: bytes) -> Row | None:
+def parse(line: bytes) -> JsonRow | None:
     """The JSON object of a line; None for anything else."""
     try:
         row = json.loads(line)
@@ -31,18 +31,18 @@ def parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def read(path: Path) -> list[Row | None]:
+def read(path: Path) -> list[JsonRow | None]:
     """The row of every whole line, None for a damaged one; no rows if there is no file."""
     return [parse(line) for line in whole_lines(path)]
 
 
-def to_line(row: Row, ascii_only: bool = True) -> bytes:
+def to_line(row: JsonRow, ascii_only: bool = True) -> bytes:
     """A row as a line of strict JSON. Raises ValueError for NaN and infinities."""
     text = json.dumps(row, ensure_ascii=ascii_only, allow_nan=False)
     return f"{text}\n".encode(errors="replace")
 
 
-def strict(row: Row) -> Row:
+def strict(row: JsonRow) -> JsonRow:
     """The row as strict JSON wants it: NaN and infinities become null."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
@@ -98,7 +98,7 @@ class JsonLines:
         self.last = steps[len(lines) - 1] if lines else -1
         self._file = Appender(path, sum(map(len, lines)))
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[JsonRow]) -> None:
         """Append the rows of one step and flush them to disk; NaN and infinities become null, as strict JSON wants."""
         new = [row for row in rows if row["step"] > self.last]
         if new:
@@ -112,7 +112,7 @@ class NoLines:
 
     last = -1
 
-    def write(self, rows: Sequence[Row]) -> None: ...
+    def write(self, rows: Sequence[JsonRow]) -> None: ...
 
 
 def _step(line: bytes, path: Path, number: int) -> int:

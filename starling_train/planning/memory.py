@@ -17,7 +17,7 @@ LIVE = 10**9  # parameters that stage 3 holds gathered at a time, its default
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes by part: `held` for the whole run, and what each phase of a step needs on top, one after the other."""
 
     held: dict[str, float]
@@ -59,7 +59,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What the arithmetic needs besides the shapes. Counts are those of one process.
 
     parameters, trainable: of the policy. sequence_tokens: of the longest prompt and response together, of which
@@ -92,7 +92,7 @@ class Job:
     load_in: str | None = None
 
 
-def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = None) -> Plan:
+def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | None = None) -> MemoryPlan:
     """Memory of PPO in one process. reward: None where the reward model is served elsewhere."""
     share, size, d = share or Share(), BYTES[job.dtype], policy.hidden
     head = 2 * d * d + 4 * d + 1  # the value head, float32
@@ -109,7 +109,7 @@ def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = No
     if reward is not None:
         tokens = _microbatch(job.step_tokens, job.reward_tokens, job.sequence_tokens)
         judging = kept | gathered | {"activations": tokens * reward.forward() * BYTES[job.reward_dtype]}
-    return Plan(
+    return MemoryPlan(
         held={
             "policy weights": share.of(_policy_bytes(policy, job, size), 3),
             # adapters are simply taken off for it
@@ -125,7 +125,7 @@ def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = No
     )
 
 
-def plan_supervised(model: Shape, job: Job, *, scores: bool = False) -> Plan:
+def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False) -> MemoryPlan:
     """Memory of DPO in one process, whose reference is numbers in a file; scores: of training a reward model instead.
 
     job: its mini-batch is the longest row or pair, which is never cut; its slots are the sequences that an evaluation
@@ -141,7 +141,7 @@ def plan_supervised(model: Shape, job: Job, *, scores: bool = False) -> Plan:
     else:
         update["logits, one chunk"] = _logits(model, job)
     rollout = _rollout(model, job, size, 0.0) if job.slots else {}
-    return Plan(
+    return MemoryPlan(
         held={
             "weights" if scores else "policy weights": _policy_bytes(model, job, size),
             "optimizer: moments, master copies": _optimizer(job.trainable, 0, size, job.eight_bit, Share()),
@@ -152,7 +152,7 @@ def plan_supervised(model: Shape, job: Job, *, scores: bool = False) -> Plan:
     )
 
 
-def _logits(model: Shape, job: Job) -> float:
+def _logits(model: Shape, job: TrainingJob) -> float:
     return 3 * min(LOGITS[job.device], job.minibatch_tokens * model.vocabulary) * 4
 
 
@@ -162,7 +162,7 @@ def _microbatch(tokens: int, budget: int, longest: int) -> float:
     return min(tokens, max(longest, tokens / groups))
 
 
-def _policy_bytes(policy: Shape, job: Job, size: int) -> float:
+def _policy_bytes(policy: Shape, job: TrainingJob, size: int) -> float:
     """Adapters lie beside the weights that they are for; embeddings, head and norms are not quantised."""
     beside = job.trainable * (size if job.load_in is None else 4) if job.adapter else 0  # PEFT's choice
     if job.load_in is None:
@@ -171,7 +171,7 @@ def _policy_bytes(policy: Shape, job: Job, size: int) -> float:
     return layers * LOADED[job.load_in] + (job.parameters - layers) * size + beside
 
 
-def _reward_bytes(job: Job) -> float:
+def _reward_bytes(job: TrainingJob) -> float:
     return LOADED[job.reward_load_in] if job.reward_load_in else BYTES[job.reward_dtype]
 
 
@@ -189,7 +189,7 @@ def _optimizer(learning: int, head: int, size: int, eight_bit: bool, share: Shar
     return learning * (moments + (0 if size == 4 else 4)) + head * moments
 
 
-def _rollout(policy: Shape, job: Job, size: int, kept: float) -> dict[str, float]:
+def _rollout(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[str, float]:
     """Keys and values of all slots, a prefill or the logits of a step; the kept states are put together after that."""
     prefill = min(PREFILL_TOKENS, job.slots * job.prompt_tokens)
     cache = job.slots * job.sequence_tokens * policy.kv_values() * size
@@ -201,7 +201,7 @@ def _rollout(policy: Shape, job: Job, size: int, kept: float) -> dict[str, float
 
 
 def _update(
-    policy: Shape, job: Job, sizes: tuple[int, int, int], size: int, logits: float, share: Share
+    policy: Shape, job: TrainingJob, sizes: tuple[int, int, int], size: int, logits: float, share: Share
 ) -> dict[str, float]:
     """Backward of the largest micro-batch. sizes: parameters that train of policy, critic's trunk, value head.
 

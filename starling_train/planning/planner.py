@@ -7,7 +7,7 @@ from typing import Any
 from starling_train.config.fields import UserError, no_path
 from starling_train.config.ppo import PpoConfig
 from starling_train.planning import shapes
-from starling_train.planning.memory import Job, Plan, Share, plan
+from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan
 from starling_train.planning.shapes import Shape
 from starling_train.planning.step_time import DEVICES, Work, nearest, seconds
 from starling_train.planning.what_trains import what_trains_of
@@ -33,13 +33,13 @@ class Planner:
         table = what_trains_of(config.freeze, policy.config(), config.seed)
         return cls(config, policy, reward_shape(config), table, device)
 
-    def job(self, processes: int = 1) -> Job:
+    def job(self, processes: int = 1) -> TrainingJob:
         """What one of the processes has to do, at the longest prompts and responses."""
         config, policy = self.config, self.policy
         algorithm, longest = config.algorithm, config.data.max_prompt_tokens + config.rollout.max_new_tokens
         prompts = -(-algorithm.prompts_per_step // processes)
         above = policy.layers - min(self.table.lowest_layer, policy.layers)
-        return Job(
+        return TrainingJob(
             parameters=self.table.parameters_of,
             trainable=self.table.parameters_trained,
             dtype=config.model.dtype,
@@ -63,7 +63,7 @@ class Planner:
             load_in=config.model.load_in,
         )
 
-    def memory(self, processes: int = 1, stage: int | None = None) -> Plan:
+    def memory(self, processes: int = 1, stage: int | None = None) -> MemoryPlan:
         """Bytes on each device. stage: the configuration's if None."""
         share = Share(processes, self.config.cluster.zero_stage if stage is None else stage)
         return plan(self.policy, self.reward, self.job(processes), share)

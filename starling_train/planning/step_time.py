@@ -6,7 +6,7 @@ Estimates, not measurements: the shares of the rates that are achieved are assum
 
 from dataclasses import dataclass
 
-from starling_train.planning.memory import Job
+from starling_train.planning.memory import TrainingJob
 from starling_train.planning.shapes import Shape
 
 
@@ -50,7 +50,7 @@ class Work:
 def seconds(
     policy: Shape,
     reward: Shape | None,
-    job: Job,
+    job: TrainingJob,
     work: Work,
     device: Device,
     matrix_share: float,

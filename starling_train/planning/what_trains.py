@@ -8,7 +8,7 @@ from torch import nn
 from starling_train.config.sections import FreezeConfig
 from starling_train.models.causal_lm import build_empty
 from starling_train.models.source import ModelSource
-from starling_train.planning.memory import Plan
+from starling_train.planning.memory import MemoryPlan
 from starling_train.selection.freeze import FreezeTable, apply
 from starling_train.selection.listing import list_matrices, matrices_of
 from starling_train.selection.records import Record
@@ -46,7 +46,7 @@ def _table(freeze: FreezeConfig, model: nn.Module, records: dict[str, Record], s
     return replace(table, lowest_layer=min(table.lowest_layer, freeze.lowest_layer)) if needs_scan(freeze) else table
 
 
-def rendered(table: FreezeTable, memory: Plan) -> list[str]:
+def rendered(table: FreezeTable, memory: MemoryPlan) -> list[str]:
     """Lines for people: what trains, and the memory that it takes."""
     return ["", table.render(), "", "memory, one process", memory.render()]
 

@@ -11,8 +11,7 @@ from starling_train.core import spectrum
 from starling_train.models.source import ModelSource
 from starling_train.report.plots import heatmap
 from starling_train.report.plots import spectrum as plots_spectrum
-from starling_train.selection import records as scan_records
-from starling_train.selection import scan, unfrozen_yaml
+from starling_train.selection import records, scan, unfrozen_yaml
 from starling_train.selection.module_types import layer_of
 from starling_train.selection.overlap import Overlap
 from starling_train.selection.records import Record
@@ -78,16 +77,16 @@ def write(outcome: Outcome, run: Path, slug: str) -> None:
     retire(run, slug)  # into the journal: the scan that was read may be the one that is replaced
     run.mkdir(parents=True, exist_ok=True)
     names = names_of(outcome.selected, outcome.records)
-    scan_records.write_spectrum_scan(outcome.records, run / f"snr_results_{slug}.json")
+    records.write_spectrum_scan(outcome.records, run / f"snr_results_{slug}.json")
     unfrozen_yaml.write_unfrozen_yaml(outcome.selected, outcome.records, run / "unfrozen.yaml", outcome.besides)
-    scan_records.write_target_modules(names, outcome.records, run / "target_modules.json")
+    records.write_target_modules(names, outcome.records, run / "target_modules.json")
     heatmap.save(heatmap.draw(outcome.records, names, f"SNR of {slug}"), run / "heatmap.png")
     for module, figure in outcome.spectra.items():
         heatmap.save(figure, run / f"spectrum_{module}.png")
     if outcome.other:
         table = {"other": outcome.other, "types": [asdict(row) for row in outcome.overlaps]}
-        scan_records.write_json(table, run / "comparison.json")
-    scan_records.write_scan(outcome.records, run / "snr.json")
+        records.write_json(table, run / "comparison.json")
+    records.write_records(outcome.records, run / "snr.json")
     (run / JOURNAL).unlink(missing_ok=True)
 
 

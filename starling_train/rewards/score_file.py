@@ -26,11 +26,11 @@ CHUNK_BYTES = 32_000_000  # of input held at a time, however few lines that is
 SETTINGS = ("kind", "path", "tokenizer", *SCORED_BY)
 COUNTS = ("input_bytes", "output_bytes", "lines", "scored", "wrong", "first_wrong")
 
-Line = tuple[int, bytes]  # number, from 1, and text
+InputLine = tuple[int, bytes]  # number, from 1, and text
 
 
 @dataclass
-class Progress:
+class ScoreProgress:
     """What is done. settings: of the reward model. first_wrong: number of the first line that was wrong, 0 if none."""
 
     settings: dict[str, Any]
@@ -51,7 +51,7 @@ def progress_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.progress.json")
 
 
-def resume(source: Path, output: Path, config: RewardConfig) -> Progress:
+def resume(source: Path, output: Path, config: RewardConfig) -> ScoreProgress:
     """Where an earlier start left off, or the beginning.
 
     Raises UserError if the input was changed, the model is another one, or the output is not ours.
@@ -59,7 +59,7 @@ def resume(source: Path, output: Path, config: RewardConfig) -> Progress:
     settings = {key: getattr(config, key) for key in SETTINGS}
     path = progress_path(output)
     if not output.exists():
-        return Progress(settings)
+        return ScoreProgress(settings)
     again = f"delete {output} to score everything again, or give another output"
     if not path.is_file():
         raise UserError(f"output: {output} is there already and `score` did not write it; {again}")
@@ -74,9 +74,9 @@ def resume(source: Path, output: Path, config: RewardConfig) -> Progress:
     return progress
 
 
-def _read_progress(path: Path, again: str) -> Progress:
+def _read_progress(path: Path, again: str) -> ScoreProgress:
     try:
-        progress = Progress(**json.loads(path.read_bytes()))
+        progress = ScoreProgress(**json.loads(path.read_bytes()))
         is_ours = isinstance(progress.settings, dict) and progress.settings.keys() >= set(SETTINGS)
         is_ours = is_ours and all(type(getattr(progress, key)) is int for key in COUNTS)
     except (OSError, ValueError, TypeError, RecursionError):  # not JSON, or not what `write` writes
@@ -90,10 +90,10 @@ def score_file(
     source: Path,
     output: Path,
     model: Scorer,
-    progress: Progress,
+    progress: ScoreProgress,
     chunk_lines: int,
     on_wrong: Callable[[int, UserError], None],
-    on_chunk: Callable[[Progress], None],
+    on_chunk: Callable[[ScoreProgress], None],
 ) -> None:
     """Score what `progress` (of `resume`) lacks, and advance it; blank lines are passed over.
 
@@ -123,9 +123,9 @@ def score_file(
             on_chunk(progress)
 
 
-def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[Line]]:
+def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[InputLine]]:
     """Up to `count` lines, or CHUNK_BYTES, at a time, numbered on from `done`."""
-    chunk: list[Line] = []
+    chunk: list[InputLine] = []
     size = 0
     for number, line in enumerate(lines, start=done + 1):
         chunk.append((number, line))
@@ -137,7 +137,7 @@ def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[Line]]:
         yield chunk
 
 
-def score_lines(lines: list[Line], model: Scorer) -> list[float | UserError]:
+def score_lines(lines: list[InputLine], model: Scorer) -> list[float | UserError]:
     """A score for every line, or what is wrong with it."""
     read = [_conversation(line) for _, line in lines]
     good = [index for index, conversation in enumerate(read) if not isinstance(conversation, UserError)]
@@ -161,7 +161,7 @@ def _conversation(line: bytes) -> list[dict] | UserError:
         return error
 
 
-def _begins_with(source: Path, progress: Progress) -> bool:
+def _begins_with(source: Path, progress: ScoreProgress) -> bool:
     """Whether the lines that are done still are the file's first."""
     with source.open("rb") as lines:
         if _digest(lines, progress.input_bytes).hexdigest() != progress.input_sha256:

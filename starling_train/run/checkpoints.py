@@ -77,7 +77,7 @@ class Checkpoints:
         """
         self._sweep()
         problems = []
-        for directory in reversed(found(self._directory)):
+        for directory in reversed(folders(self._directory)):
             try:
                 checkpoint = self._load(directory, logged)
             except Damaged as problem:
@@ -125,7 +125,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Drop what is known to be bad, and what is older than the newest `keep` that look whole."""
         intact = 0
-        for directory in reversed(found(self._directory)):
+        for directory in reversed(folders(self._directory)):
             if directory in self._bad or intact >= self._keep:
                 self._drop(directory)
             elif _looks_whole(directory):
@@ -149,7 +149,7 @@ def identify_base(directory: Path, base: Path) -> Identity:
 
 def known_base(directory: Path) -> dict[str, dict]:
     """`Identity.files` as the newest checkpoint with an intact manifest has it; empty if there is none."""
-    for folder in reversed(found(directory)):
+    for folder in reversed(folders(directory)):
         try:
             return manifest.read(folder).base.files
         except Damaged:
@@ -157,7 +157,7 @@ def known_base(directory: Path) -> dict[str, dict]:
     return {}
 
 
-def found(directory: Path) -> list[Path]:
+def folders(directory: Path) -> list[Path]:
     """The folders of `checkpoints/` that are named as checkpoints, oldest first."""
     named = [path for path in directory.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name) and path.is_dir()]
     return sorted(named, key=lambda path: int(path.name.removeprefix("step_")))

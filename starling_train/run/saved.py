@@ -48,7 +48,7 @@ def find(run: Path, which: str) -> SavedRun:
     which: `newest`, `best` (of the highest held-out score), or a folder's name. Raises UserError.
     """
     settings = _settings(run)
-    folders = checkpoints.found(run / "checkpoints")
+    folders = checkpoints.folders(run / "checkpoints")
     if not folders:
         raise UserError(f"run_dir: {run} has no checkpoint; give a run that has saved one")
     if which == "best":

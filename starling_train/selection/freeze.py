@@ -17,7 +17,7 @@ GROUPS = ("embeddings", "head", "norms")  # what can train besides matrices, eac
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """Of one module type: tensors and parameters that train, and how many there are."""
 
     type: str
@@ -26,7 +26,7 @@ class Row:
     parameters_trained: int = 0
     parameters_of: int = 0
 
-    def plus(self, other: "Row") -> "Row":
+    def plus(self, other: "TableRow") -> "TableRow":
         return replace(
             self,
             trained=self.trained + other.trained,
@@ -45,14 +45,14 @@ class FreezeTable:
     number of layers where only the final norm or the head does.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     names: tuple[str, ...]
     lowest_layer: int
 
     @property
-    def total(self) -> Row:
+    def total(self) -> TableRow:
         """All rows together."""
-        total = Row("total")
+        total = TableRow("total")
         for row in self.rows:
             total = total.plus(row)
         return total
@@ -196,12 +196,12 @@ def _check_tied(model: nn.Module, config: FreezeConfig) -> None:
         )
 
 
-def _rows(parameters: list[_Parameter], names: set[str], rank: int | None) -> tuple[Row, ...]:
-    rows: dict[str, Row] = {}
+def _rows(parameters: list[_Parameter], names: set[str], rank: int | None) -> tuple[TableRow, ...]:
+    rows: dict[str, TableRow] = {}
     for p in parameters:
         trains = p.name in names
-        row = rows.get(p.group, Row(p.group))
-        rows[p.group] = row.plus(Row(p.group, int(trains), 1, p.trained(rank) * trains, p.size))
+        row = rows.get(p.group, TableRow(p.group))
+        rows[p.group] = row.plus(TableRow(p.group, int(trains), 1, p.trained(rank) * trains, p.size))
     return tuple(rows.values())
 
 

@@ -69,7 +69,7 @@ MEASURED = tuple(field.name for field in fields(Spectrum))
 STORED = (*MEASURED, "dialect", "content", "holder")
 
 
-def write_scan(records: dict[str, Record], path: Path) -> None:
+def write_records(records: dict[str, Record], path: Path) -> None:
     """Writes `{module: {"snr": ..., "type": ..., ...}}`: Spectrum's schema with more keys; infinity
     becomes null.
     """
@@ -147,7 +147,7 @@ def from_json(module: str, values: dict) -> Record:
     return replace(record, margin=math.inf) if record.threshold == 0 and "margin" in values else record
 
 
-def read_scan(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
+def read_records(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
     """Records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
 
     `key` is the configuration key to name in messages. Raises UserError for a file that is neither. A
@@ -190,7 +190,7 @@ def _is_score(value: object) -> bool:
     return value is None or type(value) is float or (type(value) is int and abs(value) < 10**300)
 
 
-def match(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
+def match_records(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
     """`scan` in the order of `listing`, with the shapes that a published file lacks.
 
     What a scan holds outside the decoder layers (a head, embeddings) is left out. Raises UserError where

@@ -22,7 +22,7 @@ GPU_BATCH = 8
 # Matrices read ahead: memory decides on a CPU; on a GPU reading and hashing would be slower than the
 # arithmetic.
 READ_AHEAD = {"cpu": 1, "cuda": 6}
-Progress = Callable[[int, int, Record], None]
+OnProgress = Callable[[int, int, Record], None]
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -65,12 +65,12 @@ def check_scan(source: ModelSource, records: dict[str, Record], dialect: str, fi
     return ""
 
 
-def scan(
+def scan_model(
     source: ModelSource,
     *,
     dialect: str = "spectrum",
     device: str = "cpu",
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     journal: ScanJournal | None = None,
 ) -> dict[str, Record]:
     """SNR of every matrix of a model, keyed by module name, in the order of the

@@ -17,7 +17,7 @@ from starling_train.core import spectrum
 from starling_train.files import json_lines
 from starling_train.files.json_lines import Appender, to_line
 from starling_train.files.whole import write_whole
-from starling_train.selection.records import Record, from_json, is_record, read_scan, to_json
+from starling_train.selection.records import Record, from_json, is_record, read_records, to_json
 
 
 def content_hash(matrix: Tensor) -> str:
@@ -58,7 +58,7 @@ class ScanJournal:
     def of(cls, run: Path) -> "ScanJournal":
         """The journal of the run directory `run`, whose finished scan, if any, is the earlier one."""
         finished = run / "snr.json"
-        return cls(run / JOURNAL, read_scan(finished, "run_dir").values() if finished.is_file() else ())
+        return cls(run / JOURNAL, read_records(finished, "run_dir").values() if finished.is_file() else ())
 
     def find(self, record: Record, content: str, dialect: str) -> Record | None:
         """The earlier result for a matrix with this content, under the name, type and shape of `record`."""

@@ -8,10 +8,9 @@ from rich.progress import Progress
 
 from starling_train.config.sections import FreezeConfig
 from starling_train.models.source import ModelSource
-from starling_train.selection import records as scan_records
-from starling_train.selection import scan as snr_scan
 from starling_train.selection.listing import list_matrices
-from starling_train.selection.records import Record
+from starling_train.selection.records import Record, match_records, read_records, write_records
+from starling_train.selection.scan import check_scan, scan_model
 from starling_train.selection.scan_journal import JOURNAL, ScanJournal
 from starling_train.selection.select import SCORED
 
@@ -19,7 +18,7 @@ from starling_train.selection.select import SCORED
 def match_scan(freeze: FreezeConfig, listing: dict[str, Record]) -> dict[str, Record]:
     """The scan that `freeze.scan` names, in the order of a model's matrices. Raises UserError for another model's."""
     file = Path(freeze.scan).expanduser()
-    return scan_records.match(scan_records.read_scan(file), listing, str(file))
+    return match_records(read_records(file), listing, str(file))
 
 
 def read_scan(freeze: FreezeConfig, source: ModelSource, *, warns: bool = True) -> dict[str, Record]:
@@ -28,7 +27,7 @@ def read_scan(freeze: FreezeConfig, source: ModelSource, *, warns: bool = True) 
     warns: on stderr, where it is not of these weights.
     """
     records = match_scan(freeze, list_matrices(source))
-    warning = snr_scan.check_scan(source, records, freeze.dialect, str(Path(freeze.scan).expanduser()))
+    warning = check_scan(source, records, freeze.dialect, str(Path(freeze.scan).expanduser()))
     if warning and warns:
         print(f"warning: {warning}", file=sys.stderr)
     return records
@@ -46,7 +45,7 @@ def scan(source: ModelSource, dialect: str, device: str, run: Path) -> dict[str,
             if not console.is_terminal:
                 print(f"{done}/{total}  {record.module}  {record.snr:.4g}", flush=True)
 
-        records = snr_scan.scan(source, dialect=dialect, device=device, on_progress=on_progress, journal=journal)
+        records = scan_model(source, dialect=dialect, device=device, on_progress=on_progress, journal=journal)
     if journal.changed:
         print(f"{len(journal.changed)} matrices changed since the last scan, {journal.changed[0]} first")
     return records
@@ -69,10 +68,10 @@ def scan_or_list(
         return read_scan(config, source)
     # a new run's directory is not made before all of its inputs are known to be right
     journal = ScanJournal.of(run) if run and run.is_dir() else None
-    return snr_scan.scan(source, dialect=config.dialect, device=device, journal=journal)
+    return scan_model(source, dialect=config.dialect, device=device, journal=journal)
 
 
 def write_scan(records: dict[str, Record], run: Path) -> None:
     """Write `snr.json` into the run's directory, in place of the scan's journal."""
-    scan_records.write_scan(records, run / "snr.json")
+    write_records(records, run / "snr.json")
     (run / JOURNAL).unlink(missing_ok=True)

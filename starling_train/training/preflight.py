@@ -20,7 +20,7 @@ from starling_train.config.sections import FreezeConfig
 from starling_train.files.disk import check_directory
 from starling_train.models import header_checks, quantisation
 from starling_train.models.source import ModelSource
-from starling_train.planning.memory import Plan
+from starling_train.planning.memory import MemoryPlan
 from starling_train.selection.listing import list_matrices
 from starling_train.selection.records import Record
 from starling_train.selection.scans import read_scan
@@ -78,13 +78,13 @@ def check_selection(freeze: FreezeConfig, source: ModelSource, listing: dict[str
         select_unscored(freeze, listing, seed)
 
 
-def check_gpu(plan: Callable[[], Plan], device: torch.device) -> None:
+def check_gpu(plan: Callable[[], MemoryPlan], device: torch.device) -> None:
     """Compare the plan with the memory of the GPU that the run is to use; a CPU has swap. Raises UserError."""
     if device.type == "cuda":
         check_memory(plan(), torch.cuda.get_device_properties(device).total_memory)
 
 
-def check_memory(plan: Plan, device: float) -> None:
+def check_memory(plan: MemoryPlan, device: float) -> None:
     """Compare the plan with a device of so many bytes. Raises UserError where what is held all the time exceeds it.
 
     The phases' parts can become smaller while a run goes on (fewer slots, smaller micro-batches): only a warning.

@@ -16,8 +16,7 @@ from starling_train.files import disk
 from starling_train.files.identity import Identity
 from starling_train.files.json_lines import strict
 from starling_train.models.budget import Budget, RunBudgets
-from starling_train.run import skipped
-from starling_train.run import summary as run_summary
+from starling_train.run import skipped, summary
 from starling_train.run.checkpoints import Checkpoints, ExtraFiles, identify_base
 from starling_train.run.console import Console
 from starling_train.run.directory import RunDirectory
@@ -49,14 +48,14 @@ class Trainee(Protocol):
     extra_files: ExtraFiles | None
 
 
-class Remembered(Protocol):
+class Resumable(Protocol):
     """What later steps depend on, as plain numbers."""
 
     def state_dict(self) -> dict[str, float]: ...
     def load_state_dict(self, state: dict[str, float]) -> None: ...
 
 
-Kept = TypeVar("Kept", bound=Remembered)
+Thing = TypeVar("Kept", bound=Resumable)
 
 
 @dataclass
@@ -110,7 +109,7 @@ class Session:
         self._console = Console(total, self.state.step, is_quiet=not runtime.is_main)
         self.say = self._console.say
         self._budgets = RunBudgets(self.state.budgets, self.say)
-        self._remembered: dict[str, Remembered] = {}
+        self._remembered: dict[str, Resumable] = {}
         self._fruitless = 0
 
     def __enter__(self) -> "Session":
@@ -141,7 +140,7 @@ class Session:
         if budget is not None:
             self._budgets.follow(budget)
 
-    def remember(self, name: str, thing: Kept) -> Kept:
+    def remember(self, name: str, thing: Thing) -> Thing:
         """Keep the state of something that later steps depend on; a resumed run goes on with it."""
         if name in self.state.algorithm:
             thing.load_state_dict(self.state.algorithm[name])
@@ -209,7 +208,7 @@ class Session:
         self._tracker.finish()
         if runtime.is_main:
             table = self._trainee.table
-            text = run_summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb)
+            text = summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb)
             run.write("summary.json", text)
             write_report(run.path)
 

@@ -15,7 +15,7 @@ from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
 from starling_train.data.chat import Chat
 from starling_train.files.tensors import FLOATS
 from starling_train.models import adapters, causal_lm, header_checks
-from starling_train.models.reward import start
+from starling_train.models.reward.start import empty_net, find_start, make_net, net_writer
 from starling_train.models.source import ModelSource
 from starling_train.run.saved import SavedRun
 from starling_train.selection import freeze
@@ -24,7 +24,7 @@ LORA = ".lora_"  # in the names of an adapter's two matrices
 NOT_EXPORTED = ("critic.", "value_head.")  # what a checkpoint of ppo has beside the policy
 
 
-class Trained(Protocol):
+class TrainedModel(Protocol):
     """What a run trains. directory: the base model's. what: in a word or two. kind: of reward model, None of none.
     lora: None where no adapters train.
 
@@ -79,14 +79,14 @@ class TrainedReward:
     def __init__(self, config: RmConfig, base: str | None):
         self.model, self.kind, self._config = config.model, config.rm.kind, config
         self.lora = config.freeze.lora if config.freeze.adapter else None
-        self._start = start.find(config, base, "base")
+        self._start = find_start(config, base, "base")
         self.directory = self._start.directory
 
     def empty(self) -> nn.Module:
-        return start.empty(self._start.config)
+        return empty_net(self._start.config)
 
     def load(self) -> nn.Module:
-        return start.start(
+        return make_net(
             self._start,
             fresh=self._config.rm.fresh,  # then every tensor is in the checkpoint
             dtype=self.model.dtype,
@@ -95,18 +95,18 @@ class TrainedReward:
         )
 
     def write(self, model: nn.Module, directory: Path) -> None:
-        start.writer(self._config, model, self._start.tokenizer)(directory)
+        net_writer(self._config, model, self._start.tokenizer)(directory)
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """table: what was trained of which model. size: bytes of the model's weights."""
 
     table: freeze.FreezeTable
     size: int
 
 
-def plan(run: SavedRun, trained: Trained) -> Plan:
+def plan(run: SavedRun, trained: TrainedModel) -> ExportPlan:
     """What will be written, from headers alone. Raises UserError if the checkpoint's tensors are not of this model."""
     model = trained.empty()
     with _open(run) as held:
@@ -124,11 +124,11 @@ def plan(run: SavedRun, trained: Trained) -> Plan:
             is_right = place in parameters and parameters[place].shape == shape
             if not is_right or (dtype != _dtype(trained) and LORA not in place):
                 raise _other_model(run, trained, f"{name} {shape} in {part.get_dtype()}")
-    return Plan(table, size)
+    return ExportPlan(table, size)
 
 
 @torch.no_grad()
-def load_trained(run: SavedRun, trained: Trained) -> nn.Module:
+def load_trained(run: SavedRun, trained: TrainedModel) -> nn.Module:
     """The base model with what was trained in its place; adapters are merged into the weights, as the run does.
 
     The checkpoint is read tensor by tensor, so this takes the memory of one model.
@@ -175,11 +175,11 @@ def _adapted(places: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(place.partition(LORA)[0] for place in places if LORA in place))
 
 
-def _dtype(trained: Trained) -> torch.dtype:
+def _dtype(trained: TrainedModel) -> torch.dtype:
     return getattr(torch, trained.model.dtype)
 
 
-def _other_model(run: SavedRun, trained: Trained, what: str) -> UserError:
+def _other_model(run: SavedRun, trained: TrainedModel, what: str) -> UserError:
     return UserError(
         f"checkpoint: {run.weights} does not fit the model in {trained.directory} in {trained.model.dtype} ({what}); "
         "is config.yaml this run's?"

@@ -155,7 +155,7 @@ def test_margins_of_the_files_are_those_of_the_metrics(straight, small_models, r
     _, held_out = prompts.hold_out(nectar.load(ranked_rows).rows, 6, 0)
 
     @torch.no_grad()
-    def reward(row: nectar.Row, text: str) -> float:
+    def reward(row: nectar.RankedRow, text: str) -> float:
         asked = openchat.encode(row.messages, tokenizer)
         whole = openchat.encode(
             [*row.messages, {"role": "assistant", "content": text}], tokenizer, add_generation_prompt=False

@@ -8,7 +8,7 @@ import pytest
 from starling_train.config.fields import UserError
 from starling_train.data.pairs import PairedRow
 from starling_train.files.json_lines import JsonLines
-from starling_train.training.dpo import reference as dpo_reference
+from starling_train.training.dpo import reference
 from starling_train.training.dpo.reference import Reference, pieces, read
 
 WHO = {"base": "a" * 64, "data": "b" * 64, "dtype": "float32", "max_length": 64}
@@ -21,7 +21,7 @@ def rows(count: int = 7) -> list[PairedRow]:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(dpo_reference, "PIECE", 3)
+    monkeypatch.setattr(reference, "PIECE", 3)
 
 
 def compute(given: list[PairedRow]) -> list[list[float]]:

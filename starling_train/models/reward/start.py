@@ -37,7 +37,7 @@ class Start:
         return self.source.directory
 
 
-def find(config: RmConfig, path: str | None = None, key: str = "model.path") -> Start:
+def find_start(config: RmConfig, path: str | None = None, key: str = "model.path") -> Start:
     """Resolve model and tokenizer, and check them. Raises UserError.
 
     path: where the model is now, if not where the configuration says. key: the configuration key, for messages.
@@ -70,7 +70,7 @@ def read_config(source: RewardSource, max_length: int) -> Any:
     return causal_lm.without_dropout(_as_llama(config))
 
 
-def start(begin: Start, *, fresh: bool, dtype: str, attention: str, device: str) -> RewardNet:
+def make_net(begin: Start, *, fresh: bool, dtype: str, attention: str, device: str) -> RewardNet:
     """Make the network before the first step. A language model's transformer and fresh weights get a head of zeros.
 
     fresh: random weights, drawn from torch's global generator.
@@ -95,13 +95,13 @@ def is_reward_model(source: ModelSource) -> bool:
     return any(entry.name == "v_head.weight" for entry in source.entries)
 
 
-def empty(config: Any) -> RewardNet:
+def empty_net(config: Any) -> RewardNet:
     """Names and shapes on the meta device, without memory."""
     with torch.device("meta"):
         return RewardNet.from_config(config)
 
 
-def writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
+def net_writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
     """Writes the reward model in the layout of `rm.kind` into a directory."""
     write = checkpoint.write_starling_7b if config.rm.kind == "starling_7b" else checkpoint.write_starling_34b
     return lambda directory: write(adapters.merged(net), directory, tokenizer)

@@ -12,20 +12,21 @@ from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
 from starling_train.models.source import ModelSource
 from starling_train.planning import what_trains
-from starling_train.planning.memory import Job, Plan, plan_supervised
+from starling_train.planning.memory import MemoryPlan, TrainingJob, plan_supervised
 from starling_train.planning.shapes import Shape
 from starling_train.run.checkpoints import identify_base
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
 from starling_train.training import policy, preflight
-from starling_train.training.dpo import reference as dpo_reference
+from starling_train.training.dpo import reference
+from starling_train.training.dpo.reference import Reference
 
 PROBED = 8  # rows whose token ids say which tokenizer this is
 
 
 @dataclass
-class Data:
+class DpoData:
     """Rows to train on, rows held out (other prompts), those of their prompts to be answered, and a line about all."""
 
     training: list[PairedRow]
@@ -40,7 +41,7 @@ class DpoInputs:
 
     source: ModelSource
     chat: Chat
-    data: Data
+    data: DpoData
 
     @classmethod
     def find(cls, config: DpoConfig, run: RunDirectory, runtime: Runtime) -> "DpoInputs":
@@ -54,7 +55,7 @@ class DpoInputs:
         return cls(source, chat, load_data(config, chat))
 
 
-def load_data(config: DpoConfig, chat: Chat) -> Data:
+def load_data(config: DpoConfig, chat: Chat) -> DpoData:
     """Read the ranked rows, drop what says nothing or is too long, split by prompt. Raises UserError."""
     data = config.data
     rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
@@ -70,7 +71,7 @@ def load_data(config: DpoConfig, chat: Chat) -> Data:
         f"out with {_pairs(held_out)}; dropped: {prompts.counts(dropped)}; "
         f"answers: {prompts.counts(rows.answers_changed)}"
     )
-    return Data(training, held_out, asked, report)
+    return DpoData(training, held_out, asked, report)
 
 
 def _pairs(rows: list[PairedRow]) -> int:
@@ -99,9 +100,7 @@ def steps(config: DpoConfig, rows: int) -> int:
     return prompts.steps(rows, config.dpo.prompts_per_step, config.dpo.epochs)
 
 
-def find_reference(
-    config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runtime: Runtime
-) -> dpo_reference.Reference:
+def find_reference(config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runtime: Runtime) -> Reference:
     """The reference's log-probabilities, as far as an earlier start has computed them. Raises UserError.
 
     Only rows that some step trains on are computed, and the held-out ones.
@@ -112,22 +111,22 @@ def find_reference(
     stream = prompts.Stream(range(count), per_step, config.seed)
     used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
     training = [row for index, row in enumerate(data.training) if index in used]
-    needed = dpo_reference.pieces(training) + dpo_reference.pieces(data.held_out)
+    needed = reference.pieces(training) + reference.pieces(data.held_out)
     probe = [chat.prompt(row.messages) for row in [*training, *data.held_out][:PROBED]]
     settings = {"dtype": config.model.dtype, "max_length": config.dpo.max_length}
     rows = [row for piece in needed for row in piece]
-    who = dpo_reference.identity(base, settings, rows, probe)
-    known = runtime.on_first(lambda: dpo_reference.read(run.path / dpo_reference.FILE, who, needed))
-    return dpo_reference.Reference(needed, who, known)
+    who = reference.identity(base, settings, rows, probe)
+    known = runtime.on_first(lambda: reference.read(run.path / reference.FILE, who, needed))
+    return Reference(needed, who, known)
 
 
-def usable(data: Data, reference: dpo_reference.Reference) -> Data:
+def usable(data: DpoData, known: Reference) -> DpoData:
     """The data with the reference's log-probabilities; pairs without a finite one are dropped, and the line says so.
 
     Raises UserError if none is left. A training row without pairs keeps its position, or later steps would get other
     rows.
     """
-    (training, lost), (held_out, held_out_lost) = map(reference.usable, (data.training, data.held_out))
+    (training, lost), (held_out, held_out_lost) = map(known.usable, (data.training, data.held_out))
     if not any(row.pairs for row in training):
         raise UserError(
             "model.path: not one answer of a training pair has a finite log-probability under it; check its weights, "
@@ -139,7 +138,7 @@ def usable(data: Data, reference: dpo_reference.Reference) -> Data:
         if lost + held_out_lost
         else "the reference's log-probabilities are known"
     )
-    return Data(training, [row for row in held_out if row.pairs], data.asked, report)
+    return DpoData(training, [row for row in held_out if row.pairs], data.asked, report)
 
 
 def describe(config: DpoConfig) -> str:
@@ -167,12 +166,12 @@ def describe(config: DpoConfig) -> str:
     )
 
 
-def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
+def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains.what_trains(config.freeze, source, config.seed)
     layers = source.policy_config.num_hidden_layers
     evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)
-    job = Job(
+    job = TrainingJob(
         parameters=table.parameters_of,
         trainable=table.parameters_trained,
         dtype=config.model.dtype,

@@ -27,7 +27,7 @@ MEASURED = ("loss", "chosen_reward", "rejected_reward", "chosen_logprob", "rejec
 
 
 @dataclass(frozen=True)
-class EncodedRow:
+class EncodedPairedRow:
     """A prompt with its answers as token ids, the (better, worse) pairs among them, and the reference's log-probs.
 
     index: among the rows of a step. prompts, responses: of each answer. reference: of each answer, nats; empty where
@@ -45,28 +45,28 @@ class EncodedRow:
         return sum(map(len, self.prompts)) + sum(map(len, self.responses))
 
 
-class Updated(NamedTuple):
+class DpoUpdate(NamedTuple):
     """metrics: `dpo/` and `optim/`. skipped: indices of the rows that the update was most likely skipped for."""
 
     metrics: dict[str, float]
     skipped: list[int]
 
 
-def encode(row: PairedRow, index: int, chat: Chat, max_length: int) -> EncodedRow:
+def encode(row: PairedRow, index: int, chat: Chat, max_length: int) -> EncodedPairedRow:
     """Encode a row in the chat's template, its answers cut at max_length tokens. See `EncodedRow`."""
     encoded = [pairs.encode(conversation, chat, max_length) for conversation in row.conversations()]
     prompts, responses = [prompt for prompt, _, _ in encoded], [response for _, response, _ in encoded]
-    return EncodedRow(index, prompts, responses, row.pairs, row.reference, sum(cut for _, _, cut in encoded))
+    return EncodedPairedRow(index, prompts, responses, row.pairs, row.reference, sum(cut for _, _, cut in encoded))
 
 
 def update(
     actors: Actors,
     optimizer: Optimizer,
-    rows: Sequence[EncodedRow],
+    rows: Sequence[EncodedPairedRow],
     config: DpoLossConfig,
     runtime: Runtime | None = None,
     budget: Budget | None = None,
-) -> Updated:
+) -> DpoUpdate:
     """One optimizer step on the mean over the pairs of all processes; one that is not finite is not applied.
 
     rows: those of this process.
@@ -78,11 +78,11 @@ def update(
     rows = [row for row in rows if row.pairs]
     total = max(1.0, runtime.sum([sum(len(row.pairs) for row in rows)])[0])
 
-    def losses(module: nn.Module, group: Sequence[EncodedRow]) -> Iterator[tuple[Tensor, Tensor]]:
+    def losses(module: nn.Module, group: Sequence[EncodedPairedRow]) -> Iterator[tuple[Tensor, Tensor]]:
         loss, lines = _loss(module, actors, group, config)
         yield loss / total, lines
 
-    spare = [EncodedRow(-1, [[0], [0]], [[0], [0]], [(0, 1)], [0.0, 0.0])]
+    spare = [EncodedPairedRow(-1, [[0], [0]], [[0], [0]], [(0, 1)], [0.0, 0.0])]
     parts = accumulate(optimizer, partial(micro_batches, rows), losses, spare, budget)
     lines = runtime.gather([line for part in parts for line in part.tolist()])
     measured = means([line[1:] for line in lines])
@@ -90,7 +90,7 @@ def update(
     is_applied = math.isfinite(norm)
     metrics = {f"dpo/{name}": value for name, value in measured.items()}
     metrics |= {"optim/gradient_norm": norm, "optim/skipped": int(not is_applied)}
-    return Updated(metrics, [] if is_applied else _suspects(lines))
+    return DpoUpdate(metrics, [] if is_applied else _suspects(lines))
 
 
 def _suspects(lines: list[list[float]]) -> list[int]:
@@ -100,7 +100,7 @@ def _suspects(lines: list[list[float]]) -> list[int]:
 
 
 def _loss(
-    module: nn.Module, actors: Actors, rows: Sequence[EncodedRow], config: DpoLossConfig
+    module: nn.Module, actors: Actors, rows: Sequence[EncodedPairedRow], config: DpoLossConfig
 ) -> tuple[Tensor, Tensor]:
     """(sum of the pairs' losses, index and `MEASURED` of every pair (pairs, 6) float64).
 
@@ -150,7 +150,9 @@ def means(lines: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def logprobs_of(actors: Actors, rows: Sequence[EncodedRow], budget: Budget, runtime: Runtime) -> list[list[float]]:
+def logprobs_of(
+    actors: Actors, rows: Sequence[EncodedPairedRow], budget: Budget, runtime: Runtime
+) -> list[list[float]]:
     """Log-probability of every answer, nats, by row. rows: of all processes, which share them."""
     mine = runtime.shard(rows)
 
@@ -164,13 +166,13 @@ def logprobs_of(actors: Actors, rows: Sequence[EncodedRow], budget: Budget, runt
     return runtime.gather(budget.halving(compute))
 
 
-def micro_batches(rows: Sequence[EncodedRow], tokens: int) -> Iterator[list[EncodedRow]]:
+def micro_batches(rows: Sequence[EncodedPairedRow], tokens: int) -> Iterator[list[EncodedPairedRow]]:
     """Rows of at most so many tokens together; a row is never cut, so that its pairs are compared in one pass."""
     for group in cut_packed([row.tokens() for row in rows], tokens):
         yield [rows[index] for index in group]
 
 
-def _answers(module: nn.Module, actors: Actors, rows: Sequence[EncodedRow]) -> Tensor:
+def _answers(module: nn.Module, actors: Actors, rows: Sequence[EncodedPairedRow]) -> Tensor:
     """Log-probability of every answer of the rows, (answers,) float32."""
     responses = [ids for row in rows for ids in row.responses]
     batch = micro_batch([ids for row in rows for ids in row.prompts], responses, actors.device)
@@ -178,7 +180,7 @@ def _answers(module: nn.Module, actors: Actors, rows: Sequence[EncodedRow]) -> T
     return torch.stack([part.sum() for part in per_token.split([len(ids) for ids in responses])])
 
 
-def counts(rows: Sequence[EncodedRow], runtime: Runtime) -> tuple[int, int, int]:
+def counts(rows: Sequence[EncodedPairedRow], runtime: Runtime) -> tuple[int, int, int]:
     """(answers, tokens, answers cut at max_length) of the rows of all processes."""
     own = [sum(len(row.responses) for row in rows), sum(row.tokens() for row in rows), sum(row.cut for row in rows)]
     answers, tokens, cut = map(int, runtime.sum(own))

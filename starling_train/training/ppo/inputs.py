@@ -10,7 +10,7 @@ from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt, counts
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
-from starling_train.planning.memory import Plan
+from starling_train.planning.memory import MemoryPlan
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import rendered, selection, what_trains
@@ -23,7 +23,7 @@ from starling_train.training.policy import check_share
 
 
 @dataclass
-class Data:
+class PpoData:
     """Prompts to train on, prompts held out, and one line on what was dropped."""
 
     training: list[Prompt]
@@ -37,7 +37,7 @@ class PpoInputs:
 
     source: ModelSource
     chat: Chat
-    data: Data
+    data: PpoData
     baseline_gb: float
 
     @classmethod
@@ -57,7 +57,7 @@ class PpoInputs:
         return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
 
 
-def load_data(config: PpoConfig, chat: Chat) -> Data:
+def load_data(config: PpoConfig, chat: Chat) -> PpoData:
     """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter."""
     rows = nectar.load(
         config.data.path,
@@ -69,7 +69,7 @@ def load_data(config: PpoConfig, chat: Chat) -> Data:
     training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
     report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
-    return Data(training, held_out, report)
+    return PpoData(training, held_out, report)
 
 
 def check_run(config: PpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> None:
@@ -120,7 +120,7 @@ def _prompt_report(config: PpoConfig, chat: Chat) -> str:
     return f": {load_data(config, chat).report}"
 
 
-def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
+def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
     """What would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains(config.freeze, source, config.seed)
     return table, Planner(config, Shape.of(source.policy_config), reward_shape(config), table).memory()

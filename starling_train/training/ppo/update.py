@@ -20,12 +20,12 @@ from starling_train.training.accumulate import Losses, accumulate
 from starling_train.training.optimizer import Optimizer
 from starling_train.training.ppo.experience import Experience, positions
 
-Sums = dict[str, float]
+MiniBatchSums = dict[str, float]
 Index = tuple[Tensor, Tensor]  # (row, token) of response tokens in the experience's tensors
 NAMES = ("policy_loss", "entropy", "clipped", "approx_kl", "value_loss", "value_clipped")
 
 
-class Updated(NamedTuple):
+class PpoUpdate(NamedTuple):
     """metrics: `policy/`, `value/` and `optim/` of the step. skipped: for each skipped update, the sequences (indices
     into the rollout) that it most likely was skipped for."""
 
@@ -42,7 +42,7 @@ def update(
     train_policy: bool = True,
     budget: Budget | None = None,
     runtime: Runtime | None = None,
-) -> Updated:
+) -> PpoUpdate:
     """Train on the experience.
 
     generator: of the order of sequences.
@@ -56,7 +56,7 @@ def update(
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
-    minibatches: list[Sums] = []
+    minibatches: list[MiniBatchSums] = []
     norms: list[float] = []
     skipped: list[list[int]] = []
     for _ in range(config.epochs):
@@ -84,10 +84,10 @@ def update(
         "optim/gradient_norm": max(norms),
         "optim/skipped": len(skipped),
     }
-    return Updated(metrics, skipped)
+    return PpoUpdate(metrics, skipped)
 
 
-def _metrics(minibatches: list[Sums], experience: Experience, runtime: Runtime) -> dict[str, float]:
+def _metrics(minibatches: list[MiniBatchSums], experience: Experience, runtime: Runtime) -> dict[str, float]:
     """The means that follow from sums over all mini-batches, nan without any, and how well the values fit."""
     totals = {name: _total(minibatches, name) for name in (*NAMES, "tokens")}
     updates, tokens = len(minibatches) or math.nan, totals["tokens"]
@@ -104,18 +104,18 @@ def _metrics(minibatches: list[Sums], experience: Experience, runtime: Runtime) 
     }
 
 
-def _kl_per_token(sums: Sums) -> float:
+def _kl_per_token(sums: MiniBatchSums) -> float:
     return sums["approx_kl"] / sums["tokens"]
 
 
-def _total(minibatches: list[Sums], name: str) -> float:
+def _total(minibatches: list[MiniBatchSums], name: str) -> float:
     total = 0.0 if minibatches else math.nan
     for sums in minibatches:
         total += sums[name]
     return total
 
 
-def _over_processes(parts: list[dict[str, Tensor]], runtime: Runtime) -> Sums:
+def _over_processes(parts: list[dict[str, Tensor]], runtime: Runtime) -> MiniBatchSums:
     """The sums of all micro-batches of all processes; `first_ratio` is the largest |ratio - 1| of any first one."""
     # tensors until here: on a GPU every number that is read would wait for all work in flight
     own = {name: [part[name] for part in parts if name in part] for name in NAMES}

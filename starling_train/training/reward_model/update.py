@@ -13,7 +13,7 @@ from starling_train.config.rm import RankingConfig
 from starling_train.core.micro_batches import cut_bundles_by_tokens
 from starling_train.core.padding import padded
 from starling_train.core.preference import PairCounts, count_pairs, kwise_losses
-from starling_train.data.nectar import Row
+from starling_train.data.nectar import RankedRow
 from starling_train.data.ranked import conversations, ranks
 from starling_train.models.budget import Budget
 from starling_train.models.reward.model import RewardModel
@@ -25,7 +25,7 @@ from starling_train.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class EncodedRow:
+class EncodedRankedRow:
     """The answers to one prompt, best first: token ids of each whole conversation, and places (equal ones are tied)."""
 
     sequences: list[list[int]]
@@ -35,13 +35,13 @@ class EncodedRow:
         return sum(map(len, self.sequences))
 
 
-def encode(rows: Sequence[Row], model: RewardModel) -> list[EncodedRow]:
+def encode(rows: Sequence[RankedRow], model: RewardModel) -> list[EncodedRankedRow]:
     """Rows in the reward model's template and tokenizer, truncated on the left as in scoring."""
-    return [EncodedRow([model.encode(c) for c in conversations(row)], ranks(row.answers)) for row in rows]
+    return [EncodedRankedRow([model.encode(c) for c in conversations(row)], ranks(row.answers)) for row in rows]
 
 
 @dataclass(frozen=True)
-class Sums:
+class RankingSums:
     """Sums over the rows of a step or of the validation set. pairs: of the answers to a prompt."""
 
     rows: int
@@ -53,7 +53,7 @@ class Sums:
 
 def update(
     optimizer: Optimizer,
-    rows: Sequence[EncodedRow],
+    rows: Sequence[EncodedRankedRow],
     config: RankingConfig,
     runtime: Runtime | None = None,
     budget: Budget | None = None,
@@ -71,11 +71,11 @@ def update(
     budget = budget or Budget("rm.tokens_per_microbatch", config.tokens_per_microbatch)
     total = int(runtime.sum([len(rows)])[0])
 
-    def losses(module: nn.Module, group: Sequence[EncodedRow]) -> Iterator[tuple[Tensor, Sums]]:
+    def losses(module: nn.Module, group: Sequence[EncodedRankedRow]) -> Iterator[tuple[Tensor, RankingSums]]:
         loss, sums = _loss(module, group, config.centring)
         yield loss / total, sums
 
-    spare = [EncodedRow([[0], [0]], [0, 1])]
+    spare = [EncodedRankedRow([[0], [0]], [0, 1])]
     parts = accumulate(optimizer, partial(_micro_batches, rows), losses, spare, budget)
     sums = _together(runtime.gather(parts))
     norm = optimizer.step()
@@ -90,7 +90,7 @@ def update(
     }
 
 
-def _loss(net: nn.Module, rows: Sequence[EncodedRow], centring: float) -> tuple[Tensor, Sums]:
+def _loss(net: nn.Module, rows: Sequence[EncodedRankedRow], centring: float) -> tuple[Tensor, RankingSums]:
     """(sum of the rows' losses, what metrics are made of)."""
     scores, is_answer, place = _forward(net, rows)
     losses = kwise_losses(scores, is_answer, place)
@@ -100,7 +100,7 @@ def _loss(net: nn.Module, rows: Sequence[EncodedRow], centring: float) -> tuple[
 
 @torch.no_grad()
 def evaluate(
-    net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig, runtime: Runtime | None = None
+    net: RewardNet, rows: Sequence[EncodedRankedRow], config: RankingConfig, runtime: Runtime | None = None
 ) -> dict[str, float]:
     """Mean K-wise loss and pair accuracy, also by the distance of the two places; equal scores count half.
 
@@ -119,12 +119,12 @@ def evaluate(
     } | by_distance
 
 
-def _micro_batches(rows: Sequence[EncodedRow], tokens: int) -> Iterator[list[EncodedRow]]:
+def _micro_batches(rows: Sequence[EncodedRankedRow], tokens: int) -> Iterator[list[EncodedRankedRow]]:
     for group in cut_bundles_by_tokens([list(map(len, row.sequences)) for row in rows], tokens):
         yield [rows[index] for index in group]
 
 
-def _forward(net: nn.Module, chosen: Sequence[EncodedRow]) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(net: nn.Module, chosen: Sequence[EncodedRankedRow]) -> tuple[Tensor, Tensor, Tensor]:
     """(scores, is_answer, place) of one micro-batch, each (rows, K)."""
     device = next(net.parameters()).device
     sequences = [ids for row in chosen for ids in row.sequences]
@@ -141,18 +141,18 @@ def _forward(net: nn.Module, chosen: Sequence[EncodedRow]) -> tuple[Tensor, Tens
     return scores, is_answer, place.to(device)
 
 
-def _sums(rows: Sequence[EncodedRow], losses: Tensor, scores: Tensor, is_answer: Tensor) -> Sums:
+def _sums(rows: Sequence[EncodedRankedRow], losses: Tensor, scores: Tensor, is_answer: Tensor) -> RankingSums:
     scores = scores.detach()
     flat = scores[is_answer].cpu()  # row by row
     by_row = flat.split([len(row.sequences) for row in rows])
     pairs = count_pairs(map(Tensor.tolist, by_row), [row.places for row in rows])
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
     loss = float(losses.detach().sum())
-    return Sums(len(losses), loss, flat, totals.cpu(), pairs)
+    return RankingSums(len(losses), loss, flat, totals.cpu(), pairs)
 
 
-def _together(parts: Sequence[Sums]) -> Sums:
-    return Sums(
+def _together(parts: Sequence[RankingSums]) -> RankingSums:
+    return RankingSums(
         sum(part.rows for part in parts),
         sum(part.loss for part in parts),
         torch.cat([part.scores for part in parts]),
@@ -161,13 +161,13 @@ def _together(parts: Sequence[Sums]) -> Sums:
     )
 
 
-def counts(rows: Sequence[EncodedRow], cut: int, runtime: Runtime) -> tuple[int, int, int]:
+def counts(rows: Sequence[EncodedRankedRow], cut: int, runtime: Runtime) -> tuple[int, int, int]:
     """(answers, tokens, answers that lost their beginning) of the rows of all processes. cut: this process's."""
     own = [sum(len(row.sequences) for row in rows), sum(row.tokens() for row in rows), cut]
     answers, tokens, truncated = map(int, runtime.sum(own))
     return answers, tokens, truncated
 
 
-def skipped_rows(step: int, batch: Sequence[Row]) -> list[dict[str, Any]]:
+def skipped_rows(step: int, batch: Sequence[RankedRow]) -> list[dict[str, Any]]:
     """Rows for skipped.jsonl: every row of the step, for any of them may be why the update was skipped."""
     return skipped.rows(step, "update", range(len(batch)), [row.messages for row in batch])
