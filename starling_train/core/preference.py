@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 
 
 def kwise_loss(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None) -> Tensor:
-    """Negative log-likelihood of a ranking under the Plackett-Luce model, per choice made: a scalar.
+    """Return the negative log-likelihood of a ranking under the Plackett-Luce model, per choice made: a scalar.
 
     For every prompt with n answers and no ties
 
@@ -33,7 +33,7 @@ def kwise_loss(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | 
 
 
 def kwise_losses(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None) -> Tensor:
-    """The loss of every prompt, (prompts,); 0 where there is no choice to make. See `kwise_loss`."""
+    """Return the loss of every prompt, (prompts,); 0 where there is no choice to make. See `kwise_loss`."""
     is_answer, place = _filled(scores, is_answer, place)
     beats = _beats(is_answer, place)
     scores = torch.where(is_answer, scores, 0.0)
@@ -67,7 +67,7 @@ class PairCounts:
 
     @staticmethod
     def sum(parts: "Sequence[PairCounts]") -> "PairCounts":
-        """The counts of all parts together, distances in ascending order."""
+        """Add up counts, with distances in ascending order."""
         total: dict[float, tuple[float, int]] = {}
         for distance, (right, pairs) in (item for part in parts for item in part.by_distance.items()):
             before = total.get(distance, (0.0, 0))
@@ -76,7 +76,7 @@ class PairCounts:
 
 
 def count_pairs(scores: Iterable[Sequence[float]], places: Iterable[Sequence[float]]) -> PairCounts:
-    """Compare all pairs of answers within a row whose places differ.
+    """Compare all pairs of answers within a row whose ranks differ.
 
     scores, places: a sequence a row, an answer each; the smaller place is the better one.
     """
@@ -101,7 +101,7 @@ def _filled(scores: Tensor, is_answer: Tensor | None, place: Tensor | None) -> t
 
 
 def _beats(is_answer: Tensor, place: Tensor) -> Tensor:
-    """(prompts, K, K), True at [k, j] where real answer k is placed above real answer j."""
+    """Return (prompts, K, K), True at [k, j] where real answer k is ranked above real answer j."""
     return (place[:, :, None] < place[:, None, :]) & is_answer[:, :, None] & is_answer[:, None, :]
 
 
@@ -122,7 +122,7 @@ def dpo_losses(
     kind: str = "sigmoid",
     label_smoothing: float = 0.0,
 ) -> PairLosses:
-    """Direct preference optimisation: the loss of every pair, with a reward r = beta x log(policy / reference).
+    """Return the loss of every pair in direct preference optimisation, where r = beta x log(policy / reference).
 
     chosen, rejected, reference_*: (pairs,) log-probabilities of whole answers, in nats, under policy and reference.
     beta: how much the policy is held to the reference. With h = (r_chosen - r_rejected) / beta

@@ -24,12 +24,12 @@ class Truncation:
     rank_before: int
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """(n, m) in `dtype`, multiplied in fp64 and rounded once."""
+        """Return the product (n, m) in `dtype`, multiplied in fp64 and rounded once."""
         return (self.left @ self.right).to(dtype).contiguous()
 
 
 def truncate(matrix: Tensor, rank: int) -> Truncation:
-    """The `rank` largest singular values of `matrix` (n, m), of any floating dtype, by a full SVD in fp64."""
+    """Keep the `rank` largest singular values of `matrix` (n, m), of any floating dtype, by a full SVD in fp64."""
     assert matrix.ndim == 2 and 0 < rank <= min(matrix.shape), (tuple(matrix.shape), rank)
     u, values, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
     tolerance = max(matrix.shape) * torch.finfo(torch.float64).eps * values[0]
@@ -38,10 +38,10 @@ def truncate(matrix: Tensor, rank: int) -> Truncation:
 
 
 def factored_size(n: int, m: int, rank: int) -> int:
-    """Numbers in the two factors of an (n, m) matrix of that rank."""
+    """Count the numbers in the two factors of an (n, m) matrix of that rank."""
     return rank * (n + m)
 
 
 def saving(n: int, m: int, rank: int) -> int:
-    """Numbers saved by keeping the factors in place of the matrix; 0 where they are not fewer."""
+    """Count the numbers saved by keeping the factors instead of the matrix; 0 where they are not fewer."""
     return max(0, n * m - factored_size(n, m, rank))

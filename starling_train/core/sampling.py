@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def distribution(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Tensor:
-    """Probabilities to sample from: (b, vocabulary) logits -> float32 probabilities of the same shape.
+    """Return the probabilities to sample from: (b, vocabulary) logits -> float32 probabilities of the same shape.
 
     Logits are divided by the temperature; then only the `top_k` likeliest tokens stay (0 = all; ties at the border
     stay too), then the fewest likeliest tokens whose probability reaches `top_p` (1 = all), the likeliest always.
@@ -25,7 +25,7 @@ def distribution(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, t
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens (b,) by inverting the cumulative distribution of (b, vocabulary) at uniforms (b,) in [0, 1).
+    """Draw tokens (b,) by inverting the cumulative distribution of (b, vocabulary) at uniforms (b,) in [0, 1).
 
     A token of probability 0 is never drawn.
     """

@@ -38,11 +38,11 @@ class Chat:
         return openchat.pad_id(self.tokenizer)
 
     def prompt(self, messages: Messages) -> list[int]:
-        """Token ids, BOS first, up to where the assistant answers."""
+        """Return the token ids, BOS first, up to where the assistant answers."""
         return openchat.encode(messages, self.tokenizer)
 
     def answered(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """(prompt ids, answer ids) of a conversation that ends with an answer; its end of turn is the last id.
+        """Split a conversation that ends with an answer into (prompt ids, answer ids); its end of turn is the last id.
 
         Where a tokenizer joins the prompt's last character with the answer's first, the answer begins there.
         """
@@ -52,12 +52,12 @@ class Chat:
         return whole[:first], whole[first:]
 
     def plain(self, text: str) -> list[int]:
-        """Token ids of plain text, BOS first where the tokenizer has one; no string is special."""
+        """Return the token ids of plain text, BOS first where the tokenizer has one; no string is special."""
         bos = self.tokenizer.bos_token_id
         return ([] if bos is None else [bos]) + openchat.text_ids(text, self.tokenizer)
 
     def text(self, answer_ids: Sequence[int], stop_strings: Sequence[str] = ()) -> str:
-        """What the assistant said, cut before the first stop string; where there are some, without space at the end."""
+        """Return what the assistant said, cut before the first stop string (with any given: without space at the end)."""
         text = openchat.decode(answer_ids, self.tokenizer)
         for stop in stop_strings:
             text = text.split(stop)[0]

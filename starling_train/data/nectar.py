@@ -59,7 +59,7 @@ def load(
     exclude: Sequence[str | Path] = (),
     answers: bool = True,
 ) -> Nectar:
-    """Rows with messages and ranked answers, and a count of what was dropped and why.
+    """Load rows with messages and ranked answers, and count what was dropped and why.
 
     path: a directory with data/*.parquet, a .parquet file, a .jsonl file with `prompt` (Nectar's text,
     plain text as one user turn, or a list of messages) or `messages`, and optionally `answers`, or
@@ -90,7 +90,7 @@ def load(
 
 
 def parse_prompt(text: str) -> list[dict]:
-    """Prompt text -> messages, without the empty Assistant turn at its end; outer space of turns is stripped.
+    """Parse prompt text into messages, without the empty Assistant turn at its end; outer space of turns is stripped.
 
     Text without any `\\n\\nHuman:` or `\\n\\nAssistant:` is one user turn as it stands; text that has
     one but does not begin with it is none of the two: [].
@@ -107,13 +107,13 @@ def parse_prompt(text: str) -> list[dict]:
 
 
 def prompt_text(messages: Sequence[dict]) -> str:
-    """Messages (user and assistant turns) as Nectar's prompt text."""
+    """Render messages (user and assistant turns) as Nectar's prompt text."""
     turns = [f"\n\n{SPEAKER_OF[message['role']]}: {message['content']}" for message in messages]
     return "".join(turns) + "\n\nAssistant: "
 
 
 def normalise(text: str) -> str:
-    """Letters and digits, lower case, one space between words: the form in which prompts are compared."""
+    """Reduce text to lower-case letters and digits, one space between words: so prompts are compared."""
     return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
@@ -218,7 +218,7 @@ def _answers(raw: dict, place: str, changed: Counter) -> list[Answer]:
 
 
 def _pair(raw: dict, place: str) -> list[dict]:
-    """`chosen` and `rejected` as two ranked answers; none where a row has neither."""
+    """Return `chosen` and `rejected` as two ranked answers; none where a row has neither."""
     found = [key for key in ("chosen", "rejected") if key in raw]
     if len(found) == 1:
         raise UserError(f"{place}: `{found[0]}` alone; a pair needs `prompt`, `chosen` and `rejected`")
@@ -226,7 +226,7 @@ def _pair(raw: dict, place: str) -> list[dict]:
 
 
 def _last(answer, key: str, place: str) -> str:
-    """The text of an answer that may be given as the messages of a conversation."""
+    """Return the text of an answer that may be given as the messages of a conversation."""
     if isinstance(answer, list):
         messages = _checked_messages(answer, place)
         answer = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else None
@@ -236,7 +236,7 @@ def _last(answer, key: str, place: str) -> str:
 
 
 def _rank(item: dict, place: str) -> float | None:
-    """The rank of an answer; None where there is none (NaN is how tables write that)."""
+    """Return the rank of an answer; None where there is none (NaN is how tables write that)."""
     rank = item.get("rank")
     if rank is None or rank != rank:
         return None

@@ -27,7 +27,7 @@ class PairedRow:
     reference: list[float] = field(default_factory=list)
 
     def only(self, pairs: Sequence[tuple[int, int]]) -> "PairedRow":
-        """The row with these of its pairs, and the answers that they are made of."""
+        """Return the row with only these of its pairs, and the answers in them."""
         used = sorted({i for pair in pairs for i in pair})
         new = {i: index for index, i in enumerate(used)}
         return replace(
@@ -38,12 +38,12 @@ class PairedRow:
         )
 
     def conversations(self) -> list[list[dict]]:
-        """The prompt with each of the answers."""
+        """Return the prompt with each of the answers."""
         return [with_answer(self.messages, answer) for answer in self.answers]
 
 
 def make(rows: Sequence[RankedRow], kind: str, seed: int) -> list[PairedRow]:
-    """The rows as pairs, in order. Each needs two answers of different rank (`ranked.with_an_order`).
+    """Pair the answers of each row, in order. Each row needs two answers of different rank (`ranked.with_an_order`).
 
     kind: best_worst, the first and the last answer; best_random, the first and one that is ranked below it, drawn by
     the seed once for the whole run; all, every two answers of different rank.
@@ -66,7 +66,7 @@ def _paired(index: int, row: RankedRow, kind: str, seed: int) -> PairedRow:
 
 
 def encode(conversation: list[dict], chat: Chat, max_length: int) -> tuple[list[int], list[int], bool]:
-    """(prompt ids, answer ids, whether the answer was cut) of a conversation that ends with an answer.
+    """Encode a conversation that ends with an answer: (prompt ids, answer ids, whether the answer was cut).
 
     An answer beyond max_length tokens, its prompt counted, loses its end, and with it the end of turn.
     """

@@ -10,7 +10,7 @@ NO_ORDER = "without two answers of different rank"
 
 
 def ranks(answers: Sequence[Answer]) -> list[int]:
-    """The rank of each answer, best first and counted from 1; equal answers share one.
+    """Rank the answers, best first and counted from 1; equal answers share a rank.
 
     Not the data's own ranks, which may be any numbers: what `nectar.load` left out leaves no gap.
     """
@@ -19,7 +19,7 @@ def ranks(answers: Sequence[Answer]) -> list[int]:
 
 
 def with_an_order(rows: Sequence[RankedRow], source: str) -> tuple[list[RankedRow], int]:
-    """The rows that have something to learn from, in order, and how many have not: fewer than two ranks.
+    """Return the rows with at least two ranks to learn from, in order, and how many have fewer.
 
     Raises UserError, naming `source`, if none is left.
     """
@@ -33,5 +33,5 @@ def with_an_order(rows: Sequence[RankedRow], source: str) -> tuple[list[RankedRo
 
 
 def conversations(row: RankedRow) -> list[list[dict]]:
-    """The prompt with each of its answers, best first."""
+    """Return the prompt with each of its answers, best first."""
     return [with_answer(row.messages, answer.text) for answer in row.answers]

@@ -12,7 +12,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def read(path: str | Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
-    """Yield (place, raw row); place is what a message about the row should name.
+    """Yield (where, raw row); `where` is what a message about the row should name.
 
     path: a directory with data/*.parquet (or *.parquet), a .parquet file, a .jsonl file, or a hub id.
     columns: the parquet columns that must be there; the others of Nectar's are read where they exist.
@@ -58,7 +58,7 @@ def _json_object(line: bytes, place: str) -> dict:
 
 
 def _local_files(path: str | Path) -> list[Path] | None:
-    """The files behind a path, or None for a hub id."""
+    """Return the files behind a path, or None for a hub id."""
     local = Path(path).expanduser()
     if reason := no_path(local):
         raise UserError(f"{str(path)[:80]!r} cannot be a path ({reason}); check data.path")
@@ -95,7 +95,7 @@ def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def _next_rows(batches: Iterator, file: Path) -> list[dict] | None:
-    """The rows of the next batch, None behind the last. A damaged page is only found when it is read."""
+    """Return the rows of the next batch, None after the last. A damaged page only shows when it is read."""
     from pyarrow import ArrowException
 
     try:

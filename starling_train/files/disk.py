@@ -16,7 +16,7 @@ from starling_train.config.sections import CheckpointConfig
 
 
 def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.Module) -> None:
-    """Raises UserError if the checkpoints, of so many bytes each, and the final model do not fit on the disk of `run`.
+    """Raise UserError if the checkpoints, `checkpoint` bytes each, and the final model do not fit on the disk of `run`.
 
     While a checkpoint is written there is one more than `keep`. What an earlier start of the run has written is
     replaced, so its room counts as free.
@@ -29,7 +29,7 @@ def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.M
 
 
 def check_fits(run: Path, needed: float, what: str, remedy: str, key: str = "run_dir") -> None:
-    """Raises UserError, naming the key and what needs them, if so many bytes do not fit on the disk of `run`."""
+    """Raise UserError, naming the key and what needs the room, if `needed` bytes do not fit on the disk of `run`."""
     there = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
     # a run directory may be a link to another disk; quotas are not seen here, they stop the run when they are reached
     free = shutil.disk_usage(there).free + _held(run)
@@ -46,7 +46,7 @@ def _held(run: Path) -> int:
 
 
 def check_directory(path: Path, key: str) -> None:
-    """Raise UserError unless files can be written into a directory, or the directory be made. Leaves nothing."""
+    """Raise UserError unless `path` is, or can become, a directory that can be written into. Leaves nothing behind."""
     path = local_path(path, key).absolute()
     existing = next(place for place in (path, *path.parents) if place.exists())
     if not existing.is_dir():
@@ -61,7 +61,7 @@ def check_directory(path: Path, key: str) -> None:
 
 
 def check_new(path: Path, key: str) -> None:
-    """Raise UserError unless a directory can be made at a path where there is nothing, or an empty directory."""
+    """Raise UserError unless a directory can be made at `path`, or an empty one exists there."""
     check_directory(path.parent, key)
     if path.is_dir():
         check_directory(path, key)
@@ -73,7 +73,7 @@ def check_new(path: Path, key: str) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """The system's errors leave as OSError with a file's name, `path` where they have none.
+    """Raise the system's errors as OSError with a file's name, `path` where they have none.
 
     Those of a full disk have none, and safetensors has a class of its own for them.
     """

@@ -24,7 +24,7 @@ class Identity:
 
 
 def identify(directory: Path, known: dict[str, dict[str, Any]] | None = None) -> Identity:
-    """The identity of a model's directory, files hashed side by side: 14 GB take seconds to a minute.
+    """Hash a model's directory, files side by side: 14 GB take seconds to a minute.
 
     known: `files` of an earlier identity. A file with the same path, device, inode, size and times of change is taken
     to have the same bytes. Any program that writes to a file or puts another one in its place changes one of those
@@ -49,7 +49,7 @@ def identify(directory: Path, known: dict[str, dict[str, Any]] | None = None) ->
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -60,7 +60,7 @@ def _stat(path: Path) -> list[Any]:
 
 
 def fingerprint(directory: Path) -> str:
-    """A quick guess at the same: of every weight file only its name, size, first and last megabyte."""
+    """Guess the same quickly: from name, size, first and last megabyte of every weight file."""
     config = directory / "config.json"
     digest = hashlib.sha256(config.read_bytes() if config.is_file() else b"")
     for path in weight_files(directory).every:

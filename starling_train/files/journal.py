@@ -58,7 +58,7 @@ class Journal:
         return key in self.rows
 
     def add(self, key: str, row: JsonRow) -> None:
-        """Write a row, whole or not at all; nothing if there is one of this key."""
+        """Write a row, whole or not at all; nothing if the key exists."""
         self._settle()
         if key not in self.rows:
             line = to_line({"id": key} | row, ascii_only=False)
@@ -67,7 +67,7 @@ class Journal:
             self._settle()
 
     def _settle(self) -> None:
-        """Take up the row that was being written: a signal may raise behind the write, and somebody add it again."""
+        """Record the row that was being written: a signal may raise just after the write, and the row be added again."""
         if self._under_way is not None:
             key, row, size = self._under_way
             if self.path.stat().st_size == size:

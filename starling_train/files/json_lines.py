@@ -14,7 +14,7 @@ JsonRow = dict[str, Any]
 
 
 def whole_lines(path: Path, with_cut: bool = False) -> list[bytes]:
-    """The lines of a file, their ends included; none if there is no file.
+    """Read the lines of a file, their ends included; empty if it does not exist.
 
     with_cut: also a last line without an end, which a kill may have cut in half.
     """
@@ -23,7 +23,7 @@ def whole_lines(path: Path, with_cut: bool = False) -> list[bytes]:
 
 
 def parse(line: bytes) -> JsonRow | None:
-    """The JSON object of a line; None for anything else."""
+    """Parse a line as a JSON object; None for anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -32,18 +32,18 @@ def parse(line: bytes) -> JsonRow | None:
 
 
 def read(path: Path) -> list[JsonRow | None]:
-    """The row of every whole line, None for a damaged one; no rows if there is no file."""
+    """Parse every whole line, None for a damaged one; empty if the file does not exist."""
     return [parse(line) for line in whole_lines(path)]
 
 
 def to_line(row: JsonRow, ascii_only: bool = True) -> bytes:
-    """A row as a line of strict JSON. Raises ValueError for NaN and infinities."""
+    """Render a row as a line of strict JSON. Raises ValueError for NaN and infinities."""
     text = json.dumps(row, ensure_ascii=ascii_only, allow_nan=False)
     return f"{text}\n".encode(errors="replace")
 
 
 def strict(row: JsonRow) -> JsonRow:
-    """The row as strict JSON wants it: NaN and infinities become null."""
+    """Make a row strict JSON: NaN and infinities become null."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
@@ -61,7 +61,7 @@ class Appender:
             os.truncate(path, size)
 
     def append(self, *lines: bytes) -> None:
-        """Add lines. Raises OSError with the file as it was."""
+        """Add lines. Raises OSError, with the file unchanged."""
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         text = b"".join(lines)
         try:
@@ -99,7 +99,7 @@ class JsonLines:
         self._file = Appender(path, sum(map(len, lines)))
 
     def write(self, rows: Sequence[JsonRow]) -> None:
-        """Append the rows of one step and flush them to disk; NaN and infinities become null, as strict JSON wants."""
+        """Append the rows of one step and flush them to disk; NaN and infinities become null, as strict JSON requires."""
         new = [row for row in rows if row["step"] > self.last]
         if new:
             # on the disk before the checkpoint of this step: a power cut must not leave a gap

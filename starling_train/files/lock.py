@@ -69,7 +69,7 @@ class RunLock(Lock):
     """One process for one run directory: the file names its owner, and goes with the lock but for a crash."""
 
     def acquire(self, wait: bool = False) -> None:
-        """Raises UserError, naming the owner, if another process has it; warns on a file system without locks."""
+        """Raise UserError, naming the owner, if another process has it; warns on a file system without locks."""
         try:
             super().acquire(wait)
         except BlockingIOError:

@@ -38,7 +38,7 @@ class Entry:
 
 
 def read_headers(files: WeightFiles) -> tuple[list[Entry], list[Entry]]:
-    """(every tensor of a model, from headers alone; tensors in a shard that the index does not name).
+    """List (every tensor of a model, from headers alone; tensors in a shard that the index does not name).
 
     Without weights there are none. Raises UserError for an index that names what is not there, and for files that
     cannot be read.
@@ -49,7 +49,7 @@ def read_headers(files: WeightFiles) -> tuple[list[Entry], list[Entry]]:
 
 
 def _indexed_entries(index: Path) -> tuple[list[Entry], list[Entry]]:
-    """Tensors that the index names, in its order, each from its shard; and what else the shards hold."""
+    """List the tensors that the index names, in its order, each from its shard; and what else the shards hold."""
     named = weight_map(index)
     held: dict[tuple[str, str], Entry] = {}  # by shard and name: another shard may hold a stale copy
     for shard in dict.fromkeys(named.values()):
@@ -63,7 +63,7 @@ def _indexed_entries(index: Path) -> tuple[list[Entry], list[Entry]]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The shard of each tensor, as an index says. Raises UserError for one that is damaged."""
+    """Read the shard of each tensor from an index. Raises UserError for a damaged one."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: no weight_map; the index is damaged, download it again")
@@ -74,7 +74,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def _file_entries(file: Path, first: str = "") -> list[Entry]:
-    """All tensors of one file; `first` is one that is known to be in it, for the message where it is damaged."""
+    """List all tensors of one file; `first` is one known to be in it, for the message if the file is damaged."""
     if file.suffix == ".bin":
         return [Entry(name, file, tuple(t.shape), _spelling(t)) for name, t in _load_bin(file, first).items()]
     with _open(file, first) as shard:
@@ -91,7 +91,7 @@ def _spelling(tensor: Tensor) -> str:
 
 
 def check_readable(entry: Entry) -> None:
-    """Raises UserError for a tensor without values (meta, empty), sparse ones, and quantised or integer weights."""
+    """Raise UserError for a tensor without values (meta, empty), sparse ones, and quantised or integer weights."""
     if entry.dtype == "meta":
         raise UserError(
             f"{entry.file}: tensor {entry.name} is on the meta device, without values; save the model again"
@@ -108,9 +108,7 @@ def check_readable(entry: Entry) -> None:
 
 
 def read(entry: Entry, index: tuple[int | slice, ...] = ()) -> Tensor:
-    """The tensor of `entry`, or the part of it that `index` cuts out, in its own dtype, contiguous, on
-    the CPU.
-    """
+    """Read the tensor of `entry`, or what `index` cuts out of it, in its own dtype, contiguous, on the CPU."""
     check_readable(entry)
     if entry.file.suffix == ".bin":
         return _load_bin(entry.file, entry.name)[entry.name][index].contiguous()
@@ -181,7 +179,7 @@ def _some(names: Iterable[object]) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from `path`; UserError where the file is not one."""
+    """Read a JSON object from `path`. Raises UserError where the file is not one."""
     try:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError, OSError) as error:  # not JSON, not UTF-8, nested too deep, a huge number

@@ -27,7 +27,7 @@ class WeightFiles:
 
 
 def weight_files(directory: Path, only: str = "") -> WeightFiles:
-    """The weight files of a directory: an index counts before a single file, safetensors before `.bin`.
+    """Find the weight files of a directory: an index counts before a single file, safetensors before `.bin`.
 
     only: `safetensors` or `bin`, for a layout that has no other.
     """

@@ -70,14 +70,14 @@ class Actors(nn.Module):
 
     @torch.no_grad()
     def shared_states(self, batch: MicroBatch) -> Tensor | None:
-        """Hidden states (tokens, d) entering layer `lowest`: those of policy, reference and twin critic alike.
+        """Return the hidden states (tokens, d) entering layer `lowest`, alike in policy, reference and twin critic.
 
         None where no layers are shared: the embeddings are then looked up again, or train.
         """
         return self._trunks.policy.prefix(batch.ids, batch.packing) if self.shares_states else None
 
     def forward(self, batch: MicroBatch, states: Tensor | None = None, train_policy: bool = True) -> Outputs:
-        """Log-probs, entropy and values (None without a critic) of the response tokens under the current weights.
+        """Return log-probs, entropy and values (None without a critic) of the response tokens under current weights.
 
         states: `shared_states` of this batch (computed here if None). train_policy=False (critic warm-up): the
         policy's part runs without gradients, so that only the critic learns.
@@ -97,11 +97,11 @@ class Actors(nn.Module):
         return token_logprobs(hidden, head.weight, batch.targets, self.temperature, low_rank=low_rank)
 
     def policy_outputs(self, batch: MicroBatch, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy of the response tokens alone: (n,) each."""
+        """Return the log-probs and entropy of the response tokens alone: (n,) each."""
         return self._logprobs(response_states(self._trunks.policy, batch, states), batch)
 
     def values(self, batch: MicroBatch, states: Tensor | None = None) -> Tensor:
-        """Values of the response tokens, (n,), by a critic with tensors of its own (not `head`)."""
+        """Return the values of the response tokens, (n,), by a critic with tensors of its own (not `head`)."""
         assert self._trunks.critic is not None, "a value head on the policy's states comes with the policy's pass"
         # a separate critic trains below `lowest` too
         states = None if self._critic_kind == "separate" else states
@@ -109,21 +109,21 @@ class Actors(nn.Module):
 
     @torch.no_grad()
     def reference_logprobs(self, batch: MicroBatch, states: Tensor | None = None) -> Tensor:
-        """Log-probs of the response tokens under the frozen starting policy: (n,)."""
+        """Return the log-probs of the response tokens under the frozen starting policy: (n,)."""
         states = self.shared_states(batch) if states is None else states
         hidden = response_states(self._trunks.reference, batch, states)
         return token_logprobs(hidden, self.reference.lm_head.weight, batch.targets, self.temperature)[0]
 
     def groups(self) -> Groups:
-        """The trainable parameters of the policy and of the critic, each with a learning rate of its own."""
+        """Return the trainable parameters of the policy and of the critic, each with a learning rate of its own."""
         return self.policy_parameters(), self.critic_parameters()
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters of the policy, by name."""
+        """Return the trainable parameters of the policy, by name."""
         return {f"policy.{n}": p for n, p in self.policy.named_parameters() if p.requires_grad}
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters of the critic, its value head included, by name; empty without a critic."""
+        """Return the trainable parameters of the critic, its value head included, by name; empty without a critic."""
         parameters: dict[str, nn.Parameter] = {}
         if self.value_head is not None:
             parameters |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
@@ -132,12 +132,15 @@ class Actors(nn.Module):
         return parameters
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """All trainable parameters by name."""
+        """Return all trainable parameters by name."""
         return self.policy_parameters() | self.critic_parameters()
 
 
 def response_states(trunk: Trunk, batch: MicroBatch, states: Tensor | None) -> Tensor:
-    """(n, d) last hidden states that predict the response tokens. states: entering the trunk's cut, None = computed."""
+    """Return the last hidden states that predict the response tokens, (n, d).
+
+    states: what enters the trunk's lowest layer, computed here if None.
+    """
     states = trunk.prefix(batch.ids, batch.packing) if states is None else states
     return trunk.suffix(states, batch.packing, batch.source)
 

@@ -20,7 +20,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def add(model: nn.Module, weights: Iterable[str], config: LoraConfig) -> None:
-    """Hang an adapter onto each of the matrices; the adapters train, and nothing else.
+    """Hang an adapter onto each of the matrices; only the adapters train.
 
     weights: names of parameters, `model.layers.3.mlp.down_proj.weight`. B starts at zero, so the model computes what
     it did; A is drawn from the global random generator. Raises UserError for what can have none.
@@ -53,14 +53,14 @@ def _peft_config(weights: Iterable[str], config: LoraConfig, base: str | None = 
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, PEFT's layer) of every module with an adapter."""
+    """Yield (name, PEFT's layer) of every module with an adapter."""
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):
             yield name, module
 
 
 def without(model: nn.Module) -> nn.Module:
-    """The same model with its adapters taken off, in place: the base model, exactly. Returns it."""
+    """Take the adapters off a model, in place, and return it: exactly the base model."""
     for name, layer in list(adapted(model)):
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer.base_layer)
@@ -69,7 +69,7 @@ def without(model: nn.Module) -> nn.Module:
 
 
 def low_rank(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """(A, scaled B), (rank, in) and (out, rank), of a layer's adapter; None for a layer without one."""
+    """Return (A, scaled B), (rank, in) and (out, rank), of a layer's adapter; None for a layer without one."""
     if not hasattr(layer, "lora_A"):
         return None
     return layer.lora_A[NAME].weight, layer.scaling[NAME] * layer.lora_B[NAME].weight
@@ -77,7 +77,7 @@ def low_rank(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
 
 @torch.no_grad()
 def merged(model: nn.Module, base: nn.Module | None = None) -> nn.Module:
-    """A model without adapters that computes the same: W + scaled B A, added in float32, in W's type.
+    """Merge the adapters into a model that computes the same: W + scaled B A, added in float32, in W's type.
 
     It shares every other tensor with `model`; with `base`, the unquantised model of a quantised one, it is `base` that
     is changed and returned. With no adapters at all it is `model` itself.
@@ -105,8 +105,10 @@ def write(
 ) -> tuple[str, ...]:
     """Write the adapters among a checkpoint's tensors as PEFT reads them; returns the names of the files.
 
-    prefix: of the policy's names in `trainable`. weights: the adapted matrices. base, revision: the base model's, for
-    PEFT.
+    trainable: the checkpoint's tensors.
+    prefix: of the policy's names in `trainable`.
+    weights: the adapted matrices.
+    base, revision: the base model's, for PEFT.
     """
     peft_config = _peft_config(weights, config, base)
     peft_config.inference_mode, peft_config.revision = True, revision

@@ -56,8 +56,9 @@ def load_causal_lm(
 
 
 def without_dropout(config: Any) -> Any:
-    """A copy of the configuration with every dropout at 0: in PPO a probability must be the same each time it is
-    computed.
+    """Copy a configuration with every dropout at 0.
+
+    In PPO a probability must be the same each time it is computed.
     """
     config = copy.deepcopy(config)
     for name in vars(config):
@@ -67,7 +68,7 @@ def without_dropout(config: Any) -> Any:
 
 
 def build_empty(config: Any) -> nn.Module:
-    """The causal LM of a configuration on the meta device: names and shapes without memory."""
+    """Build the causal LM of a configuration on the meta device: names and shapes without memory."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -75,7 +76,7 @@ def build_empty(config: Any) -> nn.Module:
 
 
 def shapes_of(model_class: Any, config: Any) -> dict[str, torch.Size]:
-    """Shape of every tensor of a configuration's model, by name. Raises UserError if no model can be made of it."""
+    """Return the shape of every tensor of a configuration's model, by name. Raises UserError if it describes none."""
     try:
         with torch.device("meta"):
             return {

@@ -69,7 +69,7 @@ def write(
 def load_factored(
     directory: str | Path, *, dtype: str = "bfloat16", device: str = "cpu", dense: bool = False
 ) -> nn.Module:
-    """The model of a folder that `laser` wrote as `factored/`, in evaluation mode.
+    """Load the model of a folder that `laser` wrote as `factored/`, in evaluation mode.
 
     dense: multiply the factors out, for what wants plain Linear layers; the memory is then that of the dense model,
     which is needed for a moment in any case. Raises UserError for a folder that is not whole.

@@ -38,7 +38,7 @@ def check_policy(source: ModelSource) -> None:
 
 
 def entries_by_name(source: ModelSource) -> dict[str, tensors.Entry]:
-    """Tensors by name, and by the name with the base model's prefix, which transformers adds where it lacks.
+    """Index tensors by name, also with the base model's prefix, which transformers adds where it is missing.
 
     Raises UserError if there are none.
     """

@@ -33,7 +33,7 @@ class Packing:
         self._masks: dict[int, Tensor] = {}
 
     def pad(self, tensor: Tensor) -> Tensor:
-        """(1, heads, tokens, size) -> (sequences, heads, longest, size), 0 on padding."""
+        """Spread (1, heads, tokens, size) out to (sequences, heads, longest, size), 0 on padding."""
         if len(self.lengths) == 1:
             return tensor
         _, heads, _, size = tensor.shape
@@ -42,11 +42,11 @@ class Packing:
         return padded.view(len(self.lengths), self.longest, heads, size).transpose(1, 2)
 
     def unpad(self, tensor: Tensor) -> Tensor:
-        """(sequences, longest, heads, size) -> (1, tokens, heads, size)."""
+        """Pack (sequences, longest, heads, size) to (1, tokens, heads, size)."""
         return tensor if len(self.lengths) == 1 else tensor.flatten(0, 1).index_select(0, self._places)[None]
 
     def mask(self, window: int | None, length: int) -> Tensor | None:
-        """(1, 1, length, length), True where a token sees another; None where plain causal attention does.
+        """Return (1, 1, length, length), True where a token sees another; None where plain causal attention is enough.
 
         window: of a sliding window, in tokens, the token itself counted.
         """
@@ -60,7 +60,7 @@ class Packing:
 
 
 def can_pack(layers: Sequence[nn.Module]) -> bool:
-    """Whether these decoder layers may be seen through `PackedLayer`: their forward is their class's own.
+    """Return whether these decoder layers may be seen through `PackedLayer`: their forward is their class's own.
 
     A layer that a library spread over devices computes what that library put in place of its forward.
     """
@@ -74,21 +74,21 @@ class PackedLayer:
     """A view of a decoder layer that attends within packed sequences: `layer`, on the same weights, nothing copied."""
 
     def __init__(self, original: nn.Module, config: Any):
-        """config: of the view, `packed_config` of the decoder's own."""
+        """Make the view. config: `packed_config` of the decoder's own."""
         self._original, self.layer = original, bare_copy(original)
         attention = bare_copy(original.self_attn)
         attention.config = config
         self.layer._modules = dict(original._modules) | {"self_attn": attention}
 
     def follow(self) -> None:
-        """Be in the original's mode: training, and with gradient checkpointing or without."""
+        """Take over the original's mode: training, and gradient checkpointing."""
         for name in ("training", "gradient_checkpointing", "_gradient_checkpointing_func"):
             if hasattr(self._original, name):
                 setattr(self.layer, name, getattr(self._original, name))
 
 
 def packed_config(config: Any) -> Any:
-    """A copy of a decoder's configuration that names this kind of attention."""
+    """Copy a decoder's configuration and name this kind of attention in it."""
     changed = copy_of(config)
     changed._attn_implementation_internal = NAME
     return changed
@@ -96,7 +96,7 @@ def packed_config(config: Any) -> Any:
 
 @contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
-    """Within, forward passes run without what was hung onto the modules, as when ZeRO has gathered all weights."""
+    """Run forward passes without the hooks on the modules, as when ZeRO has gathered all weights."""
     kept = []
     for part in module.modules():
         for name in ("_forward_hooks", "_forward_pre_hooks"):
@@ -112,7 +112,7 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
 
 
 def bare_copy(module: nn.Module) -> nn.Module:
-    """A shallow copy without the hooks on the module itself; those on its parts, which have the weights, stay."""
+    """Copy a module shallowly, without its own hooks; those on its parts, which have the weights, stay."""
     made = copy_of(module)
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         setattr(made, name, OrderedDict())
@@ -120,14 +120,14 @@ def bare_copy(module: nn.Module) -> nn.Module:
 
 
 def copy_of(thing: Any) -> Any:
-    """A shallow copy: its parts are the original's, but not which parts it has."""
+    """Copy shallowly: the parts are the original's, but parts can be replaced."""
     made = object.__new__(type(thing))
     made.__dict__.update(thing.__dict__)
     return made
 
 
 def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any) -> Tensor:
-    """Causal attention within each sequence, all in one call: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
+    """Attend causally within each sequence, in one call: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
     query, key, value = (packing.pad(tensor) for tensor in (query, key, value))
     mask = packing.mask(how.pop("window"), packing.longest)
     return packing.unpad(sdpa_attention_forward(module, query, key, value, mask, **how)[0])
@@ -136,7 +136,7 @@ def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, 
 def attend_one_by_one(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any
 ) -> Tensor:
-    """The same, a call for each sequence: nothing is padded."""
+    """Do the same with a call for each sequence: nothing is padded."""
     window = how.pop("window")
     alone = zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True)
     return torch.cat(

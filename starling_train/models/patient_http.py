@@ -62,7 +62,7 @@ class PatientHttp:
         )
 
     def post(self, body: Any) -> "httpx.Response":
-        """The first answer that is not a passing failure. Raises UserError when patience is at its end."""
+        """Post until an answer is not a passing failure. Raises UserError when patience is at its end."""
         import httpx
 
         began, pause = None, FIRST_PAUSE_S
@@ -88,11 +88,11 @@ class PatientHttp:
             pause = min(2 * pause, self._longest_pause_s)
 
     def refusal(self, response: "httpx.Response", remedy: str) -> UserError:
-        """An answer that asking once more would not change, as an error."""
+        """Make the error for an answer that another request would not change."""
         return UserError(f"{self._key}.url: {self.url} refuses ({reason_of(response)}); {remedy}")
 
     def give_up(self) -> None:
-        """No request waits for another attempt from here on."""
+        """Let no request wait for another attempt from here on."""
         self._given_up.set()
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class PatientHttp:
 
 
 def address(url: str, key: str) -> str:
-    """A URL as it is asked for. Raises UserError, naming the key, for what no request can be sent to."""
+    """Check and normalise a URL. Raises UserError, naming the key, for what no request can be sent to."""
     import httpx
 
     try:
@@ -128,7 +128,7 @@ def address(url: str, key: str) -> str:
 
 
 def token_of(variable: str | None) -> str | None:
-    """The bearer token in an environment variable, or None. Raises UserError if no header can carry it."""
+    """Read the bearer token in an environment variable, if any. Raises UserError if no header can carry it."""
     token = os.environ.get(variable, "").strip() if variable else ""
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise UserError(f"{variable}: the token has spaces or characters beyond ASCII, which HTTP cannot carry")
@@ -136,7 +136,7 @@ def token_of(variable: str | None) -> str | None:
 
 
 def reason_of(response: "httpx.Response") -> str:
-    """Status and, where the server says one, its message, on one line."""
+    """Return the status and, if the server gives one, its message, on one line."""
     try:
         said = response.json()["error"]
         said = str(said["message"] if isinstance(said, dict) and "message" in said else said)
@@ -146,6 +146,6 @@ def reason_of(response: "httpx.Response") -> str:
 
 
 def _retry_after(response: "httpx.Response") -> float:
-    """Seconds that the server asks to be left alone for; 0 where it does not say (or gives a date)."""
+    """Return the seconds that the server asks to be left alone for; 0 where it does not say (or gives a date)."""
     text = response.headers.get("Retry-After", "")
     return min(float(text), 3600.0) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0

@@ -8,7 +8,7 @@ from starling_train.config.fields import UserError
 
 
 def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: precision, quantisation, placement. Raises UserError for `auto` without a GPU."""
+    """Return arguments of `from_pretrained`: precision, quantisation, devices. Raises UserError for `auto` without a GPU."""
     check_device(device)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
     if device == "auto":
@@ -42,7 +42,7 @@ def check_acceleration(
     eight_bit: bool = False,
     policy_load_in: str | None = None,
 ) -> None:
-    """Raise UserError for a setting that needs a GPU, or a package, which is not there."""
+    """Raise UserError for a setting that needs a GPU or a package that is missing."""
     from importlib.util import find_spec
 
     needing = (

@@ -18,12 +18,14 @@ from starling_train.models.trunk import Trunk
 def sequence_logprobs(
     model: nn.Module, sequences: Sequence[Sequence[int]], budget: Budget, wanted: Sequence[Sequence[int]] | None = None
 ) -> list[Tensor]:
-    """Log-probability of each token but a sequence's first, given those before it: float32 on the CPU, in nats.
+    """Return log-probabilities of given tokens, given those before them: float32 on the CPU, in nats.
 
-    sequences: token ids, two or more each. wanted: of each sequence the places, 1 or more, of the tokens that are asked
-    for (None: all but the first); the others are only read, so that the output head sees what is asked for alone.
-    budget: of tokens at a time; out of memory, all is done again with half. Element i of the result has an entry for
-    each place in wanted[i], the same whatever the budget but for rounding.
+    sequences: token ids, two or more each.
+    positions: of each sequence, which tokens to predict, counted from 0, 1 or more; None: all but the first. The others
+        are only read, and do not go through the output head.
+    budget: of tokens at a time; out of memory, all is repeated with half.
+
+    Element i of the result has an entry for each of positions[i], the same whatever the budget but for rounding.
     """
     wanted = [range(1, len(ids)) for ids in sequences] if wanted is None else wanted
     assert all(places and min(places) > 0 for places in wanted), "nothing to predict"

@@ -34,11 +34,11 @@ class Trunk:
         self._norm = decoder.norm
 
     def prefix(self, ids: Tensor, packing: Packing) -> Tensor:
-        """ids: (tokens,) -> hidden states (tokens, d) entering layer `lowest`."""
+        """Run the layers below `lowest`: ids (tokens,) -> hidden states (tokens, d) entering it."""
         return _run(self._prefix, self._below, packing, input_ids=ids[None])
 
     def suffix(self, hidden: Tensor, packing: Packing, read: Tensor) -> Tensor:
-        """hidden: (tokens, d) entering layer `lowest` -> states (n, d) after the last layer and the final norm.
+        """Run the layers from `lowest` on and the final norm: hidden (tokens, d) -> states (n, d).
 
         read: (n,) the tokens that are asked for. Nothing follows the last layer's MLP but them, so they alone go
         through it, through the norm, and through what comes after.

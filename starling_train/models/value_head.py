@@ -19,7 +19,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., d) -> values (...), in units of the scaled reward."""
+        """Map hidden states (..., d) to values (...), in units of the scaled reward."""
         # weights that an engine keeps in a shorter type are computed with in float32 all the same
         up = linear(hidden.float(), self.up.weight.float(), self.up.bias.float())
         return linear(up.relu(), self.out.weight.float(), self.out.bias.float()).squeeze(-1)

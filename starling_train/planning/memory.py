@@ -33,7 +33,7 @@ class MemoryPlan:
         return sum(self.held.values()) + max(sum(phase.values()) for phase in phases)
 
     def render(self) -> str:
-        """A line per part, decimal GB."""
+        """Render a line per part, decimal GB."""
         rows = list(self.held.items())
         for name in ("rollout", "scoring", "update", "step"):
             rows += [(f"during {name}: {part}", size) for part, size in getattr(self, name).items()]
@@ -50,7 +50,7 @@ class Share:
     stage: int = 0
 
     def of(self, size: float, stage: int) -> float:
-        """Bytes here of what is kept in parts from that stage on."""
+        """Return the bytes here of something that is sharded from that stage on."""
         return size / self.processes if self.is_zero and self.stage >= stage else size
 
     @property
@@ -93,7 +93,7 @@ class TrainingJob:
 
 
 def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | None = None) -> MemoryPlan:
-    """Memory of PPO in one process. reward: None where the reward model is served elsewhere."""
+    """Plan the memory of PPO in one process. reward: None where the reward model is served elsewhere."""
     share, size, d = share or Share(), BYTES[job.dtype], policy.hidden
     head = 2 * d * d + 4 * d + 1  # the value head, float32
     trunk = {"head": 0, "twin": job.trainable, "separate": policy.decoder_parameters()}[job.critic]
@@ -126,10 +126,11 @@ def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | N
 
 
 def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False) -> MemoryPlan:
-    """Memory of DPO in one process, whose reference is numbers in a file; scores: of training a reward model instead.
+    """Plan the memory of DPO in one process, whose reference is numbers in a file.
 
     job: its mini-batch is the longest row or pair, which is never cut; its slots are the sequences that an evaluation
-    draws at a time, 0 for none.
+        draws at a time, 0 for none.
+    scores: plan the training of a reward model instead.
     """
     size, layers = BYTES[job.dtype], job.layers_above_lowest
     activations = activation_bytes(model, size, layers, layers, job.gradient_checkpointing)
@@ -157,13 +158,13 @@ def _logits(model: Shape, job: TrainingJob) -> float:
 
 
 def _microbatch(tokens: int, budget: int, longest: int) -> float:
-    """Tokens of the largest group that `core.batching.cut_packed` makes: as few groups as can be, of like size."""
+    """Return the tokens of the largest group of `core.micro_batches.cut_packed`: the fewest groups, of like size."""
     groups = max(1, -(-tokens // budget))
     return min(tokens, max(longest, tokens / groups))
 
 
 def _policy_bytes(policy: Shape, job: TrainingJob, size: int) -> float:
-    """Adapters lie beside the weights that they are for; embeddings, head and norms are not quantised."""
+    """Count adapters beside the weights that they are for; embeddings, head and norms are not quantised."""
     beside = job.trainable * (size if job.load_in is None else 4) if job.adapter else 0  # PEFT's choice
     if job.load_in is None:
         return job.parameters * size + beside
@@ -176,13 +177,13 @@ def _reward_bytes(job: TrainingJob) -> float:
 
 
 def _gathered(parameters: int, size: int, share: Share) -> dict[str, float]:
-    """Stage 3 gathers all weights for a rollout and its scoring."""
+    """Return what stage 3 adds: it gathers all weights for a rollout and its scoring."""
     whole = parameters * size
     return {"weights of the other processes": whole - share.of(whole, 3)} if share.stage == 3 and share.is_zero else {}
 
 
 def _optimizer(learning: int, head: int, size: int, eight_bit: bool, share: Share) -> float:
-    """Adam's two moments and float32 copies; DeepSpeed copies what is float32 already, too."""
+    """Count Adam's two moments and float32 copies; DeepSpeed also copies what is float32 already."""
     if share.is_zero:
         return share.of((learning + head) * 12, 1)
     moments = 2 if eight_bit else 8
@@ -190,7 +191,10 @@ def _optimizer(learning: int, head: int, size: int, eight_bit: bool, share: Shar
 
 
 def _rollout(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[str, float]:
-    """Keys and values of all slots, a prefill or the logits of a step; the kept states are put together after that."""
+    """Count keys and values of all slots, and a prefill or the logits of a step.
+
+    The kept states are put together after that.
+    """
     prefill = min(PREFILL_TOKENS, job.slots * job.prompt_tokens)
     cache = job.slots * job.sequence_tokens * policy.kv_values() * size
     passing = max(
@@ -203,9 +207,10 @@ def _rollout(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[st
 def _update(
     policy: Shape, job: TrainingJob, sizes: tuple[int, int, int], size: int, logits: float, share: Share
 ) -> dict[str, float]:
-    """Backward of the largest micro-batch. sizes: parameters that train of policy, critic's trunk, value head.
+    """Count the backward pass of the largest micro-batch.
 
-    The first micro-batch of a mini-batch has its activations before its gradients; a later one has both.
+    sizes: parameters that train of policy, critic's trunk, value head. The first micro-batch of a mini-batch has its
+    activations before its gradients; a later one has both.
     """
     trainable, trunk, head = sizes
     batch = _microbatch(job.minibatch_tokens, job.tokens_per_microbatch, job.sequence_tokens)
@@ -232,7 +237,7 @@ def _update(
 
 
 def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> dict[str, float]:
-    """The gradients in float32, and what a sum over processes copies."""
+    """Count the gradients in float32, and what a sum over processes copies."""
     if share.is_zero:
         return {
             "gradients": share.of((learning + head) * size, 2),
@@ -246,10 +251,12 @@ def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> d
 def activation_bytes(
     shape: Shape, size: int, layers: int, trained: int, checkpointing: bool, responses: float = 1.0
 ) -> float:
-    """Bytes per token that the backward pass needs, and what it makes of them.
+    """Return the bytes per token that the backward pass needs, and what it makes of them.
 
-    layers: from the lowest that trains on; trained: those with matrices that train. responses: the share of tokens
-    that predict one of a response: only they go through the last MLP, the final norm and the heads.
+    layers: from the lowest that trains on.
+    trained: how many of them have matrices that train.
+    responses: the share of tokens that predict one of a response: only they go through the last MLP, the final norm and
+        the heads.
     """
     d, i, kv = shape.hidden, shape.intermediate, shape.kv_heads * shape.head
     norms = 2 * d * 4  # their inputs, in float32

@@ -27,14 +27,14 @@ class Planner:
 
     @classmethod
     def find(cls, config: PpoConfig) -> "Planner":
-        """From config.json, or what is known of published models. Raises UserError."""
+        """Plan from config.json, or from what is known of published models. Raises UserError."""
         policy = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
         device = "cpu" if config.cluster.device == "cpu" else "cuda"
         table = what_trains_of(config.freeze, policy.config(), config.seed)
         return cls(config, policy, reward_shape(config), table, device)
 
     def job(self, processes: int = 1) -> TrainingJob:
-        """What one of the processes has to do, at the longest prompts and responses."""
+        """Describe the work of one of the processes, at the longest prompts and responses."""
         config, policy = self.config, self.policy
         algorithm, longest = config.algorithm, config.data.max_prompt_tokens + config.rollout.max_new_tokens
         prompts = -(-algorithm.prompts_per_step // processes)
@@ -64,12 +64,12 @@ class Planner:
         )
 
     def memory(self, processes: int = 1, stage: int | None = None) -> MemoryPlan:
-        """Bytes on each device. stage: the configuration's if None."""
+        """Plan the bytes on each device. stage: the configuration's if None."""
         share = Share(processes, self.config.cluster.zero_stage if stage is None else stage)
         return plan(self.policy, self.reward, self.job(processes), share)
 
     def fewest(self, gb: float) -> tuple[int, int] | None:
-        """(devices, ZeRO stage) of the smallest number of devices of so many decimal GB, None beyond the largest count.
+        """Find the fewest devices of `gb` decimal GB: (devices, ZeRO stage), None beyond the largest count.
 
         The configured stage is kept where it is enough; else the lowest that is.
         """
@@ -87,7 +87,7 @@ class Planner:
 
 
 def reward_shape(config: PpoConfig) -> Shape | None:
-    """The reward model's, None where it is served. Raises UserError."""
+    """Find the reward model's shape, None where it is served. Raises UserError."""
     reward = config.reward
     if not reward.has_weights:
         return None
@@ -98,7 +98,7 @@ def reward_shape(config: PpoConfig) -> Shape | None:
 
 
 def describe(config: Any) -> str:
-    """The text of the command `plan`. config: a run's with the section `plan`. Raises UserError."""
+    """Render the text of the command `plan`. config: a run's with the section `plan`. Raises UserError."""
     planner, asked = Planner.find(config), config.plan
     count, prompts = asked.processes, config.algorithm.prompts_per_step
     stage = config.cluster.zero_stage
@@ -151,7 +151,7 @@ def _words(found: tuple[int, int] | None, stage: int) -> str:
 
 
 def of_run(config: PpoConfig, policy: Any, table: Any, device: str, processes: int) -> float | None:
-    """Planned peak of each process of a run, decimal GB; None with a reward model whose architecture may be any.
+    """Return the planned peak of each process, decimal GB; None for a reward model of any architecture.
 
     policy: its transformers configuration. table: what trains.
     """
@@ -161,6 +161,6 @@ def of_run(config: PpoConfig, policy: Any, table: Any, device: str, processes: i
 
 
 def against(planned_gb: float | None, measured_gb: float) -> str:
-    """The line that a run ends with."""
+    """Render the line that a run ends with."""
     planned = "not planned" if planned_gb is None else f"planned {planned_gb:.3g} GB at the longest responses"
     return f"peak memory of a process: {planned}, measured {measured_gb:.3g} GB above what it held at the start"

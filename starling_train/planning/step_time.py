@@ -29,7 +29,7 @@ DEVICES = (
 
 
 def nearest(gb: float) -> Device:
-    """The profile whose memory is nearest to `gb`."""
+    """Return the profile whose memory is nearest to `gb`."""
     return min(DEVICES, key=lambda device: abs(device.gb - gb))
 
 
@@ -56,7 +56,7 @@ def seconds(
     matrix_share: float,
     bandwidth_share: float,
 ) -> dict[str, float]:
-    """Seconds by phase; a token takes 2 operations a parameter forwards, and as many for each gradient."""
+    """Estimate the seconds by phase; a token takes 2 operations a parameter forwards, and as many for each gradient."""
     rate, bandwidth = device.tflops * 1e12 * matrix_share, device.bandwidth_gb_s * 1e9 * bandwidth_share
     size = 4 if job.dtype == "float32" else 2
     head = policy.vocabulary * policy.hidden

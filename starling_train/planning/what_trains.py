@@ -19,13 +19,13 @@ COUNTS_ONLY = "  (counts; which ones, the SNR scan decides when the run starts)"
 
 
 def what_trains(freeze: FreezeConfig, source: ModelSource, seed: int) -> FreezeTable:
-    """The table of a policy, without weights and without a scan. Raises UserError."""
+    """Make the table of a policy, without weights and without a scan. Raises UserError."""
     records = scan_or_list(freeze, source, "cpu") if freeze.scan else list_matrices(source)
     return _table(freeze, build_empty(source.policy_config), records, seed)
 
 
 def what_trains_of(freeze: FreezeConfig, model_config: Any, seed: int) -> FreezeTable:
-    """The table of a policy of which only the configuration is known. Raises UserError."""
+    """Make the table of a policy from its configuration alone. Raises UserError."""
     model = build_empty(model_config)
     records = matrices_of(model)
     if freeze.method in SCORED and freeze.scan:
@@ -34,8 +34,9 @@ def what_trains_of(freeze: FreezeConfig, model_config: Any, seed: int) -> Freeze
 
 
 def select_as_many(freeze: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
-    """As many matrices of each type as a scan would select, where there is none: types hold matrices of one size, so
-    the counts are exact.
+    """Select as many matrices of each type as a scan would, where there is none.
+
+    A type's matrices have one size, so the counts are exact.
     """
     return select(replace(freeze, method="random") if needs_scan(freeze) else freeze, records, seed)
 
@@ -47,12 +48,12 @@ def _table(freeze: FreezeConfig, model: nn.Module, records: dict[str, Record], s
 
 
 def rendered(table: FreezeTable, memory: MemoryPlan) -> list[str]:
-    """Lines for people: what trains, and the memory that it takes."""
+    """Render lines for people: what trains, and the memory that it takes."""
     return ["", table.render(), "", "memory, one process", memory.render()]
 
 
 def selection(freeze: FreezeConfig) -> str:
-    """What trains, in words."""
+    """Describe what trains."""
     return _method(freeze) + (COUNTS_ONLY if needs_scan(freeze) else "")
 
 

@@ -36,10 +36,10 @@ class Scorer(Protocol):
     budget: Budget | None
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
-        """One score a conversation, in order. Raises UserError."""
+        """Return one score a conversation, in order. Raises UserError."""
 
     def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
-        """One score a conversation, or what is wrong with it."""
+        """Return one score a conversation, or what is wrong with it."""
 
 
 def of(config: RewardConfig) -> ModuleType:
@@ -47,5 +47,5 @@ def of(config: RewardConfig) -> ModuleType:
 
 
 def described(config: RewardConfig) -> str:
-    """Where it is, and its kind, for people to read."""
+    """Describe where it is, and its kind."""
     return f"{getattr(config, of(config).PLACE)} ({config.kind})"

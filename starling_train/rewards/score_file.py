@@ -52,7 +52,7 @@ def progress_path(output: Path) -> Path:
 
 
 def resume(source: Path, output: Path, config: RewardConfig) -> ScoreProgress:
-    """Where an earlier start left off, or the beginning.
+    """Find where an earlier start stopped, or the beginning.
 
     Raises UserError if the input was changed, the model is another one, or the output is not ours.
     """
@@ -124,7 +124,7 @@ def score_file(
 
 
 def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[InputLine]]:
-    """Up to `count` lines, or CHUNK_BYTES, at a time, numbered on from `done`."""
+    """Yield up to `count` lines, or CHUNK_BYTES, at a time, numbered on from `done`."""
     chunk: list[InputLine] = []
     size = 0
     for number, line in enumerate(lines, start=done + 1):
@@ -138,7 +138,7 @@ def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[InputLine]]:
 
 
 def score_lines(lines: list[InputLine], model: Scorer) -> list[float | UserError]:
-    """A score for every line, or what is wrong with it."""
+    """Score every line, or say what is wrong with it."""
     read = [_conversation(line) for _, line in lines]
     good = [index for index, conversation in enumerate(read) if not isinstance(conversation, UserError)]
     results: list[Any] = list(read)
@@ -149,7 +149,7 @@ def score_lines(lines: list[InputLine], model: Scorer) -> list[float | UserError
 
 
 def row(number: int, result: float | UserError) -> bytes:
-    """One line of output."""
+    """Render one line of output."""
     said = {"error": str(result)} if isinstance(result, UserError) else {"score": result}
     return to_line({"line": number} | said, ascii_only=False)
 
@@ -162,7 +162,7 @@ def _conversation(line: bytes) -> list[dict] | UserError:
 
 
 def _begins_with(source: Path, progress: ScoreProgress) -> bool:
-    """Whether the lines that are done still are the file's first."""
+    """Return whether the lines that are done are still the file's first."""
     with source.open("rb") as lines:
         if _digest(lines, progress.input_bytes).hexdigest() != progress.input_sha256:
             return False
@@ -173,7 +173,7 @@ def _begins_with(source: Path, progress: ScoreProgress) -> bool:
 
 
 def _digest(lines: BinaryIO, size: int) -> Any:
-    """The running SHA-256 of the next `size` bytes."""
+    """Hash the next `size` bytes: a running SHA-256."""
     digest = hashlib.sha256()
     while size > 0 and (block := lines.read(min(size, BLOCK))):
         digest.update(block)

@@ -67,7 +67,7 @@ class RewardClient:
         self._pool = ThreadPoolExecutor(config.connections, "reward-client")
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
-        """One score a conversation, in order. Raises UserError."""
+        """Return one score a conversation, in order. Raises UserError."""
         starts = range(0, len(conversations), self._per_request)
         futures = [self._pool.submit(self._ask, conversations[i : i + self._per_request]) for i in starts]
         try:
@@ -81,7 +81,7 @@ class RewardClient:
         return list(itertools.chain.from_iterable(scores for scores, _ in answers))
 
     def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
-        """As `RewardModel.score_each`: the server names no single conversation, so they are all right or it raises."""
+        """Score as `RewardModel.score_each`; the server names no single conversation: they are all right, or it raises."""
         return list(self.score(conversations))
 
     def check(self) -> None:
@@ -95,7 +95,7 @@ class RewardClient:
         self._http.close()
 
     def _ask(self, conversations: Sequence[list[dict]]) -> tuple[list[float], int]:
-        """(scores, how many answers lost their beginning)."""
+        """Return (scores, how many answers lost their beginning)."""
         response = self._http.post(self._body(conversations))
         if response.status_code != 200:
             raise self._http.refusal(response, _remedy(response.status_code))
@@ -118,7 +118,7 @@ def _endpoint(config: RewardConfig) -> str:
 
 
 def _scores(response: "httpx.Response", key: str, count: int, url: str) -> list[float]:
-    """The scores of an answer, checked: another program may listen at that address."""
+    """Check and return the scores of an answer: another program may listen at that address."""
     try:
         scores = response.json()[key]
         assert isinstance(scores, list)

@@ -27,11 +27,13 @@ class Refusal(Exception):
 
 
 def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about: dict[str, Any]) -> "FastAPI":
-    """The application. token: asked for as `Authorization: Bearer`, not on /health. about: what /health says besides.
+    """Build the application.
 
     POST /score {"conversations": [[{role, content}, ...], ...]} -> {"scores": [...], "truncated": 0}
     POST /get_reward, OpenRLHF's {"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...], ...};
     `data.rendered_text` says how text becomes a conversation. truncated: answers that lost their beginning.
+
+    token: required as `Authorization: Bearer`, except on /health. about: what else /health reports.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
@@ -105,7 +107,7 @@ def check_content(kind: str | None, encoding: str | None) -> None:
 
 
 async def body(request: "Request", limit: int) -> bytes:
-    """The body. Raises Refusal (413) if it is larger than the limit.
+    """Read the body. Raises Refusal (413) if it is larger than the limit.
 
     What is too much is read and thrown away, up to DISCARDED bytes: a client that is still writing when its connection
     closes sees an error instead of the answer.
@@ -123,7 +125,7 @@ async def body(request: "Request", limit: int) -> bytes:
 
 
 def of_score_request(request: Any) -> list[list[dict]]:
-    """The conversations of POST /score. An empty answer is scored: a policy can give one. Raises UserError."""
+    """Parse POST /score into conversations. An empty answer is scored: a policy can give one. Raises UserError."""
     asked = request.get("conversations") if isinstance(request, dict) else None
     if not isinstance(asked, list):
         raise UserError('no conversations; send {"conversations": [[{"role", "content"}, ...], ...]}')
@@ -131,7 +133,7 @@ def of_score_request(request: Any) -> list[list[dict]]:
 
 
 def of_openrlhf_request(request: Any) -> list[list[dict]]:
-    """The conversations of OpenRLHF's request: text, with or without the prompts that the texts begin with."""
+    """Parse OpenRLHF's request into conversations: text, with or without the prompts that the texts begin with."""
     queries = request.get("query") if isinstance(request, dict) else None
     if not _are_texts(queries):
         raise UserError('no query; send {"query": [text, ...], "prompts": [text, ...]}')
@@ -146,7 +148,7 @@ def of_openrlhf_request(request: Any) -> list[list[dict]]:
 
 
 def checked(scores: list[float]) -> list[float]:
-    """The scores, or Refusal (500) for those that JSON cannot carry and nothing can learn from."""
+    """Return the scores. Raises Refusal (500) for those that JSON cannot carry and nothing can learn from."""
     if not all(map(math.isfinite, scores)):
         raise Refusal(500, "the reward model gave a score that is not finite")
     return scores

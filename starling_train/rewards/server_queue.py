@@ -42,7 +42,10 @@ class RewardQueue:
         self._thread.start()
 
     def submit(self, conversations: Sequence[list[dict]]) -> "Future[Scored]":
-        """The scores of one request, to come. Conversations must be checked; what a template refuses is a UserError."""
+        """Return the scores of one request, to come.
+
+        Conversations must be checked; what a template refuses is a UserError.
+        """
         job = ScoringJob(conversations)
         self._jobs.put(job)
         return job.scored
@@ -62,7 +65,7 @@ class RewardQueue:
                 return
 
     def _gather(self, first: ScoringJob, shared: int) -> tuple[list[ScoringJob], bool]:
-        """(a batch, whether `close` was met)."""
+        """Gather (a batch, whether `close` was met)."""
         jobs = [first]
         tokens = self._encode(first)
         deadline = time.monotonic() + self._wait_s
@@ -79,7 +82,7 @@ class RewardQueue:
         return jobs, False
 
     def _encode(self, job: ScoringJob) -> int:
-        """Tokens of a request; 0 if it was cancelled or cannot be scored, which it then knows."""
+        """Encode a request and count its tokens; 0 if it was cancelled or cannot be scored, which it then knows."""
         if not job.scored.set_running_or_notify_cancel():
             return 0
         before = self._model.truncated

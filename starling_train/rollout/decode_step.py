@@ -20,7 +20,7 @@ class DecodeStep:
         self._policy, self._cache, self._device, self._keep = policy, cache, policy.device, keep
 
     def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Token i of row i stands at positions[i] (from 0); returns logits (rows, vocabulary), and what is kept."""
+        """Decode token i of row i at positions[i] (from 0); returns logits (rows, vocabulary) and the recorded states."""
         ids, at = torch.tensor([tokens, positions], device=self._device)
         return self._forward(ids, at, max(positions) + 1)
 
@@ -76,7 +76,7 @@ class GraphStep(DecodeStep):
 
 
 def _masks(policy: nn.Module, positions: Tensor, used: int) -> Tensor | dict[str, Tensor]:
-    """Which of the `used` positions each row attends to, (rows, 1, 1, used): up to its own, within a sliding window.
+    """Mark which of the `used` positions each row attends to, (rows, 1, 1, used): up to its own, in a sliding window.
 
     A dictionary by layer type where the decoder has layers of several types, as its own forward expects.
     """
@@ -95,5 +95,5 @@ def _masks(policy: nn.Module, positions: Tensor, used: int) -> Tensor | dict[str
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where the mask is True, the lowest number elsewhere."""
+    """Make a mask to add to scores: 0 where it is True, the lowest number elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

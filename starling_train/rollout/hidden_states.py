@@ -19,7 +19,7 @@ class StateRecorder:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """While this is open, `last` gives the states of the last forward pass."""
+        """Record while this is open: `last` gives the states of the last forward pass."""
         if self._layer is None:
             yield
             return
@@ -33,7 +33,7 @@ class StateRecorder:
         self._entered = inputs[0] if inputs else named["hidden_states"]
 
     def last(self) -> Tensor | None:
-        """(rows, tokens, d) of the last forward pass."""
+        """Return (rows, tokens, d) of the last forward pass."""
         return self._entered
 
     def add(self, sequences: Sequence[int | None], states: Tensor | None, lengths: Sequence[int]) -> None:
@@ -45,7 +45,7 @@ class StateRecorder:
                 self._parts[sequence].append(states[row, :length])
 
     def collect(self, lengths: Sequence[int]) -> list[Tensor] | None:
-        """The first lengths[i] states of every sequence, (lengths[i], d) each; None where nothing was kept."""
+        """Return the first lengths[i] states of every sequence, (lengths[i], d) each; None where nothing was recorded."""
         if self._layer is None:
             return None
         return [torch.cat(parts)[:length] for parts, length in zip(self._parts, lengths, strict=True)]
@@ -86,7 +86,7 @@ class SharedStates:
         return like.new_empty(shape)
 
     def get(self, rows: Sequence[int]) -> Tensor:
-        """(tokens, d) of the sequences `rows`, one after the other, on the device."""
+        """Return (tokens, d) of the sequences `rows`, one after the other, on the device."""
         assert self._states is not None, "nothing was put in"
         parts = [self._states[self._span(row)] for row in rows]
         if self._states.device == self._device:

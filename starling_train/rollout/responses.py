@@ -23,13 +23,13 @@ class Rollout:
         return len(self.prompts)
 
     def only(self, rows: Sequence[int]) -> "Rollout":
-        """Some of its sequences, in this order."""
+        """Return some of its sequences, in this order."""
         prompts, responses, ended = ([values[i] for i in rows] for values in (self.prompts, self.responses, self.ended))
         entering = None if self.entering is None else [self.entering[i] for i in rows]
         return Rollout(prompts, responses, ended, entering)
 
     def lengths(self) -> list[int]:
-        """Tokens of prompt and response together but for the last, which predicts nothing, per sequence."""
+        """Count the tokens of prompt and response but for the last, which predicts nothing, per sequence."""
         return [len(p) + len(r) - 1 for p, r in zip(self.prompts, self.responses, strict=True)]
 
 

@@ -18,7 +18,7 @@ class SlotCache:
     is_compileable = False  # transformers asks; nothing here is for torch.compile
 
     def __init__(self, like: Any, slots: int, capacity: int):
-        """like: a transformers cache that holds something: its layers' shapes, dtype and device are taken over."""
+        """Take over the layers' shapes, dtype and device from `like`, a transformers cache that holds something."""
         self._keys, self._values = (
             [tensor.new_empty(slots, tensor.shape[1], capacity, tensor.shape[3]) for tensor in tensors]
             for tensors in _tensors(like)
@@ -52,7 +52,7 @@ class SlotCache:
             self._touched = end
 
     def aim(self, rows: Tensor, positions: Tensor, used: int) -> None:
-        """The next `update` is for `rows`, 0 to n - 1, at these positions (n,), all below `used`."""
+        """Point the next `update` at `rows`, 0 to n - 1, at these positions (n,), all below `used`."""
         self.touch(used)
         self._rows, self._positions, self._used = rows, positions, used
 

@@ -112,7 +112,7 @@ class _Decoder:
             self._append(free, sequences, self._draw(logits, sequences))
 
     def _prefill(self, sequences: list[int]) -> tuple[Tensor, DynamicCache]:
-        """Logits after each prompt, (n, vocabulary), and the keys and values of the prompts, right-padded."""
+        """Compute the logits after each prompt, (n, vocabulary), and the keys and values of the prompts, right-padded."""
         prompts = [self._prompts[i] for i in sequences]
         # attention is causal and padding lies to the right: no real position sees it, whatever it is
         ids = padded(prompts)[0].to(self._policy.device)
@@ -185,7 +185,7 @@ class _Decoder:
 
 
 def _rows_that_fit(policy: nn.Module, capacity: int, kept: int) -> int:
-    """Sequences whose keys and values fit into CACHE_SHARE of a GPU's memory that is free, or cached by torch.
+    """Count the sequences whose keys and values fit into CACHE_SHARE of a GPU's memory, free or cached by torch.
 
     kept: bytes of hidden states that need room besides, twice over while they are put together.
     """
@@ -198,7 +198,7 @@ def _rows_that_fit(policy: nn.Module, capacity: int, kept: int) -> int:
 
 
 def _uniforms(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:
-    """`count` uniform float32 numbers in [0, 1) for each seed, (len(seeds), count), on the CPU.
+    """Draw `count` uniform float32 numbers in [0, 1) for each seed, (len(seeds), count), on the CPU.
 
     A seed is a tuple of numbers >= 0. Streams of different seeds are independent, and the first numbers of a stream
     do not depend on how many are asked for.

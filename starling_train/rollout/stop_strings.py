@@ -17,15 +17,15 @@ class StopStrings:
         self._tail = EVERY + max((len(string.encode()) for string in strings), default=0)
 
     def due(self, length: int) -> bool:
-        """Whether a response that is still growing is looked at when it has `length` tokens."""
+        """Return whether to look at a response that is still growing when it has `length` tokens."""
         return bool(self._strings) and length % EVERY == 0
 
     def is_in_tail(self, response: Sequence[int]) -> bool:
-        """Whether one of them is in what a response has gained since the last look."""
+        """Return whether one of the strings is in what a response has gained since the last look."""
         return self._contains(response[-self._tail :])
 
     def end(self, response: Sequence[int]) -> int | None:
-        """The number of tokens with which the first of the strings is complete; None without one."""
+        """Return how many tokens complete the first of the strings; None without one."""
         if not self._strings or not self._contains(response):
             return None
         return bisect_left(range(len(response)), True, key=lambda length: self._contains(response[:length]))

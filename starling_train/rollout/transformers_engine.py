@@ -42,7 +42,7 @@ def respond(
 
 @contextmanager
 def generating(policy: nn.Module) -> Iterator[None]:
-    """The policy without gradients, and afterwards as it was.
+    """Put the policy into generation mode, without gradients, and back afterwards.
 
     Its own generation_config comes back: `generate` is given exactly our settings, because it would fill in what a
     model's own say of penalties and samplers, and what is sampled would no longer be what is scored. Training mode

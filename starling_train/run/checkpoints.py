@@ -69,7 +69,7 @@ class Checkpoints:
         manifest.write(partial, state.step, self._base, (*FILES, *more))
 
     def newest(self, logged: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint whose files are what was written; one that is not is reported and passed over.
+        """Load the newest intact checkpoint; one that is damaged is reported and passed over.
 
         logged: last step in metrics.jsonl; a checkpoint of later steps would leave a gap there, and is passed over too.
         None if there are no checkpoints at all. Raises UserError if there are some and none can be used, or if the
@@ -96,11 +96,11 @@ class Checkpoints:
         return None
 
     def at(self, step: int) -> Checkpoint:
-        """The checkpoint of a step, which another process has found to be good."""
+        """Load the checkpoint of a step, which another process has found to be good."""
         return self._load(self._directory / manifest.folder_name(step), None)
 
     def _load(self, directory: Path, logged: int | None) -> Checkpoint:
-        """Raises Damaged, and UserError for another base model."""
+        """Load a checkpoint. Raises Damaged, and UserError for another base model."""
         written = manifest.verify(directory, FILES)
         if written.base.sha256 != self._base.sha256:
             raise UserError(
@@ -123,7 +123,7 @@ class Checkpoints:
         return Checkpoint(tensors[0], tensors[1], state)
 
     def _prune(self) -> None:
-        """Drop what is known to be bad, and what is older than the newest `keep` that look whole."""
+        """Drop what is known to be damaged, and what is older than the newest `keep` that look whole."""
         intact = 0
         for directory in reversed(folders(self._directory)):
             if directory in self._bad or intact >= self._keep:
@@ -143,12 +143,15 @@ class Checkpoints:
 
 
 def identify_base(directory: Path, base: Path) -> Identity:
-    """The identity of the model in the directory `base`. directory: `checkpoints/` of a run, which may know files."""
+    """Identify the model in the directory `base`.
+
+    directory: `checkpoints/` of a run, whose newest manifest may know the hashes of unchanged files.
+    """
     return identify(base, known_base(directory))
 
 
 def known_base(directory: Path) -> dict[str, dict]:
-    """`Identity.files` as the newest checkpoint with an intact manifest has it; empty if there is none."""
+    """Return `Identity.files` of the newest intact manifest; empty if there is none."""
     for folder in reversed(folders(directory)):
         try:
             return manifest.read(folder).base.files
@@ -158,7 +161,7 @@ def known_base(directory: Path) -> dict[str, dict]:
 
 
 def folders(directory: Path) -> list[Path]:
-    """The folders of `checkpoints/` that are named as checkpoints, oldest first."""
+    """List the folders of `checkpoints/` that are named as checkpoints, oldest first."""
     named = [path for path in directory.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name) and path.is_dir()]
     return sorted(named, key=lambda path: int(path.name.removeprefix("step_")))
 

@@ -39,7 +39,7 @@ class RunDirectory:
         self._refuse_other_settings(config)
 
     def is_finished(self, by_steps: bool = True) -> bool:
-        """True if the run has done all the steps that are asked for; by_steps=False: if it says that it is finished."""
+        """Return whether all requested steps are done; by_steps=False: whether the run says that it is finished."""
         if not (self.summary.is_file() and self.report.is_file()):
             return False
         summary = self._read(self.summary, json.loads)
@@ -50,7 +50,7 @@ class RunDirectory:
 
     @contextmanager
     def owned(self, runtime: Runtime | None = None) -> Iterator[None]:
-        """Within, no other process can use the directory. Raises UserError if one does.
+        """Hold the directory, so that no other process can use it. Raises UserError if one does.
 
         One that does not exist yet is taken in `create`: before that, nothing is written. The disk's errors leave as
         those of `disk.disk_errors`.
@@ -65,7 +65,7 @@ class RunDirectory:
             self._lock.release()
 
     def log(self, path: Path, logged: int | None = None) -> JsonLines | NoLines:
-        """One of the run's files of JSON lines; on all processes but the first, one that nothing is written to."""
+        """Open one of the run's files of JSON lines; on processes other than the first, one that writes nothing."""
         return JsonLines(path, logged) if self._is_ours else NoLines()
 
     def create(self) -> None:
@@ -95,7 +95,7 @@ class RunDirectory:
             )
 
     def _read(self, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-        """What a run wrote into one of its files. Raises UserError for anything else."""
+        """Read what a run wrote into one of its files. Raises UserError for anything else."""
         try:
             values = parse(path.read_text())
         except (yaml.YAMLError, ValueError, RecursionError) as error:

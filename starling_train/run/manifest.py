@@ -33,13 +33,13 @@ def write(directory: Path, step: int, base: Identity, names: tuple[str, ...]) ->
 
 
 def _text(values: dict[str, Any]) -> str:
-    """The one way in which these values are written: with a hash of them, for flipped bytes of the manifest itself."""
+    """Serialise the values with their hash, so that a damaged manifest is detected too."""
     content = json.dumps(values, sort_keys=True)
     return json.dumps({"content": values, "sha256": hashlib.sha256(content.encode()).hexdigest()}, sort_keys=True)
 
 
 def read(directory: Path) -> Manifest:
-    """Raises Damaged if the manifest is not there, or not byte for byte what `write` wrote."""
+    """Read the manifest. Raises Damaged if it is missing, or not byte for byte what `write` wrote."""
     path = directory / NAME
     if not path.is_file():
         raise Damaged(f"{NAME} is missing")
@@ -62,7 +62,7 @@ def read(directory: Path) -> Manifest:
 
 
 def verify(directory: Path, names: tuple[str, ...], *, compared: tuple[str, ...] | None = None) -> Manifest:
-    """The manifest of a checkpoint that is what was written; raises Damaged if it is not.
+    """Read the manifest and compare the checkpoint with it. Raises Damaged if they differ.
 
     names: of files that must be there. compared: files of which the bytes are compared too, not only names and sizes;
     None means all.

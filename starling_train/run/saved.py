@@ -43,7 +43,7 @@ class SavedRun:
 
 
 def find(run: Path, which: str) -> SavedRun:
-    """The run in a directory, and one of its checkpoints, its small files read.
+    """Find the run in a directory and one of its checkpoints, and read its small files.
 
     which: `newest`, `best` (of the highest held-out score), or a folder's name. Raises UserError.
     """
@@ -61,8 +61,9 @@ def find(run: Path, which: str) -> SavedRun:
 
 
 def verify(run: SavedRun, base: Path) -> identity.Identity:
-    """Compare the checkpoint's files and the base model in `base` with what they were, byte by byte; gives the base's
-    identity. Raises UserError for a difference.
+    """Compare the checkpoint's files and the base model in `base` with what they were, byte by byte.
+
+    Returns the base's identity. Raises UserError for a difference.
     """
     try:
         written = manifest.verify(run.checkpoint, checkpoints.FILES, compared=READ)

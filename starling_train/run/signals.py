@@ -56,12 +56,12 @@ class StopRequest:
         return self._runtime.world == 1
 
     def wait_for_all(self) -> None:
-        """Launchers end the other processes when one has left, even in the middle of what it saves for all."""
+        """Wait until all have saved: launchers end the others when one has left, even in the middle of saving."""
         self._runtime.maximum([0.0])
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
-        """A phase in which nothing that is kept changes: a signal ends it at once."""
+        """Run a phase that changes nothing that is kept: a signal ends it at once."""
         self._raise_if_asked()
         with self._as("abandon"):
             yield
@@ -69,7 +69,7 @@ class StopRequest:
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """A phase that changes what a checkpoint holds: it is finished if earlier ones say that this fits."""
+        """Run a phase that changes what a checkpoint holds: completed if, by earlier ones, the grace time allows."""
         self._raise_if_asked()
         self._began = time.monotonic()
         with self._as("update"):
@@ -82,7 +82,7 @@ class StopRequest:
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """A phase with all steps saved: it is finished if that can be done in the grace time."""
+        """Run after the last checkpoint; completed if the grace time allows."""
         with self._as("finish"):
             if self.exit_code is not None:  # the timer may have gone off before this phase
                 self._set_timer()
@@ -115,7 +115,7 @@ class StopRequest:
             self._leave()
 
     def _update_fits(self) -> bool:
-        """Without an earlier update to tell, it may try."""
+        """Return whether an update like the longest so far fits; without an earlier one, it may try."""
         left = self._began + self._longest_update - time.monotonic()
         return left <= self._grace_s * (1 - KEPT_FOR_SAVING)
 
@@ -144,7 +144,7 @@ class StopRequest:
 def leave_saved(
     stop: StopRequest, save: Callable[[], None], saved: Callable[[], int], say: Callable[[str], None]
 ) -> Iterator[None]:
-    """Where Stopped ends up: save what is in memory, if it is of one step, and exit with the signal's code.
+    """Handle Stopped: save the state unless an update was interrupted, then exit with the signal's code.
 
     Before an error that a user must see to, such as a reward server that is gone, the same is saved.
     saved: gives the step of the last checkpoint, which is left as it is after half an update.

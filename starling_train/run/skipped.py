@@ -12,20 +12,26 @@ STEPS_IN_A_ROW = 3  # without one applied update, that stop a run: one can be ba
 
 
 def rows(step: int, reason: str, indices: Sequence[int], conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:
-    """A row for each sequence. reason, what was not finite: `score` (the reward model's), `forward` (a log-probability
-    or value), `update` (loss or gradient)."""
+    """Make a row for each sequence.
+
+    reason: what was not finite: `score` (the reward model's), `forward` (a log-probability or value), `update` (loss or
+    gradient).
+    """
     return [{"step": step, "reason": reason, "conversation": conversations[index]} for index in indices]
 
 
 def unusable(step: int, scores: Tensor, fit: Tensor, conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:
-    """Rows for the sequences that a step learns nothing from. scores: nan where not finite; fit: see Experience."""
+    """Make rows for the sequences that a step learns nothing from.
+
+    scores: nan where not finite. fit: see Experience.
+    """
     unscored = (~scores.isfinite()).nonzero().flatten().tolist()
     odd = (~fit.cpu() & scores.isfinite()).nonzero().flatten().tolist()
     return rows(step, "score", unscored, conversations) + rows(step, "forward", odd, conversations)
 
 
 def too_many(path: Path) -> UserError:
-    """The error that a run stops with."""
+    """Return the error that a run stops with."""
     return UserError(
         f"optim: {STEPS_IN_A_ROW} steps in a row had no update with numbers that are finite; the state is saved. "
         f"Lower optim.learning_rate, or look at the samples in {path}"

@@ -31,7 +31,7 @@ class TrainState:
         return self.step if self.step and not self.unlogged else self.step - 1
 
     def note(self, step: int, score: float | None) -> None:
-        """A held-out score, if there is one, as a candidate for the best so far; of equal ones the first stays."""
+        """Compare a held-out score, if there is one, with the best so far; of equal ones the first stays."""
         if score is not None and math.isfinite(score) and (self.best_score is None or score > self.best_score):
             self.best_score, self.best_step = score, step
 
@@ -40,7 +40,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: Any) -> "TrainState":
-        """Raises ValueError, naming the key, for anything that `to_json` does not give."""
+        """Undo `to_json`. Raises ValueError, naming the key, for anything that it does not give."""
         if not isinstance(values, dict):
             raise ValueError("is no JSON object")
         if different := values.keys() ^ cls.__dataclass_fields__.keys():

@@ -68,7 +68,7 @@ class FreezeTable:
         return self.total.parameters_of
 
     def counts(self) -> dict[str, Any]:
-        """The numbers as summary.json has them."""
+        """Return the numbers as summary.json has them."""
         return {
             "parameters": self.parameters_trained,
             "of": self.parameters_of,
@@ -80,7 +80,7 @@ class FreezeTable:
         }
 
     def render(self) -> str:
-        """A plain text table, one line per module type and one for the total."""
+        """Render a plain text table, one line per module type and one for the total."""
         rows = (*self.rows, self.total)
         width = max(len(row.type) for row in rows)
         lines = [f"{'module type':<{width}}   {'tensors':>11} {'parameters trained':>20} {'of':>15}  {'share':>6}"]
@@ -94,7 +94,7 @@ class FreezeTable:
 
 
 def besides(config: FreezeConfig, groups: dict[str, str], names: Iterable[str]) -> list[str]:
-    """Parameters that train besides the matrices `names`: whole groups, but norms only where something trains.
+    """Name the parameters that train besides the matrices `names`: whole groups, but norms only where something trains.
 
     groups: parameter names -> embeddings, head, norms or anything else.
     """
@@ -115,7 +115,7 @@ class _Parameter:
         return math.prod(self.shape)
 
     def trained(self, rank: int | None) -> int:
-        """Parameters that train: of the tensor, or of an adapter of that rank on it."""
+        """Count the parameters that train: of the tensor, or of an adapter of that rank on it."""
         return self.size if rank is None else rank * sum(self.shape)
 
 
@@ -166,7 +166,7 @@ def _parameters(model: nn.Module) -> list[_Parameter]:
 
 
 def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
-    """Names of the parameters that hold exactly the `selected` modules."""
+    """Name the parameters that hold exactly the `selected` modules."""
     if selected == [EVERYTHING]:
         return {parameter.name for parameter in parameters}
     left, names = set(selected), set()

@@ -102,8 +102,7 @@ class Weight:
 
 
 def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
-    """What the weight `module` (its name without `.weight`) of `shape` is in the model that config.json
-    describes.
+    """Classify the weight `module` (its name without `.weight`) of `shape` in the model of config.json.
 
     Architectures without a table of their own get Llama's names. A matrix of one row or column is a vector.
     """
@@ -126,7 +125,7 @@ def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
 def _matrices(
     module: str, name: str, layer: int, shape: tuple[int, ...], architecture: Architecture, config: dict
 ) -> tuple[Matrix, ...]:
-    """Matrices of the tensor `name` (inside its layer); none where the architecture does not know it."""
+    """Return the matrices of the tensor `name` (inside its layer); none where the architecture does not know it."""
     prefix = module.removesuffix(name)
     template = re.sub(r"(?<=experts)\.\d+\.", ".*.", name)
     number = re.search(r"experts\.(\d+)\.", name)
@@ -153,7 +152,7 @@ def _matrices(
 
 
 def _holder(prefix: str, name: str, template: str, architecture: Architecture) -> str:
-    """The model's parameter for a matrix that has a tensor of its own in the checkpoint."""
+    """Return the model's parameter for a matrix that has a tensor of its own in the checkpoint."""
     for holder, parts in architecture.parts.items():
         if template in parts:
             return prefix + (holder if "*" in template else f"{holder}.weight")
@@ -161,8 +160,9 @@ def _holder(prefix: str, name: str, template: str, architecture: Architecture) -
 
 
 def _rows(module: str, parts: tuple[str, ...], rows: int, config: dict) -> list[tuple[int, int]]:
-    """First and last row of each part: q, k and v by the numbers of heads, everything else in equal
-    shares.
+    """Return the first and last row of each part.
+
+    q, k and v by the numbers of heads, everything else in equal shares.
     """
     shares = [1] * len(parts)
     if len(parts) == 3:
@@ -177,30 +177,31 @@ def _rows(module: str, parts: tuple[str, ...], rows: int, config: dict) -> list[
 
 
 def type_of(template: str) -> str:
-    """Module type of a name inside its layer: without expert number, a part by its own name
-    (`self_attn.q_proj`).
+    """Return the module type of a name inside its layer.
+
+    Without expert number; a part by its own name (`self_attn.q_proj`).
     """
     return re.sub(r"[^.]+\[(\w+)\]", r"\1", template.replace(".*", ""))
 
 
 def layer_of(module: str) -> int | None:
-    """Number of the decoder layer that `module` lies in; None outside the decoder layers."""
+    """Return the number of the decoder layer that `module` lies in; None outside the decoder layers."""
     found = LAYER.match(module)
     return int(found[1]) if found else None
 
 
 def name_in_layer(parameter: str) -> str:
-    """`model.layers.3.mlp.experts.down_proj` or `...mlp.gate.weight` -> `mlp.experts.down_proj`, `mlp.gate`."""
+    """Shorten `model.layers.3.mlp.experts.down_proj` or `...mlp.gate.weight` to `mlp.experts.down_proj`, `mlp.gate`."""
     return LAYER.fullmatch(parameter.removesuffix(".weight"))[2]
 
 
 def is_linear(parameter: str) -> bool:
-    """Whether `parameter` is the weight of a Linear; stacked experts and routers are bare parameters."""
+    """Return whether `parameter` is the weight of a Linear; stacked experts and routers are bare parameters."""
     return parameter.endswith(".weight") and not parameter.endswith(".mlp.gate.weight")
 
 
 def second_copies(names: Iterable[str]) -> dict[str, str]:
-    """Those of the tensors `names` that belong to a further copy of the decoder -> the prefix of that copy."""
+    """Map the tensors that belong to a further copy of the decoder to the prefix of that copy."""
     names = list(names)
     found = {
         match[0].removesuffix(f"layers.{match[1]}.{match[2]}") for name in names if (match := LAYER.fullmatch(name))

@@ -25,8 +25,9 @@ class Overlap:
 def compare(
     first: dict[str, Record], second: dict[str, Record], chosen: Iterable[str], others: Iterable[str]
 ) -> list[Overlap]:
-    """An `Overlap` per module type of `first`, then one named `total`; `chosen` and `others` are the
-    selections.
+    """Return an `Overlap` per module type of `first`, then one named `total`.
+
+    `chosen` and `others` are the selections.
     """
     chosen, others = set(chosen), set(others)
     rows = []
@@ -42,7 +43,7 @@ def compare(
 
 
 def spearman(first: list[float | None], second: list[float | None]) -> float | None:
-    """Spearman's rank correlation; equal values share their mean rank. None where it is not defined."""
+    """Return Spearman's rank correlation; equal values share their mean rank. None where it is not defined."""
     if len(first) < 2 or None in first or None in second:
         return None
     a, b = _mean_ranks(first), _mean_ranks(second)
@@ -59,7 +60,7 @@ def _mean_ranks(values: list[float]) -> list[float]:
 
 
 def render(rows: list[Overlap]) -> str:
-    """A plain text table."""
+    """Render a plain text table."""
     width = max(len(row.type) for row in rows)
     lines = [f"{'module type':<{width}}  matrices  selected here  there  by both  rank correlation"]
     for row in rows:

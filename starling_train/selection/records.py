@@ -70,20 +70,18 @@ STORED = (*MEASURED, "dialect", "content", "holder")
 
 
 def write_records(records: dict[str, Record], path: Path) -> None:
-    """Writes `{module: {"snr": ..., "type": ..., ...}}`: Spectrum's schema with more keys; infinity
-    becomes null.
-    """
+    """Write `{module: {"snr": ..., "type": ..., ...}}`: Spectrum's schema with more keys; infinity becomes null."""
     write_json({module: to_json(record) for module, record in records.items()}, path)
 
 
 def write_spectrum_scan(records: dict[str, Record], path: Path) -> None:
-    """Writes exactly Spectrum's schema, `{module: {"snr", "type"}}`; infinity becomes null."""
+    """Write exactly Spectrum's schema, `{module: {"snr", "type"}}`; infinity becomes null."""
     content = {m: {"snr": _finite(r.snr), "type": r.type} for m, r in records.items()}
     write_json(content, path)
 
 
 def parameters_of(selected: Iterable[str], records: dict[str, Record]) -> list[str]:
-    """The model's parameters that hold the `selected` modules, each once, in the order of `selected`.
+    """Name the model's parameters that hold the `selected` modules, each once, in the order of `selected`.
 
     Raises UserError where a parameter holds a matrix that is not selected.
     """
@@ -96,14 +94,14 @@ def parameters_of(selected: Iterable[str], records: dict[str, Record]) -> list[s
 
 
 def not_whole(parameter: str, module: str) -> UserError:
-    """The error for a selection that holds some matrices of `parameter`, but not `module`."""
+    """Make the error for a selection that holds some matrices of `parameter`, but not `module`."""
     return UserError(
         f"freeze.method: {parameter} is one tensor, and {module} in it is not selected; select by freeze.unit=layer"
     )
 
 
 def write_target_modules(selected: Iterable[str], records: dict[str, Record], path: Path) -> None:
-    """Writes `{"target_modules": [...]}` for a PEFT LoraConfig: full names, which match one module each.
+    """Write `{"target_modules": [...]}` for a PEFT LoraConfig: full names, which match one module each.
 
     Stacked experts and routers are parameters without a Linear: `target_parameters`, only where there are
     any. Raises UserError as `parameters_of`.
@@ -116,13 +114,13 @@ def write_target_modules(selected: Iterable[str], records: dict[str, Record], pa
 
 
 def write_json(content: dict, path: Path) -> None:
-    """Strict JSON, complete or absent: no half-written file ever carries the name."""
+    """Write strict JSON, complete or absent: no half-written file ever carries the name."""
     text = json.dumps(content, indent=1, allow_nan=False)
     whole.write_text(path, f"{text}\n")
 
 
 def to_json(record: Record) -> dict:
-    """`record` without its name as strict JSON values; fields that are None are left out, but for `snr`."""
+    """Render `record` without its name as strict JSON values; fields that are None are left out, except `snr`."""
     values = {"snr": _finite(record.snr), "type": record.type}
     if record.shape:
         values["shape"] = list(record.shape)
@@ -135,9 +133,7 @@ def _finite(value: float | str | None) -> float | str | None:
 
 
 def from_json(module: str, values: dict) -> Record:
-    """The record that `to_json` stored, or a published one; what is infinite by its parts is infinite
-    again.
-    """
+    """Restore the record that `to_json` stored, or a published one; what its parts make infinite is infinite again."""
     known = {key: values[key] for key in STORED if key in values}
     record = Record(module, values["type"], tuple(values.get("shape", ())), **known)
     if record.snr is not None:
@@ -148,7 +144,7 @@ def from_json(module: str, values: dict) -> Record:
 
 
 def read_records(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
-    """Records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
+    """Read records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
 
     `key` is the configuration key to name in messages. Raises UserError for a file that is neither. A
     score of nan (published scans of meta tensors) becomes None.
@@ -166,7 +162,7 @@ def read_records(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
 
 
 def is_record(value: object) -> bool:
-    """Whether `value` has the score and the type of a record as JSON, and nothing of a wrong kind beside them."""
+    """Return whether `value` has the score and type of a record as JSON, and no key of a wrong kind."""
     if not isinstance(value, dict) or not _is_score(value.get("snr", "")) or not isinstance(value.get("type"), str):
         return False
     shape = value.get("shape", [])
@@ -191,7 +187,7 @@ def _is_score(value: object) -> bool:
 
 
 def match_records(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
-    """`scan` in the order of `listing`, with the shapes that a published file lacks.
+    """Reorder `scan` as `listing`, with the shapes that a published file lacks.
 
     What a scan holds outside the decoder layers (a head, embeddings) is left out. Raises UserError where
     the two are not of the same model: a name that only one of them has, or another shape.
@@ -210,8 +206,9 @@ def match_records(scan: dict[str, Record], listing: dict[str, Record], source: s
 
 
 def fill(scan: dict[str, Record], listing: dict[str, Record]) -> dict[str, Record]:
-    """`scan` in the order of `listing`, with its holders, and its shapes where the scan has none; what only
-    the scan holds comes last.
+    """Reorder `scan` as `listing`, with its holders, and its shapes where the scan has none.
+
+    What only the scan holds comes last.
     """
     known = {}
     for module, record in listing.items():

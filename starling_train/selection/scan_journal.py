@@ -21,7 +21,7 @@ from starling_train.selection.records import Record, from_json, is_record, read_
 
 
 def content_hash(matrix: Tensor) -> str:
-    """Hash of dtype, shape and bytes of a contiguous CPU tensor: 128 bits of SHA-256 in hex.
+    """Hash dtype, shape and bytes of a contiguous CPU tensor: 128 bits of SHA-256 in hex.
 
     `spectrum.VERSION` is part of it: what an older version computed is not found again.
     """
@@ -56,12 +56,12 @@ class ScanJournal:
 
     @classmethod
     def of(cls, run: Path) -> "ScanJournal":
-        """The journal of the run directory `run`, whose finished scan, if any, is the earlier one."""
+        """Open the journal of the run directory `run`, whose finished scan, if any, is the earlier one."""
         finished = run / "snr.json"
         return cls(run / JOURNAL, read_records(finished, "run_dir").values() if finished.is_file() else ())
 
     def find(self, record: Record, content: str, dialect: str) -> Record | None:
-        """The earlier result for a matrix with this content, under the name, type and shape of `record`."""
+        """Find the earlier result for a matrix with this content, under the name, type and shape of `record`."""
         if self._contents.get(record.module, content) != content:
             self.changed.append(record.module)
         found = self._by_content.get((content, dialect))
@@ -78,7 +78,7 @@ def _line(record: Record) -> bytes:
 
 
 def _read(path: Path) -> list[Record]:
-    """The records of a journal; lines of anything else, which a disk that was full may leave, are left out."""
+    """Read the records of a journal; other lines, which a full disk may leave, are ignored."""
     return [from_json(row.pop("module"), row) for row in json_lines.read(path) if _is_stored(row)]
 
 

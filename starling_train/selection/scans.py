@@ -16,13 +16,13 @@ from starling_train.selection.select import SCORED
 
 
 def match_scan(freeze: FreezeConfig, listing: dict[str, Record]) -> dict[str, Record]:
-    """The scan that `freeze.scan` names, in the order of a model's matrices. Raises UserError for another model's."""
+    """Read the scan that `freeze.scan` names, in the order of a model's matrices. Raises UserError for another model's."""
     file = Path(freeze.scan).expanduser()
     return match_records(read_records(file), listing, str(file))
 
 
 def read_scan(freeze: FreezeConfig, source: ModelSource, *, warns: bool = True) -> dict[str, Record]:
-    """The scan that `freeze.scan` names, checked to be of this model and dialect.
+    """Read the scan that `freeze.scan` names, checked to be of this model and dialect.
 
     warns: on stderr, where it is not of these weights.
     """
@@ -57,7 +57,7 @@ def scan_or_list(
     device: str,
     run: Path | None = None,
 ) -> dict[str, Record]:
-    """SNR of the model's matrices: from `freeze.scan` or computed; names and shapes if the method needs none.
+    """Scan the model's matrices, or read `freeze.scan`; names and shapes only if the method needs no scores.
 
     run: the run's directory. Where it exists already, what its own scan has of the same weights is not computed
     again, and an interrupted scan goes on.

@@ -38,7 +38,7 @@ Ranks = dict[Group, float | Fraction]
 
 
 def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
-    """Names of the modules to train, in model order; `["*"]` for method none, which `freeze.apply` understands.
+    """Name the modules to train, in model order; `["*"]` for method none, which `freeze.apply` understands.
 
     Methods: `snr` takes the highest normalised SNR, `lowest` (a control) the lowest, `random` (a control)
     as many at random, `layers` and `last_layers` whole decoder layers. The first three take `int(n *
@@ -77,19 +77,20 @@ def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[
 
 
 def needs_scan(config: FreezeConfig) -> bool:
-    """Whether there must be scores, and no file holds them yet."""
+    """Return whether scores are needed that no file holds yet."""
     return config.method in SCORED and not config.scan
 
 
 def select_unscored(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
-    """As `select`, before there are scores: the smallest matrices where those decide, so that an empty selection,
-    a UserError here, means that no scores could make it another.
+    """Select before there are scores: the smallest matrices where scores decide.
+
+    An empty selection, a UserError here, is then empty whatever the scores are.
     """
     return select(replace(config, method=SMALLEST) if config.method in SCORED else config, records, seed)
 
 
 def names_of(selected: list[str], records: dict[str, Record]) -> list[str]:
-    """`selected`, or all names where it stands for everything."""
+    """Return `selected`, or all names where it stands for everything."""
     return list(records) if selected == [EVERYTHING] else selected
 
 
@@ -106,7 +107,7 @@ def _nothing(config: FreezeConfig) -> str:
 
 
 def _in_model_order(records: dict[str, Record]) -> list[Record]:
-    """Records of decoder layers, by layer; published files are ordered by type."""
+    """Sort records of decoder layers by layer; published files are ordered by type."""
     return sorted((r for r in records.values() if r.layer is not None), key=lambda record: record.layer)
 
 
@@ -130,7 +131,7 @@ def _groups(ordered: list[Record], unit: str, scope: str) -> list[Group]:
 
 
 def _ranks(groups: list[Group], method: str, seed: int, ordered: list[Record]) -> Ranks:
-    """A number to sort by within each kind, lowest first.
+    """Give each group a number to sort by within its kind, lowest first.
 
     A layer's is the mean place of its matrices within their types, because scores of different types do
     not compare; so is a tensor's of several matrices. Places are shares of the type, in exact fractions:
@@ -166,7 +167,7 @@ def _by_percent(groups: list[Group], candidates: list[Group], ranks: Ranks, perc
 
 
 def _budget(max_trainable: int | None, max_memory_gb: float | None) -> int | None:
-    """Parameters that may train; the smaller of two budgets."""
+    """Return how many parameters may train: the smaller of two budgets."""
     limits = [] if max_trainable is None else [max_trainable]
     if max_memory_gb is not None:
         limits.append(int(max_memory_gb * 1e9 / BYTES_PER_TRAINED_PARAMETER))
@@ -174,7 +175,7 @@ def _budget(max_trainable: int | None, max_memory_gb: float | None) -> int | Non
 
 
 def _by_budget(groups: list[Group], candidates: list[Group], ranks: Ranks, budget: int) -> list[Group]:
-    """The best of every kind first, then the second best of every kind: as with a percentage that grows."""
+    """Take the best of every kind first, then the second best of every kind: as with a percentage that grows."""
     queue = []
     for kind in dict.fromkeys(group.kind for group in candidates):
         of_kind = sorted((group for group in candidates if group.kind == kind), key=ranks.__getitem__)

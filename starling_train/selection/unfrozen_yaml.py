@@ -34,7 +34,7 @@ def write_unfrozen_yaml(
 
 
 def pattern_of(parameter: str) -> str:
-    """The regular expression that matches the name `parameter` and nothing else, in Python and in axolotl.
+    """Return the regular expression that matches the name `parameter` and nothing else, in Python and in axolotl.
 
     axolotl puts a backslash before every dot itself, and a second one before an escaped dot would make it a
     literal backslash: `[.]` is a dot either way.

@@ -49,7 +49,7 @@ def check_vocabulary(model_config: Any, chat: Chat, key: str = "model.path") -> 
 
 
 def check_share(key: str, count: int, runtime: Runtime) -> None:
-    """Raise UserError if so many prompts are too few for each process to have one."""
+    """Raise UserError if `count` prompts are too few for each process to have one."""
     if count < runtime.world:
         raise UserError(f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer")
 
@@ -117,7 +117,7 @@ def load_policy(config: PpoConfig | DpoConfig, source: ModelSource, run: Path, r
 
 
 def add_adapters(config: FreezeConfig, model: nn.Module, table: freeze.FreezeTable, runtime: Runtime) -> None:
-    """With freeze.adapter, adapters on what the table names train, and nothing else."""
+    """Hang adapters onto what the table names, if freeze.adapter is set; then only they train."""
     if config.adapter:
         runtime.seed_all("adapters")
         adapters.add(model, table.names, config.lora)

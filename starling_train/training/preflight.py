@@ -41,7 +41,7 @@ def check_policy_run(config: PpoConfig | DpoConfig, source: ModelSource, run: Pa
 
 
 def check_tracker(mode: str) -> None:
-    """Raise UserError where `logging.wandb` asks for what is not installed, or for a login that is not there."""
+    """Raise UserError where `logging.wandb` needs a package or a login that is missing."""
     if mode == "disabled":
         return
     if find_spec("wandb") is None:
@@ -54,7 +54,7 @@ def check_tracker(mode: str) -> None:
 
 
 def _has_login(url: str) -> bool:
-    """Whether wandb would find a key where it looks for one: environment, its own settings, netrc."""
+    """Return whether wandb would find a key where it looks for one: environment, its own settings, netrc."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()

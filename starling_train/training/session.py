@@ -132,11 +132,11 @@ class Session:
         return self._exit.__exit__(*error)
 
     def budget(self, key: str, amount: int) -> Budget:
-        """A budget that stays lowered in later starts. key: the configuration's."""
+        """Make a budget that stays lowered in later starts. key: the configuration's."""
         return self._budgets.add(key, amount)
 
     def follow(self, budget: Budget | None) -> None:
-        """The same for a budget that something else has made; None, that of a served model, is nothing to follow."""
+        """Include a budget that something else has made; None, as a served model's, is ignored."""
         if budget is not None:
             self._budgets.follow(budget)
 
@@ -148,7 +148,7 @@ class Session:
         return thing
 
     def steps(self, evaluate: Evaluate) -> Iterator[Step]:
-        """Step after step; between two steps: evaluate, log and save what is due."""
+        """Yield step after step; between two steps: evaluate, log and save what is due."""
         state = self.state
         self.say(self._trainee.table.render())
         self.say(describe(self._optimizer, self._runtime, self._config.cluster.zero_stage))
@@ -169,20 +169,20 @@ class Session:
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
-        """Nothing that is kept changes within: a signal leaves at once. Every process has all weights, for reading."""
+        """Run what changes nothing that is kept: a signal leaves at once. Every process has all weights, for reading."""
         with self._stop.abandonable(), self._optimizer.gathered():
             yield
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A part of the step, shown while it runs; its seconds are `time/<name>_s`."""
+        """Run a part of the step, shown while it runs; its seconds are `time/<name>_s`."""
         self._console.phase(name)
         yield
         self._step.clock.lap(name)
 
     @contextmanager
     def updating(self, train_policy: bool = True) -> Iterator[None]:
-        """What a checkpoint holds changes within: an update is finished if that fits into checkpoint.grace_s."""
+        """Run what changes a checkpoint's content: an update is completed if that fits into checkpoint.grace_s."""
         with self._stop.updating():
             rate = self._optimizer.set_rates(self._step.number, self.total, train_policy)
             self._step.metrics["optim/learning_rate"] = rate
@@ -196,7 +196,7 @@ class Session:
         write_report: Callable[[Path], None],
         planned_gb: float | None = None,
     ) -> None:
-        """After the last step: the model for whoever wants to use it, the page for whoever wants to know about it.
+        """Write, after the last step, the model and the report.
 
         write_model, write_report: called on the first process alone, with all weights there.
         """
@@ -275,7 +275,7 @@ def write_selection(config: FreezeConfig, run: RunDirectory, trainee: Trainee) -
 
 
 def describe(optimizer: Optimizer, runtime: Runtime, zero_stage: int) -> str:
-    """Device, processes and the ZeRO stage in effect, which may differ from the one requested."""
+    """Describe device, processes and the ZeRO stage in effect, which may differ from the one requested."""
     note = (
         f"; cluster.zero_stage={zero_stage} has no effect in one process" if zero_stage and runtime.world == 1 else ""
     )

@@ -38,13 +38,13 @@ class TrainedModel(Protocol):
     lora: LoraConfig | None
 
     def empty(self) -> nn.Module:
-        """Names and shapes, without memory."""
+        """Build names and shapes, without memory."""
 
     def load(self) -> nn.Module:
-        """The base model, on the CPU, in the type that it was trained in."""
+        """Load the base model, on the CPU, in the type that it was trained in."""
 
     def write(self, model: nn.Module, directory: Path) -> None:
-        """Write a model and its tokenizer, in the way in which the run itself does at its end."""
+        """Write a model and its tokenizer, as the run itself does at its end."""
 
 
 class TrainedPolicy:
@@ -107,7 +107,7 @@ class ExportPlan:
 
 
 def plan(run: SavedRun, trained: TrainedModel) -> ExportPlan:
-    """What will be written, from headers alone. Raises UserError if the checkpoint's tensors are not of this model."""
+    """Plan what to write, from headers alone. Raises UserError if the checkpoint's tensors are not of this model."""
     model = trained.empty()
     with _open(run) as held:
         places = _places(held)
@@ -129,7 +129,7 @@ def plan(run: SavedRun, trained: TrainedModel) -> ExportPlan:
 
 @torch.no_grad()
 def load_trained(run: SavedRun, trained: TrainedModel) -> nn.Module:
-    """The base model with what was trained in its place; adapters are merged into the weights, as the run does.
+    """Load the base model and put the trained tensors into it; adapters are merged into the weights, as the run does.
 
     The checkpoint is read tensor by tensor, so this takes the memory of one model.
     """
@@ -146,7 +146,7 @@ def load_trained(run: SavedRun, trained: TrainedModel) -> nn.Module:
 
 
 def _table(model: nn.Module, places: Iterable[str], lora: LoraConfig | None) -> freeze.FreezeTable:
-    """What was trained, whole tensors and adapters together. Raises UserError for what the model does not have."""
+    """Make the table of trained tensors and adapters. Raises UserError for what the model does not have."""
     modules = _adapted(places)
     if modules and not lora:
         raise UserError("it has adapters, and config.yaml says of none")
@@ -171,7 +171,7 @@ def _hang_adapters(model: nn.Module, places: Iterable[str], lora: LoraConfig | N
 
 
 def _adapted(places: Iterable[str]) -> list[str]:
-    """Modules with an adapter, in order."""
+    """List the modules with an adapter, in order."""
     return list(dict.fromkeys(place.partition(LORA)[0] for place in places if LORA in place))
 
 
@@ -194,6 +194,6 @@ def _open(run: SavedRun) -> Any:
 
 
 def _places(held: Any) -> dict[str, str]:
-    """Names in the checkpoint, and which parameter of the model each tensor is."""
+    """Map the tensors of the checkpoint to the model's parameters, by name."""
     names = [name for name in held.keys() if not name.startswith(NOT_EXPORTED)]  # noqa: SIM118 (not a dict)
     return {name: name.removeprefix("policy.") for name in names}

@@ -84,7 +84,7 @@ class ZeroOptimizer:
         return policy
 
     def rounds(self, own: int) -> int:
-        """The most micro-batches of any process: gradients are exchanged after each, so all must take as many."""
+        """Return the most micro-batches of any process: gradients are exchanged after each, so all must take as many."""
         return max(1, int(self._runtime.maximum([own])[0]))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
@@ -97,7 +97,7 @@ class ZeroOptimizer:
         return budget.once(phase)
 
     def step(self, is_finite: bool = True) -> float:
-        """See `LocalOptimizer.step`. DeepSpeed itself sees that a gradient is not finite, on all processes alike."""
+        """Step as `LocalOptimizer.step`. DeepSpeed itself sees that a gradient is not finite, on all processes alike."""
         self.module.step()
         if self.module.optimizer.overflow:
             return math.nan
@@ -109,7 +109,7 @@ class ZeroOptimizer:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within, every process has all weights, for reading: once for a whole rollout, not once a token."""
+        """Gather all weights on every process, for reading: once for a whole rollout, not once a token."""
         if self.stage < 3:
             yield
             return
@@ -119,7 +119,7 @@ class ZeroOptimizer:
             yield
 
     def trainable_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the parameters, on the first process; empty on the others."""
+        """Return the parameters that a checkpoint holds, on the first process; empty on the others."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
             whole = self._get(parameter, None)
@@ -140,7 +140,7 @@ class ZeroOptimizer:
         return tensors
 
     def _copied(self) -> list[str]:
-        """Parameters whose float32 copy is not what a checkpoint holds of them."""
+        """Name the parameters that a checkpoint holds in a shorter type than their float32 copy."""
         return [name for name, is_whole in self._is_whole.items() if not is_whole]
 
     def _one(self, name: str, value: Tensor) -> dict[str, Tensor]:
@@ -158,14 +158,14 @@ class ZeroOptimizer:
         return shapes_of(trainable) == self._shapes() and fit_together(state, self._parameters, self._copied())
 
     def _shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """Shape and type of each of `trainable_tensors`."""
+        """Return the shape and type of each of `trainable_tensors`."""
         return {
             name: (getattr(p, "ds_shape", p.shape), torch.float32 if self._is_whole[name] else p.dtype)
             for name, p in self._parameters.items()
         }
 
     def saved_bytes(self) -> int:
-        """Bytes of what a checkpoint holds, all processes together, once every parameter has been updated."""
+        """Count the bytes of a checkpoint, all processes together, once every parameter has been updated."""
         return sum(
             math.prod(shape) * (dtype.itemsize + (8 if self._is_whole[name] else 12))
             for name, (shape, dtype) in self._shapes().items()
@@ -176,7 +176,7 @@ class ZeroOptimizer:
         return f"{self.bytes_here() / 1e9:.3g} GB (ZeRO stage {self.stage})"
 
     def bytes_here(self) -> int:
-        """Bytes of moments and float32 copies that this process holds."""
+        """Count the bytes of moments and float32 copies that this process holds."""
         own = [
             tensor for i in range(len(self._groups)) for state, p in self._states(i) for tensor in (p, *state.values())
         ]
@@ -198,7 +198,7 @@ class ZeroOptimizer:
         self._masters_to_weights(trainable)
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-        """Put this process's part of a whole tensor where it belongs."""
+        """Put this process's shard of a whole tensor where it belongs."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         value = value.to(self._runtime.device)
@@ -232,20 +232,23 @@ class ZeroOptimizer:
     def _adam(self) -> torch.optim.Optimizer:
         return self.module.optimizer.optimizer
 
-    def _parts(self, index: int) -> list[Tensor]:
-        """The flat float32 copies of parts of a group (0 the policy's, 1 the critic's) that this process has."""
+    def _shards(self, index: int) -> list[Tensor]:
+        """Return the shards, flat float32, of a group (0 the policy's, 1 the critic's) that this process holds."""
         zero = self.module.optimizer
         if self.stage < 3:
             return [zero.single_partition_of_fp32_groups[index]]
         return [p for i, p in enumerate(zero.fp32_partitioned_groups_flat) if zero.sub_group_to_group_id[i] == index]
 
     def _states(self, index: int) -> list[tuple[dict[str, Tensor], Tensor]]:
-        """(Adam's state, float32 part) of a group's parts."""
-        return [(self._adam.state[part], part) for part in self._parts(index)]
+        """Return (Adam's state, float32 shard) of a group's shards."""
+        return [(self._adam.state[part], part) for part in self._shards(index)]
 
     def _init_state(self) -> None:
-        """Moments of zero, where Adam would make them in the first step: a checkpoint can then be loaded into them."""
-        for part in [part for index in range(len(self._groups)) for part in self._parts(index)]:
+        """Make moments of zero now, where Adam would make them in the first step.
+
+        A checkpoint can then be loaded into them.
+        """
+        for part in [part for index in range(len(self._groups)) for part in self._shards(index)]:
             self._adam.state[part] = {"step": torch.tensor(0.0, device=part.device)} | {
                 key: torch.zeros_like(part) for key in MOMENTS
             }
@@ -274,7 +277,7 @@ def _settings(
 
 
 def check_installed() -> None:
-    """Raises UserError without DeepSpeed."""
+    """Raise UserError without DeepSpeed."""
     try:
         import deepspeed  # noqa: F401
     except ImportError:
@@ -285,7 +288,7 @@ LONGEST_COMPILATION_S = 1800.0
 
 
 def remove_old_locks() -> None:
-    """What a process that was killed while torch compiled an extension leaves: every later one would wait for ever."""
+    """Remove locks of processes that were killed while torch compiled: every later one would wait for ever."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch_extensions"
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default).expanduser()
     for lock in folder.glob("**/lock"):

@@ -24,7 +24,7 @@ INDEX_FILE = INDEXES[0]
 
 
 def read_7b(directory: Path) -> dict[str, Tensor]:
-    """`transformer.*` and `v_head.weight`, memory-mapped; second transformer and LM head stay on disk.
+    """Read `transformer.*` and `v_head.weight`, memory-mapped; second transformer and LM head stay on disk.
 
     Where both copies are there, `transformer.*` is the one that counts: the card's loading code writes it
     last.
@@ -43,7 +43,7 @@ def read_7b(directory: Path) -> dict[str, Tensor]:
 
 
 def _plain_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a `.bin`; nothing pickled in it is run."""
+    """Read the tensors of a `.bin`; nothing pickled in it is run."""
     unreadable = f"{file}: not a readable file of plain tensors; download it again"
     try:
         # torch before 1.6 wrote no zip files, and only those can be mapped
@@ -59,7 +59,7 @@ def _plain_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_34b(directory: Path) -> dict[str, Tensor]:
-    """All tensors of the safetensors shards, memory-mapped."""
+    """Read all tensors of the safetensors shards, memory-mapped."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -88,7 +88,7 @@ def check(tensors: dict[str, Tensor], expected: dict[str, torch.Size], source: s
 
 
 def drop_rotary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the rotary frequencies that older transformers saved; they are computed from the config."""
+    """Drop the rotary frequencies that older transformers saved; they are computed from the config."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
@@ -136,7 +136,7 @@ def _with_config(net: nn.Module, directory: str | Path, tokenizer, architecture:
 
 
 def shards(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint in Starling-RM-34B's layout. Raises UserError where there are none."""
+    """List the safetensors files in Starling-RM-34B's layout. Raises UserError if there are none."""
     files = weight_files(directory, only="safetensors")
     if files.index:
         return [directory / name for name in sorted(set(weight_map(files.index).values()))]
@@ -158,7 +158,7 @@ def _cut(tensors: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
 
 
 def names(tensors: Iterable[str]) -> str:
-    """Up to three names, and how many more there are."""
+    """Render up to three names, and how many more there are."""
     tensors = list(tensors)
     more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
     return ", ".join(tensors[:3]) + more

@@ -46,7 +46,7 @@ def check_labels(directory: Path, config: Any) -> None:
 
 
 def starling_shapes(config: Any) -> dict[str, torch.Size]:
-    """Shape of every tensor of a Starling checkpoint with this configuration. Raises UserError if it has none."""
+    """Return the shape of every tensor of a Starling checkpoint of this configuration. Raises UserError if it has none."""
     from transformers import AutoModel
 
     shapes = {f"transformer.{name}": shape for name, shape in shapes_of(AutoModel, config).items()}
@@ -54,7 +54,7 @@ def starling_shapes(config: Any) -> dict[str, torch.Size]:
 
 
 def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> RewardNet | ClassifierNet:
-    """A transformers sequence classifier with one label; a decoder's head is read where we say.
+    """Load a transformers sequence classifier with one label; a decoder's head is read where we say.
 
     Raises UserError naming tensors that do not fit: transformers alone would ignore those that it does not know.
     """
@@ -84,7 +84,7 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own table of tensors that do not fit: ours is one line."""
+    """Silence transformers' own table of tensors that do not fit: ours is one line."""
     from transformers import logging
 
     level = logging.get_verbosity()

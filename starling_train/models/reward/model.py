@@ -39,7 +39,7 @@ class RewardModel:
         trailing_newline: bool = False,
         skipped_id: int | None = None,
     ) -> None:
-        """skipped_id: a token id that the head skips at the end of a conversation (see `_read_at`)."""
+        """Wrap a network. skipped_id: a token id that the head skips at the end of a conversation (see `_read_at`)."""
         assert position in ("last_token", "card"), position
         self.net, self.tokenizer, self.kind, self.device = net.eval(), tokenizer, kind, device
         self.position, self.max_length = position, max_length
@@ -54,11 +54,11 @@ class RewardModel:
         self._packed = PackedNet(net) if position == "last_token" and PackedNet.fits(net) else None
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
-        """One score a conversation, in order; each conversation ends with the assistant's answer."""
+        """Score conversations, in order; each ends with the assistant's answer."""
         return self.score_ids([self.encode(messages) for messages in conversations])
 
     def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
-        """As `score`, with the error in place of the score of a conversation that the template cannot take."""
+        """Score as `score`, with the error instead of a score for a conversation that the template cannot take."""
         results: list[float | UserError] = [0.0] * len(conversations)
         encoded: dict[int, list[int]] = {}
         for index, messages in enumerate(conversations):
@@ -71,7 +71,7 @@ class RewardModel:
         return results
 
     def score_ids(self, encoded: Sequence[list[int]]) -> list[float]:
-        """One score for each of `encode`'s results, in order."""
+        """Score each of `encode`'s results, in order."""
         return self.budget.halving(lambda tokens: self._score_ids(encoded, tokens))
 
     @property
@@ -102,7 +102,7 @@ class RewardModel:
         return self._packed(flat.to(self.device), packing, torch.tensor(read_at).to(self.device))
 
     def encode(self, messages: list[dict]) -> list[int]:
-        """Token ids in the model's template; above max_length the beginning is cut (not BOS) and counted."""
+        """Encode messages in the model's template; above max_length the beginning is cut (not BOS) and counted."""
         ids = reward_templates.encode_conversation(
             self.kind, messages, self.tokenizer, trailing_newline=self.trailing_newline
         )
@@ -130,7 +130,7 @@ class RewardModel:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def _read_at(self, ids: list[int]) -> int:
-        """Index that the head reads.
+        """Return the index that the head reads.
 
         transformers' classifiers skip ids equal to the config's pad token at the end, even where that is the
         real end of turn; they were trained like that, so it is kept.
@@ -140,12 +140,12 @@ class RewardModel:
         return max((index for index, token in enumerate(ids) if token != self.skipped_id), default=0)
 
     def _card_positions(self, attention_mask: Tensor) -> Tensor:
-        """Of all padding only the token at max_length - 1 counts, for no position attends to the others."""
+        """Put padding at max_length - 1: only the token there counts, because no position attends to the others."""
         positions = torch.arange(attention_mask.shape[1]).repeat(len(attention_mask), 1)
         return torch.where(attention_mask == 1, positions, self.max_length - 1)
 
     def _pad_id(self) -> int:
-        """The card pads with `<unk>`; elsewhere padding is never seen and any id of the vocabulary does."""
+        """Choose a padding id: the card pads with `<unk>`; elsewhere padding is never seen and any id will do."""
         unknown, padding = self.tokenizer.unk_token_id, self.tokenizer.pad_token_id
         return next((i for i in (unknown, padding) if i is not None), 0)
 

@@ -33,7 +33,7 @@ class RewardSource:
         revision: str | None = None,
         weights: bool = True,
     ) -> "RewardSource":
-        """weights=False fetches configuration and tokenizer only. Raises UserError for what is not there."""
+        """Open both. weights=False fetches configuration and tokenizer only. Raises UserError for what does not exist."""
         model = ModelSource.open(path, key, revision, weights=weights, needs_config=False)
         tokens = ModelSource.open(tokenizer, tokenizer_key, weights=False, needs_config=False) if tokenizer else model
         if not (model.has_config or tokens.has_config):
@@ -45,7 +45,7 @@ class RewardSource:
 
     @classmethod
     def of(cls, config: RewardConfig, *, weights: bool = True) -> "RewardSource":
-        """What the section `reward` names."""
+        """Open what the section `reward` names."""
         return cls.open(config.kind, config.path, config.tokenizer, weights=weights)
 
     @property

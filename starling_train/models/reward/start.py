@@ -57,7 +57,7 @@ def find_start(config: RmConfig, path: str | None = None, key: str = "model.path
 
 
 def read_config(source: RewardSource, max_length: int) -> Any:
-    """The Llama configuration of the reward model that a directory becomes, dropout off.
+    """Return the Llama configuration of the reward model that a directory becomes, dropout off.
 
     Raises UserError for another architecture, and for a vocabulary or positions that are too few.
     """
@@ -91,24 +91,24 @@ def make_net(begin: Start, *, fresh: bool, dtype: str, attention: str, device: s
 
 
 def is_reward_model(source: ModelSource) -> bool:
-    """True for a directory in one of the two Starling layouts."""
+    """Return whether a directory is in one of the two Starling layouts."""
     return any(entry.name == "v_head.weight" for entry in source.entries)
 
 
 def empty_net(config: Any) -> RewardNet:
-    """Names and shapes on the meta device, without memory."""
+    """Build the network on the meta device: names and shapes, without memory."""
     with torch.device("meta"):
         return RewardNet.from_config(config)
 
 
 def net_writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
-    """Writes the reward model in the layout of `rm.kind` into a directory."""
+    """Return a function that writes the reward model in the layout of `rm.kind` into a directory."""
     write = checkpoint.write_starling_7b if config.rm.kind == "starling_7b" else checkpoint.write_starling_34b
     return lambda directory: write(adapters.merged(net), directory, tokenizer)
 
 
 def _transformer(source: ModelSource, config: Any, dtype: str, attention: str) -> nn.Module:
-    """The causal language model without its head, as a Llama."""
+    """Load the causal language model without its head, as a Llama."""
     from transformers import LlamaModel
 
     model = causal_lm.load_causal_lm(source, dtype=dtype, attention=attention).model

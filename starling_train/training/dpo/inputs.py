@@ -56,7 +56,7 @@ class DpoInputs:
 
 
 def load_data(config: DpoConfig, chat: Chat) -> DpoData:
-    """Read the ranked rows, drop what says nothing or is too long, split by prompt. Raises UserError."""
+    """Read the ranked rows, drop what is unusable or too long, split by prompt. Raises UserError."""
     data = config.data
     rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
     usable, without = ranked.with_an_order(rows.rows, data.path)
@@ -101,7 +101,7 @@ def steps(config: DpoConfig, rows: int) -> int:
 
 
 def find_reference(config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runtime: Runtime) -> Reference:
-    """The reference's log-probabilities, as far as an earlier start has computed them. Raises UserError.
+    """Read the reference's log-probabilities, as far as an earlier start has computed them. Raises UserError.
 
     Only rows that some step trains on are computed, and the held-out ones.
     """
@@ -121,7 +121,7 @@ def find_reference(config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runt
 
 
 def usable(data: DpoData, known: Reference) -> DpoData:
-    """The data with the reference's log-probabilities; pairs without a finite one are dropped, and the line says so.
+    """Add the reference's log-probabilities to the data; pairs without a finite one are dropped and reported.
 
     Raises UserError if none is left. A training row without pairs keeps its position, or later steps would get other
     rows.
@@ -142,7 +142,7 @@ def usable(data: DpoData, known: Reference) -> DpoData:
 
 
 def describe(config: DpoConfig) -> str:
-    """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
+    """Describe what would be trained, and the memory by part, without weights. Raises UserError as the run would."""
     source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = source.policy_config
     chat = policy.load_chat(source)
@@ -167,7 +167,7 @@ def describe(config: DpoConfig) -> str:
 
 
 def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
-    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+    """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains.what_trains(config.freeze, source, config.seed)
     layers = source.policy_config.num_hidden_layers
     evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)

@@ -23,12 +23,12 @@ Compute = Callable[[Sequence[PairedRow]], list[list[float]]]
 
 
 def pieces(rows: Sequence[PairedRow]) -> list[list[PairedRow]]:
-    """The rows in the pieces that they are computed in, always the same: so a resumed run has the same numbers."""
+    """Cut the rows into the chunks that are computed together, always the same: a resumed run has the same numbers."""
     return [list(rows[first : first + PIECE]) for first in range(0, len(rows), PIECE)]
 
 
 def identity(base: str, settings: dict[str, Any], rows: Sequence[PairedRow], probe: Any) -> dict[str, Any]:
-    """Everything the log-probabilities depend on.
+    """Identify everything the log-probabilities depend on.
 
     base: sha256 of the model's files. probe: some of the data as token ids.
     """
@@ -61,7 +61,7 @@ class Reference:
         return self._done == len(self._wanted)
 
     def check_complete(self, step: int, path: Path) -> None:
-        """Raise UserError if a run that has trained already lacks some: the policy is no longer its own reference."""
+        """Raise UserError if a run that has trained already lacks some: the policy no longer is its own reference."""
         if step and not self.is_complete:
             raise UserError(
                 f"run_dir: {path} is not whole, and cannot be computed from weights that have trained; put the file "
@@ -69,7 +69,7 @@ class Reference:
             )
 
     def complete(self, compute: Compute, log: JsonLines | NoLines, say: Callable[[str], None]) -> None:
-        """Compute and write what is missing. say: told ten times how far it is, where that is far."""
+        """Compute and write what is missing. say: called ten times with the progress, if there is much to do."""
         count = len(self._wanted)
         log.write([{"step": 0, "identity": self._who}])
         while not self.is_complete:
@@ -81,7 +81,7 @@ class Reference:
                 say(f"the reference's log-probabilities: {self._done} of {count} parts are done")
 
     def usable(self, rows: Sequence[PairedRow]) -> tuple[list[PairedRow], int]:
-        """(the rows with their numbers, without pairs with an answer that has no finite one; how many such pairs)."""
+        """Add the numbers to rows and drop pairs without a finite one for each answer: (rows, pairs dropped)."""
         kept, lost = [], 0
         for row in rows:
             known = self._of.get(row.index)
@@ -94,7 +94,7 @@ class Reference:
 
 
 def read(path: Path, who: dict[str, Any], wanted: Sequence[list[PairedRow]]) -> list[list[list[float]]]:
-    """The pieces that the file has, in order; a line that a kill cut in half is left out.
+    """Read the finished chunks of the file, in order; a line that a kill cut in half is left out.
 
     Raises UserError if the file is damaged, or of another model, other data or other settings.
     """
@@ -123,7 +123,7 @@ def _check(path: Path, there: Any, who: dict[str, Any]) -> None:
 
 
 def _values(row: dict[str, Any], number: int, wanted: Sequence[list[PairedRow]]) -> list[list[float]]:
-    """The numbers of a line. Raises ValueError and the like for anything that `complete` does not write."""
+    """Parse the numbers of a line. Raises ValueError and the like for anything that `complete` does not write."""
     shown = row["logprobs"]
     fits = [len(numbers) for numbers in shown] == [len(r.answers) for r in wanted[number - 1]]
     if row["step"] != number or row["sha256"] != _digest(shown) or not fits:

@@ -67,7 +67,7 @@ def update(
     runtime: Runtime | None = None,
     budget: Budget | None = None,
 ) -> DpoUpdate:
-    """One optimizer step on the mean over the pairs of all processes; one that is not finite is not applied.
+    """Take one optimizer step on the mean over the pairs of all processes; one that is not finite is not applied.
 
     rows: those of this process.
     budget: of tokens per micro-batch (the configuration's if None); when memory runs out, the step begins again with
@@ -94,7 +94,7 @@ def update(
 
 
 def _suspects(lines: list[list[float]]) -> list[int]:
-    """Indices of the rows whose own numbers are not finite; all of them where only the gradient is not."""
+    """Return the indices of the rows whose own numbers are not finite; all of them where only the gradient is not."""
     wrong = {int(line[0]) for line in lines if not all(map(math.isfinite, line))}
     return sorted(wrong or {int(line[0]) for line in lines})
 
@@ -102,7 +102,7 @@ def _suspects(lines: list[list[float]]) -> list[int]:
 def _loss(
     module: nn.Module, actors: Actors, rows: Sequence[EncodedPairedRow], config: DpoLossConfig
 ) -> tuple[Tensor, Tensor]:
-    """(sum of the pairs' losses, index and `MEASURED` of every pair (pairs, 6) float64).
+    """Return (the sum of the pairs' losses, index and `MEASURED` of every pair (pairs, 6) float64).
 
     module: what forward passes go through, `Optimizer.module`.
     """
@@ -121,7 +121,10 @@ def _loss(
 
 
 def compared(logprobs: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, config: DpoLossConfig) -> Tensor:
-    """`MEASURED` of every pair, (pairs, 5), with gradients. logprobs, reference: of answers, which the others index."""
+    """Return `MEASURED` of every pair, (pairs, 5), with gradients.
+
+    logprobs, reference: of answers. chosen, rejected: indices of answers.
+    """
     losses = dpo_losses(
         logprobs[chosen],
         logprobs[rejected],
@@ -135,7 +138,7 @@ def compared(logprobs: Tensor, reference: Tensor, chosen: Tensor, rejected: Tens
 
 
 def means(lines: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Means over pairs, whose lines are `MEASURED`; with the share in the right order, equal rewards half, and counts.
+    """Average over pairs, given lines of `MEASURED`; adds the share in the right order (equal rewards half) and counts.
 
     NaN without pairs.
     """
@@ -153,7 +156,7 @@ def means(lines: Sequence[Sequence[float]]) -> dict[str, float]:
 def logprobs_of(
     actors: Actors, rows: Sequence[EncodedPairedRow], budget: Budget, runtime: Runtime
 ) -> list[list[float]]:
-    """Log-probability of every answer, nats, by row. rows: of all processes, which share them."""
+    """Return the log-probability of every answer, nats, by row. rows: of all processes, which share them."""
     mine = runtime.shard(rows)
 
     def compute(tokens: int) -> list[list[float]]:
@@ -167,13 +170,13 @@ def logprobs_of(
 
 
 def micro_batches(rows: Sequence[EncodedPairedRow], tokens: int) -> Iterator[list[EncodedPairedRow]]:
-    """Rows of at most so many tokens together; a row is never cut, so that its pairs are compared in one pass."""
+    """Yield rows of at most `tokens` together; a row is never cut, so that its pairs are compared in one pass."""
     for group in cut_packed([row.tokens() for row in rows], tokens):
         yield [rows[index] for index in group]
 
 
 def _answers(module: nn.Module, actors: Actors, rows: Sequence[EncodedPairedRow]) -> Tensor:
-    """Log-probability of every answer of the rows, (answers,) float32."""
+    """Return the log-probability of every answer of the rows, (answers,) float32."""
     responses = [ids for row in rows for ids in row.responses]
     batch = micro_batch([ids for row in rows for ids in row.prompts], responses, actors.device)
     per_token = module(batch, actors.shared_states(batch)).logprobs
@@ -181,12 +184,12 @@ def _answers(module: nn.Module, actors: Actors, rows: Sequence[EncodedPairedRow]
 
 
 def counts(rows: Sequence[EncodedPairedRow], runtime: Runtime) -> tuple[int, int, int]:
-    """(answers, tokens, answers cut at max_length) of the rows of all processes."""
+    """Count (answers, tokens, answers cut at max_length) of the rows of all processes."""
     own = [sum(len(row.responses) for row in rows), sum(row.tokens() for row in rows), sum(row.cut for row in rows)]
     answers, tokens, cut = map(int, runtime.sum(own))
     return answers, tokens, cut
 
 
 def skipped_rows(step: int, indices: Sequence[int], batch: Sequence[PairedRow]) -> list[dict[str, Any]]:
-    """Rows for skipped.jsonl: the better conversation of each row of the step that an update was skipped for."""
+    """Make rows for skipped.jsonl: the better conversation of each row that an update was skipped for."""
     return [row for i in indices for row in skipped.rows(step, "update", [0], [batch[i].conversations()[0]])]

@@ -46,7 +46,7 @@ class Experience:
     prefix: SharedStates | None = None  # hidden states below the lowest layer that trains; None where nothing is shared
 
     def kl_per_sequence(self) -> Tensor:
-        """k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
+        """Return the k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
         return kl_estimate(self.logprobs, self.reference).where(self.is_response, 0.0).sum(-1)
 
 
@@ -59,7 +59,7 @@ def draw(
     step: int,
     runtime: Runtime,
 ) -> Rollout:
-    """One response to each of this process's share of a step's prompts, drawn from the live weights."""
+    """Draw one response to each prompt of this process's share of a step, from the live weights."""
     runtime.seed_all("rollout", step)
     ids = [prompt.ids for prompt in runtime.shard(batch)]
     return generate(
@@ -74,7 +74,7 @@ def draw(
 
 
 def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfig) -> int | None:
-    """The layer whose inputs a rollout should keep (`rollout.generate`): the lowest that trains, if they fit.
+    """Choose the layer whose inputs a rollout should keep (`rollout.generate`): the lowest that trains, if they fit.
 
     None where nothing is shared below it, or where prefix_device_gb is too little for the longest responses; the
     states are then computed when the rollout is scored.
@@ -102,7 +102,7 @@ def score(reward_model: Scorer, conversations: list[list[dict]], runtime: Runtim
 
 
 def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]]:
-    """(scores with nan for what is not finite, the finite ones of all processes).
+    """Return (scores with nan for what is not finite, the finite ones of all processes).
 
     A reward model may give nan for an odd answer. Raises UserError, on all processes, if none is finite.
     """
@@ -117,7 +117,7 @@ def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]
 
 
 def normalise(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
-    """Scores as PPO is paid: centred and scaled by the running moments and clipped, or as they are."""
+    """Centre and scale scores by the running moments and clip them, if the configuration says so."""
     if config.scale == "none":
         return scores
     scaled = (scores - moments.mean) / max(moments.std, 1e-6)
@@ -125,7 +125,7 @@ def normalise(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> 
 
 
 def sequence_rewards(scores: Tensor, rollout: Rollout, config: AlgorithmConfig) -> Tensor:
-    """Scaled scores minus the penalties for unfinished and for long responses."""
+    """Return the scaled scores minus the penalties for unfinished and for long responses."""
     unfinished = torch.tensor([not e for e in rollout.ended], dtype=scores.dtype)
     lengths = torch.tensor([len(r) for r in rollout.responses], dtype=scores.dtype)
     return scores - config.missing_eos_penalty * unfinished - config.length_penalty * lengths / 100.0
@@ -186,7 +186,7 @@ def make_experience(
 
 
 def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates | None:
-    """The hidden states that were kept while the responses were drawn, taken out of the rollout; None without any."""
+    """Take the hidden states that were recorded during the rollout out of it; None without any."""
     if not rollout.entering or not actors.shares_states:
         return None
     prefix = _empty_prefix(actors, rollout, config)
@@ -205,9 +205,9 @@ def _empty_prefix(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> 
 def forward_all(
     actors: Actors, rollout: Rollout, tokens_per_microbatch: int, prefix: SharedStates | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(is_response, log-probs, reference log-probs, values) of every response token, (sequences, longest response).
+    """Score every response token: (is_response, log-probs, reference log-probs, values), (sequences, longest response).
 
-    prefix: takes up the hidden states that policy, reference and critic share.
+    shared_states: takes up the hidden states that policy, reference and critic share.
     """
     is_response = response_mask(rollout.responses, actors.device)
     logprobs, reference, values = (torch.zeros(is_response.shape, device=actors.device) for _ in range(3))
@@ -228,7 +228,7 @@ def forward_all(
 
 
 def positions(rollout: Rollout, rows: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices (row, token) of the response tokens of `rows`, in the order of a micro-batch's flat outputs.
+    """Return the indices (row, token) of the response tokens of `rows`, in the order of a micro-batch's flat outputs.
 
     Made on the host: asking a mask for them would wait for all work that a GPU has in flight.
     """

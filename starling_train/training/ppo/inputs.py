@@ -52,7 +52,7 @@ class PpoInputs:
         return cls(source, chat, load_data(config, chat), baseline_gb)
 
     def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
-        """(planned peak of each process, decimal GB, a line that compares it with what the run took)."""
+        """Return (planned peak of each process, decimal GB, a line that compares it with what the run took)."""
         planned_gb = planner.of_run(config, self.source.policy_config, table, runtime.device.type, runtime.world)
         return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
 
@@ -94,7 +94,7 @@ def check_shares(config: PpoConfig, runtime: Runtime) -> None:
 
 
 def describe(config: PpoConfig) -> str:
-    """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
+    """Describe what would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
     source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = source.policy_config
     chat = policy.load_chat(source)
@@ -121,6 +121,6 @@ def _prompt_report(config: PpoConfig, chat: Chat) -> str:
 
 
 def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
-    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+    """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains(config.freeze, source, config.seed)
     return table, Planner(config, Shape.of(source.policy_config), reward_shape(config), table).memory()

@@ -88,7 +88,7 @@ def update(
 
 
 def _metrics(minibatches: list[MiniBatchSums], experience: Experience, runtime: Runtime) -> dict[str, float]:
-    """The means that follow from sums over all mini-batches, nan without any, and how well the values fit."""
+    """Return the means over all mini-batches, nan without any, and how well the values fit."""
     totals = {name: _total(minibatches, name) for name in (*NAMES, "tokens")}
     updates, tokens = len(minibatches) or math.nan, totals["tokens"]
     returns, mask = experience.returns, experience.is_response
@@ -116,7 +116,7 @@ def _total(minibatches: list[MiniBatchSums], name: str) -> float:
 
 
 def _over_processes(parts: list[dict[str, Tensor]], runtime: Runtime) -> MiniBatchSums:
-    """The sums of all micro-batches of all processes; `first_ratio` is the largest |ratio - 1| of any first one."""
+    """Add up the sums of all micro-batches of all processes; `first_ratio` is the largest |ratio - 1| of any first one."""
     # tensors until here: on a GPU every number that is read would wait for all work in flight
     own = {name: [part[name] for part in parts if name in part] for name in NAMES}
     numbers = [float(torch.stack(own[name]).sum()) if own[name] else 0.0 for name in NAMES]
@@ -126,7 +126,7 @@ def _over_processes(parts: list[dict[str, Tensor]], runtime: Runtime) -> MiniBat
 
 
 def _suspects(experience: Experience, rows: list[int]) -> list[int]:
-    """The sequences of a mini-batch whose own numbers are not finite; all of them where only the gradient is not."""
+    """Return the sequences of a mini-batch whose own numbers are not finite; all of them if only the gradient is not."""
     per_token = (experience.logprobs, experience.reference, experience.values, experience.returns)
     finite = torch.stack([tensor[rows].isfinite().all(-1) for tensor in per_token]).all(0).tolist()
     return [row for row, is_fine in zip(rows, finite, strict=True) if not is_fine] or rows
@@ -139,7 +139,7 @@ def losses_of(
     train_policy: bool,
     count: int,
 ) -> Losses[list[int], dict[str, Tensor]]:
-    """The losses of a micro-batch of sequences (rows of the rollout), for `accumulate`.
+    """Return the losses of a micro-batch of sequences (rows of the rollout), for `accumulate`.
 
     count: real response tokens of the whole mini-batch, of all processes, which the losses are a mean over.
     """
@@ -188,7 +188,7 @@ def losses_of(
 
 
 def _spare(actors: Actors, experience: Experience) -> tuple[MicroBatch, Tensor | None]:
-    """A micro-batch for nothing but the exchange: of this process's own sequences none may be left, or fit."""
+    """Make a micro-batch for nothing but the exchange: this process may have no sequence left, or none that is fit."""
     batch = micro_batch([[0]], [[0]], experience.logprobs.device)
     if experience.prefix is None:
         return batch, None
@@ -203,7 +203,7 @@ def _micro_batches(experience: Experience, rows: list[int], tokens: int) -> Iter
 
 
 def _prepared(actors: Actors, experience: Experience, rows: list[int]) -> tuple[MicroBatch, Tensor | None]:
-    """The micro-batch of some rows, and the hidden states that its passes start from."""
+    """Make the micro-batch of some rows, and the hidden states that its passes start from."""
     rollout, prefix = experience.rollout, experience.prefix
     prompts, responses = [rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows]
     batch = micro_batch(prompts, responses, experience.logprobs.device)

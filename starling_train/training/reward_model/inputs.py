@@ -43,7 +43,7 @@ class RewardTrainee:
     extra_files: None = None
 
     def groups(self) -> Groups:
-        """The trainable parameters of the network and of its head, each with a learning rate of its own."""
+        """Return the trainable parameters of the network and of its head, each with a learning rate of its own."""
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         head = {name: p for name, p in trainable.items() if name.startswith("v_head.")}
         return {name: p for name, p in trainable.items() if name not in head}, head
@@ -81,7 +81,7 @@ class RmInputs:
 
 
 def load_data(config: RmConfig) -> RmData:
-    """Read the ranked rows, drop what says nothing, split by prompt. Raises UserError when none is left."""
+    """Read the ranked rows, drop what is unusable, split by prompt. Raises UserError when none is left."""
     data = config.data
     rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
     usable, without = ranked.with_an_order(rows.rows, data.path)
@@ -119,7 +119,7 @@ def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) ->
 
 
 def scan(config: RmConfig, source: ModelSource, device: str, run: Path | None = None) -> dict[str, Record]:
-    """The records of the model's matrices under the names that they have in the reward model.
+    """Scan the model's matrices, under the names that they have in the reward model.
 
     `model.layers.0...` of a language model, and both copies in Starling-RM-7B-alpha, are `transformer.layers.0...`.
     """
@@ -133,7 +133,7 @@ def scan(config: RmConfig, source: ModelSource, device: str, run: Path | None = 
 
 
 def listing(config: RmConfig, source: ModelSource) -> dict[str, Record]:
-    """As `scan`, but only names and shapes where there is no file with scores yet."""
+    """Scan as `scan`, but only names and shapes where there is no file with scores yet."""
     listed = replace(config.freeze, method="random") if needs_scan(config.freeze) else config.freeze
     return scan(replace(config, freeze=listed), source, "cpu")
 
@@ -155,7 +155,7 @@ def steps(config: RmConfig, rows: int) -> int:
 
 
 def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> RewardModel:
-    """The network as the reward model that it becomes: its template, tokenizer and truncation."""
+    """Wrap the network as the reward model that it becomes: its template, tokenizer and truncation."""
     ranking = config.rm
     return RewardModel(
         net,
@@ -174,7 +174,7 @@ def write(config: RmConfig, net: RewardNet, tokenizer: Any, to: Path) -> None:
 
 
 def describe(config: RmConfig) -> str:
-    """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
+    """Describe what would be trained, and the memory by part, without weights. Raises UserError as the run would."""
     start = find_start(config)
     table, memory = planned(config, start)
     local = Path(config.data.path).expanduser().exists()
@@ -193,7 +193,7 @@ def describe(config: RmConfig) -> str:
 
 
 def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, MemoryPlan]:
-    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+    """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     records = listing(config, start.source.model)
     table = _apply(config, empty_net(start.config), select_as_many(config.freeze, records, config.seed))
     job = TrainingJob(

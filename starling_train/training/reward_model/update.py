@@ -36,7 +36,7 @@ class EncodedRankedRow:
 
 
 def encode(rows: Sequence[RankedRow], model: RewardModel) -> list[EncodedRankedRow]:
-    """Rows in the reward model's template and tokenizer, truncated on the left as in scoring."""
+    """Encode rows in the reward model's template and tokenizer, truncated on the left as in scoring."""
     return [EncodedRankedRow([model.encode(c) for c in conversations(row)], ranks(row.answers)) for row in rows]
 
 
@@ -58,7 +58,7 @@ def update(
     runtime: Runtime | None = None,
     budget: Budget | None = None,
 ) -> dict[str, float]:
-    """One optimizer step; returns the `rm/` and `optim/` metrics. A gradient that is not finite is not applied.
+    """Take one optimizer step; returns the `rm/` and `optim/` metrics. A gradient that is not finite is not applied.
 
     The loss is the mean over rows of (K-wise loss + centring x (sum of scores)^2): every row counts the same, whichever
     micro-batch it falls into, and its answers are never cut apart.
@@ -91,7 +91,7 @@ def update(
 
 
 def _loss(net: nn.Module, rows: Sequence[EncodedRankedRow], centring: float) -> tuple[Tensor, RankingSums]:
-    """(sum of the rows' losses, what metrics are made of)."""
+    """Return (the sum of the rows' losses, what metrics are made of)."""
     scores, is_answer, place = _forward(net, rows)
     losses = kwise_losses(scores, is_answer, place)
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
@@ -102,7 +102,7 @@ def _loss(net: nn.Module, rows: Sequence[EncodedRankedRow], centring: float) -> 
 def evaluate(
     net: RewardNet, rows: Sequence[EncodedRankedRow], config: RankingConfig, runtime: Runtime | None = None
 ) -> dict[str, float]:
-    """Mean K-wise loss and pair accuracy, also by the distance of the two places; equal scores count half.
+    """Return the mean K-wise loss and pair accuracy, also by the distance of the two ranks; equal scores count half.
 
     rows: of all processes, which share them.
     """
@@ -125,7 +125,7 @@ def _micro_batches(rows: Sequence[EncodedRankedRow], tokens: int) -> Iterator[li
 
 
 def _forward(net: nn.Module, chosen: Sequence[EncodedRankedRow]) -> tuple[Tensor, Tensor, Tensor]:
-    """(scores, is_answer, place) of one micro-batch, each (rows, K)."""
+    """Return (scores, is_answer, rank) of one micro-batch, each (rows, K)."""
     device = next(net.parameters()).device
     sequences = [ids for row in chosen for ids in row.sequences]
     # padded on the right, where no real position attends to
@@ -162,12 +162,12 @@ def _together(parts: Sequence[RankingSums]) -> RankingSums:
 
 
 def counts(rows: Sequence[EncodedRankedRow], cut: int, runtime: Runtime) -> tuple[int, int, int]:
-    """(answers, tokens, answers that lost their beginning) of the rows of all processes. cut: this process's."""
+    """Count (answers, tokens, answers that lost their beginning) of the rows of all processes. cut: this process's."""
     own = [sum(len(row.sequences) for row in rows), sum(row.tokens() for row in rows), cut]
     answers, tokens, truncated = map(int, runtime.sum(own))
     return answers, tokens, truncated
 
 
 def skipped_rows(step: int, batch: Sequence[RankedRow]) -> list[dict[str, Any]]:
-    """Rows for skipped.jsonl: every row of the step, for any of them may be why the update was skipped."""
+    """Make rows for skipped.jsonl: every row of the step, because any may be why the update was skipped."""
     return skipped.rows(step, "update", range(len(batch)), [row.messages for row in batch])
