@@ -1,8 +1,8 @@
-"""What a suite has got so far, one JSON object a line: answers, scores, judgments. Nothing in it is asked for twice.
+"""What a suite has so far, one JSON object a line: answers, scores, judgments. None of it is requested twice.
 
-The file's first line is the identity of what its rows belong to, and its name has a digest of that, so that rows of
-another model, other data or other settings are never mixed in. Each row is handed to the operating system before the
-next is requested, so that a kill loses none; a power cut loses those of the last second.
+The file's first line is the identity of what its rows belong to, and its name has a digest of that: rows of another
+model, other data or other settings are never mixed in. Each row is handed to the operating system before the next is
+requested, so that a kill loses none; a power cut loses those of the last second.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ SYNC_EVERY_S = 1.0
 class Journal:
     """The rows of `path` by key, to be added to; a context, within which no other process adds to them.
 
-    A last line that a kill cut in half is removed. Raises UserError for a file that is damaged or of something else.
+    A last line that a kill cut in half is removed. Raises UserError for a file that is damaged or not a journal.
     """
 
     def __init__(self, folder: Path, name: str, identity: JsonRow):
@@ -37,7 +37,7 @@ class Journal:
             self._lock.acquire(wait=False)
             lines = whole_lines(self.path)
             for number, line in enumerate(lines, start=1):
-                self._take(parse(line), number)
+                self._store(parse(line), number)
             self._file = Appender(self.path, sum(map(len, lines)), SYNC_EVERY_S)
             if not lines:
                 self._file.append(to_line({"identity": self._identity}, ascii_only=False))
@@ -67,7 +67,7 @@ class Journal:
             self._settle()
 
     def _settle(self) -> None:
-        """Record the row that was being written: a signal may raise just after the write, and the row be added again."""
+        """Record the row that was being written: a signal may raise just after the write."""
         if self._under_way is not None:
             key, row, size = self._under_way
             if self.path.stat().st_size == size:
@@ -75,7 +75,7 @@ class Journal:
                 self._file.size = size
             self._under_way = None
 
-    def _take(self, row: JsonRow | None, number: int) -> None:
+    def _store(self, row: JsonRow | None, number: int) -> None:
         if number == 1:
             fits = row == {"identity": self._identity}
         elif fits := row is not None and isinstance(row.get("id"), str):

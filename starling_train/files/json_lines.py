@@ -48,10 +48,10 @@ def strict(row: JsonRow) -> JsonRow:
 
 
 class Appender:
-    """Adds lines to a file, all of a call or none, and flushes them to disk.
+    """Adds lines to a file, either all of a call's or none, and flushes them to disk.
 
-    size: of what counts; what the file has beyond that is cut off at once. sync_every_s: how far apart flushes to disk
-    are at least. Before, lines are with the system only: a power cut loses them, a kill does not.
+    size: bytes that count; the rest of the file is cut off at once. sync_every_s: least time between flushes to disk.
+    Until one, lines are only with the operating system: a power cut loses them, a kill does not.
     """
 
     def __init__(self, path: Path, size: int, sync_every_s: float = 0.0):
@@ -66,7 +66,7 @@ class Appender:
         text = b"".join(lines)
         try:
             rest = text
-            while rest:  # a disk that fills up takes a part first
+            while rest:  # a disk that fills up accepts a part first
                 rest = rest[os.write(descriptor, rest) :]
             if time.monotonic() - self._synced >= self._sync_every_s:
                 os.fsync(descriptor)
@@ -85,9 +85,9 @@ class JsonLines:
 
     A resumed run repeats the steps since its checkpoint, with the same numbers: they are passed over.
 
-    logged: for a file with several rows a step, the last step whose rows are there for certain: a kill may have left
-    only some of the last step's, so those of a later one are removed, to be written again.
-    last: the last step in the file, -1 if there is none. Raises UserError if the file holds something else.
+    logged: for a file with several rows a step, the last step that is certainly complete: a kill may have left only
+    some rows of the last step, so those of a later one are removed, to be written again.
+    last: the last step in the file, -1 if it is empty. Raises UserError if the file holds something else.
     """
 
     def __init__(self, path: Path, logged: int | None = None):
@@ -99,7 +99,7 @@ class JsonLines:
         self._file = Appender(path, sum(map(len, lines)))
 
     def write(self, rows: Sequence[JsonRow]) -> None:
-        """Append the rows of one step and flush them to disk; NaN and infinities become null, as strict JSON requires."""
+        """Append the rows of one step and flush them to disk; NaN and infinities become null."""
         new = [row for row in rows if row["step"] > self.last]
         if new:
             # on the disk before the checkpoint of this step: a power cut must not leave a gap
@@ -108,7 +108,7 @@ class JsonLines:
 
 
 class NoLines:
-    """Writes nothing: the first process of a run does."""
+    """Writes nothing: only the first process of a run writes."""
 
     last = -1
 

@@ -8,7 +8,7 @@ from starling_train.config.fields import UserError
 
 
 def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:
-    """Return arguments of `from_pretrained`: precision, quantisation, devices. Raises UserError for `auto` without a GPU."""
+    """Return arguments of `from_pretrained`: dtype, quantisation, devices. Raises UserError for `auto` without a GPU."""
     check_device(device)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
     if device == "auto":
@@ -52,8 +52,8 @@ def check_acceleration(
         ("optim.eight_bit", eight_bit, "bitsandbytes", "false"),
         ("reward.device_map", bool(device_map), None, "null"),
     )
-    for key, asked, package, instead in needing:
-        if not asked:
+    for key, is_requested, package, instead in needing:
+        if not is_requested:
             continue
         if key == "reward.device_map":
             check_device(device_map)

@@ -17,7 +17,7 @@ from starling_train.config.fields import UserError
 from starling_train.core.masked import Moments, moments
 
 Item = TypeVar("Item")
-LOST = ("gloo/", "ProcessGroup", "NCCL")  # in what torch says of a peer that is gone where it is a plain RuntimeError
+LOST = ("gloo/", "ProcessGroup", "NCCL")  # in torch's plain RuntimeError about a peer that is gone
 PATIENCE = timedelta(hours=12)  # for what the first process alone does, e.g. a scan of a large model
 
 
@@ -29,12 +29,12 @@ def device_kind(device: str) -> str:
 
 
 class Runtime:
-    """This process among the processes of a run, on one device. Alone unless a launcher (torchrun, accelerate) says so.
+    """This process among the processes of a run, on one device. Alone unless a launcher (torchrun, accelerate) set ranks.
 
-    Random numbers depend on the seed and on what they are for, not on history nor on the process.
+    Random numbers depend on the seed and on their purpose, neither on history nor on the process.
 
     device: auto, cpu or cuda. threads: CPU threads of torch, None = torch's choice. timeout_s: seconds that a process
-    waits for the others before it gives the run up. Raises UserError for a device that is not there.
+    waits for the others before it gives up the run. Raises UserError for a device that does not exist.
     """
 
     def __init__(self, device: str = "auto", threads: int | None = None, seed: int = 0, timeout_s: float = 1800.0):
@@ -76,10 +76,10 @@ class Runtime:
         """Collect the items of all processes, in one order on all: `gather(shard(x)) == x`, also for results of x."""
         if self.world == 1:
             return list(items)
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, list(items))
-        longest = max(map(len, parts))
-        return [part[i] for i in range(longest) for part in parts if i < len(part)]
+        shards: list[Any] = [None] * self.world
+        dist.all_gather_object(shards, list(items))
+        longest = max(map(len, shards))
+        return [shard[i] for i in range(longest) for shard in shards if i < len(shard)]
 
     def on_first(self, make: Callable[[], Item]) -> Item:
         """Return, on all processes, what `make` gives on the first; it may take longer than `timeout_s`."""
@@ -120,12 +120,12 @@ class Runtime:
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             dist.all_reduce(flat)
-            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+            for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
 
     def seed_for(self, *purpose: str | int) -> int:
-        """Derive a 63-bit seed for one purpose, e.g. ("rollout", step): a resumed run draws what the straight run drew."""
-        text = "/".join(str(part) for part in (self._seed, 0, *purpose))
+        """Derive a 63-bit seed for one purpose, e.g. ("rollout", step): a resumed run draws what a straight one drew."""
+        text = "/".join(map(str, (self._seed, 0, *purpose)))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
     def seed_all(self, *purpose: str | int) -> None:
@@ -149,7 +149,7 @@ class Runtime:
             reason = str(error).strip().splitlines()[0][:200]
             print(
                 f"error: rank {self.rank}: another process of the run is gone, or does not answer within "
-                f"cluster.timeout_s ({reason}); the last checkpoint is as it was: start the same command again",
+                f"cluster.timeout_s ({reason}); the last checkpoint is intact: start the same command again",
                 file=sys.stderr,
                 flush=True,
             )
@@ -159,7 +159,7 @@ class Runtime:
             dist.destroy_process_group()
 
     def peak_memory_gb(self) -> float:
-        """Return the highest memory so far, decimal GB, of the process that took most: of its GPU, or of itself on CPU."""
+        """Return the highest memory so far, decimal GB, of the process that took most, on its GPU or, without, its CPU."""
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
@@ -183,7 +183,7 @@ def _count(name: str) -> int:
     """Read a number that a launcher has put into the environment."""
     text = os.environ.get(name, "1" if name == "WORLD_SIZE" else "0")
     if not text.isdigit():
-        raise UserError(f"{name}: '{text}' is no number; start with torchrun or accelerate launch, or unset it")
+        raise UserError(f"{name}: '{text}' is not a number; start with torchrun or accelerate launch, or unset it")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""The scan of a run: read from a file and checked to be of its model, made, or gone on with; and what it leaves."""
+"""The scan of a run: read from a file and checked to be of its model, made, or continued; and what it leaves."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from starling_train.selection.select import SCORED
 
 
 def match_scan(freeze: FreezeConfig, listing: dict[str, Record]) -> dict[str, Record]:
-    """Read the scan that `freeze.scan` names, in the order of a model's matrices. Raises UserError for another model's."""
+    """Read the scan that `freeze.scan` names, in the order of a model's matrices. Raises UserError if of another."""
     file = Path(freeze.scan).expanduser()
     return match_records(read_records(file), listing, str(file))
 
@@ -59,8 +59,8 @@ def scan_or_list(
 ) -> dict[str, Record]:
     """Scan the model's matrices, or read `freeze.scan`; names and shapes only if the method needs no scores.
 
-    run: the run's directory. Where it exists already, what its own scan has of the same weights is not computed
-    again, and an interrupted scan goes on.
+    run: the run's directory. If it exists, what its own scan has of the same weights is not computed again, and an
+    interrupted scan goes on.
     """
     if config.method not in SCORED:
         return list_matrices(source)

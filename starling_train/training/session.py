@@ -1,4 +1,4 @@
-"""What every training command does around its steps: log, evaluate when it is time, save, and end well."""
+"""What every training command does around its steps: log, evaluate when due, save, and end well."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -35,9 +35,9 @@ Evaluate = Callable[[], tuple[dict[str, float], list[dict[str, Any]]]]
 
 
 class Trainee(Protocol):
-    """The network of which a selection trains: names selected, scan, table.
+    """The network, partly trainable: names selected, scan, table.
 
-    base: the directory of the model that it was, or its identity. extra_files: see `Checkpoints`.
+    base: the directory of the model it started as, or its identity. extra_files: see `Checkpoints`.
     """
 
     model: nn.Module
@@ -72,7 +72,7 @@ class Step:
     episodes: int = 0
 
     def count(self, episodes: int, samples: int, tokens: int) -> None:
-        """Say what the step, on all processes, consumed (prompts) and produced or learned from (answers, tokens)."""
+        """Record what the step, on all processes, consumed (prompts) and produced or learned from (answers, tokens)."""
         self.episodes = episodes
         self.metrics |= {"episodes": self.metrics["episodes"] + episodes} | self.clock.metrics(samples, tokens)
 
@@ -80,8 +80,8 @@ class Step:
 class Session:
     """The records and the state of a run of `total` steps; restored from the newest checkpoint, if there is one.
 
-    Used as a context: within, the run's directory is written to, and a signal or a user's error ends the run with the
-    state saved, if what is in memory is that of one step.
+    Used as a context: within it the run's directory is written to, and a signal or a user's error ends the run with the
+    state saved, unless an update was interrupted.
 
     best: the held-out metric whose largest value is the best so far.
     """
@@ -169,7 +169,7 @@ class Session:
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
-        """Run what changes nothing that is kept: a signal leaves at once. Every process has all weights, for reading."""
+        """Run what changes nothing that is kept: a signal leaves at once. All processes have all weights, to read."""
         with self._stop.abandonable(), self._optimizer.gathered():
             yield
 
@@ -198,7 +198,7 @@ class Session:
     ) -> None:
         """Write, after the last step, the model and the report.
 
-        write_model, write_report: called on the first process alone, with all weights there.
+        write_model, write_report: called on the first process alone; the former with all weights gathered.
         """
         runtime, run = self._runtime, self._run
         self._console.phase("writing the model")

@@ -84,7 +84,7 @@ class ZeroOptimizer:
         return policy
 
     def rounds(self, own: int) -> int:
-        """Return the most micro-batches of any process: gradients are exchanged after each, so all must take as many."""
+        """Return the most micro-batches of any process: gradients are exchanged after each."""
         return max(1, int(self._runtime.maximum([own])[0]))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
@@ -97,7 +97,7 @@ class ZeroOptimizer:
         return budget.once(phase)
 
     def step(self, is_finite: bool = True) -> float:
-        """Step as `LocalOptimizer.step`. DeepSpeed itself sees that a gradient is not finite, on all processes alike."""
+        """Step as `LocalOptimizer.step`. DeepSpeed itself checks that gradients are finite, on all processes alike."""
         self.module.step()
         if self.module.optimizer.overflow:
             return math.nan

@@ -46,7 +46,7 @@ def check_labels(directory: Path, config: Any) -> None:
 
 
 def starling_shapes(config: Any) -> dict[str, torch.Size]:
-    """Return the shape of every tensor of a Starling checkpoint of this configuration. Raises UserError if it has none."""
+    """Return the shape of every tensor of a Starling checkpoint of this configuration. Raises UserError without one."""
     from transformers import AutoModel
 
     shapes = {f"transformer.{name}": shape for name, shape in shapes_of(AutoModel, config).items()}
