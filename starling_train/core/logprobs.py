@@ -35,8 +35,8 @@ def token_logprobs(
     if torch.is_grad_enabled() and hidden.requires_grad and not learns:
         return _FrozenHead.apply(hidden, head, tokens, temperature, chunk)
     logprobs, entropies = [], []
-    for rows, wanted in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-        given = (rows, head, wanted, temperature, low_rank)
+    for rows, next_tokens in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+        given = (rows, head, next_tokens, temperature, low_rank)
         if torch.is_grad_enabled() and learns:
             logprob, entropy = checkpoint(_chunk, *given, use_reentrant=False)
         else:
@@ -77,7 +77,7 @@ def _logits_into(room: Tensor, hidden: Tensor, head: Tensor, temperature: float)
 
 
 class _FrozenHead(torch.autograd.Function):
-    """The gradient of a log-probability in the hidden state, kept from the forward pass: logits are made once.
+    """The gradient of a log-probability in the hidden state, kept from the forward pass: logits are computed once.
 
     d log p(token) / d hidden = (head[token] - sum_v p_v head[v]) / temperature: (n, d), however large the vocabulary.
     """

@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 
 OVERHEAD = 64  # tokens of padding that are worth having to avoid one more micro-batch, where nothing is known
-# What a layer costs however few tokens there are (launching its kernels), and operations a second, about, by device.
+# Seconds that a layer costs however few tokens it gets (launching its kernels), and about how many operations a second.
 LAYER_S = 2.5e-4
 OPERATIONS_PER_S = {"cpu": 1e11, "cuda": 5e14}
 
@@ -66,11 +66,11 @@ def cut_packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
     group of its own. Every index appears exactly once.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    wanted = len(_fill(lengths, order, budget, budget))
-    low, high = 1, budget  # the largest group that so few groups need lies in between
+    fewest = len(_fill(lengths, order, budget, budget))
+    low, high = 1, budget  # in between lies the smallest limit at which the fewest groups suffice
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(lengths, order, middle, budget)) > wanted:
+        if len(_fill(lengths, order, middle, budget)) > fewest:
             low = middle + 1
         else:
             high = middle

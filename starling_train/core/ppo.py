@@ -91,7 +91,7 @@ def _with_metrics(loss: Tensor, log_ratio: Tensor, clipped: Tensor, is_response:
 
 
 class LossSettings(Protocol):
-    """What the policy losses are told: PPO's clip of the ratio, APA's lambda."""
+    """The settings of the policy losses: PPO's clip of the ratio, APA's lambda."""
 
     clip: float
     apa_lambda: float
@@ -133,7 +133,7 @@ def value_loss(
 class KLController:
     """The coefficient of the KL penalty: fixed, or pulled towards a target KL per sequence.
 
-    coefficient: weight of the penalty, score units per nat. target: wanted KL summed over a response, in nats; None
+    coefficient: weight of the penalty, score units per nat. target: desired KL summed over a response, in nats; None
     keeps the coefficient fixed. horizon: episodes over which a full error multiplies the coefficient by about e^0.2.
     Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Truncation:
-    """What is left of a matrix (n, m) at rank k.
+    """A matrix (n, m) reduced to rank k.
 
     left: U_k S_k, (n, k), and right: V_k^T, (k, m), both fp64; their product is the matrix. values: all singular values
     of the matrix before, fp64, descending. rank_before: how many of them are not zero but for rounding.

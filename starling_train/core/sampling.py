@@ -30,12 +30,12 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     A token of probability 0 is never drawn.
     """
     cumulative = probabilities.cumsum(-1)
-    # relative to the sum as it was rounded, and below it: the last possible token is the last that can be found
+    # relative to the sum as it was rounded, and below it: the last possible token is the last that can be drawn
     total = cumulative[:, -1:]
-    wanted = torch.minimum(uniforms.to(total)[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    found = torch.searchsorted(cumulative, wanted, right=True).clamp_max(probabilities.shape[-1] - 1)
-    if found.is_cuda:
+    targets = torch.minimum(uniforms.to(total)[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    tokens = torch.searchsorted(cumulative, targets, right=True).clamp_max(probabilities.shape[-1] - 1)
+    if tokens.is_cuda:
         # a sum in parallel need not rise everywhere: from a token of probability 0, back to the last possible one
-        places = torch.arange(probabilities.shape[-1], device=found.device)
-        found = torch.where(probabilities > 0, places, 0).cummax(-1).values.gather(-1, found)
-    return found.squeeze(-1)
+        indices = torch.arange(probabilities.shape[-1], device=tokens.device)
+        tokens = torch.where(probabilities > 0, indices, 0).cummax(-1).values.gather(-1, tokens)
+    return tokens.squeeze(-1)

@@ -1,8 +1,8 @@
 """Singular values of a weight matrix and its signal-to-noise ratio (SNR).
 
 The SNR of laserRMT and Spectrum: singular values above a threshold T count as signal, the rest as noise.
-T has the form of a Marchenko-Pastur edge, but its sigma is the spread of the *singular values*, not of
-the matrix entries, so it is no edge in the strict sense and values compare within one module type only.
+T has the form of a Marchenko-Pastur edge, but its sigma is the spread of the *singular values*, not of the matrix
+entries: it is not an edge in the strict sense, and values compare within one module type only.
 """
 
 import math
@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Part of the hash by which a scan finds its earlier results again: raise it with every change of the numbers.
+# Part of the hash by which a scan recognises its earlier results: raise it with every change of the numbers.
 VERSION = 2
 # Interquartile range of a standard normal, rounded as laserRMT and Spectrum round it.
 IQR_OF_NORMAL = 1.349

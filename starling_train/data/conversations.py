@@ -52,14 +52,14 @@ def of_prompt(prompt: Any) -> list[dict]:
 def checked(messages: Any, *, allow_empty: bool = False) -> list[dict]:
     """Return the messages with role and content only. Raises UserError unless they end in an answer."""
     if not isinstance(messages, list):
-        raise UserError("the messages are no list; give [{role, content}, ...]")
+        raise UserError("the messages are not a list; give [{role, content}, ...]")
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise UserError(f"a message without a role; each has a role ({', '.join(ROLES)}) and a content")
         if not isinstance(message.get("content"), str):
-            raise UserError(f"the {message['role']}'s content is no text; give a string")
+            raise UserError(f"the {message['role']}'s content is not text; give a string")
         if not _is_text(message["content"]):
-            raise UserError(f"the {message['role']}'s content has half a surrogate pair, which is no Unicode text")
+            raise UserError(f"the {message['role']}'s content has half a surrogate pair, which is not Unicode text")
     if messages and messages[-1]["role"] == "user":
         raise UserError("the conversation ends with the user; the assistant's answer to score must be last")
     check_conversation(messages)

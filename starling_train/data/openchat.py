@@ -3,7 +3,7 @@
 Source: the openchat-3.5-0106 and Starling-LM model cards. A turn is `{role}: {text}<|end_of_turn|>`; the
 prompt for an answer ends in `{role}:` with no space after it, because the tokenizer puts the space in front
 of the answer's first word. System messages are bare text and an end of turn, as in Openchat's serving code;
-`system="role"` renders them the way of the jinja template that was uploaded with the model.
+`system="role"` renders them as the jinja template does that was uploaded with the model.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def render(
     """Render the template as text, without BOS.
 
     mode: chat, code or math; system: bare (Openchat's serving code) or role (its uploaded jinja template).
-    Raises UserError for a role that is none of system, user, assistant.
+    Raises UserError for a role other than system, user and assistant.
     """
     turns, prompt = _segments(messages, mode, add_generation_prompt, system)
     return "".join(turn + END_OF_TURN for turn in turns) + prompt
@@ -81,7 +81,7 @@ def encode(
 def decode(ids: Sequence[int], tokenizer) -> str:
     """Decode an answer: special tokens left out, the one space that follows `Assistant:` removed.
 
-    The inverse of tokenising an answer in its place: leading spaces and newlines of its own are kept.
+    The inverse of tokenising an answer after its prompt: its own leading spaces and newlines are kept.
     """
     # Decoded behind a colon, because some tokenizers drop a leading space by themselves and some do not.
     colon = text_ids(":", tokenizer)

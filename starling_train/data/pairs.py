@@ -14,7 +14,7 @@ KINDS = ("best_worst", "best_random", "all")
 
 @dataclass(frozen=True)
 class PairedRow:
-    """A prompt, the texts of the answers that its pairs are made of, and the pairs: (better, worse) indices.
+    """A prompt, the texts of the answers in its pairs, and the pairs: (better, worse) indices.
 
     index: among all rows of the data. reference: log-probability of each answer under the policy that
     training starts from, nats; empty before it is known.

@@ -1,4 +1,4 @@
-"""Preference sets: conversations that differ in their last answer, and which of the answers is better."""
+"""Preference sets: conversations that differ in their last answer, and which answer is better."""
 
 import math
 from dataclasses import dataclass

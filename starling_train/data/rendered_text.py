@@ -8,8 +8,8 @@ policy read and wrote them, special tokens included, in the policy's own templat
 3. The prompt is cut at the marks of the first template that it has: Openchat's, ChatML, Llama-2's, Nectar's.
    A prompt without marks is one message of the user.
 
-Text cannot say whether a mark is the template's or somebody typed it: the answer is what follows the prompt, whatever
-it contains, but in a prompt every mark starts a turn. `POST /score` has no such doubt. labels are not used.
+Text cannot tell whether a mark is the template's or somebody typed it: the answer is what follows the prompt, whatever
+it contains, but in a prompt every mark starts a turn. `POST /score` has no such ambiguity. labels are not used.
 """
 
 import re

@@ -124,14 +124,14 @@ def _text_ids(text: str, tokenizer, written: dict[str, str]) -> list[int]:
 
     In the usual case (nothing to stand in for) the whole text is tokenised at once, like the authors did.
     """
-    ids, piece = [], ""
+    ids, plain = [], ""
     for character in text if written else ():
         if character in written:
-            ids += _ids(piece, tokenizer, False) + _ids(written[character], tokenizer, True)
-            piece = ""
+            ids += _ids(plain, tokenizer, False) + _ids(written[character], tokenizer, True)
+            plain = ""
         else:
-            piece += character
-    return ids + _ids(piece if written else text, tokenizer, False)
+            plain += character
+    return ids + _ids(plain if written else text, tokenizer, False)
 
 
 def _ids(text: str, tokenizer, as_plain_text: bool) -> list[int]:

@@ -1,8 +1,8 @@
 """Tensors of a Hugging Face model directory, one at a time: safetensors or `.bin`, sharded or single.
 
-No model is built and no pickled code runs: `.bin` shards are read with weights_only and memory-mapped. A
-`.bin` of a torch before 1.6 cannot be mapped: it is read whole and kept until the next one is read, so peak
-memory is then the largest such file. `forget` lets go of it.
+No model is built and no pickled code runs: `.bin` shards are read with weights_only and memory-mapped. A `.bin` of a
+torch before 1.6 cannot be mapped: it is read whole and kept until the next one is read, so that peak memory is the
+largest such file. `forget` releases it.
 """
 
 import json
@@ -27,9 +27,7 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the checkpoint, not yet read: name, file, shape, and dtype in safetensors' spelling (or
-    `meta`, `sparse`).
-    """
+    """A tensor of the checkpoint, not yet read. dtype: in safetensors' spelling, or `meta`, `sparse`."""
 
     name: str
     file: Path
@@ -40,8 +38,8 @@ class Entry:
 def read_headers(files: WeightFiles) -> tuple[list[Entry], list[Entry]]:
     """List (every tensor of a model, from headers alone; tensors in a shard that the index does not name).
 
-    Without weights there are none. Raises UserError for an index that names what is not there, and for files that
-    cannot be read.
+    Both are empty without weights. Raises UserError for an index that names what does not exist, and for unreadable
+    files.
     """
     if files.index:
         return _indexed_entries(files.index)
@@ -140,7 +138,7 @@ def forget() -> None:
 
 def _load_bin(file: Path, tensor: str = "") -> dict[str, Tensor]:
     with file.open("rb") as start:
-        is_zip = start.read(4) == b"PK\x03\x04"  # the format before torch 1.6 is none, and cannot be mapped
+        is_zip = start.read(4) == b"PK\x03\x04"  # the format before torch 1.6 is not a zip file, and cannot be mapped
     if is_zip:
         return _tensors(file, tensor, mapped=True)
     with _whole_lock:  # threads read ahead: one of them reads the file, the others wait for it

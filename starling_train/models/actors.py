@@ -17,7 +17,7 @@ Groups = tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]
 
 
 class Trunks(NamedTuple):
-    """Views of the decoders' layers from `lowest` on; None where there is no such network."""
+    """Views of the decoders' layers from `lowest` on; None for a missing network."""
 
     policy: Trunk
     reference: Trunk | None
@@ -27,12 +27,12 @@ class Trunks(NamedTuple):
 class Actors(nn.Module):
     """One policy, one reference, one critic: the module that is handed to the optimizer.
 
-    policy: a causal LM with its final requires_grad flags. With adapters on it, the reference is the model without
-    them, and a twin critic has adapters of its own.
+    policy: a causal LM with its final requires_grad flags. If it has adapters, the reference is the model without them,
+        and a twin critic has its own.
     critic: `head` (a value head on the policy's own last hidden state), `twin` (own copies of the trainable tensors),
-    `separate` (own copies of everything, all trainable), `none`.
+        `separate` (own copies of everything, all trainable), `none`.
     lowest: index of the lowest decoder layer with a trainable tensor.
-    has_reference: False where the reference is numbers that were computed before.
+    has_reference: False if the reference is numbers that were computed before.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Actors(nn.Module):
         """Return log-probs, entropy and values (None without a critic) of the response tokens under current weights.
 
         states: `shared_states` of this batch (computed here if None). train_policy=False (critic warm-up): the
-        policy's part runs without gradients, so that only the critic learns.
+        policy runs without gradients, so that only the critic learns.
         """
         states = self.shared_states(batch) if states is None else states
         with torch.set_grad_enabled(train_policy and torch.is_grad_enabled()):

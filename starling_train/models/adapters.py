@@ -23,7 +23,7 @@ def add(model: nn.Module, weights: Iterable[str], config: LoraConfig) -> None:
     """Hang an adapter onto each of the matrices; only the adapters train.
 
     weights: names of parameters, `model.layers.3.mlp.down_proj.weight`. B starts at zero, so the model computes what
-    it did; A is drawn from the global random generator. Raises UserError for what can have none.
+    before; A is drawn from the global random generator. Raises UserError for a matrix that cannot have one.
     """
     from peft import inject_adapter_in_model
 
@@ -79,8 +79,8 @@ def low_rank(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
 def merged(model: nn.Module, base: nn.Module | None = None) -> nn.Module:
     """Merge the adapters into a model that computes the same: W + scaled B A, added in float32, in W's type.
 
-    It shares every other tensor with `model`; with `base`, the unquantised model of a quantised one, it is `base` that
-    is changed and returned. With no adapters at all it is `model` itself.
+    The result shares every other tensor with `model`; with `base`, the unquantised model of a quantised one, `base` is
+    changed and returned. Without any adapter the result is `model` itself.
     """
     layers = list(adapted(model))
     if not layers:

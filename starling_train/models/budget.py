@@ -21,14 +21,14 @@ REMEDY = (
     "train fewer matrices, use a smaller critic (algorithm.critic=head), model.gradient_checkpointing=true, or a "
     "larger GPU"
 )
-LEAST = 1  # a sequence at a time, that is: one that is longer than the budget still goes through alone
+LEAST = 1  # that is, a sequence at a time: one longer than the budget still goes through alone
 
 
 class Budget:
     """How much of something goes through a model at a time, e.g. tokens of a micro-batch.
 
     key: the configuration key that sets it, for messages. amount: to begin with. say: prints a line, to stderr if None.
-    `amount` only ever falls; a run keeps it in its state, so that a resumed one goes on with it.
+    `amount` only ever falls; a run keeps it in its state, so that a resumed one continues with it.
     """
 
     def __init__(self, key: str, amount: int, say: Callable[[str], None] | None = None):
@@ -42,7 +42,7 @@ class Budget:
     def halving(self, phase: Callable[[int], Result], undo: Callable[[], None] = lambda: None) -> Result:
         """Return `phase(amount)`; when memory runs out, halve the amount, call `undo` and repeat the phase.
 
-        The phase must change nothing that `undo` does not put back: the result is then that of the smaller amount.
+        The phase must change nothing that `undo` does not restore: the result is then that of the smaller amount.
         Raises UserError, naming the key, when the least amount is still too much.
         """
         while True:
@@ -96,7 +96,7 @@ class Budgets(NamedTuple):
 class RunBudgets:
     """The budgets of a run: as low after a resume as before it, and on every process as on the lowest.
 
-    lowered: what an earlier start's fell to, by key. say: prints a line.
+    lowered: what an earlier start lowered, by key. say: prints a line.
     """
 
     def __init__(self, lowered: dict[str, int], say: Callable[[str], None]):

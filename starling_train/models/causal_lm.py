@@ -85,7 +85,7 @@ def shapes_of(model_class: Any, config: Any) -> dict[str, torch.Size]:
             }
     except UNUSABLE as error:
         raise UserError(
-            f"{config.name_or_path}/config.json: no model can be made of it ({first_line(error)}); download it again"
+            f"{config.name_or_path}/config.json: no model can be made from it ({first_line(error)}); download it again"
         ) from error
 
 

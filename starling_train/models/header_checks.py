@@ -1,4 +1,4 @@
-"""A model directory checked from its headers: what loading would stumble over, told before minutes of it.
+"""A model directory checked from its headers: what would fail after minutes of loading is reported before.
 
 Only config.json, tokenizer files, and names and shapes of tensors are read.
 """

@@ -18,18 +18,19 @@ NAME = "starling_packed"  # transformers makes no mask for a kind of attention w
 
 
 class Packing:
-    """Where in a row of tokens each sequence lies. lengths: tokens of each, none empty; they follow one another.
+    """Where each sequence lies in a row of tokens. lengths: tokens of each, none empty; they follow one another.
 
-    Attributes: `positions` (tokens,), each token's place in its own sequence.
+    Attributes: `positions` (tokens,), each token's index in its own sequence.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu"):
-        assert lengths and min(lengths) > 0, "an empty sequence has no place"
+        assert lengths and min(lengths) > 0, "an empty sequence cannot be packed"
         self.lengths, self.longest = list(lengths), max(lengths)
         self._device = torch.device(device)
         self.positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        # where each token lies in a padded (sequences, longest) matrix, counted row by row
         rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(self.lengths))
-        self._places = rows.to(device) * self.longest + self.positions
+        self._padded_index = rows.to(device) * self.longest + self.positions
         self._masks: dict[int, Tensor] = {}
 
     def pad(self, tensor: Tensor) -> Tensor:
@@ -38,12 +39,12 @@ class Packing:
             return tensor
         _, heads, _, size = tensor.shape
         padded = tensor.new_zeros(len(self.lengths) * self.longest, heads, size)
-        padded = padded.index_copy(0, self._places, tensor[0].transpose(0, 1))
+        padded = padded.index_copy(0, self._padded_index, tensor[0].transpose(0, 1))
         return padded.view(len(self.lengths), self.longest, heads, size).transpose(1, 2)
 
     def unpad(self, tensor: Tensor) -> Tensor:
         """Pack (sequences, longest, heads, size) to (1, tokens, heads, size)."""
-        return tensor if len(self.lengths) == 1 else tensor.flatten(0, 1).index_select(0, self._places)[None]
+        return tensor if len(self.lengths) == 1 else tensor.flatten(0, 1).index_select(0, self._padded_index)[None]
 
     def mask(self, window: int | None, length: int) -> Tensor | None:
         """Return (1, 1, length, length), True where a token sees another; None where plain causal attention is enough.
@@ -52,9 +53,9 @@ class Packing:
         """
         if window is None or window >= length:
             return None
-        if window not in self._masks:  # the longest sequence's; another one's is its corner
-            place = torch.arange(self.longest, device=self._device)
-            distance = place[:, None] - place
+        if window not in self._masks:  # the longest sequence's mask; a shorter one's is its corner
+            position = torch.arange(self.longest, device=self._device)
+            distance = position[:, None] - position
             self._masks[window] = (distance >= 0) & (distance < window)
         return self._masks[window][None, None, :length, :length]
 
@@ -62,7 +63,7 @@ class Packing:
 def can_pack(layers: Sequence[nn.Module]) -> bool:
     """Return whether these decoder layers may be seen through `PackedLayer`: their forward is their class's own.
 
-    A layer that a library spread over devices computes what that library put in place of its forward.
+    A layer that a library spread over devices computes whatever that library put in place of its forward.
     """
     return all(
         hasattr(getattr(layer, "self_attn", None), "config") and "forward" not in vars(layer) | vars(layer.self_attn)
@@ -76,6 +77,7 @@ class PackedLayer:
     def __init__(self, original: nn.Module, config: Any):
         """Make the view. config: `packed_config` of the decoder's own."""
         self._original, self.layer = original, bare_copy(original)
+        # our own attention module on the same weights: its config names our kernel, the original's stays untouched
         attention = bare_copy(original.self_attn)
         attention.config = config
         self.layer._modules = dict(original._modules) | {"self_attn": attention}
@@ -97,33 +99,34 @@ def packed_config(config: Any) -> Any:
 @contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
     """Run forward passes without the hooks on the modules, as when ZeRO has gathered all weights."""
-    kept = []
-    for part in module.modules():
+    # ZeRO's hooks would gather and release the weights around every layer of every pass
+    removed = []
+    for submodule in module.modules():
         for name in ("_forward_hooks", "_forward_pre_hooks"):
-            hooks = getattr(part, name)
-            kept.append((hooks, dict(hooks)))
+            hooks = getattr(submodule, name)
+            removed.append((hooks, dict(hooks)))
             hooks.clear()
     try:
         yield
     finally:
-        for hooks, before in kept:
+        for hooks, before in removed:
             hooks.clear()
             hooks.update(before)
 
 
 def bare_copy(module: nn.Module) -> nn.Module:
     """Copy a module shallowly, without its own hooks; those on its parts, which have the weights, stay."""
-    made = copy_of(module)
+    copied = copy_of(module)
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        setattr(made, name, OrderedDict())
-    return made
+        setattr(copied, name, OrderedDict())
+    return copied
 
 
 def copy_of(thing: Any) -> Any:
     """Copy shallowly: the parts are the original's, but parts can be replaced."""
-    made = object.__new__(type(thing))
-    made.__dict__.update(thing.__dict__)
-    return made
+    copied = object.__new__(type(thing))
+    copied.__dict__.update(thing.__dict__)
+    return copied
 
 
 def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any) -> Tensor:
@@ -159,7 +162,7 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     assert attention_mask is None, "packed sequences need no mask"
-    # a call more costs a CPU less than padding does; on a GPU it is the other way round
+    # another call costs a CPU less than padding does; on a GPU it is the other way round
     attend = attend_one_by_one if query.device.type == "cpu" else attend_padded
     return attend(module, query, key, value, packing, window=sliding_window, dropout=dropout, scaling=scaling), None
 

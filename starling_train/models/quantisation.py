@@ -8,7 +8,7 @@ from starling_train.config.fields import UserError
 
 
 def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:
-    """Return arguments of `from_pretrained`: dtype, quantisation, devices. Raises UserError for `auto` without a GPU."""
+    """Return arguments of `from_pretrained`: dtype, quantisation, devices. Raises UserError for `auto` without GPUs."""
     check_device(device)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
     if device == "auto":
@@ -21,7 +21,7 @@ def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_i
 
 
 def check_device(device: str | torch.device | None) -> None:
-    """Raise UserError if layers are to be spread (`auto`) where there is no GPU to spread them over."""
+    """Raise UserError if layers are to be spread (`auto`) without a GPU to spread them over."""
     if device == "auto" and not torch.cuda.is_available():
         raise UserError("reward.device_map: auto needs GPUs to spread layers over, and none is visible; use null")
 

@@ -16,7 +16,10 @@ from starling_train.models.trunk import Trunk
 
 @torch.no_grad()
 def sequence_logprobs(
-    model: nn.Module, sequences: Sequence[Sequence[int]], budget: Budget, wanted: Sequence[Sequence[int]] | None = None
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    budget: Budget,
+    positions: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
     """Return log-probabilities of given tokens, given those before them: float32 on the CPU, in nats.
 
@@ -27,30 +30,30 @@ def sequence_logprobs(
 
     Element i of the result has an entry for each of positions[i], the same whatever the budget but for rounding.
     """
-    wanted = [range(1, len(ids)) for ids in sequences] if wanted is None else wanted
-    assert all(places and min(places) > 0 for places in wanted), "nothing to predict"
+    positions = [range(1, len(ids)) for ids in sequences] if positions is None else positions
+    assert all(indices and min(indices) > 0 for indices in positions), "nothing to predict"
     trunk, head = Trunk(model.model, 0), model.lm_head
 
     def forward(tokens: int) -> list[Tensor]:
-        found: list[Tensor] = [torch.empty(0)] * len(sequences)
+        logprobs: list[Tensor] = [torch.empty(0)] * len(sequences)
         for group in cut_packed([len(ids) for ids in sequences], tokens):
-            parts = _forward(trunk, head, [sequences[i] for i in group], [wanted[i] for i in group])
-            for i, part in zip(group, parts, strict=True):
-                found[i] = part
-        return found
+            by_sequence = _forward(trunk, head, [sequences[i] for i in group], [positions[i] for i in group])
+            for i, values in zip(group, by_sequence, strict=True):
+                logprobs[i] = values
+        return logprobs
 
     return budget.halving(forward)
 
 
 def _forward(
-    trunk: Trunk, head: nn.Module, sequences: list[Sequence[int]], wanted: list[Sequence[int]]
+    trunk: Trunk, head: nn.Module, sequences: list[Sequence[int]], positions: list[Sequence[int]]
 ) -> tuple[Tensor, ...]:
     ids = torch.tensor([token for sequence in sequences for token in sequence])
     starts = accumulate([len(sequence) for sequence in sequences[:-1]], initial=0)
-    places = torch.cat([torch.tensor(within) + start for start, within in zip(starts, wanted, strict=True)])
+    indices = torch.cat([torch.tensor(within) + start for start, within in zip(starts, positions, strict=True)])
     device, low_rank = head.weight.device, adapters.low_rank(head)
     packing = Packing([len(sequence) for sequence in sequences], device)
     # a token is predicted from the state of the one before it
-    hidden = trunk.suffix(trunk.prefix(ids.to(device), packing), packing, (places - 1).to(device))
-    logprobs, _ = token_logprobs(hidden, head.weight, ids[places].to(device), low_rank=low_rank)
-    return logprobs.cpu().split([len(within) for within in wanted])
+    hidden = trunk.suffix(trunk.prefix(ids.to(device), packing), packing, (indices - 1).to(device))
+    logprobs, _ = token_logprobs(hidden, head.weight, ids[indices].to(device), low_rank=low_rank)
+    return logprobs.cpu().split([len(within) for within in positions])

@@ -1,4 +1,4 @@
-"""A model directory, opened once: what scan, checks, plan and loading know of it without reading a weight."""
+"""A model directory, opened once: what scan, checks, plan and loading know about it without reading a weight."""
 
 from functools import cached_property
 from pathlib import Path
@@ -8,14 +8,14 @@ from starling_train.config.fields import UserError, local_path
 from starling_train.files import identity, tensors
 from starling_train.files.weight_files import WeightFiles, weight_files
 
-# What transformers raises, at one place or another, for files that are damaged or of another model.
+# What transformers raises, in one function or another, for files that are damaged or of another model.
 UNUSABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError, EOFError,
 )  # fmt: skip
 
 
 class ModelSource:
-    """A directory with config.json, tokenizer and weights; each is read when it is first asked for, and once.
+    """A directory with config.json, tokenizer and weights; each is read once, on first use.
 
     path: what the user calls it. directory: where it lies. key: the configuration key that names it, for messages.
     """
@@ -35,8 +35,8 @@ class ModelSource:
     ) -> "ModelSource":
         """Open `path` itself, or the snapshot of a hub id, downloaded if necessary.
 
-        weights=False fetches configuration and tokenizer only. Raises UserError if there is no such directory and the
-        hub does not give it either.
+        weights=False fetches configuration and tokenizer only. Raises UserError if `path` is neither a directory nor
+        available from the hub.
         """
         directory = local_directory(path, key)
         if directory is None:
@@ -75,7 +75,7 @@ class ModelSource:
         from transformers import AutoConfig
 
         self.check_config()
-        _ = self.values  # what it refuses, it refuses with better words
+        _ = self.values  # its own errors have better messages
         try:
             return AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
         except (*UNUSABLE, StrictDataclassError) as error:
@@ -125,7 +125,7 @@ class ModelSource:
 
     @property
     def unindexed(self) -> list[tensors.Entry]:
-        """Tensors that lie in a shard without the index saying so: `entries` leaves them out."""
+        """Tensors in a shard that the index does not mention: `entries` leaves them out."""
         return self._headers[1]
 
     @cached_property

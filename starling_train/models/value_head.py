@@ -1,4 +1,4 @@
-"""The value head."""
+"""The value head: from a hidden state to the value of a token."""
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -20,6 +20,6 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., d) to values (...), in units of the scaled reward."""
-        # weights that an engine keeps in a shorter type are computed with in float32 all the same
+        # computed in float32 even where DeepSpeed stores these weights in bfloat16
         up = linear(hidden.float(), self.up.weight.float(), self.up.bias.float())
         return linear(up.relu(), self.out.weight.float(), self.out.bias.float()).squeeze(-1)

@@ -1,7 +1,7 @@
 """Memory of a run by part, by arithmetic: no weights are loaded, and torch is not needed.
 
-All sizes are bytes on one device. What is counted: tensors that live as long as a phase does. What is not: the CUDA
-context, what an allocator loses in fragments, and what libraries keep for themselves.
+All sizes are bytes on one device. Counted are tensors that live as long as a phase does; not the CUDA context, what an
+allocator loses in fragments, and what libraries keep for themselves.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from starling_train.planning.shapes import Shape
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOADED = {"8bit": 1.0, "4bit": 0.55}  # bytes of a quantised weight, scales included
 LOGITS = {"cpu": 2**21, "cuda": 2**25}  # elements of a chunk (core.logprobs)
-PREFILL_TOKENS = 8192  # of prompts in one forward pass (engine.slots)
+PREFILL_TOKENS = 8192  # of prompts in one forward pass (rollout.slots)
 BUCKET = 5 * 10**8  # elements of gradients that DeepSpeed exchanges at a time, at most
 LIVE = 10**9  # parameters that stage 3 holds gathered at a time, its default
 
@@ -44,7 +44,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of what one of so many processes holds at a ZeRO stage (0 to 3)."""
+    """Which share each of the processes holds at a ZeRO stage (0 to 3)."""
 
     processes: int = 1
     stage: int = 0
@@ -62,11 +62,14 @@ class Share:
 class TrainingJob:
     """What the arithmetic needs besides the shapes. Counts are those of one process.
 
-    parameters, trainable: of the policy. sequence_tokens: of the longest prompt and response together, of which
-    prompt_tokens are the prompt's. step_tokens, minibatch_tokens: of all sequences of a step and of a mini-batch.
-    layers_above_lowest: decoder layers from the lowest that trains on; layers_trained: those of them with something
-    that trains. kept_limit: bytes of hidden states that stay on the device. adapter: what trains lies beside the
-    policy's parameters. load_in: 8bit or 4bit, of the policy's layers.
+    parameters, trainable: of the policy.
+    sequence_tokens, prompt_tokens: of the longest prompt and response together, and of that prompt alone.
+    step_tokens, minibatch_tokens: of all sequences of a step and of a mini-batch.
+    layers_above_lowest: decoder layers from the lowest that trains on.
+    layers_trained: how many of them have something that trains.
+    kept_limit: bytes of hidden states that stay on the device.
+    adapter: what trains lies beside the policy's parameters.
+    load_in: 8bit or 4bit, of the policy's layers.
     """
 
     parameters: int

@@ -1,6 +1,6 @@
-"""Sizes of decoders from config.json alone, and those of published models where it is not at hand.
+"""Sizes of decoders from config.json alone, and of published models where it is not available.
 
-Facts of the known ones are from their model cards and those of their bases.
+The published sizes are from the models' cards and those of their bases.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from starling_train.models.source import ModelSource, cached_config, local_direc
 
 @dataclass(frozen=True)
 class Shape:
-    """What the arithmetic needs of a decoder."""
+    """The sizes of a decoder that the arithmetic needs."""
 
     hidden: int
     intermediate: int

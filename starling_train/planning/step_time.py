@@ -1,7 +1,7 @@
 """Seconds of a step, estimated: operations and bytes by arithmetic, rates from vendors' data sheets.
 
-Estimates, not measurements: the shares of the rates that are achieved are assumptions (`plan.matrix_share`,
-`plan.bandwidth_share`), and generation is taken to keep all its slots filled.
+Estimates, not measurements: the achieved shares of the rates are assumptions (`plan.matrix_share`,
+`plan.bandwidth_share`), and generation is assumed to keep all its slots filled.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def nearest(gb: float) -> Device:
 
 @dataclass(frozen=True)
 class Work:
-    """Of one process and step. prompts, prompt_tokens, response_tokens: how many, and their mean lengths."""
+    """A step's work of one process. prompts, prompt_tokens, response_tokens: how many, and their mean lengths."""
 
     prompts: float
     prompt_tokens: float
@@ -64,7 +64,7 @@ def seconds(
     above = job.layers_above_lowest * policy.layer_parameters()
     responses = work.prompts * work.response_tokens
 
-    # every decoding step reads all weights, and the keys and values of what is there
+    # every decoding step reads all weights, and the keys and values so far
     decoding = responses / min(job.slots, work.prompts)
     context = min(job.slots, work.prompts) * (work.prompt_tokens + work.response_tokens / 2)
     read = (layers + head + context * policy.kv_values()) * size / bandwidth

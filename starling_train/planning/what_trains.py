@@ -1,4 +1,4 @@
-"""What a run would do, from config.json and tokenizer alone."""
+"""What a run would train, from config.json alone."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ def select_as_many(freeze: FreezeConfig, records: dict[str, Record], seed: int) 
 
 def _table(freeze: FreezeConfig, model: nn.Module, records: dict[str, Record], seed: int) -> FreezeTable:
     table = apply(freeze, model, select_as_many(freeze, records, seed))
-    # which layers the scan picks is not known yet: the lowest that it may pick
+    # which layers the scan will pick is unknown: assume the lowest that it may
     return replace(table, lowest_layer=min(table.lowest_layer, freeze.lowest_layer)) if needs_scan(freeze) else table
 
 

@@ -1,8 +1,8 @@
-"""A file of conversations -> a file of scores, a chunk at a time, so that a stopped job goes on where it was.
+"""A file of conversations -> a file of scores, a chunk at a time, so that a stopped job continues where it was.
 
-ExtraFiles the output lies `<output>.progress.json`: how many bytes of the input are done, their SHA-256, how long the
-output was then, and the settings that scores depend on. A chunk is in the output first and in that file second, so
-what a kill left behind the last count is cut off and done again. Input that was only added to is gone on with.
+Beside the output lies `<output>.progress.json`: how many bytes of the input are done, their SHA-256, how long the
+output was then, and the settings that scores depend on. A chunk goes into the output first and into that file second,
+so what a kill left after the last count is cut off and repeated. An input that was only extended is continued.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ InputLine = tuple[int, bytes]  # number, from 1, and text
 
 @dataclass
 class ScoreProgress:
-    """What is done. settings: of the reward model. first_wrong: number of the first line that was wrong, 0 if none."""
+    """What is done. settings: of the reward model. first_wrong: number of the first wrong line, 0 if there is none."""
 
     settings: dict[str, Any]
     input_bytes: int = 0
@@ -62,7 +62,7 @@ def resume(source: Path, output: Path, config: RewardConfig) -> ScoreProgress:
         return ScoreProgress(settings)
     again = f"delete {output} to score everything again, or give another output"
     if not path.is_file():
-        raise UserError(f"output: {output} is there already and `score` did not write it; {again}")
+        raise UserError(f"output: {output} already exists and `score` did not write it; {again}")
     progress = _read_progress(path, again)
     changed = [key for key in SETTINGS if progress.settings[key] != settings[key]]
     if changed:
@@ -82,7 +82,7 @@ def _read_progress(path: Path, again: str) -> ScoreProgress:
     except (OSError, ValueError, TypeError, RecursionError):  # not JSON, or not what `write` writes
         is_ours = False
     if not is_ours:
-        raise UserError(f"output: {path} is damaged, so where to go on is not known; {again}")
+        raise UserError(f"output: {path} is damaged, so where to continue is unknown; {again}")
     return progress
 
 
@@ -95,12 +95,12 @@ def score_file(
     on_wrong: Callable[[int, UserError], None],
     on_chunk: Callable[[ScoreProgress], None],
 ) -> None:
-    """Score what `progress` (of `resume`) lacks, and advance it; blank lines are passed over.
+    """Score what `progress` (of `resume`) lacks, and advance it; blank lines are skipped.
 
     on_wrong: called with the number of a line that could not be scored; on_chunk: after every chunk that is safe.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    progress.write(progress_path(output))  # before the output: that it is ours must be known from its first byte
+    progress.write(progress_path(output))  # before the output, which must be known as ours from its first byte
     output.touch()
     rows = Appender(output, progress.output_bytes)
     with source.open("rb") as lines:
@@ -150,8 +150,8 @@ def score_lines(lines: list[InputLine], model: Scorer) -> list[float | UserError
 
 def row(number: int, result: float | UserError) -> bytes:
     """Render one line of output."""
-    said = {"error": str(result)} if isinstance(result, UserError) else {"score": result}
-    return to_line({"line": number} | said, ascii_only=False)
+    outcome = {"error": str(result)} if isinstance(result, UserError) else {"score": result}
+    return to_line({"line": number} | outcome, ascii_only=False)
 
 
 def _conversation(line: bytes) -> list[dict] | UserError:
@@ -168,7 +168,7 @@ def _begins_with(source: Path, progress: ScoreProgress) -> bool:
             return False
         following = lines.read(1)
         lines.seek(max(progress.input_bytes - 1, 0))
-        # a last line without an end that was written on is another line
+        # a last line without an end that was continued is another line
         return lines.read(1) == b"\n" or following in (b"", b"\n")
 
 

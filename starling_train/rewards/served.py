@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import httpx
 
 
-PLACE, HOLDS_MEMORY, SCORED_BY = "url", False, ()
+LOCATION, HOLDS_MEMORY, SCORED_BY = "url", False, ()
 
 
 def check(config: RewardConfig, weights: bool = True) -> None:

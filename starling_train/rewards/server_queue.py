@@ -51,7 +51,7 @@ class RewardQueue:
         return job.scored
 
     def close(self) -> None:
-        """End after what is waiting."""
+        """End after the requests that are waiting."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -97,7 +97,7 @@ class RewardQueue:
         jobs = [job for job in jobs if not job.scored.done()]
         try:
             scores = iter(self._model.score_ids([ids for job in jobs for ids in job.encoded]))
-        except Exception as error:  # e.g. out of memory: told to those who asked, and the next batch is tried
+        except Exception as error:  # e.g. out of memory: reported to these requests, and the next batch is tried
             for job in jobs:
                 job.scored.set_exception(error)
             return

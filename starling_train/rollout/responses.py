@@ -10,8 +10,8 @@ from torch import Tensor
 class Rollout:
     """Prompts and the responses drawn for them, as token ids, in the order of the prompts.
 
-    responses end with the end-of-turn token where `ended` is True; else they were cut by the limit or a stop string.
-    entering: the hidden states that entered a layer that was asked for, per sequence, of all its tokens but the last.
+    responses: end with the end-of-turn token where `ended` is True; else they were cut by the limit or a stop string.
+    entering: the hidden states that entered `keep_layer`, per sequence, of all its tokens but the last.
     """
 
     prompts: list[list[int]]

@@ -1,7 +1,7 @@
 """The rollout engine `slots`: a fixed number of sequences step together; a finished one's slot is refilled at once.
 
-On a CPU the rows that run are kept together at the front, so that a step computes nothing for the others. On a GPU
-all slots take part in every step, whose shapes then never change: it is captured as a CUDA graph.
+On a CPU the running rows are kept together at the front, so that a step computes nothing for the others. On a GPU all
+slots take part in every step, so that its shapes never change: it is captured as a CUDA graph.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from starling_train.rollout.slot_cache import SlotCache
 from starling_train.rollout.stop_strings import StopStrings
 
 PREFILL_TOKENS = 8192  # of prompts in one forward pass, padded
-REFILL_SHARE = 8  # slots are filled again once an eighth of them is free: the prompts share a forward pass
+REFILL_SHARE = 8  # slots are refilled once an eighth of them is free, so that prompts share a forward pass
 CACHE_SHARE = 0.8  # of a GPU's free memory, at most, for keys and values
 
 
@@ -51,7 +51,7 @@ def respond(
 
 
 class _Decoder:
-    """State: `_slots[i]` is the number of the prompt whose response grows in row i of the cache, None if it is free."""
+    """Decodes all prompts. `_slots[i]` is the number of the prompt whose response grows in row i, or None if it is free."""
 
     def __init__(
         self,
@@ -72,8 +72,10 @@ class _Decoder:
         self._capacity = max(map(len, prompts), default=0) + config.max_new_tokens
         self._count = min(config.slots, len(prompts))
         if self._on_gpu:
-            kept = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * policy.config.hidden_size
-            self._count = max(1, min(self._count, _rows_that_fit(policy, self._capacity, kept * policy.dtype.itemsize)))
+            state_bytes = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * policy.config.hidden_size
+            self._count = max(
+                1, min(self._count, _rows_that_fit(policy, self._capacity, state_bytes * policy.dtype.itemsize))
+            )
         self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # longest last: taken from the end
         self._responses: list[list[int]] = [[] for _ in prompts]
         self._slots: list[int | None] = []
@@ -151,7 +153,7 @@ class _Decoder:
         return len(self._prompts[sequence]) + len(self._responses[sequence])
 
     def _compact(self) -> None:
-        """Move rows from the end into free slots, so that the rows that run are the first."""
+        """Move rows from the end into free slots, so that the running rows are the first."""
         count = self._running()
         free = [slot for slot, holds in enumerate(self._slots[:count]) if holds is None]
         behind = [slot for slot, holds in enumerate(self._slots) if holds is not None and slot >= count]
@@ -191,17 +193,17 @@ class _Decoder:
                     self._on_done(sequence, response)
 
 
-def _rows_that_fit(policy: nn.Module, capacity: int, kept: int) -> int:
+def _rows_that_fit(policy: nn.Module, capacity: int, state_bytes: int) -> int:
     """Count the sequences whose keys and values fit into CACHE_SHARE of a GPU's memory, free or cached by torch.
 
-    kept: bytes of hidden states that need room besides, twice over while they are put together.
+    state_bytes: of hidden states that need room besides, twice over while they are put together.
     """
     config = policy.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * policy.dtype.itemsize
     free = torch.cuda.mem_get_info(policy.device)[0]
     free += torch.cuda.memory_reserved(policy.device) - torch.cuda.memory_allocated(policy.device)
-    return int(CACHE_SHARE * (free - kept) / (per_token * capacity))
+    return int(CACHE_SHARE * (free - state_bytes) / (per_token * capacity))
 
 
 def _uniforms(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:

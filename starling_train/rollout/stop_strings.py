@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from starling_train.data.chat import Chat
 
-EVERY = 8  # tokens between two looks at a response: decoding costs more than a few tokens too many
+EVERY = 8  # tokens between two looks at a response: decoding text costs more than drawing a few tokens too many
 
 
 class StopStrings:
@@ -13,7 +13,7 @@ class StopStrings:
 
     def __init__(self, chat: Chat, strings: Sequence[str]):
         self._chat, self._strings = chat, tuple(strings)
-        # what was not there at the last look lies in the newest tokens: a token has a byte at least
+        # what is new since the last look lies in the newest tokens: a token has at least one byte
         self._tail = EVERY + max((len(string.encode()) for string in strings), default=0)
 
     def due(self, length: int) -> bool:

@@ -34,8 +34,8 @@ class Checkpoints:
     """The folder `checkpoints/` of a run: one folder `step_000123` each, the newest `keep` of them.
 
     base: the model that the trainable tensors belong to; a checkpoint of another base is refused.
-    extra_files: writes more files into a checkpoint's folder, for others to read, and gives their names.
-    saved: step of the newest checkpoint that is known to be good, 0 if there is none.
+    extra_files: writes more files into a checkpoint's folder, for other programs, and returns their names.
+    saved: step of the newest checkpoint that is known to be good, or 0.
     """
 
     def __init__(self, directory: Path, keep: int, base: Identity, extra_files: ExtraFiles | None = None):
@@ -71,9 +71,9 @@ class Checkpoints:
     def newest(self, logged: int | None = None) -> Checkpoint | None:
         """Load the newest intact checkpoint; one that is damaged is reported and passed over.
 
-        logged: last step in metrics.jsonl; a checkpoint of later steps would leave a gap there, and is passed over too.
-        None if there are no checkpoints at all. Raises UserError if there are some and none can be used, or if the
-        newest belongs to another base model.
+        logged: last step in metrics.jsonl; a checkpoint of a later step would leave a gap in it, and is passed over
+        too. None without any checkpoint. Raises UserError if none of those that exist can be used, or if the newest
+        belongs to another base model.
         """
         self._sweep()
         problems = []
@@ -119,7 +119,7 @@ class Checkpoints:
         try:
             tensors = [load_file(directory / name) for name in FILES[:2]]
         except SafetensorError as error:
-            raise Damaged(f"is no pair of safetensors files ({error})") from error
+            raise Damaged(f"is not a pair of safetensors files ({error})") from error
         return Checkpoint(tensors[0], tensors[1], state)
 
     def _prune(self) -> None:

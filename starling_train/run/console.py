@@ -28,13 +28,13 @@ DPO = (
     ("held-out margin", "eval/reward_margin", "{:.3f}"),
 )
 Watched = Sequence[tuple[str, str, str]]
-WATCHED = tuple(dict.fromkeys((*PPO, *RM[:2], *DPO[:3], *RM[2:], *DPO[3:])))  # of a command that does not say
+WATCHED = tuple(dict.fromkeys((*PPO, *RM[:2], *DPO[:3], *RM[2:], *DPO[3:])))  # of a command that names none
 
 
 class Console:
-    """Used as a context: `phase` says what is going on, `step` that a step is done with these metrics.
+    """Used as a context: `phase` shows what is going on, `step` that a step is done with these metrics.
 
-    is_quiet: say nothing (all processes of a run but the first). watched: the numbers on the line of a step.
+    is_quiet: print nothing (all processes of a run but the first). watched: the numbers on the line of a step.
     """
 
     def __init__(self, steps: int, done: int = 0, is_quiet: bool = False, watched: Watched = WATCHED):

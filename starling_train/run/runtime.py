@@ -29,7 +29,7 @@ def device_kind(device: str) -> str:
 
 
 class Runtime:
-    """This process among the processes of a run, on one device. Alone unless a launcher (torchrun, accelerate) set ranks.
+    """This process among the processes of a run, on one device; alone without a launcher (torchrun, accelerate).
 
     Random numbers depend on the seed and on their purpose, neither on history nor on the process.
 
@@ -124,7 +124,7 @@ class Runtime:
                 tensor.copy_(summed.view_as(tensor))
 
     def seed_for(self, *purpose: str | int) -> int:
-        """Derive a 63-bit seed for one purpose, e.g. ("rollout", step): a resumed run draws what a straight one drew."""
+        """Derive a 63-bit seed for one purpose, e.g. ("rollout", step): a resumed run draws the same."""
         text = "/".join(map(str, (self._seed, 0, *purpose)))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
@@ -159,7 +159,7 @@ class Runtime:
             dist.destroy_process_group()
 
     def peak_memory_gb(self) -> float:
-        """Return the highest memory so far, decimal GB, of the process that took most, on its GPU or, without, its CPU."""
+        """Return the highest memory so far, decimal GB, of the process that took most: on its GPU, else its CPU."""
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:

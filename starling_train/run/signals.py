@@ -16,20 +16,20 @@ KEPT_FOR_SAVING = 0.2  # of the grace time
 
 
 class Stopped(BaseException):
-    """The phase is abandoned because of a signal. No Exception, so that nobody's `except Exception` takes it."""
+    """The phase is abandoned because of a signal. Not an Exception, so that no `except Exception` catches it."""
 
 
 class StopRequest:
-    """Remembers a signal, and raises Stopped where the phase says that it may be left; nowhere else.
+    """Remembers a signal, and raises Stopped only in phases that may be left.
 
-    So a file that is being written is always written to its end. A second signal, a second or more after the first,
-    exits at once (launchers may deliver one signal twice). One that is ignored when the command starts stays so: a
-    launcher that sends the other one has asked for that (slurm/node.sh).
+    A file that is being written is therefore always completed. A second signal, a second or more after the first,
+    exits at once (launchers may deliver one signal twice). A signal that is ignored when the command starts stays so: a
+    launcher that sends the other one relies on that (slurm/node.sh).
 
-    Several processes agree: they leave together, at the next border between two phases.
+    Several processes leave together, at the next border between two phases.
 
     grace_s: seconds from the signal to the end of the process. exit_code: None until a signal came, then 128 + 15 or
-    128 + 10. half_updated: an update was left in the middle, so that what is in memory is of no step.
+    128 + 10. half_updated: an update was interrupted, so that what is in memory belongs to no step.
     """
 
     def __init__(self, grace_s: float, runtime: Runtime | None = None) -> None:
@@ -37,7 +37,7 @@ class StopRequest:
         self._runtime = runtime or Runtime()
         self.half_updated = False
         self._grace_s = grace_s
-        self._phase = ""  # abandon, update, finish: may be left at once, if it does not fit, when the time is over
+        self._phase = ""  # abandon, update, finish: may be left: at once; if it does not fit; when the time is over
         self._began = self._longest_update = self._since = 0.0
 
     def __enter__(self) -> "StopRequest":
@@ -62,15 +62,15 @@ class StopRequest:
     @contextmanager
     def abandonable(self) -> Iterator[None]:
         """Run a phase that changes nothing that is kept: a signal ends it at once."""
-        self._raise_if_asked()
+        self._raise_if_stopped()
         with self._as("abandon"):
             yield
-        self._raise_if_asked()
+        self._raise_if_stopped()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Run a phase that changes what a checkpoint holds: completed if, by earlier ones, the grace time allows."""
-        self._raise_if_asked()
+        self._raise_if_stopped()
         self._began = time.monotonic()
         with self._as("update"):
             try:
@@ -96,7 +96,7 @@ class StopRequest:
         finally:
             self._phase = ""
 
-    def _raise_if_asked(self) -> None:
+    def _raise_if_stopped(self) -> None:
         code = int(self._runtime.maximum([self.exit_code or 0])[0])
         if code:
             self.exit_code = code
@@ -146,8 +146,8 @@ def leave_saved(
 ) -> Iterator[None]:
     """Handle Stopped: save the state unless an update was interrupted, then exit with the signal's code.
 
-    Before an error that a user must see to, such as a reward server that is gone, the same is saved.
-    saved: gives the step of the last checkpoint, which is left as it is after half an update.
+    A user's error, such as a reward server that is gone, also saves the state before it is raised.
+    saved: returns the step of the last checkpoint, which stays the newest after an interrupted update.
     """
     try:
         yield

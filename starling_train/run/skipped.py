@@ -8,7 +8,8 @@ from torch import Tensor
 
 from starling_train.config.fields import UserError
 
-STEPS_IN_A_ROW = 3  # without one applied update, that stop a run: one can be bad samples, so many are no accident
+# without an applied update, that stop a run: one can be due to bad samples, so many are not an accident
+STEPS_IN_A_ROW = 3
 
 
 def rows(step: int, reason: str, indices: Sequence[int], conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Freezes a model except for a selection, and says what trains. Nothing trains that was not named."""
+"""Freezes a model except for a selection, and reports what trains. Nothing trains that was not named."""
 
 import math
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ GROUPS = ("embeddings", "head", "norms")  # what can train besides matrices, eac
 
 @dataclass(frozen=True)
 class TableRow:
-    """Of one module type: tensors and parameters that train, and how many there are."""
+    """One module type: how many of its tensors and parameters train, and of how many."""
 
     type: str
     trained: int = 0
@@ -38,11 +38,10 @@ class TableRow:
 
 @dataclass(frozen=True)
 class FreezeTable:
-    """What trains after `apply`: a row per module type, and the names of the trainable parameters in
-    model order.
+    """What trains after `apply`: a row per module type, and the names of the trainable parameters in model order.
 
-    `lowest_layer` is the lowest decoder layer with a trainable tensor: 0 where embeddings train, the
-    number of layers where only the final norm or the head does.
+    `lowest_layer` is the lowest decoder layer with a trainable tensor: 0 where embeddings train, the number of layers
+    where only the final norm or the head does.
     """
 
     rows: tuple[TableRow, ...]
@@ -125,7 +124,7 @@ def apply(config: FreezeConfig, model: nn.Module, selected: Iterable[str]) -> Fr
     `selected` holds exact module names (`model.layers.3.mlp.down_proj`; a bias stays frozen), or `["*"]` for every
     parameter. Norms: the final one and those of the layers in which something else trains. With adapters, these train
     on the tensors named: only matrices, and the head if it is requested. Raises UserError for a name that matches
-    nothing, for a part of a tensor that can only train as a whole, when nothing would train, and when embeddings and
+    nothing, for a slice of a tensor that can only train as a whole, when nothing would train, and when embeddings and
     head are one tensor but only one of the two was requested.
     """
     selected, rank = list(selected), config.lora.rank if config.adapter else None

@@ -35,7 +35,7 @@ def list_matrices(source: ModelSource) -> dict[str, Record]:
 def unscanned(source: ModelSource) -> dict[str, int]:
     """Count weights of two or more dimensions that are not a known matrix, embedding or head, by name.
 
-    Layer and expert numbers are replaced by `*`. What stands here has no score and cannot be selected.
+    Layer and expert numbers are replaced by `*`. These weights have no score and cannot be selected.
     """
     counts: dict[str, int] = {}
     for entry in _entries(source):
@@ -113,7 +113,7 @@ def _entries_of_config(source: ModelSource) -> list[files.Entry]:
         )
     try:
         return _parameters(build_empty(source.config))
-    except UNUSABLE as error:  # a wrong number in a config.json surfaces wherever the model first uses it
+    except UNUSABLE as error:  # a wrong number in a config.json only shows where the model first uses it
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{source.key}: {source.directory}/config.json: no model can be built from it ({reason}); give a decoder"

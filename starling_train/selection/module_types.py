@@ -1,12 +1,10 @@
-"""What each weight of a decoder is: matrices of a layer with their types, embeddings, head, vector, or
-unknown.
+"""What each weight of a decoder is: matrices of a layer with their types, embeddings, head, vector, or unknown.
 
-By architecture (`model_type` of config.json) and exact name, never by substring: a vision tower's
-`q_proj` is not the language model's, and a matrix that no table knows is reported as unknown.
+By architecture (`model_type` of config.json) and exact name, never by substring: a vision tower's `q_proj` is not the
+language model's, and a matrix that no table knows is reported as unknown.
 
-One tensor may hold several matrices: the experts of a layer in one 3-D tensor, q, k and v in one 2-D
-tensor. Each is a matrix of its own here, because the singular values of the stack say nothing about its
-parts.
+One tensor may hold several matrices: the experts of a layer in one 3-D tensor, q, k and v in one 2-D tensor. Each is a
+matrix of its own here, because the singular values of the stack say nothing about its parts.
 """
 
 import re
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field
 
 from starling_train.config.fields import UserError
 
-# What stands before the layer number: transformers v5, bare decoders, reward models around a `transformer`.
+# what precedes the layer number: transformers v5, bare decoders, reward models around a `transformer`.
 _PREFIX = r"(?:model\.|transformer\.|model\.model\.|model\.language_model\.)?"
 LAYER = re.compile(_PREFIX + r"layers\.(\d+)\.(.+)")
 # Of several copies of the decoder in one checkpoint (Starling-RM-7B-alpha has two) the first in this order counts.
@@ -33,9 +31,9 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 class Architecture:
     """The matrices of one decoder layer in the order of the forward pass; `*` stands for the expert's number.
 
-    `parts`: parameters of the model that hold several matrices, or one under another name -> the names of
-    those. A name in brackets (`qkv_proj[q_proj]`) is a part that no checkpoint holds by itself; the others
-    are names that checkpoints of the architecture use, and transformers 5 fuses as it loads them.
+    `parts`: parameters of the model that hold several matrices, or one under another name -> the names of those. A name
+    in brackets (`qkv_proj[q_proj]`) is a part that no checkpoint holds by itself; the others are names that checkpoints
+    of the architecture use, and transformers 5 fuses as it loads them.
     """
 
     matrices: tuple[str, ...]
@@ -79,9 +77,9 @@ ARCHITECTURES = {
 class Matrix:
     """A matrix of a decoder layer and where it lies in its tensor.
 
-    `module` names it without `.weight`; `index` cuts it out of its tensor (empty: the whole tensor);
-    `order` sorts matrices by layer and then as in the forward pass. `parameter` is the parameter that
-    holds it in the model (of transformers 5), which the checkpoint may hold in parts.
+    `module` names it without `.weight`; `index` cuts it out of its tensor (empty: the whole tensor); `order` sorts
+    matrices by layer and then as in the forward pass. `parameter` is the parameter that holds it in the model (of
+    transformers 5), which the checkpoint may hold in parts.
     """
 
     module: str
@@ -113,12 +111,12 @@ def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
     if len(shape) < 2 or min(shape[-2:]) == 1:
         # `input_layernorm`, `norm`, `q_norm`, `ln_f`...: the last part of the name, never some part of it
         return Weight("norm" if NORM.fullmatch(module.rsplit(".", 1)[-1]) else "vector")
-    found = LAYER.fullmatch(module)
-    if not found:
+    match = LAYER.fullmatch(module)
+    if not match:
         return Weight("unknown")
     config = config.get("text_config") or config
     architecture = ARCHITECTURES.get(config.get("model_type"), LLAMA)
-    matrices = _matrices(module, found[2], int(found[1]), shape, architecture, config)
+    matrices = _matrices(module, match[2], int(match[1]), shape, architecture, config)
     return Weight("matrices", matrices) if matrices else Weight("unknown")
 
 
@@ -138,7 +136,7 @@ def _matrices(
     stacked = any("*" in part for part in parts)
     if not parts or len(shape) != (3 if stacked else 2):
         return ()
-    found = []
+    matrices = []
     for expert in range(shape[0]) if stacked else (None,):
         for part, (start, stop) in zip(parts, _rows(module, parts, shape[-2], config), strict=True):
             whole = len(parts) == 1
@@ -147,8 +145,8 @@ def _matrices(
             part_module = prefix + part.replace("*", str(expert))
             part_shape = (stop - start, shape[-1])
             parameter = module if stacked else f"{module}.weight"
-            found.append(Matrix(part_module, type_of(part), layer, part_shape, index, order, parameter))
-    return tuple(found)
+            matrices.append(Matrix(part_module, type_of(part), layer, part_shape, index, order, parameter))
+    return tuple(matrices)
 
 
 def _holder(prefix: str, name: str, template: str, architecture: Architecture) -> str:
@@ -186,8 +184,8 @@ def type_of(template: str) -> str:
 
 def layer_of(module: str) -> int | None:
     """Return the number of the decoder layer that `module` lies in; None outside the decoder layers."""
-    found = LAYER.match(module)
-    return int(found[1]) if found else None
+    match = LAYER.match(module)
+    return int(match[1]) if match else None
 
 
 def name_in_layer(parameter: str) -> str:
@@ -203,9 +201,9 @@ def is_linear(parameter: str) -> bool:
 def second_copies(names: Iterable[str]) -> dict[str, str]:
     """Map the tensors that belong to a further copy of the decoder to the prefix of that copy."""
     names = list(names)
-    found = {
+    prefixes = {
         match[0].removesuffix(f"layers.{match[1]}.{match[2]}") for name in names if (match := LAYER.fullmatch(name))
     }
-    others = sorted(found, key=COPIES.index)[1:]
+    others = sorted(prefixes, key=COPIES.index)[1:]
     part = r"(?:layers\.\d+|embed_tokens|norm)\..+"
     return {name: prefix for name in names for prefix in others if re.fullmatch(re.escape(prefix) + part, name)}

@@ -8,8 +8,7 @@ from starling_train.selection.records import Record
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of one module type: matrices both scans hold, selected by the first, the second, both; Spearman
-    correlation.
+    """One module type: matrices that both scans hold, selected by the first, the second, both; Spearman correlation.
 
     `correlation` is None with fewer than two matrices or equal scores throughout.
     """
@@ -36,8 +35,8 @@ def compare(
         of_second = {module for module, record in second.items() if record.type == kind}
         common = [module for module in first if module in of_first & of_second]
         a, b = [first[m].snr for m in common], [second[m].snr for m in common]
-        here, there = chosen & of_first, others & of_second
-        rows.append(Overlap(kind, len(common), len(here), len(there), len(here & there), spearman(a, b)))
+        selected, other = chosen & of_first, others & of_second
+        rows.append(Overlap(kind, len(common), len(selected), len(other), len(selected & other), spearman(a, b)))
     total = [sum(getattr(row, name) for row in rows) for name in ("matrices", "first", "second", "both")]
     return [*rows, Overlap("total", *total, None)]
 

@@ -1,5 +1,4 @@
-"""Records of an SNR scan and the files that hold them: ours, Spectrum's and laserRMT's, PEFT's target
-modules.
+"""Records of an SNR scan and the files that hold them: ours, Spectrum's and laserRMT's, PEFT's target modules.
 
 Strict JSON: nan and infinity never reach a file.
 """
@@ -21,10 +20,9 @@ from starling_train.selection.module_types import is_linear, layer_of, name_in_l
 class Record:
     """One matrix: name without `.weight`, module type, shape, and its `core.spectrum.Spectrum` once scanned.
 
-    `holder` is the model's parameter that holds the matrix, where it is not `module`.weight: several
-    experts, or q, k and v, in one tensor, which trains as a whole.
-    `content` is a hash of the weights, `dialect` what the score means. Where a list was made without
-    scanning, or a published file holds less, the fields it lacks are None (the shape is empty).
+    `holder` is the model's parameter that holds the matrix, where it is not `module`.weight: several experts, or q, k
+    and v, in one tensor, which trains as a whole. `content` is a hash of the weights, `dialect` what the score means.
+    In a list made without scanning, or from a published file, missing fields are None (the shape is empty).
     """
 
     module: str
@@ -103,8 +101,8 @@ def not_whole(parameter: str, module: str) -> UserError:
 def write_target_modules(selected: Iterable[str], records: dict[str, Record], path: Path) -> None:
     """Write `{"target_modules": [...]}` for a PEFT LoraConfig: full names, which match one module each.
 
-    Stacked experts and routers are parameters without a Linear: `target_parameters`, only where there are
-    any. Raises UserError as `parameters_of`.
+    Stacked experts and routers are parameters without a Linear, listed in `target_parameters` if there are any. Raises
+    UserError as `parameters_of` does.
     """
     parameters = parameters_of(selected, records)
     content = {"target_modules": [name.removesuffix(".weight") for name in parameters if is_linear(name)]}
@@ -146,8 +144,8 @@ def from_json(module: str, values: dict) -> Record:
 def read_records(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
     """Read records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
 
-    `key` is the configuration key to name in messages. Raises UserError for a file that is neither. A
-    score of nan (published scans of meta tensors) becomes None.
+    `key` is the configuration key to name in messages. Raises UserError for any other file. A score of nan (published
+    scans of meta tensors) becomes None.
     """
     path = Path(path)
     if not path.is_file():
@@ -158,7 +156,7 @@ def read_records(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
     if content and all(_are_scores(value) for value in content.values()):
         pairs = [(kind, module) for kind, scores in content.items() for module in scores]
         return {m: from_json(m, {"snr": content[kind][m], "type": kind}) for kind, m in pairs}
-    raise UserError(f"{key}: {path} is no SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr")
+    raise UserError(f"{key}: {path} is not an SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr")
 
 
 def is_record(value: object) -> bool:
@@ -189,8 +187,8 @@ def _is_score(value: object) -> bool:
 def match_records(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
     """Reorder `scan` as `listing`, with the shapes that a published file lacks.
 
-    What a scan holds outside the decoder layers (a head, embeddings) is left out. Raises UserError where
-    the two are not of the same model: a name that only one of them has, or another shape.
+    What a scan holds outside the decoder layers (a head, embeddings) is left out. Raises UserError where the two are
+    not of the same model: a name that only one of them has, or another shape.
     """
     for module in [*listing, *(name for name, record in scan.items() if record.layer is not None)]:
         if module not in scan or module not in listing:

@@ -19,8 +19,7 @@ from starling_train.selection.scan_journal import ScanJournal, content_hash
 
 # Matrices whose eigenvalues are computed together on a GPU: eight fp64 Gram matrices of 4096 are 1.1 GB.
 GPU_BATCH = 8
-# Matrices read ahead: memory decides on a CPU; on a GPU reading and hashing would be slower than the
-# arithmetic.
+# Matrices read ahead: memory limits them on a CPU; on a GPU reading and hashing would be slower than the arithmetic.
 READ_AHEAD = {"cpu": 1, "cuda": 6}
 OnProgress = Callable[[int, int, Record], None]
 In = TypeVar("In")

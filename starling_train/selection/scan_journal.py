@@ -1,8 +1,6 @@
-"""The journal of a scan: records are kept as they come, so that an interrupted scan continues where it
-stopped.
+"""The journal of a scan: records are kept as they come, so that an interrupted scan continues where it stopped.
 
-A record is found again by the content of its matrix, not by its name: a matrix that has changed is
-scanned again.
+A record is recognised by the content of its matrix, not by its name: a matrix that has changed is scanned again.
 """
 
 import hashlib
@@ -23,14 +21,14 @@ from starling_train.selection.records import Record, from_json, is_record, read_
 def content_hash(matrix: Tensor) -> str:
     """Hash dtype, shape and bytes of a contiguous CPU tensor: 128 bits of SHA-256 in hex.
 
-    `spectrum.VERSION` is part of it: what an older version computed is not found again.
+    `spectrum.VERSION` is part of it: results of an older version are not reused.
     """
     digest = hashlib.sha256(f"{spectrum.VERSION} {matrix.dtype} {tuple(matrix.shape)} ".encode())
     digest.update(matrix.view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
 
 
-# Where a run directory keeps the journal of its scan until there is a result.
+# The file in which a run directory keeps the journal of its scan until the scan is finished.
 JOURNAL = "snr.partial.jsonl"
 SYNC_EVERY_S = 1.0
 
@@ -38,9 +36,10 @@ SYNC_EVERY_S = 1.0
 class ScanJournal:
     """Records by (content, dialect), appended to a file of JSON lines.
 
-    `earlier` adds records of a finished scan. `changed` names the modules whose content differs from what
-    an earlier scan saw: the oldest one, so that a scan which was interrupted after the change does not
-    hide it. A line that a kill cut short is left out.
+    `earlier` adds records of a finished scan. `changed` names the modules whose content differs from what an earlier
+    scan
+    saw: the oldest one, so that a scan which was interrupted after the change does not hide it. A line that a kill cut
+    short is left out.
     """
 
     def __init__(self, path: Path, earlier: Iterable[Record] = ()) -> None:
@@ -64,9 +63,9 @@ class ScanJournal:
         """Find the earlier result for a matrix with this content, under the name, type and shape of `record`."""
         if self._contents.get(record.module, content) != content:
             self.changed.append(record.module)
-        found = self._by_content.get((content, dialect))
+        earlier = self._by_content.get((content, dialect))
         same = {key: getattr(record, key) for key in ("module", "type", "shape", "holder")}
-        return found and replace(found, **same)
+        return earlier and replace(earlier, **same)
 
     def add(self, record: Record) -> None:
         """Append a finished record, whole: a kill afterwards does not lose it."""

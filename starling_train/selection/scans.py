@@ -66,12 +66,12 @@ def scan_or_list(
         return list_matrices(source)
     if config.scan:
         return read_scan(config, source)
-    # a new run's directory is not made before all of its inputs are known to be right
+    # a new run's directory is not created before all of its inputs are checked
     journal = ScanJournal.of(run) if run and run.is_dir() else None
     return scan_model(source, dialect=config.dialect, device=device, journal=journal)
 
 
 def write_scan(records: dict[str, Record], run: Path) -> None:
-    """Write `snr.json` into the run's directory, in place of the scan's journal."""
+    """Write `snr.json` into the run's directory and remove the scan's journal."""
     write_records(records, run / "snr.json")
     (run / JOURNAL).unlink(missing_ok=True)

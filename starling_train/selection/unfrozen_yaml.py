@@ -14,9 +14,9 @@ def write_unfrozen_yaml(
 ) -> None:
     """Write axolotl's `unfrozen_parameters`: an anchored, escaped pattern per parameter, a comment line per type.
 
-    The names are the model's: a tensor of several matrices is named once. `parameters` names parameters
-    that train besides (a head, norms); those of `selected` in it are not repeated. Raises UserError where
-    a tensor is not selected as a whole.
+    The names are the model's: a tensor of several matrices is named once. `parameters` names what trains besides (a
+    head, norms); those of `selected` in it are not repeated. Raises UserError where a tensor is not selected as a
+    whole.
     """
     chosen = list(selected)
     # `^`: axolotl takes the dot of `^.*$` for a literal one

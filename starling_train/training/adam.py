@@ -47,7 +47,7 @@ def eight_bit_adam(on_gpu: bool) -> Any:
 
 
 def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
-    """Return the rate's factor in a step, counted from 1: linear rise over `warmup`, then linear or cosine to 0, or 1."""
+    """Return the rate's factor in a step, from 1: linear rise over `warmup`, then linear or cosine to 0, or 1."""
     if step <= warmup:
         return step / (warmup + 1)
     progress = (step - 1 - warmup) / max(1, steps - warmup)

@@ -30,7 +30,7 @@ class LocalOptimizer:
         policy, self._critic = groups
         self.module, self._runtime = module, runtime or Runtime()
         self._parameters = policy | self._critic
-        self._learning = self._parameters
+        self._learning = self._parameters  # those that have gradients in this step
         self._masters = {
             name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True)
             for name, p in self._parameters.items()

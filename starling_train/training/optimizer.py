@@ -1,4 +1,4 @@
-"""What a training loop asks of an optimizer, and which one a run gets."""
+"""What a training loop needs of an optimizer, and which one a run gets."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

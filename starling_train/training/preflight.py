@@ -1,6 +1,6 @@
-"""What a user got wrong, found before the first expensive thing: a download of shards, a scan, a loaded model.
+"""User errors, reported before anything expensive: a download of shards, a scan, a loaded model.
 
-Every check reads headers and small files only. Nothing that stays is written.
+Every check reads headers and small files only. Nothing permanent is written.
 """
 
 import netrc
@@ -85,9 +85,9 @@ def check_gpu(plan: Callable[[], MemoryPlan], device: torch.device) -> None:
 
 
 def check_memory(plan: MemoryPlan, device: float) -> None:
-    """Compare the plan with a device of so many bytes. Raises UserError where what is held all the time exceeds it.
+    """Compare the plan with a device of so many bytes. Raises UserError if what is held all the time exceeds it.
 
-    The phases' parts can become smaller while a run goes on (fewer slots, smaller micro-batches): only a warning.
+    The phases can shrink while a run goes on (fewer slots, smaller micro-batches): they only cause a warning.
     """
     fixed = {part: size for part, size in plan.held.items() if not part.startswith("hidden states")}
     needed, largest = sum(fixed.values()), max(fixed, key=fixed.__getitem__)

@@ -1,4 +1,4 @@
-"""From a checkpoint to the model that was trained: the base model, with the checkpoint's tensors in their places."""
+"""From a checkpoint to the model that was trained: the base model, with the checkpoint's tensors put into it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -25,7 +25,11 @@ NOT_EXPORTED = ("critic.", "value_head.")  # what a checkpoint of ppo has beside
 
 
 class TrainedModel(Protocol):
-    """What a run trains. directory: the base model's. what: in a word or two. kind: of reward model, None of none.
+    """What a run trains.
+
+    directory: the base model's.
+    what: in a word or two.
+    kind: of a reward model, else None.
     lora: None where no adapters train.
 
     Each raises UserError, naming `base`, for a base model that cannot be used.
@@ -48,7 +52,7 @@ class TrainedModel(Protocol):
 
 
 class TrainedPolicy:
-    """A causal language model, of a run whose checkpoints call its tensors `policy.*`."""
+    """A causal language model, from a run whose checkpoints name its tensors `policy.*`."""
 
     what, kind = "the policy", None
 
@@ -100,7 +104,7 @@ class TrainedReward:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """table: what was trained of which model. size: bytes of the model's weights."""
+    """What an export will write. table: what was trained. size: bytes of the model's weights."""
 
     table: freeze.FreezeTable
     size: int
@@ -110,20 +114,20 @@ def plan(run: SavedRun, trained: TrainedModel) -> ExportPlan:
     """Plan what to write, from headers alone. Raises UserError if the checkpoint's tensors are not of this model."""
     model = trained.empty()
     with _open(run) as held:
-        places = _places(held)
+        targets = _targets(held)
         size = sum(parameter.numel() for parameter in model.parameters()) * _dtype(trained).itemsize
         try:
-            table = _table(model, places.values(), trained.lora)
-            _hang_adapters(model, places.values(), trained.lora)
+            table = _table(model, targets.values(), trained.lora)
+            _hang_adapters(model, targets.values(), trained.lora)
         except UserError as error:
             raise _other_model(run, trained, str(error)) from error
         parameters = dict(model.named_parameters())
-        for name, place in places.items():
-            part = held.get_slice(name)
-            shape, dtype = tuple(part.get_shape()), FLOATS.get(part.get_dtype())
-            is_right = place in parameters and parameters[place].shape == shape
-            if not is_right or (dtype != _dtype(trained) and LORA not in place):
-                raise _other_model(run, trained, f"{name} {shape} in {part.get_dtype()}")
+        for name, target in targets.items():
+            saved = held.get_slice(name)
+            shape, dtype = tuple(saved.get_shape()), FLOATS.get(saved.get_dtype())
+            is_right = target in parameters and parameters[target].shape == shape
+            if not is_right or (dtype != _dtype(trained) and LORA not in target):
+                raise _other_model(run, trained, f"{name} {shape} in {saved.get_dtype()}")
     return ExportPlan(table, size)
 
 
@@ -135,22 +139,22 @@ def load_trained(run: SavedRun, trained: TrainedModel) -> nn.Module:
     """
     model = trained.load()
     with _open(run) as held:
-        places = _places(held)
-        _hang_adapters(model, places.values(), trained.lora)
+        targets = _targets(held)
+        _hang_adapters(model, targets.values(), trained.lora)
         parameters = dict(model.named_parameters())
-        for name, place in places.items():
+        for name, target in targets.items():
             tensor = held.get_tensor(name)
-            assert parameters[place].dtype == tensor.dtype, f"{name} was trained in another type"
-            parameters[place].copy_(tensor)
+            assert parameters[target].dtype == tensor.dtype, f"{name} was trained in another type"
+            parameters[target].copy_(tensor)
     return adapters.merged(model)
 
 
-def _table(model: nn.Module, places: Iterable[str], lora: LoraConfig | None) -> freeze.FreezeTable:
+def _table(model: nn.Module, targets: Iterable[str], lora: LoraConfig | None) -> freeze.FreezeTable:
     """Make the table of trained tensors and adapters. Raises UserError for what the model does not have."""
-    modules = _adapted(places)
+    modules = _adapted(targets)
     if modules and not lora:
-        raise UserError("it has adapters, and config.yaml says of none")
-    whole = [place.removesuffix(".weight") for place in places if LORA not in place]
+        raise UserError("it has adapters, and config.yaml has none")
+    whole = [target.removesuffix(".weight") for target in targets if LORA not in target]
     tables = [freeze.apply(FreezeConfig(), model, whole)] if whole else []
     if modules:
         adapted = FreezeConfig(head="lm_head" in modules, adapter="lora", lora=lora)
@@ -165,14 +169,14 @@ def _table(model: nn.Module, places: Iterable[str], lora: LoraConfig | None) -> 
     return first
 
 
-def _hang_adapters(model: nn.Module, places: Iterable[str], lora: LoraConfig | None) -> None:
-    if lora and (modules := _adapted(places)):
+def _hang_adapters(model: nn.Module, targets: Iterable[str], lora: LoraConfig | None) -> None:
+    if lora and (modules := _adapted(targets)):
         adapters.add(model, [f"{module}.weight" for module in modules], lora)
 
 
-def _adapted(places: Iterable[str]) -> list[str]:
+def _adapted(targets: Iterable[str]) -> list[str]:
     """List the modules with an adapter, in order."""
-    return list(dict.fromkeys(place.partition(LORA)[0] for place in places if LORA in place))
+    return list(dict.fromkeys(target.partition(LORA)[0] for target in targets if LORA in target))
 
 
 def _dtype(trained: TrainedModel) -> torch.dtype:
@@ -193,7 +197,7 @@ def _open(run: SavedRun) -> Any:
         raise UserError(f"checkpoint: {run.weights} cannot be read ({error}); use another one") from error
 
 
-def _places(held: Any) -> dict[str, str]:
+def _targets(held: Any) -> dict[str, str]:
     """Map the tensors of the checkpoint to the model's parameters, by name."""
     names = [name for name in held.keys() if not name.startswith(NOT_EXPORTED)]  # noqa: SIM118 (not a dict)
     return {name: name.removeprefix("policy.") for name in names}

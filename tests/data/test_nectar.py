@@ -153,9 +153,9 @@ def test_jsonl_of_pairs(tmp_path):
     [
         ({"prompt": "x", "chosen": "a"}, "`chosen` alone; a pair needs"),
         ({"prompt": "x", "rejected": "a"}, "`rejected` alone; a pair needs"),
-        ({"prompt": "x", "chosen": 3, "rejected": "a"}, "`chosen` is no answer"),
-        ({"prompt": "x", "chosen": "a", "rejected": []}, "`rejected` is no answer"),
-        ({"prompt": "x", "chosen": "a", "rejected": turns("b")}, "`rejected` is no answer"),
+        ({"prompt": "x", "chosen": 3, "rejected": "a"}, "`chosen` is not an answer"),
+        ({"prompt": "x", "chosen": "a", "rejected": []}, "`rejected` is not an answer"),
+        ({"prompt": "x", "chosen": "a", "rejected": turns("b")}, "`rejected` is not an answer"),
         ({"prompt": "x", "chosen": "a", "rejected": ["b"]}, "`messages` must be a list of objects"),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_loss_is_the_mean_over_rows_of_each_row_alone():
         scores = torch.stack(
             [net(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)).squeeze(0) for ids in row.sequences]
         )
-        expected.append(kwise_losses(scores[None], None, torch.tensor([row.places])).squeeze(0))
+        expected.append(kwise_losses(scores[None], None, torch.tensor([row.ranks])).squeeze(0))
         totals.append(scores.sum())
     total = torch.stack(expected).mean() + centring * torch.stack(totals).square().mean()
     total.backward()

@@ -1,8 +1,7 @@
 """The two Starling reward checkpoints on disk: what tensors they hold, checked reading, and writing.
 
-starling_7b: `pytorch_model.bin` with the causal LM (`model.model.*`, `model.lm_head.weight`), the transformer
-again (`transformer.*`) and `v_head.weight`. starling_34b: sharded safetensors, `transformer.*` and
-`v_head.weight`.
+starling_7b: `pytorch_model.bin` with the causal LM (`model.model.*`, `model.lm_head.weight`), the transformer again
+(`transformer.*`) and `v_head.weight`. starling_34b: sharded safetensors, `transformer.*` and `v_head.weight`.
 """
 
 import json
@@ -26,8 +25,7 @@ INDEX_FILE = INDEXES[0]
 def read_7b(directory: Path) -> dict[str, Tensor]:
     """Read `transformer.*` and `v_head.weight`, memory-mapped; second transformer and LM head stay on disk.
 
-    Where both copies are there, `transformer.*` is the one that counts: the card's loading code writes it
-    last.
+    If both copies exist, `transformer.*` counts: the card's loading code writes it last.
     """
     file = directory / SEVEN_B_FILE
     if not file.is_file():
@@ -54,7 +52,7 @@ def _plain_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(unreadable)
     odd = [name for name, tensor in tensors.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
     if odd:
-        raise UserError(f"{file}: {odd[0]} is no tensor; save the model's state_dict alone")
+        raise UserError(f"{file}: {odd[0]} is not a tensor; save the model's state_dict alone")
     return tensors
 
 
@@ -77,7 +75,7 @@ def read_34b(directory: Path) -> dict[str, Tensor]:
 def check(tensors: dict[str, Tensor], expected: dict[str, torch.Size], source: str) -> None:
     """Raise UserError, naming `source` and tensors, unless names and shapes are the expected ones."""
     if "v_head.weight" not in tensors:
-        raise UserError(f"{source}: no v_head.weight in it, so it is no reward model; check reward.path")
+        raise UserError(f"{source}: no v_head.weight in it, so it is not a reward model; check reward.path")
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
     if missing:

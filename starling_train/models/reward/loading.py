@@ -73,7 +73,9 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
                 **options,
             )
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(f"{directory}: its weights are no readable file of plain tensors; download it again") from error
+        raise UserError(
+            f"{directory}: its weights are not a readable file of plain tensors; download it again"
+        ) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise UserError(f"{directory}: {first_line(error)}; check reward.path and reward.kind") from error
     _check_report(report, directory)
@@ -99,7 +101,7 @@ def _check_report(report: dict[str, Any], directory: Path) -> None:
     """Raise UserError unless transformers found every tensor of the classifier in its shape, and no other."""
     if missing := sorted(report["missing_keys"]):
         named = checkpoint.names(missing)
-        raise UserError(f"{directory}: {named} missing; it is no trained sequence classifier")
+        raise UserError(f"{directory}: {named} missing; it is not a trained sequence classifier")
     shaped = sorted(report["mismatched_keys"])
     check_shapes({name: size for name, _, size in shaped}, {name: size for name, size, _ in shaped}, str(directory))
     if extra := sorted(report["unexpected_keys"]):

@@ -50,7 +50,7 @@ class RewardModel:
         size = sum(parameter.numel() for parameter in net.parameters())
         layers = getattr(net.config, "num_hidden_layers", 12)
         self._overhead = overhead_of(size, layers, torch.device(device).type)
-        # the card's way reads from padding, which must then be there
+        # the card's way reads from padding, which must then exist
         self._packed = PackedNet(net) if position == "last_token" and PackedNet.fits(net) else None
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
@@ -133,7 +133,7 @@ class RewardModel:
         """Return the index that the head reads.
 
         transformers' classifiers skip ids equal to the config's pad token at the end, even where that is the
-        real end of turn; they were trained like that, so it is kept.
+        real end of turn; they were trained like that.
         """
         if self.position == "card" and len(ids) < self.max_length:
             return len(ids)
@@ -166,9 +166,11 @@ def load_reward_model(
     """Load a reward model from a directory or hub id.
 
     tokenizer: directory of its tokenizer (and of config.json, where `path` has none); `path` if None.
-    device: one device, or auto to spread the transformer over all GPUs. load_in: 8bit or 4bit (GPUs,
-    bitsandbytes). Raises UserError that names the file, and the tensors that are missing, unknown or
-    misshapen.
+    device: one device, or auto to spread the transformer over all GPUs.
+    load_in: 8bit or 4bit (GPUs, bitsandbytes).
+
+    The other parameters are keys of the configuration section `reward`. Raises UserError that names the file, and the
+    tensors that are missing, unknown or misshapen.
     """
     if kind not in reward_templates.KINDS:
         raise UserError(f"reward.kind: {kind!r} is unknown; use one of {', '.join(reward_templates.KINDS)}")
@@ -190,7 +192,7 @@ def load(
     dtype: str | torch.dtype,
     device: str | torch.device,
 ) -> RewardModel:
-    """Load the reward model of `source`. dtype, device: see `load_reward_model`; the rest is the section `reward`'s."""
+    """Load the reward model of `source`. dtype, device: see `load_reward_model`; config: the section `reward`."""
     kind = source.kind
     if config.position == "card" and kind != "starling_7b":
         raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {kind}'s; use last_token")

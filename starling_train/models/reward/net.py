@@ -26,7 +26,7 @@ class RewardNet(nn.Module):
         nn.init.zeros_(head.weight)
         return cls(AutoModel.from_config(config, dtype=dtype), head)
 
-    # What `models.freeze` asks of a causal language model; here the output head is the reward head.
+    # what `selection.freeze` needs of a causal language model; here the output head is the reward head
     @property
     def config(self) -> Any:
         return self.transformer.config
@@ -49,8 +49,8 @@ class RewardNet(nn.Module):
         read_at: (batch,) the position that the head reads; the last one of the mask if None.
         position_ids: only for `position=card`, where padding is attended from.
         """
-        # Padding on the right is never attended to by what is left of it. Without a mask the attention
-        # kernels are the fast causal ones.
+        # padding on the right is never attended to by what is left of it; without a mask the attention kernels are the
+        # fast causal ones
         mask = None if position_ids is None else attention_mask
         hidden = self.transformer(
             input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False

@@ -1,4 +1,4 @@
-"""What training on preferences needs before its first step: pairs of answers, and a policy of which a part trains."""
+"""What training on preferences needs before its first step: pairs of answers, and a partly trainable policy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +27,17 @@ PROBED = 8  # rows whose token ids say which tokenizer this is
 
 @dataclass
 class DpoData:
-    """Rows to train on, rows held out (other prompts), those of their prompts to be answered, and a line about all."""
+    """Rows to train on, held-out rows (other prompts), held-out prompts to answer, and a line about all."""
 
     training: list[PairedRow]
     held_out: list[PairedRow]
-    asked: list[Prompt]
+    to_answer: list[Prompt]
     report: str
 
 
 @dataclass
 class DpoInputs:
-    """The policy as it lies on disk, and the pairs."""
+    """The policy on disk, and the pairs."""
 
     source: ModelSource
     chat: Chat
@@ -64,14 +64,14 @@ def load_data(config: DpoConfig, chat: Chat) -> DpoData:
     prompt_of = {id(prompt.messages): prompt for prompt in fitting}
     paired = pairs.make([row for row in usable if id(row.messages) in prompt_of], config.dpo.pairs, config.seed)
     training, held_out = prompts.hold_out(paired, data.eval_prompts, config.seed)
-    asked = [prompt_of[id(row.messages)] for row in held_out[: config.evaluation.responses]]
+    to_answer = [prompt_of[id(row.messages)] for row in held_out[: config.evaluation.responses]]
     dropped = rows.dropped | {ranked.NO_ORDER: without, f"longer than {data.max_prompt_tokens} tokens": too_long}
     report = (
         f"{len(training)} training prompts with {_pairs(training)} pairs ({config.dpo.pairs}), {len(held_out)} held "
         f"out with {_pairs(held_out)}; dropped: {prompts.counts(dropped)}; "
         f"answers: {prompts.counts(rows.answers_changed)}"
     )
-    return DpoData(training, held_out, asked, report)
+    return DpoData(training, held_out, to_answer, report)
 
 
 def _pairs(rows: list[PairedRow]) -> int:
@@ -111,10 +111,10 @@ def find_reference(config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runt
     stream = prompts.Stream(range(count), per_step, config.seed)
     used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
     training = [row for index, row in enumerate(data.training) if index in used]
-    needed = reference.pieces(training) + reference.pieces(data.held_out)
+    needed = reference.chunks(training) + reference.chunks(data.held_out)
     probe = [chat.prompt(row.messages) for row in [*training, *data.held_out][:PROBED]]
     settings = {"dtype": config.model.dtype, "max_length": config.dpo.max_length}
-    rows = [row for piece in needed for row in piece]
+    rows = [row for chunk in needed for row in chunk]
     who = reference.identity(base, settings, rows, probe)
     known = runtime.on_first(lambda: reference.read(run.path / reference.FILE, who, needed))
     return Reference(needed, who, known)
@@ -138,7 +138,7 @@ def usable(data: DpoData, known: Reference) -> DpoData:
         if lost + held_out_lost
         else "the reference's log-probabilities are known"
     )
-    return DpoData(training, [row for row in held_out if row.pairs], data.asked, report)
+    return DpoData(training, [row for row in held_out if row.pairs], data.to_answer, report)
 
 
 def describe(config: DpoConfig) -> str:
@@ -148,10 +148,10 @@ def describe(config: DpoConfig) -> str:
     chat = policy.load_chat(source)
     check_lengths(config, model_config, chat)
     table, memory = planned(config, source)
-    pairs_found, count = "  (not a local path: read when the run starts)", ""
+    pairs_report, count = "  (not a local path: read when the run starts)", ""
     if Path(config.data.path).expanduser().exists():
         data = load_data(config, chat)
-        pairs_found, count = f": {data.report}", f", {steps(config, len(data.training))} steps"
+        pairs_report, count = f": {data.report}", f", {steps(config, len(data.training))} steps"
     dpo = config.dpo
     return "\n".join(
         [
@@ -159,7 +159,7 @@ def describe(config: DpoConfig) -> str:
             f"{dpo.prompts_per_step} prompts a step{count}",
             f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
             f"{len(chat.tokenizer)} tokens), {config.model.dtype}",
-            f"pairs      {config.data.path}{pairs_found}",
+            f"pairs      {config.data.path}{pairs_report}",
             f"trains     {what_trains.selection(config.freeze)}",
             *what_trains.rendered(table, memory),
         ]

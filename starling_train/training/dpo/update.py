@@ -30,8 +30,11 @@ MEASURED = ("loss", "chosen_reward", "rejected_reward", "chosen_logprob", "rejec
 class EncodedPairedRow:
     """A prompt with its answers as token ids, the (better, worse) pairs among them, and the reference's log-probs.
 
-    index: among the rows of a step. prompts, responses: of each answer. reference: of each answer, nats; empty where
-    it is still to be computed.
+    index: among the rows of a step.
+    prompts, responses: of each answer.
+    pairs: (better, worse) indices of answers.
+    reference: of each answer, nats; empty where it is still to be computed.
+    cut: how many answers were cut at max_length.
     """
 
     index: int
@@ -83,8 +86,8 @@ def update(
         yield loss / total, lines
 
     spare = [EncodedPairedRow(-1, [[0], [0]], [[0], [0]], [(0, 1)], [0.0, 0.0])]
-    parts = accumulate(optimizer, partial(micro_batches, rows), losses, spare, budget)
-    lines = runtime.gather([line for part in parts for line in part.tolist()])
+    measured_pairs = accumulate(optimizer, partial(micro_batches, rows), losses, spare, budget)
+    lines = runtime.gather([line for pairs in measured_pairs for line in pairs.tolist()])
     measured = means([line[1:] for line in lines])
     norm = optimizer.step(math.isfinite(measured["loss"]))
     is_applied = math.isfinite(norm)
@@ -162,8 +165,8 @@ def logprobs_of(
     def compute(tokens: int) -> list[list[float]]:
         logprobs: dict[int, list[float]] = {}
         for group in micro_batches([replace(row, index=index) for index, row in enumerate(mine)], tokens):
-            parts = _answers(actors, actors, group).split([len(row.responses) for row in group])
-            logprobs |= {row.index: part.tolist() for row, part in zip(group, parts, strict=True)}
+            by_row = _answers(actors, actors, group).split([len(row.responses) for row in group])
+            logprobs |= {row.index: values.tolist() for row, values in zip(group, by_row, strict=True)}
         return [logprobs[index] for index in range(len(mine))]
 
     return runtime.gather(budget.halving(compute))
@@ -180,7 +183,7 @@ def _answers(module: nn.Module, actors: Actors, rows: Sequence[EncodedPairedRow]
     responses = [ids for row in rows for ids in row.responses]
     batch = micro_batch([ids for row in rows for ids in row.prompts], responses, actors.device)
     per_token = module(batch, actors.shared_states(batch)).logprobs
-    return torch.stack([part.sum() for part in per_token.split([len(ids) for ids in responses])])
+    return torch.stack([values.sum() for values in per_token.split([len(ids) for ids in responses])])
 
 
 def counts(rows: Sequence[EncodedPairedRow], runtime: Runtime) -> tuple[int, int, int]:

@@ -33,7 +33,7 @@ class PpoData:
 
 @dataclass
 class PpoInputs:
-    """The policy as it lies on disk, and the prompts. baseline_gb: memory that was held before."""
+    """The policy on disk, and the prompts. baseline_gb: memory that was held before."""
 
     source: ModelSource
     chat: Chat

@@ -32,7 +32,7 @@ from starling_train.training import policy, preflight
 class RewardTrainee:
     """The network with its trainable parameters marked, the names selected, the table, and the scan.
 
-    base: the directory of the model that it was.
+    base: the directory of the model it started as.
     """
 
     model: RewardNet

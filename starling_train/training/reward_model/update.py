@@ -26,10 +26,10 @@ from starling_train.training.optimizer import Optimizer
 
 @dataclass(frozen=True)
 class EncodedRankedRow:
-    """The answers to one prompt, best first: token ids of each whole conversation, and places (equal ones are tied)."""
+    """The answers to one prompt, best first: token ids of each whole conversation, and ranks (equal ones are tied)."""
 
     sequences: list[list[int]]
-    places: list[int]
+    ranks: list[int]
 
     def tokens(self) -> int:
         return sum(map(len, self.sequences))
@@ -76,8 +76,8 @@ def update(
         yield loss / total, sums
 
     spare = [EncodedRankedRow([[0], [0]], [0, 1])]
-    parts = accumulate(optimizer, partial(_micro_batches, rows), losses, spare, budget)
-    sums = _together(runtime.gather(parts))
+    micro_batches = accumulate(optimizer, partial(_micro_batches, rows), losses, spare, budget)
+    sums = _together(runtime.gather(micro_batches))
     norm = optimizer.step()
     return {
         "rm/loss": sums.loss / sums.rows,
@@ -92,8 +92,8 @@ def update(
 
 def _loss(net: nn.Module, rows: Sequence[EncodedRankedRow], centring: float) -> tuple[Tensor, RankingSums]:
     """Return (the sum of the rows' losses, what metrics are made of)."""
-    scores, is_answer, place = _forward(net, rows)
-    losses = kwise_losses(scores, is_answer, place)
+    scores, is_answer, rank = _forward(net, rows)
+    losses = kwise_losses(scores, is_answer, rank)
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
     return (losses + centring * totals.square()).sum(), _sums(rows, losses, scores, is_answer)
 
@@ -128,36 +128,36 @@ def _forward(net: nn.Module, chosen: Sequence[EncodedRankedRow]) -> tuple[Tensor
     """Return (scores, is_answer, rank) of one micro-batch, each (rows, K)."""
     device = next(net.parameters()).device
     sequences = [ids for row in chosen for ids in row.sequences]
-    # padded on the right, where no real position attends to
+    # padded on the right, to which no real position attends
     ids, is_real = padded(sequences)
     flat = net(ids.to(device), is_real.long().to(device))
     counts = torch.tensor([len(row.sequences) for row in chosen])
     is_answer = torch.arange(int(counts.max()))[None, :] < counts[:, None]
-    place = torch.zeros(is_answer.shape, dtype=torch.long)
-    place[is_answer] = torch.tensor([place for row in chosen for place in row.places])
+    rank = torch.zeros(is_answer.shape, dtype=torch.long)
+    rank[is_answer] = torch.tensor([rank for row in chosen for rank in row.ranks])
     is_answer = is_answer.to(device)
     # masked_scatter keeps the graph, and its backward is deterministic
     scores = torch.zeros(is_answer.shape, device=device).masked_scatter(is_answer, flat)
-    return scores, is_answer, place.to(device)
+    return scores, is_answer, rank.to(device)
 
 
 def _sums(rows: Sequence[EncodedRankedRow], losses: Tensor, scores: Tensor, is_answer: Tensor) -> RankingSums:
     scores = scores.detach()
     flat = scores[is_answer].cpu()  # row by row
     by_row = flat.split([len(row.sequences) for row in rows])
-    pairs = count_pairs(map(Tensor.tolist, by_row), [row.places for row in rows])
+    pairs = count_pairs(map(Tensor.tolist, by_row), [row.ranks for row in rows])
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
     loss = float(losses.detach().sum())
     return RankingSums(len(losses), loss, flat, totals.cpu(), pairs)
 
 
-def _together(parts: Sequence[RankingSums]) -> RankingSums:
+def _together(sums: Sequence[RankingSums]) -> RankingSums:
     return RankingSums(
-        sum(part.rows for part in parts),
-        sum(part.loss for part in parts),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.totals for part in parts]),
-        PairCounts.sum([part.pairs for part in parts]),
+        sum(one.rows for one in sums),
+        sum(one.loss for one in sums),
+        torch.cat([one.scores for one in sums]),
+        torch.cat([one.totals for one in sums]),
+        PairCounts.sum([one.pairs for one in sums]),
     )
 
 
