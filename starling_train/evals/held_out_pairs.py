@@ -11,7 +11,8 @@ from starling_train.evals.held_out import HeldOut, Measured
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
-from starling_train.training.dpo.update import EncodedPairedRow, compared, logprobs_of, means
+from starling_train.training.dpo import update
+from starling_train.training.dpo.update import EncodedPairedRow, compared, means
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def pair_metrics(
     """
     lines: list[list[float]] = []
     for rows in pieces:
-        for row, logprobs in zip(rows, logprobs_of(actors, rows, budget, runtime), strict=True):
+        for row, logprobs in zip(rows, update.logprobs_of(actors, rows, budget, runtime), strict=True):
             if row.pairs:
                 chosen, rejected = torch.tensor(row.pairs).T
                 reference = torch.tensor(row.reference)

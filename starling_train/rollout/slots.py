@@ -51,7 +51,7 @@ def respond(
 
 
 class _Decoder:
-    """Decodes all prompts. `_slots[i]` is the number of the prompt whose response grows in row i, or None if it is free."""
+    """Decodes all prompts. `_slots[i]`: the number of the prompt whose response grows in row i, None if it is free."""
 
     def __init__(
         self,

@@ -151,7 +151,7 @@ def test_a_served_model_and_a_classifier_are_as_good_as_in_process(run, pairs, t
 
 
 def test_a_dry_run_loads_and_writes_nothing(run, pairs, small_models, monkeypatch, tmp_path):
-    monkeypatch.setattr("starling_train.models.reward.model.load_reward_model", pytest.fail)
+    monkeypatch.setattr("starling_train.models.reward.model.load", pytest.fail)
     monkeypatch.setattr(loading, "load_causal_lm", pytest.fail)
     models = [f"model.path={small_models / 'policy'}", f"reward.path={small_models / 'reward'}"]
     code, out, error = run("suites=[preference]", f"preference.path={pairs}", *models, "dry_run=true")

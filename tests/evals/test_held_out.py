@@ -57,7 +57,7 @@ def test_without_the_suite_there_is_no_text(chat):
 def test_the_table_of_suites_is_what_the_configuration_offers():
     assert tuple(registry.SUITES) == evaluate.SUITES
     assert all(registry.suite(name).name == name for name in registry.SUITES)
-    assert tuple(n for n in registry.SUITES if registry.suite(n).during_training is not None) == sections.SUITES
+    assert tuple(n for n in registry.SUITES if registry.suite(n).during_training is not None) == tuple(sections.SUITES)
 
 
 def test_a_missing_text_is_told_by_its_key(asked, chat):

@@ -3,6 +3,7 @@ import torch
 
 from starling_train.config.fields import UserError
 from starling_train.data import openchat
+from starling_train.data.chat import Chat
 from starling_train.data.preferences import Comparison
 from starling_train.models.budget import Budget
 from starling_train.rank_search import margin
@@ -14,6 +15,11 @@ def tokenizer():
     import openchat_tokenizer
 
     return openchat_tokenizer.build()
+
+
+@pytest.fixture(scope="module")
+def chat(tokenizer):
+    return Chat(tokenizer)
 
 
 def budget(tokens: int = 4096) -> Budget:
@@ -49,9 +55,9 @@ def test_a_model_that_knows_nothing_prefers_nothing(tiny_mistral):
     assert (found.mean, found.share) == (0.0, 0.5)
 
 
-def test_the_best_answer_is_set_against_the_worst(tokenizer):
+def test_the_best_answer_is_set_against_the_worst(tokenizer, chat):
     rows = [comparison("so so", "Hello", "bad", ranks=(2.0, 1.0, 7.0)), comparison("yes", "no " * 50)]
-    pairs, dropped = margin.pairs(rows, tokenizer, 40)
+    pairs, dropped = margin.pairs(rows, chat, 40)
     (pair,) = pairs
     assert dropped == 1
     end = openchat.end_of_turn_id(tokenizer)
@@ -64,8 +70,8 @@ def test_the_best_answer_is_set_against_the_worst(tokenizer):
     )
 
 
-def test_two_answers_of_one_text_are_no_preference(tokenizer):
+def test_two_answers_of_one_text_are_no_preference(chat):
     with pytest.raises(UserError, match=r"comparison 2: .*same text"):
-        margin.pairs([comparison("a", "b"), comparison("a", "a")], tokenizer, 100)
+        margin.pairs([comparison("a", "b"), comparison("a", "a")], chat, 100)
     with pytest.raises(UserError, match="none of 1 pairs has 5 tokens"):
-        margin.pairs([comparison("a", "b")], tokenizer, 5)
+        margin.pairs([comparison("a", "b")], chat, 5)
