@@ -92,7 +92,7 @@ def _step(job, step: int, phases: dict | None = None, peak=None) -> list[int]:
 
 def planned(job, arguments: argparse.Namespace, lengths: list[int]):
     """Plan the run. lengths: tokens of its sequences."""
-    from starling_train.planning.memory import Job as Planned
+    from starling_train.planning.memory import TrainingJob as Planned
     from starling_train.planning.memory import plan
     from starling_train.planning.shapes import Shape
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from starling_train.core import spectrum
 from starling_train.models.source import ModelSource
 from starling_train.selection.listing import list_matrices
-from starling_train.selection.scan import scan
+from starling_train.selection.scan import scan_model
 
 HIDDEN, INTERMEDIATE, KEY_VALUE, VOCABULARY = 4096, 14336, 1024, 32000
 LAYER = {
@@ -94,7 +94,7 @@ def whole(arguments: argparse.Namespace) -> None:
     source = ModelSource.open(arguments.directory, needs_config=False)
     listing = list_matrices(source)
     start = time.perf_counter()
-    records = scan(source, device=arguments.device)
+    records = scan_model(source, device=arguments.device)
     if arguments.device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start

@@ -30,7 +30,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.report import page
     from starling_train.training.dpo import inputs as dpo_inputs
     from starling_train.training.dpo import update
-    from starling_train.training.dpo.reference import FILE, pieces
+    from starling_train.training.dpo.reference import FILE, chunks
     from starling_train.training.optimizer import make_optimizer
     from starling_train.training.policy import load_policy
     from starling_train.training.session import Session
@@ -39,7 +39,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     inputs = dpo_inputs.DpoInputs.find(config, run, runtime)
-    held_out = HeldOut.from_config(config, inputs.data.asked, inputs.chat)
+    held_out = HeldOut.from_config(config, inputs.data.to_answer, inputs.chat)
     reference = dpo_inputs.find_reference(config, run, inputs, runtime)
     policy = load_policy(config, inputs.source, run.path, runtime)  # scan, select, load, freeze
 
@@ -54,7 +54,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     tokens = session.budget("dpo.tokens_per_microbatch", dpo.tokens_per_microbatch)
     slots = session.budget("rollout.slots", config.rollout.slots)
 
-    def encode(row: "PairedRow", index: int = 0) -> update.EncodedRow:
+    def encode(row: "PairedRow", index: int = 0) -> update.EncodedPairedRow:
         return update.encode(row, index, inputs.chat, dpo.max_length)
 
     def refer(rows: "list[PairedRow]") -> list[list[float]]:
@@ -73,7 +73,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         data = dpo_inputs.usable(inputs.data, reference)
         session.say(data.report)
         stream = Stream(data.training, dpo.prompts_per_step, config.seed)
-        held_out_rows = [[encode(row) for row in piece] for piece in pieces(data.held_out)]
+        held_out_rows = [[encode(row) for row in chunk] for chunk in chunks(data.held_out)]
 
         for step in session.steps(evaluate):
             with session.abandonable(), session.phase("encode"):

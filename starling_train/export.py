@@ -13,7 +13,7 @@ from starling_train.config.rm import RmConfig
 
 if TYPE_CHECKING:
     from starling_train.run.saved import SavedRun
-    from starling_train.training.trained import Trained
+    from starling_train.training.trained import TrainedModel
 
 
 @command(check, ExportConfig, "export")
@@ -61,7 +61,7 @@ def main(config: ExportConfig) -> None:
     print(f"{trained.what} of step {run.step}: {output}")
 
 
-def trained_by(run: "SavedRun", base: str | None) -> "Trained":
+def trained_by(run: "SavedRun", base: str | None) -> "TrainedModel":
     """Return what the run trains: a reward model where its config.yaml has a section `rm`, else a policy."""
     from starling_train.training.trained import TrainedPolicy, TrainedReward
 

@@ -89,7 +89,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             with session.updating(train_policy):
                 order = runtime.generator("update", step.number)
                 updated = update.update(actors, optimizer, learned, algorithm, order, train_policy, tokens, runtime)
-            learned.prefix = None  # gigabytes that the next rollout can use
+            learned.shared_states = None  # gigabytes that the next rollout can use
 
             # 6. what the step measured, and what later steps depend on
             step.metrics |= metrics.step_metrics(learned, scores, kl.coefficient, runtime) | updated.metrics

@@ -10,7 +10,7 @@ from starling_train.config.score import ScoreConfig, check
 
 if TYPE_CHECKING:
     from starling_train.rewards.kinds import Scorer
-    from starling_train.rewards.score_file import Progress
+    from starling_train.rewards.score_file import ScoreProgress
 
 
 @command(check, ScoreConfig, "score")
@@ -62,7 +62,7 @@ def load_model(config: ScoreConfig) -> "Scorer":
     return kind.load(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
 
 
-def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, progress: "Progress") -> None:
+def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, progress: "ScoreProgress") -> None:
     """Score with a progress bar over the file's bytes, or a plain line per chunk where there is no terminal.
 
     config: the command's configuration.
@@ -86,7 +86,7 @@ def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, prog
         def on_wrong(line: int, error: UserError) -> None:
             print(f"{source}:{line}: {error}", file=sys.stderr, flush=True)
 
-        def on_chunk(now: "Progress") -> None:
+        def on_chunk(now: "ScoreProgress") -> None:
             numbers = f"{now.scored} scored, {now.wrong} wrong"
             bar.update(task, completed=now.input_bytes, description=numbers)
             if not console.is_terminal:

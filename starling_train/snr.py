@@ -24,7 +24,7 @@ def main(config: SnrConfig) -> None:
     from starling_train.run.runtime import device_kind
     from starling_train.selection import listing, overlap, scans
     from starling_train.selection.freeze import besides
-    from starling_train.selection.records import fill, read_scan
+    from starling_train.selection.records import fill, read_records
     from starling_train.selection.select import SCORED, names_of, select, select_unscored
 
     if config.cluster.threads:
@@ -37,7 +37,7 @@ def main(config: SnrConfig) -> None:
     # a scan alone needs no config.json
     weights = not config.dry_run and (not freeze.scan or bool(config.spectra))
     source = ModelSource.open(model.path, "model.path", model.revision, weights=weights, needs_config=False)
-    other = read_scan(Path(config.compare).expanduser(), "compare") if config.compare else {}
+    other = read_records(Path(config.compare).expanduser(), "compare") if config.compare else {}
     slug = report_scan.slug_of(source)
     if not config.dry_run and not freeze.scan:
         report_scan.retire(run, slug)

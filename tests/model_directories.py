@@ -6,7 +6,7 @@ from pathlib import Path
 from starling_train.config.sections import FreezeConfig, LoraConfig
 from starling_train.models import causal_lm
 from starling_train.models.source import ModelSource
-from starling_train.selection import freeze, listing, select
+from starling_train.selection import freeze, listing, scan, select
 from starling_train.selection import scan as scanning
 
 
@@ -22,7 +22,7 @@ def _opened(function):
     return call
 
 
-scan, check_scan, read_matrix = map(_opened, (scanning.scan, scanning.check_scan, scanning.read_matrix))
+scan, check_scan, read_matrix = map(_opened, (scan.scan_model, scanning.check_scan, scanning.read_matrix))
 check_weights, left_out, list_matrices, other_weights, unscanned = map(
     _opened,
     (listing.check_weights, listing.left_out, listing.list_matrices, listing.other_weights, listing.unscanned),

@@ -31,6 +31,6 @@ def test_a_reward_kind_has_all_that_is_asked_of_one():
     for name, kind in kinds.KINDS.items():
         config = RewardConfig(kind=name, path="DIR", url="http://host")
         assert kinds.of(config) is kind and callable(kind.check) and callable(kind.load) and callable(kind.identity)
-        assert set(kind.SCORED_BY) | {kind.PLACE} <= {field.name for field in fields(RewardConfig)}
+        assert set(kind.SCORED_BY) | {kind.LOCATION} <= {field.name for field in fields(RewardConfig)}
         assert config.has_weights == (name in REWARD_MODELS) == kind.HOLDS_MEMORY
         assert kinds.described(config) == f"{'DIR' if config.has_weights else 'http://host'} ({name})"

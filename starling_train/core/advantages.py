@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def token_rewards(scores: Tensor, kl: Tensor, is_response: Tensor, kl_coefficient: float) -> Tensor:
-    """-coefficient x KL on every response token, plus the score on the last real one (the end of turn); 0 on padding.
+    """Return the rewards: -coefficient x KL on every response token, plus the score on the last real one; 0 on padding.
 
     scores: (sequences,), kl: (sequences, tokens). Source: Ziegler et al. 2019 (arXiv 1909.08593), equation 2.
     """
@@ -19,7 +19,7 @@ def token_rewards(scores: Tensor, kl: Tensor, is_response: Tensor, kl_coefficien
 
 
 def gae(rewards: Tensor, values: Tensor, is_response: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates and returns (advantage + value), both 0 on padding.
+    """Return generalised advantage estimates and returns (advantage + value), both 0 on padding.
 
     delta_t = r_t + gamma v_{t+1} - v_t;  A_t = delta_t + gamma lambda A_{t+1};  v = A = 0 after the last token.
     Source: Schulman et al. 2015 (arXiv 1506.02438), equation 16.

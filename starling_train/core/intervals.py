@@ -38,7 +38,7 @@ class Interval:
 
 
 def t_975(degrees: int) -> float:
-    """Student's t, 97.5 % quantile."""
+    """Return the 97.5 % quantile of Student's t."""
     if degrees <= len(T_975):
         return T_975[degrees - 1]
     z = NormalDist().inv_cdf(0.975)
@@ -46,7 +46,7 @@ def t_975(degrees: int) -> float:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The 95 % interval of the mean of values that are independent and about normal: t x deviation / sqrt(n)."""
+    """Return the 95 % interval of the mean of values that are independent and about normal: t x deviation / sqrt(n)."""
     if not values:
         return Interval(math.nan, math.nan, 0)
     if len(values) == 1:
@@ -56,7 +56,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def first_reached(levels: Sequence[float], others: Sequence[float], level: float) -> float | None:
-    """The value of `others` where `levels`, over the same points, first reaches `level`; None if it never does.
+    """Return the value of `others` where `levels`, over the same points, first reaches `level`; None if it never does.
 
     Between two points both are taken as straight lines.
     """

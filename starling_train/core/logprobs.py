@@ -18,21 +18,25 @@ def token_logprobs(
     chunk: int | None = None,
     low_rank: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token and entropy of the distribution it was drawn from.
+    """Return the log-probability of each token and the entropy of the distribution it was drawn from.
 
-    hidden: (n, d) last hidden states after the final norm, row i predicting tokens[i]; head: (vocabulary, d);
-    tokens: (n,). Returns two (n,) float32 tensors, in nats. Logits are divided by the temperature, as in sampling.
-    Rows go through the head `chunk` at a time (None = by the size of the vocabulary), so that memory holds chunk x
-    vocabulary logits at most. The entropy has no gradient where the head is frozen. low_rank: (A, B), (r, d) and
-    (vocabulary, r): the head is head + B A, and of it A and B train.
+    Two (n,) float32 tensors, in nats. The entropy has no gradient where the head is frozen.
+
+    hidden: (n, d) last hidden states after the final norm, row i predicting tokens[i].
+    head: (vocabulary, d).
+    tokens: (n,).
+    temperature: what logits are divided by, as in sampling.
+    chunk: rows that go through the head at a time, so that memory holds at most chunk x vocabulary logits; None: by the
+        size of the vocabulary.
+    low_rank: (A, B), (r, d) and (vocabulary, r): the head is head + B A, of which only A and B train.
     """
     chunk = chunk or max(16, CHUNK_ELEMENTS.get(hidden.device.type, 2**21) // len(head))
     learns = head.requires_grad or low_rank is not None
     if torch.is_grad_enabled() and hidden.requires_grad and not learns:
         return _FrozenHead.apply(hidden, head, tokens, temperature, chunk)
     logprobs, entropies = [], []
-    for rows, wanted in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-        given = (rows, head, wanted, temperature, low_rank)
+    for rows, next_tokens in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+        given = (rows, head, next_tokens, temperature, low_rank)
         if torch.is_grad_enabled() and learns:
             logprob, entropy = checkpoint(_chunk, *given, use_reentrant=False)
         else:
@@ -73,7 +77,7 @@ def _logits_into(room: Tensor, hidden: Tensor, head: Tensor, temperature: float)
 
 
 class _FrozenHead(torch.autograd.Function):
-    """The gradient of a log-probability in the hidden state, kept from the forward pass: logits are made once.
+    """The gradient of a log-probability in the hidden state, kept from the forward pass: logits are computed once.
 
     d log p(token) / d hidden = (head[token] - sum_v p_v head[v]) / temperature: (n, d), however large the vocabulary.
     """

@@ -24,7 +24,7 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor, mask: Tensor) -> Moments:
-    """Moments of x where mask (same shape) is True."""
+    """Return the moments of x where mask (same shape) is True."""
     chosen = x[mask].double()
     return Moments(
         torch.tensor(float(chosen.numel()), dtype=torch.float64), chosen.sum().cpu(), (chosen**2).sum().cpu()
@@ -37,7 +37,7 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, mask: Tensor, of: Moments | None = None, *, shift: bool = True, eps: float = 1e-8) -> Tensor:
-    """x with mean 0 and deviation 1 over the mask, 0 outside it.
+    """Return x with mean 0 and deviation 1 over the mask, 0 outside it.
 
     of: the moments to use, for statistics over more than this tensor (all ranks, a whole batch); those of x if None.
     shift=False divides by the deviation only and keeps the mean's sign.
@@ -49,7 +49,7 @@ def whiten(x: Tensor, mask: Tensor, of: Moments | None = None, *, shift: bool = 
 
 
 def explained_variance(unexplained: Moments, target: Moments) -> Tensor:
-    """1 - Var(target - predicted) / Var(target): 1 is perfect, 0 no better than a constant.
+    """Return 1 - Var(target - predicted) / Var(target): 1 is perfect, 0 no better than a constant.
 
     unexplained: moments of target - predicted. NaN where the targets do not vary.
     """

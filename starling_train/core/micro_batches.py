@@ -6,13 +6,13 @@
 from collections.abc import Sequence
 
 OVERHEAD = 64  # tokens of padding that are worth having to avoid one more micro-batch, where nothing is known
-# What a layer costs however few tokens there are (launching its kernels), and operations a second, about, by device.
+# Seconds that a layer costs however few tokens it gets (launching its kernels), and about how many operations a second.
 LAYER_S = 2.5e-4
 OPERATIONS_PER_S = {"cpu": 1e11, "cuda": 5e14}
 
 
 def overhead_of(parameters: int, layers: int, device: str) -> int:
-    """Tokens that a model computes in the time that an empty micro-batch takes: few for a large model on a CPU.
+    """Return how many tokens a model computes in the time of an empty micro-batch: few for a large model on a CPU.
 
     A token takes 2 operations a parameter forwards; forwards and backwards both count three times as much.
     """
@@ -20,7 +20,7 @@ def overhead_of(parameters: int, layers: int, device: str) -> int:
 
 
 def cut_by_tokens(lengths: Sequence[int], budget: int, overhead: int = OVERHEAD) -> list[list[int]]:
-    """Indices grouped, longest sequences first, so that (sequences x longest) of a group stays within the budget.
+    """Group indices, longest sequences first, so that (sequences x longest) of a group stays within the budget.
 
     Among all ways to cut the sorted sequences, the one with the fewest padded tokens, each group counting `overhead`
     tokens more. A single sequence longer than the budget gets a group of its own. Every index appears exactly once.
@@ -29,7 +29,7 @@ def cut_by_tokens(lengths: Sequence[int], budget: int, overhead: int = OVERHEAD)
 
 
 def cut_bundles_by_tokens(bundles: Sequence[Sequence[int]], budget: int, overhead: int = OVERHEAD) -> list[list[int]]:
-    """As `cut_by_tokens`, for bundles of sequences that stay together, such as the answers to one prompt.
+    """Group bundles of sequences that stay together, such as the answers to one prompt, as `cut_by_tokens` does.
 
     bundles: lengths of the sequences of each. Returns indices of bundles.
     """
@@ -59,18 +59,18 @@ PADDED_LIMIT = 2  # times the budget: what attention may pad to, which alone pad
 
 
 def cut_packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped, longest sequences first, so that the tokens of a group stay within the budget.
+    """Group indices, longest sequences first, so that the tokens of a group stay within the budget.
 
     The fewest groups that sequences in this order can be cut into, and among those cuts one whose largest group is
     smallest. (sequences x longest) of a group stays within twice the budget. A sequence longer than the budget gets a
     group of its own. Every index appears exactly once.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    wanted = len(_fill(lengths, order, budget, budget))
-    low, high = 1, budget  # the largest group that so few groups need lies in between
+    fewest = len(_fill(lengths, order, budget, budget))
+    low, high = 1, budget  # in between lies the smallest limit at which the fewest groups suffice
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(lengths, order, middle, budget)) > wanted:
+        if len(_fill(lengths, order, middle, budget)) > fewest:
             low = middle + 1
         else:
             high = middle
@@ -78,7 +78,7 @@ def cut_packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _fill(lengths: Sequence[int], order: Sequence[int], most: int, budget: int) -> list[list[int]]:
-    """Groups of neighbours, each as full as `most` tokens allow."""
+    """Group neighbours, filling each group up to `most` tokens."""
     groups: list[list[int]] = []
     tokens = 0
     for index in order:

@@ -22,7 +22,7 @@ MAX_LOG_RATIO = 20.0
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str = "k1") -> Tensor:
-    """Per-token estimate of KL(policy || reference) from tokens the policy drew, in nats; same shape as the inputs.
+    """Estimate KL(policy || reference) per token from tokens the policy drew, in nats; same shape as the inputs.
 
     k1 = log p - log q (unbiased, signed); k2 = k1^2 / 2; k3 = exp(-k1) - 1 + k1 (unbiased, never negative).
     Source: Schulman 2020, 'Approximating KL divergence'.
@@ -49,7 +49,7 @@ class PolicyLoss:
 def ppo_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, is_response: Tensor, clip: float, count: Tensor | float
 ) -> PolicyLoss:
-    """Clipped surrogate: sum of max(-A ratio, -A clamp(ratio, 1 - clip, 1 + clip)) / count.
+    """Return the clipped surrogate: sum of max(-A ratio, -A clamp(ratio, 1 - clip, 1 + clip)) / count.
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
     """
@@ -69,7 +69,7 @@ def apa_policy_loss(
     kl_coefficient: float,
     count: Tensor | float,
 ) -> PolicyLoss:
-    """Advantage-induced policy alignment: sum of (log pi - log pi_rollout - A / lambda)^2 / count.
+    """Return the loss of advantage-induced policy alignment: sum of (log pi - log pi_rollout - A / lambda)^2 / count.
 
     kl_coefficient: the lambda of the paper, larger = smaller steps; must be positive.
     Source: Zhu et al. 2023 (arXiv 2306.02231), equation 6, as in the Starling authors' training code.
@@ -91,7 +91,7 @@ def _with_metrics(loss: Tensor, log_ratio: Tensor, clipped: Tensor, is_response:
 
 
 class LossSettings(Protocol):
-    """What the policy losses are told: PPO's clip of the ratio, APA's lambda."""
+    """The settings of the policy losses: PPO's clip of the ratio, APA's lambda."""
 
     clip: float
     apa_lambda: float
@@ -116,7 +116,7 @@ class ValueLoss:
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, is_response: Tensor, clip: float, count: Tensor | float
 ) -> ValueLoss:
-    """Clipped squared error: sum of 0.5 max((v - R)^2, (clamp(v, v_old - clip, v_old + clip) - R)^2) / count.
+    """Return a clipped squared error: sum of 0.5 max((v - R)^2, (clamp(v, v_old - clip, v_old + clip) - R)^2) / count.
 
     clip <= 0 means no clipping. Source: the PPO reference implementation (openai/baselines, ppo2).
     """
@@ -133,7 +133,7 @@ def value_loss(
 class KLController:
     """The coefficient of the KL penalty: fixed, or pulled towards a target KL per sequence.
 
-    coefficient: weight of the penalty, score units per nat. target: wanted KL summed over a response, in nats; None
+    coefficient: weight of the penalty, score units per nat. target: desired KL summed over a response, in nats; None
     keeps the coefficient fixed. horizon: episodes over which a full error multiplies the coefficient by about e^0.2.
     Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2.
     """
@@ -143,14 +143,14 @@ class KLController:
     horizon: float = 10000.0
 
     def update(self, kl: float, episodes: int) -> None:
-        """Take in the mean KL per sequence of the last `episodes` episodes; one that is not finite says nothing."""
+        """Take in the mean KL per sequence of the last `episodes` episodes; one that is not finite is ignored."""
         if self.target is None or not math.isfinite(kl):
             return
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.coefficient *= 1.0 + error * episodes / self.horizon
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run goes on with."""
+        """Return what a resumed run goes on with."""
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -1,8 +1,7 @@
 """Losses and counts on ranked answers and on pairs of answers.
 
-For rankings: scores (prompts, K), best answer first; is_answer (prompts, K), True for real answers where rows have
-fewer than K (all real if None); place (prompts, K), integers that grow along a row, equal where answers are tied (no
-ties if None).
+For rankings: scores (prompts, K), best answer first; is_answer (prompts, K), True for real answers in rows with fewer
+than K (all real if None); rank (prompts, K), integers that grow along a row, equal for tied answers (no ties if None).
 """
 
 import math
@@ -16,26 +15,26 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def kwise_loss(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None) -> Tensor:
-    """Negative log-likelihood of a ranking under the Plackett-Luce model, per choice made: a scalar.
+def kwise_loss(scores: Tensor, is_answer: Tensor | None = None, rank: Tensor | None = None) -> Tensor:
+    """Return the negative log-likelihood of a ranking under the Plackett-Luce model, per choice made: a scalar.
 
     For every prompt with n answers and no ties
 
         L = - sum_{k < n} [ r_k - log sum_{j >= k} exp r_j ] / (n - 1)
 
     averaged over prompts with a choice to make. K = 7 equal scores give log(7!) / 6 = 1.4209.
-    Tied answers are not compared: the sum over j runs over k itself and all that are placed below it, and the loss is
-    divided by the number of answers that something is placed below.
+    Tied answers are not compared: the sum over j runs over k itself and all that are ranked below it, and the loss is
+    divided by the number of answers with something ranked below them.
     Source: Zhu, Jordan and Jiao 2023 (arXiv 2301.11270), the K-wise maximum likelihood estimator; Starling-RM card.
     """
-    losses = kwise_losses(scores, is_answer, place)
-    return losses.sum() / _beats(*_filled(scores, is_answer, place)).any((-1, -2)).sum().clamp(min=1)
+    losses = kwise_losses(scores, is_answer, rank)
+    return losses.sum() / _beats(*_filled(scores, is_answer, rank)).any((-1, -2)).sum().clamp(min=1)
 
 
-def kwise_losses(scores: Tensor, is_answer: Tensor | None = None, place: Tensor | None = None) -> Tensor:
-    """The loss of every prompt, (prompts,); 0 where there is no choice to make. See `kwise_loss`."""
-    is_answer, place = _filled(scores, is_answer, place)
-    beats = _beats(is_answer, place)
+def kwise_losses(scores: Tensor, is_answer: Tensor | None = None, rank: Tensor | None = None) -> Tensor:
+    """Return the loss of every prompt, (prompts,); 0 where there is no choice to make. See `kwise_loss`."""
+    is_answer, rank = _filled(scores, is_answer, rank)
+    beats = _beats(is_answer, rank)
     scores = torch.where(is_answer, scores, 0.0)
     rivals = beats | torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
     log_rest = torch.where(rivals, scores[:, None, :], -torch.inf).logsumexp(-1)
@@ -45,7 +44,7 @@ def kwise_losses(scores: Tensor, is_answer: Tensor | None = None, place: Tensor 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """How many pairs of answers came out as ranked. by_distance: (right, pairs) by the difference of their places.
+    """How many pairs of answers came out as ranked. by_distance: (right, pairs) by the difference of the two ranks.
 
     Equal scores are half right; pairs that the ranking ties are not counted.
     """
@@ -66,24 +65,24 @@ class PairCounts:
         return self.right / self.pairs if self.pairs else math.nan
 
     @staticmethod
-    def sum(parts: "Sequence[PairCounts]") -> "PairCounts":
-        """The counts of all parts together, distances in ascending order."""
+    def sum(counts: "Sequence[PairCounts]") -> "PairCounts":
+        """Add up counts, with distances in ascending order."""
         total: dict[float, tuple[float, int]] = {}
-        for distance, (right, pairs) in (item for part in parts for item in part.by_distance.items()):
+        for distance, (right, pairs) in (item for count in counts for item in count.by_distance.items()):
             before = total.get(distance, (0.0, 0))
             total[distance] = (before[0] + right, before[1] + pairs)
         return PairCounts(dict(sorted(total.items())))
 
 
-def count_pairs(scores: Iterable[Sequence[float]], places: Iterable[Sequence[float]]) -> PairCounts:
-    """Compare all pairs of answers within a row whose places differ.
+def count_pairs(scores: Iterable[Sequence[float]], ranks: Iterable[Sequence[float]]) -> PairCounts:
+    """Compare all pairs of answers within a row whose ranks differ.
 
-    scores, places: a sequence a row, an answer each; the smaller place is the better one.
+    scores, ranks: a sequence for each row, with an entry for each answer; the smaller rank is better.
     """
     right: defaultdict[float, float] = defaultdict(float)
     pairs: Counter[float] = Counter()
-    for row_scores, row_places in zip(scores, places, strict=True):
-        rated = sorted(zip(row_places, row_scores, strict=True))
+    for row_scores, row_ranks in zip(scores, ranks, strict=True):
+        rated = sorted(zip(row_ranks, row_scores, strict=True))
         for index, (better, high) in enumerate(rated):
             for worse, low in rated[index + 1 :]:
                 if better != worse:
@@ -92,21 +91,21 @@ def count_pairs(scores: Iterable[Sequence[float]], places: Iterable[Sequence[flo
     return PairCounts({distance: (right[distance], pairs[distance]) for distance in sorted(pairs)})
 
 
-def _filled(scores: Tensor, is_answer: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor]:
+def _filled(scores: Tensor, is_answer: Tensor | None, rank: Tensor | None) -> tuple[Tensor, Tensor]:
     if is_answer is None:
         is_answer = torch.ones_like(scores, dtype=torch.bool)
-    if place is None:
-        place = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
-    return is_answer, place
+    if rank is None:
+        rank = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
+    return is_answer, rank
 
 
-def _beats(is_answer: Tensor, place: Tensor) -> Tensor:
-    """(prompts, K, K), True at [k, j] where real answer k is placed above real answer j."""
-    return (place[:, :, None] < place[:, None, :]) & is_answer[:, :, None] & is_answer[:, None, :]
+def _beats(is_answer: Tensor, rank: Tensor) -> Tensor:
+    """Return (prompts, K, K), True at [k, j] where real answer k is ranked above real answer j."""
+    return (rank[:, :, None] < rank[:, None, :]) & is_answer[:, :, None] & is_answer[:, None, :]
 
 
 class PairLosses(NamedTuple):
-    """Of every pair, (pairs,): its loss, and the rewards that the policy implies of its two answers."""
+    """For every pair, (pairs,): its loss, and the rewards that the policy implies for its two answers."""
 
     loss: Tensor
     chosen_reward: Tensor
@@ -122,7 +121,7 @@ def dpo_losses(
     kind: str = "sigmoid",
     label_smoothing: float = 0.0,
 ) -> PairLosses:
-    """Direct preference optimisation: the loss of every pair, with a reward r = beta x log(policy / reference).
+    """Return the loss of every pair in direct preference optimisation, where r = beta x log(policy / reference).
 
     chosen, rejected, reference_*: (pairs,) log-probabilities of whole answers, in nats, under policy and reference.
     beta: how much the policy is held to the reference. With h = (r_chosen - r_rejected) / beta

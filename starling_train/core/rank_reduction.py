@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Truncation:
-    """What is left of a matrix (n, m) at rank k.
+    """A matrix (n, m) reduced to rank k.
 
     left: U_k S_k, (n, k), and right: V_k^T, (k, m), both fp64; their product is the matrix. values: all singular values
     of the matrix before, fp64, descending. rank_before: how many of them are not zero but for rounding.
@@ -25,12 +25,12 @@ class Truncation:
     rank_before: int
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """(n, m) in `dtype`, multiplied in fp64 and rounded once."""
+        """Return the product (n, m) in `dtype`, multiplied in fp64 and rounded once."""
         return (self.left @ self.right).to(dtype).contiguous()
 
 
 def truncate(matrix: Tensor, rank: int) -> Truncation:
-    """The `rank` largest singular values of `matrix` (n, m), of any floating dtype, by a full SVD in fp64."""
+    """Keep the `rank` largest singular values of `matrix` (n, m), of any floating dtype, by a full SVD in fp64."""
     assert matrix.ndim == 2 and 0 < rank <= min(matrix.shape), (tuple(matrix.shape), rank)
     u, values, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
     tolerance = max(matrix.shape) * torch.finfo(torch.float64).eps * values[0]
@@ -39,10 +39,10 @@ def truncate(matrix: Tensor, rank: int) -> Truncation:
 
 
 def factored_size(shape: tuple[int, ...], rank: int) -> int:
-    """Numbers in the two factors of a matrix of that rank. shape: (n, m)."""
+    """Count the numbers in the two factors of a matrix of that rank. shape: (n, m)."""
     return rank * sum(shape)
 
 
 def saving(shape: tuple[int, ...], rank: int) -> int:
-    """Numbers saved by keeping the factors in place of the matrix; 0 where they are not fewer."""
+    """Count the numbers saved by keeping the factors instead of the matrix; 0 where they are not fewer."""
     return max(0, math.prod(shape) - factored_size(shape, rank))

@@ -34,7 +34,7 @@ class RunningMoments:
         self.count = total
 
     def state_dict(self) -> dict[str, float]:
-        """Plain JSON numbers; `load_state_dict` restores them to the last bit."""
+        """Return plain JSON numbers; `load_state_dict` restores them to the last bit."""
         return {"count": self.count, "mean": self.mean, "squares": self._squares}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def distribution(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Tensor:
-    """Probabilities to sample from: (b, vocabulary) logits -> float32 probabilities of the same shape.
+    """Return the probabilities to sample from: (b, vocabulary) logits -> float32 probabilities of the same shape.
 
     Logits are divided by the temperature; then only the `top_k` likeliest tokens stay (0 = all; ties at the border
     stay too), then the fewest likeliest tokens whose probability reaches `top_p` (1 = all), the likeliest always.
@@ -25,17 +25,17 @@ def distribution(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, t
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens (b,) by inverting the cumulative distribution of (b, vocabulary) at uniforms (b,) in [0, 1).
+    """Draw tokens (b,) by inverting the cumulative distribution of (b, vocabulary) at uniforms (b,) in [0, 1).
 
     A token of probability 0 is never drawn.
     """
     cumulative = probabilities.cumsum(-1)
-    # relative to the sum as it was rounded, and below it: the last possible token is the last that can be found
+    # relative to the sum as it was rounded, and below it: the last possible token is the last that can be drawn
     total = cumulative[:, -1:]
-    wanted = torch.minimum(uniforms.to(total)[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    found = torch.searchsorted(cumulative, wanted, right=True).clamp_max(probabilities.shape[-1] - 1)
-    if found.is_cuda:
+    targets = torch.minimum(uniforms.to(total)[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    tokens = torch.searchsorted(cumulative, targets, right=True).clamp_max(probabilities.shape[-1] - 1)
+    if tokens.is_cuda:
         # a sum in parallel need not rise everywhere: from a token of probability 0, back to the last possible one
-        places = torch.arange(probabilities.shape[-1], device=found.device)
-        found = torch.where(probabilities > 0, places, 0).cummax(-1).values.gather(-1, found)
-    return found.squeeze(-1)
+        indices = torch.arange(probabilities.shape[-1], device=tokens.device)
+        tokens = torch.where(probabilities > 0, indices, 0).cummax(-1).values.gather(-1, tokens)
+    return tokens.squeeze(-1)

@@ -1,8 +1,8 @@
 """Singular values of a weight matrix and its signal-to-noise ratio (SNR).
 
 The SNR of laserRMT and Spectrum: singular values above a threshold T count as signal, the rest as noise.
-T has the form of a Marchenko-Pastur edge, but its sigma is the spread of the *singular values*, not of
-the matrix entries, so it is no edge in the strict sense and values compare within one module type only.
+T has the form of a Marchenko-Pastur edge, but its sigma is the spread of the *singular values*, not of the matrix
+entries: it is not an edge in the strict sense, and values compare within one module type only.
 """
 
 import math
@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Part of the hash by which a scan finds its earlier results again: raise it with every change of the numbers.
+# Part of the hash by which a scan recognises its earlier results: raise it with every change of the numbers.
 VERSION = 2
 # Interquartile range of a standard normal, rounded as laserRMT and Spectrum round it.
 IQR_OF_NORMAL = 1.349
@@ -50,7 +50,7 @@ class Spectrum:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """All singular values of `matrix` (n, m) in fp64, descending, shape (min(n, m),), on the matrix's device.
+    """Return all singular values of `matrix` (n, m) in fp64, descending, shape (min(n, m),), on the matrix's device.
 
     Square roots of the eigenvalues of the fp64 Gram matrix of the short side. The absolute error in a
     value s is about eps * s_max^2 / s, far below what any score sees, unless a quarter of the values, or
@@ -63,7 +63,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """fp64 Gram matrix of the short side of `matrix` (n, m): (k, k), k = min(n, m).
+    """Return the fp64 Gram matrix of the short side of `matrix` (n, m): (k, k), k = min(n, m).
 
     Only the lower triangle, in blocks; what lies above the blocks on the diagonal is left at zero. Raises
     ValueError where an entry of `matrix` is nan or infinite.
@@ -81,9 +81,7 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 def values_of_grams(grams: list[Tensor], matrices: list[Tensor]) -> list[Tensor]:
-    """Singular values of `matrices` from their `gram` matrices, which must be of one size; see
-    `singular_values`.
-    """
+    """Return the singular values of `matrices` from their `gram` matrices, all of one size; see `singular_values`."""
     stacked = grams[0][None] if len(grams) == 1 else torch.stack(grams)
     eigenvalues = torch.linalg.eigvalsh(stacked, UPLO="L").flip(1)
     return [_values(one, matrix) for one, matrix in zip(eigenvalues, matrices, strict=True)]
@@ -98,12 +96,11 @@ def _values(eigenvalues: Tensor, matrix: Tensor) -> Tensor:
 
 
 def gram_is_accurate(values: Tensor, n: int, m: int) -> bool:
-    """Whether the square roots of the Gram eigenvalues (descending) of an (n, m) matrix are good enough for
-    every score.
+    """Return whether roots of the Gram eigenvalues (descending) of an (n, m) matrix are good enough for every score.
 
-    An eigenvalue is off by at most 8 eps s_max^2 (bound), so its root s by the smaller of bound / 2s and
-    sqrt(bound). What scores need is the lower quartile (it sets the threshold) and the sum of the noise,
-    which may consist of tiny values only: a few rows that are copies of others are enough.
+    An eigenvalue is off by at most 8 eps s_max^2 (bound), so its root s by the smaller of bound / 2s and sqrt(bound).
+    Scores need the lower quartile (it sets the threshold) and the sum of the noise, which may consist of tiny values
+    only: a few rows that are copies of others are enough.
     """
     bound = 8 * torch.finfo(torch.float64).eps * values[0] ** 2
     error = torch.minimum(bound / (2 * values), bound.sqrt())
@@ -116,8 +113,9 @@ def gram_is_accurate(values: Tensor, n: int, m: int) -> bool:
 
 
 def marchenko_pastur_threshold(values: Tensor, n: int, m: int) -> float:
-    """T = sigma (1 + sqrt(beta)) of laserRMT and Spectrum, sigma = (Q75 - Q25) / 1.349 of the singular
-    values.
+    """Return T = sigma (1 + sqrt(beta)) of laserRMT and Spectrum.
+
+    sigma = (Q75 - Q25) / 1.349 of the singular values.
     """
     quartiles = torch.quantile(values, torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device))
     sigma = (quartiles[1] - quartiles[0]).item() / IQR_OF_NORMAL
@@ -125,7 +123,7 @@ def marchenko_pastur_threshold(values: Tensor, n: int, m: int) -> float:
 
 
 def gavish_donoho_threshold(values: Tensor, n: int, m: int) -> float:
-    """T = omega(beta) * median singular value: the optimal hard threshold at unknown noise level.
+    """Return T = omega(beta) * median singular value: the optimal hard threshold at unknown noise level.
 
     Gavish and Donoho, 'The optimal hard threshold for singular values is 4/sqrt(3)' (arXiv 1305.5870),
     equations 3 to 5: omega(beta) = lambda(beta) / sqrt(median of the Marchenko-Pastur distribution).
@@ -142,7 +140,7 @@ def _omega(beta: float) -> float:
 
 
 def _marchenko_pastur_median(beta: float, points: int = 20_000) -> float:
-    """Median of the Marchenko-Pastur law of ratio beta in (0, 1], unit variance.
+    """Return the median of the Marchenko-Pastur law of ratio beta in (0, 1], unit variance.
 
     With x = middle + radius * sin(u) the density's square-root edges are smooth in u, so the midpoint
     rule converges.
@@ -164,7 +162,7 @@ THRESHOLDS: dict[str, Callable[[Tensor, int, int], float]] = {
 
 
 def snr(matrix: Tensor, dialect: str = "spectrum") -> Spectrum:
-    """Signal-to-noise ratio of a weight matrix (n, m) of any floating dtype.
+    """Return the signal-to-noise ratio of a weight matrix (n, m) of any floating dtype.
 
     Dialects: `spectrum` and `laserrmt` share the threshold and differ where no noise is left: Spectrum
     divides by 1.0, laserRMT gives infinity. `gavish_donoho` takes the threshold of arXiv 1305.5870. A
@@ -175,7 +173,7 @@ def snr(matrix: Tensor, dialect: str = "spectrum") -> Spectrum:
 
 
 def score(values: Tensor, n: int, m: int, dialect: str = "spectrum") -> Spectrum:
-    """SNR from the singular values (descending, fp64) of an (n, m) matrix; see `snr`."""
+    """Return the SNR from the singular values (descending, fp64) of an (n, m) matrix; see `snr`."""
     assert dialect in THRESHOLDS, f"unknown dialect {dialect}; one of {sorted(THRESHOLDS)}"
     threshold = THRESHOLDS[dialect](values, n, m)
     is_signal = values > threshold

@@ -1,7 +1,7 @@
-"""How a policy is spoken to: messages <-> token ids, which ids end an answer, and what a tokenizer is saved with.
+"""A policy's conversation: messages <-> token ids, which ids end an answer, and what a tokenizer is saved with.
 
-Everything that makes prompts of messages, or text of answers, takes a `Chat` and knows no template. Today there is one
-template, Openchat's.
+Everything that makes prompts from messages, or text from answers, takes a `Chat` and knows no template. Today there
+is one template, Openchat's.
 """
 
 from collections.abc import Sequence
@@ -39,26 +39,26 @@ class Chat:
         return given(openchat.pad_id(self.tokenizer))
 
     def prompt(self, messages: Messages) -> list[int]:
-        """Token ids, BOS first, up to where the assistant answers."""
+        """Return the token ids, BOS first, up to where the assistant answers."""
         return openchat.encode(messages, self.tokenizer)
 
     def answered(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """(prompt ids, answer ids) of a conversation that ends with an answer; its end of turn is the last id.
+        """Split a conversation that ends with an answer into (prompt ids, answer ids); its end of turn is the last id.
 
         Where a tokenizer joins the prompt's last character with the answer's first, the answer begins there.
         """
-        asked = self.prompt(messages[:-1])
+        prompt = self.prompt(messages[:-1])
         whole = openchat.encode(messages, self.tokenizer, add_generation_prompt=False)
-        first = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(asked))
+        first = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
         return whole[:first], whole[first:]
 
     def plain(self, text: str) -> list[int]:
-        """Token ids of plain text, BOS first where the tokenizer has one; no string is special."""
+        """Return the token ids of plain text, BOS first where the tokenizer has one; no string is special."""
         bos = self.tokenizer.bos_token_id
         return ([] if bos is None else [bos]) + openchat.text_ids(text, self.tokenizer)
 
     def text(self, answer_ids: Sequence[int], stop_strings: Sequence[str] = ()) -> str:
-        """What the assistant said, cut before the first stop string; where there are some, without space at the end."""
+        """Return what the assistant said, cut before the first stop string (then without space at the end)."""
         text = openchat.decode(answer_ids, self.tokenizer)
         for stop in stop_strings:
             text = text.split(stop)[0]

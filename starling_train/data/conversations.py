@@ -13,7 +13,7 @@ ROLES = ("system", "user", "assistant")
 
 
 def parse(text: bytes) -> Any:
-    """The JSON value in UTF-8 text. Raises UserError."""
+    """Parse a JSON value in UTF-8. Raises UserError."""
     try:
         return json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -25,7 +25,7 @@ def parse(text: bytes) -> Any:
 
 
 def of_row(row: Any, *, allow_empty: bool = False) -> list[dict]:
-    """The conversation of {"messages": [...]}, a list of messages, or {"prompt", "response"}.
+    """Return the conversation in {"messages": [...]}, a list of messages, or {"prompt", "response"}.
 
     prompt: the user's text, or a list of messages. allow_empty: an answer without text is an answer (a policy can give
     one), otherwise it raises UserError like everything else that cannot be scored.
@@ -40,26 +40,26 @@ def of_row(row: Any, *, allow_empty: bool = False) -> list[dict]:
 
 
 def with_answer(messages: list[dict], text: str) -> list[dict]:
-    """The conversation with an answer as its last turn."""
+    """Add an answer as the last turn of a conversation."""
     return [*messages, _message("assistant", text)]
 
 
 def of_prompt(prompt: Any) -> list[dict]:
-    """The messages in front of an answer: the user's text, or a list of messages."""
+    """Return the messages in front of an answer: the user's text, or a list of messages."""
     return prompt if isinstance(prompt, list) else [_message("user", prompt)]
 
 
 def checked(messages: Any, *, allow_empty: bool = False) -> list[dict]:
-    """The messages with role and content only. Raises UserError unless they end in an answer."""
+    """Return the messages with role and content only. Raises UserError unless they end in an answer."""
     if not isinstance(messages, list):
-        raise UserError("the messages are no list; give [{role, content}, ...]")
+        raise UserError("the messages are not a list; give [{role, content}, ...]")
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise UserError(f"a message without a role; each has a role ({', '.join(ROLES)}) and a content")
         if not isinstance(message.get("content"), str):
-            raise UserError(f"the {message['role']}'s content is no text; give a string")
+            raise UserError(f"the {message['role']}'s content is not text; give a string")
         if not _is_text(message["content"]):
-            raise UserError(f"the {message['role']}'s content has half a surrogate pair, which is no Unicode text")
+            raise UserError(f"the {message['role']}'s content has half a surrogate pair, which is not Unicode text")
     if messages and messages[-1]["role"] == "user":
         raise UserError("the conversation ends with the user; the assistant's answer to score must be last")
     check_conversation(messages)
@@ -73,7 +73,7 @@ def _message(role: str, content: Any) -> dict:
 
 
 def _is_text(content: str) -> bool:
-    """JSON can write half a surrogate pair ("\\ud800"), which no tokenizer takes."""
+    """Return whether text is Unicode: JSON can write half a surrogate pair ("\\ud800"), which no tokenizer takes."""
     try:
         content.encode()
     except UnicodeEncodeError:

@@ -3,12 +3,11 @@
 Source: the berkeley-nest/Nectar data set card. A prompt is `\\n\\nHuman: ` and `\\n\\nAssistant: ` turns in
 alternation and ends in an empty Assistant turn; rank 1 is the best answer.
 
-What drops a row (counted in `Nectar.dropped`): a conversation that does not begin with a user turn and
-end with one, two turns of one speaker in a row, an empty turn, an excluded prompt, a prompt not marked
-good-natured when that is asked for. What is left out of the answers (counted in
-`Nectar.answers_changed`): empty ones, ones without a rank, and repetitions of a better-ranked answer,
-because a pair of equal texts has no order to learn. An answer that goes on to write `\\n\\nHuman:` is
-kept and counted: raters ranked it like that, some of them first.
+A row is dropped (and counted in `Nectar.dropped`) for a conversation that does not begin and end with a user turn, two
+turns of one speaker in a row, an empty turn, an excluded prompt, or, on request, a prompt not marked good-natured.
+Answers are left out (and counted in `Nectar.answers_changed`) if they are empty, without a rank, or repeat a
+better-ranked answer, because a pair of equal texts has no order to learn. An answer that goes on to write
+`\\n\\nHuman:` is kept and counted: raters ranked it like that, some of them first.
 """
 
 import re
@@ -34,8 +33,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Row:
-    """messages end with a user turn; answers are sorted best first and may be empty."""
+class RankedRow:
+    """A conversation that ends with a user turn, and its answers, best first; there may be none."""
 
     messages: list[dict]
     answers: list[Answer] = field(default_factory=list)
@@ -45,9 +44,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Nectar:
-    """rows in file order; dropped counts rows by reason, answers_changed counts answers by what was odd."""
+    """Rows in file order; `dropped` counts rows by reason, `answers_changed` counts answers by what was odd."""
 
-    rows: list[Row]
+    rows: list[RankedRow]
     dropped: dict[str, int]
     answers_changed: dict[str, int]
 
@@ -59,32 +58,33 @@ def load(
     exclude: Sequence[str | Path] = (),
     answers: bool = True,
 ) -> Nectar:
-    """Rows with messages and ranked answers, and a count of what was dropped and why.
+    """Load rows with messages and ranked answers, and count what was dropped and why.
 
-    path: a directory with data/*.parquet, a .parquet file, a .jsonl file with `prompt` (Nectar's text,
-    plain text as one user turn, or a list of messages) or `messages`, and optionally `answers`, or
-    `chosen` and `rejected` (texts, or lists of messages of which the last is the answer), or a hub id
-    through `datasets`.
-    exclude: files whose prompts are dropped wherever a user turn says the same (letters and digits compared,
-    case ignored): JSONL with `turns`, `messages`, `prompt` or `question`, or .txt with a prompt a line.
+    path: a directory with data/*.parquet, a .parquet file, a .jsonl file with `prompt` (Nectar's text, plain text as
+        one user turn, or a list of messages) or `messages`, and optionally `answers`, or `chosen` and `rejected`
+        (texts, or lists of messages that end with the answer), or a hub id through `datasets`.
+    good_natured_only: drop prompts that are not marked good-natured.
+    exclude: files whose prompts are dropped wherever a user turn says the same (letters and digits compared, case
+        ignored): JSONL with `turns`, `messages`, `prompt` or `question`, or .txt with a prompt a line.
     answers: False leaves the answers unread, for callers that need prompts only.
+
     Raises UserError naming file, column or line.
     """
     columns = ["prompt", *(["answers"] if answers else []), *(["good_natured"] if good_natured_only else [])]
     excluded = {normalise(text) for file in exclude for text in _excluded_prompts(Path(file).expanduser())}
-    rows: list[Row] = []
+    rows: list[RankedRow] = []
     dropped: Counter[str] = Counter()
     changed: Counter[str] = Counter()
-    for place, raw in row_files.read(path, columns):
-        messages = _messages(raw, place)
+    for where, raw in row_files.read(path, columns):
+        messages = _messages(raw, where)
         reason = _why_unusable(messages) or _why_unwanted(raw, messages, good_natured_only, excluded)
         if reason:
             dropped[reason] += 1
             continue
-        ranked = _answers(raw, place, changed) if answers else []
+        ranked = _answers(raw, where, changed) if answers else []
         source = raw.get("source")
         source = list(source) if isinstance(source, list) else []
-        rows.append(Row(messages, ranked, source, raw.get("good_natured") is not False))
+        rows.append(RankedRow(messages, ranked, source, raw.get("good_natured") is not False))
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
         raise UserError(f"{path}: no usable row is left ({reasons}); check the file and data.exclude")
@@ -92,34 +92,34 @@ def load(
 
 
 def parse_prompt(text: str) -> list[dict]:
-    """Prompt text -> messages, without the empty Assistant turn at its end; outer space of turns is stripped.
+    """Parse prompt text into messages, without the empty Assistant turn at its end; outer space of turns is stripped.
 
-    Text without any `\\n\\nHuman:` or `\\n\\nAssistant:` is one user turn as it stands; text that has
-    one but does not begin with it is none of the two: [].
+    Text without any `\\n\\nHuman:` or `\\n\\nAssistant:` is one user turn, unchanged; text that has one but does not
+    begin with it is neither: [].
     """
-    before, *parts = SPEAKER.split(text)
-    if not parts:
+    before, *alternating = SPEAKER.split(text)
+    if not alternating:
         return [{"role": "user", "content": text}]
-    names, contents = parts[::2], parts[1::2]
+    names, contents = alternating[::2], alternating[1::2]
     turns = [{"role": ROLE_OF[n], "content": content.strip()} for n, content in zip(names, contents, strict=True)]
-    # An empty turn behind another Assistant turn stays, so that the row counts as two of them in a row.
+    # an empty turn after another Assistant turn stays, so that the row counts as having two of them in a row
     if turns[-1] == {"role": "assistant", "content": ""} and names[-2:-1] != ["Assistant"]:
         turns.pop()
     return [] if before.strip() else turns
 
 
 def prompt_text(messages: Sequence[dict]) -> str:
-    """Messages (user and assistant turns) as Nectar's prompt text."""
+    """Render messages (user and assistant turns) as Nectar's prompt text."""
     turns = [f"\n\n{SPEAKER_OF[message['role']]}: {message['content']}" for message in messages]
     return "".join(turns) + "\n\nAssistant: "
 
 
 def normalise(text: str) -> str:
-    """Letters and digits, lower case, one space between words: the form in which prompts are compared."""
+    """Reduce text to lower-case letters and digits, one space between words: so prompts are compared."""
     return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
-def write_parquet(rows: Iterable[Row], path: str | Path) -> None:
+def write_parquet(rows: Iterable[RankedRow], path: str | Path) -> None:
     """Write rows in exactly Nectar's schema (`turns` counts user turns)."""
     import pyarrow
     import pyarrow.parquet
@@ -141,7 +141,7 @@ def write_parquet(rows: Iterable[Row], path: str | Path) -> None:
     pyarrow.parquet.write_table(table, path)
 
 
-def _parquet_row(row: Row) -> dict:
+def _parquet_row(row: RankedRow) -> dict:
     return {
         "prompt": prompt_text(row.messages),
         "answers": [{"answer": a.text, "model": a.model, "rank": a.rank} for a in row.answers],
@@ -152,26 +152,26 @@ def _parquet_row(row: Row) -> dict:
     }
 
 
-def _messages(raw: dict, place: str) -> list[dict]:
+def _messages(raw: dict, where: str) -> list[dict]:
     if "messages" in raw:
-        return _checked_messages(raw["messages"], place)
+        return _checked_messages(raw["messages"], where)
     if "prompt" not in raw:
-        raise UserError(f"{place}: neither `prompt` nor `messages`; every row needs one of them")
+        raise UserError(f"{where}: neither `prompt` nor `messages`; every row needs one of them")
     if isinstance(raw["prompt"], list):
-        return _checked_messages(raw["prompt"], place)
+        return _checked_messages(raw["prompt"], where)
     if not isinstance(raw["prompt"], str | None):
-        raise UserError(f"{place}: `prompt` is a {type(raw['prompt']).__name__}; it must be text")
+        raise UserError(f"{where}: `prompt` is a {type(raw['prompt']).__name__}; it must be text")
     return parse_prompt(raw["prompt"] or "")
 
 
-def _checked_messages(messages, place: str) -> list[dict]:
+def _checked_messages(messages, where: str) -> list[dict]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise UserError(f"{place}: `messages` must be a list of objects with `role` and `content`")
+        raise UserError(f"{where}: `messages` must be a list of objects with `role` and `content`")
     for message in messages:
         if message.get("role") not in ("system", *SPEAKER_OF):
-            raise UserError(f"{place}: role {message.get('role')!r}; use system, user or assistant")
+            raise UserError(f"{where}: role {message.get('role')!r}; use system, user or assistant")
         if not isinstance(message.get("content"), str):
-            raise UserError(f"{place}: `content` of a {message['role']} message must be text")
+            raise UserError(f"{where}: `content` of a {message['role']} message must be text")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
@@ -193,22 +193,22 @@ def _why_unusable(messages: list[dict]) -> str:
 def _why_unwanted(raw: dict, messages: list[dict], good_natured_only: bool, excluded: set[str]) -> str:
     if good_natured_only and not raw.get("good_natured"):
         return "not good-natured"
-    said = {normalise(message["content"]) for message in messages if message["role"] == "user"} - {""}
-    return "" if excluded.isdisjoint(said) else "in an excluded file"
+    user_texts = {normalise(message["content"]) for message in messages if message["role"] == "user"} - {""}
+    return "" if excluded.isdisjoint(user_texts) else "in an excluded file"
 
 
-def _answers(raw: dict, place: str, changed: Counter) -> list[Answer]:
-    items = raw.get("answers") or _pair(raw, place)
+def _answers(raw: dict, where: str, changed: Counter) -> list[Answer]:
+    items = raw.get("answers") or _pair(raw, where)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise UserError(f"{place}: `answers` must be a list of objects with `answer`, `model` and `rank`")
-    ranks = [_rank(item, place) for item in items]
+        raise UserError(f"{where}: `answers` must be a list of objects with `answer`, `model` and `rank`")
+    ranks = [_rank(item, where) for item in items]
     answers: list[Answer] = []
     seen: set[str] = set()
     for index in sorted(range(len(items)), key=lambda index: (ranks[index] is None, ranks[index] or 0.0)):
         item, rank = items[index], ranks[index]
         text = item.get("answer") or ""
         if not isinstance(text, str):
-            raise UserError(f"{place}: an `answer` is a {type(text).__name__}; it must be text")
+            raise UserError(f"{where}: an `answer` is a {type(text).__name__}; it must be text")
         oddity = _oddity(text, rank, seen)
         if oddity or rank is None:
             changed[oddity] += 1
@@ -220,31 +220,31 @@ def _answers(raw: dict, place: str, changed: Counter) -> list[Answer]:
     return answers
 
 
-def _pair(raw: dict, place: str) -> list[dict]:
-    """`chosen` and `rejected` as two ranked answers; none where a row has neither."""
-    found = [key for key in ("chosen", "rejected") if key in raw]
-    if len(found) == 1:
-        raise UserError(f"{place}: `{found[0]}` alone; a pair needs `prompt`, `chosen` and `rejected`")
-    return [{"answer": _last(raw[key], key, place), "rank": rank} for rank, key in enumerate(found, start=1)]
+def _pair(raw: dict, where: str) -> list[dict]:
+    """Return `chosen` and `rejected` as two ranked answers; none where a row has neither."""
+    keys = [key for key in ("chosen", "rejected") if key in raw]
+    if len(keys) == 1:
+        raise UserError(f"{where}: `{keys[0]}` alone; a pair needs `prompt`, `chosen` and `rejected`")
+    return [{"answer": _last(raw[key], key, where), "rank": rank} for rank, key in enumerate(keys, start=1)]
 
 
-def _last(answer, key: str, place: str) -> str:
-    """The text of an answer that may be given as the messages of a conversation."""
+def _last(answer, key: str, where: str) -> str:
+    """Return the text of an answer that may be given as the messages of a conversation."""
     if isinstance(answer, list):
-        messages = _checked_messages(answer, place)
+        messages = _checked_messages(answer, where)
         answer = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else None
     if not isinstance(answer, str):
-        raise UserError(f"{place}: `{key}` is no answer; give text, or messages that end with the assistant's")
+        raise UserError(f"{where}: `{key}` is not an answer; give text, or messages that end with the assistant's")
     return answer
 
 
-def _rank(item: dict, place: str) -> float | None:
-    """The rank of an answer; None where there is none (NaN is how tables write that)."""
+def _rank(item: dict, where: str) -> float | None:
+    """Return the rank of an answer; None where there is none (NaN is how tables write that)."""
     rank = item.get("rank")
     if rank is None or rank != rank:
         return None
     if not isinstance(rank, int | float) or isinstance(rank, bool) or abs(rank) > 1e9:
-        raise UserError(f"{place}: a `rank` is {repr(rank)[:40]}; it must be a number, 1 for the best answer")
+        raise UserError(f"{where}: a `rank` is {repr(rank)[:40]}; it must be a number, 1 for the best answer")
     return float(rank)
 
 
@@ -265,16 +265,16 @@ def _excluded_prompts(file: Path) -> Iterable[str]:
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
     prompts = []
-    for place, raw in row_files.jsonl_rows(file):
-        prompts += _excluded_turns(raw, place)
+    for where, raw in row_files.jsonl_rows(file):
+        prompts += _excluded_turns(raw, where)
     return prompts
 
 
-def _excluded_turns(raw: dict, place: str) -> list[str]:
+def _excluded_turns(raw: dict, where: str) -> list[str]:
     if "messages" in raw:
-        return [m["content"] for m in _checked_messages(raw["messages"], place) if m["role"] == "user"]
+        return [m["content"] for m in _checked_messages(raw["messages"], where) if m["role"] == "user"]
     turns = raw.get("turns") or raw.get("prompt") or raw.get("question")
     texts = [turns] if isinstance(turns, str) else turns
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{place}: no `turns`, `messages`, `prompt` or `question` with text; see data.exclude")
+        raise UserError(f"{where}: no `turns`, `messages`, `prompt` or `question` with text; see data.exclude")
     return texts

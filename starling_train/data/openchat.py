@@ -3,7 +3,7 @@
 Source: the openchat-3.5-0106 and Starling-LM model cards. A turn is `{role}: {text}<|end_of_turn|>`; the
 prompt for an answer ends in `{role}:` with no space after it, because the tokenizer puts the space in front
 of the answer's first word. System messages are bare text and an end of turn, as in Openchat's serving code;
-`system="role"` renders them the way of the jinja template that was uploaded with the model.
+`system="role"` renders them as the jinja template does that was uploaded with the model.
 """
 
 from collections.abc import Sequence
@@ -46,10 +46,10 @@ OPENCHAT_PIECES = {"▁Hello": 22557, "▁User": 1247, "▁Assistant": 21631}
 def render(
     messages: Sequence[dict], mode: str = "chat", add_generation_prompt: bool = True, *, system: str = "bare"
 ) -> str:
-    """The template as text, without BOS.
+    """Render the template as text, without BOS.
 
     mode: chat, code or math; system: bare (Openchat's serving code) or role (its uploaded jinja template).
-    Raises UserError for a role that is none of system, user, assistant.
+    Raises UserError for a role other than system, user and assistant.
     """
     turns, prompt = _segments(messages, mode, add_generation_prompt, system)
     return "".join(turn + END_OF_TURN for turn in turns) + prompt
@@ -63,7 +63,7 @@ def encode(
     *,
     system: str = "bare",
 ) -> list[int]:
-    """Token ids of `render`, BOS first.
+    """Return the token ids of `render`, BOS first.
 
     Turns are tokenised apart and joined by the end-of-turn id, so a special token's string inside a message
     stays text, and the ids do not depend on how the tokenizer treats text that follows a special token
@@ -79,9 +79,9 @@ def encode(
 
 
 def decode(ids: Sequence[int], tokenizer) -> str:
-    """An answer's text: special tokens left out, the one space that follows `Assistant:` removed.
+    """Decode an answer: special tokens left out, the one space that follows `Assistant:` removed.
 
-    The inverse of tokenising an answer in its place: leading spaces and newlines of its own are kept.
+    The inverse of tokenising an answer after its prompt: its own leading spaces and newlines are kept.
     """
     # Decoded behind a colon, because some tokenizers drop a leading space by themselves and some do not.
     colon = text_ids(":", tokenizer)
@@ -91,17 +91,17 @@ def decode(ids: Sequence[int], tokenizer) -> str:
 
 
 def text_ids(text: str, tokenizer) -> list[int]:
-    """Ids of text in which no string is special."""
+    """Tokenise text in which no string is special."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids if text else []
 
 
 def end_of_turn_id(tokenizer) -> int:
-    """Id of `<|end_of_turn|>`; only for tokenizers that passed `check_tokenizer`."""
+    """Return the id of `<|end_of_turn|>`; only for tokenizers that passed `check_tokenizer`."""
     return tokenizer.convert_tokens_to_ids(END_OF_TURN)
 
 
 def pad_id(tokenizer) -> int | None:
-    """`<|pad_0|>` where the tokenizer has it, else its pad token; None if that is missing or the end of turn.
+    """Return `<|pad_0|>` where the tokenizer has it, else its pad token; None if that is missing or the end of turn.
 
     Starling-LM-7B-beta names the end of turn as its pad token; training with that loses the real end of turn.
     """
@@ -147,7 +147,7 @@ def save_tokenizer(tokenizer, directory: str | Path) -> None:
 
 
 def _segments(messages, mode: str, add_generation_prompt: bool, system: str) -> tuple[list[str], str]:
-    """Texts of the turns, each to be followed by an end of turn, and the text that asks for an answer."""
+    """Return the texts of the turns, each to be followed by an end of turn, and the text that asks for an answer."""
     assert mode in ROLE_PREFIX, f"mode {mode!r} is none of {sorted(ROLE_PREFIX)}"
     assert system in ("bare", "role"), system
     prefix = ROLE_PREFIX[mode]

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from starling_train.data import ranked
 from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
-from starling_train.data.nectar import Row
+from starling_train.data.nectar import RankedRow
 
 KINDS = ("best_worst", "best_random", "all")
 
 
 @dataclass(frozen=True)
 class PairedRow:
-    """A prompt, the texts of the answers that its pairs are made of, and the pairs: (better, worse) indices.
+    """A prompt, the texts of the answers in its pairs, and the pairs: (better, worse) indices.
 
     index: among all rows of the data. reference: log-probability of each answer under the policy that
     training starts from, nats; empty before it is known.
@@ -27,7 +27,7 @@ class PairedRow:
     reference: list[float] = field(default_factory=list)
 
     def only(self, pairs: Sequence[tuple[int, int]]) -> "PairedRow":
-        """The row with these of its pairs, and the answers that they are made of."""
+        """Return the row with only these of its pairs, and the answers in them."""
         used = sorted({i for pair in pairs for i in pair})
         new = {i: index for index, i in enumerate(used)}
         return replace(
@@ -38,12 +38,12 @@ class PairedRow:
         )
 
     def conversations(self) -> list[list[dict]]:
-        """The prompt with each of the answers."""
+        """Return the prompt with each of the answers."""
         return [with_answer(self.messages, answer) for answer in self.answers]
 
 
-def make(rows: Sequence[Row], kind: str, seed: int) -> list[PairedRow]:
-    """The rows as pairs, in order. Each needs two answers of different rank (`ranked.with_an_order`).
+def make(rows: Sequence[RankedRow], kind: str, seed: int) -> list[PairedRow]:
+    """Pair the answers of each row, in order. Each row needs two answers of different rank (`ranked.with_an_order`).
 
     kind: best_worst, the first and the last answer; best_random, the first and one that is ranked below it, drawn by
     the seed once for the whole run; all, every two answers of different rank.
@@ -51,7 +51,7 @@ def make(rows: Sequence[Row], kind: str, seed: int) -> list[PairedRow]:
     return [_paired(index, row, kind, seed) for index, row in enumerate(rows)]
 
 
-def _paired(index: int, row: Row, kind: str, seed: int) -> PairedRow:
+def _paired(index: int, row: RankedRow, kind: str, seed: int) -> PairedRow:
     ranks = ranked.ranks(row.answers)
     last = len(ranks) - 1
     if kind == "best_worst":
@@ -66,7 +66,7 @@ def _paired(index: int, row: Row, kind: str, seed: int) -> PairedRow:
 
 
 def encode(conversation: list[dict], chat: Chat, max_length: int) -> tuple[list[int], list[int], bool]:
-    """(prompt ids, answer ids, whether the answer was cut) of a conversation that ends with an answer.
+    """Encode a conversation that ends with an answer: (prompt ids, answer ids, whether the answer was cut).
 
     An answer beyond max_length tokens, its prompt counted, loses its end, and with it the end of turn.
     """

@@ -1,4 +1,4 @@
-"""Preference sets: conversations that differ in their last answer, and which of the answers is better."""
+"""Preference sets: conversations that differ in their last answer, and which answer is better."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Comparison:
 
 
 def load(path: str | Path) -> list[Comparison]:
-    """The comparisons of a JSONL file or of Nectar's parquet. Raises UserError that names the file and line."""
+    """Load the comparisons of a JSONL file or of Nectar's parquet. Raises UserError that names the file and line."""
     path = Path(path).expanduser()
     rows = _jsonl(path) if path.suffix == ".jsonl" else _nectar(path)
     rows = [row for row in rows if len(set(row.ranks)) > 1]
@@ -38,7 +38,7 @@ def _jsonl(path: Path) -> list[Comparison]:
 
 
 def comparison(raw: dict[str, Any]) -> Comparison:
-    """One line of a preference set. Raises UserError."""
+    """Parse one line of a preference set. Raises UserError."""
     answers, ranks = _answers(raw)
     prompt = raw.get("prompt")
     if isinstance(prompt, str) and prompt.startswith("\n\nHuman: "):
@@ -59,12 +59,12 @@ def _answers(raw: dict[str, Any]) -> tuple[list[Any], list[float]]:
 
 
 def _is_rank(value: Any) -> bool:
-    """JSON as Python reads it also has NaN and infinity, which put nothing in order."""
+    """Return whether a value can rank answers: JSON as Python reads it also has NaN and infinity, which cannot."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _last(answer: Any) -> Any:
-    """The text of an answer that may be given as the messages of a whole conversation."""
+    """Return the text of an answer that may be given as the messages of a whole conversation."""
     if isinstance(answer, list) and answer and isinstance(answer[-1], dict):
         return answer[-1].get("content")
     return answer

@@ -19,7 +19,7 @@ class Prompt:
     ids: list[int]
 
     def text(self) -> str:
-        """The last user turn, for people to read."""
+        """Return the last user turn, for people to read."""
         return self.messages[-1]["content"]
 
 
@@ -35,7 +35,7 @@ Element = TypeVar("Element")
 
 
 def tokenise(conversations: Sequence[list[dict]], chat: Chat, max_tokens: int) -> tuple[list[Prompt], int]:
-    """Prompts of at most `max_tokens` tokens, in order, and how many were longer.
+    """Tokenise conversations: the prompts of at most `max_tokens` tokens, in order, and how many were longer.
 
     Raises UserError, naming `data.max_prompt_tokens`, if none fits.
     """
@@ -51,7 +51,7 @@ def tokenise(conversations: Sequence[list[dict]], chat: Chat, max_tokens: int) -
 
 
 def hold_out(prompts: Sequence[Item], count: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """(training, held-out) prompts: `count` distinct conversations drawn by the seed, with all their duplicates.
+    """Split into (training, held-out): `count` distinct conversations drawn by the seed, with all their duplicates.
 
     Raises UserError, naming `data.eval_prompts`, if nothing would be left to train on.
     """
@@ -75,7 +75,7 @@ def _key(prompt: Conversation) -> tuple:
 
 
 def steps(items: int, batch: int, epochs: float) -> int:
-    """Batches of `batch` that `epochs` passes over the items take, at least one."""
+    """Count the batches of `batch` that `epochs` passes over the items take, at least one."""
     return max(1, math.ceil(epochs * items / batch))
 
 
@@ -86,7 +86,7 @@ class Stream(Generic[Element]):
         self._prompts, self._batch, self._seed = prompts, batch, seed
 
     def batch(self, step: int) -> list[Element]:
-        """The prompts of one step, counted from 1."""
+        """Return the prompts of one step, counted from 1."""
         first = (step - 1) * self._batch
         return [self._at(position) for position in range(first, first + self._batch)]
 
@@ -102,5 +102,5 @@ class Stream(Generic[Element]):
 
 
 def counts(counted: dict[str, int]) -> str:
-    """`3 empty, 1 too long`; `none` where nothing was counted."""
+    """Render counts as `3 empty, 1 too long`; `none` where nothing was counted."""
     return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from starling_train.config.fields import UserError
 from starling_train.data.conversations import with_answer
-from starling_train.data.nectar import Answer, Row
+from starling_train.data.nectar import Answer, RankedRow
 
 NO_ORDER = "without two answers of different rank"
 
 
 def ranks(answers: Sequence[Answer]) -> list[int]:
-    """The rank of each answer, best first and counted from 1; equal answers share one.
+    """Rank the answers, best first and counted from 1; equal answers share a rank.
 
     Not the data's own ranks, which may be any numbers: what `nectar.load` left out leaves no gap.
     """
@@ -18,8 +18,8 @@ def ranks(answers: Sequence[Answer]) -> list[int]:
     return [rank_of[answer.rank] for answer in answers]
 
 
-def with_an_order(rows: Sequence[Row], source: str) -> tuple[list[Row], int]:
-    """The rows that have something to learn from, in order, and how many have not: fewer than two ranks.
+def with_an_order(rows: Sequence[RankedRow], source: str) -> tuple[list[RankedRow], int]:
+    """Return the rows with at least two ranks to learn from, in order, and how many have fewer.
 
     Raises UserError, naming `source`, if none is left.
     """
@@ -32,6 +32,6 @@ def with_an_order(rows: Sequence[Row], source: str) -> tuple[list[Row], int]:
     return usable, len(rows) - len(usable)
 
 
-def conversations(row: Row) -> list[list[dict]]:
-    """The prompt with each of its answers, best first."""
+def conversations(row: RankedRow) -> list[list[dict]]:
+    """Return the prompt with each of its answers, best first."""
     return [with_answer(row.messages, answer.text) for answer in row.answers]

@@ -8,8 +8,8 @@ policy read and wrote them, special tokens included, in the policy's own templat
 3. The prompt is cut at the marks of the first template that it has: Openchat's, ChatML, Llama-2's, Nectar's.
    A prompt without marks is one message of the user.
 
-Text cannot say whether a mark is the template's or somebody typed it: the answer is what follows the prompt, whatever
-it contains, but in a prompt every mark starts a turn. `POST /score` has no such doubt. labels are not used.
+Text cannot tell whether a mark is the template's or somebody typed it: the answer is what follows the prompt, whatever
+it contains, but in a prompt every mark starts a turn. `POST /score` has no such ambiguity. labels are not used.
 """
 
 import re
@@ -53,7 +53,7 @@ STYLES = (
 
 
 def to_conversation(query: str, prompt: str | None = None) -> list[dict]:
-    """The conversation of a query, the response last. Raises UserError if prompt and response cannot be told apart."""
+    """Parse a query into a conversation, the response last. Raises UserError if the two cannot be told apart."""
     query = without_ends(query)
     if prompt is None:
         turns = parse_turns(query)
@@ -68,12 +68,12 @@ def to_conversation(query: str, prompt: str | None = None) -> list[dict]:
 
 
 def without_ends(text: str) -> str:
-    """The text without special tokens at both ends."""
+    """Return the text without special tokens at both ends."""
     return TRAILING.sub("", LEADING.sub("", text))
 
 
 def parse_turns(text: str) -> list[dict] | None:
-    """The turns of rendered text, empty ones included; None if it has no mark of a user's turn that we know."""
+    """Parse rendered text into turns, empty ones included; None if it has no known mark of a user's turn."""
     for style in STYLES:
         marks = list(style.start.finditer(text))
         if not any(style.role(mark) == "user" for mark in marks):
@@ -87,7 +87,7 @@ def parse_turns(text: str) -> list[dict] | None:
 
 
 def _prompt_turns(prompt: str) -> list[dict]:
-    """The messages of a prompt, without the empty turn that waits for the response."""
+    """Return the messages of a prompt, without the empty turn that waits for the response."""
     turns = parse_turns(prompt)
     if turns is None:
         return [{"role": "user", "content": without_ends(prompt).strip()}]

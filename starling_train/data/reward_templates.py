@@ -16,7 +16,7 @@ PRIVATE_USE = range(0xE000, 0xF8FF)
 
 
 def encode_conversation(kind: str, messages: Sequence[dict], tokenizer, *, trailing_newline: bool = False) -> list[int]:
-    """Token ids of a conversation that ends with the answer to score, not truncated.
+    """Encode a conversation that ends with the answer to score, not truncated, as token ids.
 
     trailing_newline: starling_34b only, a newline after the last `<|im_end|>`, as in its training.
     A special token's string inside a message stays text. Raises UserError for a conversation that does not
@@ -27,7 +27,7 @@ def encode_conversation(kind: str, messages: Sequence[dict], tokenizer, *, trail
 
 
 def encode_prompt(kind: str, messages: Sequence[dict], tokenizer) -> list[int]:
-    """The part of `encode_conversation` in front of the last answer."""
+    """Encode what stands in front of the last answer in `encode_conversation`."""
     check_conversation(messages)
     return _encode(kind, messages[:-1], tokenizer, False)
 
@@ -87,7 +87,7 @@ def _own_template(messages: Sequence[dict], tokenizer) -> str:
 
 
 def _llama2(messages: Sequence[dict], eos: str) -> str:
-    """`[INST] {user} [/INST] {assistant}</s> [INST] ...`; a system message stands in the first user turn."""
+    """Render `[INST] {user} [/INST] {assistant}</s> [INST] ...`; a system message goes into the first user turn."""
     text, system = "", ""
     for message in messages:
         if message["role"] == "system":
@@ -106,7 +106,7 @@ def _chatml(messages: Sequence[dict]) -> str:
 
 
 def _stand_ins(messages: Sequence[dict], tokenizer) -> dict[str, str]:
-    """Special strings that occur in messages -> characters that do not."""
+    """Choose unused characters to stand in for the special strings that occur in messages."""
     written = "".join(message["content"] for message in messages)
     specials = sorted((s for s in special_strings(tokenizer) if s in written), key=len, reverse=True)
     free = (chr(code) for code in PRIVATE_USE if chr(code) not in written)
@@ -120,18 +120,18 @@ def _replace(text: str, stand_ins: dict[str, str]) -> str:
 
 
 def _text_ids(text: str, tokenizer, written: dict[str, str]) -> list[int]:
-    """Ids of rendered text; each character in `written` is tokenised as the plain text it stands for.
+    """Tokenise rendered text; each character in `written` is tokenised as the plain text it stands for.
 
     In the usual case (nothing to stand in for) the whole text is tokenised at once, like the authors did.
     """
-    ids, piece = [], ""
+    ids, plain = [], ""
     for character in text if written else ():
         if character in written:
-            ids += _ids(piece, tokenizer, False) + _ids(written[character], tokenizer, True)
-            piece = ""
+            ids += _ids(plain, tokenizer, False) + _ids(written[character], tokenizer, True)
+            plain = ""
         else:
-            piece += character
-    return ids + _ids(piece if written else text, tokenizer, False)
+            plain += character
+    return ids + _ids(plain if written else text, tokenizer, False)
 
 
 def _ids(text: str, tokenizer, as_plain_text: bool) -> list[int]:

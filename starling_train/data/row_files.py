@@ -12,10 +12,10 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def read(path: str | Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
-    """Yield (place, raw row); place is what a message about the row should name.
+    """Yield (where, raw row); `where` is what a message about the row should name.
 
     path: a directory with data/*.parquet (or *.parquet), a .parquet file, a .jsonl file, or a hub id.
-    columns: the parquet columns that must be there; the others of Nectar's are read where they exist.
+    columns: the parquet columns that must exist; Nectar's others are read where they do.
     """
     files = _local_files(path)
     if files is None:
@@ -39,26 +39,26 @@ def _opened(file: Path) -> BinaryIO:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def _json_object(line: bytes, place: str) -> dict:
+def _json_object(line: bytes, where: str) -> dict:
     try:
         row = json.loads(line.decode("utf-8-sig"))
         if b"\\u" in line:  # JSON can write half a surrogate pair, which no tokenizer takes
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        raise UserError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
     except UnicodeEncodeError as error:
-        raise UserError(f"{place}: half a surrogate pair, which is no Unicode text; repair or remove it") from error
+        raise UserError(f"{where}: half a surrogate pair, which is not Unicode text; repair or remove it") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON ({error.msg}); every line must be one JSON object") from error
+        raise UserError(f"{where}: not JSON ({error.msg}); every line must be one JSON object") from error
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
-        raise UserError(f"{place}: JSON that cannot be read; every line must be one JSON object") from error
+        raise UserError(f"{where}: JSON that cannot be read; every line must be one JSON object") from error
     if not isinstance(row, dict):
-        raise UserError(f"{place}: a JSON {type(row).__name__}; every line must be one JSON object")
+        raise UserError(f"{where}: a JSON {type(row).__name__}; every line must be one JSON object")
     return row
 
 
 def _local_files(path: str | Path) -> list[Path] | None:
-    """The files behind a path, or None for a hub id."""
+    """Return the files behind a path, or None for a hub id."""
     local = Path(path).expanduser()
     if reason := no_path(local):
         raise UserError(f"{str(path)[:80]!r} cannot be a path ({reason}); check data.path")
@@ -87,15 +87,15 @@ def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
     schema = parquet.schema_arrow
     _check_columns(str(file), schema.names, columns)
     _check_types(str(file), schema, columns)
-    wanted = [*columns, *({"source", "good_natured"} & set(schema.names) - set(columns))]
-    batches = parquet.iter_batches(batch_size=4096, columns=wanted)
+    known = [*columns, *({"source", "good_natured"} & set(schema.names) - set(columns))]
+    batches = parquet.iter_batches(batch_size=4096, columns=known)
     while (rows := _next_rows(batches, file)) is not None:
         for row in rows:
             yield str(file), row
 
 
 def _next_rows(batches: Iterator, file: Path) -> list[dict] | None:
-    """The rows of the next batch, None behind the last. A damaged page is only found when it is read."""
+    """Return the rows of the next batch, None after the last. A damaged page only shows when it is read."""
     from pyarrow import ArrowException
 
     try:

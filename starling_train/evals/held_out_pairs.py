@@ -11,14 +11,14 @@ from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
 from starling_train.training.dpo import update
-from starling_train.training.dpo.update import EncodedRow, compared, means
+from starling_train.training.dpo.update import EncodedPairedRow, compared, means
 
 
 @torch.no_grad()
 def evaluate(
     held_out: HeldOut,
     actors: Actors,
-    pieces: Sequence[Sequence[EncodedRow]],
+    pieces: Sequence[Sequence[EncodedPairedRow]],
     config: DpoConfig,
     tokens: Budget,
     slots: Budget,
@@ -50,7 +50,7 @@ def evaluate(
 
 def pair_metrics(
     actors: Actors,
-    pieces: Sequence[Sequence[EncodedRow]],
+    pieces: Sequence[Sequence[EncodedPairedRow]],
     config: DpoLossConfig,
     budget: Budget,
     runtime: Runtime,

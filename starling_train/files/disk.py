@@ -1,4 +1,4 @@
-"""Is there room on the disk for what a run will write?"""
+"""Whether the disk has room for what a run will write."""
 
 import os
 import re
@@ -16,12 +16,12 @@ from starling_train.config.sections import CheckpointConfig
 
 
 def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.Module) -> None:
-    """Raises UserError if the checkpoints, of so many bytes each, and the final model do not fit on the disk of `run`.
+    """Raise UserError if the checkpoints, `checkpoint` bytes each, and the final model do not fit on the disk of `run`.
 
-    While a checkpoint is written there is one more than `keep`. What an earlier start of the run has written is
+    While a checkpoint is written, one more than `keep` exists. What an earlier start of the run has written is
     replaced, so its room counts as free.
     """
-    # under ZeRO-3 a parameter is empty here and says in ds_numel how large it is
+    # under ZeRO-3 a parameter is empty here; ds_numel is its size
     final = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
     count = config.keep + 1 if config.every else 1
     what = f"{count} checkpoints of {checkpoint / 1e9:.2f}, the final model {final / 1e9:.2f}"
@@ -29,10 +29,10 @@ def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.M
 
 
 def check_fits(run: Path, needed: float, what: str, remedy: str, key: str = "run_dir") -> None:
-    """Raises UserError, naming the key and what needs them, if so many bytes do not fit on the disk of `run`."""
-    there = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
-    # a run directory may be a link to another disk; quotas are not seen here, they stop the run when they are reached
-    free = shutil.disk_usage(there).free + _held(run)
+    """Raise UserError, naming the key and what needs the room, if `needed` bytes do not fit on the disk of `run`."""
+    existing = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
+    # a run directory may be a link to another disk; quotas are not known here, they stop the run when they are reached
+    free = shutil.disk_usage(existing).free + _held(run)
     if free < needed:
         raise UserError(
             f"{key}: {run} has room for {free / 1e9:.2f} GB, and {needed / 1e9:.2f} are needed ({what}); {remedy}"
@@ -46,9 +46,9 @@ def _held(run: Path) -> int:
 
 
 def check_directory(path: Path, key: str) -> None:
-    """Raise UserError unless files can be written into a directory, or the directory be made. Leaves nothing."""
+    """Raise UserError unless `path` is, or can become, a directory that can be written into. Leaves nothing behind."""
     path = local_path(path, key).absolute()
-    existing = next(place for place in (path, *path.parents) if place.exists())
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not existing.is_dir():
         raise UserError(f"{key}: {existing} is a file; give another one")
     try:
@@ -61,27 +61,27 @@ def check_directory(path: Path, key: str) -> None:
 
 
 def check_new(path: Path, key: str) -> None:
-    """Raise UserError unless a directory can be made at a path where there is nothing, or an empty directory."""
+    """Raise UserError unless a directory can be made at `path`, or an empty one exists there."""
     check_directory(path.parent, key)
     if path.is_dir():
         check_directory(path, key)
         if any(path.iterdir()):
-            raise UserError(f"{key}: {path} is there already, and not empty; give a new directory")
+            raise UserError(f"{key}: {path} already exists and is not empty; give a new directory")
     elif path.exists() or path.is_symlink():
         raise UserError(f"{key}: {path} is a file; give a new directory")
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """The system's errors leave as OSError with a file's name, `path` where they have none.
+    """Raise the system's errors as OSError with a file's name, `path` where they have none.
 
-    Those of a full disk have none, and safetensors has a class of its own for them.
+    Errors of a full disk have none, and safetensors has its own class for them.
     """
     try:
         yield
     except SafetensorError as error:
-        if found := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        if match := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
         raise
     except OSError as error:
         if error.filename is None and error.errno is not None:

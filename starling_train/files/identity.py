@@ -1,4 +1,4 @@
-"""Which model is this? What tells a run's base model from another one."""
+"""Which model a directory holds: what distinguishes a run's base model from another one."""
 
 import hashlib
 import os
@@ -14,9 +14,9 @@ EDGE = 1 << 20  # bytes read at both ends of a weight file
 
 @dataclass(frozen=True)
 class Identity:
-    """sha256: over every byte of config.json and of the weight files, and their names.
+    """A model's identity. sha256: over every byte of config.json and of the weight files, and their names.
 
-    files: by file name `{"stat": [...], "sha256": ...}`, so that files that are as they were need not be read again.
+    files: by file name `{"stat": [...], "sha256": ...}`, so that unchanged files need not be read again.
     """
 
     sha256: str
@@ -24,12 +24,12 @@ class Identity:
 
 
 def identify(directory: Path, known: dict[str, dict[str, Any]] | None = None) -> Identity:
-    """The identity of a model's directory, files hashed side by side: 14 GB take seconds to a minute.
+    """Hash a model's directory, files side by side: 14 GB take seconds to a minute.
 
     known: `files` of an earlier identity. A file with the same path, device, inode, size and times of change is taken
-    to have the same bytes. Any program that writes to a file or puts another one in its place changes one of those
-    (the inode's own time, ctime, cannot be set as mtime can), so this finds every exchange of models that somebody
-    makes; what it does not find is a disk that returns other bytes without having been written to.
+    to have the same bytes. Any program that writes to a file or replaces it changes one of those (the inode's own time,
+    ctime, cannot be set as mtime can), so every exchange of models is noticed; a disk that returns other bytes without
+    having been written to is not.
     """
     known = known or {}
     config = directory / "config.json"
@@ -49,7 +49,7 @@ def identify(directory: Path, known: dict[str, dict[str, Any]] | None = None) ->
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -60,7 +60,7 @@ def _stat(path: Path) -> list[Any]:
 
 
 def fingerprint(directory: Path) -> str:
-    """A quick guess at the same: of every weight file only its name, size, first and last megabyte."""
+    """Guess the same quickly: from name, size, first and last megabyte of every weight file."""
     config = directory / "config.json"
     digest = hashlib.sha256(config.read_bytes() if config.is_file() else b"")
     for path in weight_files(directory).every:

@@ -10,11 +10,11 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 
 
 def whole_lines(path: Path, with_cut: bool = False) -> list[bytes]:
-    """The lines of a file, their ends included; none if there is no file.
+    """Read the lines of a file, their ends included; empty if it does not exist.
 
     with_cut: also a last line without an end, which a kill may have cut in half.
     """
@@ -22,8 +22,8 @@ def whole_lines(path: Path, with_cut: bool = False) -> list[bytes]:
     return lines if with_cut or not lines or lines[-1].endswith(b"\n") else lines[:-1]
 
 
-def parse(line: bytes) -> Row | None:
-    """The JSON object of a line; None for anything else."""
+def parse(line: bytes) -> JsonRow | None:
+    """Parse a line as a JSON object; None for anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -31,27 +31,27 @@ def parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def read(path: Path) -> list[Row | None]:
-    """The row of every whole line, None for a damaged one; no rows if there is no file."""
+def read(path: Path) -> list[JsonRow | None]:
+    """Parse every whole line, None for a damaged one; empty if the file does not exist."""
     return [parse(line) for line in whole_lines(path)]
 
 
-def to_line(row: Row, ascii_only: bool = True) -> bytes:
-    """A row as a line of strict JSON. Raises ValueError for NaN and infinities."""
+def to_line(row: JsonRow, ascii_only: bool = True) -> bytes:
+    """Render a row as a line of strict JSON. Raises ValueError for NaN and infinities."""
     text = json.dumps(row, ensure_ascii=ascii_only, allow_nan=False)
     return f"{text}\n".encode(errors="replace")
 
 
-def strict(row: Row) -> Row:
-    """The row as strict JSON wants it: NaN and infinities become null."""
+def strict(row: JsonRow) -> JsonRow:
+    """Make a row strict JSON: NaN and infinities become null."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 class Appender:
-    """Adds lines to a file, all of a call or none, and flushes them to disk.
+    """Adds lines to a file, either all of a call's or none, and flushes them to disk.
 
-    size: of what counts; what the file has beyond that is cut off at once. sync_every_s: how far apart flushes to disk
-    are at least. Before, lines are with the system only: a power cut loses them, a kill does not.
+    size: bytes that count; the rest of the file is cut off at once. sync_every_s: least time between flushes to disk.
+    Until one, lines are only with the operating system: a power cut loses them, a kill does not.
     """
 
     def __init__(self, path: Path, size: int, sync_every_s: float = 0.0):
@@ -61,12 +61,12 @@ class Appender:
             os.truncate(path, size)
 
     def append(self, *lines: bytes) -> None:
-        """Add lines. Raises OSError with the file as it was."""
+        """Add lines. Raises OSError, with the file unchanged."""
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         text = b"".join(lines)
         try:
             rest = text
-            while rest:  # a disk that fills up takes a part first
+            while rest:  # a disk that fills up accepts a part first
                 rest = rest[os.write(descriptor, rest) :]
             if time.monotonic() - self._synced >= self._sync_every_s:
                 os.fsync(descriptor)
@@ -85,9 +85,9 @@ class JsonLines:
 
     A resumed run repeats the steps since its checkpoint, with the same numbers: they are passed over.
 
-    logged: for a file with several rows a step, the last step whose rows are there for certain: a kill may have left
-    only some of the last step's, so those of a later one are removed, to be written again.
-    last: the last step in the file, -1 if there is none. Raises UserError if the file holds something else.
+    logged: for a file with several rows a step, the last step that is certainly complete: a kill may have left only
+    some rows of the last step, so those of a later one are removed, to be written again.
+    last: the last step in the file, -1 if it is empty. Raises UserError if the file holds something else.
     """
 
     def __init__(self, path: Path, logged: int | None = None):
@@ -98,8 +98,8 @@ class JsonLines:
         self.last = steps[len(lines) - 1] if lines else -1
         self._file = Appender(path, sum(map(len, lines)))
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """Append the rows of one step and flush them to disk; NaN and infinities become null, as strict JSON wants."""
+    def write(self, rows: Sequence[JsonRow]) -> None:
+        """Append the rows of one step and flush them to disk; NaN and infinities become null."""
         new = [row for row in rows if row["step"] > self.last]
         if new:
             # on the disk before the checkpoint of this step: a power cut must not leave a gap
@@ -108,11 +108,11 @@ class JsonLines:
 
 
 class NoLines:
-    """Writes nothing: the first process of a run does."""
+    """Writes nothing: only the first process of a run writes."""
 
     last = -1
 
-    def write(self, rows: Sequence[Row]) -> None: ...
+    def write(self, rows: Sequence[JsonRow]) -> None: ...
 
 
 def _step(line: bytes, path: Path, number: int) -> int:

@@ -1,4 +1,4 @@
-"""Locks on files that the kernel takes back however the process ends. Standard library only: `assets` needs them."""
+"""Locks on files that the kernel releases however the process ends. Standard library only: `assets` needs them."""
 
 import errno
 import fcntl
@@ -14,7 +14,7 @@ UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errn
 
 
 class Lock:
-    """An exclusive flock on a file, which is made if it is not there and stays. Works as a context.
+    """An exclusive flock on a file, which is created if missing, and stays. Works as a context.
 
     On a file system without locks nothing is locked, and `unsupported` says why.
     """
@@ -66,10 +66,10 @@ class Lock:
 
 
 class RunLock(Lock):
-    """One process for one run directory: the file names its owner, and goes with the lock but for a crash."""
+    """One process for one run directory: the file names its owner and is removed with the lock, unless it crashes."""
 
     def acquire(self, wait: bool = False) -> None:
-        """Raises UserError, naming the owner, if another process has it; warns on a file system without locks."""
+        """Raise UserError, naming the owner, if another process has it; warns on a file system without locks."""
         try:
             super().acquire(wait)
         except BlockingIOError:

@@ -1,8 +1,8 @@
 """Tensors of a Hugging Face model directory, one at a time: safetensors or `.bin`, sharded or single.
 
-No model is built and no pickled code runs: `.bin` shards are read with weights_only and memory-mapped. A
-`.bin` of a torch before 1.6 cannot be mapped: it is read whole and kept until the next one is read, so peak
-memory is then the largest such file. `forget` lets go of it.
+No model is built and no pickled code runs: `.bin` shards are read with weights_only and memory-mapped. A `.bin` of a
+torch before 1.6 cannot be mapped: it is read whole and kept until the next one is read, so that peak memory is the
+largest such file. `forget` releases it.
 """
 
 import json
@@ -27,9 +27,7 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the checkpoint, not yet read: name, file, shape, and dtype in safetensors' spelling (or
-    `meta`, `sparse`).
-    """
+    """A tensor of the checkpoint, not yet read. dtype: in safetensors' spelling, or `meta`, `sparse`."""
 
     name: str
     file: Path
@@ -38,10 +36,10 @@ class Entry:
 
 
 def read_headers(files: WeightFiles) -> tuple[list[Entry], list[Entry]]:
-    """(every tensor of a model, from headers alone; tensors in a shard that the index does not name).
+    """List (every tensor of a model, from headers alone; tensors in a shard that the index does not name).
 
-    Without weights there are none. Raises UserError for an index that names what is not there, and for files that
-    cannot be read.
+    Both are empty without weights. Raises UserError for an index that names what does not exist, and for unreadable
+    files.
     """
     if files.index:
         return _indexed_entries(files.index)
@@ -49,7 +47,7 @@ def read_headers(files: WeightFiles) -> tuple[list[Entry], list[Entry]]:
 
 
 def _indexed_entries(index: Path) -> tuple[list[Entry], list[Entry]]:
-    """Tensors that the index names, in its order, each from its shard; and what else the shards hold."""
+    """List the tensors that the index names, in its order, each from its shard; and what else the shards hold."""
     named = weight_map(index)
     held: dict[tuple[str, str], Entry] = {}  # by shard and name: another shard may hold a stale copy
     for shard in dict.fromkeys(named.values()):
@@ -63,7 +61,7 @@ def _indexed_entries(index: Path) -> tuple[list[Entry], list[Entry]]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The shard of each tensor, as an index says. Raises UserError for one that is damaged."""
+    """Read the shard of each tensor from an index. Raises UserError for a damaged one."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: no weight_map; the index is damaged, download it again")
@@ -74,7 +72,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def _file_entries(file: Path, first: str = "") -> list[Entry]:
-    """All tensors of one file; `first` is one that is known to be in it, for the message where it is damaged."""
+    """List all tensors of one file; `first` is one known to be in it, for the message if the file is damaged."""
     if file.suffix == ".bin":
         return [Entry(name, file, tuple(t.shape), _spelling(t)) for name, t in _load_bin(file, first).items()]
     with _open(file, first) as shard:
@@ -91,7 +89,7 @@ def _spelling(tensor: Tensor) -> str:
 
 
 def check_readable(entry: Entry) -> None:
-    """Raises UserError for a tensor without values (meta, empty), sparse ones, and quantised or integer weights."""
+    """Raise UserError for a tensor without values (meta, empty), sparse ones, and quantised or integer weights."""
     if entry.dtype == "meta":
         raise UserError(
             f"{entry.file}: tensor {entry.name} is on the meta device, without values; save the model again"
@@ -108,9 +106,7 @@ def check_readable(entry: Entry) -> None:
 
 
 def read(entry: Entry, index: tuple[int | slice, ...] = ()) -> Tensor:
-    """The tensor of `entry`, or the part of it that `index` cuts out, in its own dtype, contiguous, on
-    the CPU.
-    """
+    """Read the tensor of `entry`, or what `index` cuts out of it, in its own dtype, contiguous, on the CPU."""
     check_readable(entry)
     if entry.file.suffix == ".bin":
         return _load_bin(entry.file, entry.name)[entry.name][index].contiguous()
@@ -142,7 +138,7 @@ def forget() -> None:
 
 def _load_bin(file: Path, tensor: str = "") -> dict[str, Tensor]:
     with file.open("rb") as start:
-        is_zip = start.read(4) == b"PK\x03\x04"  # the format before torch 1.6 is none, and cannot be mapped
+        is_zip = start.read(4) == b"PK\x03\x04"  # the format before torch 1.6 is not a zip file, and cannot be mapped
     if is_zip:
         return _tensors(file, tensor, mapped=True)
     with _whole_lock:  # threads read ahead: one of them reads the file, the others wait for it
@@ -181,7 +177,7 @@ def _some(names: Iterable[object]) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from `path`; UserError where the file is not one."""
+    """Read a JSON object from `path`. Raises UserError where the file is not one."""
     try:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError, OSError) as error:  # not JSON, not UTF-8, nested too deep, a huge number

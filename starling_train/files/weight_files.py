@@ -5,14 +5,18 @@ from pathlib import Path
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
-# What a sharded model's files are called, where there is no index to say so.
+# How a sharded model's files are named, for models without an index.
 SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """index: says which shard holds what; None where there is none. single: the file that holds all, without an index.
-    unindexed: shards without an index. every: all files with weights, whether they count or lie beside, by name.
+    """Which files hold a model's weights.
+
+    index: says which shard holds what, if there is one.
+    single: the file that holds everything, without an index.
+    unindexed: shards without an index.
+    every: all files with weights, also those that do not count, by name.
     """
 
     index: Path | None
@@ -27,7 +31,7 @@ class WeightFiles:
 
 
 def weight_files(directory: Path, only: str = "") -> WeightFiles:
-    """The weight files of a directory: an index counts before a single file, safetensors before `.bin`.
+    """Find the weight files of a directory: an index counts before a single file, safetensors before `.bin`.
 
     only: `safetensors` or `bin`, for a layout that has no other.
     """

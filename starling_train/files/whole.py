@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent: written beside their place, flushed to disk, renamed into place."""
+"""Files and folders that are complete or absent: written beside their path, flushed to disk, then renamed to it."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ def write_text(path: Path, text: str, shared: bool = False) -> Path:
 def write_whole(path: Path, write: Callable[[Path], object], shared: bool = False) -> Path:
     """Let `write` make a file or a folder beside `path`, flush it, then rename it to `path`, which is returned.
 
-    A reader sees the old content or the new, never half of it, even after a power cut. Nothing is left of what `write`
-    could not finish: a full disk, a signal. What a kill left is removed by the next write to the same path.
+    A reader sees the old content or the new, never half of it, even after a power cut. Nothing remains of what `write`
+    could not finish (a full disk, a signal). What a kill left is removed by the next write to the same path.
 
     shared: other processes may write to the same path at the same time. The last file stays, and the first folder.
     """
@@ -25,8 +25,8 @@ def write_whole(path: Path, write: Callable[[Path], object], shared: bool = Fals
         _delete(leftover)
     try:
         write(partial)
-        for part in [*partial.rglob("*"), partial]:
-            flush(part)
+        for inner in [*partial.rglob("*"), partial]:
+            flush(inner)
         if shared and partial.is_dir() and path.exists():
             _delete(partial)
             return path
@@ -60,7 +60,7 @@ def _delete(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Ask the disk to keep a file or folder, so that a rename never names something that is not there."""
+    """Flush a file or folder to disk, so that a rename never names something that is missing."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

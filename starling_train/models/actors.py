@@ -18,7 +18,7 @@ Groups = tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]
 
 
 class Trunks(NamedTuple):
-    """Views of the decoders' layers from `lowest` on; None where there is no such network."""
+    """Views of the decoders' layers from `lowest` on; None for a missing network."""
 
     policy: Trunk
     reference: Trunk | None
@@ -28,12 +28,12 @@ class Trunks(NamedTuple):
 class Actors(nn.Module):
     """One policy, one reference, one critic: the module that is handed to the optimizer.
 
-    policy: a causal LM with its final requires_grad flags. With adapters on it, the reference is the model without
-    them, and a twin critic has adapters of its own.
+    policy: a causal LM with its final requires_grad flags. If it has adapters, the reference is the model without them,
+        and a twin critic has its own.
     critic: `head` (a value head on the policy's own last hidden state), `twin` (own copies of the trainable tensors),
-    `separate` (own copies of everything, all trainable), `none`.
+        `separate` (own copies of everything, all trainable), `none`.
     lowest: index of the lowest decoder layer with a trainable tensor.
-    has_reference: False where the reference is numbers that were computed before.
+    has_reference: False if the reference is numbers that were computed before.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class Actors(nn.Module):
 
     @torch.no_grad()
     def shared_states(self, batch: MicroBatch) -> Tensor | None:
-        """Hidden states (tokens, d) entering layer `lowest`: those of policy, reference and twin critic alike.
+        """Return the hidden states (tokens, d) entering layer `lowest`, alike in policy, reference and twin critic.
 
         None where no layers are shared: the embeddings are then looked up again, or train.
         """
         return self._trunks.policy.prefix(batch.ids, batch.packing) if self.shares_states else None
 
     def forward(self, batch: MicroBatch, states: Tensor | None = None, train_policy: bool = True) -> Outputs:
-        """Log-probs, entropy and values (None without a critic) of the response tokens under the current weights.
+        """Return log-probs, entropy and values (None without a critic) of the response tokens under current weights.
 
         states: `shared_states` of this batch (computed here if None). train_policy=False (critic warm-up): the
-        policy's part runs without gradients, so that only the critic learns.
+        policy runs without gradients, so that only the critic learns.
         """
         states = self.shared_states(batch) if states is None else states
         with torch.set_grad_enabled(train_policy and torch.is_grad_enabled()):
@@ -98,11 +98,11 @@ class Actors(nn.Module):
         return token_logprobs(hidden, head.weight, batch.targets, self.temperature, low_rank=low_rank)
 
     def policy_outputs(self, batch: MicroBatch, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy of the response tokens alone: (n,) each."""
+        """Return the log-probs and entropy of the response tokens alone: (n,) each."""
         return self._logprobs(response_states(self._trunks.policy, batch, states), batch)
 
     def values(self, batch: MicroBatch, states: Tensor | None = None) -> Tensor:
-        """Values of the response tokens, (n,), by a critic with tensors of its own (not `head`)."""
+        """Return the values of the response tokens, (n,), by a critic with tensors of its own (not `head`)."""
         assert self._trunks.critic is not None, "a value head on the policy's states comes with the policy's pass"
         assert self.value_head is not None, "every critic has one"
         # a separate critic trains below `lowest` too
@@ -111,22 +111,22 @@ class Actors(nn.Module):
 
     @torch.no_grad()
     def reference_logprobs(self, batch: MicroBatch, states: Tensor | None = None) -> Tensor:
-        """Log-probs of the response tokens under the frozen starting policy: (n,)."""
+        """Return the log-probs of the response tokens under the frozen starting policy: (n,)."""
         states = self.shared_states(batch) if states is None else states
         assert self.reference is not None and self._trunks.reference is not None, "its log-probs are numbers"
         hidden = response_states(self._trunks.reference, batch, states)
         return token_logprobs(hidden, self.reference.lm_head.weight, batch.targets, self.temperature)[0]
 
     def groups(self) -> Groups:
-        """The trainable parameters of the policy and of the critic, each with a learning rate of its own."""
+        """Return the trainable parameters of the policy and of the critic, each with a learning rate of its own."""
         return self.policy_parameters(), self.critic_parameters()
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters of the policy, by name."""
+        """Return the trainable parameters of the policy, by name."""
         return {f"policy.{n}": p for n, p in self.policy.named_parameters() if p.requires_grad}
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters of the critic, its value head included, by name; empty without a critic."""
+        """Return the trainable parameters of the critic, its value head included, by name; empty without a critic."""
         parameters: dict[str, nn.Parameter] = {}
         if self.value_head is not None:
             parameters |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
@@ -135,12 +135,15 @@ class Actors(nn.Module):
         return parameters
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """All trainable parameters by name."""
+        """Return all trainable parameters by name."""
         return self.policy_parameters() | self.critic_parameters()
 
 
 def response_states(trunk: Trunk, batch: MicroBatch, states: Tensor | None) -> Tensor:
-    """(n, d) last hidden states that predict the response tokens. states: entering the trunk's cut, None = computed."""
+    """Return the last hidden states that predict the response tokens, (n, d).
+
+    states: what enters the trunk's lowest layer, computed here if None.
+    """
     states = trunk.prefix(batch.ids, batch.packing) if states is None else states
     return trunk.suffix(states, batch.packing, batch.source)
 

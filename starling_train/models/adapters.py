@@ -21,10 +21,10 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def add(model: nn.Module, weights: Iterable[str], config: LoraConfig) -> None:
-    """Hang an adapter onto each of the matrices; the adapters train, and nothing else.
+    """Hang an adapter onto each of the matrices; only the adapters train.
 
     weights: names of parameters, `model.layers.3.mlp.down_proj.weight`. B starts at zero, so the model computes what
-    it did; A is drawn from the global random generator. Raises UserError for what can have none.
+    before; A is drawn from the global random generator. Raises UserError for a matrix that cannot have one.
     """
     from peft import inject_adapter_in_model
 
@@ -55,14 +55,14 @@ def _peft_config(weights: Iterable[str], config: LoraConfig, base: str | None = 
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(name, PEFT's layer) of every module with an adapter."""
+    """Yield (name, PEFT's layer) of every module with an adapter."""
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):
             yield name, module
 
 
 def without(model: Model) -> Model:
-    """The same model with its adapters taken off, in place: the base model, exactly. Returns it."""
+    """Take the adapters off a model, in place, and return it: exactly the base model."""
     for name, layer in list(adapted(model)):
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer.base_layer)
@@ -71,7 +71,7 @@ def without(model: Model) -> Model:
 
 
 def low_rank(layer: Any) -> tuple[Tensor, Tensor] | None:
-    """(A, scaled B), (rank, in) and (out, rank), of a layer's adapter; None for a layer without one."""
+    """Return (A, scaled B), (rank, in) and (out, rank), of a layer's adapter; None for a layer without one."""
     if not hasattr(layer, "lora_A"):
         return None
     return layer.lora_A[NAME].weight, layer.scaling[NAME] * layer.lora_B[NAME].weight
@@ -79,10 +79,10 @@ def low_rank(layer: Any) -> tuple[Tensor, Tensor] | None:
 
 @torch.no_grad()
 def merged(model: Model, base: Model | None = None) -> Model:
-    """A model without adapters that computes the same: W + scaled B A, added in float32, in W's type.
+    """Merge the adapters into a model that computes the same: W + scaled B A, added in float32, in W's type.
 
-    It shares every other tensor with `model`; with `base`, the unquantised model of a quantised one, it is `base` that
-    is changed and returned. With no adapters at all it is `model` itself.
+    The result shares every other tensor with `model`; with `base`, the unquantised model of a quantised one, `base` is
+    changed and returned. Without any adapter the result is `model` itself.
     """
     layers = list(adapted(model))
     if not layers:
@@ -109,8 +109,10 @@ def write(
 ) -> tuple[str, ...]:
     """Write the adapters among a checkpoint's tensors as PEFT reads them; returns the names of the files.
 
-    prefix: of the policy's names in `trainable`. weights: the adapted matrices. base, revision: the base model's, for
-    PEFT.
+    trainable: the checkpoint's tensors.
+    prefix: of the policy's names in `trainable`.
+    weights: the adapted matrices.
+    base, revision: the base model's, for PEFT.
     """
     peft_config = _peft_config(weights, config, base)
     peft_config.inference_mode, peft_config.revision = True, revision

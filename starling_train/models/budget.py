@@ -21,14 +21,14 @@ REMEDY = (
     "train fewer matrices, use a smaller critic (algorithm.critic=head), model.gradient_checkpointing=true, or a "
     "larger GPU"
 )
-LEAST = 1  # a sequence at a time, that is: one that is longer than the budget still goes through alone
+LEAST = 1  # that is, a sequence at a time: one longer than the budget still goes through alone
 
 
 class Budget:
     """How much of something goes through a model at a time, e.g. tokens of a micro-batch.
 
     key: the configuration key that sets it, for messages. amount: to begin with. say: prints a line, to stderr if None.
-    `amount` only ever falls; a run keeps it in its state, so that a resumed one goes on with it.
+    `amount` only ever falls; a run keeps it in its state, so that a resumed one continues with it.
     """
 
     def __init__(self, key: str, amount: int, say: Callable[[str], None] | None = None):
@@ -36,13 +36,13 @@ class Budget:
         self._say = say or (lambda line: print(f"warning: {line}", file=sys.stderr))
 
     def lower_to(self, amount: int) -> None:
-        """Go on with what an earlier start fell to."""
+        """Continue with what an earlier start was lowered to."""
         self.amount = min(self.amount, amount)
 
     def halving(self, phase: Callable[[int], Result], undo: Callable[[], None] = lambda: None) -> Result:
-        """What `phase(amount)` gives; out of memory, the amount is halved, `undo` called and the phase done again.
+        """Return `phase(amount)`; when memory runs out, halve the amount, call `undo` and repeat the phase.
 
-        The phase must change nothing that `undo` does not put back: the result is then that of the smaller amount.
+        The phase must change nothing that `undo` does not restore: the result is then that of the smaller amount.
         Raises UserError, naming the key, when the least amount is still too much.
         """
         while True:
@@ -62,7 +62,7 @@ class Budget:
             self._say(f"out of memory ({first}): {self.key} is {self.amount} from here on")
 
     def once(self, phase: Callable[[int], Result]) -> Result:
-        """What `phase(amount)` gives, where it cannot be done again: other processes wait in the middle of it.
+        """Return `phase(amount)` where it cannot be repeated, because other processes wait in the middle of it.
 
         Raises UserError, naming the key and half the amount, when memory runs out.
         """
@@ -80,7 +80,7 @@ class Budget:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or a CPU's allocator gave up; the CPU's has no error class of its own."""
+    """Return whether a GPU's or a CPU's allocator gave up; the CPU's has no error class of its own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
@@ -96,7 +96,7 @@ class Budgets(NamedTuple):
 class RunBudgets:
     """The budgets of a run: as low after a resume as before it, and on every process as on the lowest.
 
-    lowered: what an earlier start's fell to, by key. say: prints a line.
+    lowered: what an earlier start lowered, by key. say: prints a line.
     """
 
     def __init__(self, lowered: dict[str, int], say: Callable[[str], None]):
@@ -108,7 +108,7 @@ class RunBudgets:
         return self.follow(Budget(key, amount, self._say))
 
     def follow(self, budget: Budget) -> Budget:
-        """Take in a budget that something else has made, e.g. a reward model."""
+        """Include a budget that something else has made, e.g. a reward model."""
         self._budgets[budget] = budget.amount
         budget.lower_to(self._lowered.get(budget.key, budget.amount))
         return budget

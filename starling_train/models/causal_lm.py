@@ -86,8 +86,9 @@ def load_causal_lm(
 
 
 def without_dropout(config: Any) -> Any:
-    """A copy of the configuration with every dropout at 0: in PPO a probability must be the same each time it is
-    computed.
+    """Copy a configuration with every dropout at 0.
+
+    In PPO a probability must be the same each time it is computed.
     """
     config = copy.deepcopy(config)
     for name in vars(config):
@@ -97,7 +98,7 @@ def without_dropout(config: Any) -> Any:
 
 
 def build_empty(config: Any) -> CausalLM:
-    """The causal LM of a configuration on the meta device: names and shapes without memory."""
+    """Build the causal LM of a configuration on the meta device: names and shapes without memory."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -105,7 +106,7 @@ def build_empty(config: Any) -> CausalLM:
 
 
 def shapes_of(model_class: Any, config: Any) -> dict[str, torch.Size]:
-    """Shape of every tensor of a configuration's model, by name. Raises UserError if no model can be made of it."""
+    """Return the shape of every tensor of a configuration's model, by name. Raises UserError if it describes none."""
     try:
         with torch.device("meta"):
             return {
@@ -114,7 +115,7 @@ def shapes_of(model_class: Any, config: Any) -> dict[str, torch.Size]:
             }
     except UNUSABLE as error:
         raise UserError(
-            f"{config.name_or_path}/config.json: no model can be made of it ({first_line(error)}); download it again"
+            f"{config.name_or_path}/config.json: no model can be made from it ({first_line(error)}); download it again"
         ) from error
 
 

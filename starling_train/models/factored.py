@@ -1,7 +1,7 @@
-"""A causal LM some of whose matrices are kept as two thin factors: a folder, and how it becomes a model again.
+"""A causal LM with some matrices kept as two thin factors: a folder, and how it becomes a model again.
 
-The folder is a Hugging Face directory but for its weights, `factored.safetensors`: all tensors of the model, save that
-NAME.weight (n, m) of a matrix of low rank is NAME.left (n, k) and NAME.right (k, m), whose product it is.
+The folder is a Hugging Face directory except for its weights, `factored.safetensors`: all tensors of the model, but
+NAME.weight (n, m) of a matrix of low rank is replaced by NAME.left (n, k) and NAME.right (k, m), its factors.
 `factored.json` lists those matrices: {"matrices": {NAME: k}, "parameters": ..., "parameters_dense": ...}.
 """
 
@@ -26,7 +26,7 @@ WEIGHTS, LISTING = "factored.safetensors", "factored.json"
 
 
 class FactoredLinear(nn.Module):
-    """x -> left (right x), in place of a Linear without bias: k (n + m) numbers and multiplications for n m."""
+    """x -> left (right x), instead of a Linear without bias: k (n + m) numbers and multiplications instead of n m."""
 
     def __init__(self, left: Tensor, right: Tensor):
         super().__init__()
@@ -71,10 +71,10 @@ def write(
 def load_factored(
     directory: str | Path, *, dtype: str = "bfloat16", device: str = "cpu", dense: bool = False
 ) -> CausalLM:
-    """The model of a folder that `laser` wrote as `factored/`, in evaluation mode.
+    """Load the model of a folder that `laser` wrote as `factored/`, in evaluation mode.
 
-    dense: multiply the factors out, for what wants plain Linear layers; the memory is then that of the dense model,
-    which is needed for a moment in any case. Raises UserError for a folder that is not whole.
+    dense: multiply the factors out, for code that needs plain Linear layers; the memory is then that of the dense
+    model, which is needed for a moment in any case. Raises UserError for a folder that is not whole.
     """
     directory = Path(directory).expanduser()
     try:
@@ -93,8 +93,8 @@ def load_factored(
     config = causal_lm.without_dropout(ModelSource(directory, "model.path").policy_config)
     # the class that transformers has for it; from_pretrained also makes what no file holds, such as rotary tables
     network: Any = type(causal_lm.build_empty(config))
-    model, found = network.from_pretrained(None, config=config, state_dict=state, dtype=kind, output_loading_info=True)
-    if missing := sorted(found["missing_keys"]):
+    model, report = network.from_pretrained(None, config=config, state_dict=state, dtype=kind, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
         raise UserError(f"{directory / WEIGHTS}: lacks {len(missing)} tensors, {missing[0]} first; write it again")
     if not dense:
         for name, (left, right) in factors.items():

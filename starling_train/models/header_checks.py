@@ -1,4 +1,4 @@
-"""A model directory checked from its headers: what loading would stumble over, told before minutes of it.
+"""A model directory checked from its headers: what would fail after minutes of loading is reported before.
 
 Only config.json, tokenizer files, and names and shapes of tensors are read.
 """
@@ -38,7 +38,7 @@ def check_policy(source: ModelSource) -> None:
 
 
 def entries_by_name(source: ModelSource) -> dict[str, tensors.Entry]:
-    """Tensors by name, and by the name with the base model's prefix, which transformers adds where it lacks.
+    """Index tensors by name, also with the base model's prefix, which transformers adds where it is missing.
 
     Raises UserError if there are none.
     """

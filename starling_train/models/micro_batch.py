@@ -32,7 +32,7 @@ class Outputs(NamedTuple):
 
 
 def micro_batch(prompts: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device | str) -> MicroBatch:
-    """Prompts and responses one after the other, with the positions that predict response tokens.
+    """Lay prompts and responses one after the other, with the positions that predict response tokens.
 
     A response's last token predicts nothing and is left out.
     """
@@ -51,6 +51,6 @@ def micro_batch(prompts: Sequence[list[int]], responses: Sequence[list[int]], de
 
 
 def response_mask(responses: Sequence[list[int]], device: torch.device | str) -> Tensor:
-    """(sequences, longest response), True on real tokens."""
+    """Return a mask (sequences, longest response), True on real tokens."""
     lengths = torch.tensor([len(r) for r in responses])
     return (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).to(device)

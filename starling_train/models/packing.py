@@ -20,51 +20,52 @@ NAME = "starling_packed"  # transformers makes no mask for a kind of attention w
 
 
 class Packing:
-    """Where in a row of tokens each sequence lies. lengths: tokens of each, none empty; they follow one another.
+    """Where each sequence lies in a row of tokens. lengths: tokens of each, none empty; they follow one another.
 
-    Attributes: `positions` (tokens,), each token's place in its own sequence.
+    Attributes: `positions` (tokens,), each token's index in its own sequence.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu"):
-        assert lengths and min(lengths) > 0, "an empty sequence has no place"
+        assert lengths and min(lengths) > 0, "an empty sequence cannot be packed"
         self.lengths, self.longest = list(lengths), max(lengths)
         self._device = torch.device(device)
         self.positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        # where each token lies in a padded (sequences, longest) matrix, counted row by row
         rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(self.lengths))
-        self._places = rows.to(device) * self.longest + self.positions
+        self._padded_index = rows.to(device) * self.longest + self.positions
         self._masks: dict[int, Tensor] = {}
 
     def pad(self, tensor: Tensor) -> Tensor:
-        """(1, heads, tokens, size) -> (sequences, heads, longest, size), 0 on padding."""
+        """Spread (1, heads, tokens, size) out to (sequences, heads, longest, size), 0 on padding."""
         if len(self.lengths) == 1:
             return tensor
         _, heads, _, size = tensor.shape
         padded = tensor.new_zeros(len(self.lengths) * self.longest, heads, size)
-        padded = padded.index_copy(0, self._places, tensor[0].transpose(0, 1))
+        padded = padded.index_copy(0, self._padded_index, tensor[0].transpose(0, 1))
         return padded.view(len(self.lengths), self.longest, heads, size).transpose(1, 2)
 
     def unpad(self, tensor: Tensor) -> Tensor:
-        """(sequences, longest, heads, size) -> (1, tokens, heads, size)."""
-        return tensor if len(self.lengths) == 1 else tensor.flatten(0, 1).index_select(0, self._places)[None]
+        """Pack (sequences, longest, heads, size) to (1, tokens, heads, size)."""
+        return tensor if len(self.lengths) == 1 else tensor.flatten(0, 1).index_select(0, self._padded_index)[None]
 
     def mask(self, window: int | None, length: int) -> Tensor | None:
-        """(1, 1, length, length), True where a token sees another; None where plain causal attention does.
+        """Return (1, 1, length, length), True where a token sees another; None where plain causal attention is enough.
 
         window: of a sliding window, in tokens, the token itself counted.
         """
         if window is None or window >= length:
             return None
-        if window not in self._masks:  # the longest sequence's; another one's is its corner
-            place = torch.arange(self.longest, device=self._device)
-            distance = place[:, None] - place
+        if window not in self._masks:  # the longest sequence's mask; a shorter one's is its corner
+            position = torch.arange(self.longest, device=self._device)
+            distance = position[:, None] - position
             self._masks[window] = (distance >= 0) & (distance < window)
         return self._masks[window][None, None, :length, :length]
 
 
 def can_pack(layers: Sequence[nn.Module]) -> bool:
-    """Whether these decoder layers may be seen through `PackedLayer`: their forward is their class's own.
+    """Return whether these decoder layers may be seen through `PackedLayer`: their forward is their class's own.
 
-    A layer that a library spread over devices computes what that library put in place of its forward.
+    A layer that a library spread over devices computes whatever that library put in place of its forward.
     """
     return all(
         hasattr(getattr(layer, "self_attn", None), "config") and "forward" not in vars(layer) | vars(layer.self_attn)
@@ -76,21 +77,22 @@ class PackedLayer:
     """A view of a decoder layer that attends within packed sequences: `layer`, on the same weights, nothing copied."""
 
     def __init__(self, original: Any, config: Any):
-        """config: of the view, `packed_config` of the decoder's own."""
+        """Make the view. config: `packed_config` of the decoder's own."""
         self._original, self.layer = original, bare_copy(original)
+        # our own attention module on the same weights: its config names our kernel, the original's stays untouched
         attention = bare_copy(original.self_attn)
         attention.config = config
         self.layer._modules = dict(original._modules) | {"self_attn": attention}
 
     def follow(self) -> None:
-        """Be in the original's mode: training, and with gradient checkpointing or without."""
+        """Take over the original's mode: training, and gradient checkpointing."""
         for name in ("training", "gradient_checkpointing", "_gradient_checkpointing_func"):
             if hasattr(self._original, name):
                 setattr(self.layer, name, getattr(self._original, name))
 
 
 def packed_config(config: Any) -> Any:
-    """A copy of a decoder's configuration that names this kind of attention."""
+    """Copy a decoder's configuration and name this kind of attention in it."""
     changed = copy_of(config)
     changed._attn_implementation_internal = NAME
     return changed
@@ -98,38 +100,39 @@ def packed_config(config: Any) -> Any:
 
 @contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
-    """Within, forward passes run without what was hung onto the modules, as when ZeRO has gathered all weights."""
-    kept = []
-    for part in module.modules():
+    """Run forward passes without the hooks on the modules, as when ZeRO has gathered all weights."""
+    # ZeRO's hooks would gather and release the weights around every layer of every pass
+    removed = []
+    for submodule in module.modules():
         for name in ("_forward_hooks", "_forward_pre_hooks"):
-            hooks = getattr(part, name)
-            kept.append((hooks, dict(hooks)))
+            hooks = getattr(submodule, name)
+            removed.append((hooks, dict(hooks)))
             hooks.clear()
     try:
         yield
     finally:
-        for hooks, before in kept:
+        for hooks, before in removed:
             hooks.clear()
             hooks.update(before)
 
 
 def bare_copy(module: Model) -> Model:
-    """A shallow copy without the hooks on the module itself; those on its parts, which have the weights, stay."""
-    made = copy_of(module)
+    """Copy a module shallowly, without its own hooks; those on its parts, which have the weights, stay."""
+    copied = copy_of(module)
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        setattr(made, name, OrderedDict())
-    return made
+        setattr(copied, name, OrderedDict())
+    return copied
 
 
 def copy_of(thing: Any) -> Any:
-    """A shallow copy: its parts are the original's, but not which parts it has."""
-    made = object.__new__(type(thing))
-    made.__dict__.update(thing.__dict__)
-    return made
+    """Copy shallowly: the parts are the original's, but parts can be replaced."""
+    copied = object.__new__(type(thing))
+    copied.__dict__.update(thing.__dict__)
+    return copied
 
 
 def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any) -> Tensor:
-    """Causal attention within each sequence, all in one call: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
+    """Attend causally within each sequence, in one call: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
     query, key, value = (packing.pad(tensor) for tensor in (query, key, value))
     mask = packing.mask(how.pop("window"), packing.longest)
     return packing.unpad(sdpa_attention_forward(module, query, key, value, mask, **how)[0])
@@ -138,7 +141,7 @@ def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, 
 def attend_one_by_one(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any
 ) -> Tensor:
-    """The same, a call for each sequence: nothing is padded."""
+    """Do the same with a call for each sequence: nothing is padded."""
     window = how.pop("window")
     alone = zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True)
     return torch.cat(
@@ -161,7 +164,7 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     assert attention_mask is None, "packed sequences need no mask"
-    # a call more costs a CPU less than padding does; on a GPU it is the other way round
+    # another call costs a CPU less than padding does; on a GPU it is the other way round
     attend = attend_one_by_one if query.device.type == "cpu" else attend_padded
     return attend(module, query, key, value, packing, window=sliding_window, dropout=dropout, scaling=scaling), None
 

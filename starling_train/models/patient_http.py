@@ -1,7 +1,7 @@
-"""Requests to a server that may be away for a while: what passes is waited for, everything else is an answer.
+"""Requests to a server that may be away for a while: temporary failures are retried, everything else is an answer.
 
-A request that fails in a way that may pass (no connection, no answer in time, 429, 5xx) is sent again after a growing
-pause, until `patience_s` seconds have gone since it first failed.
+A request that fails temporarily (no connection, no answer in time, 429, 5xx) is sent again after a growing pause, until
+`patience_s` seconds have gone since it first failed.
 """
 
 import os
@@ -30,9 +30,10 @@ class HttpConfig(Protocol):
 class PatientHttp:
     """A few connections to one address, for several threads.
 
-    server, gives: what it is and what it is asked for, for lines that people read. key: the section that says so.
-    is_outside: whether the environment's proxies are used, which are for the world outside. longest_pause_s: between
-    two attempts, unless the server asks for more (Retry-After).
+    server, gives: what it is and what it returns, for messages.
+    key: the configuration section, for messages.
+    is_outside: use the environment's proxies, which are for the outside world.
+    longest_pause_s: between two attempts, unless the server asks for more (Retry-After).
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class PatientHttp:
         self.url = url
         self._server, self._gives, self._key = server, gives, key
         self._patience_s, self._longest_pause_s = config.patience_s, longest_pause_s
-        self._silent = threading.Event()  # set once a person knows that the server is away
+        self._silent = threading.Event()  # set once it is reported that the server is away
         self._given_up = threading.Event()  # set when one request has failed for good: the others need not wait
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -62,18 +63,18 @@ class PatientHttp:
         )
 
     def post(self, body: Any) -> "httpx.Response":
-        """The first answer that is not a passing failure. Raises UserError when patience is at its end."""
+        """Post until an answer is not a passing failure. Raises UserError when patience is at its end."""
         import httpx
 
         began, pause = None, FIRST_PAUSE_S
         while True:
-            asked_for = 0.0
+            requested = 0.0
             try:
                 response = self._http.post(self.url, json=body)
                 if response.status_code not in PASSING:
-                    self._tell_back()
+                    self._report_return()
                     return response
-                reason, asked_for = reason_of(response), _retry_after(response)
+                reason, requested = reason_of(response), _retry_after(response)
             except httpx.RequestError as error:
                 reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             began = began or time.monotonic()
@@ -83,23 +84,23 @@ class PatientHttp:
                     f"{self._key}.url: {self.url} gave no {self._gives} for {self._patience_s:g} s ({reason}); start "
                     f"the server and run the same command again, or raise {self._key}.patience_s"
                 )
-            self._tell(reason)
-            self._given_up.wait(min(max(pause, asked_for), left))
+            self._report(reason)
+            self._given_up.wait(min(max(pause, requested), left))
             pause = min(2 * pause, self._longest_pause_s)
 
     def refusal(self, response: "httpx.Response", remedy: str) -> UserError:
-        """An answer that asking once more would not change, as an error."""
+        """Make the error for an answer that another request would not change."""
         return UserError(f"{self._key}.url: {self.url} refuses ({reason_of(response)}); {remedy}")
 
     def give_up(self) -> None:
-        """No request waits for another attempt from here on."""
+        """Let no request wait for another attempt from here on."""
         self._given_up.set()
 
     def close(self) -> None:
         self.give_up()
         self._http.close()
 
-    def _tell(self, reason: str) -> None:
+    def _report(self, reason: str) -> None:
         if not self._silent.is_set():
             self._silent.set()
             print(
@@ -108,14 +109,14 @@ class PatientHttp:
                 flush=True,
             )
 
-    def _tell_back(self) -> None:
+    def _report_return(self) -> None:
         if self._silent.is_set():
             self._silent.clear()
             print(f"{self._server} {self.url} answers again", file=sys.stderr, flush=True)
 
 
 def address(url: str, key: str) -> str:
-    """A URL as it is asked for. Raises UserError, naming the key, for what no request can be sent to."""
+    """Check and normalise a URL. Raises UserError, naming the key, for what no request can be sent to."""
     import httpx
 
     try:
@@ -128,7 +129,7 @@ def address(url: str, key: str) -> str:
 
 
 def token_of(variable: str | None) -> str | None:
-    """The bearer token in an environment variable, or None. Raises UserError if no header can carry it."""
+    """Read the bearer token in an environment variable, if any. Raises UserError if no header can carry it."""
     token = os.environ.get(variable, "").strip() if variable else ""
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise UserError(f"{variable}: the token has spaces or characters beyond ASCII, which HTTP cannot carry")
@@ -136,16 +137,16 @@ def token_of(variable: str | None) -> str | None:
 
 
 def reason_of(response: "httpx.Response") -> str:
-    """Status and, where the server says one, its message, on one line."""
+    """Return the status and, if the server gives one, its message, on one line."""
     try:
-        said = response.json()["error"]
-        said = str(said["message"] if isinstance(said, dict) and "message" in said else said)
+        message = response.json()["error"]
+        message = str(message["message"] if isinstance(message, dict) and "message" in message else message)
     except (ValueError, KeyError, TypeError, RecursionError):
-        said = response.reason_phrase
-    return f"{response.status_code}: {' '.join(said.split())[:200]}"
+        message = response.reason_phrase
+    return f"{response.status_code}: {' '.join(message.split())[:200]}"
 
 
 def _retry_after(response: "httpx.Response") -> float:
-    """Seconds that the server asks to be left alone for; 0 where it does not say (or gives a date)."""
+    """Return the seconds that the server asks to be left alone for; 0 where it does not say (or gives a date)."""
     text = response.headers.get("Retry-After", "")
     return min(float(text), 3600.0) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0

@@ -8,7 +8,7 @@ from starling_train.config.fields import UserError
 
 
 def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: precision, quantisation, placement. Raises UserError for `auto` without a GPU."""
+    """Return arguments of `from_pretrained`: dtype, quantisation, devices. Raises UserError for `auto` without GPUs."""
     check_device(device)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
     if device == "auto":
@@ -21,7 +21,7 @@ def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_i
 
 
 def check_device(device: str | torch.device | None) -> None:
-    """Raise UserError if layers are to be spread (`auto`) where there is no GPU to spread them over."""
+    """Raise UserError if layers are to be spread (`auto`) without a GPU to spread them over."""
     if device == "auto" and not torch.cuda.is_available():
         raise UserError("reward.device_map: auto needs GPUs to spread layers over, and none is visible; use null")
 
@@ -42,7 +42,7 @@ def check_acceleration(
     eight_bit: bool = False,
     policy_load_in: str | None = None,
 ) -> None:
-    """Raise UserError for a setting that needs a GPU, or a package, which is not there."""
+    """Raise UserError for a setting that needs a GPU or a package that is missing."""
     from importlib.util import find_spec
 
     needing = (
@@ -52,8 +52,8 @@ def check_acceleration(
         ("optim.eight_bit", eight_bit, "bitsandbytes", "false"),
         ("reward.device_map", bool(device_map), None, "null"),
     )
-    for key, asked, package, instead in needing:
-        if not asked:
+    for key, is_requested, package, instead in needing:
+        if not is_requested:
             continue
         if key == "reward.device_map":
             check_device(device_map)

@@ -17,39 +17,44 @@ from starling_train.models.trunk import Trunk
 
 @torch.no_grad()
 def sequence_logprobs(
-    model: CausalLM, sequences: Sequence[Sequence[int]], budget: Budget, wanted: Sequence[Sequence[int]] | None = None
+    model: CausalLM,
+    sequences: Sequence[Sequence[int]],
+    budget: Budget,
+    positions: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
-    """Log-probability of each token but a sequence's first, given those before it: float32 on the CPU, in nats.
+    """Return log-probabilities of given tokens, given those before them: float32 on the CPU, in nats.
 
-    sequences: token ids, two or more each. wanted: of each sequence the places, 1 or more, of the tokens that are asked
-    for (None: all but the first); the others are only read, so that the output head sees what is asked for alone.
-    budget: of tokens at a time; out of memory, all is done again with half. Element i of the result has an entry for
-    each place in wanted[i], the same whatever the budget but for rounding.
+    sequences: token ids, two or more each.
+    positions: of each sequence, which tokens to predict, counted from 0, 1 or more; None: all but the first. The others
+        are only read, and do not go through the output head.
+    budget: of tokens at a time; out of memory, all is repeated with half.
+
+    Element i of the result has an entry for each of positions[i], the same whatever the budget but for rounding.
     """
-    wanted = [range(1, len(ids)) for ids in sequences] if wanted is None else wanted
-    assert all(places and min(places) > 0 for places in wanted), "nothing to predict"
+    positions = [range(1, len(ids)) for ids in sequences] if positions is None else positions
+    assert all(indices and min(indices) > 0 for indices in positions), "nothing to predict"
     trunk, head = Trunk(model.model, 0), model.lm_head
 
     def forward(tokens: int) -> list[Tensor]:
-        found: list[Tensor] = [torch.empty(0)] * len(sequences)
+        logprobs: list[Tensor] = [torch.empty(0)] * len(sequences)
         for group in cut_packed([len(ids) for ids in sequences], tokens):
-            parts = _forward(trunk, head, [sequences[i] for i in group], [wanted[i] for i in group])
-            for i, part in zip(group, parts, strict=True):
-                found[i] = part
-        return found
+            by_sequence = _forward(trunk, head, [sequences[i] for i in group], [positions[i] for i in group])
+            for i, values in zip(group, by_sequence, strict=True):
+                logprobs[i] = values
+        return logprobs
 
     return budget.halving(forward)
 
 
 def _forward(
-    trunk: Trunk, head: nn.Linear, sequences: list[Sequence[int]], wanted: list[Sequence[int]]
+    trunk: Trunk, head: nn.Linear, sequences: list[Sequence[int]], positions: list[Sequence[int]]
 ) -> tuple[Tensor, ...]:
     ids = torch.tensor([token for sequence in sequences for token in sequence])
     starts = accumulate([len(sequence) for sequence in sequences[:-1]], initial=0)
-    places = torch.cat([torch.tensor(within) + start for start, within in zip(starts, wanted, strict=True)])
+    indices = torch.cat([torch.tensor(within) + start for start, within in zip(starts, positions, strict=True)])
     device, low_rank = head.weight.device, adapters.low_rank(head)
     packing = Packing([len(sequence) for sequence in sequences], device)
     # a token is predicted from the state of the one before it
-    hidden = trunk.suffix(trunk.prefix(ids.to(device), packing), packing, (places - 1).to(device))
-    logprobs, _ = token_logprobs(hidden, head.weight, ids[places].to(device), low_rank=low_rank)
-    return logprobs.cpu().split([len(within) for within in wanted])
+    hidden = trunk.suffix(trunk.prefix(ids.to(device), packing), packing, (indices - 1).to(device))
+    logprobs, _ = token_logprobs(hidden, head.weight, ids[indices].to(device), low_rank=low_rank)
+    return logprobs.cpu().split([len(within) for within in positions])

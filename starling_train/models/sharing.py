@@ -9,7 +9,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def twin(model: Model) -> Model:
-    """A new module tree that shares every frozen parameter of `model` and owns a copy of every trainable one.
+    """Copy a module tree: every frozen parameter of `model` is shared, every trainable one copied.
 
     The copies keep requires_grad; buffers are copied. Outputs are bit-identical to those of a full copy, for any
     selection of trainable parameters.
@@ -28,7 +28,7 @@ def freeze_all(model: Model) -> Model:
 
 
 def unique_tensors(*models: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of the models, each storage once, in order of first appearance."""
+    """List the parameters and buffers of the models, each storage once, in order of first appearance."""
     seen: dict[int, Tensor] = {}
     for model in models:
         for tensor in [*model.parameters(), *model.buffers()]:

@@ -1,4 +1,4 @@
-"""A model directory, opened once: what scan, checks, plan and loading know of it without reading a weight."""
+"""A model directory, opened once: what scan, checks, plan and loading know about it without reading a weight."""
 
 from functools import cached_property
 from pathlib import Path
@@ -8,14 +8,14 @@ from starling_train.config.fields import UserError, local_path
 from starling_train.files import identity, tensors
 from starling_train.files.weight_files import WeightFiles, weight_files
 
-# What transformers raises, at one place or another, for files that are damaged or of another model.
+# What transformers raises, in one function or another, for files that are damaged or of another model.
 UNUSABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError, EOFError,
 )  # fmt: skip
 
 
 class ModelSource:
-    """A directory with config.json, tokenizer and weights; each is read when it is first asked for, and once.
+    """A directory with config.json, tokenizer and weights; each is read once, on first use.
 
     path: what the user calls it. directory: where it lies. key: the configuration key that names it, for messages.
     """
@@ -33,10 +33,10 @@ class ModelSource:
         weights: bool = True,
         needs_config: bool = True,
     ) -> "ModelSource":
-        """`path` itself, or the snapshot of a hub id, downloaded if it must be.
+        """Open `path` itself, or the snapshot of a hub id, downloaded if necessary.
 
-        weights=False fetches configuration and tokenizer only. Raises UserError if there is no such directory and the
-        hub does not give it either.
+        weights=False fetches configuration and tokenizer only. Raises UserError if `path` is neither a directory nor
+        available from the hub.
         """
         directory = local_directory(path, key)
         if directory is None:
@@ -75,7 +75,7 @@ class ModelSource:
         from transformers import AutoConfig
 
         self.check_config()
-        _ = self.values  # what it refuses, it refuses with better words
+        _ = self.values  # its own errors have better messages
         try:
             return AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
         except (*UNUSABLE, StrictDataclassError) as error:
@@ -98,7 +98,7 @@ class ModelSource:
         return self.load_tokenizer()
 
     def load_tokenizer(self, *, as_written: bool = False, remedy: str = "download its tokenizer files again") -> Any:
-        """The tokenizer as transformers makes it, or exactly as tokenizer.json, if there is one, describes it.
+        """Load the tokenizer as transformers makes it, or exactly as tokenizer.json, if there is one, describes it.
 
         transformers 5 rebuilds a Llama tokenizer from its vocabulary alone and guesses where spaces go in front of
         text. remedy: the end of the message for a tokenizer that cannot be used.
@@ -125,7 +125,7 @@ class ModelSource:
 
     @property
     def unindexed(self) -> list[tensors.Entry]:
-        """Tensors that lie in a shard without the index saying so: `entries` leaves them out."""
+        """Tensors in a shard that the index does not mention: `entries` leaves them out."""
         return self._headers[1]
 
     @cached_property
@@ -148,12 +148,12 @@ class ModelSource:
         return identity.fingerprint(self.directory)
 
     def identify(self, known: dict[str, dict[str, Any]] | None = None) -> identity.Identity:
-        """Which model it is, by every byte. known: see `identity.identify`."""
+        """Identify the model by every byte. known: see `identity.identify`."""
         return identity.identify(self.directory, known)
 
 
 def local_directory(path: str | Path, key: str) -> Path | None:
-    """The directory at a path; None for a hub id. Raises UserError for what is neither."""
+    """Return the directory at a path; None for a hub id. Raises UserError for what is neither."""
     local, path = local_path(path, key), str(path)
     if local.is_dir():
         return local
@@ -163,7 +163,7 @@ def local_directory(path: str | Path, key: str) -> Path | None:
 
 
 def cached_config(hub_id: str) -> Path | None:
-    """The directory in the hub's cache on this machine that holds the config.json of a model, None without it."""
+    """Find the directory in this machine's hub cache that holds the config.json of a model; None without one."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -189,6 +189,6 @@ def _from_hub(hub_id: str, key: str, revision: str | None, weights: bool) -> Pat
 
 
 def first_line(error: Exception) -> str:
-    """The error's first line, with the second where the first only announces it."""
+    """Return the error's first line, with the second where the first only announces it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

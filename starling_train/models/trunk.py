@@ -15,7 +15,7 @@ from starling_train.models.packing import PackedLayer, Packing, bare_copy, copy_
 
 
 class Trunk:
-    """The layers of a decoder as `prefix` (token ids to hidden states) and `suffix` (on from there, before the norm).
+    """The layers of a decoder as `prefix` (token ids to hidden states) and `suffix` (the rest, and the norm).
 
     decoder: the transformer below the output head (a causal LM's `.model`), without a cache.
     lowest: index of the first layer of the suffix; 0 leaves only the embedding in the prefix.
@@ -35,14 +35,13 @@ class Trunk:
         self._norm = decoder.norm
 
     def prefix(self, ids: Tensor, packing: Packing) -> Tensor:
-        """ids: (tokens,) -> hidden states (tokens, d) entering layer `lowest`."""
+        """Run the layers below `lowest`: ids (tokens,) -> hidden states (tokens, d) entering it."""
         return _run(self._prefix, self._below, packing, input_ids=ids[None])
 
     def suffix(self, hidden: Tensor, packing: Packing, read: Tensor) -> Tensor:
-        """hidden: (tokens, d) entering layer `lowest` -> states (n, d) after the last layer and the final norm.
+        """Run the layers from `lowest` on and the final norm: hidden (tokens, d) -> states (n, d).
 
-        read: (n,) the tokens that are asked for. Nothing follows the last layer's MLP but them, so they alone go
-        through it, through the norm, and through what comes after.
+        read: (n,) the tokens whose states are needed. Only they go through the last layer's MLP and the norm.
         """
         if self._mlp is not None:
             self._mlp.read = read
@@ -52,8 +51,8 @@ class Trunk:
 def _run(view: nn.Module, layers: list[PackedLayer], packing: Packing, **inputs: Tensor) -> Tensor:
     for layer in layers:
         layer.follow()
-    found = view(**inputs, position_ids=packing.positions[None], use_cache=False, packing=packing)
-    return found.last_hidden_state[0]
+    output = view(**inputs, position_ids=packing.positions[None], use_cache=False, packing=packing)
+    return output.last_hidden_state[0]
 
 
 class _ChosenPositions(nn.Module):
@@ -65,7 +64,7 @@ class _ChosenPositions(nn.Module):
         self.read: Tensor | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        # `read` as it is now: under gradient checkpointing a micro-batch is computed again before the next one starts
+        # `read` is still this micro-batch's under gradient checkpointing: it is recomputed before the next one starts
         assert self.read is not None, "`Trunk.suffix` says what is read"
         chosen = self.mlp(hidden[:, self.read])
         return torch.zeros_like(hidden).index_copy(1, self.read, chosen)

@@ -1,4 +1,4 @@
-"""The value head."""
+"""The value head: from a hidden state to the value of a token."""
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -19,7 +19,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., d) -> values (...), in units of the scaled reward."""
-        # weights that an engine keeps in a shorter type are computed with in float32 all the same
+        """Map hidden states (..., d) to values (...), in units of the scaled reward."""
+        # computed in float32 even where DeepSpeed stores these weights in bfloat16
         up = linear(hidden.float(), self.up.weight.float(), self.up.bias.float())
         return linear(up.relu(), self.out.weight.float(), self.out.bias.float()).squeeze(-1)

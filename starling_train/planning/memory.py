@@ -1,7 +1,7 @@
 """Memory of a run by part, by arithmetic: no weights are loaded, and torch is not needed.
 
-All sizes are bytes on one device. What is counted: tensors that live as long as a phase does. What is not: the CUDA
-context, what an allocator loses in fragments, and what libraries keep for themselves.
+All sizes are bytes on one device. Counted are tensors that live as long as a phase does; not the CUDA context, what an
+allocator loses in fragments, and what libraries keep for themselves.
 """
 
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from starling_train.planning.shapes import Shape
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOADED = {"8bit": 1.0, "4bit": 0.55}  # bytes of a quantised weight, scales included
 LOGITS = {"cpu": 2**21, "cuda": 2**25}  # elements of a chunk (core.logprobs)
-PREFILL_TOKENS = 8192  # of prompts in one forward pass (engine.slots)
+PREFILL_TOKENS = 8192  # of prompts in one forward pass (rollout.slots)
 BUCKET = 5 * 10**8  # elements of gradients that DeepSpeed exchanges at a time, at most
 LIVE = 10**9  # parameters that stage 3 holds gathered at a time, its default
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes by part: `held` for the whole run, and what each phase of a step needs on top, one after the other."""
 
     held: dict[str, float]
@@ -33,7 +33,7 @@ class Plan:
         return sum(self.held.values()) + max(sum(phase.values()) for phase in phases)
 
     def render(self) -> str:
-        """A line per part, decimal GB."""
+        """Render a line per part, decimal GB."""
         rows = list(self.held.items())
         for name in ("rollout", "scoring", "update", "step"):
             rows += [(f"during {name}: {part}", size) for part, size in getattr(self, name).items()]
@@ -44,13 +44,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of what one of so many processes holds at a ZeRO stage (0 to 3)."""
+    """Which share each of the processes holds at a ZeRO stage (0 to 3)."""
 
     processes: int = 1
     stage: int = 0
 
     def of(self, size: float, stage: int) -> float:
-        """Bytes here of what is kept in parts from that stage on."""
+        """Return the bytes here of something that is sharded from that stage on."""
         return size / self.processes if self.is_zero and self.stage >= stage else size
 
     @property
@@ -59,14 +59,17 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What the arithmetic needs besides the shapes. Counts are those of one process.
 
-    parameters, trainable: of the policy. sequence_tokens: of the longest prompt and response together, of which
-    prompt_tokens are the prompt's. step_tokens, minibatch_tokens: of all sequences of a step and of a mini-batch.
-    layers_above_lowest: decoder layers from the lowest that trains on; layers_trained: those of them with something
-    that trains. kept_limit: bytes of hidden states that stay on the device. adapter: what trains lies beside the
-    policy's parameters. load_in: 8bit or 4bit, of the policy's layers.
+    parameters, trainable: of the policy.
+    sequence_tokens, prompt_tokens: of the longest prompt and response together, and of that prompt alone.
+    step_tokens, minibatch_tokens: of all sequences of a step and of a mini-batch.
+    layers_above_lowest: decoder layers from the lowest that trains on.
+    layers_trained: how many of them have something that trains.
+    kept_limit: bytes of hidden states that stay on the device.
+    adapter: what trains lies beside the policy's parameters.
+    load_in: 8bit or 4bit, of the policy's layers.
     """
 
     parameters: int
@@ -92,8 +95,8 @@ class Job:
     load_in: str | None = None
 
 
-def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = None) -> Plan:
-    """Memory of PPO in one process. reward: None where the reward model is served elsewhere."""
+def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | None = None) -> MemoryPlan:
+    """Plan the memory of PPO in one process. reward: None where the reward model is served elsewhere."""
     share, size, d = share or Share(), BYTES[job.dtype], policy.hidden
     head = 2 * d * d + 4 * d + 1  # the value head, float32
     trunk = {"head": 0, "twin": job.trainable, "separate": policy.decoder_parameters()}[job.critic]
@@ -109,7 +112,7 @@ def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = No
     if reward is not None:
         tokens = _microbatch(job.step_tokens, job.reward_tokens, job.sequence_tokens)
         judging = kept | gathered | {"activations": tokens * reward.forward() * BYTES[job.reward_dtype]}
-    return Plan(
+    return MemoryPlan(
         held={
             "policy weights": share.of(_policy_bytes(policy, job, size), 3),
             # adapters are simply taken off for it
@@ -125,11 +128,12 @@ def plan(policy: Shape, reward: Shape | None, job: Job, share: Share | None = No
     )
 
 
-def plan_supervised(model: Shape, job: Job, *, scores: bool = False) -> Plan:
-    """Memory of DPO in one process, whose reference is numbers in a file; scores: of training a reward model instead.
+def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False) -> MemoryPlan:
+    """Plan the memory of DPO in one process, whose reference is numbers in a file.
 
     job: its mini-batch is the longest row or pair, which is never cut; its slots are the sequences that an evaluation
-    draws at a time, 0 for none.
+        draws at a time, 0 for none.
+    scores: plan the training of a reward model instead.
     """
     size, layers = BYTES[job.dtype], job.layers_above_lowest
     activations = activation_bytes(model, size, layers, layers, job.gradient_checkpointing)
@@ -141,7 +145,7 @@ def plan_supervised(model: Shape, job: Job, *, scores: bool = False) -> Plan:
     else:
         update["logits, one chunk"] = _logits(model, job)
     rollout = _rollout(model, job, size, 0.0) if job.slots else {}
-    return Plan(
+    return MemoryPlan(
         held={
             "weights" if scores else "policy weights": _policy_bytes(model, job, size),
             "optimizer: moments, master copies": _optimizer(job.trainable, 0, size, job.eight_bit, Share()),
@@ -152,18 +156,18 @@ def plan_supervised(model: Shape, job: Job, *, scores: bool = False) -> Plan:
     )
 
 
-def _logits(model: Shape, job: Job) -> float:
+def _logits(model: Shape, job: TrainingJob) -> float:
     return 3 * min(LOGITS[job.device], job.minibatch_tokens * model.vocabulary) * 4
 
 
 def _microbatch(tokens: int, budget: int, longest: int) -> float:
-    """Tokens of the largest group that `core.batching.cut_packed` makes: as few groups as can be, of like size."""
+    """Return the tokens of the largest group of `core.micro_batches.cut_packed`: the fewest groups, of like size."""
     groups = max(1, -(-tokens // budget))
     return min(tokens, max(longest, tokens / groups))
 
 
-def _policy_bytes(policy: Shape, job: Job, size: int) -> float:
-    """Adapters lie beside the weights that they are for; embeddings, head and norms are not quantised."""
+def _policy_bytes(policy: Shape, job: TrainingJob, size: int) -> float:
+    """Count adapters beside the weights that they are for; embeddings, head and norms are not quantised."""
     beside = job.trainable * (size if job.load_in is None else 4) if job.adapter else 0  # PEFT's choice
     if job.load_in is None:
         return job.parameters * size + beside
@@ -171,26 +175,29 @@ def _policy_bytes(policy: Shape, job: Job, size: int) -> float:
     return layers * LOADED[job.load_in] + (job.parameters - layers) * size + beside
 
 
-def _reward_bytes(job: Job) -> float:
+def _reward_bytes(job: TrainingJob) -> float:
     return LOADED[job.reward_load_in] if job.reward_load_in else BYTES[job.reward_dtype]
 
 
 def _gathered(parameters: int, size: int, share: Share) -> dict[str, float]:
-    """Stage 3 gathers all weights for a rollout and its scoring."""
+    """Return what stage 3 adds: it gathers all weights for a rollout and its scoring."""
     whole = parameters * size
     return {"weights of the other processes": whole - share.of(whole, 3)} if share.stage == 3 and share.is_zero else {}
 
 
 def _optimizer(learning: int, head: int, size: int, eight_bit: bool, share: Share) -> float:
-    """Adam's two moments and float32 copies; DeepSpeed copies what is float32 already, too."""
+    """Count Adam's two moments and float32 copies; DeepSpeed also copies what is float32 already."""
     if share.is_zero:
         return share.of((learning + head) * 12, 1)
     moments = 2 if eight_bit else 8
     return learning * (moments + (0 if size == 4 else 4)) + head * moments
 
 
-def _rollout(policy: Shape, job: Job, size: int, kept: float) -> dict[str, float]:
-    """Keys and values of all slots, a prefill or the logits of a step; the kept states are put together after that."""
+def _rollout(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[str, float]:
+    """Count keys and values of all slots, and a prefill or the logits of a step.
+
+    The kept states are put together after that.
+    """
     prefill = min(PREFILL_TOKENS, job.slots * job.prompt_tokens)
     cache = job.slots * job.sequence_tokens * policy.kv_values() * size
     passing = max(
@@ -201,11 +208,12 @@ def _rollout(policy: Shape, job: Job, size: int, kept: float) -> dict[str, float
 
 
 def _update(
-    policy: Shape, job: Job, sizes: tuple[int, int, int], size: int, logits: float, share: Share
+    policy: Shape, job: TrainingJob, sizes: tuple[int, int, int], size: int, logits: float, share: Share
 ) -> dict[str, float]:
-    """Backward of the largest micro-batch. sizes: parameters that train of policy, critic's trunk, value head.
+    """Count the backward pass of the largest micro-batch.
 
-    The first micro-batch of a mini-batch has its activations before its gradients; a later one has both.
+    sizes: parameters that train of policy, critic's trunk, value head. The first micro-batch of a mini-batch has its
+    activations before its gradients; a later one has both.
     """
     trainable, trunk, head = sizes
     batch = _microbatch(job.minibatch_tokens, job.tokens_per_microbatch, job.sequence_tokens)
@@ -232,7 +240,7 @@ def _update(
 
 
 def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> dict[str, float]:
-    """The gradients in float32, and what a sum over processes copies."""
+    """Count the gradients in float32, and what a sum over processes copies."""
     if share.is_zero:
         return {
             "gradients": share.of((learning + head) * size, 2),
@@ -247,10 +255,12 @@ def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> d
 def activation_bytes(
     shape: Shape, size: int, layers: int, trained: int, checkpointing: bool, responses: float = 1.0
 ) -> float:
-    """Bytes per token that the backward pass needs, and what it makes of them.
+    """Return the bytes per token that the backward pass needs, and what it makes of them.
 
-    layers: from the lowest that trains on; trained: those with matrices that train. responses: the share of tokens
-    that predict one of a response: only they go through the last MLP, the final norm and the heads.
+    layers: from the lowest that trains on.
+    trained: how many of them have matrices that train.
+    responses: the share of tokens that predict one of a response: only they go through the last MLP, the final norm and
+        the heads.
     """
     d, i, kv = shape.hidden, shape.intermediate, shape.kv_heads * shape.head
     norms = 2 * d * 4  # their inputs, in float32

@@ -7,7 +7,7 @@ from typing import Any
 from starling_train.config.fields import UserError, no_path
 from starling_train.config.ppo import PpoConfig
 from starling_train.planning import shapes
-from starling_train.planning.memory import Job, Plan, Share, plan
+from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan
 from starling_train.planning.shapes import Shape
 from starling_train.planning.step_time import DEVICES, Work, nearest, seconds
 from starling_train.planning.what_trains import what_trains_of
@@ -27,19 +27,19 @@ class Planner:
 
     @classmethod
     def find(cls, config: PpoConfig) -> "Planner":
-        """From config.json, or what is known of published models. Raises UserError."""
+        """Plan from config.json, or from what is known of published models. Raises UserError."""
         policy = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
         device = "cpu" if config.cluster.device == "cpu" else "cuda"
         table = what_trains_of(config.freeze, policy.config(), config.seed)
         return cls(config, policy, reward_shape(config), table, device)
 
-    def job(self, processes: int = 1) -> Job:
-        """What one of the processes has to do, at the longest prompts and responses."""
+    def job(self, processes: int = 1) -> TrainingJob:
+        """Describe the work of one of the processes, at the longest prompts and responses."""
         config, policy = self.config, self.policy
         algorithm, longest = config.algorithm, config.data.max_prompt_tokens + config.rollout.max_new_tokens
         prompts = -(-algorithm.prompts_per_step // processes)
         above = policy.layers - min(self.table.lowest_layer, policy.layers)
-        return Job(
+        return TrainingJob(
             parameters=self.table.parameters_of,
             trainable=self.table.parameters_trained,
             dtype=config.model.dtype,
@@ -51,7 +51,7 @@ class Planner:
             minibatch_tokens=-(-prompts // algorithm.minibatches) * longest,
             tokens_per_microbatch=algorithm.tokens_per_microbatch,
             layers_above_lowest=above,
-            layers_trained=above,  # which ones a scan picks is not known, and it spreads them
+            layers_trained=above,  # which ones a scan will pick is unknown, and it spreads them
             gradient_checkpointing=config.model.gradient_checkpointing,
             eight_bit=config.optim.eight_bit,
             reward_dtype=config.reward.dtype,
@@ -63,15 +63,15 @@ class Planner:
             load_in=config.model.load_in,
         )
 
-    def memory(self, processes: int = 1, stage: int | None = None) -> Plan:
-        """Bytes on each device. stage: the configuration's if None."""
+    def memory(self, processes: int = 1, stage: int | None = None) -> MemoryPlan:
+        """Plan the bytes on each device. stage: the configuration's if None."""
         share = Share(processes, self.config.cluster.zero_stage if stage is None else stage)
         return plan(self.policy, self.reward, self.job(processes), share)
 
     def fewest(self, gb: float) -> tuple[int, int] | None:
-        """(devices, ZeRO stage) of the smallest number of devices of so many decimal GB, None beyond the largest count.
+        """Find the fewest devices of `gb` decimal GB: (devices, ZeRO stage), None beyond the largest count.
 
-        The configured stage is kept where it is enough; else the lowest that is.
+        The configured stage if it is enough; else the lowest that is.
         """
         config = self.config
         stages = sorted({config.cluster.zero_stage, *range(config.cluster.zero_stage, 4)})
@@ -87,7 +87,7 @@ class Planner:
 
 
 def reward_shape(config: PpoConfig) -> Shape | None:
-    """The reward model's, None where it is served. Raises UserError."""
+    """Find the reward model's shape, None where it is served. Raises UserError."""
     reward = config.reward
     if not reward.has_weights:
         return None
@@ -98,26 +98,24 @@ def reward_shape(config: PpoConfig) -> Shape | None:
 
 
 def describe(config: Any) -> str:
-    """The text of the command `plan`. config: a run's with the section `plan`. Raises UserError."""
-    planner, asked = Planner.find(config), config.plan
-    count, prompts = asked.processes, config.algorithm.prompts_per_step
+    """Render the text of the command `plan`. config: a run's with the section `plan`. Raises UserError."""
+    planner, settings = Planner.find(config), config.plan
+    count, prompts = settings.processes, config.algorithm.prompts_per_step
     stage = config.cluster.zero_stage
     if config.optim.eight_bit and stage and count > 1:
-        raise UserError(
-            "optim.eight_bit: 8-bit moments are not kept in parts; use cluster.zero_stage=0, or leave it out"
-        )
-    memory, device = planner.memory(count), nearest(asked.gpu_gb)
-    prompt_tokens = min(asked.prompt_tokens, config.data.max_prompt_tokens)
-    response_tokens = min(asked.response_tokens, config.rollout.max_new_tokens)
+        raise UserError("optim.eight_bit: 8-bit moments cannot be sharded; use cluster.zero_stage=0, or leave it out")
+    memory, device = planner.memory(count), nearest(settings.gpu_gb)
+    prompt_tokens = min(settings.prompt_tokens, config.data.max_prompt_tokens)
+    response_tokens = min(settings.response_tokens, config.rollout.max_new_tokens)
     work = Work(prompts / count, prompt_tokens, response_tokens, config.algorithm.epochs)
-    job, shares = planner.job(count), (asked.matrix_share, asked.bandwidth_share)
+    job, shares = planner.job(count), (settings.matrix_share, settings.bandwidth_share)
     times = seconds(planner.policy, planner.reward, job, work, device, *shares)
     longest = prompts * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
-    total, fits = sum(times.values()), memory.total <= asked.gpu_gb * 1e9
+    total, fits = sum(times.values()), memory.total <= settings.gpu_gb * 1e9
     guessed = config.freeze.method in ("snr", "lowest") and not config.freeze.scan
     lines = [
         f"plan       {config.name}: {count} process{'es' if count > 1 else ''} of one device each, "
-        f"{'ZeRO stage ' + str(stage) if count > 1 and stage else 'nothing in parts'}",
+        f"{'ZeRO stage ' + str(stage) if count > 1 and stage else 'nothing sharded'}",
         "trains     as many matrices as the SNR scan would select; which ones, it decides when the run starts"
         if guessed
         else f"trains     by freeze.method={config.freeze.method}",
@@ -126,16 +124,16 @@ def describe(config: Any) -> str:
         "",
         "memory of each device, at the longest prompts and responses",
         memory.render(),
-        f"{'fits' if fits else 'does not fit'} on a device of {asked.gpu_gb:g} GB; not counted: the CUDA context and "
-        "what allocators lose, for which a device has some 5 % more bytes than its nominal decimal GB",
+        f"{'fits' if fits else 'does not fit'} on a device of {settings.gpu_gb:g} GB; not counted: the CUDA context "
+        "and what allocators lose, for which a device has some 5 % more bytes than its nominal decimal GB",
         "",
         f"step       {prompts} prompts, {round(work.tokens * count):,} tokens at {prompt_tokens} of a prompt and "
         f"{response_tokens} of a response in the mean, {longest:,} at most",
         f"time       about {total:.0f} s a step, {total * config.algorithm.steps / 3600:.1f} h for "
         f"{config.algorithm.steps} steps ({', '.join(f'{name} {value:.0f}' for name, value in times.items())}): "
         "an estimate, not a measurement,",
-        f"           for the {device.name}, {asked.matrix_share:.0%} of {device.tflops:g} TFLOP/s and "
-        f"{asked.bandwidth_share:.0%} of {device.bandwidth_gb_s:g} GB/s",
+        f"           for the {device.name}, {settings.matrix_share:.0%} of {device.tflops:g} TFLOP/s and "
+        f"{settings.bandwidth_share:.0%} of {device.bandwidth_gb_s:g} GB/s",
         "",
         "fewest devices that hold it",
         *(f"  {kind.gb:>3} GB  {_words(planner.fewest(kind.gb), stage)}" for kind in DEVICES),
@@ -143,15 +141,15 @@ def describe(config: Any) -> str:
     return "\n".join(lines)
 
 
-def _words(found: tuple[int, int] | None, stage: int) -> str:
-    if found is None:
+def _words(counted: tuple[int, int] | None, stage: int) -> str:
+    if counted is None:
         return "not on any number that was tried"
-    count, needed = found
+    count, needed = counted
     return f"{count}" + (f" with cluster.zero_stage={needed}" if count > 1 and needed != stage else "")
 
 
 def of_run(config: PpoConfig, policy: Any, table: Any, device: str, processes: int) -> float | None:
-    """Planned peak of each process of a run, decimal GB; None with a reward model whose architecture may be any.
+    """Return the planned peak of each process, decimal GB; None for a reward model of any architecture.
 
     policy: its transformers configuration. table: what trains.
     """
@@ -161,6 +159,6 @@ def of_run(config: PpoConfig, policy: Any, table: Any, device: str, processes: i
 
 
 def against(planned_gb: float | None, measured_gb: float) -> str:
-    """The line that a run ends with."""
+    """Render the line that a run ends with."""
     planned = "not planned" if planned_gb is None else f"planned {planned_gb:.3g} GB at the longest responses"
     return f"peak memory of a process: {planned}, measured {measured_gb:.3g} GB above what it held at the start"

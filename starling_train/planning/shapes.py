@@ -1,6 +1,6 @@
-"""Sizes of decoders from config.json alone, and those of published models where it is not at hand.
+"""Sizes of decoders from config.json alone, and of published models where it is not available.
 
-Facts of the known ones are from their model cards and those of their bases.
+The published sizes are from the models' cards and those of their bases.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from starling_train.models.source import ModelSource, cached_config, local_direc
 
 @dataclass(frozen=True)
 class Shape:
-    """What the arithmetic needs of a decoder."""
+    """The sizes of a decoder that the arithmetic needs."""
 
     hidden: int
     intermediate: int
@@ -25,7 +25,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> "Shape":
-        """config: a transformers configuration, or a dict with its keys."""
+        """Take the sizes from `config`, a transformers configuration or a dict with its keys."""
         values = config if isinstance(config, dict) else config.to_dict()
         return cls(
             values["hidden_size"],
@@ -39,7 +39,7 @@ class Shape:
         )
 
     def config(self) -> Any:
-        """A transformers configuration whose model has these sizes."""
+        """Make a transformers configuration whose model has these sizes."""
         from transformers import LlamaConfig
 
         return LlamaConfig(
@@ -59,7 +59,7 @@ class Shape:
         return self.head_size or self.hidden // self.heads
 
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Shape of each matrix of a layer by its type, in the order of the forward pass (Llama, Mistral)."""
+        """Return the shape of each matrix of a layer by its type, in the order of the forward pass (Llama, Mistral)."""
         d, q, kv = self.hidden, self.heads * self.head, self.kv_heads * self.head
         attention = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
         mlp = {
@@ -70,24 +70,24 @@ class Shape:
         return {f"self_attn.{k}": v for k, v in attention.items()} | {f"mlp.{k}": v for k, v in mlp.items()}
 
     def layer_parameters(self) -> int:
-        """The matrices of one layer."""
+        """Count the parameters in the matrices of one layer."""
         return sum(rows * columns for rows, columns in self.matrices().values())
 
     def decoder_parameters(self) -> int:
-        """Embeddings, layers and norms, without an output head (Llama and Mistral, no biases)."""
+        """Count embeddings, layers and norms, without an output head (Llama and Mistral, no biases)."""
         d = self.hidden
         return self.layers * (self.layer_parameters() + 2 * d) + self.vocabulary * d + d
 
     def parameters(self) -> int:
-        """All of a causal language model."""
+        """Count the parameters of the causal language model."""
         return self.decoder_parameters() + (0 if self.tied else self.vocabulary * self.hidden)
 
     def kv_values(self) -> int:
-        """Numbers that the cache keeps of a token."""
+        """Count the numbers that the cache keeps of a token."""
         return 2 * self.layers * self.kv_heads * self.head
 
     def forward(self) -> int:
-        """Numbers per token that live at a time in a pass without gradients: around the MLP of one layer."""
+        """Count the numbers per token alive at a time in a pass without gradients: around the MLP of one layer."""
         return 3 * self.hidden + 3 * self.intermediate
 
 
@@ -105,7 +105,7 @@ NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 
 
 def find(path: str, key: str, known: dict[str, Shape], kind: str) -> Shape:
-    """The shape of the model in a directory, of one in the hub's cache on this machine, or of the known one of `kind`.
+    """Find the shape of the model in a directory or in this machine's hub cache, or of the known one of `kind`.
 
     Nothing is downloaded. Raises UserError.
     """
@@ -121,7 +121,7 @@ def find(path: str, key: str, known: dict[str, Shape], kind: str) -> Shape:
 
 
 def read(source: ModelSource) -> Shape:
-    """The shape that a directory's config.json gives. Raises UserError for what is not a Llama or Mistral."""
+    """Read the shape from a directory's config.json. Raises UserError for anything but a Llama or Mistral."""
     source.check_config()
     key, file, values = source.key, source.directory / "config.json", source.values
     if values.get("model_type") not in ("mistral", "llama"):

@@ -1,12 +1,12 @@
 """Seconds of a step, estimated: operations and bytes by arithmetic, rates from vendors' data sheets.
 
-Estimates, not measurements: the shares of the rates that are achieved are assumptions (`plan.matrix_share`,
-`plan.bandwidth_share`), and generation is taken to keep all its slots filled.
+Estimates, not measurements: the achieved shares of the rates are assumptions (`plan.matrix_share`,
+`plan.bandwidth_share`), and generation is assumed to keep all its slots filled.
 """
 
 from dataclasses import dataclass
 
-from starling_train.planning.memory import Job
+from starling_train.planning.memory import TrainingJob
 from starling_train.planning.shapes import Shape
 
 
@@ -29,13 +29,13 @@ DEVICES = (
 
 
 def nearest(gb: float) -> Device:
-    """The profile whose memory is nearest to `gb`."""
+    """Return the profile whose memory is nearest to `gb`."""
     return min(DEVICES, key=lambda device: abs(device.gb - gb))
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one process and step. prompts, prompt_tokens, response_tokens: how many, and their mean lengths."""
+    """A step's work of one process. prompts, prompt_tokens, response_tokens: how many, and their mean lengths."""
 
     prompts: float
     prompt_tokens: float
@@ -50,13 +50,13 @@ class Work:
 def seconds(
     policy: Shape,
     reward: Shape | None,
-    job: Job,
+    job: TrainingJob,
     work: Work,
     device: Device,
     matrix_share: float,
     bandwidth_share: float,
 ) -> dict[str, float]:
-    """Seconds by phase; a token takes 2 operations a parameter forwards, and as many for each gradient."""
+    """Estimate the seconds by phase; a token takes 2 operations a parameter forwards, and as many for each gradient."""
     rate, bandwidth = device.tflops * 1e12 * matrix_share, device.bandwidth_gb_s * 1e9 * bandwidth_share
     size = 4 if job.dtype == "float32" else 2
     head = policy.vocabulary * policy.hidden
@@ -64,7 +64,7 @@ def seconds(
     above = job.layers_above_lowest * policy.layer_parameters()
     responses = work.prompts * work.response_tokens
 
-    # every decoding step reads all weights, and the keys and values of what is there
+    # every decoding step reads all weights, and the keys and values so far
     decoding = responses / min(job.slots, work.prompts)
     context = min(job.slots, work.prompts) * (work.prompt_tokens + work.response_tokens / 2)
     read = (layers + head + context * policy.kv_values()) * size / bandwidth

@@ -1,4 +1,4 @@
-"""What a run would do, from config.json and tokenizer alone."""
+"""What a run would train, from config.json alone."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ from starling_train.config.sections import FreezeConfig
 from starling_train.models.causal_lm import build_empty
 from starling_train.models.reward.net import Network
 from starling_train.models.source import ModelSource
-from starling_train.planning.memory import Plan
+from starling_train.planning.memory import MemoryPlan
 from starling_train.selection.freeze import FreezeTable, apply
 from starling_train.selection.listing import list_matrices, matrices_of
 from starling_train.selection.records import Record
@@ -18,13 +18,13 @@ COUNTS_ONLY = "  (counts; which ones, the SNR scan decides when the run starts)"
 
 
 def what_trains(freeze: FreezeConfig, source: ModelSource, seed: int) -> FreezeTable:
-    """The table of a policy, without weights and without a scan. Raises UserError."""
+    """Make the table of a policy, without weights and without a scan. Raises UserError."""
     records = scan_or_list(freeze, source, "cpu") if freeze.scan else list_matrices(source)
     return _table(freeze, build_empty(source.policy_config), records, seed)
 
 
 def what_trains_of(freeze: FreezeConfig, model_config: Any, seed: int) -> FreezeTable:
-    """The table of a policy of which only the configuration is known. Raises UserError."""
+    """Make the table of a policy from its configuration alone. Raises UserError."""
     model = build_empty(model_config)
     records = matrices_of(model)
     if freeze.method in SCORED and freeze.scan:
@@ -33,25 +33,26 @@ def what_trains_of(freeze: FreezeConfig, model_config: Any, seed: int) -> Freeze
 
 
 def select_as_many(freeze: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
-    """As many matrices of each type as a scan would select, where there is none: types hold matrices of one size, so
-    the counts are exact.
+    """Select as many matrices of each type as a scan would, where there is none.
+
+    A type's matrices have one size, so the counts are exact.
     """
     return select(replace(freeze, method="random") if needs_scan(freeze) else freeze, records, seed)
 
 
 def _table(freeze: FreezeConfig, model: Network, records: dict[str, Record], seed: int) -> FreezeTable:
     table = apply(freeze, model, select_as_many(freeze, records, seed))
-    # which layers the scan picks is not known yet: the lowest that it may pick
+    # which layers the scan will pick is unknown: assume the lowest that it may
     return replace(table, lowest_layer=min(table.lowest_layer, freeze.lowest_layer)) if needs_scan(freeze) else table
 
 
-def rendered(table: FreezeTable, memory: Plan) -> list[str]:
-    """Lines for people: what trains, and the memory that it takes."""
+def rendered(table: FreezeTable, memory: MemoryPlan) -> list[str]:
+    """Render lines for people: what trains, and the memory that it takes."""
     return ["", table.render(), "", "memory, one process", memory.render()]
 
 
 def selection(freeze: FreezeConfig) -> str:
-    """What trains, in words."""
+    """Describe what trains."""
     return _method(freeze) + (COUNTS_ONLY if needs_scan(freeze) else "")
 
 

@@ -10,7 +10,7 @@ from starling_train.report.markup import markdown_table
 from starling_train.report.read_run import setting
 from starling_train.run.saved import SavedRun
 from starling_train.selection.freeze import FreezeTable
-from starling_train.training.trained import Trained
+from starling_train.training.trained import TrainedModel
 
 USE_POLICY = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +35,7 @@ print(model.score([messages]))
 In a run of `starling_train.ppo`: `reward={kind} reward.path=DIR reward.max_length={max_length}{key}`."""
 
 
-def render(run: SavedRun, trained: Trained, table: FreezeTable, base: Identity) -> str:
+def render(run: SavedRun, trained: TrainedModel, table: FreezeTable, base: Identity) -> str:
     """Return the card of the model that `export` writes.
 
     run: the run.
@@ -63,7 +63,7 @@ def render(run: SavedRun, trained: Trained, table: FreezeTable, base: Identity) 
     )
 
 
-def _front(trained: Trained) -> str:
+def _front(trained: TrainedModel) -> str:
     """Return the header that the hub reads; it names the base model only by a hub id."""
     path = trained.model.path
     on_hub = path.count("/") == 1 and not path.startswith((".", "~", "/")) and not Path(path).is_dir()
@@ -71,7 +71,7 @@ def _front(trained: Trained) -> str:
     return "\n".join([*lines, *([f"base_model: {path}"] if on_hub else []), "---"])
 
 
-def _origin(run: SavedRun, trained: Trained, base: Identity) -> list[tuple[str, str]]:
+def _origin(run: SavedRun, trained: TrainedModel, base: Identity) -> list[tuple[str, str]]:
     model = trained.model
     revision = f", revision `{model.revision}`" if model.revision else ""
     return [
@@ -98,7 +98,7 @@ def _training(settings: dict[str, Any], run: SavedRun) -> list[tuple[str, str]]:
     return [(what, value) for what, value in known.items() if value]
 
 
-def _share(trained: Trained, table: FreezeTable) -> str:
+def _share(trained: TrainedModel, table: FreezeTable) -> str:
     lora, is_part = trained.lora, table.parameters_trained < table.parameters_of
     return (
         f"{f'LoRA adapters of rank {lora.rank} and alpha {lora.alpha:g}, merged into the weights: ' if lora else ''}"
@@ -134,7 +134,7 @@ def _number(value: Any) -> str:
     return f"{value:.6g}" if read_run.is_number(value) else "-"
 
 
-def _use(settings: dict[str, Any], trained: Trained) -> str:
+def _use(settings: dict[str, Any], trained: TrainedModel) -> str:
     if trained.kind is None:
         return USE_POLICY
     newline = bool(setting(settings, "rm.trailing_newline"))

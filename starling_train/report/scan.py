@@ -14,7 +14,13 @@ from starling_train.report.plots.spectrum import draw
 from starling_train.selection import scan, unfrozen_yaml
 from starling_train.selection.module_types import layer_of
 from starling_train.selection.overlap import Overlap
-from starling_train.selection.records import Record, write_json, write_scan, write_spectrum_scan, write_target_modules
+from starling_train.selection.records import (
+    Record,
+    write_json,
+    write_records,
+    write_spectrum_scan,
+    write_target_modules,
+)
 from starling_train.selection.scan_journal import JOURNAL, ScanJournal
 from starling_train.selection.select import names_of
 
@@ -93,7 +99,7 @@ def write(outcome: ScanOutcome, run: Path, slug: str) -> None:
     if outcome.other:
         table = {"other": outcome.other, "types": [asdict(row) for row in outcome.overlaps]}
         write_json(table, run / "comparison.json")
-    write_scan(outcome.records, run / "snr.json")
+    write_records(outcome.records, run / "snr.json")
     (run / JOURNAL).unlink(missing_ok=True)
 
 

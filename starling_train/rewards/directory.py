@@ -10,7 +10,7 @@ from starling_train.models.reward.source import RewardSource
 from starling_train.models.source import ModelSource
 from starling_train.run.runtime import Runtime
 
-PLACE, HOLDS_MEMORY = "path", True
+LOCATION, HOLDS_MEMORY = "path", True
 SCORED_BY = ("dtype", "load_in", "position", "trailing_newline", "max_length")
 
 
@@ -31,5 +31,5 @@ def identity(
     identify: Callable[[ModelSource], dict[str, Any]],
     weights: bool = True,
 ) -> dict[str, Any]:
-    """Say which model it is, by its files. Raises UserError."""
+    """Identify the model by its files. Raises UserError."""
     return identify(RewardSource.of(config, weights=weights).model)

@@ -2,12 +2,12 @@
 
 A kind is a module beside this one and a row here; its keys are checked in `config/sections.py`. A module has
 
-    PLACE          the key of the section `reward` that says where it is
+    LOCATION       the key of the section `reward` that says where the model is
     SCORED_BY      the keys that its scores depend on besides
-    HOLDS_MEMORY   whether another model has to be let go for it
-    check(config, weights)               what can be found wrong without loading it; weights False: it need not be there
+    HOLDS_MEMORY   whether another model has to be released for it
+    check(config, weights)               check what can be checked without loading; weights=False: it need not exist
     load(config, runtime)                a Scorer, on the run's device
-    identity(config, identify, weights)  who it is, as JSON; identify: hashes the files of a ModelSource
+    identity(config, identify, weights)  which model it is, as JSON; identify: hashes the files of a ModelSource
 
 and raises UserError.
 """
@@ -36,10 +36,10 @@ class Scorer(Protocol):
     budget: Budget | None
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
-        """One score a conversation, in order. Raises UserError."""
+        """Return one score a conversation, in order. Raises UserError."""
 
     def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
-        """One score a conversation, or what is wrong with it."""
+        """Return one score a conversation, or what is wrong with it."""
 
 
 def of(config: RewardConfig) -> ModuleType:
@@ -47,5 +47,5 @@ def of(config: RewardConfig) -> ModuleType:
 
 
 def described(config: RewardConfig) -> str:
-    """Where it is, and its kind, for people to read."""
-    return f"{getattr(config, of(config).PLACE)} ({config.kind})"
+    """Describe where the reward model is, and its kind."""
+    return f"{getattr(config, of(config).LOCATION)} ({config.kind})"

@@ -1,8 +1,8 @@
-"""A file of conversations -> a file of scores, a chunk at a time, so that a stopped job goes on where it was.
+"""A file of conversations -> a file of scores, a chunk at a time, so that a stopped job continues where it was.
 
-ExtraFiles the output lies `<output>.progress.json`: how many bytes of the input are done, their SHA-256, how long the
-output was then, and the settings that scores depend on. A chunk is in the output first and in that file second, so
-what a kill left behind the last count is cut off and done again. Input that was only added to is gone on with.
+Beside the output lies `<output>.progress.json`: how many bytes of the input are done, their SHA-256, how long the
+output was then, and the settings that scores depend on. A chunk goes into the output first and into that file second,
+so what a kill left after the last count is cut off and repeated. An input that was only extended is continued.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ CHUNK_BYTES = 32_000_000  # of input held at a time, however few lines that is
 SETTINGS = ("kind", "path", "tokenizer", *SCORED_BY)
 COUNTS = ("input_bytes", "output_bytes", "lines", "scored", "wrong", "first_wrong")
 
-Line = tuple[int, bytes]  # number, from 1, and text
+InputLine = tuple[int, bytes]  # number, from 1, and text
 
 
 @dataclass
-class Progress:
-    """What is done. settings: of the reward model. first_wrong: number of the first line that was wrong, 0 if none."""
+class ScoreProgress:
+    """What is done. settings: of the reward model. first_wrong: number of the first wrong line, 0 if there is none."""
 
     settings: dict[str, Any]
     input_bytes: int = 0
@@ -51,18 +51,18 @@ def progress_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.progress.json")
 
 
-def resume(source: Path, output: Path, config: RewardConfig) -> Progress:
-    """Where an earlier start left off, or the beginning.
+def resume(source: Path, output: Path, config: RewardConfig) -> ScoreProgress:
+    """Find where an earlier start stopped, or the beginning.
 
     Raises UserError if the input was changed, the model is another one, or the output is not ours.
     """
     settings = {key: getattr(config, key) for key in SETTINGS}
     path = progress_path(output)
     if not output.exists():
-        return Progress(settings)
+        return ScoreProgress(settings)
     again = f"delete {output} to score everything again, or give another output"
     if not path.is_file():
-        raise UserError(f"output: {output} is there already and `score` did not write it; {again}")
+        raise UserError(f"output: {output} already exists and `score` did not write it; {again}")
     progress = _read_progress(path, again)
     changed = [key for key in SETTINGS if progress.settings[key] != settings[key]]
     if changed:
@@ -74,15 +74,15 @@ def resume(source: Path, output: Path, config: RewardConfig) -> Progress:
     return progress
 
 
-def _read_progress(path: Path, again: str) -> Progress:
+def _read_progress(path: Path, again: str) -> ScoreProgress:
     try:
-        progress = Progress(**json.loads(path.read_bytes()))
+        progress = ScoreProgress(**json.loads(path.read_bytes()))
         is_ours = isinstance(progress.settings, dict) and progress.settings.keys() >= set(SETTINGS)
         is_ours = is_ours and all(type(getattr(progress, key)) is int for key in COUNTS)
     except (OSError, ValueError, TypeError, RecursionError):  # not JSON, or not what `write` writes
         is_ours = False
     if not is_ours:
-        raise UserError(f"output: {path} is damaged, so where to go on is not known; {again}")
+        raise UserError(f"output: {path} is damaged, so where to continue is unknown; {again}")
     return progress
 
 
@@ -90,17 +90,17 @@ def score_file(
     source: Path,
     output: Path,
     model: Scorer,
-    progress: Progress,
+    progress: ScoreProgress,
     chunk_lines: int,
     on_wrong: Callable[[int, UserError], None],
-    on_chunk: Callable[[Progress], None],
+    on_chunk: Callable[[ScoreProgress], None],
 ) -> None:
-    """Score what `progress` (of `resume`) lacks, and advance it; blank lines are passed over.
+    """Score what `progress` (of `resume`) lacks, and advance it; blank lines are skipped.
 
     on_wrong: called with the number of a line that could not be scored; on_chunk: after every chunk that is safe.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    progress.write(progress_path(output))  # before the output: that it is ours must be known from its first byte
+    progress.write(progress_path(output))  # before the output, which must be known as ours from its first byte
     output.touch()
     rows = Appender(output, progress.output_bytes)
     with source.open("rb") as lines:
@@ -123,9 +123,9 @@ def score_file(
             on_chunk(progress)
 
 
-def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[Line]]:
-    """Up to `count` lines, or CHUNK_BYTES, at a time, numbered on from `done`."""
-    chunk: list[Line] = []
+def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[InputLine]]:
+    """Yield up to `count` lines, or CHUNK_BYTES, at a time, numbered on from `done`."""
+    chunk: list[InputLine] = []
     size = 0
     for number, line in enumerate(lines, start=done + 1):
         chunk.append((number, line))
@@ -137,8 +137,8 @@ def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[Line]]:
         yield chunk
 
 
-def score_lines(lines: list[Line], model: Scorer) -> list[float | UserError]:
-    """A score for every line, or what is wrong with it."""
+def score_lines(lines: list[InputLine], model: Scorer) -> list[float | UserError]:
+    """Score every line, or say what is wrong with it."""
     read = [_conversation(line) for _, line in lines]
     good = {index: messages for index, messages in enumerate(read) if not isinstance(messages, UserError)}
     results: list[Any] = list(read)
@@ -149,9 +149,9 @@ def score_lines(lines: list[Line], model: Scorer) -> list[float | UserError]:
 
 
 def row(number: int, result: float | UserError) -> bytes:
-    """One line of output."""
-    said = {"error": str(result)} if isinstance(result, UserError) else {"score": result}
-    return to_line({"line": number} | said, ascii_only=False)
+    """Render one line of output."""
+    outcome = {"error": str(result)} if isinstance(result, UserError) else {"score": result}
+    return to_line({"line": number} | outcome, ascii_only=False)
 
 
 def _conversation(line: bytes) -> list[dict] | UserError:
@@ -161,19 +161,19 @@ def _conversation(line: bytes) -> list[dict] | UserError:
         return error
 
 
-def _begins_with(source: Path, progress: Progress) -> bool:
-    """Whether the lines that are done still are the file's first."""
+def _begins_with(source: Path, progress: ScoreProgress) -> bool:
+    """Return whether the lines that are done are still the file's first."""
     with source.open("rb") as lines:
         if _digest(lines, progress.input_bytes).hexdigest() != progress.input_sha256:
             return False
         following = lines.read(1)
         lines.seek(max(progress.input_bytes - 1, 0))
-        # a last line without an end that was written on is another line
+        # a last line without an end that was continued is another line
         return lines.read(1) == b"\n" or following in (b"", b"\n")
 
 
 def _digest(lines: BinaryIO, size: int) -> Any:
-    """The running SHA-256 of the next `size` bytes."""
+    """Hash the next `size` bytes: a running SHA-256."""
     digest = hashlib.sha256()
     while size > 0 and (block := lines.read(min(size, BLOCK))):
         digest.update(block)

@@ -1,9 +1,9 @@
 """A reward model that is served: the same `.score(conversations)`, over HTTP.
 
-Requests run in parallel on a few connections. One that fails in a way that may pass (no connection, no answer in time,
-429, 5xx) is sent again after a growing pause, until `patience_s` seconds have gone since it first failed; so a server
-can be restarted in the middle of a step. Then, and for an answer that will not change (401, another protocol),
-an error of one line is raised.
+Requests run in parallel on a few connections. One that fails temporarily (no connection, no answer in time, 429, 5xx)
+is sent again after a growing pause, until `patience_s` seconds have gone since it first failed; so a server can be
+restarted in the middle of a step. After that, and for an answer that will not change (401, another protocol), an error
+of one line is raised.
 """
 
 import itertools
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import httpx
 
 
-PLACE, HOLDS_MEMORY, SCORED_BY = "url", False, ()
+LOCATION, HOLDS_MEMORY, SCORED_BY = "url", False, ()
 
 
 def check(config: RewardConfig, weights: bool = True) -> None:
-    """Ask the server, so that a wrong address or token is reported before a run starts. weights: False: do not."""
+    """Ask the server, so that a wrong address or token is reported before a run starts. weights=False: do not."""
     if weights:
         load(config).close()
 
@@ -48,17 +48,17 @@ def load(config: RewardConfig, runtime: Runtime | None = None) -> "RewardClient"
 
 
 def identity(config: RewardConfig, identify: Any = None, weights: bool = True) -> dict[str, Any]:
-    """Say which server it is: what it serves is known by its address alone."""
+    """Identify the server: what it serves is known by its address alone."""
     return {"url": config.url, "protocol": config.protocol}
 
 
 class RewardClient:
     """Scores conversations on a server. tokenizer: only for OpenRLHF's protocol, its chat template makes the text."""
 
-    budget = None  # its memory is the server's
+    budget = None  # the memory is the server's
 
     def __init__(self, config: RewardConfig, tokenizer: Any = None) -> None:
-        self.truncated = 0  # answers that lost their beginning, as far as the server tells
+        self.truncated = 0  # answers that lost their beginning, as far as the server reports
         self._url = _endpoint(config)
         self._openrlhf, self._tokenizer = config.protocol == "openrlhf", tokenizer
         self._per_request = config.conversations_per_request
@@ -67,7 +67,7 @@ class RewardClient:
         self._pool = ThreadPoolExecutor(config.connections, "reward-client")
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
-        """One score a conversation, in order. Raises UserError."""
+        """Return one score a conversation, in order. Raises UserError."""
         starts = range(0, len(conversations), self._per_request)
         futures = [self._pool.submit(self._ask, conversations[i : i + self._per_request]) for i in starts]
         try:
@@ -81,7 +81,7 @@ class RewardClient:
         return list(itertools.chain.from_iterable(scores for scores, _ in answers))
 
     def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
-        """As `RewardModel.score_each`: the server names no single conversation, so they are all right or it raises."""
+        """Score as `RewardModel.score_each`; the server names no single conversation: all are right, or it raises."""
         return list(self.score(conversations))
 
     def check(self) -> None:
@@ -95,7 +95,7 @@ class RewardClient:
         self._http.close()
 
     def _ask(self, conversations: Sequence[list[dict]]) -> tuple[list[float], int]:
-        """(scores, how many answers lost their beginning)."""
+        """Return (scores, how many answers lost their beginning)."""
         response = self._http.post(self._body(conversations))
         if response.status_code != 200:
             raise self._http.refusal(response, _remedy(response.status_code))
@@ -118,7 +118,7 @@ def _endpoint(config: RewardConfig) -> str:
 
 
 def _scores(response: "httpx.Response", key: str, count: int, url: str) -> list[float]:
-    """The scores of an answer, checked: another program may listen at that address."""
+    """Check and return the scores of an answer: another program may listen at that address."""
     try:
         scores = response.json()[key]
         assert isinstance(scores, list)

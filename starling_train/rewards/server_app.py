@@ -1,4 +1,4 @@
-"""The HTTP face of a reward model: routes, bearer token, body limit, and a message for everything that is wrong."""
+"""The HTTP interface of a reward model: routes, bearer token, body limit, and a message for everything wrong."""
 
 import asyncio
 import hmac
@@ -27,11 +27,13 @@ class Refusal(Exception):
 
 
 def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about: dict[str, Any]) -> "FastAPI":
-    """The application. token: asked for as `Authorization: Bearer`, not on /health. about: what /health says besides.
+    """Build the application.
 
     POST /score {"conversations": [[{role, content}, ...], ...]} -> {"scores": [...], "truncated": 0}
     POST /get_reward, OpenRLHF's {"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...], ...};
     `data.rendered_text` says how text becomes a conversation. truncated: answers that lost their beginning.
+
+    token: required as `Authorization: Bearer`, except on /health. about: what else /health reports.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
@@ -46,8 +48,8 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
     async def answer(request: Request, read: Callable[[Any], list[list[dict]]], key: str) -> JSONResponse:
         check_token(request.headers.get("authorization"), token)
         check_content(request.headers.get("content-type"), request.headers.get("content-encoding"))
-        asked = read(conversations.parse(await body(request, max_body_bytes)))
-        scored = await asyncio.wrap_future(scores.submit(asked))
+        requested = read(conversations.parse(await body(request, max_body_bytes)))
+        scored = await asyncio.wrap_future(scores.submit(requested))
         return JSONResponse({key: checked(scored.scores), "truncated": scored.truncated})
 
     async def score(request: Request) -> JSONResponse:
@@ -95,20 +97,20 @@ def check_token(header: str | None, token: str | None) -> None:
 def check_content(kind: str | None, encoding: str | None) -> None:
     """Raise Refusal (415) for a body that says it is something else than JSON.
 
-    A page in a browser can send forms and plain text anywhere without asking, JSON not: so those are refused too.
+    A page in a browser can send forms and plain text anywhere without permission, but not JSON: so those are refused.
     """
     media = (kind or "application/json").partition(";")[0].strip().lower()
     if media != "application/json" and not media.endswith("+json"):
-        raise Refusal(415, f"the body is said to be {media[:80]}; send JSON with Content-Type: application/json")
+        raise Refusal(415, f"the body is declared as {media[:80]}; send JSON with Content-Type: application/json")
     if encoding and encoding.strip().lower() != "identity":
-        raise Refusal(415, f"the body is encoded ({encoding[:80]}); send it as it is")
+        raise Refusal(415, f"the body is encoded ({encoding[:80]}); send it unencoded")
 
 
 async def body(request: "Request", limit: int) -> bytes:
-    """The body. Raises Refusal (413) if it is larger than the limit.
+    """Read the body. Raises Refusal (413) if it is larger than the limit.
 
-    What is too much is read and thrown away, up to DISCARDED bytes: a client that is still writing when its connection
-    closes sees an error instead of the answer.
+    The excess is read and thrown away, up to DISCARDED bytes: a client that is still writing when its connection closes
+    sees an error instead of the answer.
     """
     read, size = bytearray(), 0
     async for chunk in request.stream():
@@ -123,15 +125,15 @@ async def body(request: "Request", limit: int) -> bytes:
 
 
 def of_score_request(request: Any) -> list[list[dict]]:
-    """The conversations of POST /score. An empty answer is scored: a policy can give one. Raises UserError."""
-    asked = request.get("conversations") if isinstance(request, dict) else None
-    if not isinstance(asked, list):
+    """Parse POST /score into conversations. An empty answer is scored: a policy can give one. Raises UserError."""
+    requested = request.get("conversations") if isinstance(request, dict) else None
+    if not isinstance(requested, list):
         raise UserError('no conversations; send {"conversations": [[{"role", "content"}, ...], ...]}')
-    return [_at("conversations", index, _scorable, value) for index, value in enumerate(asked)]
+    return [_at("conversations", index, _scorable, value) for index, value in enumerate(requested)]
 
 
 def of_openrlhf_request(request: Any) -> list[list[dict]]:
-    """The conversations of OpenRLHF's request: text, with or without the prompts that the texts begin with."""
+    """Parse OpenRLHF's request into conversations: text, with or without the prompts that the texts begin with."""
     queries = request.get("query") if isinstance(request, dict) else None
     if not _are_texts(queries):
         raise UserError('no query; send {"query": [text, ...], "prompts": [text, ...]}')
@@ -146,7 +148,7 @@ def of_openrlhf_request(request: Any) -> list[list[dict]]:
 
 
 def checked(scores: list[float]) -> list[float]:
-    """The scores, or Refusal (500) for those that JSON cannot carry and nothing can learn from."""
+    """Return the scores. Raises Refusal (500) for those that JSON cannot carry and nothing can learn from."""
     if not all(map(math.isfinite, scores)):
         raise Refusal(500, "the reward model gave a score that is not finite")
     return scores

@@ -19,7 +19,7 @@ class Scored(NamedTuple):
 
 
 @dataclass
-class Job:
+class ScoringJob:
     """One request. encoded is filled by the worker; scored gets its result, or the error of this request alone."""
 
     conversations: Sequence[list[dict]]
@@ -37,18 +37,21 @@ class RewardQueue:
 
     def __init__(self, model: RewardModel, wait_s: float) -> None:
         self._model, self._wait_s = model, wait_s
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[ScoringJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="reward-model", daemon=True)
         self._thread.start()
 
     def submit(self, conversations: Sequence[list[dict]]) -> "Future[Scored]":
-        """The scores of one request, to come. Conversations must be checked; what a template refuses is a UserError."""
-        job = Job(conversations)
+        """Return the scores of one request, to come.
+
+        Conversations must be checked; what a template refuses is a UserError.
+        """
+        job = ScoringJob(conversations)
         self._jobs.put(job)
         return job.scored
 
     def close(self) -> None:
-        """End after what is waiting."""
+        """End after the requests that are waiting."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -61,8 +64,8 @@ class RewardQueue:
             if last:
                 return
 
-    def _gather(self, first: Job, shared: int) -> tuple[list[Job], bool]:
-        """(a batch, whether `close` was met)."""
+    def _gather(self, first: ScoringJob, shared: int) -> tuple[list[ScoringJob], bool]:
+        """Gather (a batch, whether `close` was met)."""
         jobs = [first]
         tokens = self._encode(first)
         deadline = time.monotonic() + self._wait_s
@@ -78,8 +81,8 @@ class RewardQueue:
             tokens += self._encode(job)
         return jobs, False
 
-    def _encode(self, job: Job) -> int:
-        """Tokens of a request; 0 if it was cancelled or cannot be scored, which it then knows."""
+    def _encode(self, job: ScoringJob) -> int:
+        """Encode a request and count its tokens; 0 if it was cancelled or cannot be scored, which it then knows."""
         if not job.scored.set_running_or_notify_cancel():
             return 0
         before = self._model.truncated
@@ -90,11 +93,11 @@ class RewardQueue:
         job.truncated = self._model.truncated - before
         return sum(map(len, job.encoded))
 
-    def _score(self, jobs: Sequence[Job]) -> None:
+    def _score(self, jobs: Sequence[ScoringJob]) -> None:
         jobs = [job for job in jobs if not job.scored.done()]
         try:
             scores = iter(self._model.score_ids([ids for job in jobs for ids in job.encoded]))
-        except Exception as error:  # e.g. out of memory: told to those who asked, and the next batch is tried
+        except Exception as error:  # e.g. out of memory: reported to these requests, and the next batch is tried
             for job in jobs:
                 job.scored.set_exception(error)
             return

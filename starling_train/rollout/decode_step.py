@@ -14,14 +14,14 @@ BUCKET = 256  # positions: a CUDA graph attends over a multiple of this
 class DecodeStep:
     """A step for the first rows of the cache, as many as there are tokens. Weights are the model's own, live.
 
-    keep: gives what the last forward pass left behind, to be kept (see `StateRecorder`), or None.
+    recorded: gives the states of the last forward pass that are to be kept (see `StateRecorder`), or None.
     """
 
-    def __init__(self, policy: CausalLM, cache: SlotCache, keep: Callable[[], Tensor | None]):
-        self._policy, self._cache, self._device, self._keep = policy, cache, policy.device, keep
+    def __init__(self, policy: CausalLM, cache: SlotCache, recorded: Callable[[], Tensor | None]):
+        self._policy, self._cache, self._device, self._recorded = policy, cache, policy.device, recorded
 
     def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Token i of row i stands at positions[i] (from 0); returns logits (rows, vocabulary), and what is kept."""
+        """Decode token i of row i at positions[i] (from 0); returns logits (rows, vocabulary) and recorded states."""
         ids, at = torch.tensor([tokens, positions], device=self._device)
         return self._forward(ids, at, max(positions) + 1)
 
@@ -34,19 +34,19 @@ class DecodeStep:
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        return self._policy.get_output_embeddings()(hidden[:, -1]), self._keep()
+        return self._policy.get_output_embeddings()(hidden[:, -1]), self._recorded()
 
 
 class GraphStep(DecodeStep):
-    """The same on a GPU with always the same rows: captured once for every BUCKET of positions, then replayed.
+    """The same on a GPU, with fixed rows: captured once for every BUCKET of positions, then replayed.
 
     A 7B step is some 700 kernels; launched one by one from Python they take longer than they run.
     """
 
     def __init__(
-        self, policy: CausalLM, cache: SlotCache, keep: Callable[[], Tensor | None], slots: int, capacity: int
+        self, policy: CausalLM, cache: SlotCache, recorded: Callable[[], Tensor | None], slots: int, capacity: int
     ):
-        super().__init__(policy, cache, keep)
+        super().__init__(policy, cache, recorded)
         cache.touch(capacity)
         self._capacity, self._slots = capacity, slots
         self._inputs = torch.zeros(2, slots, dtype=torch.long, device=self._device)
@@ -59,9 +59,9 @@ class GraphStep(DecodeStep):
         self._inputs.copy_(torch.tensor([tokens, positions]))
         if used not in self._graphs:
             self._graphs[used] = self._capture(used)
-        graph, (logits, kept) = self._graphs[used]
+        graph, (logits, states) = self._graphs[used]
         graph.replay()
-        return logits, None if kept is None else kept.clone()  # the next replay writes over it
+        return logits, None if states is None else states.clone()  # the next replay writes over it
 
     def _capture(self, used: int) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor | None]]:
         side = torch.cuda.Stream()
@@ -77,7 +77,7 @@ class GraphStep(DecodeStep):
 
 
 def _masks(policy: CausalLM, positions: Tensor, used: int) -> Tensor | dict[str, Tensor]:
-    """Which of the `used` positions each row attends to, (rows, 1, 1, used): up to its own, within a sliding window.
+    """Mark which of the `used` positions each row attends to, (rows, 1, 1, used): up to its own, in a sliding window.
 
     A dictionary by layer type where the decoder has layers of several types, as its own forward expects.
     """
@@ -96,5 +96,5 @@ def _masks(policy: CausalLM, positions: Tensor, used: int) -> Tensor | dict[str,
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where the mask is True, the lowest number elsewhere."""
+    """Make a mask to add to scores: 0 where it is True, the lowest number elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

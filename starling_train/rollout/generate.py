@@ -31,8 +31,8 @@ def generate(
     """Draw one response per prompt, at most `config.slots` side by side, with the engine that `config` names.
 
     Uses the global random generator (seed it first). greedy=True takes the likeliest token instead of sampling.
-    The policy is back in the mode it came in afterwards. Engine `slots` draws each response with random numbers of
-    its own, so that it depends on its index among the prompts and on nothing else; `hf` is transformers' `generate`.
+    Afterwards the policy is back in its former mode. Engine `slots` draws each response with random numbers of its own,
+    which depend on its index among the prompts and on nothing else; `hf` is transformers' `generate`.
     keep_layer: with `slots`, keep the hidden states that enter this decoder layer (`Rollout.entering`).
     budget: of sequences side by side (the configuration's if None); when memory runs out, all are drawn again with
     half.

@@ -1,4 +1,4 @@
-"""The hidden states that enter a decoder layer, kept while responses are generated: scoring need not compute them."""
+"""The hidden states that enter a decoder layer, kept while responses are generated, so that scoring reuses them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,17 +11,17 @@ from starling_train.models.causal_lm import Decoder
 
 
 class StateRecorder:
-    """States per sequence, in the order of its tokens. layer: which decoder layer they enter; None keeps nothing."""
+    """Records states per sequence, in the order of its tokens. layer: which decoder layer they enter; None: nothing."""
 
     def __init__(self, decoder: Decoder, layer: int | None, sequences: int):
         # after the last layer comes the norm: where only it or the head trains, all layers are below
         self._layer = None if layer is None else [*decoder.layers, decoder.norm][layer]
         self._entered: Tensor | None = None
-        self._parts: list[list[Tensor]] = [[] for _ in range(sequences)]
+        self._by_sequence: list[list[Tensor]] = [[] for _ in range(sequences)]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """While this is open, `last` gives the states of the last forward pass."""
+        """Record while this is open: `last` gives the states of the last forward pass."""
         if self._layer is None:
             yield
             return
@@ -35,7 +35,7 @@ class StateRecorder:
         self._entered = inputs[0] if inputs else named["hidden_states"]
 
     def last(self) -> Tensor | None:
-        """(rows, tokens, d) of the last forward pass."""
+        """Return (rows, tokens, d) of the last forward pass."""
         return self._entered
 
     def add(self, sequences: Sequence[int | None], states: Tensor | None, lengths: Sequence[int]) -> None:
@@ -44,13 +44,13 @@ class StateRecorder:
             return
         for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
             if sequence is not None:
-                self._parts[sequence].append(states[row, :length])
+                self._by_sequence[sequence].append(states[row, :length])
 
     def collect(self, lengths: Sequence[int]) -> list[Tensor] | None:
-        """The first lengths[i] states of every sequence, (lengths[i], d) each; None where nothing was kept."""
+        """Return the first lengths[i] states of every sequence, (lengths[i], d) each; None if nothing was recorded."""
         if self._layer is None:
             return None
-        return [torch.cat(parts)[:length] for parts, length in zip(self._parts, lengths, strict=True)]
+        return [torch.cat(states)[:length] for states, length in zip(self._by_sequence, lengths, strict=True)]
 
 
 class SharedStates:
@@ -70,17 +70,17 @@ class SharedStates:
         """Keep states (tokens, d) of the sequences `rows`, one after the other; each sequence once."""
         self._missing -= len(rows)
         if self._states is None:
-            self._states = self._room(states)
-        parts = states.split([self._lengths[row] for row in rows])
-        for row, part in zip(rows, parts, strict=True):
-            self._states[self._span(row)].copy_(part, non_blocking=True)
+            self._states = self._allocate(states)
+        by_row = states.split([self._lengths[row] for row in rows])
+        for row, own in zip(rows, by_row, strict=True):
+            self._states[self._span(row)].copy_(own, non_blocking=True)
 
     @property
     def is_full(self) -> bool:
         """Whether every sequence was put in."""
         return self._missing == 0
 
-    def _room(self, like: Tensor) -> Tensor:
+    def _allocate(self, like: Tensor) -> Tensor:
         shape = (self._ends[-1], like.shape[-1])
         is_small = shape[0] * shape[1] * like.element_size() <= self._limit
         if like.is_cuda and not is_small:
@@ -88,12 +88,12 @@ class SharedStates:
         return like.new_empty(shape)
 
     def get(self, rows: Sequence[int]) -> Tensor:
-        """(tokens, d) of the sequences `rows`, one after the other, on the device."""
+        """Return (tokens, d) of the sequences `rows`, one after the other, on the device."""
         assert self._states is not None, "nothing was put in"
-        parts = [self._states[self._span(row)] for row in rows]
+        by_row = [self._states[self._span(row)] for row in rows]
         if self._states.device == self._device:
-            return torch.cat(parts)
-        return torch.cat([part.to(self._device, non_blocking=True) for part in parts])
+            return torch.cat(by_row)
+        return torch.cat([states.to(self._device, non_blocking=True) for states in by_row])
 
     def _span(self, row: int) -> slice:
         return slice(self._ends[row] - self._lengths[row], self._ends[row])

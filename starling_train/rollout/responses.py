@@ -10,8 +10,8 @@ from torch import Tensor
 class Rollout:
     """Prompts and the responses drawn for them, as token ids, in the order of the prompts.
 
-    responses end with the end-of-turn token where `ended` is True; else they were cut by the limit or a stop string.
-    entering: the hidden states that entered a layer that was asked for, per sequence, of all its tokens but the last.
+    responses: end with the end-of-turn token where `ended` is True; else they were cut by the limit or a stop string.
+    entering: the hidden states that entered `keep_layer`, per sequence, of all its tokens but the last.
     """
 
     prompts: list[list[int]]
@@ -23,13 +23,13 @@ class Rollout:
         return len(self.prompts)
 
     def only(self, rows: Sequence[int]) -> "Rollout":
-        """Some of its sequences, in this order."""
+        """Return some of its sequences, in this order."""
         entering = None if self.entering is None else [self.entering[i] for i in rows]
         prompts, responses = [self.prompts[i] for i in rows], [self.responses[i] for i in rows]
         return Rollout(prompts, responses, [self.ended[i] for i in rows], entering)
 
     def lengths(self) -> list[int]:
-        """Tokens of prompt and response together but for the last, which predicts nothing, per sequence."""
+        """Count the tokens of prompt and response but for the last, which predicts nothing, per sequence."""
         return [len(p) + len(r) - 1 for p, r in zip(self.prompts, self.responses, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Keys and values of sequences that step together, each at its own length, in memory that is taken once."""
+"""Keys and values of sequences that step together, each at its own length, in memory that is allocated once."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ GROWTH = 32  # tokens by which the part of the cache that is touched grows
 class SlotCache:
     """A cache for transformers' decoders: per layer (slots, heads, capacity, head size), for keys and for values.
 
-    `admit` copies in what prompts left behind. For a decoding step, `aim` says where each row's next token goes; the
-    attention layers then call `update`, which writes it there and gives back the used part of every row.
+    `admit` copies in the keys and values of prompts. For a decoding step, `aim` says where each row's next token goes;
+    the attention layers then call `update`, which writes it there and returns the used part of every row.
     """
 
-    is_compileable = False  # transformers asks; nothing here is for torch.compile
+    is_compileable = False  # an attribute that transformers reads; nothing here is for torch.compile
 
     def __init__(self, like: Any, slots: int, capacity: int):
-        """like: a transformers cache that holds something: its layers' shapes, dtype and device are taken over."""
+        """Take over the layers' shapes, dtype and device from `like`, a transformers cache that holds something."""
         self._keys, self._values = (
             [tensor.new_empty(slots, tensor.shape[1], capacity, tensor.shape[3]) for tensor in tensors]
             for tensors in _tensors(like)
@@ -52,7 +52,7 @@ class SlotCache:
             self._touched = end
 
     def aim(self, rows: Tensor, positions: Tensor, used: int) -> None:
-        """The next `update` is for `rows`, 0 to n - 1, at these positions (n,), all below `used`."""
+        """Point the next `update` at `rows`, 0 to n - 1, at these positions (n,), all below `used`."""
         self.touch(used)
         self._rows, self._positions, self._used = rows, positions, used
 

@@ -1,7 +1,7 @@
 """The rollout engine `slots`: a fixed number of sequences step together; a finished one's slot is refilled at once.
 
-On a CPU the rows that run are kept together at the front, so that a step computes nothing for the others. On a GPU
-all slots take part in every step, whose shapes then never change: it is captured as a CUDA graph.
+On a CPU the running rows are kept together at the front, so that a step computes nothing for the others. On a GPU all
+slots take part in every step, so that its shapes never change: it is captured as a CUDA graph.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from starling_train.rollout.slot_cache import SlotCache
 from starling_train.rollout.stop_strings import StopStrings
 
 PREFILL_TOKENS = 8192  # of prompts in one forward pass, padded
-REFILL_SHARE = 8  # slots are filled again once an eighth of them is free: the prompts share a forward pass
+REFILL_SHARE = 8  # slots are refilled once an eighth of them is free, so that prompts share a forward pass
 CACHE_SHARE = 0.8  # of a GPU's free memory, at most, for keys and values
 
 
@@ -52,7 +52,7 @@ def respond(
 
 
 class _Decoder:
-    """State: `_slots[i]` is the number of the prompt whose response grows in row i of the cache, None if it is free."""
+    """Decodes all prompts. `_slots[i]`: the number of the prompt whose response grows in row i, None if it is free."""
 
     def __init__(
         self,
@@ -73,8 +73,10 @@ class _Decoder:
         self._capacity = max(map(len, prompts), default=0) + config.max_new_tokens
         self._count = min(config.slots, len(prompts))
         if self._on_gpu:
-            kept = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * policy.config.hidden_size
-            self._count = max(1, min(self._count, _rows_that_fit(policy, self._capacity, kept * policy.dtype.itemsize)))
+            state_bytes = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * policy.config.hidden_size
+            self._count = max(
+                1, min(self._count, _rows_that_fit(policy, self._capacity, state_bytes * policy.dtype.itemsize))
+            )
         self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # longest last: taken from the end
         self._responses: list[list[int]] = [[] for _ in prompts]
         self._slots: list[int | None] = []
@@ -88,11 +90,13 @@ class _Decoder:
         with self._recorder.watching():
             while self._waiting or self._running():
                 free = self._count - self._running()
+                # a refill waits until an eighth of the slots is free: one forward pass then serves many prompts
                 if self._waiting and (free == self._count or free * REFILL_SHARE >= self._count):
                     self._prefill_slots(min(free, len(self._waiting)))
                 else:
                     self._advance()
-        self._step = self._cache = None  # a GPU's memory: graphs, keys and values
+        # let go of graphs, keys and values at once: scoring needs the GPU's memory next
+        self._step = self._cache = None
         return self._responses, self._recorder.collect([self._length(i) - 1 for i in range(len(self._prompts))])
 
     def _running(self) -> int:
@@ -106,16 +110,17 @@ class _Decoder:
             logits, keys_and_values = self._prefill(sequences)
             self._recorder.add(sequences, self._recorder.last(), [len(self._prompts[i]) for i in sequences])
             if self._step is None:
-                self._make_room(keys_and_values)
-            free = [slot for slot, held in enumerate(self._slots) if held is None][: len(sequences)]
+                self._make_cache(keys_and_values)
+            free = [slot for slot, holds in enumerate(self._slots) if holds is None][: len(sequences)]
             assert self._cache is not None, "made with the step"
             self._cache.admit(keys_and_values, free)
             for slot, sequence in zip(free, sequences, strict=True):
                 self._slots[slot] = sequence
+            # the prompt's last logits already give the first token: a prefill draws, too
             self._append(free, sequences, self._draw(logits, sequences))
 
     def _prefill(self, sequences: list[int]) -> tuple[Tensor, DynamicCache]:
-        """Logits after each prompt, (n, vocabulary), and the keys and values of the prompts, right-padded."""
+        """Compute the logits after each prompt, (n, vocabulary), and the prompts' keys and values, right-padded."""
         prompts = [self._prompts[i] for i in sequences]
         # attention is causal and padding lies to the right: no real position sees it, whatever it is
         ids = padded(prompts)[0].to(self._policy.device)
@@ -124,7 +129,7 @@ class _Decoder:
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)
         return self._policy.get_output_embeddings()(hidden[torch.arange(len(ids), device=ids.device), ends]), cache
 
-    def _make_room(self, example: DynamicCache) -> None:
+    def _make_cache(self, example: DynamicCache) -> None:
         """Make the cache, in the shapes of the first prompts' own, and as many slots as it has rows."""
         self._cache = SlotCache(example, self._count, self._capacity)
         self._slots = [None] * self._count
@@ -140,6 +145,7 @@ class _Decoder:
         rows = self._slots if self._on_gpu else self._slots[: self._running()]
         # a free slot on a GPU takes part: it writes over its own first position
         tokens = [0 if sequence is None else self._responses[sequence][-1] for sequence in rows]
+        # the newest token is not in the cache yet: this step writes it, at the last position so far
         filled = [0 if sequence is None else self._length(sequence) - 1 for sequence in rows]
         sequences = [0 if sequence is None else sequence for sequence in rows]
         assert self._step is not None, "there is a row that runs"
@@ -151,13 +157,14 @@ class _Decoder:
         return len(self._prompts[sequence]) + len(self._responses[sequence])
 
     def _compact(self) -> None:
-        """Move rows from the end into free slots, so that the rows that run are the first."""
+        """Move rows from the end into free slots, so that the running rows are the first."""
         count = self._running()
-        free = [slot for slot, held in enumerate(self._slots[:count]) if held is None]
-        behind = [slot for slot, held in enumerate(self._slots) if held is not None and slot >= count]
+        free = [slot for slot, holds in enumerate(self._slots[:count]) if holds is None]
+        behind = [slot for slot, holds in enumerate(self._slots) if holds is not None and slot >= count]
         for target, source in zip(free, behind, strict=True):
             sequence = self._slots[source]
             assert self._cache is not None and sequence is not None, "a row that runs"
+            # all tokens but the newest, which the next step writes
             self._cache.move(source, target, self._length(sequence) - 1)
             self._slots[target], self._slots[source] = sequence, None
 
@@ -167,9 +174,11 @@ class _Decoder:
             return logits.argmax(-1).tolist()
         config = self._config
         probabilities = sampling.distribution(logits, config.temperature, config.top_p, config.top_k)
+        # the k-th token of a prompt always takes its k-th number, whichever slot or step draws it; a free slot on a GPU
+        # draws as well, and could run past the end
         count = [min(len(self._responses[sequence]), config.max_new_tokens - 1) for sequence in sequences]
-        where = torch.tensor([list(sequences), count], device=logits.device)
-        return sampling.draw(probabilities, self._uniforms[where[0], where[1]]).tolist()
+        index = torch.tensor([list(sequences), count], device=logits.device)
+        return sampling.draw(probabilities, self._uniforms[index[0], index[1]]).tolist()
 
     def _append(self, rows: Sequence[int], sequences: Sequence[int | None], tokens: list[int]) -> None:
         """Add a token to the response in each row; those that end with it leave their slots."""
@@ -178,35 +187,35 @@ class _Decoder:
                 continue
             response = self._responses[sequence]
             response.append(token)
-            is_over = token in self._end_ids or len(response) == self._config.max_new_tokens
+            is_complete = token in self._end_ids or len(response) == self._config.max_new_tokens
             stops = self._stops
-            if is_over or (stops.due(len(response)) and stops.is_in_tail(response)):
+            if is_complete or (stops.due(len(response)) and stops.is_in_tail(response)):
                 end = stops.end(response)
-                if end is not None:
+                if end is not None:  # the text is only looked at every few tokens: what came after the string goes
                     del response[end:]
-                if is_over or end is not None:
+                if is_complete or end is not None:
                     self._slots[row] = None
                     self._on_done(sequence, response)
 
 
-def _rows_that_fit(policy: CausalLM, capacity: int, kept: int) -> int:
-    """Sequences whose keys and values fit into CACHE_SHARE of a GPU's memory that is free, or cached by torch.
+def _rows_that_fit(policy: CausalLM, capacity: int, state_bytes: int) -> int:
+    """Count the sequences whose keys and values fit into CACHE_SHARE of a GPU's memory, free or cached by torch.
 
-    kept: bytes of hidden states that need room besides, twice over while they are put together.
+    state_bytes: of hidden states that need room besides, twice over while they are put together.
     """
     config = policy.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * policy.dtype.itemsize
     free = torch.cuda.mem_get_info(policy.device)[0]
     free += torch.cuda.memory_reserved(policy.device) - torch.cuda.memory_allocated(policy.device)
-    return int(CACHE_SHARE * (free - kept) / (per_token * capacity))
+    return int(CACHE_SHARE * (free - state_bytes) / (per_token * capacity))
 
 
 def _uniforms(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:
-    """`count` uniform float32 numbers in [0, 1) for each seed, (len(seeds), count), on the CPU.
+    """Draw `count` uniform float32 numbers in [0, 1) for each seed, (len(seeds), count), on the CPU.
 
     A seed is a tuple of numbers >= 0. Streams of different seeds are independent, and the first numbers of a stream
-    do not depend on how many are asked for.
+    do not depend on how many are requested.
     """
     streams = [np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))) for seed in seeds]
     return torch.from_numpy(np.stack([stream.random(count, dtype=np.float32) for stream in streams]))

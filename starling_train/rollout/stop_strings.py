@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from starling_train.data.chat import Chat
 
-EVERY = 8  # tokens between two looks at a response: decoding costs more than a few tokens too many
+EVERY = 8  # tokens between two looks at a response: decoding text costs more than drawing a few tokens too many
 
 
 class StopStrings:
@@ -13,19 +13,19 @@ class StopStrings:
 
     def __init__(self, chat: Chat, strings: Sequence[str]):
         self._chat, self._strings = chat, tuple(strings)
-        # what was not there at the last look lies in the newest tokens: a token has a byte at least
+        # what is new since the last look lies in the newest tokens: a token has at least one byte
         self._tail = EVERY + max((len(string.encode()) for string in strings), default=0)
 
     def due(self, length: int) -> bool:
-        """Whether a response that is still growing is looked at when it has `length` tokens."""
+        """Return whether to look at a response that is still growing when it has `length` tokens."""
         return bool(self._strings) and length % EVERY == 0
 
     def is_in_tail(self, response: Sequence[int]) -> bool:
-        """Whether one of them is in what a response has gained since the last look."""
+        """Return whether one of the strings is in what a response has gained since the last look."""
         return self._contains(response[-self._tail :])
 
     def end(self, response: Sequence[int]) -> int | None:
-        """The number of tokens with which the first of the strings is complete; None without one."""
+        """Return how many tokens complete the first of the strings; None without one."""
         if not self._strings or not self._contains(response):
             return None
         return bisect_left(range(len(response)), True, key=lambda length: self._contains(response[:length]))

@@ -24,7 +24,7 @@ def respond(
     on_done: OnDone,
 ) -> tuple[list[list[int]], None]:
     """Draw a response for each prompt, as `generate.Engine`; no hidden states are kept."""
-    if indices and indices[0]:  # processes share one seed, and must not draw the same numbers for other prompts
+    if indices and indices[0]:  # processes share one seed, but must not draw the same numbers for different prompts
         torch.manual_seed(torch.initial_seed() + indices[0])
     responses: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -42,12 +42,12 @@ def respond(
 
 @contextmanager
 def generating(policy: CausalLM) -> Iterator[None]:
-    """The policy without gradients, and afterwards as it was.
+    """Put the policy into generation mode, without gradients, and back afterwards.
 
-    Its own generation_config comes back: `generate` is given exactly our settings, because it would fill in what a
-    model's own say of penalties and samplers, and what is sampled would no longer be what is scored. Training mode
-    with gradient checkpointing would switch the cache off. Rows of different lengths need a mask, which flash
-    attention has none of.
+    Its own generation_config is restored: `generate` gets exactly our settings, because it would fill in penalties and
+    samplers from the model's own, and what is sampled would no longer be what is scored. Training mode with gradient
+    checkpointing would switch the cache off. Rows of different lengths need a mask, which flash attention does not
+    support.
     """
     was_training, own, attention = policy.training, policy.generation_config, policy.config._attn_implementation
     policy.eval()

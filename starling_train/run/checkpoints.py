@@ -34,8 +34,8 @@ class Checkpoints:
     """The folder `checkpoints/` of a run: one folder `step_000123` each, the newest `keep` of them.
 
     base: the model that the trainable tensors belong to; a checkpoint of another base is refused.
-    extra_files: writes more files into a checkpoint's folder, for others to read, and gives their names.
-    saved: step of the newest checkpoint that is known to be good, 0 if there is none.
+    extra_files: writes more files into a checkpoint's folder, for other programs, and returns their names.
+    saved: step of the newest checkpoint that is known to be good, or 0.
     """
 
     def __init__(self, directory: Path, keep: int, base: Identity, extra_files: ExtraFiles | None = None):
@@ -69,15 +69,15 @@ class Checkpoints:
         manifest.write(partial, state.step, self._base, (*FILES, *more))
 
     def newest(self, logged: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint whose files are what was written; one that is not is reported and passed over.
+        """Load the newest intact checkpoint; one that is damaged is reported and passed over.
 
-        logged: last step in metrics.jsonl; a checkpoint of later steps would leave a gap there, and is passed over too.
-        None if there are no checkpoints at all. Raises UserError if there are some and none can be used, or if the
-        newest belongs to another base model.
+        logged: last step in metrics.jsonl; a checkpoint of a later step would leave a gap in it, and is passed over
+        too. None without any checkpoint. Raises UserError if none of those that exist can be used, or if the newest
+        belongs to another base model.
         """
         self._sweep()
         problems = []
-        for directory in reversed(found(self._directory)):
+        for directory in reversed(folders(self._directory)):
             try:
                 checkpoint = self._load(directory, logged)
             except Damaged as problem:
@@ -96,11 +96,11 @@ class Checkpoints:
         return None
 
     def at(self, step: int) -> Checkpoint:
-        """The checkpoint of a step, which another process has found to be good."""
+        """Load the checkpoint of a step, which another process has found to be good."""
         return self._load(self._directory / manifest.folder_name(step), None)
 
     def _load(self, directory: Path, logged: int | None) -> Checkpoint:
-        """Raises Damaged, and UserError for another base model."""
+        """Load a checkpoint. Raises Damaged, and UserError for another base model."""
         written = manifest.verify(directory, FILES)
         if written.base.sha256 != self._base.sha256:
             raise UserError(
@@ -119,13 +119,13 @@ class Checkpoints:
         try:
             tensors = [load_file(directory / name) for name in FILES[:2]]
         except SafetensorError as error:
-            raise Damaged(f"is no pair of safetensors files ({error})") from error
+            raise Damaged(f"is not a pair of safetensors files ({error})") from error
         return Checkpoint(tensors[0], tensors[1], state)
 
     def _prune(self) -> None:
-        """Drop what is known to be bad, and what is older than the newest `keep` that look whole."""
+        """Drop what is known to be damaged, and what is older than the newest `keep` that look whole."""
         intact = 0
-        for directory in reversed(found(self._directory)):
+        for directory in reversed(folders(self._directory)):
             if directory in self._bad or intact >= self._keep:
                 self._drop(directory)
             elif _looks_whole(directory):
@@ -143,13 +143,16 @@ class Checkpoints:
 
 
 def identify_base(directory: Path, base: Path) -> Identity:
-    """The identity of the model in the directory `base`. directory: `checkpoints/` of a run, which may know files."""
+    """Identify the model in the directory `base`.
+
+    directory: `checkpoints/` of a run, whose newest manifest may know the hashes of unchanged files.
+    """
     return identify(base, known_base(directory))
 
 
 def known_base(directory: Path) -> dict[str, dict]:
-    """`Identity.files` as the newest checkpoint with an intact manifest has it; empty if there is none."""
-    for folder in reversed(found(directory)):
+    """Return `Identity.files` of the newest intact manifest; empty if there is none."""
+    for folder in reversed(folders(directory)):
         try:
             return manifest.read(folder).base.files
         except Damaged:
@@ -157,8 +160,8 @@ def known_base(directory: Path) -> dict[str, dict]:
     return {}
 
 
-def found(directory: Path) -> list[Path]:
-    """The folders of `checkpoints/` that are named as checkpoints, oldest first."""
+def folders(directory: Path) -> list[Path]:
+    """List the folders of `checkpoints/` that are named as checkpoints, oldest first."""
     named = [path for path in directory.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name) and path.is_dir()]
     return sorted(named, key=lambda path: int(path.name.removeprefix("step_")))
 

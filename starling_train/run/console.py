@@ -28,13 +28,13 @@ DPO = (
     ("held-out margin", "eval/reward_margin", "{:.3f}"),
 )
 Watched = Sequence[tuple[str, str, str]]
-WATCHED = tuple(dict.fromkeys((*PPO, *RM[:2], *DPO[:3], *RM[2:], *DPO[3:])))  # of a command that does not say
+WATCHED = tuple(dict.fromkeys((*PPO, *RM[:2], *DPO[:3], *RM[2:], *DPO[3:])))  # of a command that names none
 
 
 class Console:
-    """Used as a context: `phase` says what is going on, `step` that a step is done with these metrics.
+    """Used as a context: `phase` shows what is going on, `step` that a step is done with these metrics.
 
-    is_quiet: say nothing (all processes of a run but the first). watched: the numbers on the line of a step.
+    is_quiet: print nothing (all processes of a run but the first). watched: the numbers on the line of a step.
     """
 
     def __init__(self, steps: int, done: int = 0, is_quiet: bool = False, watched: Watched = WATCHED):
@@ -63,14 +63,14 @@ class Console:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """A line of text, above the bar."""
+        """Print a line of text, above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, name: str) -> None:
         self._progress.update(self._task, phase=name)
 
     def step(self, metrics: dict[str, Any], left_s: float | None = None) -> None:
-        """A step is done; left_s: estimated seconds to the end of the run, if known."""
+        """Show that a step is done; left_s: estimated seconds to the end of the run, if known."""
         self._done = metrics["step"]
         self._numbers = numbers(metrics, self._watched)
         self._progress.update(self._task, completed=self._done, numbers=self._numbers, phase="")
@@ -80,14 +80,14 @@ class Console:
 
 
 def numbers(metrics: dict[str, Any], watched: Watched = WATCHED) -> str:
-    """The watched numbers that there are, on one line."""
+    """Render the watched numbers that exist, on one line."""
     return "  ".join(
         f"{label} {form.format(metrics[key])}" for label, key, form in watched if metrics.get(key) is not None
     )
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Render seconds as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

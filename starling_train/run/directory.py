@@ -39,21 +39,21 @@ class RunDirectory:
         self._refuse_other_settings(config)
 
     def is_finished(self, by_steps: bool = True) -> bool:
-        """True if the run has done all the steps that are asked for; by_steps=False: if it says that it is finished."""
+        """Return whether all requested steps are done; by_steps=False: whether the run says that it is finished."""
         if not (self.summary.is_file() and self.report.is_file()):
             return False
         summary = self._read(self.summary, json.loads)
-        # where the number of steps follows from fixed settings, no more of them can be asked for
-        wanted = self.settings.get("algorithm", {}).get("steps", 0)
+        # where the number of steps follows from fixed settings, no more of them can be requested
+        requested = self.settings.get("algorithm", {}).get("steps", 0)
         steps = summary.get("steps")
-        return bool(summary.get("finished")) and (not by_steps or (type(steps) is int and steps >= wanted))
+        return bool(summary.get("finished")) and (not by_steps or (type(steps) is int and steps >= requested))
 
     @contextmanager
     def owned(self, runtime: Runtime | None = None) -> Iterator[None]:
-        """Within, no other process can use the directory. Raises UserError if one does.
+        """Hold the directory, so that no other process can use it. Raises UserError if one does.
 
-        One that does not exist yet is taken in `create`: before that, nothing is written. The disk's errors leave as
-        those of `disk.disk_errors`.
+        A directory that does not exist yet is locked in `create`: before that, nothing is written. Errors of the disk
+        are raised as `disk.disk_errors` does.
         """
         try:
             with disk_errors(self.path):
@@ -65,7 +65,7 @@ class RunDirectory:
             self._lock.release()
 
     def log(self, path: Path, logged: int | None = None) -> JsonLines | NoLines:
-        """One of the run's files of JSON lines; on all processes but the first, one that nothing is written to."""
+        """Open one of the run's files of JSON lines; on processes other than the first, one that writes nothing."""
         return JsonLines(path, logged) if self._is_ours else NoLines()
 
     def create(self) -> None:
@@ -76,7 +76,7 @@ class RunDirectory:
             raise UserError(f"run_dir: {self.path} cannot be made ({error.strerror}); give another one") from error
         if not self._lock.held:
             self._lock.acquire()
-            if (self.path / "config.yaml").exists():  # what was read before the lock is no longer so
+            if (self.path / "config.yaml").exists():  # what was read before the lock is outdated
                 raise UserError(f"run_dir: another process has begun a run in {self.path} meanwhile; start again")
         self.write("config.yaml", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
 
@@ -95,11 +95,11 @@ class RunDirectory:
             )
 
     def _read(self, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-        """What a run wrote into one of its files. Raises UserError for anything else."""
+        """Read what a run wrote into one of its files. Raises UserError for anything else."""
         try:
             values = parse(path.read_text())
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"run_dir: {path} cannot be read, it is no run's; give another run_dir=") from error
+            raise UserError(f"run_dir: {path} cannot be read; give another run_dir=") from error
         if not isinstance(values, dict):
             raise UserError(f"run_dir: {path} is not a run's; give another run_dir=")
         return values

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what its files must be, to the byte, and whose they are."""
+"""The manifest of a checkpoint: what its files must be, to the byte, and which model they belong to."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ NAME = "manifest.json"
 
 
 class Damaged(ValueError):
-    """A checkpoint is not what was written: the file, and what is wrong with it."""
+    """A checkpoint differs from what was written: the file, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """step: of the checkpoint. base: the model that its tensors belong to. files: `size` and `sha256` by name."""
+    """A checkpoint's step, the model that its tensors belong to, and `size` and `sha256` of its files by name."""
 
     step: int
     base: Identity
@@ -33,13 +33,13 @@ def write(directory: Path, step: int, base: Identity, names: tuple[str, ...]) ->
 
 
 def _text(values: dict[str, Any]) -> str:
-    """The one way in which these values are written: with a hash of them, for flipped bytes of the manifest itself."""
+    """Serialise the values with their hash, so that a damaged manifest is detected too."""
     content = json.dumps(values, sort_keys=True)
     return json.dumps({"content": values, "sha256": hashlib.sha256(content.encode()).hexdigest()}, sort_keys=True)
 
 
 def read(directory: Path) -> Manifest:
-    """Raises Damaged if the manifest is not there, or not byte for byte what `write` wrote."""
+    """Read the manifest. Raises Damaged if it is missing, or not byte for byte what `write` wrote."""
     path = directory / NAME
     if not path.is_file():
         raise Damaged(f"{NAME} is missing")
@@ -62,10 +62,9 @@ def read(directory: Path) -> Manifest:
 
 
 def verify(directory: Path, names: tuple[str, ...], *, compared: tuple[str, ...] | None = None) -> Manifest:
-    """The manifest of a checkpoint that is what was written; raises Damaged if it is not.
+    """Read the manifest and compare the checkpoint with it. Raises Damaged if they differ.
 
-    names: of files that must be there. compared: files of which the bytes are compared too, not only names and sizes;
-    None means all.
+    names: of files that must exist. compared: files whose bytes are compared too, not only names and sizes; None: all.
     """
     manifest = read(directory)
     if not manifest.files.keys() >= set(names):
@@ -74,7 +73,7 @@ def verify(directory: Path, names: tuple[str, ...], *, compared: tuple[str, ...]
     compared = names if compared is None else compared
     if directory.name != folder_name(manifest.step):
         raise Damaged(f"{NAME} is that of step {manifest.step}: the folder was renamed, or the file copied")
-    # what the system or an editor puts beside the files, hidden, is not ours to judge
+    # hidden files that the system or an editor adds are ignored
     extra = {p.name for p in directory.iterdir() if not p.name.startswith(".")} - {NAME, *names}
     if extra:
         raise Damaged(f"{min(extra)} does not belong there")

@@ -11,7 +11,7 @@ class Clock:
         self._laps: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        """The seconds since the last lap were spent in this phase."""
+        """Count the seconds since the last lap as spent in this phase."""
         now = time.perf_counter()
         self._laps[phase] = self._laps.get(phase, 0.0) + now - self._last
         self._last = now
@@ -20,7 +20,7 @@ class Clock:
         return time.perf_counter() - self._start
 
     def metrics(self, samples: int, tokens: int) -> dict[str, float]:
-        """`time/*` and `throughput/*`; samples and tokens: what the step produced or learned from."""
+        """Return `time/*` and `throughput/*`; samples and tokens: what the step produced or learned from."""
         seconds = sum(self._laps.values())
         return {f"time/{phase}_s": lap for phase, lap in self._laps.items()} | {
             "time/step_s": seconds,

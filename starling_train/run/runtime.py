@@ -17,24 +17,24 @@ from starling_train.config.fields import UserError
 from starling_train.core.masked import Moments, moments
 
 Item = TypeVar("Item")
-LOST = ("gloo/", "ProcessGroup", "NCCL")  # in what torch says of a peer that is gone where it is a plain RuntimeError
+LOST = ("gloo/", "ProcessGroup", "NCCL")  # in torch's plain RuntimeError about a peer that is gone
 PATIENCE = timedelta(hours=12)  # for what the first process alone does, e.g. a scan of a large model
 
 
 def device_kind(device: str) -> str:
-    """cpu or cuda, which of the two `cluster.device` means here. Raises UserError where it is not there."""
+    """Return cpu or cuda, whichever `cluster.device` means here. Raises UserError where it does not exist."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("cluster.device: no CUDA device is visible; use cluster.device=cpu, or check the driver")
     return device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Runtime:
-    """This process among the processes of a run, on one device. Alone unless a launcher (torchrun, accelerate) says so.
+    """This process among the processes of a run, on one device; alone without a launcher (torchrun, accelerate).
 
-    Random numbers depend on the seed and on what they are for, not on history nor on the process.
+    Random numbers depend on the seed and on their purpose, neither on history nor on the process.
 
     device: auto, cpu or cuda. threads: CPU threads of torch, None = torch's choice. timeout_s: seconds that a process
-    waits for the others before it gives the run up. Raises UserError for a device that is not there.
+    waits for the others before it gives up the run. Raises UserError for a device that does not exist.
     """
 
     def __init__(self, device: str = "auto", threads: int | None = None, seed: int = 0, timeout_s: float = 1800.0):
@@ -69,20 +69,20 @@ class Runtime:
         return self.rank == 0
 
     def shard(self, items: Sequence[Item]) -> list[Item]:
-        """Those of the items that this process sees to: every `world`-th."""
+        """Return this process's share of the items: every `world`-th one."""
         return list(items[self.rank :: self.world])
 
     def gather(self, items: Sequence[Item]) -> list[Item]:
-        """The items of all processes in one order on all of them: `gather(shard(x)) == x`, also of what came of x."""
+        """Collect the items of all processes, in one order on all: `gather(shard(x)) == x`, also for results of x."""
         if self.world == 1:
             return list(items)
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, list(items))
-        longest = max(map(len, parts))
-        return [part[i] for i in range(longest) for part in parts if i < len(part)]
+        shards: list[Any] = [None] * self.world
+        dist.all_gather_object(shards, list(items))
+        longest = max(map(len, shards))
+        return [shard[i] for i in range(longest) for shard in shards if i < len(shard)]
 
     def on_first(self, make: Callable[[], Item]) -> Item:
-        """What `make` gives on the first process, on all of them; it may take longer than `timeout_s`."""
+        """Return, on all processes, what `make` gives on the first; it may take longer than `timeout_s`."""
         if self.world == 1:
             return make()
         if self._patient is None:
@@ -92,19 +92,19 @@ class Runtime:
         return box[0]
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Sums over all processes, in float64."""
+        """Sum over all processes, in float64."""
         return self._reduced(numbers, dist.ReduceOp.SUM)
 
     def moments(self, x: Tensor, mask: Tensor) -> Moments:
-        """Moments of x where mask is True, over all processes."""
+        """Return the moments of x where mask is True, over all processes."""
         return Moments(*(torch.tensor(n, dtype=torch.float64) for n in self.sum([float(m) for m in moments(x, mask)])))
 
     def minimum(self, numbers: Sequence[float]) -> list[float]:
-        """The smallest over all processes."""
+        """Return the smallest over all processes."""
         return self._reduced(numbers, dist.ReduceOp.MIN)
 
     def maximum(self, numbers: Sequence[float]) -> list[float]:
-        """The largest over all processes."""
+        """Return the largest over all processes."""
         return self._reduced(numbers, dist.ReduceOp.MAX)
 
     def _reduced(self, numbers: Sequence[float], how: Any) -> list[float]:
@@ -120,12 +120,12 @@ class Runtime:
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             dist.all_reduce(flat)
-            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+            for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
 
     def seed_for(self, *purpose: str | int) -> int:
-        """A 63-bit seed for one purpose, e.g. ("rollout", step): a resumed run draws what the straight run drew."""
-        text = "/".join(str(part) for part in (self._seed, 0, *purpose))
+        """Derive a 63-bit seed for one purpose, e.g. ("rollout", step): a resumed run draws the same."""
+        text = "/".join(map(str, (self._seed, 0, *purpose)))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
     def seed_all(self, *purpose: str | int) -> None:
@@ -134,12 +134,12 @@ class Runtime:
         random.seed(self.seed_for(*purpose))
 
     def generator(self, *purpose: str | int) -> torch.Generator:
-        """A CPU generator for one purpose, alike on all processes."""
+        """Make a CPU generator for one purpose, alike on all processes."""
         return torch.Generator().manual_seed(self.seed_for(*purpose))
 
     @contextmanager
     def fails_together(self) -> Iterator[None]:
-        """Within, the loss of another process ends this one with a line and exit code 1, instead of a traceback."""
+        """End this process, when another one is lost within, with one line and exit code 1 instead of a traceback."""
         try:
             yield
         except RuntimeError as error:
@@ -149,7 +149,7 @@ class Runtime:
             reason = str(error).strip().splitlines()[0][:200]
             print(
                 f"error: rank {self.rank}: another process of the run is gone, or does not answer within "
-                f"cluster.timeout_s ({reason}); the last checkpoint is as it was: start the same command again",
+                f"cluster.timeout_s ({reason}); the last checkpoint is intact: start the same command again",
                 file=sys.stderr,
                 flush=True,
             )
@@ -159,7 +159,7 @@ class Runtime:
             dist.destroy_process_group()
 
     def peak_memory_gb(self) -> float:
-        """Highest memory so far, decimal GB, of the process that took most: of its GPU, or of itself on CPU."""
+        """Return the highest memory so far, decimal GB, of the process that took most: on its GPU, else its CPU."""
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
@@ -170,7 +170,7 @@ class Runtime:
         return self.maximum([peak / 1e9])[0]
 
     def describe(self) -> str:
-        """The device in words, and how many there are."""
+        """Describe the device, and how many there are."""
         name = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
@@ -180,15 +180,15 @@ class Runtime:
 
 
 def _count(name: str) -> int:
-    """A number that a launcher has put into the environment."""
+    """Read a number that a launcher has put into the environment."""
     text = os.environ.get(name, "1" if name == "WORLD_SIZE" else "0")
     if not text.isdigit():
-        raise UserError(f"{name}: '{text}' is no number; start with torchrun or accelerate launch, or unset it")
+        raise UserError(f"{name}: '{text}' is not a number; start with torchrun or accelerate launch, or unset it")
     return int(text)
 
 
 def _buckets(tensors: Sequence[Tensor], elements: int = 2**25) -> Iterator[list[Tensor]]:
-    """Neighbours of together about `elements` at most, or single ones."""
+    """Yield neighbours of at most about `elements` together, or single tensors."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         if bucket and sum(t.numel() for t in bucket) + tensor.numel() > elements:

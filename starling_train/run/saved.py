@@ -1,6 +1,6 @@
-"""A run directory as a command that only reads it needs it: settings, and one checkpoint that is what was written.
+"""A run directory for a command that only reads it: settings, and one intact checkpoint.
 
-Nothing is written, locked or cleaned up: the run may be going on.
+Nothing is written, locked or cleaned up: the run may still be going on.
 """
 
 import json
@@ -17,12 +17,12 @@ from starling_train.run.manifest import Damaged
 from starling_train.run.state import TrainState
 
 WEIGHTS, _, STATE = checkpoints.FILES
-READ = (WEIGHTS, STATE)  # the optimizer's file, the largest, is of no use here
+READ = (WEIGHTS, STATE)  # the optimizer's file, the largest, is not needed here
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """settings: of config.yaml, as they were written. checkpoint: its folder. state: what the run knew at its step."""
+    """A run and one of its checkpoints. settings: from config.yaml, unchanged. state: the run's at that step."""
 
     path: Path
     settings: dict[str, Any]
@@ -43,12 +43,12 @@ class SavedRun:
 
 
 def find(run: Path, which: str) -> SavedRun:
-    """The run in a directory, and one of its checkpoints, its small files read.
+    """Find the run in a directory and one of its checkpoints, and read its small files.
 
     which: `newest`, `best` (of the highest held-out score), or a folder's name. Raises UserError.
     """
     settings = _settings(run)
-    folders = checkpoints.found(run / "checkpoints")
+    folders = checkpoints.folders(run / "checkpoints")
     if not folders:
         raise UserError(f"run_dir: {run} has no checkpoint; give a run that has saved one")
     if which == "best":
@@ -61,32 +61,33 @@ def find(run: Path, which: str) -> SavedRun:
 
 
 def verify(run: SavedRun, base: Path) -> identity.Identity:
-    """Compare the checkpoint's files and the base model in `base` with what they were, byte by byte; gives the base's
-    identity. Raises UserError for a difference.
+    """Compare the checkpoint's files and the base model in `base` with what they were, byte by byte.
+
+    Returns the base's identity. Raises UserError for a difference.
     """
     try:
         written = manifest.verify(run.checkpoint, checkpoints.FILES, compared=READ)
     except Damaged as problem:
         raise _unusable(run.checkpoint, problem) from problem
-    found = identity.identify(base, written.base.files)
-    if found.sha256 != written.base.sha256:
+    existing = identity.identify(base, written.base.files)
+    if existing.sha256 != written.base.sha256:
         raise UserError(
             f"base: {base} is not the model that {run.path} was trained from: its config.json or weights have other "
             "bytes; give base=DIR, a directory that has those"
         )
-    return found
+    return existing
 
 
 def _settings(run: Path) -> dict[str, Any]:
     file = run / "config.yaml"
     if not file.is_file():
-        raise UserError(f"run_dir: {run} is no run, it has no config.yaml; give the directory of a run, runs/NAME")
+        raise UserError(f"run_dir: {run} is not a run, it has no config.yaml; give the directory of a run, runs/NAME")
     try:
         settings = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"run_dir: {file} cannot be read; put the file back") from error
     if not isinstance(settings, dict):
-        raise UserError(f"run_dir: {file} is no configuration of a run; give the directory of one")
+        raise UserError(f"run_dir: {file} is not a run's configuration; give the directory of one")
     return settings
 
 

@@ -16,20 +16,20 @@ KEPT_FOR_SAVING = 0.2  # of the grace time
 
 
 class Stopped(BaseException):
-    """The phase is abandoned because of a signal. No Exception, so that nobody's `except Exception` takes it."""
+    """The phase is abandoned because of a signal. Not an Exception, so that no `except Exception` catches it."""
 
 
 class StopRequest:
-    """Remembers a signal, and raises Stopped where the phase says that it may be left; nowhere else.
+    """Remembers a signal, and raises Stopped only in phases that may be left.
 
-    So a file that is being written is always written to its end. A second signal, a second or more after the first,
-    exits at once (launchers may deliver one signal twice). One that is ignored when the command starts stays so: a
-    launcher that sends the other one has asked for that (slurm/node.sh).
+    A file that is being written is therefore always completed. A second signal, a second or more after the first,
+    exits at once (launchers may deliver one signal twice). A signal that is ignored when the command starts stays so: a
+    launcher that sends the other one relies on that (slurm/node.sh).
 
-    Several processes agree: they leave together, at the next border between two phases.
+    Several processes leave together, at the next border between two phases.
 
     grace_s: seconds from the signal to the end of the process. exit_code: None until a signal came, then 128 + 15 or
-    128 + 10. half_updated: an update was left in the middle, so that what is in memory is of no step.
+    128 + 10. half_updated: an update was interrupted, so that what is in memory belongs to no step.
     """
 
     def __init__(self, grace_s: float, runtime: Runtime | None = None) -> None:
@@ -37,7 +37,7 @@ class StopRequest:
         self._runtime = runtime or Runtime()
         self.half_updated = False
         self._grace_s = grace_s
-        self._phase = ""  # abandon, update, finish: may be left at once, if it does not fit, when the time is over
+        self._phase = ""  # abandon, update, finish: may be left: at once; if it does not fit; when the time is over
         self._began = self._longest_update = self._since = 0.0
 
     def __enter__(self) -> "StopRequest":
@@ -56,21 +56,21 @@ class StopRequest:
         return self._runtime.world == 1
 
     def wait_for_all(self) -> None:
-        """Launchers end the other processes when one has left, even in the middle of what it saves for all."""
+        """Wait until all have saved: launchers end the others when one has left, even in the middle of saving."""
         self._runtime.maximum([0.0])
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
-        """A phase in which nothing that is kept changes: a signal ends it at once."""
-        self._raise_if_asked()
+        """Run a phase that changes nothing that is kept: a signal ends it at once."""
+        self._raise_if_stopped()
         with self._as("abandon"):
             yield
-        self._raise_if_asked()
+        self._raise_if_stopped()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """A phase that changes what a checkpoint holds: it is finished if earlier ones say that this fits."""
-        self._raise_if_asked()
+        """Run a phase that changes what a checkpoint holds: completed if, by earlier ones, the grace time allows."""
+        self._raise_if_stopped()
         self._began = time.monotonic()
         with self._as("update"):
             try:
@@ -82,7 +82,7 @@ class StopRequest:
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """A phase with all steps saved: it is finished if that can be done in the grace time."""
+        """Run after the last checkpoint; completed if the grace time allows."""
         with self._as("finish"):
             if self.exit_code is not None:  # the timer may have gone off before this phase
                 self._set_timer()
@@ -96,7 +96,7 @@ class StopRequest:
         finally:
             self._phase = ""
 
-    def _raise_if_asked(self) -> None:
+    def _raise_if_stopped(self) -> None:
         code = int(self._runtime.maximum([self.exit_code or 0])[0])
         if code:
             self.exit_code = code
@@ -115,7 +115,7 @@ class StopRequest:
             self._leave()
 
     def _update_fits(self) -> bool:
-        """Without an earlier update to tell, it may try."""
+        """Return whether an update like the longest so far fits; without an earlier one, it may try."""
         left = self._began + self._longest_update - time.monotonic()
         return left <= self._grace_s * (1 - KEPT_FOR_SAVING)
 
@@ -144,10 +144,10 @@ class StopRequest:
 def leave_saved(
     stop: StopRequest, save: Callable[[], None], saved: Callable[[], int], say: Callable[[str], None]
 ) -> Iterator[None]:
-    """Where Stopped ends up: save what is in memory, if it is of one step, and exit with the signal's code.
+    """Handle Stopped: save the state unless an update was interrupted, then exit with the signal's code.
 
-    Before an error that a user must see to, such as a reward server that is gone, the same is saved.
-    saved: gives the step of the last checkpoint, which is left as it is after half an update.
+    A user's error, such as a reward server that is gone, also saves the state before it is raised.
+    saved: returns the step of the last checkpoint, which stays the newest after an interrupted update.
     """
     try:
         yield

@@ -8,24 +8,31 @@ from torch import Tensor
 
 from starling_train.config.fields import UserError
 
-STEPS_IN_A_ROW = 3  # without one applied update, that stop a run: one can be bad samples, so many are no accident
+# without an applied update, that stop a run: one can be due to bad samples, so many are not an accident
+STEPS_IN_A_ROW = 3
 
 
 def rows(step: int, reason: str, indices: Sequence[int], conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:
-    """A row for each sequence. reason, what was not finite: `score` (the reward model's), `forward` (a log-probability
-    or value), `update` (loss or gradient)."""
+    """Make a row for each sequence.
+
+    reason: what was not finite: `score` (the reward model's), `forward` (a log-probability or value), `update` (loss or
+    gradient).
+    """
     return [{"step": step, "reason": reason, "conversation": conversations[index]} for index in indices]
 
 
 def unusable(step: int, scores: Tensor, fit: Tensor, conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:
-    """Rows for the sequences that a step learns nothing from. scores: nan where not finite; fit: see Experience."""
+    """Make rows for the sequences that a step learns nothing from.
+
+    scores: nan where not finite. fit: see Experience.
+    """
     unscored = (~scores.isfinite()).nonzero().flatten().tolist()
     odd = (~fit.cpu() & scores.isfinite()).nonzero().flatten().tolist()
     return rows(step, "score", unscored, conversations) + rows(step, "forward", odd, conversations)
 
 
 def too_many(path: Path) -> UserError:
-    """The error that a run stops with."""
+    """Return the error that a run stops with."""
     return UserError(
         f"optim: {STEPS_IN_A_ROW} steps in a row had no update with numbers that are finite; the state is saved. "
         f"Lower optim.learning_rate, or look at the samples in {path}"

@@ -10,9 +10,11 @@ class TrainState:
     """Step and everything that later steps depend on; random numbers and data order follow from seed and step.
 
     algorithm: `state_dict` of what the command remembers from step to step, e.g. PPO's KL controller, by name.
-    seconds: spent in steps so far. tracker: id of the W&B run. unlogged: metrics of the step whose evaluation is still
-    to be done, empty otherwise. best_score, best_step: the best held-out score so far and its step, None before one.
-    budgets: what fell when memory ran out, by configuration key.
+    seconds: spent in steps so far.
+    tracker: id of the W&B run.
+    unlogged: metrics of a step that is not evaluated yet, empty otherwise.
+    best_score, best_step: the best held-out score so far and its step, None before one.
+    budgets: what was lowered when memory ran out, by configuration key.
     """
 
     step: int = 0
@@ -27,11 +29,11 @@ class TrainState:
 
     @property
     def logged(self) -> int:
-        """The last step that is in metrics.jsonl for certain; -1 if not even the evaluation before the first is."""
+        """The last step that is certainly in metrics.jsonl; -1 if not even the evaluation before the first is."""
         return self.step if self.step and not self.unlogged else self.step - 1
 
     def note(self, step: int, score: float | None) -> None:
-        """A held-out score, if there is one, as a candidate for the best so far; of equal ones the first stays."""
+        """Compare a held-out score, if there is one, with the best so far; of equal ones the first stays."""
         if score is not None and math.isfinite(score) and (self.best_score is None or score > self.best_score):
             self.best_score, self.best_step = score, step
 
@@ -40,9 +42,9 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: Any) -> "TrainState":
-        """Raises ValueError, naming the key, for anything that `to_json` does not give."""
+        """Undo `to_json`. Raises ValueError, naming the key, for anything that it does not give."""
         if not isinstance(values, dict):
-            raise ValueError("is no JSON object")
+            raise ValueError("is not a JSON object")
         if different := values.keys() ^ cls.__dataclass_fields__.keys():
             raise ValueError(f"lacks, or has too much: {', '.join(sorted(different))}")
         for key, is_right in _IS_RIGHT.items():

@@ -24,7 +24,7 @@ def to_json(
     command: str = "ppo",
     planned_gb: float | None = None,
 ) -> str:
-    """The content of summary.json for a run that has done all its steps. trainable: `FreezeTable.counts()`."""
+    """Render summary.json for a run that has done all its steps. trainable: `FreezeTable.counts()`."""
     rows = [row for row in json_lines.read(run.metrics) if row]  # none is damaged: `JsonLines` has read them
     evaluations = [{k: v for k, v in row.items() if k.startswith(("eval/", "step"))} for row in rows]
     evaluations = [row for row in evaluations if len(row) > 1]
@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that runs, None for an installed wheel or without git."""
+    """Return the commit of the checkout that runs, None for an installed wheel or without git."""
     root = Path(starling_train.__file__).parent.parent
     if not (root / ".git").exists():
         return None

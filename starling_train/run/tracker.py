@@ -24,20 +24,20 @@ class NoTracker:
 class WandbTracker:
     """Weights & Biases; `id` continues a run after a resume. API keys are left to wandb's own login.
 
-    The id is kept in the run's directory too: a run that ends before its first checkpoint goes on in the same W&B run.
+    The id is kept in the run's directory too: a run that ends before its first checkpoint resumes the same W&B run.
     """
 
     def __init__(self, mode: str, name: str, run_dir: Path, config: dict[str, Any], run_id: str | None):
         import wandb
 
-        kept = run_dir / WANDB_ID
-        run_id = run_id or (kept.read_text().strip() if kept.is_file() else None)
+        id_file = run_dir / WANDB_ID
+        run_id = run_id or (id_file.read_text().strip() if id_file.is_file() else None)
         begin: Any = wandb.init  # whose types want each mode as a literal
         self._run = begin(
             project="starling_train", name=name, dir=run_dir, config=config, id=run_id, resume="allow", mode=mode
         )
         self.id = self._run.id
-        whole.write_text(kept, f"{self.id}\n")
+        whole.write_text(id_file, f"{self.id}\n")
 
     def log(self, metrics: dict[str, Any]) -> None:
         self._run.log(strict(metrics), step=metrics["step"])
@@ -46,5 +46,5 @@ class WandbTracker:
         self._run.finish()
 
 
-# by logging.wandb; each is made of (mode, name, run_dir, config, run_id)
+# by logging.wandb; each takes (mode, name, run_dir, config, run_id)
 TRACKERS = {"disabled": NoTracker, "offline": WandbTracker, "online": WandbTracker}

@@ -1,4 +1,4 @@
-"""Freezes a model except for a selection, and says what trains. Nothing trains that was not named."""
+"""Freezes a model except for a selection, and reports what trains. Nothing trains that was not named."""
 
 import math
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ GROUPS = ("embeddings", "head", "norms")  # what can train besides matrices, eac
 
 
 @dataclass(frozen=True)
-class Row:
-    """Of one module type: tensors and parameters that train, and how many there are."""
+class TableRow:
+    """One module type: how many of its tensors and parameters train, and of how many."""
 
     type: str
     trained: int = 0
@@ -25,7 +25,7 @@ class Row:
     parameters_trained: int = 0
     parameters_of: int = 0
 
-    def plus(self, other: "Row") -> "Row":
+    def plus(self, other: "TableRow") -> "TableRow":
         return replace(
             self,
             trained=self.trained + other.trained,
@@ -37,21 +37,20 @@ class Row:
 
 @dataclass(frozen=True)
 class FreezeTable:
-    """What trains after `apply`: a row per module type, and the names of the trainable parameters in
-    model order.
+    """What trains after `apply`: a row per module type, and the names of the trainable parameters in model order.
 
-    `lowest_layer` is the lowest decoder layer with a trainable tensor: 0 where embeddings train, the
-    number of layers where only the final norm or the head does.
+    `lowest_layer` is the lowest decoder layer with a trainable tensor: 0 where embeddings train, the number of layers
+    where only the final norm or the head does.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     names: tuple[str, ...]
     lowest_layer: int
 
     @property
-    def total(self) -> Row:
+    def total(self) -> TableRow:
         """All rows together."""
-        total = Row("total")
+        total = TableRow("total")
         for row in self.rows:
             total = total.plus(row)
         return total
@@ -67,7 +66,7 @@ class FreezeTable:
         return self.total.parameters_of
 
     def counts(self) -> dict[str, Any]:
-        """The numbers as summary.json has them."""
+        """Return the numbers as summary.json has them."""
         return {
             "parameters": self.parameters_trained,
             "of": self.parameters_of,
@@ -79,7 +78,7 @@ class FreezeTable:
         }
 
     def render(self) -> str:
-        """A plain text table, one line per module type and one for the total."""
+        """Render a plain text table, one line per module type and one for the total."""
         rows = (*self.rows, self.total)
         width = max(len(row.type) for row in rows)
         lines = [f"{'module type':<{width}}   {'tensors':>11} {'parameters trained':>20} {'of':>15}  {'share':>6}"]
@@ -93,7 +92,7 @@ class FreezeTable:
 
 
 def besides(config: FreezeConfig, groups: dict[str, str], names: Iterable[str]) -> list[str]:
-    """Parameters that train besides the matrices `names`: whole groups, but norms only where something trains.
+    """Name the parameters that train besides the matrices `names`: whole groups, but norms only where something trains.
 
     groups: parameter names -> embeddings, head, norms or anything else.
     """
@@ -114,7 +113,7 @@ class _Parameter:
         return math.prod(self.shape)
 
     def trained(self, rank: int | None) -> int:
-        """Parameters that train: of the tensor, or of an adapter of that rank on it."""
+        """Count the parameters that train: of the tensor, or of an adapter of that rank on it."""
         return self.size if rank is None else rank * sum(self.shape)
 
 
@@ -124,7 +123,7 @@ def apply(config: FreezeConfig, model: Network, selected: Iterable[str]) -> Free
     `selected` holds exact module names (`model.layers.3.mlp.down_proj`; a bias stays frozen), or `["*"]` for every
     parameter. Norms: the final one and those of the layers in which something else trains. With adapters, these train
     on the tensors named: only matrices, and the head if it is requested. Raises UserError for a name that matches
-    nothing, for a part of a tensor that can only train as a whole, when nothing would train, and when embeddings and
+    nothing, for a slice of a tensor that can only train as a whole, when nothing would train, and when embeddings and
     head are one tensor but only one of the two was requested.
     """
     selected, rank = list(selected), config.lora.rank if config.adapter else None
@@ -165,7 +164,7 @@ def _parameters(model: Network) -> list[_Parameter]:
 
 
 def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
-    """Names of the parameters that hold exactly the `selected` modules."""
+    """Name the parameters that hold exactly the `selected` modules."""
     if selected == [EVERYTHING]:
         return {parameter.name for parameter in parameters}
     left, names = set(selected), set()
@@ -195,12 +194,12 @@ def _check_tied(model: Network, config: FreezeConfig) -> None:
         )
 
 
-def _rows(parameters: list[_Parameter], names: set[str], rank: int | None) -> tuple[Row, ...]:
-    rows: dict[str, Row] = {}
+def _rows(parameters: list[_Parameter], names: set[str], rank: int | None) -> tuple[TableRow, ...]:
+    rows: dict[str, TableRow] = {}
     for p in parameters:
         trains = p.name in names
-        row = rows.get(p.group, Row(p.group))
-        rows[p.group] = row.plus(Row(p.group, int(trains), 1, p.trained(rank) * trains, p.size))
+        row = rows.get(p.group, TableRow(p.group))
+        rows[p.group] = row.plus(TableRow(p.group, int(trains), 1, p.trained(rank) * trains, p.size))
     return tuple(rows.values())
 
 

@@ -24,19 +24,19 @@ class Listed:
     index: tuple[int | slice, ...]
 
     def read(self) -> Tensor:
-        """The matrix in its own dtype on the CPU."""
+        """Read the matrix in its own dtype on the CPU."""
         return files.read(self.entry, self.index)
 
 
 def list_matrices(source: ModelSource) -> dict[str, Record]:
-    """The matrices of a model, names, types and shapes only; from config.json alone if need be."""
+    """List the matrices of a model, names, types and shapes only; from config.json alone if necessary."""
     return {listed.record.module: listed.record for listed in matrices(source)}
 
 
 def unscanned(source: ModelSource) -> dict[str, int]:
-    """Weights of two or more dimensions that are not a known matrix, embedding or head -> how many of them.
+    """Count weights of two or more dimensions that are not a known matrix, embedding or head, by name.
 
-    Layer and expert numbers are replaced by `*`. What stands here has no score and cannot be selected.
+    Layer and expert numbers are replaced by `*`. These weights have no score and cannot be selected.
     """
     counts: dict[str, int] = {}
     for entry in _entries(source):
@@ -47,8 +47,9 @@ def unscanned(source: ModelSource) -> dict[str, int]:
 
 
 def left_out(source: ModelSource) -> dict[str, int]:
-    """What of the checkpoint's tensors is passed over, in words -> how many: a second copy of the decoder, and
-    what lies in a shard without its index saying so.
+    """Count the tensors of a checkpoint that are passed over, by reason.
+
+    A second copy of the decoder, and what lies in a shard although its index does not say so.
     """
     counts: dict[str, int] = {}
     for prefix in second_copies(entry.name for entry in source.entries).values():
@@ -61,7 +62,7 @@ def left_out(source: ModelSource) -> dict[str, int]:
 
 
 def other_weights(source: ModelSource) -> dict[str, str]:
-    """Names of weights besides the matrices -> embeddings, head, norms or other."""
+    """Classify weights besides the matrices: name -> embeddings, head, norms or other."""
     groups = {"norm": "norms", "embeddings": "embeddings", "head": "head"}
     kinds = {e.name: classify(_module(e), e.shape, source.values).kind for e in _entries(source)}
     return {name: groups.get(kind, "other") for name, kind in kinds.items() if kind != "matrices"}
@@ -72,7 +73,7 @@ def _module(entry: files.Entry) -> str:
 
 
 def matrices(source: ModelSource) -> list[Listed]:
-    """All matrices, by layer and then in the order of the forward pass. Raises UserError if there are none."""
+    """List all matrices, by layer and then in the order of the forward pass. Raises UserError if there are none."""
     listed = _listed(_entries(source), source.values)
     if not listed:
         raise UserError(
@@ -83,7 +84,7 @@ def matrices(source: ModelSource) -> list[Listed]:
 
 
 def matrices_of(model: Network) -> dict[str, Record]:
-    """The matrices of a model that may be on the meta device, as `list_matrices` gives those of a checkpoint."""
+    """List the matrices of a model, possibly on the meta device, as `list_matrices` does for a checkpoint."""
     listed = _listed(_parameters(model), model.config.to_dict())
     return {one.record.module: one.record for one in listed}
 
@@ -100,20 +101,20 @@ def _record(matrix: Matrix) -> Record:
 
 
 def _entries(source: ModelSource) -> list[files.Entry]:
-    """The checkpoint's tensors, of several copies of the decoder one; from config.json where there are none."""
+    """List the checkpoint's tensors, one copy of the decoder only; from config.json where there are none."""
     copies = second_copies(entry.name for entry in source.entries)
     return [entry for entry in source.entries if entry.name not in copies] or _entries_of_config(source)
 
 
 def _entries_of_config(source: ModelSource) -> list[files.Entry]:
-    """The parameters of the model that config.json describes, built on the meta device."""
+    """List the parameters of the model that config.json describes, built on the meta device."""
     if not source.has_config:
         raise UserError(
             f"{source.key}: {source.directory} has neither weights nor config.json; give a Hugging Face model directory"
         )
     try:
         return _parameters(build_empty(source.config))
-    except UNUSABLE as error:  # a wrong number in a config.json surfaces wherever the model first uses it
+    except UNUSABLE as error:  # a wrong number in a config.json only shows where the model first uses it
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{source.key}: {source.directory}/config.json: no model can be built from it ({reason}); give a decoder"
@@ -125,8 +126,10 @@ def _parameters(model: Network) -> list[files.Entry]:
 
 
 def check_weights(source: ModelSource, needed_by: str | None = "a scan") -> None:
-    """Raise UserError if a scan cannot even start: no weights, or quantised, sparse, empty or meta ones in the decoder
-    layers. needed_by: for what weights must be there; None: there may be none.
+    """Raise UserError if a scan cannot even start.
+
+    That is without weights, or with quantised, sparse, empty or meta ones in the decoder layers.
+    needed_by: what the weights are needed for; None: there may be none.
     """
     if needed_by:
         source.check_present(needed_by)
@@ -136,8 +139,9 @@ def check_weights(source: ModelSource, needed_by: str | None = "a scan") -> None
 
 
 def _is_weight(entry: files.Entry, config: dict) -> bool:
-    """Whether a tensor of a decoder layer is a weight in some form, packed ones included, and no buffer: a
-    mask, a table of positions, a count.
+    """Return whether a tensor of a decoder layer is a weight in some form, packed ones included.
+
+    A buffer is not: a mask, a table of positions, a count.
     """
     if entry.name.endswith("weight") or classify(_module(entry), entry.shape, config).kind == "matrices":
         return True

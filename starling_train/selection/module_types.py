@@ -1,12 +1,10 @@
-"""What each weight of a decoder is: matrices of a layer with their types, embeddings, head, vector, or
-unknown.
+"""What each weight of a decoder is: matrices of a layer with their types, embeddings, head, vector, or unknown.
 
-By architecture (`model_type` of config.json) and exact name, never by substring: a vision tower's
-`q_proj` is not the language model's, and a matrix that no table knows is reported as unknown.
+By architecture (`model_type` of config.json) and exact name, never by substring: a vision tower's `q_proj` is not the
+language model's, and a matrix that no table knows is reported as unknown.
 
-One tensor may hold several matrices: the experts of a layer in one 3-D tensor, q, k and v in one 2-D
-tensor. Each is a matrix of its own here, because the singular values of the stack say nothing about its
-parts.
+One tensor may hold several matrices: the experts of a layer in one 3-D tensor, q, k and v in one 2-D tensor. Each is a
+matrix of its own here, because the singular values of the stack say nothing about its parts.
 """
 
 import re
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field
 
 from starling_train.config.fields import UserError
 
-# What stands before the layer number: transformers v5, bare decoders, reward models around a `transformer`.
+# what precedes the layer number: transformers v5, bare decoders, reward models around a `transformer`.
 _PREFIX = r"(?:model\.|transformer\.|model\.model\.|model\.language_model\.)?"
 LAYER = re.compile(_PREFIX + r"layers\.(\d+)\.(.+)")
 # Of several copies of the decoder in one checkpoint (Starling-RM-7B-alpha has two) the first in this order counts.
@@ -33,9 +31,9 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 class Architecture:
     """The matrices of one decoder layer in the order of the forward pass; `*` stands for the expert's number.
 
-    `parts`: parameters of the model that hold several matrices, or one under another name -> the names of
-    those. A name in brackets (`qkv_proj[q_proj]`) is a part that no checkpoint holds by itself; the others
-    are names that checkpoints of the architecture use, and transformers 5 fuses as it loads them.
+    `parts`: parameters of the model that hold several matrices, or one under another name -> the names of those. A name
+    in brackets (`qkv_proj[q_proj]`) is a part that no checkpoint holds by itself; the others are names that checkpoints
+    of the architecture use, and transformers 5 fuses as it loads them.
     """
 
     matrices: tuple[str, ...]
@@ -79,9 +77,9 @@ ARCHITECTURES = {
 class Matrix:
     """A matrix of a decoder layer and where it lies in its tensor.
 
-    `module` names it without `.weight`; `index` cuts it out of its tensor (empty: the whole tensor);
-    `order` sorts matrices by layer and then as in the forward pass. `parameter` is the parameter that
-    holds it in the model (of transformers 5), which the checkpoint may hold in parts.
+    `module` names it without `.weight`; `index` cuts it out of its tensor (empty: the whole tensor); `order` sorts
+    matrices by layer and then as in the forward pass. `parameter` is the parameter that holds it in the model (of
+    transformers 5), which the checkpoint may hold in parts.
     """
 
     module: str
@@ -102,8 +100,7 @@ class Weight:
 
 
 def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
-    """What the weight `module` (its name without `.weight`) of `shape` is in the model that config.json
-    describes.
+    """Classify the weight `module` (its name without `.weight`) of `shape` in the model of config.json.
 
     Architectures without a table of their own get Llama's names. A matrix of one row or column is a vector.
     """
@@ -114,19 +111,19 @@ def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
     if len(shape) < 2 or min(shape[-2:]) == 1:
         # `input_layernorm`, `norm`, `q_norm`, `ln_f`...: the last part of the name, never some part of it
         return Weight("norm" if NORM.fullmatch(module.rsplit(".", 1)[-1]) else "vector")
-    found = LAYER.fullmatch(module)
-    if not found:
+    match = LAYER.fullmatch(module)
+    if not match:
         return Weight("unknown")
     config = config.get("text_config") or config
     architecture = ARCHITECTURES.get(config.get("model_type", ""), LLAMA)
-    matrices = _matrices(module, found[2], int(found[1]), shape, architecture, config)
+    matrices = _matrices(module, match[2], int(match[1]), shape, architecture, config)
     return Weight("matrices", matrices) if matrices else Weight("unknown")
 
 
 def _matrices(
     module: str, name: str, layer: int, shape: tuple[int, ...], architecture: Architecture, config: dict
 ) -> tuple[Matrix, ...]:
-    """Matrices of the tensor `name` (inside its layer); none where the architecture does not know it."""
+    """Return the matrices of the tensor `name` (inside its layer); none where the architecture does not know it."""
     prefix = module.removesuffix(name)
     template = re.sub(r"(?<=experts)\.\d+\.", ".*.", name)
     number = re.search(r"experts\.(\d+)\.", name)
@@ -139,7 +136,7 @@ def _matrices(
     stacked = any("*" in part for part in parts)
     if not parts or len(shape) != (3 if stacked else 2):
         return ()
-    found = []
+    matrices = []
     for expert in range(shape[0]) if stacked else (None,):
         for part, (start, stop) in zip(parts, _rows(module, parts, shape[-2], config), strict=True):
             whole = len(parts) == 1
@@ -148,12 +145,12 @@ def _matrices(
             part_module = prefix + part.replace("*", str(expert))
             part_shape = (stop - start, shape[-1])
             parameter = module if stacked else f"{module}.weight"
-            found.append(Matrix(part_module, type_of(part), layer, part_shape, index, order, parameter))
-    return tuple(found)
+            matrices.append(Matrix(part_module, type_of(part), layer, part_shape, index, order, parameter))
+    return tuple(matrices)
 
 
 def _holder(prefix: str, name: str, template: str, architecture: Architecture) -> str:
-    """The model's parameter for a matrix that has a tensor of its own in the checkpoint."""
+    """Return the model's parameter for a matrix that has a tensor of its own in the checkpoint."""
     for holder, parts in architecture.parts.items():
         if template in parts:
             return prefix + (holder if "*" in template else f"{holder}.weight")
@@ -161,8 +158,9 @@ def _holder(prefix: str, name: str, template: str, architecture: Architecture) -
 
 
 def _rows(module: str, parts: tuple[str, ...], rows: int, config: dict) -> list[tuple[int, int]]:
-    """First and last row of each part: q, k and v by the numbers of heads, everything else in equal
-    shares.
+    """Return the first and last row of each part.
+
+    q, k and v by the numbers of heads, everything else in equal shares.
     """
     shares = [1] * len(parts)
     if len(parts) == 3:
@@ -177,36 +175,37 @@ def _rows(module: str, parts: tuple[str, ...], rows: int, config: dict) -> list[
 
 
 def type_of(template: str) -> str:
-    """Module type of a name inside its layer: without expert number, a part by its own name
-    (`self_attn.q_proj`).
+    """Return the module type of a name inside its layer.
+
+    Without expert number; a part by its own name (`self_attn.q_proj`).
     """
     return re.sub(r"[^.]+\[(\w+)\]", r"\1", template.replace(".*", ""))
 
 
 def layer_of(module: str) -> int | None:
-    """Number of the decoder layer that `module` lies in; None outside the decoder layers."""
-    found = LAYER.match(module)
-    return int(found[1]) if found else None
+    """Return the number of the decoder layer that `module` lies in; None outside the decoder layers."""
+    match = LAYER.match(module)
+    return int(match[1]) if match else None
 
 
 def name_in_layer(parameter: str) -> str:
-    """`model.layers.3.mlp.experts.down_proj` or `...mlp.gate.weight` -> `mlp.experts.down_proj`, `mlp.gate`."""
+    """Shorten `model.layers.3.mlp.experts.down_proj` or `...mlp.gate.weight` to `mlp.experts.down_proj`, `mlp.gate`."""
     match = LAYER.fullmatch(parameter.removesuffix(".weight"))
     assert match is not None, parameter
     return match[2]
 
 
 def is_linear(parameter: str) -> bool:
-    """Whether `parameter` is the weight of a Linear; stacked experts and routers are bare parameters."""
+    """Return whether `parameter` is the weight of a Linear; stacked experts and routers are bare parameters."""
     return parameter.endswith(".weight") and not parameter.endswith(".mlp.gate.weight")
 
 
 def second_copies(names: Iterable[str]) -> dict[str, str]:
-    """Those of the tensors `names` that belong to a further copy of the decoder -> the prefix of that copy."""
+    """Map the tensors that belong to a further copy of the decoder to the prefix of that copy."""
     names = list(names)
-    found = {
+    prefixes = {
         match[0].removesuffix(f"layers.{match[1]}.{match[2]}") for name in names if (match := LAYER.fullmatch(name))
     }
-    others = sorted(found, key=COPIES.index)[1:]
+    others = sorted(prefixes, key=COPIES.index)[1:]
     part = r"(?:layers\.\d+|embed_tokens|norm)\..+"
     return {name: prefix for name in names for prefix in others if re.fullmatch(re.escape(prefix) + part, name)}

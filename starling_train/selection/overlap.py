@@ -8,8 +8,7 @@ from starling_train.selection.records import Record
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of one module type: matrices both scans hold, selected by the first, the second, both; Spearman
-    correlation.
+    """One module type: matrices that both scans hold, selected by the first, the second, both; Spearman correlation.
 
     `correlation` is None with fewer than two matrices or equal scores throughout.
     """
@@ -25,8 +24,9 @@ class Overlap:
 def compare(
     first: dict[str, Record], second: dict[str, Record], chosen: Iterable[str], others: Iterable[str]
 ) -> list[Overlap]:
-    """An `Overlap` per module type of `first`, then one named `total`; `chosen` and `others` are the
-    selections.
+    """Return an `Overlap` per module type of `first`, then one named `total`.
+
+    `chosen` and `others` are the selections.
     """
     chosen, others = set(chosen), set(others)
     rows = []
@@ -35,14 +35,14 @@ def compare(
         of_second = {module for module, record in second.items() if record.type == kind}
         common = [module for module in first if module in of_first & of_second]
         a, b = [first[m].snr for m in common], [second[m].snr for m in common]
-        here, there = chosen & of_first, others & of_second
-        rows.append(Overlap(kind, len(common), len(here), len(there), len(here & there), spearman(a, b)))
+        selected, other = chosen & of_first, others & of_second
+        rows.append(Overlap(kind, len(common), len(selected), len(other), len(selected & other), spearman(a, b)))
     total = {name: sum(getattr(row, name) for row in rows) for name in ("matrices", "first", "second", "both")}
     return [*rows, Overlap("total", **total, correlation=None)]
 
 
 def spearman(first: list[float | None], second: list[float | None]) -> float | None:
-    """Spearman's rank correlation; equal values share their mean rank. None where it is not defined."""
+    """Return Spearman's rank correlation; equal values share their mean rank. None where it is not defined."""
     known = [value for value in first if value is not None], [value for value in second if value is not None]
     if len(first) < 2 or len(known[0]) < len(first) or len(known[1]) < len(second):
         return None
@@ -60,7 +60,7 @@ def _mean_ranks(values: list[float]) -> list[float]:
 
 
 def render(rows: list[Overlap]) -> str:
-    """A plain text table."""
+    """Render a plain text table."""
     width = max(len(row.type) for row in rows)
     lines = [f"{'module type':<{width}}  matrices  selected here  there  by both  rank correlation"]
     for row in rows:

@@ -1,5 +1,4 @@
-"""Records of an SNR scan and the files that hold them: ours, Spectrum's and laserRMT's, PEFT's target
-modules.
+"""Records of an SNR scan and the files that hold them: ours, Spectrum's and laserRMT's, PEFT's target modules.
 
 Strict JSON: nan and infinity never reach a file.
 """
@@ -22,10 +21,9 @@ from starling_train.selection.module_types import is_linear, layer_of, name_in_l
 class Record:
     """One matrix: name without `.weight`, module type, shape, and its `core.spectrum.Spectrum` once scanned.
 
-    `holder` is the model's parameter that holds the matrix, where it is not `module`.weight: several
-    experts, or q, k and v, in one tensor, which trains as a whole.
-    `content` is a hash of the weights, `dialect` what the score means. Where a list was made without
-    scanning, or a published file holds less, the fields it lacks are None (the shape is empty).
+    `holder` is the model's parameter that holds the matrix, where it is not `module`.weight: several experts, or q, k
+    and v, in one tensor, which trains as a whole. `content` is a hash of the weights, `dialect` what the score means.
+    In a list made without scanning, or from a published file, missing fields are None (the shape is empty).
     """
 
     module: str
@@ -70,21 +68,19 @@ MEASURED = tuple(field.name for field in fields(Spectrum))
 STORED = (*MEASURED, "dialect", "content", "holder")
 
 
-def write_scan(records: dict[str, Record], path: Path) -> None:
-    """Writes `{module: {"snr": ..., "type": ..., ...}}`: Spectrum's schema with more keys; infinity
-    becomes null.
-    """
+def write_records(records: dict[str, Record], path: Path) -> None:
+    """Write `{module: {"snr": ..., "type": ..., ...}}`: Spectrum's schema with more keys; infinity becomes null."""
     write_json({module: to_json(record) for module, record in records.items()}, path)
 
 
 def write_spectrum_scan(records: dict[str, Record], path: Path) -> None:
-    """Writes exactly Spectrum's schema, `{module: {"snr", "type"}}`; infinity becomes null."""
+    """Write exactly Spectrum's schema, `{module: {"snr", "type"}}`; infinity becomes null."""
     content = {m: {"snr": _finite(r.snr), "type": r.type} for m, r in records.items()}
     write_json(content, path)
 
 
 def parameters_of(selected: Iterable[str], records: dict[str, Record]) -> list[str]:
-    """The model's parameters that hold the `selected` modules, each once, in the order of `selected`.
+    """Name the model's parameters that hold the `selected` modules, each once, in the order of `selected`.
 
     Raises UserError where a parameter holds a matrix that is not selected.
     """
@@ -97,17 +93,17 @@ def parameters_of(selected: Iterable[str], records: dict[str, Record]) -> list[s
 
 
 def not_whole(parameter: str, module: str) -> UserError:
-    """The error for a selection that holds some matrices of `parameter`, but not `module`."""
+    """Make the error for a selection that holds some matrices of `parameter`, but not `module`."""
     return UserError(
         f"freeze.method: {parameter} is one tensor, and {module} in it is not selected; select by freeze.unit=layer"
     )
 
 
 def write_target_modules(selected: Iterable[str], records: dict[str, Record], path: Path) -> None:
-    """Writes `{"target_modules": [...]}` for a PEFT LoraConfig: full names, which match one module each.
+    """Write `{"target_modules": [...]}` for a PEFT LoraConfig: full names, which match one module each.
 
-    Stacked experts and routers are parameters without a Linear: `target_parameters`, only where there are
-    any. Raises UserError as `parameters_of`.
+    Stacked experts and routers are parameters without a Linear, listed in `target_parameters` if there are any. Raises
+    UserError as `parameters_of` does.
     """
     parameters = parameters_of(selected, records)
     content = {"target_modules": [name.removesuffix(".weight") for name in parameters if is_linear(name)]}
@@ -117,13 +113,13 @@ def write_target_modules(selected: Iterable[str], records: dict[str, Record], pa
 
 
 def write_json(content: dict, path: Path) -> None:
-    """Strict JSON, complete or absent: no half-written file ever carries the name."""
+    """Write strict JSON, complete or absent: no half-written file ever carries the name."""
     text = json.dumps(content, indent=1, allow_nan=False)
     whole.write_text(path, f"{text}\n")
 
 
 def to_json(record: Record) -> dict:
-    """`record` without its name as strict JSON values; fields that are None are left out, but for `snr`."""
+    """Render `record` without its name as strict JSON values; fields that are None are left out, except `snr`."""
     values: dict[str, Any] = {"snr": _finite(record.snr), "type": record.type}
     if record.shape:
         values["shape"] = list(record.shape)
@@ -136,9 +132,7 @@ def _finite(value: float | str | None) -> float | str | None:
 
 
 def from_json(module: str, values: dict) -> Record:
-    """The record that `to_json` stored, or a published one; what is infinite by its parts is infinite
-    again.
-    """
+    """Restore the record that `to_json` stored, or a published one; what its parts make infinite is infinite again."""
     known = {key: values[key] for key in STORED if key in values}
     record = Record(module, values["type"], tuple(values.get("shape", ())), **known)
     if record.snr is not None:
@@ -148,11 +142,11 @@ def from_json(module: str, values: dict) -> Record:
     return replace(record, margin=math.inf) if record.threshold == 0 and "margin" in values else record
 
 
-def read_scan(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
-    """Records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
+def read_records(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
+    """Read records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
 
-    `key` is the configuration key to name in messages. Raises UserError for a file that is neither. A
-    score of nan (published scans of meta tensors) becomes None.
+    `key` is the configuration key to name in messages. Raises UserError for any other file. A score of nan (published
+    scans of meta tensors) becomes None.
     """
     path = Path(path)
     if not path.is_file():
@@ -163,11 +157,11 @@ def read_scan(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
     if content and all(_are_scores(value) for value in content.values()):
         pairs = [(kind, module) for kind, scores in content.items() for module in scores]
         return {m: from_json(m, {"snr": content[kind][m], "type": kind}) for kind, m in pairs}
-    raise UserError(f"{key}: {path} is no SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr")
+    raise UserError(f"{key}: {path} is not an SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr")
 
 
 def is_record(value: object) -> bool:
-    """Whether `value` has the score and the type of a record as JSON, and nothing of a wrong kind beside them."""
+    """Return whether `value` has the score and type of a record as JSON, and no key of a wrong kind."""
     if not isinstance(value, dict) or not _is_score(value.get("snr", "")) or not isinstance(value.get("type"), str):
         return False
     shape = value.get("shape", [])
@@ -191,11 +185,11 @@ def _is_score(value: object) -> bool:
     return value is None or type(value) is float or (type(value) is int and abs(value) < 10**300)
 
 
-def match(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
-    """`scan` in the order of `listing`, with the shapes that a published file lacks.
+def match_records(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
+    """Reorder `scan` as `listing`, with the shapes that a published file lacks.
 
-    What a scan holds outside the decoder layers (a head, embeddings) is left out. Raises UserError where
-    the two are not of the same model: a name that only one of them has, or another shape.
+    What a scan holds outside the decoder layers (a head, embeddings) is left out. Raises UserError where the two are
+    not of the same model: a name that only one of them has, or another shape.
     """
     for module in [*listing, *(name for name, record in scan.items() if record.layer is not None)]:
         if module not in scan or module not in listing:
@@ -211,8 +205,9 @@ def match(scan: dict[str, Record], listing: dict[str, Record], source: str) -> d
 
 
 def fill(scan: dict[str, Record], listing: dict[str, Record]) -> dict[str, Record]:
-    """`scan` in the order of `listing`, with its holders, and its shapes where the scan has none; what only
-    the scan holds comes last.
+    """Reorder `scan` as `listing`, with its holders, and its shapes where the scan has none.
+
+    What only the scan holds comes last.
     """
     known = {}
     for module, record in listing.items():

@@ -19,21 +19,20 @@ from starling_train.selection.scan_journal import ScanJournal, content_hash
 
 # Matrices whose eigenvalues are computed together on a GPU: eight fp64 Gram matrices of 4096 are 1.1 GB.
 GPU_BATCH = 8
-# Matrices read ahead: memory decides on a CPU; on a GPU reading and hashing would be slower than the
-# arithmetic.
+# Matrices read ahead: memory limits them on a CPU; on a GPU reading and hashing would be slower than the arithmetic.
 READ_AHEAD = {"cpu": 1, "cuda": 6}
-Progress = Callable[[int, int, Record], None]
+OnProgress = Callable[[int, int, Record], None]
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
 def read_matrix(source: ModelSource, module: str) -> Tensor:
-    """The weight of `module`, a name of `list_matrices`, in its own dtype on the CPU."""
+    """Read the weight of `module`, a name of `list_matrices`, in its own dtype on the CPU."""
     return _listed(source, module).read()
 
 
 def read_values(source: ModelSource, module: str, device: str = "cpu") -> tuple[Tensor, tuple[int, ...]]:
-    """Singular values of `module`, descending, and its shape. Raises UserError as `scan` does."""
+    """Return the singular values of `module`, descending, and its shape. Raises UserError as `scan_model` does."""
     listed = _listed(source, module)
     matrix = listed.read().to(device)
     return spectrum.values_of_grams([_gram(matrix, listed.entry)], [matrix])[0], listed.record.shape
@@ -44,11 +43,10 @@ def _listed(source: ModelSource, module: str) -> Listed:
 
 
 def check_scan(source: ModelSource, records: dict[str, Record], dialect: str, file: str) -> str:
-    """A warning where the scan `records` from `file` was not made of the weights in `source`; '' where it was, or
-    nobody can say.
+    """Return a warning if the scan `records` from `file` is of other weights than `source`; '' if not, or if unknown.
 
-    Compares the content of the first and the last matrix only. Raises UserError where it was made in
-    another dialect than `dialect`.
+    Compares the content of the first and the last matrix only. Raises UserError where it was made in another dialect
+    than `dialect`.
     """
     for other in {record.dialect for record in records.values()} - {None, dialect}:
         raise UserError(
@@ -65,20 +63,19 @@ def check_scan(source: ModelSource, records: dict[str, Record], dialect: str, fi
     return ""
 
 
-def scan(
+def scan_model(
     source: ModelSource,
     *,
     dialect: str = "spectrum",
     device: str = "cpu",
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     journal: ScanJournal | None = None,
 ) -> dict[str, Record]:
-    """SNR of every matrix of a model, keyed by module name, in the order of the
-    forward pass.
+    """Compute the SNR of every matrix of a model, keyed by module name, in the order of the forward pass.
 
-    `journal` keeps what is done, and gives back what an interrupted scan of the same weights has done. A
-    thread reads ahead of the computation. Raises UserError that names tensor and file for weights that
-    are nan, infinite, quantised or on the meta device.
+    `journal` keeps what is done, and gives back what an interrupted scan of the same weights has done. A thread reads
+    ahead of the computation. Raises UserError that names tensor and file for weights that are nan, infinite, quantised
+    or on the meta device.
     """
     check_weights(source)
     todo, done = matrices(source), {}
@@ -91,7 +88,7 @@ def scan(
 
 
 def _results(todo: list[Listed], dialect: str, device: torch.device, journal: ScanJournal | None) -> Iterator[Record]:
-    """Finished records, on a GPU in batches of one short side."""
+    """Yield finished records, on a GPU in batches of one short side."""
     batches: dict[int, list[_Loaded]] = {}
     for loaded in read_ahead(todo, lambda listed: _load(listed, device), READ_AHEAD.get(device.type, 1)):
         record = loaded.listed.record
@@ -120,7 +117,7 @@ def _load(listed: Listed, device: torch.device) -> _Loaded:
 
 
 def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> Iterator[Out]:
-    """`load(item)` of each item in order, `ahead` items being loaded by a thread while the caller works."""
+    """Yield `load(item)` of each item in order, `ahead` items being loaded by a thread while the caller works."""
     with ThreadPoolExecutor(max_workers=ahead) as pool:
         waiting = deque(pool.submit(load, item) for item in items[:ahead])
         for item in [*items[ahead:], *[None] * min(ahead, len(items))]:

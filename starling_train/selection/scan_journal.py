@@ -1,8 +1,6 @@
-"""The journal of a scan: records are kept as they come, so that an interrupted scan continues where it
-stopped.
+"""The journal of a scan: records are kept as they come, so that an interrupted scan continues where it stopped.
 
-A record is found again by the content of its matrix, not by its name: a matrix that has changed is
-scanned again.
+A record is recognised by the content of its matrix, not by its name: a matrix that has changed is scanned again.
 """
 
 import hashlib
@@ -18,13 +16,13 @@ from starling_train.core import spectrum
 from starling_train.files import json_lines
 from starling_train.files.json_lines import Appender, to_line
 from starling_train.files.whole import write_whole
-from starling_train.selection.records import Record, from_json, is_record, read_scan, to_json
+from starling_train.selection.records import Record, from_json, is_record, read_records, to_json
 
 
 def content_hash(matrix: Tensor) -> str:
-    """Hash of dtype, shape and bytes of a contiguous CPU tensor: 128 bits of SHA-256 in hex.
+    """Hash dtype, shape and bytes of a contiguous CPU tensor: 128 bits of SHA-256 in hex.
 
-    `spectrum.VERSION` is part of it: what an older version computed is not found again.
+    `spectrum.VERSION` is part of it: results of an older version are not reused.
     """
     digest = hashlib.sha256(f"{spectrum.VERSION} {matrix.dtype} {tuple(matrix.shape)} ".encode())
     content: Any = matrix.view(torch.uint8).numpy()  # a buffer, which its types do not say
@@ -32,7 +30,7 @@ def content_hash(matrix: Tensor) -> str:
     return digest.hexdigest()[:32]
 
 
-# Where a run directory keeps the journal of its scan until there is a result.
+# The file in which a run directory keeps the journal of its scan until the scan is finished.
 JOURNAL = "snr.partial.jsonl"
 SYNC_EVERY_S = 1.0
 
@@ -40,9 +38,10 @@ SYNC_EVERY_S = 1.0
 class ScanJournal:
     """Records by (content, dialect), appended to a file of JSON lines.
 
-    `earlier` adds records of a finished scan. `changed` names the modules whose content differs from what
-    an earlier scan saw: the oldest one, so that a scan which was interrupted after the change does not
-    hide it. A line that a kill cut short is left out.
+    `earlier` adds records of a finished scan. `changed` names the modules whose content differs from what an earlier
+    scan
+    saw: the oldest one, so that a scan which was interrupted after the change does not hide it. A line that a kill cut
+    short is left out.
     """
 
     def __init__(self, path: Path, earlier: Iterable[Record] = ()) -> None:
@@ -58,17 +57,17 @@ class ScanJournal:
 
     @classmethod
     def of(cls, run: Path) -> "ScanJournal":
-        """The journal of the run directory `run`, whose finished scan, if any, is the earlier one."""
+        """Open the journal of the run directory `run`, whose finished scan, if any, is the earlier one."""
         finished = run / "snr.json"
-        return cls(run / JOURNAL, read_scan(finished, "run_dir").values() if finished.is_file() else ())
+        return cls(run / JOURNAL, read_records(finished, "run_dir").values() if finished.is_file() else ())
 
     def find(self, record: Record, content: str, dialect: str) -> Record | None:
-        """The earlier result for a matrix with this content, under the name, type and shape of `record`."""
+        """Find the earlier result for a matrix with this content, under the name, type and shape of `record`."""
         if self._contents.get(record.module, content) != content:
             self.changed.append(record.module)
-        found = self._by_content.get((content, dialect))
+        earlier = self._by_content.get((content, dialect))
         same = {key: getattr(record, key) for key in ("module", "type", "shape", "holder")}
-        return found and replace(found, **same)
+        return earlier and replace(earlier, **same)
 
     def add(self, record: Record) -> None:
         """Append a finished record, whole: a kill afterwards does not lose it."""
@@ -80,7 +79,7 @@ def _line(record: Record) -> bytes:
 
 
 def _read(path: Path) -> list[Record]:
-    """The records of a journal; lines of anything else, which a disk that was full may leave, are left out."""
+    """Read the records of a journal; other lines, which a full disk may leave, are ignored."""
     return [from_json(row.pop("module"), row) for row in json_lines.read(path) if row and _is_stored(row)]
 
 

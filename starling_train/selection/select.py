@@ -12,18 +12,16 @@ from starling_train.selection.records import Record
 # What method `none` selects: no name but every parameter, norms and embeddings included.
 EVERYTHING = "*"
 SCORED = ("snr", "lowest")  # methods that cannot select without a score
-# Stands in for those before there are scores. Not an option of the configuration.
+# Replaces those before there are scores. Not an option of the configuration.
 SMALLEST = "smallest"
-# What one parameter costs more when it trains in bf16: gradient 2, the reference's own copy 2, fp32
-# master copy and its gradient 4 + 4, Adam's moments 8.
+# What a parameter costs in addition when it trains in bf16: gradient 2, the reference's own copy 2, fp32 master copy
+# and its gradient 4 + 4, Adam's moments 8.
 BYTES_PER_TRAINED_PARAMETER = 20
 
 
 @dataclass(frozen=True)
 class Group:
-    """What is selected as one: a matrix, all matrices of one tensor, or all of a layer. `kind` is what it is
-    ranked within.
-    """
+    """What is selected together: a matrix, all of a tensor, or all of a layer. `kind`: what it is ranked within."""
 
     records: tuple[Record, ...]
     kind: str
@@ -38,27 +36,25 @@ Ranks = dict[Group, float | Fraction]
 
 
 def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
-    """Names of the modules to train, in model order; `["*"]` for method none, which `freeze.apply` understands.
+    """Name the modules to train, in model order; `["*"]` for method none, which `freeze.apply` understands.
 
-    Methods: `snr` takes the highest normalised SNR, `lowest` (a control) the lowest, `random` (a control)
-    as many at random, `layers` and `last_layers` whole decoder layers. The first three take `int(n *
-    top_percent / 100)` of the n matrices of each type (scope `type`) or of all n (scope `global`), equal
-    scores in model order; with unit `layer`, of all layers. Infinite scores (laserRMT's, where no noise
-    is left) rank as the highest. Matrices that share a tensor of the model (stacked experts, fused q, k
-    and v) train together, so they are taken together: a tensor counts as one, ranked by the mean rank of
-    its matrices within their types among the tensors of its kind.
+    Methods: `snr` takes the highest normalised SNR, `lowest` (a control) the lowest, `random` (a control) as many at
+    random, `layers` and `last_layers` whole decoder layers. The first three take `int(n * top_percent / 100)` of the n
+    matrices of each type (scope `type`) or of all n (scope `global`), equal scores in model order; with unit `layer`,
+    of all layers. Infinite scores (laserRMT's, where no noise is left) rank highest. Matrices that share a tensor of
+    the model (stacked experts, fused q, k and v) train together, so they are taken together: a tensor counts as one,
+    ranked by the mean rank of its matrices within their types among the tensors of its kind.
 
-    A budget replaces the percentage: `max_trainable` parameters, or `max_memory_gb` (decimal GB of what
-    training adds, 20 bytes a parameter). Matrices are then taken by their rank within the type, best
-    first, until the next would not fit. Layers below `lowest_layer` are passed over: as many matrices, of
-    lower rank. Raises UserError for an empty selection, and where a score or shape that is needed is
-    missing.
+    A budget replaces the percentage: `max_trainable` parameters, or `max_memory_gb` (decimal GB of what training adds,
+    20 bytes a parameter). Matrices are then taken by their rank within the type, best first, until the next would not
+    fit. Layers below `lowest_layer` are passed over: as many matrices, of lower rank. Raises UserError for an empty
+    selection, and where a needed score or shape is missing.
     """
     if config.method == "none":
         return [EVERYTHING]
     ordered = _in_model_order(records)
     if config.method in ("layers", "last_layers"):
-        layers = _wanted_layers(ordered, config)
+        layers = _requested_layers(ordered, config)
         chosen = [record for record in ordered if _layer(record) in layers and _layer(record) >= config.lowest_layer]
     else:
         groups = _groups(ordered, config.unit, config.scope)
@@ -77,19 +73,20 @@ def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[
 
 
 def needs_scan(config: FreezeConfig) -> bool:
-    """Whether there must be scores, and no file holds them yet."""
+    """Return whether scores are needed that no file holds yet."""
     return config.method in SCORED and not config.scan
 
 
 def select_unscored(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[str]:
-    """As `select`, before there are scores: the smallest matrices where those decide, so that an empty selection,
-    a UserError here, means that no scores could make it another.
+    """Select before there are scores: the smallest matrices where scores decide.
+
+    An empty selection, a UserError here, is then empty whatever the scores are.
     """
     return select(replace(config, method=SMALLEST) if config.method in SCORED else config, records, seed)
 
 
 def names_of(selected: list[str], records: dict[str, Record]) -> list[str]:
-    """`selected`, or all names where it stands for everything."""
+    """Return `selected`, or all names where it stands for everything."""
     return list(records) if selected == [EVERYTHING] else selected
 
 
@@ -106,7 +103,7 @@ def _nothing(config: FreezeConfig) -> str:
 
 
 def _in_model_order(records: dict[str, Record]) -> list[Record]:
-    """Records of decoder layers, by layer; published files are ordered by type."""
+    """Sort records of decoder layers by layer; published files are ordered by type."""
     return sorted((r for r in records.values() if r.layer is not None), key=_layer)
 
 
@@ -115,7 +112,7 @@ def _layer(record: Record) -> int:
     return record.layer
 
 
-def _wanted_layers(ordered: list[Record], config: FreezeConfig) -> set[int]:
+def _requested_layers(ordered: list[Record], config: FreezeConfig) -> set[int]:
     present = sorted(set(map(_layer, ordered)))
     if config.method == "last_layers":
         return set(present[-config.last_layers :])
@@ -135,11 +132,11 @@ def _groups(ordered: list[Record], unit: str, scope: str) -> list[Group]:
 
 
 def _ranks(groups: list[Group], method: str, seed: int, ordered: list[Record]) -> Ranks:
-    """A number to sort by within each kind, lowest first.
+    """Give each group a number to sort by within its kind, lowest first.
 
-    A layer's is the mean place of its matrices within their types, because scores of different types do
-    not compare; so is a tensor's of several matrices. Places are shares of the type, in exact fractions:
-    a type may have one matrix a layer or one an expert, and equal means must stay equal.
+    A layer's number is the mean rank of its matrices within their types, because scores of different types do not
+    compare; so is that of a tensor with several matrices. Ranks are shares of the type, in exact fractions: a type may
+    have one matrix a layer or one an expert, and equal means must stay equal.
     """
     if method == SMALLEST:
         return {group: group.size for group in groups}
@@ -149,11 +146,11 @@ def _ranks(groups: list[Group], method: str, seed: int, ordered: list[Record]) -
     scores = {record: _score(record, method) for record in ordered}
     if all(len(group.records) == 1 for group in groups):
         return {group: scores[group.records[0]] for group in groups}
-    places: dict[Record, Fraction] = {}
+    shares: dict[Record, Fraction] = {}
     for kind in {record.type for record in ordered}:
         of_type = sorted((record for record in ordered if record.type == kind), key=scores.__getitem__)
-        places |= {record: Fraction(place, len(of_type)) for place, record in enumerate(of_type)}
-    return {group: sum(places[r] for r in group.records) / len(group.records) for group in groups}
+        shares |= {record: Fraction(index, len(of_type)) for index, record in enumerate(of_type)}
+    return {group: sum(shares[r] for r in group.records) / len(group.records) for group in groups}
 
 
 def _score(record: Record, method: str) -> float:
@@ -171,7 +168,7 @@ def _by_percent(groups: list[Group], candidates: list[Group], ranks: Ranks, perc
 
 
 def _budget(max_trainable: int | None, max_memory_gb: float | None) -> int | None:
-    """Parameters that may train; the smaller of two budgets."""
+    """Return how many parameters may train: the smaller of two budgets."""
     limits = [] if max_trainable is None else [max_trainable]
     if max_memory_gb is not None:
         limits.append(int(max_memory_gb * 1e9 / BYTES_PER_TRAINED_PARAMETER))
@@ -179,12 +176,12 @@ def _budget(max_trainable: int | None, max_memory_gb: float | None) -> int | Non
 
 
 def _by_budget(groups: list[Group], candidates: list[Group], ranks: Ranks, budget: int) -> list[Group]:
-    """The best of every kind first, then the second best of every kind: as with a percentage that grows."""
+    """Take the best of every kind first, then the second best of every kind: as with a percentage that grows."""
     queue = []
     for kind in dict.fromkeys(group.kind for group in candidates):
         of_kind = sorted((group for group in candidates if group.kind == kind), key=ranks.__getitem__)
         total = sum(group.kind == kind for group in groups)
-        queue += [((place + 1) / total, group) for place, group in enumerate(of_kind)]
+        queue += [((index + 1) / total, group) for index, group in enumerate(of_kind)]
     taken: list[Group] = []
     used = 0
     for _, group in sorted(queue, key=lambda item: item[0]):

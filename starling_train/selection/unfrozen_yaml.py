@@ -14,9 +14,9 @@ def write_unfrozen_yaml(
 ) -> None:
     """Write axolotl's `unfrozen_parameters`: an anchored, escaped pattern per parameter, a comment line per type.
 
-    The names are the model's: a tensor of several matrices is named once. `parameters` names parameters
-    that train besides (a head, norms); those of `selected` in it are not repeated. Raises UserError where
-    a tensor is not selected as a whole.
+    The names are the model's: a tensor of several matrices is named once. `parameters` names what trains besides (a
+    head, norms); those of `selected` in it are not repeated. Raises UserError where a tensor is not selected as a
+    whole.
     """
     chosen = list(selected)
     # `^`: axolotl takes the dot of `^.*$` for a literal one
@@ -34,7 +34,7 @@ def write_unfrozen_yaml(
 
 
 def pattern_of(parameter: str) -> str:
-    """The regular expression that matches the name `parameter` and nothing else, in Python and in axolotl.
+    """Return the regular expression that matches the name `parameter` and nothing else, in Python and in axolotl.
 
     axolotl puts a backslash before every dot itself, and a second one before an escaped dot would make it a
     literal backslash: `[.]` is a dot either way.

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from starling_train.core.padding import padded
 from starling_train.core.preference import count_pairs, kwise_loss
-from starling_train.data.nectar import Answer, Row
+from starling_train.data.nectar import Answer, RankedRow
 from starling_train.data.ranked import conversations
 from starling_train.models.reward import RewardNet, encode_conversation
 from starling_train.models.reward.model import load_reward_model
@@ -25,10 +25,10 @@ ANSWERS = 7
 NOISE = 0.3  # deviation of the judge's error: rankings follow the gold score, but not always
 
 
-def rows(requests: Sequence[language.Request], seed: str) -> list[Row]:
+def rows(requests: Sequence[language.Request], seed: str) -> list[RankedRow]:
     """Draw seven answers to each request, ranked by gold score plus noise, as a judge would rank them."""
     rng = random.Random(f"rows {seed}")
-    return [Row(request.conversation(), _ranked(request, rng), ["toy"], True) for request in requests]
+    return [RankedRow(request.conversation(), _ranked(request, rng), ["toy"], True) for request in requests]
 
 
 def _ranked(request: language.Request, rng: random.Random) -> list[Answer]:
@@ -62,7 +62,7 @@ def new_net(tokenizer: PreTrainedTokenizerFast, seed: int) -> RewardNet:
     )
 
 
-def fit(net: RewardNet, tokenizer: PreTrainedTokenizerFast, ranked: Sequence[Row], seed: str) -> list[float]:
+def fit(net: RewardNet, tokenizer: PreTrainedTokenizerFast, ranked: Sequence[RankedRow], seed: str) -> list[float]:
     """Train by the K-wise loss on ranked rows; return that loss of every step, which starts at log(7!)/6 = 1.42.
 
     Language modelling is trained along with it, in place of the pre-training of a real reward model: the text itself
@@ -98,7 +98,7 @@ def _scores_and_language_loss(net: RewardNet, sequences: list[list[int]]) -> tup
     return scores, nn.functional.cross_entropy(logits, ids[:, 1:][is_next])
 
 
-def measure(directory: Path, held_out: Sequence[Row]) -> dict[str, float]:
+def measure(directory: Path, held_out: Sequence[RankedRow]) -> dict[str, float]:
     """Measure held-out pair accuracy and correlation with the gold score, of the model as PPO would load it."""
     model = load_reward_model("starling_7b", directory, dtype="float32")
     talks = [talk for row in held_out for talk in conversations(row)]

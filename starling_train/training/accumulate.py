@@ -24,8 +24,8 @@ def accumulate(
 
     cut: splits this process's items into micro-batches of at most so many tokens.
     losses: yields each loss of a micro-batch, through the module given, with its detached sums. A loss is
-        back-propagated, and its activations freed, before the next one is computed. It is already divided by what the
-        mini-batch's mean is taken over.
+        back-propagated, and its activations freed, before the next one is computed. It is already divided by the
+        count that the mini-batch's mean is taken over.
     spare: what a process computes, with weight zero, while others still have micro-batches left.
     budget: when memory runs out, everything is repeated with half the tokens, where the optimizer can.
     """

@@ -12,7 +12,7 @@ from starling_train.config.sections import OptimConfig
 
 
 def rates_of(config: OptimConfig, step: int, steps: int) -> tuple[float, float]:
-    """Learning rates of policy and critic in one training step (counted from 1, of `steps`)."""
+    """Return the learning rates of policy and critic in one training step (counted from 1, of `steps`)."""
     warmup = config.warmup_steps or int(steps * config.warmup_percent / 100)
     factor = schedule(config.schedule, step, steps, warmup)
     critic = config.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate
@@ -20,23 +20,23 @@ def rates_of(config: OptimConfig, step: int, steps: int) -> tuple[float, float]:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape and type of each tensor, by name."""
+    """Return the shape and type of each tensor, by name."""
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def fit_together(state: Iterable[str], parameters: Iterable[str], copied: Iterable[str]) -> bool:
-    """Whether names are those of `state_tensors` over these parameters, with a master for each of `copied`."""
+    """Return whether `state` names `state_tensors` over these parameters, with a master for each of `copied`."""
     owners = {name.rpartition("/")[0] for name in state}
     return {f"{name}/master" for name in copied} <= set(state) and owners <= set(parameters)
 
 
 def adam_options(config: OptimConfig) -> dict[str, Any]:
-    """AdamW's, without the rates."""
+    """Return AdamW's options, without the rates."""
     return {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
 
 
 def eight_bit_adam(on_gpu: bool) -> Any:
-    """The class. Raises UserError, naming `optim.eight_bit`, where it cannot work."""
+    """Return the class of 8-bit AdamW. Raises UserError, naming `optim.eight_bit`, where it cannot work."""
     if not on_gpu:
         raise UserError("optim.eight_bit: needs an NVIDIA GPU; leave it out on a CPU")
     try:
@@ -47,7 +47,7 @@ def eight_bit_adam(on_gpu: bool) -> Any:
 
 
 def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
-    """Factor of the learning rate in a step, from 1: linear rise over `warmup`, then linear or cosine to 0, or 1."""
+    """Return the rate's factor in a step, from 1: linear rise over `warmup`, then linear or cosine to 0, or 1."""
     if step <= warmup:
         return step / (warmup + 1)
     progress = (step - 1 - warmup) / max(1, steps - warmup)

@@ -30,7 +30,7 @@ class LocalOptimizer:
         policy, self._critic = groups
         self.module, self._runtime = module, runtime or Runtime()
         self._parameters = policy | self._critic
-        self._learning = self._parameters
+        self._learning = self._parameters  # those that have gradients in this step
         self._masters = {
             name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True)
             for name, p in self._parameters.items()
@@ -56,7 +56,7 @@ class LocalOptimizer:
         return rates[0]
 
     def rounds(self, own: int) -> int:
-        """As many micro-batches as this process has: nothing is exchanged before `step`."""
+        """Return this process's own number of micro-batches: nothing is exchanged before `step`."""
         return own
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
@@ -91,7 +91,7 @@ class LocalOptimizer:
         return norm
 
     def _gradient(self, name: str) -> Tensor:
-        """A master's gradient; zero where this process had no sequence of the mini-batch."""
+        """Return a master's gradient; zero where this process had no sequence of the mini-batch."""
         master = self._masters[name]
         if master.grad is None:
             master.grad = torch.zeros_like(master)
@@ -110,19 +110,19 @@ class LocalOptimizer:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Every process has all weights, always."""
+        """Do nothing: every process has all weights, always."""
         yield
 
     def trainable_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the parameters."""
+        """Return the parameters that a checkpoint holds."""
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
     def describe(self) -> str:
-        """Where the state lies, and how much of it: `0.12 GB (whole)`."""
+        """Describe where the state lies, and its size: `0.12 GB (whole)`."""
         return f"{self._state_bytes() / 1e9:.3g} GB (whole)"
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything a resume needs, as named tensors; parameters that are their own masters are not among them."""
+        """Return everything a resume needs, as named tensors; parameters that are their own masters are left out."""
         tensors = {f"{n}/master": m.detach() for n, m in self._masters.items() if m is not self._parameters[n]}
         for name, master in self._masters.items():
             for key, value in self._adam.state.get(master, {}).items():
@@ -130,12 +130,12 @@ class LocalOptimizer:
         return tensors
 
     def fits(self, trainable: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
-        """Whether these are `trainable_tensors` and `state_tensors` of an optimizer over the same parameters."""
+        """Return whether these are `trainable_tensors` and `state_tensors` of an optimizer over the same parameters."""
         copied = [name for name, master in self._masters.items() if master is not self._parameters[name]]
         return shapes_of(trainable) == shapes_of(self._parameters) and fit_together(state, self._parameters, copied)
 
     def saved_bytes(self) -> int:
-        """Bytes of what a checkpoint holds, once every parameter has been updated."""
+        """Count the bytes of a checkpoint, once every parameter has been updated."""
         return sum(p.numel() * p.element_size() for p in self._parameters.values()) + self._state_bytes()
 
     def _state_bytes(self) -> int:

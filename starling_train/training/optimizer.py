@@ -1,4 +1,4 @@
-"""What a training loop asks of an optimizer, and which one a run gets."""
+"""What a training loop needs of an optimizer, and which one a run gets."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -47,7 +47,7 @@ def make_optimizer(
     cluster: ClusterConfig,
     runtime: Runtime,
 ) -> Optimizer:
-    """The optimizer of `cluster.zero_stage`; at 0 every process has all of the state, and gradients are summed.
+    """Make the optimizer of `cluster.zero_stage`; at 0 every process has all of the state, and gradients are summed.
 
     groups: trainable parameters by name, of the policy and of the critic (or head), each with its own learning rate.
     Raises UserError without DeepSpeed, and for 8-bit moments in shards.

@@ -23,18 +23,18 @@ from starling_train.selection.select import select
 
 def load_chat(source: ModelSource) -> Chat:
     """Open the policy's tokenizer and its template. Raises UserError, naming the source's key."""
-    _ = source.policy_config  # read with the tokenizer too: what is wrong in it is reported as its own
+    _ = source.policy_config  # read along with the tokenizer: errors in it are reported first, as its own
     return Chat.checked(source.tokenizer, f"{source.key}: {source.directory}")
 
 
 def check_lengths(config: PpoConfig | DpoConfig, model_config: Any, chat: Chat) -> None:
     """Raise UserError if prompt and response together can outgrow the model's positions, or ids its vocabulary."""
     check_vocabulary(model_config, chat)
-    wanted = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    if wanted > model_config.max_position_embeddings:
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    if longest > model_config.max_position_embeddings:
         raise UserError(
             f"rollout.max_new_tokens: {config.rollout.max_new_tokens} and data.max_prompt_tokens "
-            f"{config.data.max_prompt_tokens} make {wanted} tokens, more than the model's "
+            f"{config.data.max_prompt_tokens} make {longest} tokens, more than the model's "
             f"{model_config.max_position_embeddings} positions; lower one of them"
         )
 
@@ -49,7 +49,7 @@ def check_vocabulary(model_config: Any, chat: Chat, key: str = "model.path") -> 
 
 
 def check_share(key: str, count: int, runtime: Runtime) -> None:
-    """Raise UserError if so many prompts are too few for each process to have one."""
+    """Raise UserError if `count` prompts are too few for each process to have one."""
     if count < runtime.world:
         raise UserError(f"{key}: {count} prompts for {runtime.world} processes; give each at least one, or start fewer")
 
@@ -58,8 +58,8 @@ def check_share(key: str, count: int, runtime: Runtime) -> None:
 class SelectedPolicy:
     """A causal LM with its trainable parameters marked, the names selected, the table, and the scan.
 
-    base: the directory of the model that it was. extra_files: writes its adapters, if it has any,
-    into each checkpoint as PEFT reads them.
+    base: the directory of the model it started as. extra_files: writes its adapters, if it has any, into each
+    checkpoint as PEFT reads them.
     """
 
     config: PpoConfig | DpoConfig
@@ -82,7 +82,7 @@ class SelectedPolicy:
         return lambda folder, tensors: adapters.write(folder, tensors, "policy.", self.table.names, *model)
 
     def write(self, to: Path, chat: Chat) -> None:
-        """Write it as a model of its own, with tokenizer and template, whole or not at all.
+        """Write a complete model, with tokenizer and template, whole or not at all.
 
         Adapters are merged into the weights, those of a quantised base unquantised.
         """
@@ -109,15 +109,15 @@ def load_policy(config: PpoConfig | DpoConfig, source: ModelSource, run: Path, r
     )
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    # quantised weights have neither their shapes nor gradients: what is selected is told by the empty model
-    shown = causal_lm.build_empty(model.config) if config.freeze.adapter else model
-    table = freeze.apply(config.freeze, shown, selected)
+    # quantised weights have neither their shapes nor gradients: the table is made from the empty model
+    unquantised = causal_lm.build_empty(model.config) if config.freeze.adapter else model
+    table = freeze.apply(config.freeze, unquantised, selected)
     add_adapters(config.freeze, model, table, runtime)
     return SelectedPolicy(config, source, model, selected, table, records)
 
 
 def add_adapters(config: FreezeConfig, model: Network, table: freeze.FreezeTable, runtime: Runtime) -> None:
-    """With freeze.adapter, adapters on what the table names train, and nothing else."""
+    """Hang adapters onto what the table names, if freeze.adapter is set; then only they train."""
     if config.adapter:
         runtime.seed_all("adapters")
         adapters.add(model, table.names, config.lora)

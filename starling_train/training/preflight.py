@@ -1,6 +1,6 @@
-"""What a user got wrong, found before the first expensive thing: a download of shards, a scan, a loaded model.
+"""User errors, reported before anything expensive: a download of shards, a scan, a loaded model.
 
-Every check reads headers and small files only. Nothing that stays is written.
+Every check reads headers and small files only. Nothing permanent is written.
 """
 
 import netrc
@@ -20,7 +20,7 @@ from starling_train.config.sections import FreezeConfig
 from starling_train.files.disk import check_directory
 from starling_train.models import header_checks, quantisation
 from starling_train.models.source import ModelSource
-from starling_train.planning.memory import Plan
+from starling_train.planning.memory import MemoryPlan
 from starling_train.selection.listing import list_matrices
 from starling_train.selection.records import Record
 from starling_train.selection.scans import read_scan
@@ -41,7 +41,7 @@ def check_policy_run(config: PpoConfig | DpoConfig, source: ModelSource, run: Pa
 
 
 def check_tracker(mode: str) -> None:
-    """Raise UserError where `logging.wandb` asks for what is not installed, or for a login that is not there."""
+    """Raise UserError where `logging.wandb` needs a package or a login that is missing."""
     if mode == "disabled":
         return
     if find_spec("wandb") is None:
@@ -54,7 +54,7 @@ def check_tracker(mode: str) -> None:
 
 
 def _has_login(url: str) -> bool:
-    """Whether wandb would find a key where it looks for one: environment, its own settings, netrc."""
+    """Return whether wandb would find a key where it looks for one: environment, its own settings, netrc."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
@@ -78,16 +78,16 @@ def check_selection(freeze: FreezeConfig, source: ModelSource, listing: dict[str
         select_unscored(freeze, listing, seed)
 
 
-def check_gpu(plan: Callable[[], Plan], device: torch.device) -> None:
+def check_gpu(plan: Callable[[], MemoryPlan], device: torch.device) -> None:
     """Compare the plan with the memory of the GPU that the run is to use; a CPU has swap. Raises UserError."""
     if device.type == "cuda":
         check_memory(plan(), torch.cuda.get_device_properties(device).total_memory)
 
 
-def check_memory(plan: Plan, device: float) -> None:
-    """Compare the plan with a device of so many bytes. Raises UserError where what is held all the time exceeds it.
+def check_memory(plan: MemoryPlan, device: float) -> None:
+    """Compare the plan with a device of so many bytes. Raises UserError if what is held all the time exceeds it.
 
-    The phases' parts can become smaller while a run goes on (fewer slots, smaller micro-batches): only a warning.
+    The phases can shrink while a run goes on (fewer slots, smaller micro-batches): they only cause a warning.
     """
     fixed = {part: size for part, size in plan.held.items() if not part.startswith("hidden states")}
     needed, largest = sum(fixed.values()), max(fixed, key=fixed.__getitem__)

@@ -1,4 +1,4 @@
-"""What every training command does around its steps: log, evaluate when it is time, save, and end well."""
+"""What every training command does around its steps: log, evaluate when due, save, and end well."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -16,8 +16,7 @@ from starling_train.files import disk
 from starling_train.files.identity import Identity
 from starling_train.files.json_lines import strict
 from starling_train.models.budget import Budget, RunBudgets
-from starling_train.run import skipped
-from starling_train.run import summary as run_summary
+from starling_train.run import skipped, summary
 from starling_train.run.checkpoints import Checkpoints, ExtraFiles, identify_base
 from starling_train.run.console import Console
 from starling_train.run.directory import RunDirectory
@@ -36,9 +35,9 @@ Evaluate = Callable[[], tuple[dict[str, float], list[dict[str, Any]]]]
 
 
 class Trainee(Protocol):
-    """The network of which a selection trains: names selected, scan, table.
+    """The network, partly trainable: names selected, scan, table.
 
-    base: the directory of the model that it was, or its identity. extra_files: see `Checkpoints`.
+    base: the directory of the model it started as, or its identity. extra_files: see `Checkpoints`.
     """
 
     @property
@@ -55,14 +54,14 @@ class Trainee(Protocol):
     def extra_files(self) -> ExtraFiles | None: ...
 
 
-class Remembered(Protocol):
+class Resumable(Protocol):
     """What later steps depend on, as plain numbers."""
 
     def state_dict(self) -> dict[str, float]: ...
     def load_state_dict(self, state: dict[str, float]) -> None: ...
 
 
-Kept = TypeVar("Kept", bound=Remembered)
+Thing = TypeVar("Thing", bound=Resumable)
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Step:
     episodes: int = 0
 
     def count(self, episodes: int, samples: int, tokens: int) -> None:
-        """Say what the step, on all processes, consumed (prompts) and produced or learned from (answers, tokens)."""
+        """Record what the step, on all processes, consumed (prompts) and produced or learned from (answers, tokens)."""
         self.episodes = episodes
         self.metrics |= {"episodes": self.metrics["episodes"] + episodes} | self.clock.metrics(samples, tokens)
 
@@ -87,8 +86,8 @@ class Step:
 class Session:
     """The records and the state of a run of `total` steps; restored from the newest checkpoint, if there is one.
 
-    Used as a context: within, the run's directory is written to, and a signal or a user's error ends the run with the
-    state saved, if what is in memory is that of one step.
+    Used as a context: within it the run's directory is written to, and a signal or a user's error ends the run with the
+    state saved, unless an update was interrupted.
 
     best: the held-out metric whose largest value is the best so far.
     """
@@ -117,7 +116,7 @@ class Session:
         self._console = Console(total, self.state.step, is_quiet=not runtime.is_main)
         self.say = self._console.say
         self._budgets = RunBudgets(self.state.budgets, self.say)
-        self._remembered: dict[str, Remembered] = {}
+        self._remembered: dict[str, Resumable] = {}
         self._fruitless = 0
 
     def __enter__(self) -> "Session":
@@ -140,15 +139,15 @@ class Session:
         return self._exit.__exit__(*error)
 
     def budget(self, key: str, amount: int) -> Budget:
-        """A budget that stays lowered in later starts. key: the configuration's."""
+        """Make a budget that stays lowered in later starts. key: the configuration's."""
         return self._budgets.add(key, amount)
 
     def follow(self, budget: Budget | None) -> None:
-        """The same for a budget that something else has made; None, that of a served model, is nothing to follow."""
+        """Include a budget that something else has made; None, as a served model's, is ignored."""
         if budget is not None:
             self._budgets.follow(budget)
 
-    def remember(self, name: str, thing: Kept) -> Kept:
+    def remember(self, name: str, thing: Thing) -> Thing:
         """Keep the state of something that later steps depend on; a resumed run goes on with it."""
         if name in self.state.algorithm:
             thing.load_state_dict(self.state.algorithm[name])
@@ -156,7 +155,7 @@ class Session:
         return thing
 
     def steps(self, evaluate: Evaluate) -> Iterator[Step]:
-        """Step after step; between two steps: evaluate, log and save what is due."""
+        """Yield step after step; between two steps: evaluate, log and save what is due."""
         state = self.state
         self.say(self._trainee.table.render())
         self.say(describe(self._optimizer, self._runtime, self._config.cluster.zero_stage))
@@ -177,20 +176,20 @@ class Session:
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
-        """Nothing that is kept changes within: a signal leaves at once. Every process has all weights, for reading."""
+        """Run what changes nothing that is kept: a signal leaves at once. All processes have all weights, to read."""
         with self._stop.abandonable(), self._optimizer.gathered():
             yield
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A part of the step, shown while it runs; its seconds are `time/<name>_s`."""
+        """Run a part of the step, shown while it runs; its seconds are `time/<name>_s`."""
         self._console.phase(name)
         yield
         self._step.clock.lap(name)
 
     @contextmanager
     def updating(self, train_policy: bool = True) -> Iterator[None]:
-        """What a checkpoint holds changes within: an update is finished if that fits into checkpoint.grace_s."""
+        """Run what changes a checkpoint's content: an update is completed if that fits into checkpoint.grace_s."""
         with self._stop.updating():
             rate = self._optimizer.set_rates(self._step.number, self.total, train_policy)
             self._step.metrics["optim/learning_rate"] = rate
@@ -204,9 +203,9 @@ class Session:
         write_report: Callable[[Path], object],
         planned_gb: float | None = None,
     ) -> None:
-        """After the last step: the model for whoever wants to use it, the page for whoever wants to know about it.
+        """Write, after the last step, the model and the report.
 
-        write_model, write_report: called on the first process alone, with all weights there.
+        write_model, write_report: called on the first process alone; the former with all weights gathered.
         """
         runtime, run = self._runtime, self._run
         self._console.phase("writing the model")
@@ -216,7 +215,7 @@ class Session:
         self._tracker.finish()
         if runtime.is_main:
             table = self._trainee.table
-            text = run_summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb)
+            text = summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb)
             run.write("summary.json", text)
             write_report(run.path)
 
@@ -283,7 +282,7 @@ def write_selection(config: FreezeConfig, run: RunDirectory, trainee: Trainee) -
 
 
 def describe(optimizer: Optimizer, runtime: Runtime, zero_stage: int) -> str:
-    """Device, processes and the ZeRO stage in effect, which may differ from the one requested."""
+    """Describe device, processes and the ZeRO stage in effect, which may differ from the one requested."""
     note = (
         f"; cluster.zero_stage={zero_stage} has no effect in one process" if zero_stage and runtime.world == 1 else ""
     )

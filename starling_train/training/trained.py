@@ -1,4 +1,4 @@
-"""From a checkpoint to the model that was trained: the base model, with the checkpoint's tensors in their places."""
+"""From a checkpoint to the model that was trained: the base model, with the checkpoint's tensors put into it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
 from starling_train.data.chat import Chat
 from starling_train.files.tensors import FLOATS
 from starling_train.models import adapters, causal_lm, header_checks
-from starling_train.models.reward import start
 from starling_train.models.reward.net import Network, RewardNet
+from starling_train.models.reward.start import empty_net, find_start, make_net, net_writer
 from starling_train.models.source import ModelSource
 from starling_train.run.saved import SavedRun
 from starling_train.selection import freeze
@@ -25,8 +25,12 @@ LORA = ".lora_"  # in the names of an adapter's two matrices
 NOT_EXPORTED = ("critic.", "value_head.")  # what a checkpoint of ppo has beside the policy
 
 
-class Trained(Protocol):
-    """What a run trains. directory: the base model's. what: in a word or two. kind: of reward model, None of none.
+class TrainedModel(Protocol):
+    """What a run trains.
+
+    directory: the base model's.
+    what: in a word or two.
+    kind: of a reward model, else None.
     lora: None where no adapters train.
 
     Each raises UserError, naming `base`, for a base model that cannot be used.
@@ -39,17 +43,17 @@ class Trained(Protocol):
     lora: LoraConfig | None
 
     def empty(self) -> Network:
-        """Names and shapes, without memory."""
+        """Build names and shapes, without memory."""
 
     def load(self) -> nn.Module:
-        """The base model, on the CPU, in the type that it was trained in."""
+        """Load the base model, on the CPU, in the type that it was trained in."""
 
     def write(self, model: Any, directory: Path) -> None:
-        """Write a model and its tokenizer, in the way in which the run itself does at its end."""
+        """Write a model and its tokenizer, as the run itself does at its end."""
 
 
 class TrainedPolicy:
-    """A causal language model, of a run whose checkpoints call its tensors `policy.*`."""
+    """A causal language model, from a run whose checkpoints name its tensors `policy.*`."""
 
     what = "the policy"
     kind: str | None = None
@@ -82,14 +86,14 @@ class TrainedReward:
     def __init__(self, config: RmConfig, base: str | None):
         self.model, self.kind, self._config = config.model, config.rm.kind, config
         self.lora = config.freeze.lora if config.freeze.adapter else None
-        self._start = start.find(config, base, "base")
+        self._start = find_start(config, base, "base")
         self.directory = self._start.directory
 
     def empty(self) -> Network:
-        return start.empty(self._start.config)
+        return empty_net(self._start.config)
 
     def load(self) -> nn.Module:
-        return start.start(
+        return make_net(
             self._start,
             fresh=self._config.rm.fresh,  # then every tensor is in the checkpoint
             dtype=self.model.dtype,
@@ -98,62 +102,62 @@ class TrainedReward:
         )
 
     def write(self, model: RewardNet, directory: Path) -> None:
-        start.writer(self._config, model, self._start.tokenizer)(directory)
+        net_writer(self._config, model, self._start.tokenizer)(directory)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """table: what was trained of which model. size: bytes of the model's weights."""
+class ExportPlan:
+    """What an export will write. table: what was trained. size: bytes of the model's weights."""
 
     table: freeze.FreezeTable
     size: int
 
 
-def plan(run: SavedRun, trained: Trained) -> Plan:
-    """What will be written, from headers alone. Raises UserError if the checkpoint's tensors are not of this model."""
+def plan(run: SavedRun, trained: TrainedModel) -> ExportPlan:
+    """Plan what to write, from headers alone. Raises UserError if the checkpoint's tensors are not of this model."""
     model = trained.empty()
     with _open(run) as held:
-        places = _places(held)
+        targets = _targets(held)
         size = sum(parameter.numel() for parameter in model.parameters()) * _dtype(trained).itemsize
         try:
-            table = _table(model, places.values(), trained.lora)
-            _hang_adapters(model, places.values(), trained.lora)
+            table = _table(model, targets.values(), trained.lora)
+            _hang_adapters(model, targets.values(), trained.lora)
         except UserError as error:
             raise _other_model(run, trained, str(error)) from error
         parameters = dict(model.named_parameters())
-        for name, place in places.items():
-            part = held.get_slice(name)
-            shape, dtype = tuple(part.get_shape()), FLOATS.get(part.get_dtype())
-            is_right = place in parameters and parameters[place].shape == shape
-            if not is_right or (dtype != _dtype(trained) and LORA not in place):
-                raise _other_model(run, trained, f"{name} {shape} in {part.get_dtype()}")
-    return Plan(table, size)
+        for name, target in targets.items():
+            saved = held.get_slice(name)
+            shape, dtype = tuple(saved.get_shape()), FLOATS.get(saved.get_dtype())
+            is_right = target in parameters and parameters[target].shape == shape
+            if not is_right or (dtype != _dtype(trained) and LORA not in target):
+                raise _other_model(run, trained, f"{name} {shape} in {saved.get_dtype()}")
+    return ExportPlan(table, size)
 
 
 @torch.no_grad()
-def load_trained(run: SavedRun, trained: Trained) -> nn.Module:
-    """The base model with what was trained in its place; adapters are merged into the weights, as the run does.
+def load_trained(run: SavedRun, trained: TrainedModel) -> nn.Module:
+    """Load the base model and put the trained tensors into it; adapters are merged into the weights, as the run does.
 
     The checkpoint is read tensor by tensor, so this takes the memory of one model.
     """
     model = trained.load()
     with _open(run) as held:
-        places = _places(held)
-        _hang_adapters(model, places.values(), trained.lora)
+        targets = _targets(held)
+        _hang_adapters(model, targets.values(), trained.lora)
         parameters = dict(model.named_parameters())
-        for name, place in places.items():
+        for name, target in targets.items():
             tensor = held.get_tensor(name)
-            assert parameters[place].dtype == tensor.dtype, f"{name} was trained in another type"
-            parameters[place].copy_(tensor)
+            assert parameters[target].dtype == tensor.dtype, f"{name} was trained in another type"
+            parameters[target].copy_(tensor)
     return adapters.merged(model)
 
 
-def _table(model: Network, places: Iterable[str], lora: LoraConfig | None) -> freeze.FreezeTable:
-    """What was trained, whole tensors and adapters together. Raises UserError for what the model does not have."""
-    modules = _adapted(places)
+def _table(model: Network, targets: Iterable[str], lora: LoraConfig | None) -> freeze.FreezeTable:
+    """Make the table of trained tensors and adapters. Raises UserError for what the model does not have."""
+    modules = _adapted(targets)
     if modules and not lora:
-        raise UserError("it has adapters, and config.yaml says of none")
-    whole = [place.removesuffix(".weight") for place in places if LORA not in place]
+        raise UserError("it has adapters, and config.yaml has none")
+    whole = [target.removesuffix(".weight") for target in targets if LORA not in target]
     tables = [freeze.apply(FreezeConfig(), model, whole)] if whole else []
     if modules and lora:
         adapted = FreezeConfig(head="lm_head" in modules, adapter="lora", lora=lora)
@@ -168,21 +172,21 @@ def _table(model: Network, places: Iterable[str], lora: LoraConfig | None) -> fr
     return first
 
 
-def _hang_adapters(model: nn.Module, places: Iterable[str], lora: LoraConfig | None) -> None:
-    if lora and (modules := _adapted(places)):
+def _hang_adapters(model: nn.Module, targets: Iterable[str], lora: LoraConfig | None) -> None:
+    if lora and (modules := _adapted(targets)):
         adapters.add(model, [f"{module}.weight" for module in modules], lora)
 
 
-def _adapted(places: Iterable[str]) -> list[str]:
-    """Modules with an adapter, in order."""
-    return list(dict.fromkeys(place.partition(LORA)[0] for place in places if LORA in place))
+def _adapted(targets: Iterable[str]) -> list[str]:
+    """List the modules with an adapter, in order."""
+    return list(dict.fromkeys(target.partition(LORA)[0] for target in targets if LORA in target))
 
 
-def _dtype(trained: Trained) -> torch.dtype:
+def _dtype(trained: TrainedModel) -> torch.dtype:
     return getattr(torch, trained.model.dtype)
 
 
-def _other_model(run: SavedRun, trained: Trained, what: str) -> UserError:
+def _other_model(run: SavedRun, trained: TrainedModel, what: str) -> UserError:
     return UserError(
         f"checkpoint: {run.weights} does not fit the model in {trained.directory} in {trained.model.dtype} ({what}); "
         "is config.yaml this run's?"
@@ -196,7 +200,7 @@ def _open(run: SavedRun) -> Any:
         raise UserError(f"checkpoint: {run.weights} cannot be read ({error}); use another one") from error
 
 
-def _places(held: Any) -> dict[str, str]:
-    """Names in the checkpoint, and which parameter of the model each tensor is."""
+def _targets(held: Any) -> dict[str, str]:
+    """Map the tensors of the checkpoint to the model's parameters, by name."""
     names = [name for name in held.keys() if not name.startswith(NOT_EXPORTED)]  # noqa: SIM118 (not a dict)
     return {name: name.removeprefix("policy.") for name in names}

@@ -1,6 +1,10 @@
 """DeepSpeed ZeRO over the processes of a run: optimizer state (1), gradients too (2), weights too (3) in shards.
 
-DeepSpeed is called directly: through accelerate a CPU run would get plain data parallelism whatever stage it asked for.
+DeepSpeed is called directly: through accelerate a CPU run would get plain data parallelism, whatever stage it requests.
+
+A shard is a process's share of the flat float32 copies (masters) of a group of tensors, with their moments. Stages 1
+and 2 concatenate a whole group and cut it; stage 3 cuts every tensor, in sub-groups. Checkpoints hold whole tensors:
+every read and write below gathers one tensor, or cuts one.
 Source: Rajbhandari et al. 2019, 'ZeRO: Memory Optimizations Toward Training Trillion Parameter Models', section 5.
 """
 
@@ -49,9 +53,10 @@ class ZeroOptimizer:
         self._model, self._config, self._runtime, self.stage = module, config, runtime, cluster.zero_stage
         self._groups = tuple(group for group in groups if group)  # DeepSpeed cannot shard nothing
         self._parameters = groups[0] | groups[1]
-        # DeepSpeed gives all of them the policy's type; what is float32 without it stays so in checkpoints
-        self._is_whole = {name: p.dtype == torch.float32 for name, p in self._parameters.items()}
-        # masters are what is float32 already: the type that DeepSpeed computes in is that of the weights
+        # DeepSpeed casts all of them to the policy's type; what was float32 before stays float32 in checkpoints
+        self._is_float32 = {name: p.dtype == torch.float32 for name, p in self._parameters.items()}
+        # the type that DeepSpeed computes in is that of the weights; a value head or adapters may be float32 beside
+        # them
         dtype = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in module.parameters()) else torch.float32
         adam = torch.optim.AdamW([{"params": list(group.values()), "lr": 0.0} for group in self._groups],
                                  fused=True, **adam_options(config))  # fmt: skip
@@ -84,32 +89,34 @@ class ZeroOptimizer:
         return policy
 
     def rounds(self, own: int) -> int:
-        """The most micro-batches of any process: gradients are exchanged after each, so all must take as many."""
+        """Return the most micro-batches of any process: gradients are exchanged after each."""
+        # a process with fewer computes a spare micro-batch with weight zero: a missing one would block the others
         return max(1, int(self._runtime.maximum([own])[0]))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Add the gradients of a micro-batch's loss; they are summed over processes. is_last: of the mini-batch."""
         self.module.set_gradient_accumulation_boundary(is_last)
-        self.module.backward(loss * self._runtime.world, scale_wrt_gas=False)  # DeepSpeed takes the mean
+        # times the processes, because DeepSpeed averages gradients, and our losses are already parts of the mean
+        self.module.backward(loss * self._runtime.world, scale_wrt_gas=False)
 
     def attempt(self, budget: Budget, phase: Callable[[int], Result]) -> Result:
         """Run `phase(amount)` once: other processes wait in the middle of it, so it cannot be repeated."""
         return budget.once(phase)
 
     def step(self, is_finite: bool = True) -> float:
-        """See `LocalOptimizer.step`. DeepSpeed itself sees that a gradient is not finite, on all processes alike."""
+        """Step as `LocalOptimizer.step`. DeepSpeed itself checks that gradients are finite, on all processes alike."""
         self.module.step()
         if self.module.optimizer.overflow:
             return math.nan
         self.applied += 1
-        if not self._trains_policy:  # a step at rate 0 that must not count in the bias correction
+        if not self._trains_policy:  # the policy's step at rate 0 must not count in Adam's bias correction
             for state, _ in self._states(0):
                 state["step"].zero_()
         return float(self.module.get_global_grad_norm())
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within, every process has all weights, for reading: once for a whole rollout, not once a token."""
+        """Gather all weights on every process, for reading: once for a whole rollout, not once a token."""
         if self.stage < 3:
             yield
             return
@@ -119,11 +126,11 @@ class ZeroOptimizer:
             yield
 
     def trainable_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the parameters, on the first process; empty on the others."""
+        """Return the parameters that a checkpoint holds, on the first process; empty on the others."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
             whole = self._get(parameter, None)
-            tensors |= self._one(name, whole if self._is_whole[name] else whole.to(parameter.dtype))
+            tensors |= self._one(name, whole if self._is_float32[name] else whole.to(parameter.dtype))
         return tensors
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -140,8 +147,8 @@ class ZeroOptimizer:
         return tensors
 
     def _copied(self) -> list[str]:
-        """Parameters whose float32 copy is not what a checkpoint holds of them."""
-        return [name for name, is_whole in self._is_whole.items() if not is_whole]
+        """Name the parameters that a checkpoint holds in a shorter type than their float32 copy."""
+        return [name for name, is_float32 in self._is_float32.items() if not is_float32]
 
     def _one(self, name: str, value: Tensor) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone()} if self._runtime.is_main else {}
@@ -158,16 +165,16 @@ class ZeroOptimizer:
         return shapes_of(trainable) == self._shapes() and fit_together(state, self._parameters, self._copied())
 
     def _shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """Shape and type of each of `trainable_tensors`."""
+        """Return the shape and type of each of `trainable_tensors`."""
         return {
-            name: (getattr(p, "ds_shape", p.shape), torch.float32 if self._is_whole[name] else p.dtype)
+            name: (getattr(p, "ds_shape", p.shape), torch.float32 if self._is_float32[name] else p.dtype)
             for name, p in self._parameters.items()
         }
 
     def saved_bytes(self) -> int:
-        """Bytes of what a checkpoint holds, all processes together, once every parameter has been updated."""
+        """Count the bytes of a checkpoint, all processes together, once every parameter has been updated."""
         return sum(
-            math.prod(shape) * (dtype.itemsize + (8 if self._is_whole[name] else 12))
+            math.prod(shape) * (dtype.itemsize + (8 if self._is_float32[name] else 12))
             for name, (shape, dtype) in self._shapes().items()
         )
 
@@ -176,7 +183,7 @@ class ZeroOptimizer:
         return f"{self.bytes_here() / 1e9:.3g} GB (ZeRO stage {self.stage})"
 
     def bytes_here(self) -> int:
-        """Bytes of moments and float32 copies that this process holds."""
+        """Count the bytes of moments and float32 copies that this process holds."""
         own = [
             tensor for i in range(len(self._groups)) for state, p in self._states(i) for tensor in (p, *state.values())
         ]
@@ -186,7 +193,7 @@ class ZeroOptimizer:
     def load(self, trainable: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         """Undo `trainable_tensors` and `state_tensors`."""
         for name, parameter in self._parameters.items():
-            master = trainable[name] if self._is_whole[name] else state[f"{name}/master"]
+            master = trainable[name] if self._is_float32[name] else state[f"{name}/master"]
             self._set(parameter, master.float(), None)
             for key in MOMENTS:
                 if f"{name}/{key}" in state:
@@ -198,7 +205,7 @@ class ZeroOptimizer:
         self._masters_to_weights(trainable)
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-        """Put this process's part of a whole tensor where it belongs."""
+        """Put this process's shard of a whole tensor where it belongs."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         value = value.to(self._runtime.device)
@@ -208,15 +215,17 @@ class ZeroOptimizer:
             else:
                 safe_set_full_optimizer_state(parameter, value, key)
             return
-        # DeepSpeed's own setter wants sizes that the number of processes divides
+        # DeepSpeed's own setter requires sizes that the number of processes divides; our slice may be short or empty at
+        # the end of a tensor, and the padding behind it stays zero
         zero = self.module.optimizer
-        part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
-        start = part.numel() * zero._get_param_partition_rank(parameter)
-        mine = value.flatten()[start : start + part.numel()]
-        part.data.zero_()
-        part.data[: mine.numel()].copy_(mine)
+        shard, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+        start = shard.numel() * zero._get_param_partition_rank(parameter)
+        mine = value.flatten()[start : start + shard.numel()]
+        shard.data.zero_()
+        shard.data[: mine.numel()].copy_(mine)
 
     def _masters_to_weights(self, trainable: dict[str, Tensor]) -> None:
+        # the weights in the model's type: DeepSpeed would copy the masters into them only in its first step
         if self.stage < 3:
             for name, parameter in self._parameters.items():
                 parameter.data.copy_(trainable[name])
@@ -232,24 +241,25 @@ class ZeroOptimizer:
     def _adam(self) -> torch.optim.Optimizer:
         return self.module.optimizer.optimizer
 
-    def _parts(self, index: int) -> list[Tensor]:
-        """The flat float32 copies of parts of a group (0 the policy's, 1 the critic's) that this process has."""
+    def _shards(self, index: int) -> list[Tensor]:
+        """Return the shards, flat float32, of a group (0 the policy's, 1 the critic's) that this process holds."""
         zero = self.module.optimizer
         if self.stage < 3:
             return [zero.single_partition_of_fp32_groups[index]]
         return [p for i, p in enumerate(zero.fp32_partitioned_groups_flat) if zero.sub_group_to_group_id[i] == index]
 
     def _states(self, index: int) -> list[tuple[dict[str, Tensor], Tensor]]:
-        """(Adam's state, float32 part) of a group's parts."""
-        return [(self._adam.state[part], part) for part in self._parts(index)]
+        """Return (Adam's state, float32 shard) of a group's shards."""
+        return [(self._adam.state[shard], shard) for shard in self._shards(index)]
 
     def _init_state(self) -> None:
-        """Moments of zero, where Adam would make them in the first step: a checkpoint can then be loaded into them."""
-        for part in [part for index in range(len(self._groups)) for part in self._parts(index)]:
-            self._adam.state[part] = {"step": torch.tensor(0.0, device=part.device)} | {
-                key: torch.zeros_like(part) for key in MOMENTS
+        """Make moments of zero now; Adam would make them in its first step, too late to load a checkpoint into."""
+        for shard in [shard for index in range(len(self._groups)) for shard in self._shards(index)]:
+            self._adam.state[shard] = {"step": torch.tensor(0.0, device=shard.device)} | {
+                key: torch.zeros_like(shard) for key in MOMENTS
             }
         if self.stage < 3:
+            # lets DeepSpeed find each tensor's slice of the moments, which it otherwise also does in the first step
             self.module.optimizer._lazy_init_hp_params_optimizer_state()
 
 
@@ -274,7 +284,7 @@ def _settings(
 
 
 def check_installed() -> None:
-    """Raises UserError without DeepSpeed."""
+    """Raise UserError without DeepSpeed."""
     try:
         import deepspeed  # noqa: F401
     except ImportError:
@@ -285,7 +295,7 @@ LONGEST_COMPILATION_S = 1800.0
 
 
 def remove_old_locks() -> None:
-    """What a process that was killed while torch compiled an extension leaves: every later one would wait for ever."""
+    """Remove locks of processes that were killed while torch compiled: every later one would wait for ever."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch_extensions"
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default).expanduser()
     for lock in folder.glob("**/lock"):

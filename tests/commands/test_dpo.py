@@ -97,10 +97,10 @@ def outcome(run: Path) -> tuple:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_pieces():
-    """24 training rows are then four pieces of the reference's pass."""
+def small_chunks():
+    """24 training rows are then four chunks of the reference's pass."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "PIECE", 7)
+        patch.setattr(reference, "CHUNK", 7)
         yield
 
 
@@ -155,7 +155,7 @@ def test_margins_of_the_files_are_those_of_the_metrics(straight, small_models, r
     _, held_out = prompts.hold_out(nectar.load(ranked_rows).rows, 6, 0)
 
     @torch.no_grad()
-    def reward(row: nectar.Row, text: str) -> float:
+    def reward(row: nectar.RankedRow, text: str) -> float:
         asked = openchat.encode(row.messages, tokenizer)
         whole = openchat.encode(
             [*row.messages, {"role": "assistant", "content": text}], tokenizer, add_generation_prompt=False
@@ -185,7 +185,7 @@ def test_finished_and_other_settings(straight, settings, capsys):
 
 
 def kill_in(function: str, call: int) -> None:
-    reference.PIECE = 7
+    reference.CHUNK = 7
     kill_in_call("training.dpo.update", function, call)
 
 
@@ -199,7 +199,7 @@ def test_after_a_kill_it_goes_on_exactly(straight, settings, tmp_path, monkeypat
     assert process.wait() == -signal.SIGKILL, process.error()
     run = tmp_path / "run"
     assert [row["step"] for row in (lines(run) if steps else [])] == steps
-    assert len(lines(run, "reference.jsonl")) == (6 if steps else 3)  # who it is, then pieces
+    assert len(lines(run, "reference.jsonl")) == (6 if steps else 3)  # who it is, then chunks
     capsys.readouterr()
     computed, compute = [], dpo_update.logprobs_of
     monkeypatch.setattr(dpo_update, "logprobs_of", lambda *a: computed.append(len(a[1])) or compute(*a))

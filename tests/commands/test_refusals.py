@@ -226,7 +226,7 @@ SELECTION = [
     row("ppo", "freeze.scan={here}/scan.json", "freeze.scan: ", "give the scan of this model",
         make=rows("scan.json", {UP: {"snr": 1.0, "type": "mlp.up_proj"}})),
     row("snr", "spectra=[nothing]", "spectra: the model has no matrix nothing", "its first is"),
-    row("snr", "compare={here}/scan.json", "compare: ", "is no SNR scan", "make it with", make=text("scan.json", "{}")),
+    row("snr", "compare={here}/scan.json", "compare: ", "not an SNR scan", "make it", make=text("scan.json", "{}")),
 ]  # fmt: skip
 
 RUN = [

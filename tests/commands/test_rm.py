@@ -253,14 +253,14 @@ def begin_at(directory: Path):
     from starling_train.config.sections import ModelConfig
     from starling_train.models.reward import start
 
-    return start.find(RmConfig(model=ModelConfig(path=str(directory)), rm=RankingConfig(max_length=256)))
+    return start.find_start(RmConfig(model=ModelConfig(path=str(directory)), rm=RankingConfig(max_length=256)))
 
 
 def test_a_mistral_becomes_a_llama_that_computes_the_same(bases):
     from starling_train.models.reward import start
 
     begin = begin_at(bases / "mistral")
-    net = start.start(begin, fresh=False, dtype="float32", attention="sdpa", device="cpu")
+    net = start.make_net(begin, fresh=False, dtype="float32", attention="sdpa", device="cpu")
     original = MistralForCausalLM.from_pretrained(bases / "mistral").model
     ids = torch.randint(len(begin.tokenizer), (2, 40), generator=torch.Generator().manual_seed(0))
     expected = original(input_ids=ids).last_hidden_state
@@ -272,7 +272,7 @@ def test_a_mistral_becomes_a_llama_that_computes_the_same(bases):
 def test_a_reward_model_goes_on_from_its_own_scores(bases, base):
     from starling_train.models.reward import start
 
-    net = start.start(begin_at(bases / base), fresh=False, dtype="float32", attention="sdpa", device="cpu")
+    net = start.make_net(begin_at(bases / base), fresh=False, dtype="float32", attention="sdpa", device="cpu")
     model = load(f"starling{base[2:]}", bases / base)
     own = model.score(conversations())
     model.net = net

@@ -34,5 +34,5 @@ def test_the_recipe_orders_more_than_80_percent_of_the_held_out_pairs(run_comman
     assert preference.evaluate(comparisons, model.score).accuracy == pytest.approx(last, abs=1e-3)
 
 
-def prompt_of(row: nectar.Row) -> str:
+def prompt_of(row: nectar.RankedRow) -> str:
     return json.dumps(row.messages)

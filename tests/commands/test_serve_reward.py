@@ -120,7 +120,7 @@ def test_openrlhf_s_request_is_answered(connection, model):
         ("/score", b'{"conversations": [[]]}', "conversations[0]: conversation: the roles are none"),
         ("/score", json.dumps({"conversations": [HELLO, HELLO[:1]]}).encode(), "[1]: the conversation ends"),
         ("/score", b'{"conversations": [["hi"]]}', "conversations[0]: a message without a role"),
-        ("/score", b'{"conversations": [[{"role": "user", "content": 1}]]}', "content is no text"),
+        ("/score", b'{"conversations": [[{"role": "user", "content": 1}]]}', "content is not text"),
         ("/score", b'{"conversations": [[{"role": "user", "content": "\\ud800"}]]}', "surrogate"),
         ("/get_reward", b'{"query": "hi"}', "no query"),
         ("/get_reward", b'{"query": ["hi"]}', "query[0]: a query in no known template"),

@@ -29,7 +29,7 @@ def test_the_forms_of_a_conversation(row):
     [
         (7, "no conversation"),
         ({"prompt": "hi"}, "no conversation"),
-        ({"messages": "hi"}, "no list"),
+        ({"messages": "hi"}, "not a list"),
         ([USER], "ends with the user"),
         ([USER, USER, ANSWER], "alternate"),
         ([ANSWER], "alternate"),
@@ -37,9 +37,9 @@ def test_the_forms_of_a_conversation(row):
         ([USER, {"role": "assistant", "content": " \n"}], "the answer is empty"),
         ([USER, {"role": "tool", "content": "x"}], "without a role"),
         ([USER, {"role": ["user"], "content": "x"}], "without a role"),
-        ([USER, {"role": "assistant"}], "the assistant's content is no text"),
+        ([USER, {"role": "assistant"}], "the assistant's content is not text"),
         ([USER, {"role": "assistant", "content": "\ud800"}], "surrogate"),
-        ({"prompt": None, "response": "x"}, "the user's content is no text"),
+        ({"prompt": None, "response": "x"}, "the user's content is not text"),
     ],
 )
 def test_what_is_no_conversation_is_said_in_one_line(row, says):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.data.nectar import Answer, Nectar, Row, load, normalise, parse_prompt, write_parquet
+from starling_train.data.nectar import Answer, Nectar, RankedRow, load, normalise, parse_prompt, write_parquet
 
 USER, ASSISTANT = "user", "assistant"
 ONE_TURN = "\n\nHuman: Hi there\n\nAssistant: "
@@ -49,7 +49,9 @@ def test_answers_are_sorted_best_first(tmp_path):
         {"answer": text, "model": text.upper(), "rank": rank} for text, rank in zip("cab", (3.0, 1.0, 2.0), strict=True)
     ]
     loaded = load(parquet(tmp_path / "x.parquet", row)).rows[0]
-    assert loaded == Row(turns("Hi there"), [Answer("a", "A", 1), Answer("b", "B", 2), Answer("c", "C", 3)], ["s"])
+    assert loaded == RankedRow(
+        turns("Hi there"), [Answer("a", "A", 1), Answer("b", "B", 2), Answer("c", "C", 3)], ["s"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,9 +153,9 @@ def test_jsonl_of_pairs(tmp_path):
     [
         ({"prompt": "x", "chosen": "a"}, "`chosen` alone; a pair needs"),
         ({"prompt": "x", "rejected": "a"}, "`rejected` alone; a pair needs"),
-        ({"prompt": "x", "chosen": 3, "rejected": "a"}, "`chosen` is no answer"),
-        ({"prompt": "x", "chosen": "a", "rejected": []}, "`rejected` is no answer"),
-        ({"prompt": "x", "chosen": "a", "rejected": turns("b")}, "`rejected` is no answer"),
+        ({"prompt": "x", "chosen": 3, "rejected": "a"}, "`chosen` is not an answer"),
+        ({"prompt": "x", "chosen": "a", "rejected": []}, "`rejected` is not an answer"),
+        ({"prompt": "x", "chosen": "a", "rejected": turns("b")}, "`rejected` is not an answer"),
         ({"prompt": "x", "chosen": "a", "rejected": ["b"]}, "`messages` must be a list of objects"),
     ],
 )
@@ -164,7 +166,7 @@ def test_pairs_that_are_none_are_named(tmp_path, row, wrong):
 
 def test_answers_can_be_left_unread(tmp_path):
     file = parquet(tmp_path / "x.parquet", {"prompt": ONE_TURN})
-    assert load(file, answers=False).rows == [Row(turns("Hi there"))]
+    assert load(file, answers=False).rows == [RankedRow(turns("Hi there"))]
 
 
 def test_excluded_prompts_are_dropped_wherever_they_are_said(tmp_path):
@@ -189,8 +191,8 @@ def test_normalise_keeps_letters_of_every_script():
 
 def test_what_is_written_is_nectars_schema_and_loads_again(tmp_path):
     rows = [
-        Row(turns("a", "b", "c"), [Answer("x", "m", 1.0), Answer("y", "n", 2.0)], ["toy", "x"], False),
-        Row(turns("only a prompt")),
+        RankedRow(turns("a", "b", "c"), [Answer("x", "m", 1.0), Answer("y", "n", 2.0)], ["toy", "x"], False),
+        RankedRow(turns("only a prompt")),
     ]
     write_parquet(rows, tmp_path / "data" / "train.parquet")
     answers = "list<element: struct<answer: string, model: string, rank: double>>"
@@ -369,7 +371,7 @@ def test_real_rows_against_mt_bench(data_dir, tmp_path):
     data = load(data_dir / "nectar", exclude=[questions])
     assert data.dropped == {} and len(data.rows) == 206
     second_turn = json.loads(questions.read_text().splitlines()[0])["turns"][1]
-    write_parquet([*data.rows, Row(turns("x", "y", second_turn.upper()))], tmp_path / "x.parquet")
+    write_parquet([*data.rows, RankedRow(turns("x", "y", second_turn.upper()))], tmp_path / "x.parquet")
     assert load(tmp_path / "x.parquet", exclude=[questions]).dropped == {"in an excluded file": 1}
 
 

@@ -5,13 +5,13 @@ import pytest
 
 from starling_train.data import openchat, pairs
 from starling_train.data.chat import Chat
-from starling_train.data.nectar import Answer, Row
+from starling_train.data.nectar import Answer, RankedRow
 
 ASKED = [{"role": "user", "content": "Hi"}]
 
 
-def row(*ranks: float) -> Row:
-    return Row(ASKED, [Answer(f"{chr(97 + i)}", "m", rank) for i, rank in enumerate(ranks)])
+def row(*ranks: float) -> RankedRow:
+    return RankedRow(ASKED, [Answer(f"{chr(97 + i)}", "m", rank) for i, rank in enumerate(ranks)])
 
 
 def texts(paired: pairs.PairedRow) -> list[str]:

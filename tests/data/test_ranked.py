@@ -1,7 +1,7 @@
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.data.nectar import Answer, Row
+from starling_train.data.nectar import Answer, RankedRow
 from starling_train.data.ranked import conversations, ranks, with_an_order
 
 
@@ -16,13 +16,13 @@ def test_places_close_gaps_and_share_ties():
 
 def test_rows_without_an_order_are_counted():
     every_kind = ((1, 2), (), (1,), (3, 3), (1, 1, 2))
-    rows = [Row([], answers(*ranks)) for ranks in every_kind]
+    rows = [RankedRow([], answers(*ranks)) for ranks in every_kind]
     assert with_an_order(rows, "file") == ([rows[0], rows[4]], 3)
     with pytest.raises(UserError, match=r"^data\.path: file: all 3 rows"):
         with_an_order(rows[1:4], "file")
 
 
 def test_conversations_end_with_each_answer():
-    row = Row([{"role": "user", "content": "Hi"}], answers(1, 2))
+    row = RankedRow([{"role": "user", "content": "Hi"}], answers(1, 2))
     assert [c[-1] for c in conversations(row)] == [{"role": "assistant", "content": f"text {i}"} for i in range(2)]
     assert all(c[:-1] == row.messages for c in conversations(row))

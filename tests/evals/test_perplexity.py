@@ -112,7 +112,7 @@ def test_a_text_file_is_one_document_and_a_jsonl_file_one_a_line(tmp_path):
 
 def test_nectar_is_its_prompts_with_their_best_answers(tmp_path):
     talk = [{"role": "user", "content": "Hi"}]
-    row = nectar.Row(talk, [nectar.Answer("No", "m", 2.0), nectar.Answer("Yes", "n", 1.0)], ["x"], True)
+    row = nectar.RankedRow(talk, [nectar.Answer("No", "m", 2.0), nectar.Answer("Yes", "n", 1.0)], ["x"], True)
     nectar.write_parquet([row], tmp_path / "rlaif.parquet")
     best = [[*talk, {"role": "assistant", "content": "Yes"}]]
     assert perplexity.load(tmp_path / "rlaif.parquet") == perplexity.load(tmp_path) == best

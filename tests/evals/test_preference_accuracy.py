@@ -34,7 +34,7 @@ def test_the_forms_of_a_preference_set(tmp_path):
     "line,says",
     [
         ('{"prompt": "hi"}', "pairs.jsonl:1: no preference"),
-        ('{"prompt": "hi", "chosen": "a", "rejected": 3}', "pairs.jsonl:1: the assistant's content is no text"),
+        ('{"prompt": "hi", "chosen": "a", "rejected": 3}', "pairs.jsonl:1: the assistant's content is not text"),
         ('{"prompt": "hi", "answers": [{"answer": "a"}]}', "pairs.jsonl:1: an answer without a rank"),
         ('{"prompt": "hi", "answers": [{"answer": "a", "rank": NaN}]}', "pairs.jsonl:1: an answer without a rank"),
         ('{"prompt": "hi", "answers": [{"answer": "a", "rank": true}]}', "pairs.jsonl:1: an answer without a rank"),

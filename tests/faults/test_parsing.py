@@ -319,7 +319,7 @@ FIELDS = st.sampled_from(("snr", "type", "shape", "raw", "threshold", "noise", "
 def test_any_json_is_a_scan_or_refused(tmp_path, content):
     file = tmp_path / "scan.json"
     file.write_text(json.dumps(content))
-    records = or_user_error(scan_records.read_scan, file)
+    records = or_user_error(scan_records.read_records, file)
     assert records is None or all(isinstance(record, Record) for record in records.values())
     for record in (records or {}).values():
         assert record.snr is None or not math.isnan(record.snr)
@@ -329,7 +329,7 @@ def test_any_json_is_a_scan_or_refused(tmp_path, content):
 @given(content=st.binary(max_size=60) | st.sampled_from([text.encode() for text in DEEP]))
 def test_any_bytes_are_a_scan_or_refused(tmp_path, content):
     (tmp_path / "scan.json").write_bytes(content)
-    or_user_error(scan_records.read_scan, tmp_path / "scan.json")
+    or_user_error(scan_records.read_records, tmp_path / "scan.json")
 
 
 @given(records=st.dictionaries(SIMPLE, st.builds(
@@ -339,5 +339,5 @@ def test_a_scan_that_was_written_reads_back(tmp_path, records):
     records = {f"model.layers.0.{name}": replace(r, module=f"model.layers.0.{name}") for name, r in records.items()}
     records = {name: r for name, r in records.items() if not (r.snr and math.isinf(r.snr)) and r.s_max != math.inf}
     if records:
-        scan_records.write_scan(records, tmp_path / "scan.json")
-        assert scan_records.read_scan(tmp_path / "scan.json") == records
+        scan_records.write_records(records, tmp_path / "scan.json")
+        assert scan_records.read_records(tmp_path / "scan.json") == records

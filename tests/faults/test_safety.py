@@ -130,7 +130,7 @@ TOKEN = {"Authorization": f"Bearer {SECRETS['STARLING_REWARD_TOKEN']}"}
         ("{", {}, 401, "send Authorization: Bearer"),  # who has no token learns nothing about bodies
         (BODY, TOKEN | {"Content-Type": "text/plain"}, 415, "Content-Type: application/json"),
         (BODY, TOKEN | {"Content-Type": "application/x-www-form-urlencoded"}, 415, "Content-Type: application/json"),
-        (BODY, TOKEN | {"Content-Encoding": "gzip"}, 415, "send it as it is"),
+        (BODY, TOKEN | {"Content-Encoding": "gzip"}, 415, "send it unencoded"),
         ("{", TOKEN, 400, "not JSON"),
         ("", TOKEN, 400, "not JSON"),
         ("[" * 40_000, TOKEN, 400, "not JSON"),

@@ -171,7 +171,7 @@ def test_a_classifiers_tensors_that_do_not_fit_are_named(classifier, change, wro
 def test_a_classifiers_broken_weights_are_named(classifier, name):
     (classifier / "model.safetensors").unlink()
     (classifier / name).write_bytes(b"cut off")
-    with pytest.raises(UserError, match="no readable file of plain tensors"):
+    with pytest.raises(UserError, match="not a readable file of plain tensors"):
         load("sequence_classification", classifier)
 
 
@@ -179,9 +179,9 @@ def test_a_classifiers_broken_weights_are_named(classifier, name):
     ("held", "wrong"),
     [
         ([1, 2], "not a readable file of plain tensors"),
-        ({1: torch.ones(1)}, "1 is no tensor"),
-        ({"state_dict": {}}, "state_dict is no tensor"),
-        ({"v_head.weight": 3}, "v_head.weight is no tensor"),
+        ({1: torch.ones(1)}, "1 is not a tensor"),
+        ({"state_dict": {}}, "state_dict is not a tensor"),
+        ({"v_head.weight": 3}, "v_head.weight is not a tensor"),
     ],
 )
 def test_a_7b_file_of_something_else_is_named(seven_b, copy, held, wrong):

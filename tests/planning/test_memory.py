@@ -3,7 +3,7 @@
 import pytest
 
 from starling_train.config.sections import FreezeConfig, LoraConfig
-from starling_train.planning.memory import Job, Plan, Share, plan, plan_supervised
+from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan, plan_supervised
 from starling_train.planning.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape
 from starling_train.planning.what_trains import what_trains_of
 from starling_train.selection import freeze
@@ -12,13 +12,13 @@ from starling_train.selection import freeze
 TINY = Shape(hidden=8, intermediate=16, layers=2, heads=2, kv_heads=1, vocabulary=10)
 
 
-def job(**changes) -> Job:
+def job(**changes) -> TrainingJob:
     values = {
         "parameters": 1352, "trainable": 576, "dtype": "float32", "critic": "head", "slots": 2, "sequence_tokens": 20,
         "prompt_tokens": 10, "step_tokens": 80, "minibatch_tokens": 40, "tokens_per_microbatch": 20,
         "layers_above_lowest": 1, "layers_trained": 1,
     }  # fmt: skip
-    return Job(**(values | changes))
+    return TrainingJob(**(values | changes))
 
 
 def test_shapes_of_published_models():
@@ -51,12 +51,12 @@ def test_dpo_holds_one_policy():
         "parameters": 1352, "trainable": 576, "dtype": "bfloat16", "minibatch_tokens": 40, "tokens_per_microbatch": 20,
         "layers_above_lowest": 1, "slots": 2, "prompt_tokens": 10, "sequence_tokens": 20,
     }  # fmt: skip
-    found = plan_supervised(TINY, Job(**values))
+    found = plan_supervised(TINY, TrainingJob(**values))
     assert list(found.held.values()) == [1352 * 2, 576 * 12]  # weights; moments and master copies
     # keys and values of 2 slots x 20 tokens, 2 layers x 2 x 4 numbers of 2 bytes
     assert found.rollout["KV cache"] == 2 * 20 * 2 * 2 * 4 * 2
     assert found.update["gradients"] == 576 * 2 and found.update["logits, one chunk"] == 3 * 40 * 10 * 4
-    alone = plan_supervised(TINY, Job(**values | {"slots": 0, "tokens_per_microbatch": 80}))
+    alone = plan_supervised(TINY, TrainingJob(**values | {"slots": 0, "tokens_per_microbatch": 80}))
     assert alone.rollout == {} and alone.update["activations"] == 2 * found.update["activations"]  # 80 tokens, not 40
 
 
@@ -91,7 +91,7 @@ def test_stages_share_among_processes():
 
 
 def test_the_peak_is_held_and_the_largest_phase():
-    assert Plan({"a": 5}, {"b": 1}, {"c": 2, "d": 2}, {"e": 3}, {"f": 1}).total == 9
+    assert MemoryPlan({"a": 5}, {"b": 1}, {"c": 2, "d": 2}, {"e": 3}, {"f": 1}).total == 9
 
 
 @pytest.mark.parametrize(

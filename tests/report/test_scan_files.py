@@ -5,7 +5,7 @@ from model_directories import source
 
 from starling_train.models.source import ModelSource
 from starling_train.report import scan
-from starling_train.selection.records import Record, write_scan
+from starling_train.selection.records import Record, write_records
 
 
 def test_the_name_of_the_model(tmp_path):
@@ -18,7 +18,7 @@ def test_the_name_of_the_model(tmp_path):
 
 def test_an_earlier_scan_gives_way_to_its_journal(tmp_path):
     record = Record("model.layers.0.mlp.up_proj", "mlp.up_proj", (2, 2), snr=1.0, content="ab")
-    write_scan({record.module: record}, tmp_path / "snr.json")
+    write_records({record.module: record}, tmp_path / "snr.json")
     ours = ("unfrozen.yaml", "snr_results_m.json", f"spectrum_{record.module}.png")
     theirs = ("spectrum_of_light.png", "snr_results_other.json", "notes.json")
     for name in (*ours, *theirs):

@@ -8,9 +8,9 @@ from starling_train.config.fields import UserError
 from starling_train.selection.records import (
     Record,
     fill,
-    match,
-    read_scan,
-    write_scan,
+    match_records,
+    read_records,
+    write_records,
     write_spectrum_scan,
     write_target_modules,
 )
@@ -27,11 +27,11 @@ def strict(path):
 
 
 def test_ours(tmp_path):
-    write_scan(RECORDS, tmp_path / "snr.json")
+    write_records(RECORDS, tmp_path / "snr.json")
     content = strict(tmp_path / "snr.json")
     assert content[DOWN]["snr"] == 0.5 and content[DOWN]["type"] == "mlp.down_proj"
     assert content[UP]["snr"] is None
-    assert read_scan(tmp_path / "snr.json") == RECORDS
+    assert read_records(tmp_path / "snr.json") == RECORDS
     assert [path.name for path in tmp_path.iterdir()] == ["snr.json"]
 
 
@@ -46,16 +46,16 @@ def test_spectrums(tmp_path):
 def test_both_published_schemas(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({DOWN: {"snr": 3, "type": "mlp.down_proj"}}))
-    assert read_scan(path) == {DOWN: Record(DOWN, "mlp.down_proj", snr=3.0)}
+    assert read_records(path) == {DOWN: Record(DOWN, "mlp.down_proj", snr=3.0)}
     path.write_text(json.dumps({"mlp.down_proj": {DOWN: 3.0}, "mlp.up_proj": {UP: 2.5}}))
-    assert read_scan(path) == {
+    assert read_records(path) == {
         DOWN: Record(DOWN, "mlp.down_proj", snr=3.0),
         UP: Record(UP, "mlp.up_proj", snr=2.5),
     }
 
 
 def test_the_published_mistral_scan(data_dir):
-    records = read_scan(data_dir / "snr" / "snr_results_mistralai-Mistral-7B-v0.1.json")
+    records = read_records(data_dir / "snr" / "snr_results_mistralai-Mistral-7B-v0.1.json")
     types = [record.type for record in records.values()]
     assert len(records) == 224 and {kind: types.count(kind) for kind in types} == dict.fromkeys(types, 32)
     assert {record.layer for record in records.values()} == set(range(32))
@@ -65,7 +65,7 @@ def test_nan_of_a_published_scan_is_no_score(tmp_path):
     (tmp_path / "x.json").write_text(
         f'{{"{DOWN}": {{"snr": NaN, "type": "t"}}, "{UP}": {{"snr": Infinity, "type": "t"}}}}'
     )
-    records = read_scan(tmp_path / "x.json")
+    records = read_records(tmp_path / "x.json")
     assert records[DOWN].snr is None and records[UP].snr == float("inf")
 
 
@@ -87,12 +87,12 @@ def test_nan_of_a_published_scan_is_no_score(tmp_path):
 def test_what_is_no_scan(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=r"x\.json"):
-        read_scan(tmp_path / "x.json")
+        read_records(tmp_path / "x.json")
 
 
 def test_no_such_file(tmp_path):
     with pytest.raises(UserError, match=r"^compare: .*y\.json does not exist"):
-        read_scan(tmp_path / "y.json", "compare")
+        read_records(tmp_path / "y.json", "compare")
 
 
 def test_target_modules(tmp_path):
@@ -129,7 +129,7 @@ def test_match_gives_order_and_shapes():
     listing = {m: Record(m, RECORDS[m].type, RECORDS[m].shape) for m in (UP, DOWN)}
     published = {m: Record(m, RECORDS[m].type, snr=1.0) for m in (DOWN, UP)}
     published["lm_head"] = Record("lm_head", "lm_head", snr=2.0)  # Spectrum scans it where it is asked to
-    found = match(published, listing, "x.json")
+    found = match_records(published, listing, "x.json")
     assert list(found) == [UP, DOWN]
     assert found[UP] == Record(UP, "mlp.up_proj", (6, 4), snr=1.0)
 
@@ -137,18 +137,18 @@ def test_match_gives_order_and_shapes():
 def test_match_refuses_the_scan_of_another_model():
     listing = {m: Record(m, "t", (4, 6)) for m in (UP, DOWN)}
     with pytest.raises(UserError, match=rf"{DOWN} is not in x\.json"):
-        match({UP: listing[UP]}, listing, "x.json")
+        match_records({UP: listing[UP]}, listing, "x.json")
     with pytest.raises(UserError, match=rf"{UP} is not in the model"):
-        match(listing, {DOWN: listing[DOWN]}, "x.json")
+        match_records(listing, {DOWN: listing[DOWN]}, "x.json")
     with pytest.raises(UserError, match=r"as \(9, 9\), the model as \(4, 6\)"):
-        match(listing | {UP: Record(UP, "t", (9, 9))}, listing, "x.json")
+        match_records(listing | {UP: Record(UP, "t", (9, 9))}, listing, "x.json")
 
 
 def test_an_infinite_margin_comes_back(tmp_path):
     """A matrix of zeros has threshold 0, which no value is near, and a finite score."""
     zero = Record(UP, "mlp.up_proj", (6, 4), snr=0.0, threshold=0.0, noise=0.0, margin=float("inf"))
-    write_scan({UP: zero}, tmp_path / "snr.json")
-    assert read_scan(tmp_path / "snr.json") == {UP: zero}
+    write_records({UP: zero}, tmp_path / "snr.json")
+    assert read_records(tmp_path / "snr.json") == {UP: zero}
 
 
 def test_fill_gives_order_shapes_and_holders():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
-from starling_train.selection.records import write_scan
+from starling_train.selection.records import write_records
 from starling_train.selection.scan import read_ahead
 from starling_train.selection.scan_journal import ScanJournal, content_hash
 
@@ -78,12 +78,12 @@ def test_reading_ahead_keeps_order_and_bounds_memory():
 
 def test_every_cut_of_the_journal_ends_in_the_same_file(model, tmp_path):
     journal_path, whole, resumed = tmp_path / "journal", tmp_path / "whole.json", tmp_path / "resumed.json"
-    write_scan(scan(model, journal=ScanJournal(journal_path)), whole)
+    write_records(scan(model, journal=ScanJournal(journal_path)), whole)
     full = journal_path.read_bytes()
     for cut in [0, 1, len(full), *random.Random(0).sample(range(len(full)), 12)]:
         journal_path.write_bytes(full[:cut])
         journal = ScanJournal(journal_path)
-        write_scan(scan(model, journal=journal), resumed)
+        write_records(scan(model, journal=journal), resumed)
         assert resumed.read_bytes() == whole.read_bytes()
         assert sorted(journal_path.read_text().splitlines()) == sorted(full.decode().splitlines())
         assert journal.changed == []
@@ -125,18 +125,18 @@ def test_content_hash_sees_type_shape_and_values():
 
 
 def test_infinite_scores_come_back(tmp_path):
-    from starling_train.selection.records import Record, read_scan
+    from starling_train.selection.records import Record, read_records
 
     score = spectrum.snr(torch.diag(torch.tensor([3.0, 3.0, 3.0, 2.9])), "laserrmt")
     record = Record("model.layers.0.mlp.up_proj", "mlp.up_proj", (4, 4), **vars(score), dialect="laserrmt")
-    write_scan({record.module: record}, tmp_path / "snr.json")
+    write_records({record.module: record}, tmp_path / "snr.json")
     content = json.loads((tmp_path / "snr.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert content[record.module]["snr"] is None
-    assert read_scan(tmp_path / "snr.json") == {record.module: record}
-    assert read_scan(tmp_path / "snr.json")[record.module].snr == float("inf")
+    assert read_records(tmp_path / "snr.json") == {record.module: record}
+    assert read_records(tmp_path / "snr.json")[record.module].snr == float("inf")
     finite = replace(record, snr=1.5, raw=4.5)
-    write_scan({record.module: finite}, tmp_path / "snr.json")
-    assert read_scan(tmp_path / "snr.json") == {record.module: finite}
+    write_records({record.module: finite}, tmp_path / "snr.json")
+    assert read_records(tmp_path / "snr.json") == {record.module: finite}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from model_directories import select_by
 
 from starling_train.config.fields import UserError
-from starling_train.selection.records import Record, read_scan
+from starling_train.selection.records import Record, read_records
 from starling_train.selection.select import EVERYTHING
 
 
@@ -28,7 +28,7 @@ def layers(selected: list[str], kind: str) -> list[int]:
 
 @pytest.fixture
 def mistral(data_dir):
-    return read_scan(data_dir / "snr" / "snr_results_mistralai-Mistral-7B-v0.1.json")
+    return read_records(data_dir / "snr" / "snr_results_mistralai-Mistral-7B-v0.1.json")
 
 
 def test_published_top_quarter_and_half(mistral):

@@ -19,7 +19,7 @@ from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
 from starling_train.training.dpo import update
-from starling_train.training.dpo.update import EncodedRow
+from starling_train.training.dpo.update import EncodedPairedRow
 from starling_train.training.optimizer import make_optimizer
 
 
@@ -61,7 +61,7 @@ def main() -> None:
             out.write_text(json.dumps({"metrics": found, "bytes": bytes_here}))
 
 
-def rows(step: int) -> list[EncodedRow]:
+def rows(step: int) -> list[EncodedPairedRow]:
     """Five prompts with two or three answers; a process may have micro-batches that the other one lacks."""
     random = torch.Generator().manual_seed(step)
 
@@ -71,7 +71,7 @@ def rows(step: int) -> list[EncodedRow]:
     made = []
     for place, (asked, *answers) in enumerate([(4, 6, 3), (7, 2, 9, 4), (3, 1, 2), (5, 20, 19), (9, 4, 2)]):
         prompt, pairs = draw(asked), [(0, 1)] if len(answers) == 2 else [(0, 1), (0, 2), (1, 2)]
-        made.append(EncodedRow(place, [prompt] * len(answers), [draw(count) for count in answers], pairs, []))
+        made.append(EncodedPairedRow(place, [prompt] * len(answers), [draw(count) for count in answers], pairs, []))
     return made
 
 

@@ -12,7 +12,9 @@ from starling_train.training.ppo import update
 from starling_train.training.ppo.experience import Experience
 
 
-def add_gradients(actors: Actors, experience: Experience, rows: list[int], config: AlgorithmConfig) -> update.Sums:
+def add_gradients(
+    actors: Actors, experience: Experience, rows: list[int], config: AlgorithmConfig
+) -> update.MiniBatchSums:
     """Add the gradients of the mini-batch `rows`; returns its sums."""
     count = int(experience.is_response[rows].sum())
     optimizer = LocalOptimizer(actors, actors.groups(), OptimConfig())

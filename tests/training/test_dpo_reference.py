@@ -8,8 +8,8 @@ import pytest
 from starling_train.config.fields import UserError
 from starling_train.data.pairs import PairedRow
 from starling_train.files.json_lines import JsonLines
-from starling_train.training.dpo import reference as dpo_reference
-from starling_train.training.dpo.reference import Reference, pieces, read
+from starling_train.training.dpo import reference
+from starling_train.training.dpo.reference import Reference, chunks, read
 
 WHO = {"base": "a" * 64, "data": "b" * 64, "dtype": "float32", "max_length": 64}
 
@@ -20,8 +20,8 @@ def rows(count: int = 7) -> list[PairedRow]:
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(dpo_reference, "PIECE", 3)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(reference, "CHUNK", 3)
 
 
 def compute(given: list[PairedRow]) -> list[list[float]]:
@@ -32,14 +32,14 @@ def compute(given: list[PairedRow]) -> list[list[float]]:
 def file(tmp_path):
     """Of a pass that was done."""
     path = tmp_path / "reference.jsonl"
-    reference = Reference(pieces(rows()), WHO, [])
+    reference = Reference(chunks(rows()), WHO, [])
     reference.complete(compute, JsonLines(path), lambda line: None)
     assert reference.is_complete
     return path
 
 
 def test_the_numbers_come_back_exactly(file):
-    wanted = pieces(rows())
+    wanted = chunks(rows())
     assert [len(piece) for piece in wanted] == [3, 3, 1]
     again = Reference(wanted, WHO, read(file, WHO, wanted))
     assert again.is_complete
@@ -52,7 +52,7 @@ def test_the_numbers_come_back_exactly(file):
 def test_after_a_kill_only_what_is_missing_is_computed(file, left):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:left]) + lines[left][:20])  # and half of the next line
-    wanted, done = pieces(rows()), []
+    wanted, done = chunks(rows()), []
     reference = Reference(wanted, WHO, read(file, WHO, wanted))
     assert not reference.is_complete
     reference.complete(lambda given: done.append(given) or compute(given), JsonLines(file), lambda line: None)
@@ -71,7 +71,7 @@ def test_after_a_kill_only_what_is_missing_is_computed(file, left):
 )
 def test_the_numbers_of_something_else_are_refused(file, changed, says):
     with pytest.raises(UserError, match=f"^run_dir: .*{says}.*another run_dir$"):
-        read(file, WHO | changed, pieces(rows()))
+        read(file, WHO | changed, chunks(rows()))
 
 
 def line(number: int, **values):
@@ -105,17 +105,17 @@ def test_a_damaged_line_is_named(file, number, spoil):
     with pytest.raises(
         UserError, match=rf"^run_dir: line {damaged} of .*reference.jsonl is damaged; put the file back"
     ):
-        read(file, WHO, pieces(rows()))
+        read(file, WHO, chunks(rows()))
 
 
 def test_pairs_without_a_finite_number_are_left_out(tmp_path):
     def odd(given):
         return [[-1.0, math.nan if row.index == 1 else -2.0, -math.inf if row.index < 3 else -3.0] for row in given]
 
-    reference = Reference(pieces(rows(4)), WHO, [])
+    reference = Reference(chunks(rows(4)), WHO, [])
     path = tmp_path / "reference.jsonl"
     reference.complete(odd, JsonLines(path), lambda line: None)
-    again = Reference(pieces(rows(4)), WHO, read(path, WHO, pieces(rows(4))))
+    again = Reference(chunks(rows(4)), WHO, read(path, WHO, chunks(rows(4))))
     for found in (reference, again):
         kept, lost = found.usable(rows(4))
         assert [row.pairs for row in kept] == [[(0, 1)], [], [(0, 1)], [(0, 1), (0, 2), (1, 2)]] and lost == 7
@@ -127,14 +127,14 @@ def test_pairs_without_a_finite_number_are_left_out(tmp_path):
 
 
 def test_rows_that_no_step_trains_on_are_left_as_they_are():
-    reference = Reference(pieces(rows(2)), WHO, [compute(rows(2))])
+    reference = Reference(chunks(rows(2)), WHO, [compute(rows(2))])
     kept, lost = reference.usable(rows(3))
     assert lost == 0 and kept[2] == rows(3)[2]
 
 
 def test_a_run_that_has_trained_cannot_compute_them(file):
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:2]))
-    wanted = pieces(rows())
+    wanted = chunks(rows())
     reference = Reference(wanted, WHO, read(file, WHO, wanted))
     reference.check_complete(0, file)
     with pytest.raises(UserError, match=r"^run_dir: .*reference.jsonl is not whole, and cannot be computed"):
@@ -147,7 +147,7 @@ def test_it_says_how_far_it_is_where_that_is_far():
     class Log:
         def write(self, rows): ...
 
-    Reference(pieces(rows(60)), WHO, []).complete(compute, Log(), said.append)
+    Reference(chunks(rows(60)), WHO, []).complete(compute, Log(), said.append)
     assert (
         len(said) == 10 and said[0].endswith("2 of 20 parts are done") and said[-1].endswith("20 of 20 parts are done")
     )

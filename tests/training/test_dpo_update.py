@@ -13,14 +13,14 @@ from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
 from starling_train.training.dpo import update
-from starling_train.training.dpo.update import EncodedRow
+from starling_train.training.dpo.update import EncodedPairedRow
 from starling_train.training.local import LocalOptimizer
 
 SIZES = [((4, 6), (4, 3)), ((7, 2), (7, 9)), ((3, 1), (3, 12)), ((5, 5), (5, 5)), ((9, 4), (9, 2))]
 SINGLE = "layers.1.mlp"
 
 
-def rows(pairs: list[tuple[int, int]] | None = None, answers: int = 2) -> list[EncodedRow]:
+def rows(pairs: list[tuple[int, int]] | None = None, answers: int = 2) -> list[EncodedPairedRow]:
     """Prompts of some tokens with two answers each, or more; the reference's log-probs are made up."""
     draw = torch.Generator().manual_seed(0)
 
@@ -32,7 +32,7 @@ def rows(pairs: list[tuple[int, int]] | None = None, answers: int = 2) -> list[E
         prompt = ids(sizes[0][0])
         responses = [ids(sizes[i % 2][1] + i // 2) for i in range(answers)]
         reference = [-4.5 * len(response) + float(torch.randn(1, generator=draw)) for response in responses]
-        found.append(EncodedRow(place, [prompt] * answers, responses, pairs or [(0, 1)], reference))
+        found.append(EncodedPairedRow(place, [prompt] * answers, responses, pairs or [(0, 1)], reference))
     return found
 
 
@@ -45,7 +45,7 @@ def net(tiny_mistral) -> Actors:
     return Actors(policy, "none", lowest=1, has_reference=False)
 
 
-def gradients(net: Actors, given: list[EncodedRow], config: DpoLossConfig) -> tuple[float, dict]:
+def gradients(net: Actors, given: list[EncodedPairedRow], config: DpoLossConfig) -> tuple[float, dict]:
     """Loss and gradients as a step computes them."""
     net.zero_grad(set_to_none=True)
     kept: dict[str, torch.Tensor] = {}
@@ -55,7 +55,7 @@ def gradients(net: Actors, given: list[EncodedRow], config: DpoLossConfig) -> tu
     return updated.metrics["dpo/loss"], kept
 
 
-def by_hand(net: Actors, given: list[EncodedRow], config: DpoLossConfig) -> tuple[float, dict]:
+def by_hand(net: Actors, given: list[EncodedPairedRow], config: DpoLossConfig) -> tuple[float, dict]:
     """The paper's formula, a whole forward pass of the plain model for each answer alone."""
     model = copy.deepcopy(net.policy)
 
@@ -114,7 +114,7 @@ def test_loss_and_gradients_are_trls(net, tmp_path):
     known = update.logprobs_of(
         Actors(reference, "none", lowest=0, has_reference=False), rows(), Budget("test", 60), Runtime()
     )
-    given = [EncodedRow(r.index, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
+    given = [EncodedPairedRow(r.index, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
     model = copy.deepcopy(net.policy)
     settings = trl.DPOConfig(str(tmp_path), beta=0.3, max_length=None, report_to=[], bf16=False, use_cpu=True)
     unused = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])  # it wants to tokenise something
@@ -158,10 +158,10 @@ def optimizer_of(net: Actors, rate: float = 1e-3) -> LocalOptimizer:
     return optimizer
 
 
-def referenced(net: Actors) -> list[EncodedRow]:
+def referenced(net: Actors) -> list[EncodedPairedRow]:
     """The rows with the policy itself as reference."""
     known = update.logprobs_of(net, rows(), Budget("test", 60), Runtime())
-    return [EncodedRow(r.index, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
+    return [EncodedPairedRow(r.index, r.prompts, r.responses, r.pairs, v) for r, v in zip(rows(), known, strict=True)]
 
 
 def test_updates_widen_the_margin_and_the_first_one_starts_at_log_2(net):
@@ -207,7 +207,7 @@ def test_what_is_not_finite_is_not_applied_and_named(net, what):
 def test_a_row_without_pairs_counts_for_nothing(net):
     """Its pairs may have lost their reference."""
     given, config = rows(), DpoLossConfig(tokens_per_microbatch=60)
-    empty = EncodedRow(9, [], [], [], [])
+    empty = EncodedPairedRow(9, [], [], [], [])
     measured = []
     for batch in ([empty, *given], given):
         again = copy.deepcopy(net)

@@ -68,11 +68,11 @@ def test_the_estimator_of_the_penalty_is_the_one_asked_for(tiny_mistral, estimat
 
 def test_a_scan_of_another_model_is_refused(tiny_mistral, tmp_path):
     from starling_train.config.fields import UserError
-    from starling_train.selection import records as scan_records
+    from starling_train.selection import records
 
     tiny_mistral(layers=3).save_pretrained(tmp_path / "three")
     tiny_mistral(layers=2).save_pretrained(tmp_path / "two")
-    scan_records.write_scan(scan(tmp_path / "two"), tmp_path / "scan.json")
+    records.write_records(scan(tmp_path / "two"), tmp_path / "scan.json")
     config = FreezeConfig(scan=str(tmp_path / "scan.json"))
     assert len(scans.scan_or_list(config, source(tmp_path / "two"), "cpu")) == 14
     with pytest.raises(UserError, match=r"freeze\.scan"):

@@ -3,7 +3,7 @@
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.planning.memory import Plan
+from starling_train.planning.memory import MemoryPlan
 from starling_train.training import preflight
 
 
@@ -30,7 +30,7 @@ def test_a_login_is_found_where_wandb_looks(tmp_path, monkeypatch):
 
 def test_a_plan_larger_than_the_gpu_is_refused_and_a_tight_one_is_told(capsys):
 
-    plan = Plan({"policy weights": 14e9, "hidden states below": 8e9}, {"KV cache": 5e9}, {"activations": 30e9})
+    plan = MemoryPlan({"policy weights": 14e9, "hidden states below": 8e9}, {"KV cache": 5e9}, {"activations": 30e9})
     preflight.check_memory(plan, 80e9)
     assert capsys.readouterr().err == ""
     preflight.check_memory(plan, 24e9)

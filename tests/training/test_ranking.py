@@ -10,17 +10,17 @@ from starling_train.core.preference import kwise_losses
 from starling_train.models.reward.net import RewardNet
 from starling_train.training.local import LocalOptimizer
 from starling_train.training.reward_model import update
-from starling_train.training.reward_model.update import EncodedRow
+from starling_train.training.reward_model.update import EncodedRankedRow
 
 
-def rows() -> list[EncodedRow]:
+def rows() -> list[EncodedRankedRow]:
     draw = torch.Generator().manual_seed(0)
 
     def sequence() -> list[int]:
         return torch.randint(5, 200, (int(torch.randint(3, 30, (1,), generator=draw)),), generator=draw).tolist()
 
     return [
-        EncodedRow([sequence() for _ in places], places)
+        EncodedRankedRow([sequence() for _ in places], places)
         for places in ([1, 2, 3], [1, 2], [1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 2], [1, 2, 2, 3])
     ]
 
@@ -57,7 +57,7 @@ def test_the_loss_is_the_mean_over_rows_of_each_row_alone():
         scores = torch.stack(
             [net(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)).squeeze(0) for ids in row.sequences]
         )
-        expected.append(kwise_losses(scores[None], None, torch.tensor([row.places])).squeeze(0))
+        expected.append(kwise_losses(scores[None], None, torch.tensor([row.ranks])).squeeze(0))
         totals.append(scores.sum())
     total = torch.stack(expected).mean() + centring * torch.stack(totals).square().mean()
     total.backward()
@@ -77,7 +77,7 @@ def test_validation_by_hand_and_however_it_is_cut():
     # one row of two answers: right or wrong as a whole
     one = update.evaluate(net, rows()[1:2], RankingConfig())
     assert one["eval/preference_accuracy"] in (0.0, 1.0)
-    other = update.evaluate(net, [EncodedRow(rows()[1].sequences[::-1], [1, 2])], RankingConfig())
+    other = update.evaluate(net, [EncodedRankedRow(rows()[1].sequences[::-1], [1, 2])], RankingConfig())
     assert one["eval/preference_accuracy"] + other["eval/preference_accuracy"] == 1.0
 
 

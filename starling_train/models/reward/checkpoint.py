@@ -1,8 +1,7 @@
 """The two Starling reward checkpoints on disk: what tensors they hold, checked reading, and writing.
 
-starling_7b: `pytorch_model.bin` with the causal LM (`model.model.*`, `model.lm_head.weight`), the transformer
-again (`transformer.*`) and `v_head.weight`. starling_34b: sharded safetensors, `transformer.*` and
-`v_head.weight`.
+starling_7b: `pytorch_model.bin` with the causal LM (`model.model.*`, `model.lm_head.weight`), the transformer again
+(`transformer.*`) and `v_head.weight`. starling_34b: sharded safetensors, `transformer.*` and `v_head.weight`.
 """
 
 import json
@@ -28,10 +27,9 @@ INDEX_FILE = INDEXES[0]
 
 
 def read_7b(directory: Path) -> dict[str, Tensor]:
-    """`transformer.*` and `v_head.weight`, memory-mapped; second transformer and LM head stay on disk.
+    """Read `transformer.*` and `v_head.weight`, memory-mapped; second transformer and LM head stay on disk.
 
-    Where both copies are there, `transformer.*` is the one that counts: the card's loading code writes it
-    last.
+    If both copies exist, `transformer.*` counts: the card's loading code writes it last.
     """
     file = directory / SEVEN_B_FILE
     if not file.is_file():
@@ -47,7 +45,7 @@ def read_7b(directory: Path) -> dict[str, Tensor]:
 
 
 def _plain_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a `.bin`; nothing pickled in it is run."""
+    """Read the tensors of a `.bin`; nothing pickled in it is run."""
     unreadable = f"{file}: not a readable file of plain tensors; download it again"
     try:
         # torch before 1.6 wrote no zip files, and only those can be mapped
@@ -58,12 +56,12 @@ def _plain_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(unreadable)
     odd = [name for name, tensor in tensors.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
     if odd:
-        raise UserError(f"{file}: {odd[0]} is no tensor; save the model's state_dict alone")
+        raise UserError(f"{file}: {odd[0]} is not a tensor; save the model's state_dict alone")
     return tensors
 
 
 def read_34b(directory: Path) -> dict[str, Tensor]:
-    """All tensors of the safetensors shards, memory-mapped."""
+    """Read all tensors of the safetensors shards, memory-mapped."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -81,7 +79,7 @@ def read_34b(directory: Path) -> dict[str, Tensor]:
 def check(tensors: Mapping[str, Tensor | Entry], expected: dict[str, torch.Size], source: str) -> None:
     """Raise UserError, naming `source` and tensors, unless names and shapes are the expected ones."""
     if "v_head.weight" not in tensors:
-        raise UserError(f"{source}: no v_head.weight in it, so it is no reward model; check reward.path")
+        raise UserError(f"{source}: no v_head.weight in it, so it is not a reward model; check reward.path")
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
     if missing:
@@ -92,7 +90,7 @@ def check(tensors: Mapping[str, Tensor | Entry], expected: dict[str, torch.Size]
 
 
 def drop_rotary(tensors: Mapping[str, Held]) -> dict[str, Held]:
-    """Without the rotary frequencies that older transformers saved; they are computed from the config."""
+    """Drop the rotary frequencies that older transformers saved; they are computed from the config."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
@@ -140,7 +138,7 @@ def _with_config(net: RewardNet, directory: str | Path, tokenizer, architecture:
 
 
 def shards(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint in Starling-RM-34B's layout. Raises UserError where there are none."""
+    """List the safetensors files in Starling-RM-34B's layout. Raises UserError if there are none."""
     files = weight_files(directory, only="safetensors")
     if files.index:
         return [directory / name for name in sorted(set(weight_map(files.index).values()))]
@@ -162,7 +160,7 @@ def _cut(tensors: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
 
 
 def names(tensors: Iterable[str]) -> str:
-    """Up to three names, and how many more there are."""
+    """Render up to three names, and how many more there are."""
     tensors = list(tensors)
     more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
     return ", ".join(tensors[:3]) + more

@@ -41,7 +41,7 @@ def _check_starling(source: RewardSource, weights: bool) -> None:
     if source.kind == "starling_7b":
         held = checkpoint.read_7b(directory)  # mapped, not read
     else:
-        checkpoint.shards(directory)  # the same files, or the message that says which are wanted
+        checkpoint.shards(directory)  # the same files, or the message that names the missing ones
         held = {entry.name: entry for entry in source.model.entries}
     checkpoint.check(checkpoint.drop_rotary(held), expected, str(directory))
 
@@ -54,8 +54,10 @@ def _check_classifier(source: RewardSource, weights: bool) -> None:
     expected = causal_lm.shapes_of(AutoModelForSequenceClassification, source.config)
     if not weights:
         return
-    # transformers knows older names of many tensors: only what it finds by name is compared, and a head must be there
+    # transformers knows older names of many tensors: only known names are compared, and a head must exist
     held = {name: entry.shape for name, entry in entries_by_name(source.model).items()}
     if "score.weight" in expected and "score.weight" not in held:
-        raise UserError(f"{directory}: score.weight missing; it is no trained sequence classifier, check reward.path")
+        raise UserError(
+            f"{directory}: score.weight missing; it is not a trained sequence classifier, check reward.path"
+        )
     check_shapes({name: shape for name, shape in expected.items() if name in held}, held, str(directory))

@@ -47,7 +47,7 @@ def check_labels(directory: Path, config: Any) -> None:
 
 
 def starling_shapes(config: Any) -> dict[str, torch.Size]:
-    """Shape of every tensor of a Starling checkpoint with this configuration. Raises UserError if it has none."""
+    """Return the shape of every tensor of a Starling checkpoint of this configuration. Raises UserError without one."""
     from transformers import AutoModel
 
     shapes = {f"transformer.{name}": shape for name, shape in shapes_of(AutoModel, config).items()}
@@ -55,7 +55,7 @@ def starling_shapes(config: Any) -> dict[str, torch.Size]:
 
 
 def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> RewardNet | ClassifierNet:
-    """A transformers sequence classifier with one label; a decoder's head is read where we say.
+    """Load a transformers sequence classifier with one label; a decoder's head is read where we say.
 
     Raises UserError naming tensors that do not fit: transformers alone would ignore those that it does not know.
     """
@@ -74,7 +74,9 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
                 **options,
             )
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(f"{directory}: its weights are no readable file of plain tensors; download it again") from error
+        raise UserError(
+            f"{directory}: its weights are not a readable file of plain tensors; download it again"
+        ) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise UserError(f"{directory}: {first_line(error)}; check reward.path and reward.kind") from error
     _check_report(report, directory)
@@ -85,7 +87,7 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own table of tensors that do not fit: ours is one line."""
+    """Silence transformers' own table of tensors that do not fit: ours is one line."""
     from transformers import logging
 
     level = logging.get_verbosity()
@@ -100,7 +102,7 @@ def _check_report(report: dict[str, Any], directory: Path) -> None:
     """Raise UserError unless transformers found every tensor of the classifier in its shape, and no other."""
     if missing := sorted(report["missing_keys"]):
         named = checkpoint.names(missing)
-        raise UserError(f"{directory}: {named} missing; it is no trained sequence classifier")
+        raise UserError(f"{directory}: {named} missing; it is not a trained sequence classifier")
     shaped = sorted(report["mismatched_keys"])
     check_shapes({name: size for name, _, size in shaped}, {name: size for name, size, _ in shaped}, str(directory))
     if extra := sorted(report["unexpected_keys"]):

@@ -39,7 +39,7 @@ class RewardModel:
         trailing_newline: bool = False,
         skipped_id: int | None = None,
     ) -> None:
-        """skipped_id: a token id that the head skips at the end of a conversation (see `_read_at`)."""
+        """Wrap a network. skipped_id: a token id that the head skips at the end of a conversation (see `_read_at`)."""
         assert position in ("last_token", "card"), position
         self.net, self.tokenizer, self.kind, self.device = net.eval(), tokenizer, kind, device
         self.position, self.max_length = position, max_length
@@ -50,15 +50,15 @@ class RewardModel:
         size = sum(parameter.numel() for parameter in net.parameters())
         layers = getattr(net.config, "num_hidden_layers", 12)
         self._overhead = overhead_of(size, layers, torch.device(device).type)
-        # the card's way reads from padding, which must then be there
+        # the card's way reads from padding, which must then exist
         self._packed = PackedNet(net) if position == "last_token" and PackedNet.fits(net) else None
 
     def score(self, conversations: Sequence[list[dict]]) -> list[float]:
-        """One score a conversation, in order; each conversation ends with the assistant's answer."""
+        """Score conversations, in order; each ends with the assistant's answer."""
         return self.score_ids([self.encode(messages) for messages in conversations])
 
     def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
-        """As `score`, with the error in place of the score of a conversation that the template cannot take."""
+        """Score as `score`, with the error instead of a score for a conversation that the template cannot take."""
         results: list[float | UserError] = [0.0] * len(conversations)
         encoded: dict[int, list[int]] = {}
         for index, messages in enumerate(conversations):
@@ -71,7 +71,7 @@ class RewardModel:
         return results
 
     def score_ids(self, encoded: Sequence[list[int]]) -> list[float]:
-        """One score for each of `encode`'s results, in order."""
+        """Score each of `encode`'s results, in order."""
         return self.budget.halving(lambda tokens: self._score_ids(encoded, tokens))
 
     @property
@@ -102,7 +102,7 @@ class RewardModel:
         return self._packed(flat.to(self.device), packing, torch.tensor(read_at).to(self.device))
 
     def encode(self, messages: list[dict]) -> list[int]:
-        """Token ids in the model's template; above max_length the beginning is cut (not BOS) and counted."""
+        """Encode messages in the model's template; above max_length the beginning is cut (not BOS) and counted."""
         ids = reward_templates.encode_conversation(
             self.kind, messages, self.tokenizer, trailing_newline=self.trailing_newline
         )
@@ -130,22 +130,22 @@ class RewardModel:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def _read_at(self, ids: list[int]) -> int:
-        """Index that the head reads.
+        """Return the index that the head reads.
 
         transformers' classifiers skip ids equal to the config's pad token at the end, even where that is the
-        real end of turn; they were trained like that, so it is kept.
+        real end of turn; they were trained like that.
         """
         if self.position == "card" and len(ids) < self.max_length:
             return len(ids)
         return max((index for index, token in enumerate(ids) if token != self.skipped_id), default=0)
 
     def _card_positions(self, attention_mask: Tensor) -> Tensor:
-        """Of all padding only the token at max_length - 1 counts, for no position attends to the others."""
+        """Put padding at max_length - 1: only the token there counts, because no position attends to the others."""
         positions = torch.arange(attention_mask.shape[1]).repeat(len(attention_mask), 1)
         return torch.where(attention_mask == 1, positions, self.max_length - 1)
 
     def _pad_id(self) -> int:
-        """The card pads with `<unk>`; elsewhere padding is never seen and any id of the vocabulary does."""
+        """Choose a padding id: the card pads with `<unk>`; elsewhere padding is never seen and any id will do."""
         unknown, padding = self.tokenizer.unk_token_id, self.tokenizer.pad_token_id
         return next((i for i in (unknown, padding) if i is not None), 0)
 
@@ -166,9 +166,11 @@ def load_reward_model(
     """Load a reward model from a directory or hub id.
 
     tokenizer: directory of its tokenizer (and of config.json, where `path` has none); `path` if None.
-    device: one device, or auto to spread the transformer over all GPUs. load_in: 8bit or 4bit (GPUs,
-    bitsandbytes). Raises UserError that names the file, and the tensors that are missing, unknown or
-    misshapen.
+    device: one device, or auto to spread the transformer over all GPUs.
+    load_in: 8bit or 4bit (GPUs, bitsandbytes).
+
+    The other parameters are keys of the configuration section `reward`. Raises UserError that names the file, and the
+    tensors that are missing, unknown or misshapen.
     """
     if kind not in reward_templates.KINDS:
         raise UserError(f"reward.kind: {kind!r} is unknown; use one of {', '.join(reward_templates.KINDS)}")
@@ -190,7 +192,7 @@ def load(
     dtype: str | torch.dtype,
     device: str | torch.device,
 ) -> RewardModel:
-    """Load the reward model of `source`. dtype, device: see `load_reward_model`; the rest is the section `reward`'s."""
+    """Load the reward model of `source`. dtype, device: see `load_reward_model`; config: the section `reward`."""
     kind = source.kind
     if config.position == "card" and kind != "starling_7b":
         raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {kind}'s; use last_token")

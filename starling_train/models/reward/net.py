@@ -20,14 +20,14 @@ class RewardNet(nn.Module):
 
     @classmethod
     def from_config(cls, config, dtype: torch.dtype = torch.float32) -> "RewardNet":
-        """A fresh one; its head is zero, so that the K-wise loss starts at its known value, log(K!)/(K-1)."""
+        """Make a fresh network; its head is zero, so that the K-wise loss starts at its known value, log(K!)/(K-1)."""
         from transformers import AutoModel
 
         head = nn.Linear(config.hidden_size, 1, bias=False, dtype=dtype)
         nn.init.zeros_(head.weight)
         return cls(AutoModel.from_config(config, dtype=dtype), head)
 
-    # What `models.freeze` asks of a causal language model; here the output head is the reward head.
+    # what `selection.freeze` needs of a causal language model; here the output head is the reward head
     @property
     def config(self) -> Any:
         return self.transformer.config
@@ -45,13 +45,13 @@ class RewardNet(nn.Module):
         position_ids: Tensor | None = None,
         read_at: Tensor | None = None,
     ) -> Tensor:
-        """Scores (batch,), float32, of right-padded ids (batch, tokens).
+        """Score right-padded ids (batch, tokens): (batch,), float32.
 
         read_at: (batch,) the position that the head reads; the last one of the mask if None.
         position_ids: only for `position=card`, where padding is attended from.
         """
-        # Padding on the right is never attended to by what is left of it. Without a mask the attention
-        # kernels are the fast causal ones.
+        # padding on the right is never attended to by what is left of it; without a mask the attention kernels are the
+        # fast causal ones
         mask = None if position_ids is None else attention_mask
         hidden = self.transformer(
             input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False
@@ -73,12 +73,12 @@ class PackedNet:
 
     @staticmethod
     def fits(net: nn.Module) -> TypeGuard[RewardNet]:
-        """Whether a net can be seen like this: a decoder whose layers lie on one device."""
+        """Return whether a net can be seen like this: a decoder whose layers lie on one device."""
         layers = getattr(getattr(net, "transformer", None), "layers", None)
         return isinstance(net, RewardNet) and layers is not None and can_pack(layers)
 
     def __call__(self, ids: Tensor, packing: Packing, read_at: Tensor) -> Tensor:
-        """Scores (sequences,), float32. ids: (tokens,); read_at: (sequences,) places in them that the head reads."""
+        """Score packed sequences: (sequences,), float32. ids: (tokens,); read_at: (sequences,) where the head reads."""
         hidden = self._trunk.suffix(self._trunk.prefix(ids, packing), packing, read_at)
         return self._net.v_head(hidden).squeeze(-1).float()
 

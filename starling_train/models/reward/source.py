@@ -1,4 +1,4 @@
-"""A reward model's directory, and its tokenizer's where that is another one, opened once."""
+"""A reward model's directory, and its tokenizer's if that is another one, opened once."""
 
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,14 @@ from starling_train.models.source import ModelSource
 
 
 class RewardSource:
-    """kind: whose template and layout. model: weights and configuration. tokens: where the tokenizer lies, `model`
-    itself unless told otherwise.
+    """A reward model's directory and its tokenizer's.
+
+    kind: whose template and layout.
+    model: weights and configuration.
+    tokens: where the tokenizer lies, usually `model` itself.
+    tokenizer_key: the configuration key of the tokenizer's directory, for messages.
 
     Starling-RM-7B-alpha comes without config.json: the tokenizer's directory, its base model's, then has it.
-    tokenizer_key: the configuration key of the tokenizer's directory, for messages.
     """
 
     def __init__(self, kind: str, model: ModelSource, tokens: ModelSource, tokenizer_key: str):
@@ -33,7 +36,7 @@ class RewardSource:
         revision: str | None = None,
         weights: bool = True,
     ) -> "RewardSource":
-        """weights=False fetches configuration and tokenizer only. Raises UserError for what is not there."""
+        """Open both. weights=False fetches configuration and tokenizer only. Raises UserError for what is missing."""
         model = ModelSource.open(path, key, revision, weights=weights, needs_config=False)
         tokens = ModelSource.open(tokenizer, tokenizer_key, weights=False, needs_config=False) if tokenizer else model
         if not (model.has_config or tokens.has_config):
@@ -45,7 +48,7 @@ class RewardSource:
 
     @classmethod
     def of(cls, config: RewardConfig, *, weights: bool = True) -> "RewardSource":
-        """What the section `reward` names."""
+        """Open what the section `reward` names."""
         return cls.open(config.kind, config.path, config.tokenizer, weights=weights)
 
     @property

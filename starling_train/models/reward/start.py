@@ -38,7 +38,7 @@ class Start:
         return self.source.directory
 
 
-def find(config: RmConfig, path: str | None = None, key: str = "model.path") -> Start:
+def find_start(config: RmConfig, path: str | None = None, key: str = "model.path") -> Start:
     """Resolve model and tokenizer, and check them. Raises UserError.
 
     path: where the model is now, if not where the configuration says. key: the configuration key, for messages.
@@ -58,7 +58,7 @@ def find(config: RmConfig, path: str | None = None, key: str = "model.path") -> 
 
 
 def read_config(source: RewardSource, max_length: int) -> Any:
-    """The Llama configuration of the reward model that a directory becomes, dropout off.
+    """Return the Llama configuration of the reward model that a directory becomes, dropout off.
 
     Raises UserError for another architecture, and for a vocabulary or positions that are too few.
     """
@@ -71,7 +71,7 @@ def read_config(source: RewardSource, max_length: int) -> Any:
     return causal_lm.without_dropout(_as_llama(config))
 
 
-def start(begin: Start, *, fresh: bool, dtype: str, attention: str, device: str) -> RewardNet:
+def make_net(begin: Start, *, fresh: bool, dtype: str, attention: str, device: str) -> RewardNet:
     """Make the network before the first step. A language model's transformer and fresh weights get a head of zeros.
 
     fresh: random weights, drawn from torch's global generator.
@@ -92,24 +92,24 @@ def start(begin: Start, *, fresh: bool, dtype: str, attention: str, device: str)
 
 
 def is_reward_model(source: ModelSource) -> bool:
-    """True for a directory in one of the two Starling layouts."""
+    """Return whether a directory is in one of the two Starling layouts."""
     return any(entry.name == "v_head.weight" for entry in source.entries)
 
 
-def empty(config: Any) -> RewardNet:
-    """Names and shapes on the meta device, without memory."""
+def empty_net(config: Any) -> RewardNet:
+    """Build the network on the meta device: names and shapes, without memory."""
     with torch.device("meta"):
         return RewardNet.from_config(config)
 
 
-def writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
-    """Writes the reward model in the layout of `rm.kind` into a directory."""
+def net_writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
+    """Return a function that writes the reward model in the layout of `rm.kind` into a directory."""
     write = checkpoint.write_starling_7b if config.rm.kind == "starling_7b" else checkpoint.write_starling_34b
     return lambda directory: write(adapters.merged(net), directory, tokenizer)
 
 
 def _transformer(source: ModelSource, config: Any, dtype: str, attention: str) -> Decoder:
-    """The causal language model without its head, as a Llama."""
+    """Load the causal language model without its head, as a Llama."""
     from transformers import LlamaModel
 
     model = causal_lm.load_causal_lm(source, dtype=dtype, attention=attention).model

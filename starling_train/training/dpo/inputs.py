@@ -1,4 +1,4 @@
-"""What training on preferences needs before its first step: pairs of answers, and a policy of which a part trains."""
+"""What training on preferences needs before its first step: pairs of answers, and a partly trainable policy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,35 +12,36 @@ from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
 from starling_train.models.source import ModelSource
 from starling_train.planning import what_trains
-from starling_train.planning.memory import Job, Plan, plan_supervised
+from starling_train.planning.memory import MemoryPlan, TrainingJob, plan_supervised
 from starling_train.planning.shapes import Shape
 from starling_train.run.checkpoints import identify_base
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
 from starling_train.training import policy, preflight
-from starling_train.training.dpo import reference as dpo_reference
+from starling_train.training.dpo import reference
+from starling_train.training.dpo.reference import Reference
 
 PROBED = 8  # rows whose token ids say which tokenizer this is
 
 
 @dataclass
-class Data:
-    """Rows to train on, rows held out (other prompts), those of their prompts to be answered, and a line about all."""
+class DpoData:
+    """Rows to train on, held-out rows (other prompts), held-out prompts to answer, and a line about all."""
 
     training: list[PairedRow]
     held_out: list[PairedRow]
-    asked: list[Prompt]
+    to_answer: list[Prompt]
     report: str
 
 
 @dataclass
 class DpoInputs:
-    """The policy as it lies on disk, and the pairs."""
+    """The policy on disk, and the pairs."""
 
     source: ModelSource
     chat: Chat
-    data: Data
+    data: DpoData
 
     @classmethod
     def find(cls, config: DpoConfig, run: RunDirectory, runtime: Runtime) -> "DpoInputs":
@@ -54,8 +55,8 @@ class DpoInputs:
         return cls(source, chat, load_data(config, chat))
 
 
-def load_data(config: DpoConfig, chat: Chat) -> Data:
-    """Read the ranked rows, drop what says nothing or is too long, split by prompt. Raises UserError."""
+def load_data(config: DpoConfig, chat: Chat) -> DpoData:
+    """Read the ranked rows, drop what is unusable or too long, split by prompt. Raises UserError."""
     data = config.data
     rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
     usable, without = ranked.with_an_order(rows.rows, data.path)
@@ -63,14 +64,14 @@ def load_data(config: DpoConfig, chat: Chat) -> Data:
     prompt_of = {id(prompt.messages): prompt for prompt in fitting}
     paired = pairs.make([row for row in usable if id(row.messages) in prompt_of], config.dpo.pairs, config.seed)
     training, held_out = prompts.hold_out(paired, data.eval_prompts, config.seed)
-    asked = [prompt_of[id(row.messages)] for row in held_out[: config.evaluation.responses]]
+    to_answer = [prompt_of[id(row.messages)] for row in held_out[: config.evaluation.responses]]
     dropped = rows.dropped | {ranked.NO_ORDER: without, f"longer than {data.max_prompt_tokens} tokens": too_long}
     report = (
         f"{len(training)} training prompts with {_pairs(training)} pairs ({config.dpo.pairs}), {len(held_out)} held "
         f"out with {_pairs(held_out)}; dropped: {prompts.counts(dropped)}; "
         f"answers: {prompts.counts(rows.answers_changed)}"
     )
-    return Data(training, held_out, asked, report)
+    return DpoData(training, held_out, to_answer, report)
 
 
 def _pairs(rows: list[PairedRow]) -> int:
@@ -99,10 +100,8 @@ def steps(config: DpoConfig, rows: int) -> int:
     return prompts.steps(rows, config.dpo.prompts_per_step, config.dpo.epochs)
 
 
-def find_reference(
-    config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runtime: Runtime
-) -> dpo_reference.Reference:
-    """The reference's log-probabilities, as far as an earlier start has computed them. Raises UserError.
+def find_reference(config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runtime: Runtime) -> Reference:
+    """Read the reference's log-probabilities, as far as an earlier start has computed them. Raises UserError.
 
     Only rows that some step trains on are computed, and the held-out ones.
     """
@@ -112,22 +111,22 @@ def find_reference(
     stream = prompts.Stream(range(count), per_step, config.seed)
     used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
     training = [row for index, row in enumerate(data.training) if index in used]
-    needed = dpo_reference.pieces(training) + dpo_reference.pieces(data.held_out)
+    needed = reference.chunks(training) + reference.chunks(data.held_out)
     probe = [chat.prompt(row.messages) for row in [*training, *data.held_out][:PROBED]]
     settings = {"dtype": config.model.dtype, "max_length": config.dpo.max_length}
-    rows = [row for piece in needed for row in piece]
-    who = dpo_reference.identity(base, settings, rows, probe)
-    known = runtime.on_first(lambda: dpo_reference.read(run.path / dpo_reference.FILE, who, needed))
-    return dpo_reference.Reference(needed, who, known)
+    rows = [row for chunk in needed for row in chunk]
+    who = reference.identity(base, settings, rows, probe)
+    known = runtime.on_first(lambda: reference.read(run.path / reference.FILE, who, needed))
+    return Reference(needed, who, known)
 
 
-def usable(data: Data, reference: dpo_reference.Reference) -> Data:
-    """The data with the reference's log-probabilities; pairs without a finite one are dropped, and the line says so.
+def usable(data: DpoData, known: Reference) -> DpoData:
+    """Add the reference's log-probabilities to the data; pairs without a finite one are dropped and reported.
 
     Raises UserError if none is left. A training row without pairs keeps its position, or later steps would get other
     rows.
     """
-    (training, lost), (held_out, held_out_lost) = map(reference.usable, (data.training, data.held_out))
+    (training, lost), (held_out, held_out_lost) = map(known.usable, (data.training, data.held_out))
     if not any(row.pairs for row in training):
         raise UserError(
             "model.path: not one answer of a training pair has a finite log-probability under it; check its weights, "
@@ -139,20 +138,20 @@ def usable(data: Data, reference: dpo_reference.Reference) -> Data:
         if lost + held_out_lost
         else "the reference's log-probabilities are known"
     )
-    return Data(training, [row for row in held_out if row.pairs], data.asked, report)
+    return DpoData(training, [row for row in held_out if row.pairs], data.to_answer, report)
 
 
 def describe(config: DpoConfig) -> str:
-    """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
+    """Describe what would be trained, and the memory by part, without weights. Raises UserError as the run would."""
     source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = source.policy_config
     chat = policy.load_chat(source)
     check_lengths(config, model_config, chat)
     table, memory = planned(config, source)
-    pairs_found, count = "  (not a local path: read when the run starts)", ""
+    pairs_report, count = "  (not a local path: read when the run starts)", ""
     if Path(config.data.path).expanduser().exists():
         data = load_data(config, chat)
-        pairs_found, count = f": {data.report}", f", {steps(config, len(data.training))} steps"
+        pairs_report, count = f": {data.report}", f", {steps(config, len(data.training))} steps"
     dpo = config.dpo
     return "\n".join(
         [
@@ -160,19 +159,19 @@ def describe(config: DpoConfig) -> str:
             f"{dpo.prompts_per_step} prompts a step{count}",
             f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
             f"{len(chat.tokenizer)} tokens), {config.model.dtype}",
-            f"pairs      {config.data.path}{pairs_found}",
+            f"pairs      {config.data.path}{pairs_report}",
             f"trains     {what_trains.selection(config.freeze)}",
             *what_trains.rendered(table, memory),
         ]
     )
 
 
-def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
-    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
+    """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains.what_trains(config.freeze, source, config.seed)
     layers = source.policy_config.num_hidden_layers
     evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)
-    job = Job(
+    job = TrainingJob(
         parameters=table.parameters_of,
         trainable=table.parameters_trained,
         dtype=config.model.dtype,

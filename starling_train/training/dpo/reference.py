@@ -1,7 +1,7 @@
 """The reference's log-probabilities: computed once, before the first step, and kept in the run's directory.
 
 They are numbers, not a model: no second policy is in memory while the first one trains. `reference.jsonl` has a line
-for every piece of the data that is done, so that a run that is stopped in between goes on from there.
+for every chunk of the data that is done, so that a run that is stopped in between continues from there.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from starling_train.files import json_lines
 from starling_train.files.json_lines import JsonLines, NoLines
 
 FILE = "reference.jsonl"
-PIECE = 256  # rows that are computed together, and then written: what a signal or a kill can lose
+CHUNK = 256  # rows that are computed together, and then written: what a signal or a kill can lose
 Compute = Callable[[list[PairedRow]], list[list[float]]]
 
 
-def pieces(rows: Sequence[PairedRow]) -> list[list[PairedRow]]:
-    """The rows in the pieces that they are computed in, always the same: so a resumed run has the same numbers."""
-    return [list(rows[first : first + PIECE]) for first in range(0, len(rows), PIECE)]
+def chunks(rows: Sequence[PairedRow]) -> list[list[PairedRow]]:
+    """Cut the rows into the chunks that are computed together, always the same, for the same numbers after a resume."""
+    return [list(rows[first : first + CHUNK]) for first in range(0, len(rows), CHUNK)]
 
 
 def identity(base: str, settings: dict[str, Any], rows: Sequence[PairedRow], probe: Any) -> dict[str, Any]:
-    """Everything the log-probabilities depend on.
+    """Identify everything the log-probabilities depend on.
 
     base: sha256 of the model's files. probe: some of the data as token ids.
     """
@@ -41,27 +41,27 @@ def identity(base: str, settings: dict[str, Any], rows: Sequence[PairedRow], pro
 class Reference:
     """Log-probabilities of the answers under the policy that training starts from.
 
-    wanted: the pieces of rows that are needed. found: what `read` gave.
+    needed: the chunks of rows that are needed. existing: the result of `read`.
     """
 
-    def __init__(self, wanted: Sequence[list[PairedRow]], who: dict[str, Any], found: list[list[list[float]]]):
-        self._wanted, self._who = wanted, who
+    def __init__(self, needed: Sequence[list[PairedRow]], who: dict[str, Any], existing: list[list[list[float]]]):
+        self._needed, self._who = needed, who
         self._of: dict[int, list[float]] = {}  # by a row's index; NaN for what was not a finite number
         self._done = 0
-        for values in found[: len(wanted)]:
+        for values in existing[: len(needed)]:
             self._take(values)
 
     def _take(self, values: list[list[float]]) -> None:
-        for row, numbers in zip(self._wanted[self._done], values, strict=True):
+        for row, numbers in zip(self._needed[self._done], values, strict=True):
             self._of[row.index] = numbers
         self._done += 1
 
     @property
     def is_complete(self) -> bool:
-        return self._done == len(self._wanted)
+        return self._done == len(self._needed)
 
     def check_complete(self, step: int, path: Path) -> None:
-        """Raise UserError if a run that has trained already lacks some: the policy is no longer its own reference."""
+        """Raise UserError if a run that has trained already lacks some: the policy no longer is its own reference."""
         if step and not self.is_complete:
             raise UserError(
                 f"run_dir: {path} is not whole, and cannot be computed from weights that have trained; put the file "
@@ -69,54 +69,54 @@ class Reference:
             )
 
     def complete(self, compute: Compute, log: JsonLines | NoLines, say: Callable[[str], None]) -> None:
-        """Compute and write what is missing. say: told ten times how far it is, where that is far."""
-        count = len(self._wanted)
+        """Compute and write what is missing. say: called ten times with the progress, if there is much to do."""
+        count = len(self._needed)
         log.write([{"step": 0, "identity": self._who}])
         while not self.is_complete:
-            values = compute(self._wanted[self._done])
-            shown = [[value if math.isfinite(value) else None for value in numbers] for numbers in values]
+            values = compute(self._needed[self._done])
+            logprobs = [[value if math.isfinite(value) else None for value in numbers] for numbers in values]
             self._take(values)
-            log.write([{"step": self._done, "logprobs": shown, "sha256": _digest(shown)}])
+            log.write([{"step": self._done, "logprobs": logprobs, "sha256": _digest(logprobs)}])
             if count >= 10 and self._done * 10 // count != (self._done - 1) * 10 // count:
                 say(f"the reference's log-probabilities: {self._done} of {count} parts are done")
 
     def usable(self, rows: Sequence[PairedRow]) -> tuple[list[PairedRow], int]:
-        """(the rows with their numbers, without pairs with an answer that has no finite one; how many such pairs)."""
-        kept, lost = [], 0
+        """Add the numbers to rows and drop pairs without a finite one for each answer: (rows, pairs dropped)."""
+        usable, lost = [], 0
         for row in rows:
             known = self._of.get(row.index)
             if known is not None:  # else no step trains on it
                 good = [pair for pair in row.pairs if all(math.isfinite(known[i]) for i in pair)]
                 lost += len(row.pairs) - len(good)
                 row = replace(row, reference=known).only(good)
-            kept.append(row)
-        return kept, lost
+            usable.append(row)
+        return usable, lost
 
 
-def read(path: Path, who: dict[str, Any], wanted: Sequence[list[PairedRow]]) -> list[list[list[float]]]:
-    """The pieces that the file has, in order; a line that a kill cut in half is left out.
+def read(path: Path, who: dict[str, Any], needed: Sequence[list[PairedRow]]) -> list[list[list[float]]]:
+    """Read the finished chunks of the file, in order; a line that a kill cut in half is left out.
 
     Raises UserError if the file is damaged, or of another model, other data or other settings.
     """
-    pieces_done: list[list[list[float]]] = []
+    done: list[list[list[float]]] = []
     for number, row in enumerate(json_lines.read(path)):
         try:
             if row is None:
                 raise ValueError("not a JSON object")
             existing = row["identity"] if number == 0 else who
-            pieces_done += [_values(row, number, wanted)] if number else []
+            done += [_values(row, number, needed)] if number else []
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             raise UserError(
                 f"run_dir: line {number + 1} of {path} is damaged; put the file back, or give another run_dir"
             ) from None
         _check(path, existing, who)
-    return pieces_done
+    return done
 
 
-def _check(path: Path, there: Any, who: dict[str, Any]) -> None:
+def _check(path: Path, existing: Any, who: dict[str, Any]) -> None:
     names = {"base": "another model", "data": "other data or another tokenizer"}
-    there = there if isinstance(there, dict) else {}
-    different = [names.get(key, "other settings") for key in who if there.get(key) != who[key]]
+    existing = existing if isinstance(existing, dict) else {}
+    different = [names.get(key, "other settings") for key in who if existing.get(key) != who[key]]
     if different:
         raise UserError(
             f"run_dir: {path} holds the log-probabilities of {different[0]}; give those that the run began with, or "
@@ -124,14 +124,14 @@ def _check(path: Path, there: Any, who: dict[str, Any]) -> None:
         )
 
 
-def _values(row: dict[str, Any], number: int, wanted: Sequence[list[PairedRow]]) -> list[list[float]]:
-    """The numbers of a line. Raises ValueError and the like for anything that `complete` does not write."""
-    shown = row["logprobs"]
-    fits = [len(numbers) for numbers in shown] == [len(r.answers) for r in wanted[number - 1]]
-    if row["step"] != number or row["sha256"] != _digest(shown) or not fits:
+def _values(row: dict[str, Any], number: int, needed: Sequence[list[PairedRow]]) -> list[list[float]]:
+    """Parse the numbers of a line. Raises ValueError and the like for anything that `complete` does not write."""
+    logprobs = row["logprobs"]
+    fits = [len(numbers) for numbers in logprobs] == [len(r.answers) for r in needed[number - 1]]
+    if row["step"] != number or row["sha256"] != _digest(logprobs) or not fits:
         raise ValueError
-    return [[math.nan if value is None else float(value) for value in numbers] for numbers in shown]
+    return [[math.nan if value is None else float(value) for value in numbers] for numbers in logprobs]
 
 
-def _digest(shown: list[list[float | None]]) -> str:
-    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+def _digest(logprobs: list[list[float | None]]) -> str:
+    return hashlib.sha256(json.dumps(logprobs).encode()).hexdigest()

@@ -27,11 +27,14 @@ MEASURED = ("loss", "chosen_reward", "rejected_reward", "chosen_logprob", "rejec
 
 
 @dataclass(frozen=True)
-class EncodedRow:
+class EncodedPairedRow:
     """A prompt with its answers as token ids, the (better, worse) pairs among them, and the reference's log-probs.
 
-    index: among the rows of a step. prompts, responses: of each answer. reference: of each answer, nats; empty where
-    it is still to be computed.
+    index: among the rows of a step.
+    prompts, responses: of each answer.
+    pairs: (better, worse) indices of answers.
+    reference: of each answer, nats; empty where it is still to be computed.
+    cut: how many answers were cut at max_length.
     """
 
     index: int
@@ -45,29 +48,29 @@ class EncodedRow:
         return sum(map(len, self.prompts)) + sum(map(len, self.responses))
 
 
-class Updated(NamedTuple):
+class DpoUpdate(NamedTuple):
     """metrics: `dpo/` and `optim/`. skipped: indices of the rows that the update was most likely skipped for."""
 
     metrics: dict[str, float]
     skipped: list[int]
 
 
-def encode(row: PairedRow, index: int, chat: Chat, max_length: int) -> EncodedRow:
+def encode(row: PairedRow, index: int, chat: Chat, max_length: int) -> EncodedPairedRow:
     """Encode a row in the chat's template, its answers cut at max_length tokens. See `EncodedRow`."""
     encoded = [pairs.encode(conversation, chat, max_length) for conversation in row.conversations()]
     prompts, responses = [prompt for prompt, _, _ in encoded], [response for _, response, _ in encoded]
-    return EncodedRow(index, prompts, responses, row.pairs, row.reference, sum(cut for _, _, cut in encoded))
+    return EncodedPairedRow(index, prompts, responses, row.pairs, row.reference, sum(cut for _, _, cut in encoded))
 
 
 def update(
     actors: Actors,
     optimizer: Optimizer,
-    rows: Sequence[EncodedRow],
+    rows: Sequence[EncodedPairedRow],
     config: DpoLossConfig,
     runtime: Runtime | None = None,
     budget: Budget | None = None,
-) -> Updated:
-    """One optimizer step on the mean over the pairs of all processes; one that is not finite is not applied.
+) -> DpoUpdate:
+    """Take one optimizer step on the mean over the pairs of all processes; one that is not finite is not applied.
 
     rows: those of this process.
     budget: of tokens per micro-batch (the configuration's if None); when memory runs out, the step begins again with
@@ -78,31 +81,31 @@ def update(
     rows = [row for row in rows if row.pairs]
     total = max(1.0, runtime.sum([sum(len(row.pairs) for row in rows)])[0])
 
-    def losses(module: nn.Module, group: Sequence[EncodedRow]) -> Iterator[tuple[Tensor, Tensor]]:
+    def losses(module: nn.Module, group: Sequence[EncodedPairedRow]) -> Iterator[tuple[Tensor, Tensor]]:
         loss, lines = _loss(module, actors, group, config)
         yield loss / total, lines
 
-    spare = [EncodedRow(-1, [[0], [0]], [[0], [0]], [(0, 1)], [0.0, 0.0])]
-    parts = accumulate(optimizer, partial(micro_batches, rows), losses, spare, budget)
-    lines = runtime.gather([line for part in parts for line in part.tolist()])
+    spare = [EncodedPairedRow(-1, [[0], [0]], [[0], [0]], [(0, 1)], [0.0, 0.0])]
+    measured_pairs = accumulate(optimizer, partial(micro_batches, rows), losses, spare, budget)
+    lines = runtime.gather([line for pairs in measured_pairs for line in pairs.tolist()])
     measured = means([line[1:] for line in lines])
     norm = optimizer.step(math.isfinite(measured["loss"]))
     is_applied = math.isfinite(norm)
     metrics = {f"dpo/{name}": value for name, value in measured.items()}
     metrics |= {"optim/gradient_norm": norm, "optim/skipped": int(not is_applied)}
-    return Updated(metrics, [] if is_applied else _suspects(lines))
+    return DpoUpdate(metrics, [] if is_applied else _suspects(lines))
 
 
 def _suspects(lines: list[list[float]]) -> list[int]:
-    """Indices of the rows whose own numbers are not finite; all of them where only the gradient is not."""
+    """Return the indices of the rows whose own numbers are not finite; all of them where only the gradient is not."""
     wrong = {int(line[0]) for line in lines if not all(map(math.isfinite, line))}
     return sorted(wrong or {int(line[0]) for line in lines})
 
 
 def _loss(
-    module: nn.Module, actors: Actors, rows: Sequence[EncodedRow], config: DpoLossConfig
+    module: nn.Module, actors: Actors, rows: Sequence[EncodedPairedRow], config: DpoLossConfig
 ) -> tuple[Tensor, Tensor]:
-    """(sum of the pairs' losses, index and `MEASURED` of every pair (pairs, 6) float64).
+    """Return (the sum of the pairs' losses, index and `MEASURED` of every pair (pairs, 6) float64).
 
     module: what forward passes go through, `Optimizer.module`.
     """
@@ -121,7 +124,10 @@ def _loss(
 
 
 def compared(logprobs: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, config: DpoLossConfig) -> Tensor:
-    """`MEASURED` of every pair, (pairs, 5), with gradients. logprobs, reference: of answers, which the others index."""
+    """Return `MEASURED` of every pair, (pairs, 5), with gradients.
+
+    logprobs, reference: of answers. chosen, rejected: indices of answers.
+    """
     losses = dpo_losses(
         logprobs[chosen],
         logprobs[rejected],
@@ -135,7 +141,7 @@ def compared(logprobs: Tensor, reference: Tensor, chosen: Tensor, rejected: Tens
 
 
 def means(lines: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Means over pairs, whose lines are `MEASURED`; with the share in the right order, equal rewards half, and counts.
+    """Average over pairs, given lines of `MEASURED`; adds the share in the right order (equal rewards half) and counts.
 
     NaN without pairs.
     """
@@ -150,41 +156,43 @@ def means(lines: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def logprobs_of(actors: Actors, rows: Sequence[EncodedRow], budget: Budget, runtime: Runtime) -> list[list[float]]:
-    """Log-probability of every answer, nats, by row. rows: of all processes, which share them."""
+def logprobs_of(
+    actors: Actors, rows: Sequence[EncodedPairedRow], budget: Budget, runtime: Runtime
+) -> list[list[float]]:
+    """Return the log-probability of every answer, nats, by row. rows: of all processes, which share them."""
     mine = runtime.shard(rows)
 
     def compute(tokens: int) -> list[list[float]]:
         logprobs: dict[int, list[float]] = {}
         for group in micro_batches([replace(row, index=index) for index, row in enumerate(mine)], tokens):
-            parts = _answers(actors, actors, group).split([len(row.responses) for row in group])
-            logprobs |= {row.index: part.tolist() for row, part in zip(group, parts, strict=True)}
+            by_row = _answers(actors, actors, group).split([len(row.responses) for row in group])
+            logprobs |= {row.index: values.tolist() for row, values in zip(group, by_row, strict=True)}
         return [logprobs[index] for index in range(len(mine))]
 
     return runtime.gather(budget.halving(compute))
 
 
-def micro_batches(rows: Sequence[EncodedRow], tokens: int) -> Iterator[list[EncodedRow]]:
-    """Rows of at most so many tokens together; a row is never cut, so that its pairs are compared in one pass."""
+def micro_batches(rows: Sequence[EncodedPairedRow], tokens: int) -> Iterator[list[EncodedPairedRow]]:
+    """Yield rows of at most `tokens` together; a row is never cut, so that its pairs are compared in one pass."""
     for group in cut_packed([row.tokens() for row in rows], tokens):
         yield [rows[index] for index in group]
 
 
-def _answers(module: nn.Module, actors: Actors, rows: Sequence[EncodedRow]) -> Tensor:
-    """Log-probability of every answer of the rows, (answers,) float32."""
+def _answers(module: nn.Module, actors: Actors, rows: Sequence[EncodedPairedRow]) -> Tensor:
+    """Return the log-probability of every answer of the rows, (answers,) float32."""
     responses = [ids for row in rows for ids in row.responses]
     batch = micro_batch([ids for row in rows for ids in row.prompts], responses, actors.device)
     per_token = module(batch, actors.shared_states(batch)).logprobs
-    return torch.stack([part.sum() for part in per_token.split([len(ids) for ids in responses])])
+    return torch.stack([values.sum() for values in per_token.split([len(ids) for ids in responses])])
 
 
-def counts(rows: Sequence[EncodedRow], runtime: Runtime) -> tuple[int, int, int]:
-    """(answers, tokens, answers cut at max_length) of the rows of all processes."""
+def counts(rows: Sequence[EncodedPairedRow], runtime: Runtime) -> tuple[int, int, int]:
+    """Count (answers, tokens, answers cut at max_length) of the rows of all processes."""
     own = [sum(len(row.responses) for row in rows), sum(row.tokens() for row in rows), sum(row.cut for row in rows)]
     answers, tokens, cut = map(int, runtime.sum(own))
     return answers, tokens, cut
 
 
 def skipped_rows(step: int, indices: Sequence[int], batch: Sequence[PairedRow]) -> list[dict[str, Any]]:
-    """Rows for skipped.jsonl: the better conversation of each row of the step that an update was skipped for."""
+    """Make rows for skipped.jsonl: the better conversation of each row that an update was skipped for."""
     return [row for i in indices for row in skipped.rows(step, "update", [0], [batch[i].conversations()[0]])]

@@ -34,19 +34,20 @@ class Experience:
 
     rollout: Rollout
     fit: Tensor  # (sequences,) bool: score, log-probs and values are finite; the step learns nothing from the others
-    is_response: Tensor  # bool; False throughout where a sequence is not fit
+    is_response: Tensor  # bool; all False for a sequence that is not fit
     logprobs: Tensor  # of the policy that drew the responses, rescored by the training forward
     reference: Tensor  # log-probs under the reference
     values: Tensor
     advantages: Tensor  # whitened over the whole batch
     returns: Tensor
-    total: Tensor  # (sequences,): score minus KL penalty, what the policy is paid
-    row_at: dict[int, int]  # this process's fit sequences, by their place among those of all processes
-    token_counts: list[int]  # of the fit responses of all processes, by place
-    prefix: SharedStates | None = None  # hidden states below the lowest layer that trains; None where nothing is shared
+    total: Tensor  # (sequences,): score minus KL penalty, the reward of the policy
+    row_at: dict[int, int]  # this process's fit sequences, by their index among those of all processes
+    token_counts: list[int]  # of the fit responses of all processes, by index
+    # hidden states below the lowest layer that trains; None where nothing is shared
+    shared_states: SharedStates | None = None
 
     def kl_per_sequence(self) -> Tensor:
-        """k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
+        """Return the k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
         return kl_estimate(self.logprobs, self.reference).where(self.is_response, 0.0).sum(-1)
 
 
@@ -59,7 +60,7 @@ def draw(
     step: int,
     runtime: Runtime,
 ) -> Rollout:
-    """One response to each of this process's share of a step's prompts, drawn from the live weights."""
+    """Draw one response to each prompt of this process's share of a step, from the live weights."""
     runtime.seed_all("rollout", step)
     ids = [prompt.ids for prompt in runtime.shard(batch)]
     return generate(
@@ -74,7 +75,7 @@ def draw(
 
 
 def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfig) -> int | None:
-    """The layer whose inputs a rollout should keep (`rollout.generate`): the lowest that trains, if they fit.
+    """Choose the layer whose inputs a rollout should keep (`rollout.generate`): the lowest that trains, if they fit.
 
     None where nothing is shared below it, or where prefix_device_gb is too little for the longest responses; the
     states are then computed when the rollout is scored.
@@ -86,8 +87,12 @@ def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfi
 
 
 class Scores(NamedTuple):
-    """own: (sequences,) of this process, the reward model's, unscaled; nan where not finite. of_all: the finite ones
-    of all processes. truncated: answers of all processes that were too long for the reward model."""
+    """The reward model's scores of a step, unscaled.
+
+    own: (sequences,) of this process; nan where not finite.
+    of_all: the finite ones of all processes.
+    truncated: answers of all processes that were too long for the reward model.
+    """
 
     own: Tensor
     of_all: list[float]
@@ -102,7 +107,7 @@ def score(reward_model: Scorer, conversations: list[list[dict]], runtime: Runtim
 
 
 def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]]:
-    """(scores with nan for what is not finite, the finite ones of all processes).
+    """Return (scores with nan for what is not finite, the finite ones of all processes).
 
     A reward model may give nan for an odd answer. Raises UserError, on all processes, if none is finite.
     """
@@ -117,7 +122,7 @@ def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]
 
 
 def normalise(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
-    """Scores as PPO is paid: centred and scaled by the running moments and clipped, or as they are."""
+    """Centre and scale scores by the running moments and clip them, if the configuration says so."""
     if config.scale == "none":
         return scores
     scaled = (scores - moments.mean) / max(moments.std, 1e-6)
@@ -125,7 +130,7 @@ def normalise(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> 
 
 
 def sequence_rewards(scores: Tensor, rollout: Rollout, config: AlgorithmConfig) -> Tensor:
-    """Scaled scores minus the penalties for unfinished and for long responses."""
+    """Return the scaled scores minus the penalties for unfinished and for long responses."""
     unfinished = torch.tensor([not e for e in rollout.ended], dtype=scores.dtype)
     lengths = torch.tensor([len(r) for r in rollout.responses], dtype=scores.dtype)
     return scores - config.missing_eos_penalty * unfinished - config.length_penalty * lengths / 100.0
@@ -143,32 +148,39 @@ def make_experience(
 ) -> Experience:
     """Rescore a rollout under policy, reference and critic, and estimate advantages, whitened over all processes.
 
-    scores: (sequences,) what each response is paid at its last token, scaled and with penalties applied; nan where
-    there is none. One number that is not finite would make all advantages of the step nan: such a sequence is left out.
+    scores: (sequences,) each response's reward at its last token, scaled and with penalties applied; nan without one. A
+        number that is not finite would make all advantages of the step nan: its sequence is left out.
+    kl_coefficient: weight of the KL penalty, score units per nat.
     budget: of tokens per micro-batch (the configuration's if None); out of memory, all is scored again with half.
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
-    kept = _kept_in_rollout(actors, rollout, config)
+    recorded = _recorded_in_rollout(actors, rollout, config)
 
     def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, SharedStates | None]:
-        prefix = kept if kept is not None or not actors.shares_states else _empty_prefix(actors, rollout, config)
-        return *forward_all(actors, rollout, tokens, prefix), prefix
+        # recorded states are read only and serve a repetition too; computed ones start anew, each sequence goes in once
+        shared_states = (
+            recorded if recorded is not None or not actors.shares_states else _empty_states(actors, rollout, config)
+        )
+        return *forward_all(actors, rollout, tokens, shared_states), shared_states
 
-    is_response, logprobs, reference, values, prefix = budget.halving(score)
+    is_response, logprobs, reference, values, shared_states = budget.halving(score)
     scores = scores.to(logprobs)
+    # whatever is not finite stays within its sequence until here; whitening would spread it to all
     fit = torch.stack([x.isfinite().all(-1) for x in (scores[:, None], logprobs, reference, values)]).all(0)
     is_response, scores = is_response & fit[:, None], torch.where(fit, scores, 0.0)
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
     rewards = token_rewards(scores, penalty, is_response, kl_coefficient)
     advantages, returns = ADVANTAGES[config.name](rewards, values, is_response, config)
+    # One order of the fit sequences, over all processes and alike on all: mini-batches are drawn from it. `gather`
+    # interleaves as `shard` dealt them out, so that it does not depend on the number of processes.
     lengths = [len(response) for response in rollout.responses]
     own = [
         (runtime.rank, row, length, is_fit)
         for row, (length, is_fit) in enumerate(zip(lengths, fit.tolist(), strict=True))
     ]
     everyones = runtime.gather(own)
-    learned = [(rank, row, length) for rank, row, length, is_fit in everyones if is_fit]
+    fit_sequences = [(rank, row, length) for rank, row, length, is_fit in everyones if is_fit]
     return Experience(
         rollout=rollout,
         fit=fit,
@@ -179,47 +191,47 @@ def make_experience(
         advantages=whiten(advantages, is_response, runtime.moments(advantages, is_response)),
         returns=returns,
         total=rewards.sum(-1),
-        row_at={place: row for place, (rank, row, _) in enumerate(learned) if rank == runtime.rank},
-        token_counts=[length for _, _, length in learned],
-        prefix=prefix,
+        row_at={index: row for index, (rank, row, _) in enumerate(fit_sequences) if rank == runtime.rank},
+        token_counts=[length for _, _, length in fit_sequences],
+        shared_states=shared_states,
     )
 
 
-def _kept_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates | None:
-    """The hidden states that were kept while the responses were drawn, taken out of the rollout; None without any."""
+def _recorded_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates | None:
+    """Take the hidden states that were recorded during the rollout out of it; None without any."""
     if not rollout.entering or not actors.shares_states:
         return None
-    prefix = _empty_prefix(actors, rollout, config)
-    while rollout.entering:  # from the end, so that no state is held twice
+    shared_states = _empty_states(actors, rollout, config)
+    while rollout.entering:  # one by one from the end: no state is held twice for long
         states = rollout.entering.pop()
-        prefix.put([len(rollout.entering)], states)
+        shared_states.put([len(rollout.entering)], states)
     rollout.entering = None
-    return prefix
+    return shared_states
 
 
-def _empty_prefix(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates:
+def _empty_states(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates:
     return SharedStates(rollout.lengths(), actors.device, config.prefix_device_gb)
 
 
 @torch.no_grad()
 def forward_all(
-    actors: Actors, rollout: Rollout, tokens_per_microbatch: int, prefix: SharedStates | None = None
+    actors: Actors, rollout: Rollout, tokens_per_microbatch: int, shared_states: SharedStates | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(is_response, log-probs, reference log-probs, values) of every response token, (sequences, longest response).
+    """Score every response token: (is_response, log-probs, reference log-probs, values), (sequences, longest response).
 
-    prefix: takes up the hidden states that policy, reference and critic share.
+    shared_states: takes up the hidden states that policy, reference and critic share.
     """
     is_response = response_mask(rollout.responses, actors.device)
     logprobs, reference, values = (torch.zeros(is_response.shape, device=actors.device) for _ in range(3))
     for rows in cut_packed(rollout.lengths(), tokens_per_microbatch):
         batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], actors.device)
-        if prefix is not None and prefix.is_full:
-            states: Tensor | None = prefix.get(rows)
+        if shared_states is not None and shared_states.is_full:
+            states: Tensor | None = shared_states.get(rows)
         else:
             states = actors.shared_states(batch)
-            if prefix is not None:
+            if shared_states is not None:
                 assert states is not None, "there is a prefix only where layers are shared"
-                prefix.put(rows, states)
+                shared_states.put(rows, states)
         outputs = actors(batch, states)
         index = positions(rollout, rows, actors.device)
         logprobs[index] = outputs.logprobs
@@ -229,9 +241,9 @@ def forward_all(
 
 
 def positions(rollout: Rollout, rows: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices (row, token) of the response tokens of `rows`, in the order of a micro-batch's flat outputs.
+    """Return the indices (row, token) of the response tokens of `rows`, in the order of a micro-batch's flat outputs.
 
-    Made on the host: asking a mask for them would wait for all work that a GPU has in flight.
+    Computed on the host: reading them from a mask would wait for all work that a GPU has in flight.
     """
     lengths = [len(rollout.responses[row]) for row in rows]
     row = torch.tensor(rows).repeat_interleave(torch.tensor(lengths))

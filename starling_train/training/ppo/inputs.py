@@ -10,7 +10,7 @@ from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt, counts
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
-from starling_train.planning.memory import Plan
+from starling_train.planning.memory import MemoryPlan
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import rendered, selection, what_trains
@@ -23,7 +23,7 @@ from starling_train.training.policy import check_share
 
 
 @dataclass
-class Data:
+class PpoData:
     """Prompts to train on, prompts held out, and one line on what was dropped."""
 
     training: list[Prompt]
@@ -33,11 +33,11 @@ class Data:
 
 @dataclass
 class PpoInputs:
-    """The policy as it lies on disk, and the prompts. baseline_gb: memory that was held before."""
+    """The policy on disk, and the prompts. baseline_gb: memory that was held before."""
 
     source: ModelSource
     chat: Chat
-    data: Data
+    data: PpoData
     baseline_gb: float
 
     @classmethod
@@ -52,12 +52,12 @@ class PpoInputs:
         return cls(source, chat, load_data(config, chat), baseline_gb)
 
     def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
-        """(planned peak of each process, decimal GB, a line that compares it with what the run took)."""
+        """Return (planned peak of each process, decimal GB, a line that compares it with what the run took)."""
         planned_gb = planner.of_run(config, self.source.policy_config, table, runtime.device.type, runtime.world)
         return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
 
 
-def load_data(config: PpoConfig, chat: Chat) -> Data:
+def load_data(config: PpoConfig, chat: Chat) -> PpoData:
     """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter."""
     rows = nectar.load(
         config.data.path,
@@ -69,7 +69,7 @@ def load_data(config: PpoConfig, chat: Chat) -> Data:
     training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
     report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
-    return Data(training, held_out, report)
+    return PpoData(training, held_out, report)
 
 
 def check_run(config: PpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> None:
@@ -94,7 +94,7 @@ def check_shares(config: PpoConfig, runtime: Runtime) -> None:
 
 
 def describe(config: PpoConfig) -> str:
-    """What would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
+    """Describe what would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
     source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = source.policy_config
     chat = policy.load_chat(source)
@@ -120,7 +120,7 @@ def _prompt_report(config: PpoConfig, chat: Chat) -> str:
     return f": {load_data(config, chat).report}"
 
 
-def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, Plan]:
-    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
+    """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains(config.freeze, source, config.seed)
     return table, Planner(config, Shape.of(source.policy_config), reward_shape(config), table).memory()

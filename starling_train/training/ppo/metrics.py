@@ -10,7 +10,7 @@ from starling_train.training.ppo.experience import Experience, Scores
 
 
 def step_metrics(experience: Experience, scores: Scores, kl_coefficient: float, runtime: Runtime) -> dict[str, Any]:
-    """`reward/*`, `kl/*` and `response/*` of one step, and how many sequences were left out."""
+    """Return `reward/*`, `kl/*` and `response/*` of one step, and how many sequences were left out."""
     rollout = experience.rollout
     lengths = [len(response) for response in rollout.responses]
     own = (scores.own, experience.total, experience.kl_per_sequence(), experience.fit, lengths, rollout.ended)
@@ -42,7 +42,7 @@ def skipped_rows(
     conversations: list[list[dict]],
     runtime: Runtime,
 ) -> list[dict[str, Any]]:
-    """Rows for skipped.jsonl, of all processes: sequences left out, and those that updates were skipped for.
+    """Make rows for skipped.jsonl, of all processes: sequences left out, and those that updates were skipped for.
 
     suspects: for each skipped update, this process's sequences that it was most likely skipped for.
     """

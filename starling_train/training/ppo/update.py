@@ -20,14 +20,17 @@ from starling_train.training.accumulate import Losses, accumulate
 from starling_train.training.optimizer import Optimizer
 from starling_train.training.ppo.experience import Experience, positions
 
-Sums = dict[str, float]
+MiniBatchSums = dict[str, float]
 Index = tuple[Tensor, Tensor]  # (row, token) of response tokens in the experience's tensors
 NAMES = ("policy_loss", "entropy", "clipped", "approx_kl", "value_loss", "value_clipped")
 
 
-class Updated(NamedTuple):
-    """metrics: `policy/`, `value/` and `optim/` of the step. skipped: for each skipped update, the sequences (indices
-    into the rollout) that it most likely was skipped for."""
+class PpoUpdate(NamedTuple):
+    """The result of a step's update.
+
+    metrics: `policy/`, `value/` and `optim/` of the step.
+    skipped: for each skipped update, the sequences (indices into the rollout) that it was most likely skipped for.
+    """
 
     metrics: dict[str, float]
     skipped: list[list[int]]
@@ -42,7 +45,7 @@ def update(
     train_policy: bool = True,
     budget: Budget | None = None,
     runtime: Runtime | None = None,
-) -> Updated:
+) -> PpoUpdate:
     """Train on the experience.
 
     generator: of the order of sequences.
@@ -56,16 +59,19 @@ def update(
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
-    minibatches: list[Sums] = []
+    minibatches: list[MiniBatchSums] = []
     norms: list[float] = []
     skipped: list[list[int]] = []
     for _ in range(config.epochs):
+        # the generator is alike on all processes: they draw the same order, over the sequences of all of them
         order = torch.randperm(len(experience.token_counts), generator=generator)
         for minibatch in order.tensor_split(config.minibatches):
             indices = minibatch.tolist()
             if not indices:  # fewer sequences than mini-batches, after some were left out
                 continue
+            # this process's sequences of the mini-batch, perhaps none: it still takes part in every exchange
             rows = [experience.row_at[index] for index in indices if index in experience.row_at]
+            # over all processes: every loss is divided by this, so that the sum of all gradients is that of the mean
             count = sum(experience.token_counts[index] for index in indices)
             losses = losses_of(actors, experience, config, train_policy, count)
             nothing: list[int] = []
@@ -85,11 +91,11 @@ def update(
         "optim/gradient_norm": max(norms),
         "optim/skipped": len(skipped),
     }
-    return Updated(metrics, skipped)
+    return PpoUpdate(metrics, skipped)
 
 
-def _metrics(minibatches: list[Sums], experience: Experience, runtime: Runtime) -> dict[str, float]:
-    """The means that follow from sums over all mini-batches, nan without any, and how well the values fit."""
+def _metrics(minibatches: list[MiniBatchSums], experience: Experience, runtime: Runtime) -> dict[str, float]:
+    """Return the means over all mini-batches, nan without any, and how well the values fit."""
     totals = {name: _total(minibatches, name) for name in (*NAMES, "tokens")}
     updates, tokens = len(minibatches) or math.nan, totals["tokens"]
     returns, mask = experience.returns, experience.is_response
@@ -105,29 +111,29 @@ def _metrics(minibatches: list[Sums], experience: Experience, runtime: Runtime) 
     }
 
 
-def _kl_per_token(sums: Sums) -> float:
+def _kl_per_token(sums: MiniBatchSums) -> float:
     return sums["approx_kl"] / sums["tokens"]
 
 
-def _total(minibatches: list[Sums], name: str) -> float:
+def _total(minibatches: list[MiniBatchSums], name: str) -> float:
     total = 0.0 if minibatches else math.nan
     for sums in minibatches:
         total += sums[name]
     return total
 
 
-def _over_processes(parts: list[dict[str, Tensor]], runtime: Runtime) -> Sums:
-    """The sums of all micro-batches of all processes; `first_ratio` is the largest |ratio - 1| of any first one."""
+def _over_processes(micro_batches: list[dict[str, Tensor]], runtime: Runtime) -> MiniBatchSums:
+    """Add up the sums of all micro-batches of all processes. `first_ratio`: largest |ratio - 1| of any first one."""
     # tensors until here: on a GPU every number that is read would wait for all work in flight
-    own = {name: [part[name] for part in parts if name in part] for name in NAMES}
+    own = {name: [sums[name] for sums in micro_batches if name in sums] for name in NAMES}
     numbers = [float(torch.stack(own[name]).sum()) if own[name] else 0.0 for name in NAMES]
-    ratios = [part["largest_ratio"] for part in parts if "largest_ratio" in part]
+    ratios = [sums["largest_ratio"] for sums in micro_batches if "largest_ratio" in sums]
     first = float(ratios[0]) if ratios else 0.0
     return dict(zip(NAMES, runtime.sum(numbers), strict=True)) | {"first_ratio": runtime.maximum([first])[0]}
 
 
 def _suspects(experience: Experience, rows: list[int]) -> list[int]:
-    """The sequences of a mini-batch whose own numbers are not finite; all of them where only the gradient is not."""
+    """Return a mini-batch's sequences whose own numbers are not finite; all of them if only the gradient is not."""
     per_token = (experience.logprobs, experience.reference, experience.values, experience.returns)
     finite = torch.stack([tensor[rows].isfinite().all(-1) for tensor in per_token]).all(0).tolist()
     return [row for row, is_fine in zip(rows, finite, strict=True) if not is_fine] or rows
@@ -140,13 +146,14 @@ def losses_of(
     train_policy: bool,
     count: int,
 ) -> Losses[list[int], dict[str, Tensor]]:
-    """The losses of a micro-batch of sequences (rows of the rollout), for `accumulate`.
+    """Return the losses of a micro-batch of sequences (rows of the rollout), for `accumulate`.
 
     count: real response tokens of the whole mini-batch, of all processes, which the losses are a mean over.
     """
     loss_of, weight = LOSSES[config.name], config.value_coefficient
 
     def policy_loss(logprobs: Tensor, entropy: Tensor, index: Index) -> tuple[Tensor, dict[str, Tensor]]:
+        # flat, (response tokens,), as the model gives them: no padding, so the mask of the loss is all True
         old, advantages = experience.logprobs[index], experience.advantages[index]
         result = loss_of(logprobs, old, advantages, torch.ones_like(logprobs, dtype=torch.bool), config, count)
         return result.loss, {
@@ -164,7 +171,7 @@ def losses_of(
         return weight * result.loss, {"value_loss": result.loss.detach(), "value_clipped": result.clipped}
 
     def losses(module: nn.Module, rows: list[int]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        if not rows:
+        if not rows:  # `accumulate` weighs it zero: a graph through all trainable tensors, for the others' exchange
             outputs = module(*_spare(actors, experience), train_policy)
             yield float(train_policy) * outputs.logprobs.sum() + outputs.values.sum(), {}
             return
@@ -172,11 +179,11 @@ def losses_of(
         index = positions(experience.rollout, rows, experience.logprobs.device)
         if actors.critic is not None and module is actors:
             # A critic of its own comes after the policy is done, so that the activations of only one are held.
-            # DeepSpeed, in place of the module, wants one forward and one backward pass a micro-batch instead.
+            # DeepSpeed's wrapper needs one forward and one backward pass a micro-batch instead.
             with torch.set_grad_enabled(train_policy):
                 loss, sums = policy_loss(*actors.policy_outputs(batch, states), index)
             if train_policy:
-                yield loss, sums
+                yield loss, sums  # `accumulate` back-propagates it before it asks for the next
             loss, value_sums = critic_loss(actors.values(batch, states), index)
             yield loss, value_sums if train_policy else sums | value_sums
             return
@@ -189,9 +196,9 @@ def losses_of(
 
 
 def _spare(actors: Actors, experience: Experience) -> tuple[MicroBatch, Tensor | None]:
-    """A micro-batch for nothing but the exchange: of this process's own sequences none may be left, or fit."""
+    """Make a micro-batch for nothing but the exchange: this process may have no sequence left, or none that is fit."""
     batch = micro_batch([[0]], [[0]], experience.logprobs.device)
-    if experience.prefix is None:
+    if experience.shared_states is None:
         return batch, None
     policy = actors.policy  # as for the others, without the layers below, whose weights ZeRO-3 would have to gather
     return batch, torch.zeros(1, policy.config.hidden_size, dtype=policy.dtype, device=policy.device)
@@ -204,8 +211,8 @@ def _micro_batches(experience: Experience, rows: list[int], tokens: int) -> Iter
 
 
 def _prepared(actors: Actors, experience: Experience, rows: list[int]) -> tuple[MicroBatch, Tensor | None]:
-    """The micro-batch of some rows, and the hidden states that its passes start from."""
-    rollout, prefix = experience.rollout, experience.prefix
+    """Make the micro-batch of some rows, and the hidden states that its passes start from."""
+    rollout, shared_states = experience.rollout, experience.shared_states
     prompts, responses = [rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows]
     batch = micro_batch(prompts, responses, experience.logprobs.device)
-    return batch, prefix.get(rows) if prefix is not None else actors.shared_states(batch)
+    return batch, shared_states.get(rows) if shared_states is not None else actors.shared_states(batch)

@@ -6,17 +6,16 @@ from typing import Any
 
 from starling_train.config.rm import RmConfig
 from starling_train.data import nectar, prompts, ranked
-from starling_train.data.nectar import Row
+from starling_train.data.nectar import RankedRow
 from starling_train.files import whole
 from starling_train.files.disk import check_directory
 from starling_train.models import header_checks, quantisation
 from starling_train.models.actors import Groups
-from starling_train.models.reward import start as reward_start
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
-from starling_train.models.reward.start import Start
+from starling_train.models.reward.start import Start, empty_net, find_start, is_reward_model, make_net, net_writer
 from starling_train.models.source import ModelSource
-from starling_train.planning.memory import Job, Plan, plan_supervised
+from starling_train.planning.memory import MemoryPlan, TrainingJob, plan_supervised
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import rendered, select_as_many
 from starling_train.run.directory import RunDirectory
@@ -30,10 +29,10 @@ from starling_train.training import policy, preflight
 
 
 @dataclass
-class Trainee:
+class RewardTrainee:
     """The network with its trainable parameters marked, the names selected, the table, and the scan.
 
-    base: the directory of the model that it was.
+    base: the directory of the model it started as.
     """
 
     model: RewardNet
@@ -44,18 +43,18 @@ class Trainee:
     extra_files: None = None
 
     def groups(self) -> Groups:
-        """The trainable parameters of the network and of its head, each with a learning rate of its own."""
+        """Return the trainable parameters of the network and of its head, each with a learning rate of its own."""
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         head = {name: p for name, p in trainable.items() if name.startswith("v_head.")}
         return {name: p for name, p in trainable.items() if name not in head}, head
 
 
 @dataclass
-class Data:
+class RmData:
     """Rows to train on, rows held out (other prompts), and one line on what was dropped."""
 
-    training: list[Row]
-    held_out: list[Row]
+    training: list[RankedRow]
+    held_out: list[RankedRow]
     report: str
 
 
@@ -64,25 +63,25 @@ class RmInputs:
     """What the reward model starts from, and the ranked rows."""
 
     start: Start
-    data: Data
+    data: RmData
 
     @classmethod
     def find(cls, config: RmConfig, run: RunDirectory, runtime: Runtime) -> "RmInputs":
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
-        start = reward_start.find(config)
+        start = find_start(config)
         source = start.source.model
         preflight.check_tracker(config.logging.wandb)
         check_directory(run.path, "run_dir")
         quantisation.check_acceleration(attention=config.model.attention, eight_bit=config.optim.eight_bit)
-        if not config.rm.fresh and not reward_start.is_reward_model(source):
+        if not config.rm.fresh and not is_reward_model(source):
             header_checks.check_policy(source)
         preflight.check_selection(config.freeze, source, listing(config, source), config.seed)
         preflight.check_gpu(lambda: planned(config, start)[1], runtime.device)
         return cls(start, load_data(config))
 
 
-def load_data(config: RmConfig) -> Data:
-    """Read the ranked rows, drop what says nothing, split by prompt. Raises UserError when none is left."""
+def load_data(config: RmConfig) -> RmData:
+    """Read the ranked rows, drop what is unusable, split by prompt. Raises UserError when none is left."""
     data = config.data
     rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
     usable, without = ranked.with_an_order(rows.rows, data.path)
@@ -92,10 +91,10 @@ def load_data(config: RmConfig) -> Data:
         f"{len(training)} training rows, {len(held_out)} held out; dropped: {prompts.counts(dropped)}; "
         f"answers: {prompts.counts(rows.answers_changed)}"
     )
-    return Data(training, held_out, report)
+    return RmData(training, held_out, report)
 
 
-def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) -> Trainee:
+def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) -> RewardTrainee:
     """Scan, select, load the weights, freeze the rest. The reward head always trains.
 
     run: directory of the run, whose own scan of the same weights is used.
@@ -103,7 +102,7 @@ def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) ->
     records = runtime.on_first(lambda: scan(config, start.source.model, str(runtime.device), run))
     selected = select(config.freeze, records, config.seed)
     runtime.seed_all("fresh weights")
-    net = reward_start.start(
+    net = make_net(
         start,
         fresh=config.rm.fresh,
         dtype=config.model.dtype,
@@ -112,15 +111,15 @@ def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) ->
     )
     if config.model.gradient_checkpointing:
         net.transformer.gradient_checkpointing_enable({"use_reentrant": False})
-    table = _apply(config, reward_start.empty(start.config) if config.freeze.adapter else net, selected)
+    table = _apply(config, empty_net(start.config) if config.freeze.adapter else net, selected)
     if config.freeze.adapter:
         policy.add_adapters(config.freeze, net, table, runtime)
         net.v_head.requires_grad_(True)
-    return Trainee(net, selected, table, records, start.directory)
+    return RewardTrainee(net, selected, table, records, start.directory)
 
 
 def scan(config: RmConfig, source: ModelSource, device: str, run: Path | None = None) -> dict[str, Record]:
-    """The records of the model's matrices under the names that they have in the reward model.
+    """Scan the model's matrices, under the names that they have in the reward model.
 
     `model.layers.0...` of a language model, and both copies in Starling-RM-7B-alpha, are `transformer.layers.0...`.
     """
@@ -136,7 +135,7 @@ def scan(config: RmConfig, source: ModelSource, device: str, run: Path | None = 
 
 
 def listing(config: RmConfig, source: ModelSource) -> dict[str, Record]:
-    """As `scan`, but only names and shapes where there is no file with scores yet."""
+    """Scan as `scan`, but only names and shapes where there is no file with scores yet."""
     listed = replace(config.freeze, method="random") if needs_scan(config.freeze) else config.freeze
     return scan(replace(config, freeze=listed), source, "cpu")
 
@@ -158,7 +157,7 @@ def steps(config: RmConfig, rows: int) -> int:
 
 
 def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> RewardModel:
-    """The network as the reward model that it becomes: its template, tokenizer and truncation."""
+    """Wrap the network as the reward model that it becomes: its template, tokenizer and truncation."""
     ranking = config.rm
     return RewardModel(
         net,
@@ -173,12 +172,12 @@ def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> 
 
 def write(config: RmConfig, net: RewardNet, tokenizer: Any, to: Path) -> None:
     """Write the reward model in the layout of `rm.kind`, whole or not at all."""
-    whole.write_whole(to, reward_start.writer(config, net, tokenizer))
+    whole.write_whole(to, net_writer(config, net, tokenizer))
 
 
 def describe(config: RmConfig) -> str:
-    """What would be trained, on what, and the memory by part, without weights. Raises UserError as the run would."""
-    start = reward_start.find(config)
+    """Describe what would be trained, and the memory by part, without weights. Raises UserError as the run would."""
+    start = find_start(config)
     table, memory = planned(config, start)
     local = Path(config.data.path).expanduser().exists()
     return "\n".join(
@@ -195,11 +194,11 @@ def describe(config: RmConfig) -> str:
     )
 
 
-def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, Plan]:
-    """What would train and the memory by part, without weights and without a scan. Raises UserError."""
+def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, MemoryPlan]:
+    """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     records = listing(config, start.source.model)
-    table = _apply(config, reward_start.empty(start.config), select_as_many(config.freeze, records, config.seed))
-    job = Job(
+    table = _apply(config, empty_net(start.config), select_as_many(config.freeze, records, config.seed))
+    job = TrainingJob(
         parameters=table.parameters_of,
         trainable=table.parameters_trained,
         dtype=config.model.dtype,

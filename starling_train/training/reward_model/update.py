@@ -13,7 +13,7 @@ from starling_train.config.rm import RankingConfig
 from starling_train.core.micro_batches import cut_bundles_by_tokens
 from starling_train.core.padding import padded
 from starling_train.core.preference import PairCounts, count_pairs, kwise_losses
-from starling_train.data.nectar import Row
+from starling_train.data.nectar import RankedRow
 from starling_train.data.ranked import conversations, ranks
 from starling_train.models.budget import Budget
 from starling_train.models.reward.model import RewardModel
@@ -25,23 +25,23 @@ from starling_train.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class EncodedRow:
-    """The answers to one prompt, best first: token ids of each whole conversation, and places (equal ones are tied)."""
+class EncodedRankedRow:
+    """The answers to one prompt, best first: token ids of each whole conversation, and ranks (equal ones are tied)."""
 
     sequences: list[list[int]]
-    places: list[int]
+    ranks: list[int]
 
     def tokens(self) -> int:
         return sum(map(len, self.sequences))
 
 
-def encode(rows: Sequence[Row], model: RewardModel) -> list[EncodedRow]:
-    """Rows in the reward model's template and tokenizer, truncated on the left as in scoring."""
-    return [EncodedRow([model.encode(c) for c in conversations(row)], ranks(row.answers)) for row in rows]
+def encode(rows: Sequence[RankedRow], model: RewardModel) -> list[EncodedRankedRow]:
+    """Encode rows in the reward model's template and tokenizer, truncated on the left as in scoring."""
+    return [EncodedRankedRow([model.encode(c) for c in conversations(row)], ranks(row.answers)) for row in rows]
 
 
 @dataclass(frozen=True)
-class Sums:
+class RankingSums:
     """Sums over the rows of a step or of the validation set. pairs: of the answers to a prompt."""
 
     rows: int
@@ -53,12 +53,12 @@ class Sums:
 
 def update(
     optimizer: Optimizer,
-    rows: Sequence[EncodedRow],
+    rows: Sequence[EncodedRankedRow],
     config: RankingConfig,
     runtime: Runtime | None = None,
     budget: Budget | None = None,
 ) -> dict[str, float]:
-    """One optimizer step; returns the `rm/` and `optim/` metrics. A gradient that is not finite is not applied.
+    """Take one optimizer step; returns the `rm/` and `optim/` metrics. A gradient that is not finite is not applied.
 
     The loss is the mean over rows of (K-wise loss + centring x (sum of scores)^2): every row counts the same, whichever
     micro-batch it falls into, and its answers are never cut apart.
@@ -71,13 +71,13 @@ def update(
     budget = budget or Budget("rm.tokens_per_microbatch", config.tokens_per_microbatch)
     total = int(runtime.sum([len(rows)])[0])
 
-    def losses(module: nn.Module, group: Sequence[EncodedRow]) -> Iterator[tuple[Tensor, Sums]]:
+    def losses(module: nn.Module, group: Sequence[EncodedRankedRow]) -> Iterator[tuple[Tensor, RankingSums]]:
         loss, sums = _loss(module, group, config.centring)
         yield loss / total, sums
 
-    spare = [EncodedRow([[0], [0]], [0, 1])]
-    parts = accumulate(optimizer, partial(_micro_batches, rows), losses, spare, budget)
-    sums = _together(runtime.gather(parts))
+    spare = [EncodedRankedRow([[0], [0]], [0, 1])]
+    micro_batches = accumulate(optimizer, partial(_micro_batches, rows), losses, spare, budget)
+    sums = _together(runtime.gather(micro_batches))
     norm = optimizer.step()
     return {
         "rm/loss": sums.loss / sums.rows,
@@ -90,19 +90,19 @@ def update(
     }
 
 
-def _loss(net: nn.Module, rows: Sequence[EncodedRow], centring: float) -> tuple[Tensor, Sums]:
-    """(sum of the rows' losses, what metrics are made of)."""
-    scores, is_answer, place = _forward(net, rows)
-    losses = kwise_losses(scores, is_answer, place)
+def _loss(net: nn.Module, rows: Sequence[EncodedRankedRow], centring: float) -> tuple[Tensor, RankingSums]:
+    """Return (the sum of the rows' losses, what metrics are made of)."""
+    scores, is_answer, rank = _forward(net, rows)
+    losses = kwise_losses(scores, is_answer, rank)
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
     return (losses + centring * totals.square()).sum(), _sums(rows, losses, scores, is_answer)
 
 
 @torch.no_grad()
 def evaluate(
-    net: RewardNet, rows: Sequence[EncodedRow], config: RankingConfig, runtime: Runtime | None = None
+    net: RewardNet, rows: Sequence[EncodedRankedRow], config: RankingConfig, runtime: Runtime | None = None
 ) -> dict[str, float]:
-    """Mean K-wise loss and pair accuracy, also by the distance of the two places; equal scores count half.
+    """Return the mean K-wise loss and pair accuracy, also by the distance of the two ranks; equal scores count half.
 
     rows: of all processes, which share them.
     """
@@ -119,55 +119,55 @@ def evaluate(
     } | by_distance
 
 
-def _micro_batches(rows: Sequence[EncodedRow], tokens: int) -> Iterator[list[EncodedRow]]:
+def _micro_batches(rows: Sequence[EncodedRankedRow], tokens: int) -> Iterator[list[EncodedRankedRow]]:
     for group in cut_bundles_by_tokens([list(map(len, row.sequences)) for row in rows], tokens):
         yield [rows[index] for index in group]
 
 
-def _forward(net: nn.Module, chosen: Sequence[EncodedRow]) -> tuple[Tensor, Tensor, Tensor]:
-    """(scores, is_answer, place) of one micro-batch, each (rows, K)."""
+def _forward(net: nn.Module, chosen: Sequence[EncodedRankedRow]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (scores, is_answer, rank) of one micro-batch, each (rows, K)."""
     device = next(net.parameters()).device
     sequences = [ids for row in chosen for ids in row.sequences]
-    # padded on the right, where no real position attends to
+    # padded on the right, to which no real position attends
     ids, is_real = padded(sequences)
     flat = net(ids.to(device), is_real.long().to(device))
     counts = torch.tensor([len(row.sequences) for row in chosen])
     is_answer = torch.arange(int(counts.max()))[None, :] < counts[:, None]
-    place = torch.zeros(is_answer.shape, dtype=torch.long)
-    place[is_answer] = torch.tensor([place for row in chosen for place in row.places])
+    rank = torch.zeros(is_answer.shape, dtype=torch.long)
+    rank[is_answer] = torch.tensor([rank for row in chosen for rank in row.ranks])
     is_answer = is_answer.to(device)
     # masked_scatter keeps the graph, and its backward is deterministic
     scores = torch.zeros(is_answer.shape, device=device).masked_scatter(is_answer, flat)
-    return scores, is_answer, place.to(device)
+    return scores, is_answer, rank.to(device)
 
 
-def _sums(rows: Sequence[EncodedRow], losses: Tensor, scores: Tensor, is_answer: Tensor) -> Sums:
+def _sums(rows: Sequence[EncodedRankedRow], losses: Tensor, scores: Tensor, is_answer: Tensor) -> RankingSums:
     scores = scores.detach()
     flat = scores[is_answer].cpu()  # row by row
     by_row = flat.split([len(row.sequences) for row in rows])
-    pairs = count_pairs(map(Tensor.tolist, by_row), [row.places for row in rows])
+    pairs = count_pairs(map(Tensor.tolist, by_row), [row.ranks for row in rows])
     totals = torch.where(is_answer, scores, 0.0).sum(-1)
     loss = float(losses.detach().sum())
-    return Sums(len(losses), loss, flat, totals.cpu(), pairs)
+    return RankingSums(len(losses), loss, flat, totals.cpu(), pairs)
 
 
-def _together(parts: Sequence[Sums]) -> Sums:
-    return Sums(
-        sum(part.rows for part in parts),
-        sum(part.loss for part in parts),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.totals for part in parts]),
-        PairCounts.sum([part.pairs for part in parts]),
+def _together(sums: Sequence[RankingSums]) -> RankingSums:
+    return RankingSums(
+        sum(one.rows for one in sums),
+        sum(one.loss for one in sums),
+        torch.cat([one.scores for one in sums]),
+        torch.cat([one.totals for one in sums]),
+        PairCounts.sum([one.pairs for one in sums]),
     )
 
 
-def counts(rows: Sequence[EncodedRow], cut: int, runtime: Runtime) -> tuple[int, int, int]:
-    """(answers, tokens, answers that lost their beginning) of the rows of all processes. cut: this process's."""
+def counts(rows: Sequence[EncodedRankedRow], cut: int, runtime: Runtime) -> tuple[int, int, int]:
+    """Count (answers, tokens, answers that lost their beginning) of the rows of all processes. cut: this process's."""
     own = [sum(len(row.sequences) for row in rows), sum(row.tokens() for row in rows), cut]
     answers, tokens, truncated = map(int, runtime.sum(own))
     return answers, tokens, truncated
 
 
-def skipped_rows(step: int, batch: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows for skipped.jsonl: every row of the step, for any of them may be why the update was skipped."""
+def skipped_rows(step: int, batch: Sequence[RankedRow]) -> list[dict[str, Any]]:
+    """Make rows for skipped.jsonl: every row of the step, because any may be why the update was skipped."""
     return skipped.rows(step, "update", range(len(batch)), [row.messages for row in batch])
