@@ -37,8 +37,9 @@ RIGHT = {
 EXPENSIVE = (
     "starling_train.models.causal_lm.load_causal_lm",
     "starling_train.models.reward.model.load",
-    "starling_train.models.reward.start.make_net",
-    "starling_train.selection.scan.scan_model",
+    "starling_train.training.reward_model.inputs.make_net",
+    "starling_train.training.trained.make_net",
+    "starling_train.selection.scans.scan_model",
 )
 VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WORLD_SIZE", "STARLING_REWARD_TOKEN", "NETRC")
 

@@ -56,7 +56,7 @@ class DpoUpdate(NamedTuple):
 
 
 def encode(row: PairedRow, index: int, chat: Chat, max_length: int) -> EncodedPairedRow:
-    """Encode a row in the chat's template, its answers cut at max_length tokens. See `EncodedRow`."""
+    """Encode a row in the chat's template, its answers cut at max_length tokens. See `EncodedPairedRow`."""
     encoded = [pairs.encode(conversation, chat, max_length) for conversation in row.conversations()]
     prompts, responses = [prompt for prompt, _, _ in encoded], [response for _, response, _ in encoded]
     return EncodedPairedRow(index, prompts, responses, row.pairs, row.reference, sum(cut for _, _, cut in encoded))
