@@ -28,7 +28,7 @@ toy: $(STAMP)
 	@$(RUN) -m starling_train.toy
 
 test-slow: $(STAMP) toy  ## what takes minutes: whole runs
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'slow and not faults' -n 2 --dist loadfile
+	$(RUN) -m pytest -m 'slow and not faults' -s
 
 test-faults: $(STAMP) toy  ## runs killed, stopped and started again, dozens of times; STARLING_FAULT_RUNS=5 for fewer
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -n 2 --dist loadfile
