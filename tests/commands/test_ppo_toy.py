@@ -218,6 +218,7 @@ def test_the_toy_shows_what_it_promises(toy, tmp_path, recipe):
     assert last["eval/gold_mean"] > first["eval/gold_mean"]
     assert last["eval/function_calling"] >= first["eval/function_calling"] - 3.0
     kl = [row["kl/reference"] for row in rows[1:]]
-    assert all(0 <= k < float("inf") for k in kl[1:]) and kl[-1] > 0
+    # the estimate is signed: while the policy has hardly moved, its noise is below 0 on some processors
+    assert all(-0.05 < k < float("inf") for k in kl) and min(kl[len(kl) // 2 :]) > 0
     assert max(row["policy/ratio_first"] for row in rows[1:]) < 1e-4
     assert (tmp_path / "runs" / recipe / "report.html").stat().st_size > 10_000
