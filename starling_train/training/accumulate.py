@@ -38,6 +38,7 @@ def accumulate(
             is_spare = index >= len(batches)
             for loss, sums in losses(optimizer.module, spare if is_spare else batches[index]):
                 optimizer.backward(0.0 * loss if is_spare else loss, is_last=index == rounds - 1)
+                del loss  # its graph holds activations until nobody has it: not into the next forward pass
                 if not is_spare:
                     collected.append(sums)
         return collected

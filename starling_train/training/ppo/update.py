@@ -184,6 +184,7 @@ def losses_of(
                 loss, sums = policy_loss(*actors.policy_outputs(batch, states), index)
             if train_policy:
                 yield loss, sums  # `accumulate` back-propagates it before it asks for the next
+            del loss  # and with it the policy's graph, before the critic makes its own
             loss, value_sums = critic_loss(actors.values(batch, states), index)
             yield loss, value_sums if train_policy else sums | value_sums
             return
