@@ -18,10 +18,12 @@ class ModelSource:
     """A directory with config.json, tokenizer and weights; each is read once, on first use.
 
     path: what the user calls it. directory: where it lies. key: the configuration key that names it, for messages.
+    known_identity: who it is by every byte, once somebody has read them all; None until then.
     """
 
     def __init__(self, directory: Path, key: str, path: str | None = None):
         self.directory, self.key, self.path = directory, key, path or str(directory)
+        self.known_identity: identity.Identity | None = None
 
     @classmethod
     def open(

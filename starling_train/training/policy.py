@@ -9,6 +9,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig
 from starling_train.data.chat import Chat
+from starling_train.files.identity import Identity
 from starling_train.models import adapters, causal_lm
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.reward.net import Network
@@ -70,8 +71,8 @@ class SelectedPolicy:
     records: dict[str, Record]
 
     @property
-    def base(self) -> Path:
-        return self.source.directory
+    def base(self) -> Path | Identity:
+        return self.source.known_identity or self.source.directory
 
     @property
     def extra_files(self) -> ExtraFiles | None:

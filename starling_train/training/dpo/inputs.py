@@ -106,7 +106,9 @@ def find_reference(config: DpoConfig, run: RunDirectory, inputs: DpoInputs, runt
     Only rows that some step trains on are computed, and the held-out ones.
     """
     data, chat = inputs.data, inputs.chat
-    base = runtime.on_first(lambda: identify_base(run.checkpoints, inputs.source.directory)).sha256
+    identity = runtime.on_first(lambda: identify_base(run.checkpoints, inputs.source.directory))
+    inputs.source.known_identity = identity  # the checkpoints need it too, and a large model takes minutes to read
+    base = identity.sha256
     count, per_step = len(data.training), config.dpo.prompts_per_step
     stream = prompts.Stream(range(count), per_step, config.seed)
     used = {index for step in range(1, steps(config, count) + 1) for index in stream.batch(step)}
