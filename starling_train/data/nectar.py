@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.data import row_files
@@ -34,12 +35,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class RankedRow:
-    """A conversation that ends with a user turn, and its answers, best first; there may be none."""
+    """A conversation that ends with a user turn, and its answers, best first; there may be none.
+
+    columns: the values of the columns that `load` was asked to keep, by name.
+    """
 
     messages: list[dict]
     answers: list[Answer] = field(default_factory=list)
     source: list[str] = field(default_factory=list)
     good_natured: bool = True
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def load(
     good_natured_only: bool = False,
     exclude: Sequence[str | Path] = (),
     answers: bool = True,
+    keep: Sequence[str] = (),
 ) -> Nectar:
     """Load rows with messages and ranked answers, and count what was dropped and why.
 
@@ -67,6 +73,7 @@ def load(
     exclude: files whose prompts are dropped wherever a user turn says the same (letters and digits compared, case
         ignored): JSONL with `turns`, `messages`, `prompt` or `question`, or .txt with a prompt a line.
     answers: False leaves the answers unread, for callers that need prompts only.
+    keep: names of columns to keep in `RankedRow.columns`, for reward functions; None where a row lacks one.
 
     Raises UserError naming file, column or line.
     """
@@ -75,7 +82,9 @@ def load(
     rows: list[RankedRow] = []
     dropped: Counter[str] = Counter()
     changed: Counter[str] = Counter()
-    for where, raw in row_files.read(path, columns):
+    present: set[str] = set()
+    for where, raw in row_files.read(path, columns, keep):
+        present |= raw.keys()
         messages = _messages(raw, where)
         reason = _why_unusable(messages) or _why_unwanted(raw, messages, good_natured_only, excluded)
         if reason:
@@ -84,10 +93,16 @@ def load(
         ranked = _answers(raw, where, changed) if answers else []
         source = raw.get("source")
         source = list(source) if isinstance(source, list) else []
-        rows.append(RankedRow(messages, ranked, source, raw.get("good_natured") is not False))
+        rows.append(
+            RankedRow(
+                messages, ranked, source, raw.get("good_natured") is not False, {name: raw.get(name) for name in keep}
+            )
+        )
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
         raise UserError(f"{path}: no usable row is left ({reasons}); check the file and data.exclude")
+    if missing := [name for name in keep if name not in present]:
+        raise UserError(f"{path}: no column {missing[0]} (it has {', '.join(sorted(present))}); name one that it has")
     return Nectar(rows, dict(dropped), dict(changed))
 
 

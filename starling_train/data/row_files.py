@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,17 +11,17 @@ from starling_train.config.fields import UserError, no_path
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def read(path: str | Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
+def read(path: str | Path, columns: list[str], keep: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
     """Yield (where, raw row); `where` is what a message about the row should name.
 
     path: a directory with data/*.parquet (or *.parquet), a .parquet file, a .jsonl file, or a hub id.
-    columns: the parquet columns that must exist; Nectar's others are read where they do.
+    columns: the parquet columns that must exist; Nectar's others, and those to `keep`, are read where they do.
     """
     files = _local_files(path)
     if files is None:
         yield from _hub_rows(str(path), columns)
     for file in files or []:
-        yield from (jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, columns))
+        yield from (jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, columns, keep))
 
 
 def jsonl_rows(file: Path) -> Iterator[tuple[str, dict]]:
@@ -76,7 +76,7 @@ def _local_files(path: str | Path) -> list[Path] | None:
     raise UserError(f"{path}: no such file or directory; check data.path")
 
 
-def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
+def _parquet_rows(file: Path, columns: list[str], keep: Sequence[str]) -> Iterator[tuple[str, dict]]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -87,7 +87,7 @@ def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
     schema = parquet.schema_arrow
     _check_columns(str(file), schema.names, columns)
     _check_types(str(file), schema, columns)
-    known = [*columns, *({"source", "good_natured"} & set(schema.names) - set(columns))]
+    known = [*columns, *({"source", "good_natured", *keep} & set(schema.names) - set(columns))]
     batches = parquet.iter_batches(batch_size=4096, columns=known)
     while (rows := _next_rows(batches, file)) is not None:
         for row in rows:

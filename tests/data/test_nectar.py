@@ -169,6 +169,17 @@ def test_answers_can_be_left_unread(tmp_path):
     assert load(file, answers=False).rows == [RankedRow(turns("Hi there"))]
 
 
+@pytest.mark.parametrize("write", [parquet, jsonl])
+def test_columns_are_kept_on_request(tmp_path, write):
+    rows = [raw_row("1", truth=["4", "four"], level=2), raw_row("2", truth=None, level=3)]
+    file = write(tmp_path / f"x.{write.__name__}", *rows)
+    kept = load(file, keep=["truth", "level"]).rows
+    assert [row.columns for row in kept] == [{"truth": ["4", "four"], "level": 2}, {"truth": None, "level": 3}]
+    assert [row.columns for row in load(file).rows] == [{}, {}]
+    with pytest.raises(UserError, match=r"no column answer \(it has .*truth"):
+        load(file, keep=["truth", "answer"])
+
+
 def test_excluded_prompts_are_dropped_wherever_they_are_said(tmp_path):
     questions = jsonl(tmp_path / "q.jsonl", {"question_id": 81, "turns": ["Compose a POST, now!", "Rewrite it."]})
     lines = tmp_path / "lines.txt"
