@@ -35,7 +35,7 @@ def make(directory: Path) -> Path:
         tokenizer.save_pretrained(partial)
         model.save_pretrained(partial)
 
-    return write_whole(directory, write)
+    return write_whole(directory, write, shared=True)
 
 
 def tokenizer_from_package():

@@ -28,7 +28,7 @@ def tokenizer(config: pytest.Config):
     if not cached.is_dir():
         from starling_train.files.whole import write_whole
 
-        write_whole(cached, smollm2.tokenizer_from_package().save_pretrained)
+        write_whole(cached, smollm2.tokenizer_from_package().save_pretrained, shared=True)
     return AutoTokenizer.from_pretrained(cached)
 
 
