@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import REWARD_MODELS
+from starling_train.data.stand_ins import StandIns, special_strings
 
 KINDS = REWARD_MODELS
-# Stand-ins for special strings that somebody wrote into a message, from a range of Unicode that means
-# nothing.
-PRIVATE_USE = range(0xE000, 0xF8FF)
 
 
 def encode_conversation(kind: str, messages: Sequence[dict], tokenizer, *, trailing_newline: bool = False) -> list[int]:
@@ -53,17 +51,13 @@ def check_tokenizer(kind: str, tokenizer, source: str) -> None:
         raise UserError(f"{source}: the tokenizer has no chat template; add chat_template.jinja to the directory")
 
 
-def special_strings(tokenizer) -> list[str]:
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-
-
 def _encode(kind: str, messages: Sequence[dict], tokenizer, trailing_newline: bool) -> list[int]:
-    stand_ins = _stand_ins(messages, tokenizer)
-    hidden = [{**message, "content": _replace(message["content"], stand_ins)} for message in messages]
+    stand_ins = StandIns(tokenizer)
+    hidden, written = stand_ins.hide(messages)
     text = _renderer(kind, tokenizer)(hidden) + ("\n" if trailing_newline and kind == "starling_34b" else "")
     # BOS as an id: as text in front of the template it would change how the first word is tokenised.
     bos = [tokenizer.bos_token_id] if kind == "starling_7b" else []
-    return bos + _text_ids(text, tokenizer, {mark: special for special, mark in stand_ins.items()})
+    return bos + stand_ins.encode(text, written)
 
 
 def _renderer(kind: str, tokenizer) -> Callable[[Sequence[dict]], str]:
@@ -103,38 +97,3 @@ def _llama2(messages: Sequence[dict], eos: str) -> str:
 def _chatml(messages: Sequence[dict]) -> str:
     turns = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>" for message in messages]
     return "\n".join([*turns, "<|im_start|>assistant\n"] if messages[-1]["role"] == "user" else turns)
-
-
-def _stand_ins(messages: Sequence[dict], tokenizer) -> dict[str, str]:
-    """Choose unused characters to stand in for the special strings that occur in messages."""
-    written = "".join(message["content"] for message in messages)
-    specials = sorted((s for s in special_strings(tokenizer) if s in written), key=len, reverse=True)
-    free = (chr(code) for code in PRIVATE_USE if chr(code) not in written)
-    return dict(zip(specials, free, strict=False))
-
-
-def _replace(text: str, stand_ins: dict[str, str]) -> str:
-    for special, mark in stand_ins.items():
-        text = text.replace(special, mark)
-    return text
-
-
-def _text_ids(text: str, tokenizer, written: dict[str, str]) -> list[int]:
-    """Tokenise rendered text; each character in `written` is tokenised as the plain text it stands for.
-
-    In the usual case (nothing to stand in for) the whole text is tokenised at once, like the authors did.
-    """
-    ids, plain = [], ""
-    for character in text if written else ():
-        if character in written:
-            ids += _ids(plain, tokenizer, False) + _ids(written[character], tokenizer, True)
-            plain = ""
-        else:
-            plain += character
-    return ids + _ids(plain if written else text, tokenizer, False)
-
-
-def _ids(text: str, tokenizer, as_plain_text: bool) -> list[int]:
-    if not text:
-        return []
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=as_plain_text).input_ids
