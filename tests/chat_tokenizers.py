@@ -49,8 +49,6 @@ def tokenizer(
 
 def _as_pieces(learned: Tokenizer) -> Tokenizer:
     """Make ordinary pieces of the bytes, as Llama's are, instead of special tokens."""
-    import json
-
     described = json.loads(learned.to_str())
     described["added_tokens"] = []
     return Tokenizer.from_str(json.dumps(described))
