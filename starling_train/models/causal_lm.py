@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.files.whole import write_whole
-from starling_train.models import quantisation
+from starling_train.models import quantisation, written
 from starling_train.models.source import UNUSABLE, ModelSource, first_line
 
 
@@ -120,13 +120,9 @@ def shapes_of(model_class: Any, config: Any) -> dict[str, torch.Size]:
 
 
 def save_model(model: CausalLM, directory: Path, save_tokenizer: Callable[[Path], None]) -> Path:
-    """Write a causal LM with its tokenizer in Hugging Face format, safetensors, then rename into place.
+    """Write a causal LM with its tokenizer in Hugging Face format (`written.write`), then rename into place.
 
     save_tokenizer: writes the tokenizer, chat template included, into a given directory.
     """
 
-    def write(partial: Path) -> None:
-        model.save_pretrained(partial)
-        save_tokenizer(partial)
-
-    return write_whole(directory, write)
+    return write_whole(directory, lambda partial: written.write(model, partial, save_tokenizer))

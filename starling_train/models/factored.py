@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from starling_train.config.fields import UserError
 from starling_train.files.tensors import read_json
 from starling_train.files.whole import write_whole
-from starling_train.models import causal_lm
+from starling_train.models import causal_lm, written
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.source import ModelSource
 
@@ -47,7 +47,7 @@ def write(
     Returns {"parameters", "parameters_dense"}: numbers that the folder holds, and that the dense model does.
     """
     state = model.state_dict()
-    if model.config.tie_word_embeddings:
+    if written.is_tied(model):
         state.pop("lm_head.weight", None)
     dense = sum(tensor.numel() for tensor in state.values())
     for name, (left, right) in factors.items():
@@ -63,6 +63,7 @@ def write(
         save_tokenizer(partial)
         save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
         (partial / LISTING).write_text(json.dumps(listing, indent=1) + "\n")
+        written.complete(partial, tied=written.is_tied(model))
 
     write_whole(directory, fill)
     return counts

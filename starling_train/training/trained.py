@@ -14,7 +14,7 @@ from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
 from starling_train.data.chat import Chat
 from starling_train.files.tensors import FLOATS
-from starling_train.models import adapters, causal_lm, header_checks
+from starling_train.models import adapters, causal_lm, header_checks, written
 from starling_train.models.reward.net import Network, RewardNet
 from starling_train.models.reward.start import empty_net, find_start, make_net, net_writer
 from starling_train.models.source import ModelSource
@@ -73,8 +73,7 @@ class TrainedPolicy:
         return causal_lm.load_causal_lm(self._source, dtype=self.model.dtype)
 
     def write(self, model: causal_lm.CausalLM, directory: Path) -> None:
-        model.save_pretrained(directory)
-        Chat(self._source.tokenizer).save(directory)
+        written.write(model, directory, Chat(self._source.tokenizer).save)
 
 
 class TrainedReward:

@@ -17,6 +17,7 @@ from torch import Tensor
 from starling_train.config.fields import UserError
 from starling_train.files.tensors import Entry, weight_map
 from starling_train.files.weight_files import INDEXES, SINGLES, weight_files
+from starling_train.models import written
 from starling_train.models.header_checks import check_shapes
 from starling_train.models.reward.net import RewardNet
 
@@ -107,6 +108,7 @@ def write_starling_7b(net: RewardNet, directory: str | Path, tokenizer) -> None:
     tensors |= {f"transformer.{name}": tensor for name, tensor in transformer.items()}
     tensors["v_head.weight"] = net.v_head.weight.detach()
     torch.save(tensors, directory / SEVEN_B_FILE)
+    written.complete(directory)
 
 
 def write_starling_34b(net: RewardNet, directory: str | Path, tokenizer, shard_bytes: int = 5 * 10**9) -> None:
@@ -125,6 +127,7 @@ def write_starling_34b(net: RewardNet, directory: str | Path, tokenizer, shard_b
     size = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": shard_of}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2))
+    written.complete(directory)
 
 
 def _with_config(net: RewardNet, directory: str | Path, tokenizer, architecture: str) -> Path:

@@ -1,0 +1,111 @@
+"""A model directory as others read it: what is written carries what training assumed, for older readers too.
+
+transformers 5 names a few things anew. Its predecessor passes over what it does not know: it takes a rotary base of
+10,000 where `rope_theta` is missing, and float32 where `torch_dtype` is. Both names are written, for both to read.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starling_train.config.fields import UserError
+from starling_train.files import tensors
+from starling_train.models.source import UNUSABLE, first_line
+
+# Tokenizer classes of transformers 5 alone, and what its predecessor calls a tokenizer that is all in tokenizer.json.
+NEW_CLASSES, OLD_CLASS = ("TokenizersBackend",), "PreTrainedTokenizerFast"
+OLD_KEYS = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
+ANYBODY = 0o666
+
+
+def write(model: Any, directory: Path, save_tokenizer: Callable[[Path], None]) -> None:
+    """Write a causal LM in Hugging Face format, safetensors, with its tokenizer, and read back what loading depends on.
+
+    save_tokenizer: writes the tokenizer, chat template included, into a given directory. Raises UserError.
+    """
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    complete(directory, tied=is_tied(model))
+    check(directory, model)
+
+
+def complete(directory: Path, tied: bool | None = None) -> None:
+    """Amend what `save_pretrained` has written of a model and its tokenizer, for other readers.
+
+    tied: of a causal LM, whether its head is the embedding matrix; its config.json says so, whatever the base's said.
+    """
+    said = {} if tied is None else {"tie_word_embeddings": tied}
+    _amend(directory / "config.json", lambda held: held | _older_names(held) | said)
+    _amend(directory / "tokenizer_config.json", _older_tokenizer)
+    allow_reading(directory)
+
+
+def allow_reading(directory: Path) -> None:
+    """Give every file the mode that the process's umask asks for: safetensors writes files that only we can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in directory.iterdir():
+        if file.is_file():
+            file.chmod(ANYBODY & ~mask)
+
+
+def check(directory: Path, model: Any) -> None:
+    """Read a written model's configuration and headers back, and compare them with the model that was written.
+
+    Raises UserError, naming the directory, for a difference: whoever loads it would run another model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except UNUSABLE as error:
+        raise UserError(f"{directory}: what was written cannot be read back ({first_line(error)})") from error
+    for name in ("rope_parameters", "vocab_size", "num_hidden_layers", "tie_word_embeddings"):
+        written, trained = getattr(config, name, None), getattr(model.config, name, None)
+        if name == "tie_word_embeddings":
+            trained = is_tied(model)
+        elif name == "rope_parameters" and written:
+            written = {key: value for key, value in written.items() if key != "type"}  # rope_type's older name
+        if written != trained:
+            raise UserError(f"{directory}/config.json: {name} was written as {written}, trained as {trained}")
+
+
+def _older_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys by which transformers 4 knows what transformers 5 has written."""
+    older = {"torch_dtype": config["dtype"]} if config.get("dtype") else {}
+    rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope:  # one for each kind of layer
+        local = rope.get("sliding_attention") or {}
+        if "rope_theta" in local:
+            older["rope_local_base_freq"] = local["rope_theta"]
+        rope = rope["full_attention"] or {}
+    named = OLD_KEYS.get(config.get("model_type", ""), {})
+    older |= {named.get(key, key): rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if rope.get("rope_type") == "longrope":  # exactly these, and the length beside them
+        older["rope_scaling"] = {"type": "longrope"} | {name: rope[name] for name in ("short_factor", "long_factor")}
+        older["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+    elif rope.get("rope_type", "default") != "default":
+        older["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+    return older
+
+
+def is_tied(model: Any) -> bool:
+    """Return whether the output head is the embedding matrix."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _older_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
+    config = dict(config)
+    if config.get("tokenizer_class") in NEW_CLASSES:
+        config["tokenizer_class"] = OLD_CLASS
+    if isinstance(config.get("extra_special_tokens"), list):  # a mapping, where transformers 4 reads that name
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    return config
+
+
+def _amend(file: Path, change: Any) -> None:
+    if file.is_file():
+        file.write_text(json.dumps(change(tensors.read_json(file)), indent=2, ensure_ascii=False) + "\n")
