@@ -34,6 +34,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.training.optimizer import make_optimizer
     from starling_train.training.policy import load_policy
     from starling_train.training.session import Session
+    from starling_train.training.start_check import fallbacks
 
     dpo = config.dpo
 
@@ -45,6 +46,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # One policy; it is compared with numbers, not with a second model.
     actors = Actors(policy.model, "none", policy.table.lowest_layer, has_reference=False).to(runtime.device)
+    notes = [inputs.data.report, *fallbacks(actors, config.rollout.engine if config.evaluation.responses else "")]
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
@@ -67,7 +69,8 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         return held_out_pairs.evaluate(held_out, actors, held_out_rows, config, tokens, slots, runtime)
 
     with session:
-        session.say(inputs.data.report)
+        for note in notes:
+            session.say(note)
         # The reference's log-probabilities, while the policy is still its own reference.
         reference.complete(refer, run.log(run.path / FILE), session.say)
         data = dpo_inputs.usable(inputs.data, reference)

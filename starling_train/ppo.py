@@ -36,6 +36,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.training.ppo import experience, metrics, update
     from starling_train.training.ppo.inputs import PpoInputs
     from starling_train.training.session import Session
+    from starling_train.training.start_check import fallbacks
 
     algorithm = config.algorithm
 
@@ -49,6 +50,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     runtime.seed_all("value head")
     actors = Actors(policy.model, algorithm.critic, policy.table.lowest_layer, config.rollout.temperature)
     actors.to(runtime.device).train()
+    notes = [inputs.data.report, *fallbacks(actors, config.rollout.engine)]
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
@@ -64,7 +66,8 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         return evaluate_held_out(held_out, actors, reward_model, config, runtime, Budgets(tokens, slots))
 
     with session:
-        session.say(inputs.data.report)
+        for note in notes:
+            session.say(note)
         for step in session.steps(evaluate):
             with session.abandonable():
                 with session.phase("rollout"):

@@ -1,6 +1,7 @@
 """Log-probabilities of given tokens without ever holding the tokens x vocabulary matrix."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,25 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
 
 
+class HeadForm(NamedTuple):
+    """What some models make of the head's product with a hidden state, z: softcap * tanh(scale * z / softcap).
+
+    scale: e.g. Granite's 1 / logits_scaling. softcap: of the final logits (Gemma 2, arXiv 2408.00118, section 2);
+    None: scale * z.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, products: Tensor) -> Tensor:
+        """Return the logits of z, of any shape."""
+        scaled = products if self.scale == 1.0 else products * self.scale
+        return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
+
+
+PLAIN = HeadForm()
+
+
 def token_logprobs(
     hidden: Tensor,
     head: Tensor,
@@ -17,6 +37,8 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int | None = None,
     low_rank: tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None,
+    form: HeadForm = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probability of each token and the entropy of the distribution it was drawn from.
 
@@ -29,18 +51,55 @@ def token_logprobs(
     chunk: rows that go through the head at a time, so that memory holds at most chunk x vocabulary logits; None: by the
         size of the vocabulary.
     low_rank: (A, B), (r, d) and (vocabulary, r): the head is head + B A, of which only A and B train.
+    bias: (vocabulary,) of the head, if it has one.
+    form: what becomes of the head's products.
     """
-    chunk = chunk or max(16, CHUNK_ELEMENTS.get(hidden.device.type, 2**21) // len(head))
-    learns = head.requires_grad or low_rank is not None
+    chunk = chunk or _rows_at_a_time(hidden, len(head))
+    learns = head.requires_grad or low_rank is not None or (bias is not None and bias.requires_grad)
     if torch.is_grad_enabled() and hidden.requires_grad and not learns:
-        return _FrozenHead.apply(hidden, head, tokens, temperature, chunk)
+        return _FrozenHead.apply(hidden, head, tokens, temperature, chunk, bias, form)
+
+    def logits(rows: Tensor) -> Tensor:
+        return form.logits(_products(rows, head, bias, low_rank).float())
+
+    return _in_chunks(logits, hidden, tokens, temperature, chunk, recompute=learns)
+
+
+def token_logprobs_by(
+    logits: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    hidden: Tensor,
+    tokens: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the same as `token_logprobs` for any way of computing logits; they are computed again for the gradient.
+
+    logits: hidden states (n, d) -> (n, vocabulary). vocabulary: how many there are.
+    """
+    chunk = chunk or _rows_at_a_time(hidden, vocabulary)
+    return _in_chunks(lambda rows: logits(rows).float(), hidden, tokens, temperature, chunk, recompute=True)
+
+
+def _rows_at_a_time(hidden: Tensor, vocabulary: int) -> int:
+    return max(16, CHUNK_ELEMENTS.get(hidden.device.type, 2**21) // vocabulary)
+
+
+def _in_chunks(
+    logits: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, temperature: float, chunk: int, recompute: bool
+) -> tuple[Tensor, Tensor]:
+    def measure(rows: Tensor, next_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        scores = logits(rows)
+        distribution = (scores if temperature == 1.0 else scores / temperature).log_softmax(-1)
+        logprob = distribution.gather(-1, next_tokens[:, None]).squeeze(-1)
+        return logprob, -(distribution.exp() * distribution).sum(-1)
+
     logprobs, entropies = [], []
     for rows, next_tokens in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-        given = (rows, head, next_tokens, temperature, low_rank)
-        if torch.is_grad_enabled() and learns:
-            logprob, entropy = checkpoint(_chunk, *given, use_reentrant=False)
+        if torch.is_grad_enabled() and recompute:
+            logprob, entropy = checkpoint(measure, rows, next_tokens, use_reentrant=False)
         else:
-            logprob, entropy = _chunk(*given)
+            logprob, entropy = measure(rows, next_tokens)
         logprobs.append(logprob)
         entropies.append(entropy)
     return torch.cat(logprobs), torch.cat(entropies)
@@ -49,42 +108,43 @@ def token_logprobs(
 LowRank = tuple[Tensor, Tensor] | None
 
 
-def _chunk(
-    hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float, low_rank: LowRank
-) -> tuple[Tensor, Tensor]:
-    distribution = _log_distribution(hidden, head, temperature, low_rank)
-    logprob = distribution.gather(-1, tokens[:, None]).squeeze(-1)
-    return logprob, -(distribution.exp() * distribution).sum(-1)
-
-
-def _log_distribution(hidden: Tensor, head: Tensor, temperature: float, low_rank: LowRank) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, head)
+def _products(hidden: Tensor, head: Tensor, bias: Tensor | None, low_rank: LowRank) -> Tensor:
+    products = torch.nn.functional.linear(hidden, head, bias)
     if low_rank is not None:
         for factor in low_rank:
             hidden = torch.nn.functional.linear(hidden.to(factor.dtype), factor)
-        logits = logits + hidden
-    logits = logits.float()
-    return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
+        products = products + hidden
+    return products
 
 
-def _logits_into(room: Tensor, hidden: Tensor, head: Tensor, temperature: float) -> None:
-    if head.dtype == room.dtype:
+def _logits_into(room: Tensor, hidden: Tensor, head: Tensor, bias: Tensor | None, form: HeadForm) -> None:
+    if head.dtype == room.dtype and bias is None:
         torch.mm(hidden, head.T, out=room)
     else:
-        room.copy_(torch.nn.functional.linear(hidden, head))
-    if temperature != 1.0:
-        room /= temperature
+        room.copy_(torch.nn.functional.linear(hidden, head, bias))
+    if form.scale != 1.0:
+        room *= form.scale
+    if form.softcap is not None:
+        room.div_(form.softcap).tanh_().mul_(form.softcap)
 
 
 class _FrozenHead(torch.autograd.Function):
     """The gradient of a log-probability in the hidden state, kept from the forward pass: logits are computed once.
 
     d log p(token) / d hidden = (head[token] - sum_v p_v head[v]) / temperature: (n, d), however large the vocabulary.
+    With a form, each row of the head counts times the slope of its logit, scale * (1 - (logit / softcap)^2).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        tokens: Tensor,
+        temperature: float,
+        chunk: int,
+        bias: Tensor | None,
+        form: HeadForm,
     ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(hidden)
         logprobs, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
@@ -93,14 +153,21 @@ class _FrozenHead(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, min(start + chunk, len(hidden)))
             probabilities, distribution = (buffer[: rows.stop - start] for buffer in room)
-            _logits_into(probabilities, hidden[rows], head, temperature)
+            _logits_into(probabilities, hidden[rows], head, bias, form)
+            slope = None if form.softcap is None else 1.0 - (probabilities / form.softcap).square_()
+            if temperature != 1.0:
+                probabilities /= temperature
             torch.ops.aten._log_softmax.out(probabilities, -1, False, out=distribution)
             logprobs[rows] = distribution.gather(-1, tokens[rows, None]).squeeze(-1)
             torch.exp(distribution, out=probabilities)
             entropies[rows] = -torch.einsum("nv,nv->n", probabilities, distribution)
             # one-hot minus p in float32: after rounding, p near 1 would leave nothing but the rounding
             pull = probabilities.neg_().scatter_add_(-1, tokens[rows, None], torch.ones_like(probabilities[:, :1]))
+            if slope is not None:
+                pull *= slope
             torch.mm(pull.to(head.dtype), head, out=gradient[rows])
+        if form.scale != 1.0:
+            gradient *= form.scale
         if temperature != 1.0:
             gradient /= temperature
         ctx.save_for_backward(gradient)
@@ -108,6 +175,6 @@ class _FrozenHead(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, of_logprobs: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, of_logprobs: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (of_logprobs[:, None] * gradient).to(gradient.dtype), None, None, None, None
+        return (of_logprobs[:, None] * gradient).to(gradient.dtype), None, None, None, None, None, None

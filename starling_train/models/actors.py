@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from starling_train.core.logprobs import token_logprobs
 from starling_train.models import adapters
 from starling_train.models.causal_lm import CausalLM, Decoder
+from starling_train.models.families.ways import ways_of
 from starling_train.models.micro_batch import MicroBatch, Outputs
 from starling_train.models.sharing import freeze_all, twin
-from starling_train.models.trunk import Trunk
+from starling_train.models.trunk import AnyTrunk
 from starling_train.models.value_head import ValueHead
 
 Groups = tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]
@@ -20,9 +20,9 @@ Groups = tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]
 class Trunks(NamedTuple):
     """Views of the decoders' layers from `lowest` on; None for a missing network."""
 
-    policy: Trunk
-    reference: Trunk | None
-    critic: Trunk | None
+    policy: AnyTrunk
+    reference: AnyTrunk | None
+    critic: AnyTrunk | None
 
 
 class Actors(nn.Module):
@@ -45,29 +45,32 @@ class Actors(nn.Module):
         has_reference: bool = True,
     ):
         super().__init__()
-        self.policy = policy
+        self.policy, self.ways = policy, ways_of(policy, lowest)
         self.reference = freeze_all(adapters.without(twin(policy))) if has_reference else None
         self.critic = _critic_trunk(policy, critic)
         self._critic_kind, self.lowest = critic, lowest
-        self.value_head = None if critic == "none" else ValueHead(policy.config.hidden_size)
+        self.value_head = None if critic == "none" else ValueHead(policy.config.get_text_config().hidden_size)
         self.temperature = temperature
         self.rebuild_views()
 
     def rebuild_views(self) -> None:
         """Make the views of the layers anew, after something was hung onto the layers themselves."""
-        reference = None if self.reference is None else Trunk(self.reference.model, self.lowest)
-        critic = None if self.critic is None else Trunk(self.critic, self.lowest)
+        reference = None if self.reference is None else self._trunk_of(self.reference.get_decoder())
+        critic = None if self.critic is None else self._trunk_of(self.critic)
         # plain attributes in a tuple, or Module would register the views' layers a second time
-        self._trunks = Trunks(Trunk(self.policy.model, self.lowest), reference, critic)
+        self._trunks = Trunks(self._trunk_of(self.policy.get_decoder()), reference, critic)
+
+    def _trunk_of(self, decoder: Decoder) -> AnyTrunk:
+        return self.ways.of(decoder, self.lowest)
 
     @property
     def device(self) -> torch.device:
-        return self.policy.lm_head.weight.device
+        return self.policy.get_output_embeddings().weight.device
 
     @property
     def shares_states(self) -> bool:
         """Whether policy, reference and twin critic have layers below the lowest that trains in common."""
-        return self.lowest > 0 and not self.policy.get_input_embeddings().weight.requires_grad
+        return self.lowest > 0 and self.ways.cuts and not self.policy.get_input_embeddings().weight.requires_grad
 
     @torch.no_grad()
     def shared_states(self, batch: MicroBatch) -> Tensor | None:
@@ -93,9 +96,7 @@ class Actors(nn.Module):
         return Outputs(logprobs, entropy, values)
 
     def _logprobs(self, hidden: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        head = self.policy.lm_head
-        low_rank = adapters.low_rank(head)
-        return token_logprobs(hidden, head.weight, batch.targets, self.temperature, low_rank=low_rank)
+        return self.ways.head(self.policy).logprobs(hidden, batch.targets, self.temperature)
 
     def policy_outputs(self, batch: MicroBatch, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the log-probs and entropy of the response tokens alone: (n,) each."""
@@ -115,7 +116,7 @@ class Actors(nn.Module):
         states = self.shared_states(batch) if states is None else states
         assert self.reference is not None and self._trunks.reference is not None, "its log-probs are numbers"
         hidden = response_states(self._trunks.reference, batch, states)
-        return token_logprobs(hidden, self.reference.lm_head.weight, batch.targets, self.temperature)[0]
+        return self.ways.head(self.reference).logprobs(hidden, batch.targets, self.temperature)[0]
 
     def groups(self) -> Groups:
         """Return the trainable parameters of the policy and of the critic, each with a learning rate of its own."""
@@ -139,7 +140,7 @@ class Actors(nn.Module):
         return self.policy_parameters() | self.critic_parameters()
 
 
-def response_states(trunk: Trunk, batch: MicroBatch, states: Tensor | None) -> Tensor:
+def response_states(trunk: AnyTrunk, batch: MicroBatch, states: Tensor | None) -> Tensor:
     """Return the last hidden states that predict the response tokens, (n, d).
 
     states: what enters the trunk's lowest layer, computed here if None.
@@ -152,6 +153,6 @@ def _critic_trunk(policy: CausalLM, kind: str) -> Decoder | None:
     if kind in ("head", "none"):
         return None
     if kind == "twin":
-        return twin(policy.model)
+        return twin(policy.get_decoder())
     assert kind == "separate", kind
-    return copy.deepcopy(policy.model).requires_grad_(True)
+    return copy.deepcopy(policy.get_decoder()).requires_grad_(True)

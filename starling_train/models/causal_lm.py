@@ -31,8 +31,8 @@ class CausalLM(nn.Module):
 
     config: Any
     generation_config: Any
-    model: Decoder
-    lm_head: nn.Linear
+    base_model_prefix: str
+    _supports_sdpa: bool
     device: torch.device
     dtype: torch.dtype
     get_decoder: Callable[[], Decoder]
@@ -66,7 +66,7 @@ def load_causal_lm(
         model, report = read.from_pretrained(
             source.directory,
             config=config,
-            attn_implementation=attention,
+            attn_implementation=supported_attention(config, attention),
             **quantisation.loading_options(dtype, device, load_in),
             trust_remote_code=False,
             output_loading_info=True,
@@ -85,15 +85,23 @@ def load_causal_lm(
     return model if load_in else model.to(device)
 
 
+def supported_attention(config: Any, attention: str) -> str:
+    """Return `attention`, or eager for a model whose attention torch's kernel cannot compute (Gemma 2's soft caps)."""
+    if attention != "sdpa" or type(build_empty(config))._supports_sdpa:
+        return attention
+    return "eager"
+
+
 def without_dropout(config: Any) -> Any:
     """Copy a configuration with every dropout at 0.
 
     In PPO a probability must be the same each time it is computed.
     """
     config = copy.deepcopy(config)
-    for name in vars(config):
-        if name.endswith(("dropout", "_pdrop")):
-            setattr(config, name, 0.0)
+    for part in (config, config.get_text_config()):
+        for name in vars(part):
+            if name.endswith(("dropout", "_pdrop")):
+                setattr(part, name, 0.0)
     return config
 
 

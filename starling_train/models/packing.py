@@ -1,11 +1,13 @@
 """Sequences side by side in one row, without padding: everything in a decoder but attention goes token by token.
 
 Matrix products then see as many rows as a micro-batch has tokens, however uneven the sequences are. Attention goes
-sequence by sequence, or on a GPU, where many small kernels are slow, pads to the longest sequence.
+sequence by sequence, or on a GPU, where many small kernels are slow, pads to the longest sequence. What torch's kernel
+does not compute (capped scores, sinks) is computed by the model's own eager function.
 """
 
+import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +36,7 @@ class Packing:
         rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(self.lengths))
         self._padded_index = rows.to(device) * self.longest + self.positions
         self._masks: dict[int, Tensor] = {}
+        self._added: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     def pad(self, tensor: Tensor) -> Tensor:
         """Spread (1, heads, tokens, size) out to (sequences, heads, longest, size), 0 on padding."""
@@ -60,6 +63,17 @@ class Packing:
             distance = position[:, None] - position
             self._masks[window] = (distance >= 0) & (distance < window)
         return self._masks[window][None, None, :length, :length]
+
+    def added_mask(self, window: int | None, length: int, dtype: torch.dtype) -> Tensor:
+        """Return (1, 1, length, length) to add to scores: 0 where a token sees another, the lowest number elsewhere."""
+        key = (window, dtype)
+        if key not in self._added:
+            position = torch.arange(self.longest, device=self._device)
+            distance = position[:, None] - position
+            sees = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            zeros = torch.zeros(sees.shape, dtype=dtype, device=self._device)
+            self._added[key] = zeros.masked_fill(~sees, torch.finfo(dtype).min)
+        return self._added[key][None, None, :length, :length]
 
 
 def can_pack(layers: Sequence[nn.Module]) -> bool:
@@ -134,20 +148,51 @@ def copy_of(thing: Any) -> Any:
 def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any) -> Tensor:
     """Attend causally within each sequence, in one call: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
     query, key, value = (packing.pad(tensor) for tensor in (query, key, value))
-    mask = packing.mask(how.pop("window"), packing.longest)
-    return packing.unpad(sdpa_attention_forward(module, query, key, value, mask, **how)[0])
+    return packing.unpad(_kernel(how)(module, query, key, value, packing, packing.longest, **how))
 
 
 def attend_one_by_one(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any
 ) -> Tensor:
     """Do the same with a call for each sequence: nothing is padded."""
-    window = how.pop("window")
+    kernel = _kernel(how)
     alone = zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    return torch.cat(
-        [sdpa_attention_forward(module, q, k, v, packing.mask(window, q.shape[2]), **how)[0] for q, k, v in alone],
-        dim=1,
-    )
+    return torch.cat([kernel(module, q, k, v, packing, q.shape[2], **how) for q, k, v in alone], dim=1)
+
+
+def _kernel(how: dict[str, Any]) -> Callable[..., Tensor]:
+    """Choose torch's kernel, unless `how` has more than it knows: it must not be left out without a word."""
+    return _by_torch if how.keys() <= TORCH_KNOWS else _by_the_model
+
+
+def _by_torch(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    length: int,
+    window: int | None,
+    **how: Any,
+) -> Tensor:
+    return sdpa_attention_forward(module, query, key, value, packing.mask(window, length), **how)[0]
+
+
+def _by_the_model(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    length: int,
+    window: int | None,
+    **how: Any,
+) -> Tensor:
+    """Attend as the model's own file does where no library kernel is used. Raises NotImplementedError without one."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        raise NotImplementedError(f"attention with {', '.join(sorted(how.keys() - TORCH_KNOWS))}")
+    return eager(module, query, key, value, packing.added_mask(window, length, query.dtype), **how)[0]
 
 
 def _attend(
@@ -157,16 +202,27 @@ def _attend(
     value: Tensor,
     attention_mask: None,
     *,
-    packing: Packing,
+    packing: Packing | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     assert attention_mask is None, "packed sequences need no mask"
+    if packing is None:
+        raise NotImplementedError("its layers hand nothing on to their attention")
     # another call costs a CPU less than padding does; on a GPU it is the other way round
     attend = attend_one_by_one if query.device.type == "cpu" else attend_padded
-    return attend(module, query, key, value, packing, window=sliding_window, dropout=dropout, scaling=scaling), None
+    how = {name: given for name, given in more.items() if given is not None and name not in NOT_OF_SCORES}
+    return attend(
+        module, query, key, value, packing, window=sliding_window, dropout=dropout, scaling=scaling, **how
+    ), None
 
 
+TORCH_KNOWS = {"window", "dropout", "scaling"}
+# what decoders hand through to attention that does not change it
+NOT_OF_SCORES = {
+    "position_ids", "cache_position", "use_cache", "past_key_values", "output_attentions", "output_hidden_states",
+    "output_router_logits", "return_dict", "entering",
+}  # fmt: skip
 AttentionInterface.register(NAME, _attend)

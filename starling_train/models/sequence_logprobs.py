@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from starling_train.core.logprobs import token_logprobs
 from starling_train.core.micro_batches import cut_packed
-from starling_train.models import adapters
 from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
+from starling_train.models.families.head import Head
+from starling_train.models.families.ways import ways_of
 from starling_train.models.packing import Packing
-from starling_train.models.trunk import Trunk
+from starling_train.models.trunk import AnyTrunk
 
 
 @torch.no_grad()
@@ -33,7 +33,8 @@ def sequence_logprobs(
     """
     positions = [range(1, len(ids)) for ids in sequences] if positions is None else positions
     assert all(indices and min(indices) > 0 for indices in positions), "nothing to predict"
-    trunk, head = Trunk(model.model, 0), model.lm_head
+    ways = ways_of(model)
+    trunk, head = ways.of(model.get_decoder(), 0), ways.head(model)
 
     def forward(tokens: int) -> list[Tensor]:
         logprobs: list[Tensor] = [torch.empty(0)] * len(sequences)
@@ -47,14 +48,14 @@ def sequence_logprobs(
 
 
 def _forward(
-    trunk: Trunk, head: nn.Linear, sequences: list[Sequence[int]], positions: list[Sequence[int]]
+    trunk: AnyTrunk, head: Head, sequences: list[Sequence[int]], positions: list[Sequence[int]]
 ) -> tuple[Tensor, ...]:
     ids = torch.tensor([token for sequence in sequences for token in sequence])
     starts = accumulate([len(sequence) for sequence in sequences[:-1]], initial=0)
     indices = torch.cat([torch.tensor(within) + start for start, within in zip(starts, positions, strict=True)])
-    device, low_rank = head.weight.device, adapters.low_rank(head)
+    device = head.weight.device
     packing = Packing([len(sequence) for sequence in sequences], device)
     # a token is predicted from the state of the one before it
     hidden = trunk.suffix(trunk.prefix(ids.to(device), packing), packing, (indices - 1).to(device))
-    logprobs, _ = token_logprobs(hidden, head.weight, ids[indices].to(device), low_rank=low_rank)
+    logprobs, _ = head.logprobs(hidden, ids[indices].to(device))
     return logprobs.cpu().split([len(within) for within in positions])

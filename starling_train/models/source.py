@@ -87,12 +87,20 @@ class ModelSource:
 
     @cached_property
     def policy_config(self) -> Any:
-        """The transformers configuration; raises UserError if it is not a decoder that we can cut."""
-        if self.config.model_type not in ("mistral", "llama"):
+        """The transformers configuration; raises UserError if transformers has no causal language model of its type."""
+        from transformers import AutoModelForCausalLM
+
+        if type(self.config) not in AutoModelForCausalLM._model_mapping:
             raise UserError(
-                f"{self.key}: model type '{self.config.model_type}' is not supported; use a Mistral or Llama model"
+                f"{self.key}: transformers has no causal language model of type '{self.config.model_type}'; give a "
+                "model that AutoModelForCausalLM loads"
             )
         return self.config
+
+    @cached_property
+    def text_config(self) -> Any:
+        """The part of `policy_config` that describes the language model: itself, but for models that see images."""
+        return self.policy_config.get_text_config()
 
     @cached_property
     def tokenizer(self) -> Any:

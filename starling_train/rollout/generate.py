@@ -11,6 +11,7 @@ from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout import slots, transformers_engine
 from starling_train.rollout.responses import Engine, OnDone, Rollout
+from starling_train.rollout.start_check import why_not_slots
 from starling_train.rollout.transformers_engine import generating
 
 # by rollout.engine
@@ -42,7 +43,7 @@ def generate(
     """
     budget = budget or Budget("rollout.slots", config.slots)
     state = torch.get_rng_state()
-    engine = ENGINES[config.engine]
+    engine = ENGINES["hf" if config.engine == "slots" and why_not_slots(policy) else config.engine]
     indices = indices or range(len(prompts))
 
     def draw(count: int) -> Rollout:

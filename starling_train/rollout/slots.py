@@ -17,6 +17,7 @@ from starling_train.core.micro_batches import cut_by_tokens, overhead_of
 from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
+from starling_train.models.families.ways import ways_of
 from starling_train.rollout.decode_step import DecodeStep, GraphStep
 from starling_train.rollout.hidden_states import StateRecorder
 from starling_train.rollout.responses import OnDone
@@ -66,6 +67,7 @@ class _Decoder:
     ):
         self._recorder = StateRecorder(policy.get_decoder(), keep_layer, len(prompts))
         self._policy, self._prompts, self._config, self._on_done = policy, prompts, config, on_done
+        self._head = ways_of(policy).head(policy)
         self._end_ids, self._stops = chat.end_ids, StopStrings(chat, config.stop_strings)
         size = sum(parameter.numel() for parameter in policy.parameters())
         self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)
@@ -73,7 +75,8 @@ class _Decoder:
         self._capacity = max(map(len, prompts), default=0) + config.max_new_tokens
         self._count = min(config.slots, len(prompts))
         if self._on_gpu:
-            state_bytes = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * policy.config.hidden_size
+            hidden_size = policy.config.get_text_config().hidden_size
+            state_bytes = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * hidden_size
             self._count = max(
                 1, min(self._count, _rows_that_fit(policy, self._capacity, state_bytes * policy.dtype.itemsize))
             )
@@ -127,7 +130,7 @@ class _Decoder:
         cache = DynamicCache()
         hidden = self._policy.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)
-        return self._policy.get_output_embeddings()(hidden[torch.arange(len(ids), device=ids.device), ends]), cache
+        return self._head.logits(hidden[torch.arange(len(ids), device=ids.device), ends]), cache
 
     def _make_cache(self, example: DynamicCache) -> None:
         """Make the cache, in the shapes of the first prompts' own, and as many slots as it has rows."""
@@ -205,7 +208,8 @@ def _rows_that_fit(policy: CausalLM, capacity: int, state_bytes: int) -> int:
     """
     config = policy.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * policy.dtype.itemsize
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * head * policy.dtype.itemsize
     free = torch.cuda.mem_get_info(policy.device)[0]
     free += torch.cuda.memory_reserved(policy.device) - torch.cuda.memory_allocated(policy.device)
     return int(CACHE_SHARE * (free - state_bytes) / (per_token * capacity))

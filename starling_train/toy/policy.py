@@ -112,8 +112,8 @@ def answer_loss(model: CausalLM, ids: Tensor, spans: list[tuple[int, int]]) -> T
     start, end = torch.tensor(spans).T[..., None]
     position = torch.arange(ids.shape[1])
     is_answer = (position >= start) & (position < end)
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    logits = model.lm_head(hidden[:, :-1][is_answer[:, 1:]])
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    logits = model.get_output_embeddings()(hidden[:, :-1][is_answer[:, 1:]])
     return nn.functional.cross_entropy(logits, ids[is_answer])
 
 

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from starling_train.core.logprobs import token_logprobs
+from starling_train.core.logprobs import HeadForm, token_logprobs, token_logprobs_by
 
 
 def plain(hidden, head, tokens, temperature):
@@ -73,3 +75,43 @@ def test_uniform_logits_by_hand():
     logprobs, entropy = token_logprobs(torch.zeros(2, 3), torch.randn(8, 3), torch.tensor([0, 5]))
     torch.testing.assert_close(logprobs, torch.full((2,), -torch.log(torch.tensor(8.0))))
     torch.testing.assert_close(entropy, torch.full((2,), torch.log(torch.tensor(8.0))))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("form", [HeadForm(scale=0.25), HeadForm(softcap=1.5), HeadForm(0.5, 2.0)])
+def test_scaled_and_capped_heads_with_a_bias_equal_autograd(form, frozen):
+    torch.manual_seed(0)
+    tokens, weights = torch.randint(11, (7,)), torch.randn(7)
+    bias, start, matrix = torch.randn(11), torch.randn(7, 5), 2 * torch.randn(11, 5)
+    results = []
+    for ours in (True, False):
+        hidden, head = start.clone().requires_grad_(), matrix.clone().requires_grad_(not frozen)
+        if ours:
+            logprobs, entropy = token_logprobs(hidden, head, tokens, 0.7, 3, bias=bias, form=form)
+        else:
+            scaled = form.scale * (hidden @ head.T + bias)
+            logits = scaled if form.softcap is None else form.softcap * torch.tanh(scaled / form.softcap)
+            of_all = torch.distributions.Categorical(logits=logits / 0.7)
+            logprobs, entropy = of_all.log_prob(tokens), of_all.entropy()
+        (logprobs * weights).sum().backward()
+        results.append([logprobs.detach(), entropy.detach(), hidden.grad, *([] if frozen else [head.grad])])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_capped_logit_by_hand():
+    # 2 tanh(0.5 * 8 / 2) = 2 tanh(2) = 1.928, against 0 for the other token
+    logprobs, _ = token_logprobs(
+        torch.ones(1, 1), torch.tensor([[8.0], [0.0]]), torch.tensor([1]), form=HeadForm(0.5, 2.0)
+    )
+    assert float(logprobs) == pytest.approx(-math.log(1 + math.exp(2 * math.tanh(2.0))), abs=1e-6)
+
+
+def test_any_way_to_logits_gives_the_same_as_the_known_one():
+    torch.manual_seed(0)
+    hidden, head, tokens = torch.randn(7, 5).requires_grad_(), torch.randn(11, 5), torch.randint(11, (7,))
+    known = token_logprobs(hidden, head, tokens, 0.7)
+    other = token_logprobs_by(lambda rows: rows @ head.T, 11, hidden, tokens, 0.7, chunk=3)
+    for mine, theirs in zip(known, other, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(values[0].sum(), hidden)[0] for values in (known, other)))

@@ -63,6 +63,11 @@ def read_config(source: RewardSource, max_length: int) -> Any:
     Raises UserError for another architecture, and for a vocabulary or positions that are too few.
     """
     config = source.configured.policy_config
+    if config.model_type not in ("mistral", "llama"):
+        raise UserError(
+            f"{source.configured.key}: a Starling reward model is a Llama, which '{config.model_type}' cannot "
+            "become; use a Mistral or Llama model"
+        )
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
     positions = min(window, config.max_position_embeddings)
     if max_length > positions:
@@ -112,7 +117,7 @@ def _transformer(source: ModelSource, config: Any, dtype: str, attention: str) -
     """Load the causal language model without its head, as a Llama."""
     from transformers import LlamaModel
 
-    model = causal_lm.load_causal_lm(source, dtype=dtype, attention=attention).model
+    model = causal_lm.load_causal_lm(source, dtype=dtype, attention=attention).get_decoder()
     if model.config.model_type == "llama":
         return model
     llama: Any = LlamaModel

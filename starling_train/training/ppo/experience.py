@@ -81,7 +81,7 @@ def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfi
     states are then computed when the rollout is scored.
     """
     tokens = sum(len(prompt) + config.rollout.max_new_tokens for prompt in prompts)
-    size = tokens * actors.policy.config.hidden_size * actors.policy.dtype.itemsize
+    size = tokens * actors.policy.config.get_text_config().hidden_size * actors.policy.dtype.itemsize
     fits = size <= config.algorithm.prefix_device_gb * 1e9
     return actors.lowest if actors.shares_states and fits else None
 

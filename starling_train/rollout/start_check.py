@@ -1,0 +1,65 @@
+"""Whether the engine `slots` decodes a model as transformers' plain forward does: compared once a model."""
+
+from itertools import accumulate
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from starling_train.core.padding import padded
+from starling_train.models.causal_lm import CausalLM
+from starling_train.models.families.ways import REFUSALS, Comparison, Ways, probing
+from starling_train.models.source import first_line
+from starling_train.rollout.decode_step import DecodeStep
+from starling_train.rollout.slot_cache import SlotCache
+
+COST = "a batch of responses waits for its longest, and the frozen layers run once more to score it"
+DECODED = 4  # tokens of each sequence that are decoded one by one, after the others in one pass
+_known: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def line(model: CausalLM, ways: Ways, engine: str, key: str = "model.path") -> str:
+    """Render in one line what falls back for this model, and what that costs; '' where nothing does.
+
+    engine: `rollout.engine`, '' where nothing is generated. key: names the model.
+    """
+    parts = ways.fallbacks(model)
+    if engine == "slots" and (reason := why_not_slots(model)):
+        parts.append(f"rollout.engine=hf ({reason}): {COST}")
+    return f"{key} ({model.config.model_type}): {'; '.join(parts)}" if parts else ""
+
+
+def why_not_slots(model: CausalLM) -> str:
+    """Return why the engine `slots` cannot decode this model; '' if its logits are the plain forward's."""
+    if model not in _known:
+        with probing(model) as probed:
+            try:
+                _known[model] = "" if _agrees(probed) else "other logits than the plain forward's"
+            except REFUSALS as error:
+                _known[model] = first_line(error)[:100]
+    return _known[model]
+
+
+def _agrees(model: CausalLM) -> bool:
+    """Decode the last tokens of sequences of different lengths side by side, and compare their logits."""
+    comparison = Comparison(model)
+    starts = dict(
+        zip(map(id, comparison.sequences), accumulate(map(len, comparison.sequences), initial=0), strict=False)
+    )
+    sequences = sorted(comparison.sequences, key=len, reverse=True)  # the rows that still run are then the first
+    begun = [max(1, len(part) - DECODED) for part in sequences]
+    ids = padded([part[:count].tolist() for part, count in zip(sequences, begun, strict=True)])[0]
+    cache = DynamicCache()
+    model.get_decoder()(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+    slots = SlotCache(cache, len(sequences), len(sequences[0]))
+    slots.admit(cache, list(range(len(sequences))))
+    step = DecodeStep(model, slots, lambda: None)
+    logits, positions = [], []
+    for count in range(len(sequences[0]) - begun[0]):
+        rows = [row for row, part in enumerate(sequences) if begun[row] + count < len(part)]
+        at = [begun[row] + count for row in rows]
+        tokens = [int(sequences[row][position]) for row, position in zip(rows, at, strict=True)]
+        logits.append(step(tokens, at)[0])
+        positions += [starts[id(sequences[row])] + position for row, position in zip(rows, at, strict=True)]
+    return comparison.agree(torch.cat(logits), torch.tensor(positions, device=model.device))

@@ -1,0 +1,27 @@
+"""The model of a run, compared with transformers' plain forward before its first step."""
+
+import torch
+
+from starling_train.config.fields import UserError
+from starling_train.models.actors import Actors
+from starling_train.models.families.ways import Comparison, plain_logits
+from starling_train.rollout import start_check
+
+
+def fallbacks(actors: Actors, engine: str) -> list[str]:
+    """Return the line that says what falls back for this model and what that costs; nothing where nothing does.
+
+    engine: `rollout.engine`. Raises UserError if the reference, which shares what is frozen, computes something else
+    than the policy.
+    """
+    if actors.reference is not None:
+        with torch.no_grad():
+            comparison = Comparison(actors.reference)
+            same = [plain_logits(actors.policy, ids) for ids in comparison.sequences]
+        if not comparison.agree(torch.cat(same)):
+            raise UserError(
+                f"model.path: a copy of this {actors.policy.config.model_type} that shares its frozen tensors computes "
+                "something else, so that it has no reference; give another model"
+            )
+    line = start_check.line(actors.policy, actors.ways, engine)
+    return [line] if line else []
