@@ -58,6 +58,8 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     tokens = session.budget("algorithm.tokens_per_microbatch", algorithm.tokens_per_microbatch)
     slots = session.budget("rollout.slots", config.rollout.slots)
     session.follow(reward_model.budget)
+    if reward_model.mark:
+        session.remember("reward", reward_model.mark)
     kl = session.remember("kl", KLController(algorithm.kl.coefficient, algorithm.kl.target, algorithm.kl.horizon))
     moments = session.remember("scores", RunningMoments())
     prompts = Stream(inputs.data.training, algorithm.prompts_per_step, config.seed)
@@ -76,8 +78,9 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     rollout = experience.draw(actors, inputs.chat, batch, config, slots, step.number, runtime)
                 with session.phase("score"):
                     # 3. scores: decode, the reward model's own template and tokenizer, its head
-                    conversations = answered(runtime.shard(batch), rollout, inputs.chat, config)
-                    scores = experience.score(reward_model, conversations, runtime)
+                    asked = runtime.shard(batch)
+                    conversations = answered(asked, rollout, inputs.chat, config)
+                    scores = experience.score(reward_model, conversations, runtime, [one.columns for one in asked])
                     moments.update(scores.of_all)
                 with session.phase("update"):
                     # 4. log-probs, reference, values, advantages

@@ -53,12 +53,14 @@ def check_files(source: Path, output: Path) -> None:
 def load_model(config: ScoreConfig) -> "Scorer":
     """Check what can be wrong, then load the reward model. Raises UserError."""
     from starling_train.files import disk
-    from starling_train.rewards import kinds
+    from starling_train.rewards import kinds, score_file
     from starling_train.run.runtime import Runtime
 
     disk.check_directory(Path(given(config.output)).expanduser().parent, "output")
     kind = kinds.of(config.reward)
     kind.check(config.reward, True)
+    if not config.reward.has_weights:
+        kind.admit(config.reward, *score_file.head(Path(given(config.input)).expanduser(), 2))
     return kind.load(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
 
 

@@ -29,8 +29,10 @@ def test_a_table_is_what_its_key_offers(table, section, key):
 
 def test_a_reward_kind_has_all_that_is_asked_of_one():
     for name, kind in kinds.KINDS.items():
-        config = RewardConfig(kind=name, path="DIR", url="http://host")
+        config = RewardConfig(kind=name, path="DIR", url="http://host", function="mine.py:score")
         assert kinds.of(config) is kind and callable(kind.check) and callable(kind.load) and callable(kind.identity)
+        assert callable(kind.columns) and callable(kind.admit)
         assert set(kind.SCORED_BY) | {kind.LOCATION} <= {field.name for field in fields(RewardConfig)}
         assert config.has_weights == (name in REWARD_MODELS) == kind.HOLDS_MEMORY
-        assert kinds.described(config) == f"{'DIR' if config.has_weights else 'http://host'} ({name})"
+        where = {"server": "http://host", "function": "mine.py:score"}.get(name, "DIR")
+        assert kinds.described(config) == f"{where} ({name})"

@@ -3,7 +3,9 @@
 A docstring is the section's comment in `conf/`; `fields` describes what else a key declares.
 """
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from starling_train.config.fields import (
     UserError,
@@ -20,6 +22,8 @@ from starling_train.config.fields import (
 )
 
 REWARD_MODELS = ("starling_7b", "starling_34b", "sequence_classification")  # the others have no weights here
+# reward.function: package.module:name, or FILE.py:name
+FUNCTION = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.+\.py):[^\W\d]\w*")
 
 
 @dataclass
@@ -96,9 +100,9 @@ class RewardConfig:
 
     kind: str = choice(
         "starling_7b",
-        (*REWARD_MODELS, "server"),
+        (*REWARD_MODELS, "server", "function"),
         doc="starling_7b (Llama-2 template), starling_34b (Yi), sequence_classification (one label, own template), "
-        "server (the keys from url on)",
+        "server (the keys from url on), function (the keys function and arguments)",
     )
     path: str = path_to("berkeley-nest/Starling-RM-7B-alpha", "Hugging Face directory or hub id")
     tokenizer: str | None = path_to(None, "directory or hub id of its tokenizer; null = path")
@@ -115,6 +119,12 @@ class RewardConfig:
     tokens_per_batch: int = number(16384, 1, doc="padded tokens per forward pass")
     scale: str = choice("running", ("none", "running"), doc="running: by mean and deviation of all scores so far; none")
     clip: float = number(10.0, 0.0, doc="scaled scores are clipped to [-clip, clip]; 0 = not")
+    function: str | None = setting(
+        None, "package.module:name or FILE.py:name, called with a list of conversations; gives a score or None for each"
+    )
+    arguments: dict[str, Any] = setting(
+        {}, "given to the function by name; a parameter called like a column of the data gets the column's values"
+    )
     url: str | None = setting(None, "address of the server, e.g. http://127.0.0.1:8000", free=True)
     protocol: str = choice(
         "starling",
@@ -323,7 +333,19 @@ SUITES = {
 
 def check_reward(reward: RewardConfig) -> None:
     """Check the keys of `reward` against one another. Raises UserError."""
-    (_check_model if reward.has_weights else _check_server)(reward)
+    for key in ("function", "arguments"):
+        if getattr(reward, key) and reward.kind != "function":
+            raise UserError(f"reward.{key}: set, but reward.kind={reward.kind} does not read it; use reward=function")
+    {"server": _check_server, "function": _check_function}.get(reward.kind, _check_model)(reward)
+
+
+def _check_function(reward: RewardConfig) -> None:
+    require("reward.function", reward.function, "package.module:name or FILE.py:name")
+    if not FUNCTION.fullmatch(given(reward.function)):
+        raise UserError(
+            f"reward.function: '{reward.function}' is not of the form package.module:name or FILE.py:name; name the "
+            "function behind a colon"
+        )
 
 
 def _check_server(reward: RewardConfig) -> None:

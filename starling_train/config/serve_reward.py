@@ -34,4 +34,4 @@ def check(config: ServeConfig) -> None:
     check_values(config)
     check_reward(config.reward)
     if not config.reward.has_weights:
-        raise UserError("reward.kind: a server cannot serve a server; give the kind and path of a model")
+        raise UserError(f"reward.kind: a {config.reward.kind} is not served; give the kind and path of a model")

@@ -73,7 +73,8 @@ def load(
     exclude: files whose prompts are dropped wherever a user turn says the same (letters and digits compared, case
         ignored): JSONL with `turns`, `messages`, `prompt` or `question`, or .txt with a prompt a line.
     answers: False leaves the answers unread, for callers that need prompts only.
-    keep: names of columns to keep in `RankedRow.columns`, for reward functions; None where a row lacks one.
+    keep: names of columns to keep in `RankedRow.columns`, for reward functions, where there are such; None where a row
+        lacks one that others have.
 
     Raises UserError naming file, column or line.
     """
@@ -101,8 +102,9 @@ def load(
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
         raise UserError(f"{path}: no usable row is left ({reasons}); check the file and data.exclude")
-    if missing := [name for name in keep if name not in present]:
-        raise UserError(f"{path}: no column {missing[0]} (it has {', '.join(sorted(present))}); name one that it has")
+    for name in (name for name in keep if name not in present):
+        for row in rows:
+            del row.columns[name]
     return Nectar(rows, dict(dropped), dict(changed))
 
 

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -13,10 +13,14 @@ from starling_train.data.chat import Chat
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with a user's turn, and its token ids up to where the answer begins."""
+    """A conversation that ends with a user's turn, and its token ids up to where the answer begins.
+
+    columns: what a reward function is given of its row of the data, by name.
+    """
 
     messages: list[dict]
     ids: list[int]
+    columns: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return the last user turn, for people to read."""
@@ -34,12 +38,23 @@ Item = TypeVar("Item", bound=Conversation)
 Element = TypeVar("Element")
 
 
-def tokenise(conversations: Sequence[list[dict]], chat: Chat, max_tokens: int) -> tuple[list[Prompt], int]:
+def tokenise(
+    conversations: Sequence[list[dict]],
+    chat: Chat,
+    max_tokens: int,
+    columns: Sequence[dict[str, Any]] | None = None,
+) -> tuple[list[Prompt], int]:
     """Tokenise conversations: the prompts of at most `max_tokens` tokens, in order, and how many were longer.
+
+    conversations: each ends with a user's turn.
+    chat: the policy's template and tokenizer.
+    max_tokens: of a prompt.
+    columns: what a reward function is given of each conversation's row; None: nothing.
 
     Raises UserError, naming `data.max_prompt_tokens`, if none fits.
     """
-    prompts = [Prompt(messages, chat.prompt(messages)) for messages in conversations]
+    rows = columns or [{} for _ in conversations]
+    prompts = [Prompt(messages, chat.prompt(messages), row) for messages, row in zip(conversations, rows, strict=True)]
     fitting = [prompt for prompt in prompts if len(prompt.ids) <= max_tokens]
     if prompts and not fitting:
         shortest = min(len(prompt.ids) for prompt in prompts)

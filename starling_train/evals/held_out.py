@@ -91,7 +91,7 @@ def evaluate(
     budgets: of sequences side by side, and of tokens per forward pass.
     """
     rollout, conversations = draw(held_out, actors.policy, config, budgets.slots, runtime)
-    scores = reward_model.score(conversations)
+    scores = reward_model.score(conversations, [prompt.columns for prompt in runtime.shard(held_out.prompts)])
     kl = budgets.tokens.halving(lambda tokens: _reference_kl(actors, rollout, tokens))
     more = [{"score": scores[i], "kl": float(kl[i])} for i in range(len(conversations))]
     rows, measured = described(held_out, rollout, conversations, more, runtime)

@@ -59,11 +59,15 @@ class Preference(Suite):
 
     def check(self, dry_run: bool) -> None:
         self.subjects.check_reward()
+        self.subjects.admit([row.conversations[0][:-1] for row in self.comparisons], [{} for _ in self.comparisons])
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         conversations = [messages for row in self.comparisons for messages in row.conversations]
         with self.journal(folder, "scores") as journal, about("preference"):
-            scores, truncated = score(conversations, self.subjects, journal, self.progress(say, "answers scored"))
+            found, truncated = score(conversations, self.subjects, journal, self.progress(say, "answers scored"))
+        if without := sum(value is None for value in found):
+            raise UserError(f"reward: {without} of {len(found)} answers were not scored, so pairs have no order")
+        scores = [value for value in found if value is not None]
         counts = evaluate(self.comparisons, lambda _: scores)
         by_distance = [
             {"distance": distance, "accuracy": right / pairs, "pairs": pairs}

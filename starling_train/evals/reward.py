@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from starling_train.config.evaluate import EvaluateConfig
+from starling_train.config.fields import UserError
 from starling_train.data import nectar, prompts
 from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
@@ -74,6 +75,9 @@ class Reward(Suite):
         self.subjects.check_policy()
         self.subjects.check_room(longest + limit, "a prompt and its answer", "rollout.max_new_tokens")
         self.subjects.check_reward()
+        if self.subjects.config.reward_suite.path:  # a run's own prompts were shown when they were read
+            prompts = self.prompts
+            self.subjects.admit([prompt.messages for prompt in prompts], [prompt.columns for prompt in prompts])
         if self.base:
             policy.check_vocabulary(self.base.policy_config, self.subjects.chat, "reward_suite.base")
             if not dry_run:
@@ -90,10 +94,16 @@ class Reward(Suite):
             with_answer(prompt.messages, row["response"]) for prompt, row in zip(self.prompts, rows, strict=True)
         ]
         scored = {key: self.identity[key] for key in ("suite", "reward")} | {"answers": self.answered}
+        columns = [prompt.columns for prompt in self.prompts]
         with self.journal(folder, "scores", scored) as journal, about("reward_suite"):
-            scores, truncated = score(conversations, self.subjects, journal, self.progress(say, "answers scored"))
+            counted = self.progress(say, "answers scored")
+            found, truncated = score(conversations, self.subjects, journal, counted, columns)
+        scores = [value for value in found if value is not None]
+        if not scores:
+            raise UserError(f"reward: none of {len(found)} answers was scored; try it with the command score")
         return {
             "answers": len(rows),
+            "unscored": len(found) - len(scores),
             "score": distribution(scores),
             "length": distribution([len(row["ids"]) for row in rows]),
             "ended": sum(row["ended"] for row in rows) / len(rows),
@@ -135,7 +145,10 @@ class Reward(Suite):
 
     def notes(self, result: dict[str, Any]) -> list[str]:
         reward = self.identity["reward"]
-        return [f"scored by {reward.get('path') or reward['url']}", *truncation(result)]
+        who = reward.get("path") or reward.get("url") or reward["function"]
+        count = result.get("unscored")
+        left_out = [f"{count:,} answers were not scored"] if count else []
+        return [f"scored by {who}", *left_out, *truncation(result)]
 
 
 def distribution(values: Sequence[float]) -> dict[str, Any]:
@@ -153,7 +166,9 @@ def _prompts(config: EvaluateConfig, chat: Chat) -> list[Prompt]:
     """Read the prompts of the suite's own file, or those that a run with this configuration would hold out."""
     how = config.reward_suite
     if how.path is None:
-        return inputs.load_data(config, chat).held_out[: how.rows]
+        admits = not (config.dry_run and config.reward.has_weights)
+        return inputs.load_data(config, chat, admits).held_out[: how.rows]
     with about("reward_suite.path"):
-        rows = nectar.load(how.path, answers=False).rows
-    return prompts.tokenise([row.messages for row in rows], chat, config.data.max_prompt_tokens)[0][: how.rows]
+        rows = nectar.load(how.path, answers=False, keep=kinds.of(config.reward).columns(config.reward)).rows
+    conversations, columns = [row.messages for row in rows], [row.columns for row in rows]
+    return prompts.tokenise(conversations, chat, config.data.max_prompt_tokens, columns)[0][: how.rows]

@@ -1,5 +1,6 @@
 """The models that `evaluate` measures: opened by name, identified by every byte, one at a time in memory."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -101,6 +102,19 @@ class Subjects:
     def check_reward(self) -> None:
         """Check the reward model as `check_policy` does the policy; ask a server whether it answers."""
         kinds.of(self.config.reward).check(self.config.reward, not self.config.dry_run)
+
+    def admit(self, prompts: Sequence[list[dict]], columns: Sequence[dict[str, Any]]) -> None:
+        """Show the reward side prompts that it will score answers to. Raises UserError for one that it refuses.
+
+        prompts: messages up to where an answer begins. columns: of each prompt's row of the data.
+        """
+        reward = self.config.reward
+        if reward.has_weights and self.config.dry_run:
+            return
+        admission = kinds.of(reward).admit(reward, prompts, columns)
+        if admission.refused:
+            told = admission.described(prompts)[0]
+            raise UserError(f"reward: {len(admission.refused)} of {len(prompts)} prompts cannot be scored; {told}")
 
     def policy(self) -> CausalLM:
         return self.causal_lm(self.source)
@@ -213,24 +227,28 @@ def score(
     subjects: Subjects,
     journal: Journal,
     progress: StartProgress,
-) -> tuple[list[float], int]:
+    columns: Sequence[dict[str, Any]] | None = None,
+) -> tuple[list[float | None], int]:
     """Return (a score for every conversation, how many answers were too long for the reward model).
 
-    Raises UserError for a score that is not finite.
+    None: a reward function leaves the answer out. Raises UserError for another score that is not finite.
 
     conversations: the answers with their prompts.
     subjects: the reward model is loaded from here.
     journal: {"score", "truncated"} by index; the first row of a group has the number of truncated answers in it.
     progress: counts the scores.
+    columns: of each conversation's row of the data, for a reward function.
     """
 
     def make(indices: list[int]) -> Iterator[dict[str, Any]]:
         model = subjects.reward()
         before = model.truncated
-        scores = model.score([conversations[index] for index in indices])
-        check_finite(scores)
+        given = [columns[index] for index in indices] if columns else None
+        scores = model.score([conversations[index] for index in indices], given)
+        if not model.may_leave_out:
+            check_finite(scores)
         for value in scores:
-            yield {"score": value, "truncated": model.truncated - before}
+            yield {"score": value if math.isfinite(value) else None, "truncated": model.truncated - before}
             before = model.truncated
 
     rows = complete(journal, [str(index) for index in range(len(conversations))], make, progress)

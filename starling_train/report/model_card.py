@@ -85,7 +85,8 @@ def _origin(run: SavedRun, trained: TrainedModel, base: Identity) -> list[tuple[
 def _training(settings: dict[str, Any], run: SavedRun) -> list[tuple[str, str]]:
     """Return what config.yaml says of the training; a missing key is left out."""
     algorithm = next((part for part in ("rm", "dpo") if part in settings), None) or setting(settings, "algorithm.name")
-    reward = setting(settings, "reward.url" if setting(settings, "reward.kind") == "server" else "reward.path")
+    where = {"server": "reward.url", "function": "reward.function"}
+    reward = setting(settings, where.get(str(setting(settings, "reward.kind")), "reward.path"))
     known = {
         "algorithm": algorithm and f"`{algorithm}`",
         "steps": f"{run.step}" + (f" of {steps}" if (steps := setting(settings, "algorithm.steps")) else ""),

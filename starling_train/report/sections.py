@@ -43,7 +43,7 @@ def headline(run: RunFiles) -> str:
     sources = (
         ("of", ("model.path",)),
         ("on prompts of", ("data.path",)),
-        ("scored by", ("reward.path", "reward.url", "reward.kind")),
+        ("scored by", ("reward.function", "reward.path", "reward.url", "reward.kind")),
     )
     for phrase, keys in sources:
         value = next((setting(run.config, key) for key in keys if setting(run.config, key)), None)

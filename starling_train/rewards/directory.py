@@ -1,6 +1,6 @@
 """A reward model in a directory of weights, or a hub id: checked by its headers, loaded into this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starling_train.config.sections import RewardConfig
@@ -8,6 +8,7 @@ from starling_train.models import quantisation
 from starling_train.models.reward import header_checks, model
 from starling_train.models.reward.source import RewardSource
 from starling_train.models.source import ModelSource
+from starling_train.rewards.admission import Admission
 from starling_train.run.runtime import Runtime
 
 LOCATION, HOLDS_MEMORY = "path", True
@@ -33,3 +34,13 @@ def identity(
 ) -> dict[str, Any]:
     """Identify the model by its files. Raises UserError."""
     return identify(RewardSource.of(config, weights=weights).model)
+
+
+def columns(config: RewardConfig) -> tuple[str, ...]:
+    """Return no names: a model reads conversations only."""
+    return ()
+
+
+def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
+    """Admit every prompt."""
+    return Admission()

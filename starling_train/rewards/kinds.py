@@ -8,37 +8,63 @@ A kind is a module beside this one and a row here; its keys are checked in `conf
     check(config, weights)               check what can be checked without loading; weights=False: it need not exist
     load(config, runtime)                a Scorer, on the run's device
     identity(config, identify, weights)  which model it is, as JSON; identify: hashes the files of a ModelSource
+    columns(config)                      names of the columns of the data that it is given where they exist
+    admit(config, prompts, rows)         an Admission of prompts; rows: the columns of each
 
 and raises UserError.
 """
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
 from starling_train.data import reward_templates
 from starling_train.models.budget import Budget
-from starling_train.rewards import directory, served
+from starling_train.rewards import directory, function, served
 
 # by reward.kind
-KINDS: dict[str, ModuleType] = {**dict.fromkeys(reward_templates.KINDS, directory), "server": served}
+KINDS: dict[str, ModuleType] = {
+    **dict.fromkeys(reward_templates.KINDS, directory),
+    "server": served,
+    "function": function,
+}
+
+
+class Mark(Protocol):
+    """What tells one reward from another, as numbers."""
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the numbers, for a checkpoint."""
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Compare with those of a checkpoint, and say if they differ."""
 
 
 class Scorer(Protocol):
     """What gives scores.
 
     truncated: answers so far that lost their beginning. budget: of tokens at a time, that a run may halve, or None.
+    may_leave_out: nan means that an answer is not to be scored, and is no fault. mark: what a checkpoint keeps of it,
+    as numbers, to notice at the next start that it has changed; None where nothing is kept.
+
+    columns: of each conversation's row of the data, for a function; the others have no use for them.
     """
 
     truncated: int
     budget: Budget | None
+    may_leave_out: bool
+    mark: "Mark | None"
 
-    def score(self, conversations: Sequence[list[dict]]) -> list[float]:
+    def score(
+        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
+    ) -> list[float]:
         """Return one score a conversation, in order. Raises UserError."""
 
-    def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
+    def score_each(
+        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
+    ) -> list[float | UserError]:
         """Return one score a conversation, or what is wrong with it."""
 
 

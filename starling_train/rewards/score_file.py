@@ -6,6 +6,7 @@ so what a kill left after the last count is cut off and repeated. An input that 
 """
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -18,12 +19,13 @@ from starling_train.config.sections import RewardConfig
 from starling_train.data import conversations
 from starling_train.files.json_lines import Appender, to_line
 from starling_train.files.whole import write_text
-from starling_train.rewards.directory import SCORED_BY
+from starling_train.rewards import directory, function
 from starling_train.rewards.kinds import Scorer
 
 BLOCK = 1 << 20
 CHUNK_BYTES = 32_000_000  # of input held at a time, however few lines that is
-SETTINGS = ("kind", "path", "tokenizer", *SCORED_BY)
+SETTINGS = ("kind", "path", "tokenizer", *directory.SCORED_BY, *function.SCORED_BY)
+LATER = dict.fromkeys(function.SCORED_BY)  # settings that an earlier version did not write
 COUNTS = ("input_bytes", "output_bytes", "lines", "scored", "wrong", "first_wrong")
 
 InputLine = tuple[int, bytes]  # number, from 1, and text
@@ -56,7 +58,9 @@ def resume(source: Path, output: Path, config: RewardConfig) -> ScoreProgress:
 
     Raises UserError if the input was changed, the model is another one, or the output is not ours.
     """
-    settings = {key: getattr(config, key) for key in SETTINGS}
+    settings = {key: getattr(config, key) or None for key in SETTINGS}
+    if config.kind == "function":  # another text under the same name is another function
+        settings["function"] = function.identity(config)
     path = progress_path(output)
     if not output.exists():
         return ScoreProgress(settings)
@@ -64,7 +68,7 @@ def resume(source: Path, output: Path, config: RewardConfig) -> ScoreProgress:
     if not path.is_file():
         raise UserError(f"output: {output} already exists and `score` did not write it; {again}")
     progress = _read_progress(path, again)
-    changed = [key for key in SETTINGS if progress.settings[key] != settings[key]]
+    changed = [key for key in SETTINGS if (progress.settings[key] or None) != settings[key]]
     if changed:
         raise UserError(f"output: {output} holds scores with another reward.{changed[0]}; {again}")
     if output.stat().st_size < progress.output_bytes:
@@ -77,7 +81,8 @@ def resume(source: Path, output: Path, config: RewardConfig) -> ScoreProgress:
 def _read_progress(path: Path, again: str) -> ScoreProgress:
     try:
         progress = ScoreProgress(**json.loads(path.read_bytes()))
-        is_ours = isinstance(progress.settings, dict) and progress.settings.keys() >= set(SETTINGS)
+        progress.settings = LATER | progress.settings
+        is_ours = progress.settings.keys() >= set(SETTINGS)
         is_ours = is_ours and all(type(getattr(progress, key)) is int for key in COUNTS)
     except (OSError, ValueError, TypeError, RecursionError):  # not JSON, or not what `write` writes
         is_ours = False
@@ -140,9 +145,10 @@ def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[InputLine]]:
 def score_lines(lines: list[InputLine], model: Scorer) -> list[float | UserError]:
     """Score every line, or say what is wrong with it."""
     read = [_conversation(line) for _, line in lines]
-    good = {index: messages for index, messages in enumerate(read) if not isinstance(messages, UserError)}
+    good = {index: pair for index, pair in enumerate(read) if not isinstance(pair, UserError)}
     results: list[Any] = list(read)
-    for index, result in zip(good, model.score_each(list(good.values())), strict=True):
+    scored = model.score_each([messages for messages, _ in good.values()], [columns for _, columns in good.values()])
+    for index, result in zip(good, scored, strict=True):
         finite = isinstance(result, UserError) or math.isfinite(result)
         results[index] = result if finite else UserError("the reward model gave a score that is not finite")
     return results
@@ -154,9 +160,19 @@ def row(number: int, result: float | UserError) -> bytes:
     return to_line({"line": number} | outcome, ascii_only=False)
 
 
-def _conversation(line: bytes) -> list[dict] | UserError:
+def head(source: Path, count: int) -> tuple[list[list[dict]], list[dict[str, Any]]]:
+    """Return (prompts, columns) of the first conversations of a file that can be scored, of its first lines."""
+    with source.open("rb") as lines:
+        read = [_conversation(line) for line in itertools.islice(filter(bytes.strip, lines), 100)]
+    good = [pair for pair in read if not isinstance(pair, UserError)][:count]
+    return [messages[:-1] for messages, _ in good], [columns for _, columns in good]
+
+
+def _conversation(line: bytes) -> tuple[list[dict], dict[str, Any]] | UserError:
+    """Return the messages of a line, and the line's columns."""
     try:
-        return conversations.of_row(conversations.parse(line))
+        row = conversations.parse(line)
+        return conversations.of_row(row), row if isinstance(row, dict) else {}
     except UserError as error:
         return error
 

@@ -16,6 +16,7 @@ from starling_train.config.fields import UserError, given
 from starling_train.config.sections import RewardConfig
 from starling_train.models.patient_http import PatientHttp, address, token_of
 from starling_train.models.source import ModelSource
+from starling_train.rewards.admission import Admission
 from starling_train.run.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -52,10 +53,21 @@ def identity(config: RewardConfig, identify: Any = None, weights: bool = True) -
     return {"url": config.url, "protocol": config.protocol}
 
 
+def columns(config: RewardConfig) -> tuple[str, ...]:
+    """Return no names: a server is sent conversations only."""
+    return ()
+
+
+def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
+    """Admit every prompt: what the server refuses or cuts is known to it alone."""
+    return Admission()
+
+
 class RewardClient:
     """Scores conversations on a server. tokenizer: only for OpenRLHF's protocol, its chat template makes the text."""
 
     budget = None  # the memory is the server's
+    may_leave_out, mark = False, None
 
     def __init__(self, config: RewardConfig, tokenizer: Any = None) -> None:
         self.truncated = 0  # answers that lost their beginning, as far as the server reports
@@ -66,7 +78,9 @@ class RewardClient:
         self._http = PatientHttp("reward server", "scores", "reward", self._url, token, config)
         self._pool = ThreadPoolExecutor(config.connections, "reward-client")
 
-    def score(self, conversations: Sequence[list[dict]]) -> list[float]:
+    def score(
+        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
+    ) -> list[float]:
         """Return one score a conversation, in order. Raises UserError."""
         starts = range(0, len(conversations), self._per_request)
         futures = [self._pool.submit(self._ask, conversations[i : i + self._per_request]) for i in starts]
@@ -80,7 +94,9 @@ class RewardClient:
         self.truncated += sum(truncated for _, truncated in answers)
         return list(itertools.chain.from_iterable(scores for scores, _ in answers))
 
-    def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
+    def score_each(
+        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
+    ) -> list[float | UserError]:
         """Score as `RewardModel.score_each`; the server names no single conversation: all are right, or it raises."""
         return list(self.score(conversations))
 

@@ -41,6 +41,7 @@ BENCH = (
     "mt_bench.judge.key_env=null "
 )
 JUDGE_AT = "mt_bench.judge.patience_s=0 mt_bench.judge.url=http://127.0.0.1:"
+MINE = "reward=function reward.function=mine.py:score"
 SERVED = "reward=server reward.patience_s=0 reward.url=http://127.0.0.1:"
 MARGIN = "laser.measure=preference_margin preference.path={here}/data.jsonl "
 DATA_FILE, PARQUET = "data.path={here}/data.jsonl", "data.path={here}/data.parquet"
@@ -186,6 +187,17 @@ REWARD = [
     row("ppo", SERVED + "{version}", "reward.url: ", "gave no scores", "reward.protocol"),
     row("evaluate", SERVED + "{many}", "reward.url: ", "gave 3 scores for 0 conversations"),
     row("ppo", SERVED + "{away}", "STARLING_REWARD_TOKEN: ", "spaces", environment=SPACES),
+    # a function
+    row("ppo score evaluate", MINE, "reward.function: ", "mine.py cannot be read", "check the path"),
+    row("ppo score evaluate compare", MINE + " +reward.arguments.x=1", "reward.arguments.x: ", "it takes",
+        make=text("mine.py", "def score(asked, y=1): return [y] * len(asked)\n")),
+    row("ppo score evaluate compare", MINE, "mine.py:score gave 3 scores for ", "for each",
+        make=text("mine.py", "def score(asked): return [1, 2, 3]\n")),
+    row("ppo evaluate compare", MINE, "mine.py:score needs `truth`", "give the parameter a default",
+        make=text("mine.py", "def score(asked, truth): return truth\n")),
+    row("ppo", MINE, "mine.py:score raised KeyError: 'x' for conversation 0, 'What is 0 and 0?'", "debug=true",
+        make=text("mine.py", "def score(asked): return {}['x']\n")),
+    row("serve_reward", MINE, "reward.kind: a function is not served", "give the kind"),
 ]  # fmt: skip
 
 TRAINING = "ppo rm dpo"

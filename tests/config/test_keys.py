@@ -126,6 +126,12 @@ AGAINST_EACH_OTHER = {
         ("model.load_in=4bit", "model.load_in: weights in 4bit cannot train", "use freeze.adapter=lora"),
         (f"{LORA} model.load_in=4bit cluster.zero_stage=3", "model.load_in: quantised", "zero_stage=2"),
     ),
+    "ppo score compare": (
+        ("reward.kind=function", "reward.function: not set; give package.module:name"),
+        ("reward.kind=function reward.function=mine", "reward.function: 'mine'", "package.module:name or FILE.py:name"),
+        ("reward.function=mine.py:score", "reward.function: set, but reward.kind=starling_7b", "use reward=function"),
+        ("reward.arguments.x=1", "reward.arguments: set, but reward.kind=starling_7b", "use reward=function"),
+    ),
     "ppo": (
         ("reward.kind=starling_34b reward.position=card", "reward.position: card", "use last_token"),
         ("reward.trailing_newline=true", "reward.trailing_newline: ", "use false"),

@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class RewardModel:
 
     `truncated` counts answers that lost their beginning, `shortened` all conversations that were cut.
     """
+
+    may_leave_out, mark = False, None
 
     def __init__(
         self,
@@ -53,11 +56,15 @@ class RewardModel:
         # the card's way reads from padding, which must then exist
         self._packed = PackedNet(net) if position == "last_token" and PackedNet.fits(net) else None
 
-    def score(self, conversations: Sequence[list[dict]]) -> list[float]:
+    def score(
+        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
+    ) -> list[float]:
         """Score conversations, in order; each ends with the assistant's answer."""
         return self.score_ids([self.encode(messages) for messages in conversations])
 
-    def score_each(self, conversations: Sequence[list[dict]]) -> list[float | UserError]:
+    def score_each(
+        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
+    ) -> list[float | UserError]:
         """Score as `score`, with the error instead of a score for a conversation that the template cannot take."""
         results: list[float | UserError] = [0.0] * len(conversations)
         encoded: dict[int, list[int]] = {}

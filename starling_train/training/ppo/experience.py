@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,10 +99,21 @@ class Scores(NamedTuple):
     truncated: int
 
 
-def score(reward_model: Scorer, conversations: list[list[dict]], runtime: Runtime) -> Scores:
-    """Score this process's conversations. Raises UserError, on all processes, if no score is finite."""
+def score(
+    reward_model: Scorer,
+    conversations: list[list[dict]],
+    runtime: Runtime,
+    columns: Sequence[dict[str, Any]] | None = None,
+) -> Scores:
+    """Score this process's conversations. Raises UserError, on all processes, if no score is finite.
+
+    reward_model: gives the scores.
+    conversations: this process's.
+    runtime: the processes.
+    columns: of each conversation's row of the data, for a reward function.
+    """
     before = reward_model.truncated
-    own, of_all = finite_scores(torch.tensor(reward_model.score(conversations)), runtime)
+    own, of_all = finite_scores(torch.tensor(reward_model.score(conversations, columns)), runtime)
     return Scores(own, of_all, int(runtime.sum([reward_model.truncated - before])[0]))
 
 

@@ -21,10 +21,12 @@ from starling_train.selection.freeze import FreezeTable
 from starling_train.training import policy, preflight
 from starling_train.training.policy import check_share
 
+REFUSED = "refused by the reward side"
+
 
 @dataclass
 class PpoData:
-    """Prompts to train on, prompts held out, and one line on what was dropped."""
+    """Prompts to train on, prompts held out, and what was dropped, in a line or more."""
 
     training: list[Prompt]
     held_out: list[Prompt]
@@ -49,7 +51,7 @@ class PpoInputs:
         policy.check_lengths(config, source.policy_config, chat)
         check_shares(config, runtime)
         check_run(config, source, run.path, runtime)
-        return cls(source, chat, load_data(config, chat), baseline_gb)
+        return cls(source, chat, load_data(config, chat, admits=True), baseline_gb)
 
     def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
         """Return (planned peak of each process, decimal GB, a line that compares it with what the run took)."""
@@ -57,19 +59,32 @@ class PpoInputs:
         return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
 
 
-def load_data(config: PpoConfig, chat: Chat) -> PpoData:
-    """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter."""
+def load_data(config: PpoConfig, chat: Chat, admits: bool = False) -> PpoData:
+    """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter.
+
+    admits: the reward side is shown the prompts, and those that it refuses are dropped; it must be there to be asked.
+    """
+    reward = kinds.of(config.reward)
     rows = nectar.load(
         config.data.path,
         good_natured_only=config.data.good_natured_only,
         exclude=config.data.exclude,
         answers=False,
+        keep=reward.columns(config.reward),
     )
-    fitting, too_long = prompts.tokenise([row.messages for row in rows.rows], chat, config.data.max_prompt_tokens)
-    training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
+    conversations, columns = [row.messages for row in rows.rows], [row.columns for row in rows.rows]
+    fitting, too_long = prompts.tokenise(conversations, chat, config.data.max_prompt_tokens, columns)
     dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
+    lines: list[str] = []
+    if admits:
+        asked = [prompt.messages for prompt in fitting]
+        admission = reward.admit(config.reward, asked, [prompt.columns for prompt in fitting])
+        lines = [*admission.described(asked), *admission.lines]
+        dropped |= {REFUSED: len(admission.refused)} if admission.refused else {}
+        fitting = [prompt for index, prompt in enumerate(fitting) if index not in admission.refused]
+    training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
     report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
-    return PpoData(training, held_out, report)
+    return PpoData(training, held_out, "\n".join([report, *lines]))
 
 
 def check_run(config: PpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> None:
@@ -117,7 +132,9 @@ def describe(config: PpoConfig) -> str:
 def _prompt_report(config: PpoConfig, chat: Chat) -> str:
     if not Path(config.data.path).expanduser().exists():
         return "  (not a local path: read when the run starts)"
-    return f": {load_data(config, chat).report}"
+    # a reward model that is not in a directory here is asked when the run starts
+    admits = not config.reward.has_weights or Path(config.reward.path).expanduser().is_dir()
+    return f": {load_data(config, chat, admits).report}"
 
 
 def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
