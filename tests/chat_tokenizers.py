@@ -2,6 +2,7 @@
 
 import json
 import string
+from dataclasses import dataclass, field
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -52,3 +53,151 @@ def _as_pieces(learned: Tokenizer) -> Tokenizer:
     described = json.loads(learned.to_str())
     described["added_tokens"] = []
     return Tokenizer.from_str(json.dumps(described))
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of chat model.
+
+    kind, special, names: of its `tokenizer`.
+    template: with the structure of the published one.
+    ends: what its generation_config.json names.
+    end: the token behind an answer.
+    takes_system: whether the template takes system messages.
+    values: `template_kwargs`.
+    """
+
+    kind: str
+    special: tuple[str, ...]
+    template: str
+    end: str
+    ends: tuple[str, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
+    plain: tuple[str, ...] = ()
+    takes_system: bool = True
+    values: dict = field(default_factory=dict)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return tokenizer(self.kind, self.special, self.plain, chat_template=self.template, **self.names)
+
+
+_CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_WITH_DEFAULT = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}"
+    "{% endif %}" + _CHATML
+)
+_LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+_DATED = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "{{ bos_token + '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' + system }}"
+    "{{ '<|eot_id|>' }}" + _LLAMA3.removeprefix("{{ bos_token }}")
+)
+# Earlier answers lose their reasoning; without thinking an empty thought stands where an answer begins.
+_QWEN3 = (
+    "{%- set last = namespace(user=0) -%}"
+    "{%- for message in messages %}{% if message.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}"
+    "{% endfor -%}"
+    "{%- for message in messages %}"
+    "{%- set content = message.content %}{%- set thought = '' %}"
+    "{%- if message.role == 'assistant' and '</think>' in content %}"
+    "{%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}"
+    "{%- endif %}"
+    "{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' and loop.index0 > last.user %}"
+    "{{- '<think>\n' + thought + '\n</think>\n\n' }}"
+    "{%- endif %}"
+    "{{- content + '<|im_end|>\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+_GEMMA = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+_MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+_LLAMA2 = (
+    _MISTRAL.replace("+ eos_token", "+ ' ' + eos_token")
+    .replace("'[INST] '", "bos_token + '[INST] '")
+    .replace("{{ bos_token }}", "")
+)
+_PHI3 = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+_ZEPHYR = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+_PLAIN = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+_BARS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_EOT = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+_HEADERS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_PHI = ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+_GEMMA_TURNS = ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
+_LLAMA = {"bos_token": "<s>", "eos_token": "</s>"}
+FAMILIES = {
+    "llama3": Family("bytes", _HEADERS, _LLAMA3, "<|eot_id|>", ("<|end_of_text|>", "<|eot_id|>"), _EOT),
+    "llama3_dated": Family("bytes", _HEADERS, _DATED, "<|eot_id|>", ("<|end_of_text|>",), _EOT),
+    "qwen2": Family(
+        "bytes", _BARS, _WITH_DEFAULT, "<|im_end|>", ("<|im_end|>", "<|endoftext|>"),
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    ),
+    "smollm2": Family(
+        "bytes", _BARS, _WITH_DEFAULT, "<|im_end|>", ("<|im_end|>",),
+        {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>",
+         "unk_token": "<|endoftext|>"},
+    ),
+    "qwen3": Family(
+        "bytes", _BARS, _QWEN3, "<|im_end|>", ("<|im_end|>", "<|endoftext|>"), {"eos_token": "<|im_end|>"},
+        ("<think>", "</think>"),
+    ),
+    "qwen3_no_thinking": Family(
+        "bytes", _BARS, _QWEN3, "<|im_end|>", ("<|endoftext|>",), {"eos_token": "<|im_end|>"},
+        ("<think>", "</think>"), values={"enable_thinking": False},
+    ),
+    "gemma": Family(
+        "first", _GEMMA_TURNS, _GEMMA, "<end_of_turn>", ("<eos>", "<end_of_turn>"),
+        {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}, ("\n\n", "▁▁"), takes_system=False,
+    ),
+    "mistral": Family("always", ("<s>", "</s>"), _MISTRAL, "</s>", ("</s>",), _LLAMA, takes_system=False),
+    "mistral_special": Family(
+        "first", ("<s>", "</s>", "[INST]", "[/INST]"), _MISTRAL, "</s>", ("</s>",), _LLAMA, takes_system=False
+    ),
+    "llama2": Family("always", ("<s>", "</s>"), _LLAMA2, "</s>", ("</s>",), _LLAMA, takes_system=False),
+    "phi3": Family("always", _PHI, _PHI3, "<|end|>", ("<|endoftext|>", "<|end|>"),
+                   {"bos_token": "<s>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}),
+    "chatml_on_llama": Family(
+        "always", ("<s>", "</s>", "<|im_end|>"), _CHATML, "<|im_end|>", (), _LLAMA, ("<|im_start|>",)
+    ),
+    "zephyr": Family("always", ("<s>", "</s>"), _ZEPHYR, "</s>", ("</s>",), _LLAMA),
+    "plain": Family("bytes", ("<s>", "</s>"), _PLAIN, "</s>", (), _LLAMA),
+}  # fmt: skip

@@ -94,7 +94,7 @@ def look_over(missing: list[StrategyRun], is_dry: bool) -> None:
     source = ModelSource.open(config.model.path, "model.path", config.model.revision)
     for settings in first.values():
         inputs.check_run(settings, source, Path(given(settings.run_dir)), runtime)
-    chat = policy.load_chat(source)  # from here on, the checks that are the same for all
+    chat = policy.load_chat(source, config.model)  # from here on, the checks that are the same for all
     policy.check_lengths(config, source.policy_config, chat)
     HeldOut.from_config(config, inputs.load_data(config, chat, admits=True).held_out, chat)
 

@@ -34,6 +34,8 @@ def setting(default: Any, doc: str, **metadata: Any) -> Any:
             step computes (except for rounding, where sequences go through a model in other groups).
         follows="a.b": in `conf/` the key is `${a.b}`.
         was="old": a former name, which still works.
+        once=value: what the default was in former versions, for runs that have written it; the present one means the
+            same to them.
         check: function of the key and its value that raises UserError.
     """
     metadata["doc"] = doc
@@ -125,8 +127,10 @@ def changed(config: Any, written: dict[str, Any]) -> list[str]:
     defaults = {key: value for key, _, value, _ in walk(type(config)())}
     old = {new: name for name, new in former_names(type(config)).items()}
     different = []
-    for key, _, value, is_free in walk(config):
+    for key, item, value, is_free in walk(config):
         before = _at(written, key, _at(written, old.get(key, key), defaults[key]))
+        if before == item.metadata.get("once", before) and value == defaults[key] and "once" in item.metadata:
+            continue
         if not is_free and before != value:
             different.append(key)
     return different

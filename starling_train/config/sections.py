@@ -26,9 +26,14 @@ REWARD_MODELS = ("starling_7b", "starling_34b", "sequence_classification")  # th
 FUNCTION = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.+\.py):[^\W\d]\w*")
 
 
+def _check_template(key: str, value: str) -> None:
+    if value not in ("auto", "openchat", "own") and not value.endswith(".jinja"):
+        raise UserError(f"{key}: '{value}' is not a template; use auto, openchat, own, or a file FILE.jinja")
+
+
 @dataclass
 class ModelConfig:
-    """The policy: a Mistral or Llama causal language model with Openchat's tokens and template."""
+    """The policy: a chat model, with the template that it is used with."""
 
     path: str = path_to("openchat/openchat-3.5-0106", "Hugging Face directory or hub id")
     revision: str | None = setting(None, "of a hub id")
@@ -40,6 +45,13 @@ class ModelConfig:
         doc="8bit, 4bit: quantised, with freeze.adapter=lora, on an NVIDIA GPU; null = in dtype",
     )
     gradient_checkpointing: bool = setting(False, "recompute layers backwards: less memory, a third more time")
+    template: str = setting(
+        "auto",
+        "openchat; own (the tokenizer's chat template); a file of one, FILE.jinja; auto: openchat where tokenizer and "
+        "template are Openchat's, else own",
+        check=_check_template,
+    )
+    template_kwargs: dict[str, Any] = setting({}, "values of the template's variables, e.g. {enable_thinking: false}")
 
 
 @dataclass
@@ -178,8 +190,10 @@ class RolloutConfig:
     temperature: float = number(1.0, 1e-3, doc="also divides the logits wherever log-probabilities are computed")
     top_p: float = number(1.0, 1e-3, 1.0, doc="below 1 the sampled distribution is not the scored one: expect odd KL")
     top_k: int = number(0, 0, doc="0 = off; as top_p")
-    stop_strings: list[str] = setting(
-        ["GPT4 Correct User:", "GPT4 Correct Assistant:"], "end a response, which then counts as not ended"
+    stop_strings: list[str] | None = setting(
+        None,
+        "end a response, which then counts as not ended; null = the template's own: Openchat's two turns, else none",
+        once=["GPT4 Correct User:", "GPT4 Correct Assistant:"],
     )
 
 
@@ -365,7 +379,7 @@ def _check_model(reward: RewardConfig) -> None:
 
 def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> None:
     """Check the suites and functions of an evaluation. Raises UserError."""
-    if "" in rollout.stop_strings:
+    if "" in (rollout.stop_strings or ()):
         raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
     for suite in evaluation.suites:
         if suite not in SUITES:

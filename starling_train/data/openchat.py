@@ -6,15 +6,21 @@ of the answer's first word. System messages are bare text and an end of turn, as
 `system="role"` renders them as the jinja template does that was uploaded with the model.
 """
 
+import copy
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, given
 
 END_OF_TURN = "<|end_of_turn|>"
 PAD = "<|pad_0|>"
 ROLE_PREFIX = {"chat": "GPT4 Correct", "code": "Code", "math": "Math Correct"}
 STOP_STRINGS = ("GPT4 Correct User:", "GPT4 Correct Assistant:")
+_USER, _ANSWER = {"role": "user", "content": "Hi "}, {"role": "assistant", "content": " Yes"}
+WITHOUT_SYSTEM = ([_USER], [_USER, _ANSWER, _USER])
+WITH_SYSTEM = (*WITHOUT_SYSTEM, [{"role": "system", "content": "Short."}, _USER])
 
 # For tokenizers we save: `apply_chat_template(messages, add_generation_prompt=True, mode="code")` gives
 # the ids of `encode`, except that a special token's string inside a message becomes the token.
@@ -134,16 +140,94 @@ def check_tokenizer(tokenizer, source: str) -> None:
 
 
 def save_tokenizer(tokenizer, directory: str | Path) -> None:
-    """Save a tokenizer, with our chat template if it has none, such that loading it gives the same ids.
+    """Save a tokenizer such that loading it gives the same ids, with a chat template that renders what was trained.
+
+    Its own template stays where it does: Openchat's uploaded one renders system messages with a role. Its eos token
+    becomes the end of turn, or servers would not stop there, and its pad token another one.
 
     transformers 5 drops `legacy` on saving; without it a reloaded Llama tokenizer no longer puts a space in
     front of text that follows a special token: `apply_chat_template` gives ids the model was not trained on.
     """
+    tokenizer = copy.deepcopy(tokenizer)
     scheme = getattr(tokenizer.backend_tokenizer.pre_tokenizer, "prepend_scheme", None)
     if scheme is not None:
         tokenizer.init_kwargs["legacy"] = scheme == "always"
-    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
+    tokenizer.eos_token = END_OF_TURN
+    if tokenizer.pad_token_id in (None, end_of_turn_id(tokenizer)) and (pad := pad_id(tokenizer)) is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    if not renders_alike(tokenizer, WITH_SYSTEM):
+        tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(str(directory))
+
+
+def renders_alike(tokenizer, conversations: Sequence[Sequence[dict]]) -> bool:
+    """Return whether the tokenizer's own chat template renders conversations as `render` does."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return False
+    try:
+        texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations]
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
+        return False
+    return texts == [f"{tokenizer.bos_token or ''}{render(conversation)}" for conversation in conversations]
+
+
+class OpenchatTemplate:
+    """Openchat's template with a tokenizer that passed `check_tokenizer`; see `Template` in `chat.py`."""
+
+    stop_strings = STOP_STRINGS
+    takes_system = True
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        return end_of_turn_id(self.tokenizer)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        return frozenset([self.end_of_turn])
+
+    @cached_property
+    def pad_id(self) -> int:
+        return given(pad_id(self.tokenizer))
+
+    def prompt(self, messages: Sequence[dict]) -> list[int]:
+        """Return the token ids, BOS first, up to where the assistant answers."""
+        return encode(messages, self.tokenizer)
+
+    def answered(self, messages: Sequence[dict]) -> tuple[list[int], list[int]]:
+        """Split a conversation that ends with an answer into (prompt ids, answer ids); its end of turn is the last id.
+
+        Where a tokenizer joins the prompt's last character with the answer's first, the answer begins there.
+        """
+        prompt = self.prompt(messages[:-1])
+        whole = encode(messages, self.tokenizer, add_generation_prompt=False)
+        first = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+        return whole[:first], whole[first:]
+
+    def plain(self, text: str) -> list[int]:
+        """Return the token ids of plain text, BOS first where the tokenizer has one; no string is special."""
+        bos = self.tokenizer.bos_token_id
+        return ([] if bos is None else [bos]) + text_ids(text, self.tokenizer)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return decode(ids, self.tokenizer)
+
+    def refusal(self, messages: Sequence[dict]) -> str | None:
+        return None  # every conversation of users, assistants and systems is rendered
+
+    def save(self, directory: str | Path) -> None:
+        save_tokenizer(self.tokenizer, directory)
+
+    def identity(self) -> dict[str, str]:
+        return {}  # the template is the model's: nothing but the tokenizer's files
+
+    def described(self) -> str:
+        return ""
 
 
 def _segments(messages, mode: str, add_generation_prompt: bool, system: str) -> tuple[list[str], str]:

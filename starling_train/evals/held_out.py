@@ -166,8 +166,9 @@ def answered(prompts: list[Prompt], rollout: Rollout, chat: Chat, config: PpoCon
     chat: the policy's template and tokenizer.
     config: its stop strings are cut off.
     """
+    stops = chat.stop_strings(config.rollout.stop_strings)
     return [
-        with_answer(prompt.messages, chat.text(response, config.rollout.stop_strings))
+        with_answer(prompt.messages, chat.text(response, stops))
         for prompt, response in zip(prompts, rollout.responses, strict=True)
     ]
 

@@ -1,7 +1,7 @@
 """Perplexity of a language model on given text.
 
 Documents come from a file. `.jsonl` has one a line: {"text": ...} as it stands, or a conversation ({"messages"}, or
-{"prompt", "response"}) in Openchat's template; a preference ({"prompt", "chosen", "rejected"}, or ranked answers) is
+{"prompt", "response"}) in the chat template; a preference ({"prompt", "chosen", "rejected"}, or ranked answers) is
 the prompt with its best answer. Nectar (its parquet, a directory, a hub id) is read as the latter. Any other file is
 one document of plain text, blank lines included.
 
@@ -93,19 +93,26 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from error
 
 
-def encode(document: Document, chat: Chat) -> tuple[list[int], list[int]]:
-    """Return (a document's token ids, positions of those that count); its text never becomes a special token."""
+def encode(document: Document, chat: Chat) -> list[tuple[list[int], list[int]]]:
+    """Return (a document's token ids, positions of those that count); its text never becomes a special token.
+
+    There are several where a chat template changes earlier turns: each answer is read behind what it was given behind.
+    """
     if isinstance(document, str):
         ids = chat.plain(document)
-        return ids, list(range(1, len(ids)))
-    ids = []
-    counted: list[int] = []
+        return [(ids, list(range(1, len(ids))))]
+    parts: list[tuple[list[int], list[int]]] = [([], [])]
     for turn, message in enumerate(document):
         if message["role"] == "assistant":
             prompt, answer = chat.answered(document[: turn + 1])
-            ids = prompt + answer
-            counted += range(len(prompt), len(ids))
-    return ids, counted
+            before, counted = parts[-1]
+            whole = prompt + answer
+            answered = range(len(prompt), len(whole))
+            if whole[: len(before)] == before:
+                parts[-1] = whole, [*counted, *answered]
+            else:
+                parts.append((whole, list(answered)))
+    return parts
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,19 @@ def windows(ids: Sequence[int], counted: Iterable[int], size: int) -> list[Windo
     return [window for window in cuts if window.predicted]
 
 
+def windows_of(documents: Sequence[Document], chat: Chat, size: int) -> list[list[Window]]:
+    """Return each document's windows. Raises UserError, without a file's name, for what the chat template refuses."""
+    cuts = []
+    for number, document in enumerate(documents, 1):
+        with named_in_errors(f"text {number} of {len(documents)}"):
+            parts = encode(document, chat)
+        cuts.append([window for ids, counted in parts for window in windows(ids, counted, size)])
+    return cuts
+
+
 def cut(documents: Sequence[Document], chat: Chat, size: int) -> list[Window]:
     """Cut all documents into windows, in order. Raises UserError, without a file's name, if they predict nothing."""
-    cuts = [window for document in documents for window in windows(*encode(document, chat), size)]
+    cuts = [window for group in windows_of(documents, chat, size) for window in group]
     if not cuts:
         raise UserError("no two tokens of text in a row, so that none can be predicted; give a longer text")
     return cuts

@@ -170,5 +170,6 @@ def _prompts(config: EvaluateConfig, chat: Chat) -> list[Prompt]:
         return inputs.load_data(config, chat, admits).held_out[: how.rows]
     with about("reward_suite.path"):
         rows = nectar.load(how.path, answers=False, keep=kinds.of(config.reward).columns(config.reward)).rows
+        rows = chat.accepted(rows, lambda row: [row.messages], lambda row: prompts.named(row.messages))[0]
     conversations, columns = [row.messages for row in rows], [row.columns for row in rows]
     return prompts.tokenise(conversations, chat, config.data.max_prompt_tokens, columns)[0][: how.rows]

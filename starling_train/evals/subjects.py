@@ -44,7 +44,7 @@ class Subjects:
     @cached_property
     def chat(self) -> Chat:
         """The policy's tokenizer and template, loaded on first use. Raises UserError."""
-        return policy.load_chat(self.source)
+        return policy.load_chat(self.source, self.config.model)
 
     def policy_identity(self) -> dict[str, Any]:
         return self.identify(self.source)
@@ -61,7 +61,8 @@ class Subjects:
     def policy_settings(self) -> dict[str, Any]:
         """Return everything the policy's answers and log-probabilities depend on beside its weights."""
         model = self.config.model
-        return {"dtype": model.dtype, "attention": model.attention, "load_in": model.load_in}
+        loaded = {"dtype": model.dtype, "attention": model.attention, "load_in": model.load_in}
+        return loaded | self.chat.template.identity()
 
     def identify(self, source: ModelSource) -> dict[str, Any]:
         """Identify a model by its name and the SHA-256 of its files."""
@@ -182,12 +183,13 @@ class Subjects:
         if not missing:
             return
         keys, chat = list(missing), self.chat
+        stops = chat.stop_strings(limits.stop_strings)
 
         def take(number: int, ids: list[int]) -> None:
             key = keys[number]
             if key in journal:
                 return  # answered once more because memory ran out
-            text = chat.text(ids, limits.stop_strings)
+            text = chat.text(ids, stops)
             journal.add(key, {"response": text, "ids": list(ids), "ended": ids[-1] in chat.end_ids})
             progress.step()
 
@@ -207,7 +209,7 @@ class Subjects:
             "max_new_tokens": max_new_tokens,
             **self.policy_settings(),
             "engine": rollout.engine,
-            "stop_strings": list(rollout.stop_strings),
+            "stop_strings": self.chat.stop_strings(rollout.stop_strings),
         }
 
     def sampled_settings(self, max_new_tokens: int, temperature: float | None) -> dict[str, Any]:

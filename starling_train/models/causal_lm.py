@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
+from starling_train.data.chat import Chat
 from starling_train.files.whole import write_whole
 from starling_train.models import quantisation, written
 from starling_train.models.source import UNUSABLE, ModelSource, first_line
@@ -127,10 +128,9 @@ def shapes_of(model_class: Any, config: Any) -> dict[str, torch.Size]:
         ) from error
 
 
-def save_model(model: CausalLM, directory: Path, save_tokenizer: Callable[[Path], None]) -> Path:
+def save_model(model: CausalLM, directory: Path, chat: Chat) -> Path:
     """Write a causal LM with its tokenizer in Hugging Face format (`written.write`), then rename into place.
 
-    save_tokenizer: writes the tokenizer, chat template included, into a given directory.
+    chat: the tokenizer and the template that the model was trained with.
     """
-
-    return write_whole(directory, lambda partial: written.write(model, partial, save_tokenizer))
+    return write_whole(directory, lambda partial: written.write(model, partial, chat))

@@ -6,7 +6,6 @@ NAME.weight (n, m) of a matrix of low rank is replaced by NAME.left (n, k) and N
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
+from starling_train.data.chat import Chat
 from starling_train.files.tensors import read_json
 from starling_train.files.whole import write_whole
 from starling_train.models import causal_lm, written
@@ -40,9 +40,14 @@ def write(
     model: CausalLM,
     factors: dict[str, tuple[Tensor, Tensor]],
     directory: Path,
-    save_tokenizer: Callable[[Path], None],
+    chat: Chat,
 ) -> dict[str, int]:
-    """Write the folder, complete or absent. factors: (left, right) by the module's name.
+    """Write the folder, complete or absent.
+
+    model: of the dense matrices.
+    factors: (left, right) by the module's name.
+    directory: to write.
+    chat: the tokenizer and its template.
 
     Returns {"parameters", "parameters_dense"}: numbers that the folder holds, and that the dense model does.
     """
@@ -56,11 +61,13 @@ def write(
     counts = {"parameters": sum(tensor.numel() for tensor in state.values()), "parameters_dense": dense}
     listing = {"matrices": {name: right.shape[0] for name, (_, right) in factors.items()}} | counts
 
+    written.name_ends(model, chat)
+
     def fill(partial: Path) -> None:
         partial.mkdir()
         model.config.save_pretrained(partial)
         model.generation_config.save_pretrained(partial)
-        save_tokenizer(partial)
+        chat.save(partial)
         save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
         (partial / LISTING).write_text(json.dumps(listing, indent=1) + "\n")
         written.complete(partial, tied=written.is_tied(model))

@@ -125,6 +125,19 @@ class ModelSource:
             ) from error
 
     @cached_property
+    def generation_ends(self) -> list[int]:
+        """The ids that end an answer by generation_config.json, or by config.json without one. Raises UserError."""
+        file = self.directory / "generation_config.json"
+        try:
+            ends = (tensors.read_json(file) if file.is_file() else self.values).get("eos_token_id")
+        except UserError as error:
+            raise UserError(f"{self.key}: {error}") from None
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        if not all(type(index) is int for index in ends):
+            raise UserError(f"{self.key}: {self.directory}: eos_token_id is {ends}, not ids; download it again")
+        return ends
+
+    @cached_property
     def files(self) -> WeightFiles:
         return weight_files(self.directory)
 

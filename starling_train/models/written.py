@@ -6,11 +6,11 @@ transformers 5 names a few things anew. Its predecessor passes over what it does
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
+from starling_train.data.chat import Chat
 from starling_train.files import tensors
 from starling_train.models.source import UNUSABLE, first_line
 
@@ -20,15 +20,27 @@ OLD_KEYS = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor
 ANYBODY = 0o666
 
 
-def write(model: Any, directory: Path, save_tokenizer: Callable[[Path], None]) -> None:
+def write(model: Any, directory: Path, chat: Chat) -> None:
     """Write a causal LM in Hugging Face format, safetensors, with its tokenizer, and read back what loading depends on.
 
-    save_tokenizer: writes the tokenizer, chat template included, into a given directory. Raises UserError.
+    chat: the tokenizer and the template that the model was trained with. Raises UserError.
     """
+    name_ends(model, chat)
     model.save_pretrained(directory)
-    save_tokenizer(directory)
+    chat.save(directory)
     complete(directory, tied=is_tied(model))
     check(directory, model)
+
+
+def name_ends(model: Any, chat: Chat) -> None:
+    """Let the model's configurations name every id that ends an answer, and a pad id that does not."""
+    ends = [chat.end_of_turn, *sorted(chat.end_ids - {chat.end_of_turn})]
+    for config in (model.generation_config, model.config):
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        if config.pad_token_id in chat.end_ids:
+            config.pad_token_id = chat.pad_id
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = chat.pad_id
 
 
 def complete(directory: Path, tied: bool | None = None) -> None:

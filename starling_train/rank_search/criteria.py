@@ -66,8 +66,7 @@ def of_text(path: str, chat: Chat, window: int, split: "Split") -> Criterion:
     """
     with _about("perplexity.path", path):
         documents = perplexity.load(path)
-        groups = [perplexity.windows(*perplexity.encode(document, chat), window) for document in documents]
-        groups = [group for group in groups if group]
+        groups = [group for group in perplexity.windows_of(documents, chat, window) if group]
         if not groups:
             perplexity.cut(documents, chat, window)  # raises the error
         groups = groups if len(groups) > 1 else [[one] for one in groups[0]]

@@ -47,7 +47,7 @@ class Inputs:
         source = ModelSource.open(model.path, "model.path", model.revision, weights=not config.dry_run)
         quantisation.check_acceleration(attention=model.attention)
         model_config = source.policy_config
-        chat = policy.load_chat(source)
+        chat = policy.load_chat(source, model)
         policy.check_vocabulary(model_config, chat)
         window = window_of(laser.window, model_config.max_position_embeddings)
         if not config.dry_run:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from starling_train.config.fields import UserError
+from starling_train.config.fields import UserError, named_in_errors
 from starling_train.data.chat import Chat
 from starling_train.data.preferences import Comparison
 from starling_train.models.budget import Budget
@@ -56,7 +56,8 @@ def _pair(row: Comparison, number: int, chat: Chat) -> Pair:
         raise UserError(
             f"comparison {number}: the preferred answer and the other have the same text; remove it, or repair it"
         )
-    (prompt, chosen), (same, rejected) = chat.answered(best), chat.answered(worst)
+    with named_in_errors(f"comparison {number}"):  # what the chat template refuses
+        (prompt, chosen), (same, rejected) = chat.answered(best), chat.answered(worst)
     return Pair(prompt + chosen, same + rejected, len(prompt))
 
 

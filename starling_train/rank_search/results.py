@@ -70,7 +70,7 @@ def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> di
     tensors = {name: search.matrix(row, record) for name, (row, record) in accepted.items()}
     matrices = {name: parts["matrix"] for name, parts in tensors.items()}
     model = reduction.in_stored_dtype(search.model, search.source, matrices)
-    causal_lm.save_model(model, run.path / "model", chat.save)
+    causal_lm.save_model(model, run.path / "model", chat)
     counts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "parameters_of_accepted": sum(row["parameters"] for row, _ in accepted.values()),
@@ -82,7 +82,7 @@ def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> di
             for name, (_, record) in accepted.items()
             if "left" in tensors[name]
         }
-        written = factored.write(model, factors, run.path / "factored", chat.save)
+        written = factored.write(model, factors, run.path / "factored", chat)
         counts |= {"parameters_factored": written["parameters"]}
     return counts
 

@@ -68,7 +68,7 @@ class _Decoder:
         self._recorder = StateRecorder(policy.get_decoder(), keep_layer, len(prompts))
         self._policy, self._prompts, self._config, self._on_done = policy, prompts, config, on_done
         self._head = ways_of(policy).head(policy)
-        self._end_ids, self._stops = chat.end_ids, StopStrings(chat, config.stop_strings)
+        self._end_ids, self._stops = chat.end_ids, StopStrings(chat, chat.stop_strings(config.stop_strings))
         size = sum(parameter.numel() for parameter in policy.parameters())
         self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)
         self._on_gpu = policy.device.type == "cuda"

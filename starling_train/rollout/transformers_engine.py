@@ -32,7 +32,7 @@ def respond(
     for start in range(0, len(prompts), config.slots):
         rows = by_length[start : start + config.slots]
         ids, is_real = padded([prompts[i] for i in rows], chat.pad_id, "left")
-        stop = {"tokenizer": chat.tokenizer} if config.stop_strings else {}
+        stop = {"tokenizer": chat.tokenizer} if chat.stop_strings(config.stop_strings) else {}
         output = policy.generate(ids.to(policy.device), attention_mask=is_real.long().to(policy.device), **stop)
         for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
             responses[row] = trim(generated, chat.end_ids, chat.pad_id)
@@ -70,7 +70,7 @@ def _settings(config: RolloutConfig, chat: Chat, greedy: bool) -> GenerationConf
         max_new_tokens=config.max_new_tokens,
         eos_token_id=sorted(chat.end_ids),
         pad_token_id=chat.pad_id,
-        stop_strings=list(config.stop_strings) or None,
+        stop_strings=chat.stop_strings(config.stop_strings) or None,
         **sampling,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import FreezeConfig
+from starling_train.config.sections import FreezeConfig, ModelConfig
 from starling_train.data.chat import Chat
 from starling_train.files.identity import Identity
 from starling_train.models import adapters, causal_lm
@@ -22,10 +22,11 @@ from starling_train.selection.scans import scan_or_list
 from starling_train.selection.select import select
 
 
-def load_chat(source: ModelSource) -> Chat:
-    """Open the policy's tokenizer and its template. Raises UserError, naming the source's key."""
+def load_chat(source: ModelSource, model: ModelConfig) -> Chat:
+    """Open the policy's tokenizer and the template that `model` names. Raises UserError, naming the source's key."""
     _ = source.policy_config  # read along with the tokenizer: errors in it are reported first, as its own
-    return Chat.checked(source.tokenizer, f"{source.key}: {source.directory}")
+    where = f"{source.key}: {source.directory}"
+    return Chat.checked(source.tokenizer, where, model.template, model.template_kwargs, source.generation_ends)
 
 
 def check_lengths(config: PpoConfig | DpoConfig, model_config: Any, chat: Chat) -> None:
@@ -91,7 +92,7 @@ class SelectedPolicy:
         if self.config.model.load_in:
             base = causal_lm.load_causal_lm(self.source, dtype=self.config.model.dtype, device="cpu")
         whole = adapters.merged(self.model, base)
-        causal_lm.save_model(whole, to, chat.save)
+        causal_lm.save_model(whole, to, chat)
 
 
 def load_policy(config: PpoConfig | DpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> SelectedPolicy:

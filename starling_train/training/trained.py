@@ -12,7 +12,6 @@ from torch import nn
 from starling_train.config.fields import UserError
 from starling_train.config.rm import RmConfig
 from starling_train.config.sections import FreezeConfig, LoraConfig, ModelConfig
-from starling_train.data.chat import Chat
 from starling_train.files.tensors import FLOATS
 from starling_train.models import adapters, causal_lm, header_checks, written
 from starling_train.models.reward.net import Network, RewardNet
@@ -20,6 +19,7 @@ from starling_train.models.reward.start import empty_net, find_start, make_net, 
 from starling_train.models.source import ModelSource
 from starling_train.run.saved import SavedRun
 from starling_train.selection import freeze
+from starling_train.training import policy
 
 LORA = ".lora_"  # in the names of an adapter's two matrices
 NOT_EXPORTED = ("critic.", "value_head.")  # what a checkpoint of ppo has beside the policy
@@ -63,7 +63,7 @@ class TrainedPolicy:
         # the base model: where it was when the run trained, or where it is now
         self._source = ModelSource.open(base or model.path, "base", None if base else model.revision)
         self.directory = self._source.directory
-        _ = self._source.policy_config, self._source.tokenizer  # checked before the checkpoint is looked at
+        self._chat = policy.load_chat(self._source, model)  # checked before the checkpoint is looked at
 
     def empty(self) -> Network:
         header_checks.check_policy(self._source)
@@ -73,7 +73,7 @@ class TrainedPolicy:
         return causal_lm.load_causal_lm(self._source, dtype=self.model.dtype)
 
     def write(self, model: causal_lm.CausalLM, directory: Path) -> None:
-        written.write(model, directory, Chat(self._source.tokenizer).save)
+        written.write(model, directory, self._chat)
 
 
 class TrainedReward:

@@ -144,6 +144,7 @@ def index(weight_map: Any, with_weights: bool = True) -> Make:
 
 def no_end_of_turn(world: World) -> None:
     path = world.copy("policy")
+    (path / "chat_template.jinja").unlink()
     for file in (path / "tokenizer.json", path / "tokenizer_config.json"):
         file.write_text(file.read_text().replace("<|end_of_turn|>", "<|something|>"))
 

@@ -124,7 +124,8 @@ POLICY = [
     # tokenizers
     row("ppo dpo", HERE_POLICY, "model.path: no usable tokenizer", "download", make=cut("policy", "tokenizer.json")),
     row("ppo", HERE_POLICY, "no usable tokenizer", "download", make=spoiled("policy", "tokenizer.json", "{}")),
-    row("ppo dpo laser", HERE_POLICY, "model.path: ", "<|end_of_turn|>", "use an Openchat", make=no_end_of_turn),
+    row("ppo dpo laser", HERE_POLICY, "model.path: ", "no <|end_of_turn|>", "model.template=FILE.jinja",
+        make=no_end_of_turn),
     row("ppo", HERE_POLICY, "model.path: the tokenizer has ids up to", "use the tokenizer",
         make=settings("policy", vocab_size=100)),
     row("rm", HERE_POLICY, "rm.tokenizer: ", "give the tokenizer", make=settings("policy", vocab_size=100)),

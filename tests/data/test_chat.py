@@ -56,5 +56,7 @@ def test_what_is_wrong_names_the_source():
         def get_vocab(self):
             return {"a": 0}
 
-    with pytest.raises(UserError, match=r"^model\.path: DIR: the tokenizer has no <\|end_of_turn\|>"):
+    with pytest.raises(
+        UserError, match=r"^model\.path: DIR: the tokenizer has no chat template and no <\|end_of_turn\|> token"
+    ):
         Chat.checked(Other(), "model.path: DIR")

@@ -74,7 +74,7 @@ def test_too_little_text_has_no_window(tokenizer):
 
 
 def test_plain_text_begins_with_bos_and_nothing_in_it_is_special(tokenizer):
-    ids, counted = perplexity.encode("Hello <|end_of_turn|>", Chat(tokenizer))
+    [(ids, counted)] = perplexity.encode("Hello <|end_of_turn|>", Chat(tokenizer))
     assert ids[:2] == [1, 22557] and openchat.end_of_turn_id(tokenizer) not in ids
     assert counted == list(range(1, len(ids)))
 
@@ -87,7 +87,7 @@ def test_of_a_conversation_the_answers_count_with_their_ends(tokenizer):
         return {"role": "assistant", "content": text}
 
     talk = [user("Hello"), assistant("Hi"), user("Hello"), assistant("Hello")]
-    ids, counted = perplexity.encode(talk, Chat(tokenizer))
+    [(ids, counted)] = perplexity.encode(talk, Chat(tokenizer))
     assert ids == openchat.encode(talk, tokenizer, add_generation_prompt=False)
     end = openchat.end_of_turn_id(tokenizer)
     hi, hello = openchat.text_ids("Hi", tokenizer), openchat.text_ids("Hello", tokenizer)

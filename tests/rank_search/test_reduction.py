@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
 from starling_train.core.rank_reduction import truncate
+from starling_train.data.chat import Chat
 from starling_train.models import factored
 from starling_train.rank_search import reduction
 
@@ -76,14 +77,12 @@ def test_a_model_in_another_dtype_gets_the_checkpoints_back(checkpoint, records)
 @pytest.fixture
 def halves(tiny_mistral, tmp_path, small_models):
     """A model with one matrix at rank 4, written in factors: (model, factors, folder, counts)."""
-    from starling_train.data import openchat
-
     model = tiny_mistral().eval()
     found = truncate(model.get_parameter(f"{MODULE}.weight").detach(), 4)
     factors = {MODULE: (found.left.float(), found.right.float())}
     reduction.exchange(model.get_parameter(f"{MODULE}.weight"), factors[MODULE][0] @ factors[MODULE][1])
     tokenizer = load_tokenizer(small_models / "policy")
-    counts = factored.write(model, factors, tmp_path / "factored", lambda out: openchat.save_tokenizer(tokenizer, out))
+    counts = factored.write(model, factors, tmp_path / "factored", Chat(tokenizer))
     return model, factors, tmp_path / "factored", counts
 
 

@@ -61,6 +61,9 @@ class Ends:
 
     end_ids = frozenset([END])
 
+    def stop_strings(self, chosen):
+        return chosen
+
 
 def respond(model, chosen, count, greedy=True, keep_layer=None, indices=None, **changes):
     """(responses, states) with so many slots, where no budget and no table is in between."""

@@ -22,12 +22,13 @@ def during_training(config: PpoConfig, chat: Chat) -> Skill:
     how = config.evaluation.function_calling
     cases = load_cases(given(how.path), limit=how.cases)
     limits = replace(config.rollout, max_new_tokens=how.max_new_tokens)
+    stops = chat.stop_strings(limits.stop_strings)
 
     def measure(policy: CausalLM, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
         def answer(conversations: list[list[dict]]) -> list[str]:
-            prompts = [chat.prompt(messages) for messages in runtime.shard(conversations)]
+            prompts = [chat.prompt(chat.adapted(messages)) for messages in runtime.shard(conversations)]
             rollout = generate(policy, chat, prompts, limits, greedy=True, budget=slots)
-            return runtime.gather([chat.text(ids, limits.stop_strings) for ids in rollout.responses])
+            return runtime.gather([chat.text(ids, stops) for ids in rollout.responses])
 
         result = evaluate(cases, answer)
         by_category = {f"eval/function_calling_{name}": value for name, value in result.by_category.items()}
@@ -66,7 +67,8 @@ class FunctionCalling(Suite):
         with self.journal(folder, "answers") as journal:
 
             def answer(conversations: list[list[dict]]) -> list[str]:
-                prompts = [subjects.chat.prompt(messages) for messages in conversations]
+                chat = subjects.chat
+                prompts = [chat.prompt(chat.adapted(messages)) for messages in conversations]
                 questions = dict(zip(keys, prompts, strict=True))
                 subjects.answer(questions, journal, limits, progress(len(keys), len(journal.rows)), greedy=True)
                 return [journal.rows[key]["response"] for key in keys]

@@ -8,6 +8,7 @@ from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.data import nectar, pairs, prompts, ranked
 from starling_train.data.chat import Chat
+from starling_train.data.conversations import with_answer
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
 from starling_train.models.source import ModelSource
@@ -47,7 +48,7 @@ class DpoInputs:
     def find(cls, config: DpoConfig, run: RunDirectory, runtime: Runtime) -> "DpoInputs":
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
         source = ModelSource.open(config.model.path, "model.path", config.model.revision)
-        chat = policy.load_chat(source)
+        chat = policy.load_chat(source, config.model)
         check_lengths(config, source.policy_config, chat)
         check_shares(config, runtime)
         preflight.check_policy_run(config, source, run.path)
@@ -60,18 +61,24 @@ def load_data(config: DpoConfig, chat: Chat) -> DpoData:
     data = config.data
     rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
     usable, without = ranked.with_an_order(rows.rows, data.path)
+    usable, refused, lines = chat.accepted(
+        usable,
+        lambda row: [row.messages, with_answer(row.messages, row.answers[0].text)],
+        lambda row: prompts.named(row.messages),
+    )
     fitting, too_long = prompts.tokenise([row.messages for row in usable], chat, data.max_prompt_tokens)
     prompt_of = {id(prompt.messages): prompt for prompt in fitting}
     paired = pairs.make([row for row in usable if id(row.messages) in prompt_of], config.dpo.pairs, config.seed)
     training, held_out = prompts.hold_out(paired, data.eval_prompts, config.seed)
     to_answer = [prompt_of[id(row.messages)] for row in held_out[: config.evaluation.responses]]
-    dropped = rows.dropped | {ranked.NO_ORDER: without, f"longer than {data.max_prompt_tokens} tokens": too_long}
+    dropped = rows.dropped | {ranked.NO_ORDER: without} | refused
+    dropped |= {f"longer than {data.max_prompt_tokens} tokens": too_long}
     report = (
         f"{len(training)} training prompts with {_pairs(training)} pairs ({config.dpo.pairs}), {len(held_out)} held "
         f"out with {_pairs(held_out)}; dropped: {prompts.counts(dropped)}; "
         f"answers: {prompts.counts(rows.answers_changed)}"
     )
-    return DpoData(training, held_out, to_answer, report)
+    return DpoData(training, held_out, to_answer, "\n".join([report, *lines, *chat.lines()]))
 
 
 def _pairs(rows: list[PairedRow]) -> int:
@@ -147,7 +154,7 @@ def describe(config: DpoConfig) -> str:
     """Describe what would be trained, and the memory by part, without weights. Raises UserError as the run would."""
     source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = source.policy_config
-    chat = policy.load_chat(source)
+    chat = policy.load_chat(source, config.model)
     check_lengths(config, model_config, chat)
     table, memory = planned(config, source)
     pairs_report, count = "  (not a local path: read when the run starts)", ""

@@ -7,7 +7,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.chat import Chat
-from starling_train.data.prompts import Prompt, counts
+from starling_train.data.prompts import Prompt, counts, named
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
 from starling_train.planning.memory import MemoryPlan
@@ -47,7 +47,7 @@ class PpoInputs:
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
         baseline_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
         source = ModelSource.open(config.model.path, "model.path", config.model.revision)
-        chat = policy.load_chat(source)
+        chat = policy.load_chat(source, config.model)
         policy.check_lengths(config, source.policy_config, chat)
         check_shares(config, runtime)
         check_run(config, source, run.path, runtime)
@@ -72,19 +72,20 @@ def load_data(config: PpoConfig, chat: Chat, admits: bool = False) -> PpoData:
         answers=False,
         keep=reward.columns(config.reward),
     )
-    conversations, columns = [row.messages for row in rows.rows], [row.columns for row in rows.rows]
+    accepted, refused, lines = chat.accepted(rows.rows, lambda row: [row.messages], lambda row: named(row.messages))
+    conversations, columns = [row.messages for row in accepted], [row.columns for row in accepted]
     fitting, too_long = prompts.tokenise(conversations, chat, config.data.max_prompt_tokens, columns)
-    dropped = rows.dropped | ({f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {})
-    lines: list[str] = []
+    dropped = rows.dropped | refused
+    dropped |= {f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {}
     if admits:
         asked = [prompt.messages for prompt in fitting]
         admission = reward.admit(config.reward, asked, [prompt.columns for prompt in fitting])
-        lines = [*admission.described(asked), *admission.lines]
+        lines += [*admission.described(asked), *admission.lines]
         dropped |= {REFUSED: len(admission.refused)} if admission.refused else {}
         fitting = [prompt for index, prompt in enumerate(fitting) if index not in admission.refused]
     training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
     report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
-    return PpoData(training, held_out, "\n".join([report, *lines]))
+    return PpoData(training, held_out, "\n".join([report, *lines, *chat.lines()]))
 
 
 def check_run(config: PpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> None:
@@ -112,7 +113,7 @@ def describe(config: PpoConfig) -> str:
     """Describe what would be trained, on what, and the memory by part. Raises UserError as the run itself would."""
     source = ModelSource.open(config.model.path, "model.path", config.model.revision, weights=False)
     model_config = source.policy_config
-    chat = policy.load_chat(source)
+    chat = policy.load_chat(source, config.model)
     policy.check_lengths(config, model_config, chat)
     table, memory = planned(config, source)
     return "\n".join(
