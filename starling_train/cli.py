@@ -14,19 +14,20 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException
 from yaml import YAMLError
 
 from starling_train import assets
-from starling_train.config.fields import UserError, former_names
+from starling_train.config.fields import UserError, former_names, walk
 from starling_train.config.ppo import PpoConfig
 
 # Hydra's own: its flags, and its settings, which it reads before it composes
@@ -200,7 +201,22 @@ def typed(composed: DictConfig, schema: type = PpoConfig) -> Any:
                 value = section.pop(name)
                 if OmegaConf.select(composed, _report_former(old, new)) is None:
                     OmegaConf.update(composed, new, value)
+    _check_containers(composed, schema)
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
+
+
+def _check_containers(composed: DictConfig, schema: type) -> None:
+    """Raise OmegaConf's error for a list in place of a mapping, or reverse, with its key, which OmegaConf leaves out."""
+    for key, item, _, _ in walk(schema()):
+        value = OmegaConf.select(composed, key)
+        kind: Any = item.type
+        # list[str] | None, or list[str]
+        kinds: list[Any] = [get_origin(one) for one in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
+        for wrong, right, what in ((DictConfig, list, "a list"), (ListConfig, dict, "a mapping")):
+            if isinstance(value, wrong) and right in kinds:
+                error = ConfigTypeError(f"{OmegaConf.to_container(value)} is not {what}")
+                error.full_key, error.msg = key, str(error)
+                raise error
 
 
 def read_settings(values: Any, schema: type, source: Path) -> Any:
