@@ -206,7 +206,7 @@ def typed(composed: DictConfig, schema: type = PpoConfig) -> Any:
 
 
 def _check_containers(composed: DictConfig, schema: type) -> None:
-    """Raise OmegaConf's error for a list in place of a mapping, or reverse, with its key, which OmegaConf leaves out."""
+    """Raise OmegaConf's error, with the key that it leaves out, for a list in place of a mapping, or the reverse."""
     for key, item, _, _ in walk(schema()):
         value = OmegaConf.select(composed, key)
         kind: Any = item.type
