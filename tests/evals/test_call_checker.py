@@ -1,11 +1,10 @@
 """The leaderboard's rules, one by one, on functions small enough to check by eye."""
 
-import random
 from itertools import permutations
 
 import pytest
 
-from starling_train.evals.function_calling.checker import has_perfect_matching, is_correct
+from starling_train.evals.function_calling.checker import is_correct
 
 
 def function(name: str, required: tuple[str, ...] = (), **properties: dict) -> dict:
@@ -140,7 +139,7 @@ POINT = {"type": "tuple", "items": {"type": "float"}}
         ("[1]", INTEGERS, [[1, 2]], False),
         ("[1, 2, 3]", INTEGERS, [[1, 2]], False),
         ("[]", INTEGERS, [[1, 2]], False),
-        ("[]", INTEGERS, [[1, 2], ""], False),
+        ("[]", INTEGERS, [[1, 2], ""], True),  # what may be left out may be empty
         ("[]", INTEGERS, [[]], True),
         ("(1, 2)", INTEGERS, [[1, 2]], False),
         ("1", INTEGERS, [[1]], False),
@@ -156,7 +155,7 @@ POINT = {"type": "tuple", "items": {"type": "float"}}
         ('[["a"], ["b"]]', STRINGS, [["a", "b"], [["a"], ["b"]]], True),
         ("[[1, 2], [3, 4]]", ROWS, [[[1, 2], [3, 4]]], True),
         ("[[1, 2], [3, 5]]", ROWS, [[[1, 2], [3, 4]]], False),
-        ("[[1, 2], [3, 4.0]]", ROWS, [[[1, 2], [3, 4]]], False),
+        ("[[1, 2], [3, 4.0]]", ROWS, [[[1, 2], [3, 4]]], True),  # types one level deep, then values
         ("[1, 2, 3, 4]", ROWS, [[[1, 2], [3, 4]]], False),
         ("(1.5, -2.5)", POINT, [[1.5, -2.5]], True),
         ("[1.5, -2.5]", POINT, [[1.5, -2.5]], True),
@@ -182,12 +181,14 @@ ROOMS = {"type": "array", "items": {"type": "dict"}}
         ('{"name": "big room"}', "dict", ROOM, False),
         ('{"min": 1, "max": 2}', "dict", ROOM, False),
         ('{"min": "1"}', "dict", ROOM, False),
-        ('{"min": True}', "dict", ROOM, False),
+        ('{"min": True}', "dict", ROOM, True),  # no types in a dict, and True is 1
         ("{}", "dict", ROOM, False),
         ('["min"]', "dict", ROOM, False),
-        ('{"a": {"b": 1.5, "c": "X Y"}}', "dict", [{"a": [{"b": 1.5, "c": "x y"}]}], True),
+        ('{"a": {"b": 1.5, "c": "x y"}}', "dict", [{"a": [{"b": 1.5, "c": "x y"}]}], True),
+        ('{"a": {"b": 1.5, "c": "X Y"}}', "dict", [{"a": [{"b": 1.5, "c": "x y"}]}], False),  # not normalised there
         ('{"a": {"b": 1.5}}', "dict", [{"a": [{"b": 1.5, "c": "x y"}]}], False),
-        ('{"a": ["X", "y"]}', "dict", [{"a": [["x", "y"]]}], True),
+        ('{"a": ["x", "y"]}', "dict", [{"a": [["x", "y"]]}], True),
+        ('{"a": ["X", "y"]}', "dict", [{"a": [["x", "y"]]}], False),
         ('[{"min": 1}, {"min": 2}]', ROOMS, [ROOM * 2], True),
         ('[{"min": 1}]', ROOMS, [ROOM * 2], False),
         ('[{"min": 1}, {"min": 3}]', ROOMS, [ROOM * 2], False),
@@ -215,25 +216,14 @@ def test_parallel_calls_come_in_any_order():
     assert not is_correct("[f(x=1), f(x=2), g(), g()]", functions, truth)
 
 
-def test_parallel_calls_are_matched_not_taken_greedily():
-    """f(x=1) fits both truths; taking the first one that fits would leave f(x=2) without a partner."""
+def test_a_true_call_takes_the_first_answer_that_fits():
+    """f(x=1) fits both truths. Answered first, it goes to the first of them, and f(x=2) is left without a partner."""
     functions = [function("f", ("x",), x={"type": "integer"})]
     truth = [{"f": {"x": [1, 2]}}, {"f": {"x": [1]}}]
-    assert is_correct("[f(x=1), f(x=2)]", functions, truth)
+    assert not is_correct("[f(x=1), f(x=2)]", functions, truth)
     assert is_correct("[f(x=2), f(x=1)]", functions, truth)
+    assert is_correct("[f(x=1), f(x=2)]", functions, truth[::-1])
     assert not is_correct("[f(x=2), f(x=2)]", functions, truth)
-
-
-def test_matching_agrees_with_trying_every_permutation():
-    rng = random.Random(0)
-    seen = set()
-    for _ in range(500):
-        size = rng.randrange(1, 6)
-        table = [[rng.random() < 0.45 for _ in range(size)] for _ in range(size)]
-        exists = any(all(table[i][j] for i, j in enumerate(order)) for order in permutations(range(size)))
-        assert has_perfect_matching(table) is exists
-        seen.add(exists)
-    assert seen == {True, False}
 
 
 @pytest.mark.parametrize("truth", [None, []])
@@ -246,10 +236,15 @@ def test_matching_agrees_with_trying_every_permutation():
         ("[]", True),
         ("[area(base=1, height=2)]", False),
         ("anything(x=1)", False),
-        ("```python\n[area(base=1, height=2)]\n```", False),
-        ("[area(1, 2)]", False),  # malformed, and still not the restraint that is asked for
+        ("Nothing(x)", False),
+        ("[area(1, 2)]", False),
         ("[area(base=compute(x=1))]", False),
-        ("[area(base=", False),
+        ("```\n[area(base=1, height=2)]\n```", False),
+        # what is no call to the leaderboard's decoder
+        ("```python\n[area(base=1, height=2)]\n```", True),
+        ("[area(base=1, height=2)];", True),
+        ("area(base=1, height=2) is the area.", True),
+        ("[area(base=", True),
     ],
 )
 def test_irrelevance_wants_no_call(answer, expected, truth):

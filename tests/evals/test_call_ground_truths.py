@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from answer_forms import first_value
 
 from starling_train.evals.function_calling import Call, Case, answer_text, evaluate, is_correct, load_cases
 
@@ -14,13 +15,6 @@ pytestmark = pytest.mark.skipif("STARLING_DATA" not in os.environ, reason="STARL
 
 UNSEEN = "zq unseen value"  # no ground truth allows it, normalised or not
 UNSEEN_NUMBER = 918273645
-
-
-def first_value(value):
-    """One concrete value: in a dict, the first allowed one of each key that may not be left out."""
-    if isinstance(value, dict):
-        return {key: first_value(allowed[0]) for key, allowed in value.items() if "" not in allowed}
-    return [first_value(item) for item in value] if isinstance(value, list) else value
 
 
 def true_calls(case: Case, leave_out: bool = False) -> list[Call]:
@@ -55,7 +49,9 @@ def wrong_values(value, allowed: list) -> list:
             candidates = [UNSEEN, f"{value} {UNSEEN}"]
         case list():
             candidates = [[*value, *(value[:1] or [0])], value[::-1], value[:-1], []]
-            candidates = [c for c in candidates if c not in [first_value(a) for a in allowed]]
+            # a list that may be left out may be empty
+            right = [first_value(a) for a in allowed] + [[]] * ("" in allowed)
+            candidates = [c for c in candidates if c not in right]
         case dict():
             candidates = [{}, {**value, UNSEEN: 1}, dict.fromkeys(value, UNSEEN), dict.fromkeys(value)]
             candidates += [{k: v for k, v in value.items() if k != gone} for gone in value]
@@ -133,7 +129,7 @@ def corruptions(case: Case, leave_out: bool = False) -> list[str]:
         f"[{right}]",
         f"print({inner})",
     ]
-    texts += [f"[f(x={first})]", right.replace("(", "(0, " if "=" in first else "(0", 1), f"{right}\x00"]
+    texts += [f"[f(x={first})]", f"run({first})", f"{right};", f"{right}\x00"]
     texts += [
         json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls]),
         "",

@@ -9,6 +9,7 @@ import pytest
 from starling_train.config.fields import UserError
 from starling_train.evals.function_calling import Case, conversation, evaluate, load_cases
 from starling_train.evals.function_calling.cases import INSTRUCTION
+from starling_train.evals.function_calling.parser import in_fence
 
 FUNCTION = {
     "name": "f",
@@ -158,6 +159,7 @@ def test_evaluate_by_hand(directory):
         "category": "simple_python",
         "answer": "f(x=2)",
         "correct": False,
+        "lenient": False,
     }
     assert [record["correct"] for record in result.records] == [
         True,
@@ -174,3 +176,29 @@ def test_evaluate_by_hand(directory):
 def test_too_few_answers_are_our_mistake(directory):
     with pytest.raises(AssertionError, match="1 answers to 8 cases"):
         evaluate(load_cases(directory), lambda conversations: ["f(x=1)"])
+
+
+def test_the_lenient_verdict_is_on_what_stands_in_a_fence(directory):
+    """A labelled fence is no call on the leaderboard, and so the right answer where none fits: 3 of 8, and 5 of 8."""
+    cases = load_cases(directory)
+    fenced = "Here:\n```python\n[f(x=1)]\n```\nDone."
+    answers = [fenced, "```json\nf(x=1)", "```\nf(x=1)\n```", "f(x=2)", fenced, fenced, "Nothing.", "f(x=1)"]
+    result = evaluate(cases, lambda conversations: answers)
+    assert [record["correct"] for record in result.records] == [False, False, True, False, False, True, True, False]
+    assert [record["lenient"] for record in result.records] == [True, True, True, False, True, False, True, False]
+    assert (result.accuracy, result.lenient) == (37.5, 62.5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "inside"),
+    [
+        ("f(x=1)", "f(x=1)"),
+        ("```f(x=1)```", "f(x=1)"),
+        ("```python\nf(x=1)\n```", "f(x=1)\n"),
+        ("a ``` tool_code \nf(x=1)\n``` b ```g()```", "f(x=1)\n"),
+        ("```f\n(x=1)```", "(x=1)"),  # a word alone on the fence's line is its label
+        ("```json\nf(x=1)", "f(x=1)"),
+    ],
+)
+def test_in_fence(answer, inside):
+    assert in_fence(answer) == inside

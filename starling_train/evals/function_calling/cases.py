@@ -14,6 +14,7 @@ from typing import Any
 from starling_train.config.fields import UserError
 from starling_train.data import row_files
 from starling_train.evals.function_calling.checker import is_correct
+from starling_train.evals.function_calling.parser import in_fence
 from starling_train.evals.suite import in_turn
 
 CATEGORIES = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance")
@@ -33,9 +34,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """Right answers in percent, over all cases and by category, and one record a case."""
+    """Right answers in percent, over all cases and by category, and one record a case.
+
+    lenient: over all cases, where a fence's label and what stands around the fence are passed over.
+    """
 
     accuracy: float
+    lenient: float
     by_category: dict[str, float]
     records: list[dict]
 
@@ -77,16 +82,17 @@ def evaluate(cases: Sequence[Case], generate: Callable[[list[list[dict]]], list[
             "category": case.category,
             "answer": answer,
             "correct": is_correct(answer, case.functions, case.ground_truth),
+            "lenient": is_correct(in_fence(answer), case.functions, case.ground_truth),
         }
         for case, answer in zip(cases, answers, strict=True)
     ]
     names = dict.fromkeys(case.category for case in cases)
     by_category = {name: _percent(r for r in records if r["category"] == name) for name in names}
-    return Result(accuracy=_percent(records), by_category=by_category, records=records)
+    return Result(_percent(records), _percent(records, "lenient"), by_category, records)
 
 
-def _percent(records: Iterable[dict]) -> float:
-    return 100.0 * fmean(record["correct"] for record in records)
+def _percent(records: Iterable[dict], verdict: str = "correct") -> float:
+    return 100.0 * fmean(record[verdict] for record in records)
 
 
 def _questions_path(directory: Path, category: str) -> Path:

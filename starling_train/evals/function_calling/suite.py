@@ -16,6 +16,8 @@ from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
 
+VERDICT = "bfcl-eval"  # results from before the verdicts were the leaderboard's own are measured again
+
 
 def during_training(config: PpoConfig, chat: Chat) -> Skill:
     """Read the cases that `evaluation.function_calling` names, and return the skill, in percent; processes share it."""
@@ -39,9 +41,13 @@ def during_training(config: PpoConfig, chat: Chat) -> Skill:
 
 @dataclass
 class FunctionCalling(Suite):
-    """The suite: the share of the leaderboard's cases that the policy answers rightly."""
+    """The suite: the share of the leaderboard's cases that the policy answers rightly.
+
+    answered: everything the answers depend on, whatever the verdict on them is.
+    """
 
     cases: list[Case]
+    answered: dict[str, Any]
 
     name = "function_calling"
     during_training = staticmethod(during_training)
@@ -52,7 +58,8 @@ class FunctionCalling(Suite):
         with about("function_calling.path"):
             cases = load_cases(given(how.path), limit=how.cases)
         data = data_of(given(how.path), (asdict(case) for case in cases))
-        return cls(subjects, subjects.identity_of(cls.name, data, subjects.greedy_settings(how.max_new_tokens)), cases)
+        answered = subjects.identity_of(cls.name, data, subjects.greedy_settings(how.max_new_tokens))
+        return cls(subjects, answered | {"verdict": VERDICT}, cases, answered)
 
     def plan(self) -> str:
         config = self.subjects.config
@@ -64,7 +71,7 @@ class FunctionCalling(Suite):
         keys = unique([case.id for case in self.cases])
         subjects, progress = self.subjects, self.progress(say, "answers")
         limits = subjects.limits(subjects.config.function_calling.max_new_tokens)
-        with self.journal(folder, "answers") as journal:
+        with self.journal(folder, "answers", self.answered) as journal:
 
             def answer(conversations: list[list[dict]]) -> list[str]:
                 chat = subjects.chat
@@ -79,8 +86,22 @@ class FunctionCalling(Suite):
             {"category": name, "accuracy": percent / 100, "cases": cases[name]}
             for name, percent in result.by_category.items()
         ]
-        return {"accuracy": result.accuracy / 100, "cases": len(self.cases), "by_category": by_category}
+        return {
+            "accuracy": result.accuracy / 100,
+            "cases": len(self.cases),
+            "by_category": by_category,
+            "function_calling_lenient": result.lenient / 100,
+        }
 
     def lines(self, result: dict[str, Any]) -> list[ResultLine]:
         parts = [(part["category"], part["accuracy"], part["cases"]) for part in result["by_category"]]
         return shares([("", result["accuracy"], result["cases"]), *parts])
+
+    def notes(self, result: dict[str, Any]) -> list[str]:
+        lenient = result["function_calling_lenient"]
+        if lenient == result["accuracy"]:
+            return []
+        return [
+            f"function_calling_lenient {100 * lenient:.2f} %: with what stands in a code fence taken for the answer, "
+            "which the leaderboard does not do where the fence has a label or words around it"
+        ]
