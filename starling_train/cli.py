@@ -93,6 +93,7 @@ def _compose(arguments: list[str], config_name: str, schema: type) -> list[DictC
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: no bars in log files
     store_recipes()
     arguments = [_with_new_name(argument, former_names(schema)) for argument in arguments]
+    arguments = [_with_plus(argument, schema) for argument in arguments]
     written = io.StringIO()
     try:
         with redirect_stderr(written):  # a wrong flag prints several lines of usage
@@ -138,6 +139,13 @@ def _with_new_name(argument: str, former: dict[str, str]) -> str:
     """Return the argument with its key's present name; a former name is reported in one line."""
     key, _, value = argument.lstrip("+").partition("=")
     return f"{_report_former(key, former[key])}={value}" if key in former else argument
+
+
+def _with_plus(argument: str, schema: type) -> str:
+    """Return the argument as Hydra wants it for a mapping that holds nothing yet: its keys are new ones, `++`."""
+    key = argument.partition("=")[0]
+    mappings = [name for name, _, value, _ in walk(schema()) if value == {}]
+    return f"++{argument}" if any(f"{key}.".startswith(f"{name}.") for name in mappings) else argument
 
 
 def _report_former(old: str, new: str) -> str:
@@ -255,6 +263,8 @@ def _explain(error: Exception, schema: type) -> str:
         if isinstance(error, ConfigKeyError):
             return f"{error.full_key}: no such key; {_keys_beside(error.full_key, schema)}"
         return f"{error.full_key}: {what}; see --cfg job for the kinds of values"
+    if match := re.match(r"Error merging override \+*(?P<key>[\w.]+)=(?P<value>.*)", text):
+        return f"{match['key']}: {match['value']} is of another kind; see --cfg job for the kinds of values"
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: cannot be read ({text.splitlines()[0]}); write section.key=value, and quote odd values"
