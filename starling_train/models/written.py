@@ -6,6 +6,7 @@ transformers 5 names a few things anew. Its predecessor passes over what it does
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from starling_train.models.source import UNUSABLE, first_line
 NEW_CLASSES, OLD_CLASS = ("TokenizersBackend",), "PreTrainedTokenizerFast"
 OLD_KEYS = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 ANYBODY = 0o666
+PROBES = ("Hello  there,\n world 12345 ", " a\tÄ ", "don't")
 
 
 def write(model: Any, directory: Path, chat: Chat) -> None:
@@ -30,6 +32,7 @@ def write(model: Any, directory: Path, chat: Chat) -> None:
     chat.save(directory)
     complete(directory, tied=is_tied(model))
     check(directory, model)
+    check_chat(directory, chat)
 
 
 def name_ends(model: Any, chat: Chat) -> None:
@@ -50,8 +53,30 @@ def complete(directory: Path, tied: bool | None = None) -> None:
     """
     said = {} if tied is None else {"tie_word_embeddings": tied}
     _amend(directory / "config.json", lambda held: held | _older_names(held) | said)
-    _amend(directory / "tokenizer_config.json", _older_tokenizer)
+    name_tokenizer(directory)
     allow_reading(directory)
+
+
+def name_tokenizer(directory: Path) -> None:
+    """Name the tokenizer's class as transformers 4 knows it, unless that changes what transformers 5 makes of it.
+
+    For a name that it does not know by heart transformers 5 goes by the model's type, and builds its usual tokenizer.
+    """
+    file = directory / "tokenizer_config.json"
+    if not file.is_file() or tensors.read_json(file).get("tokenizer_class") not in NEW_CLASSES:
+        return
+    before, ids = file.read_text(), _probe_ids(directory)
+    _amend(file, _older_tokenizer)
+    if _probe_ids(directory) != ids:
+        file.write_text(before)
+
+
+def _probe_ids(directory: Path) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    texts = [*PROBES, *(token.content + PROBES[0] for token in tokenizer.added_tokens_decoder.values())]
+    return [tokenizer(text).input_ids for text in texts]
 
 
 def allow_reading(directory: Path) -> None:
@@ -84,6 +109,56 @@ def check(directory: Path, model: Any) -> None:
             raise UserError(f"{directory}/config.json: {name} was written as {written}, trained as {trained}")
 
 
+def check_chat(directory: Path, chat: Chat, source: str | None = None) -> None:
+    """Read a written tokenizer and generation_config.json back, as a server does, and compare them with training's.
+
+    Raises UserError, naming `source` or else the directory, where probe conversations become other ids than in
+    training, or where an answer would not end at an id that ended it there.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    _check_probes(tokenizer, chat, source or str(directory))
+    if not (directory / "generation_config.json").is_file():
+        return
+    held = GenerationConfig.from_pretrained(directory)
+    named = held.eos_token_id if isinstance(held.eos_token_id, list) else [held.eos_token_id]
+    if missing := sorted(chat.end_ids - set(named)):
+        raise UserError(
+            f"{directory}/generation_config.json: eos_token_id lacks {missing}, where answers end in training"
+        )
+
+
+def check_writable(chat: Chat, source: str) -> None:
+    """Write the tokenizer into a folder that is thrown away and read it back: before a run, for what would end it.
+
+    source: a key and a path, for messages.
+
+    Raises UserError as `check_chat`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        chat.save(folder)
+        name_tokenizer(Path(folder))
+        check_chat(Path(folder), chat, source)
+
+
+def _check_probes(tokenizer: Any, chat: Chat, source: str) -> None:
+    for messages, ids in chat.probes():
+        try:
+            written = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        except Exception as error:  # a template raises what it likes
+            raise UserError(f"{source}: the written chat template fails ({first_line(error)})") from error
+        if written != ids:
+            where = next((i for i, (a, b) in enumerate(zip(written, ids, strict=False)) if a != b), len(ids))
+            roles = ", ".join(message["role"] for message in messages)
+            here = slice(where, where + 5)
+            raise UserError(
+                f"{source}: as written, its tokenizer and chat template make other ids than training does of a "
+                f"conversation of {roles}, from token {where} on: {written[here]} instead of {ids[here]}; "
+                "give model.template=FILE.jinja, or the tokenizer in another form"
+            )
+
+
 def _older_names(config: dict[str, Any]) -> dict[str, Any]:
     """Return the keys by which transformers 4 knows what transformers 5 has written."""
     older = {"torch_dtype": config["dtype"]} if config.get("dtype") else {}
@@ -110,9 +185,7 @@ def is_tied(model: Any) -> bool:
 
 
 def _older_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
-    config = dict(config)
-    if config.get("tokenizer_class") in NEW_CLASSES:
-        config["tokenizer_class"] = OLD_CLASS
+    config = config | {"tokenizer_class": OLD_CLASS}
     if isinstance(config.get("extra_special_tokens"), list):  # a mapping, where transformers 4 reads that name
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     return config

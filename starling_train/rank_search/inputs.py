@@ -35,7 +35,7 @@ class Inputs:
     def find(cls, config: LaserConfig, runtime: "Runtime", run: "RunDirectory") -> "Inputs":
         """Check everything, the cheap things first, and read the data. Raises UserError."""
         from starling_train.files import disk
-        from starling_train.models import header_checks, quantisation
+        from starling_train.models import header_checks, quantisation, written
         from starling_train.models.source import ModelSource
         from starling_train.rank_search import search
         from starling_train.selection import scans
@@ -49,6 +49,7 @@ class Inputs:
         model_config = source.policy_config
         chat = policy.load_chat(source, model)
         policy.check_vocabulary(model_config, chat)
+        written.check_writable(chat, f"model.path: {source.directory}")
         window = window_of(laser.window, model_config.max_position_embeddings)
         if not config.dry_run:
             header_checks.check_policy(source)

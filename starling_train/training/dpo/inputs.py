@@ -11,6 +11,7 @@ from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
+from starling_train.models import written
 from starling_train.models.source import ModelSource
 from starling_train.planning import what_trains
 from starling_train.planning.memory import MemoryPlan, TrainingJob, plan_supervised
@@ -50,6 +51,7 @@ class DpoInputs:
         source = ModelSource.open(config.model.path, "model.path", config.model.revision)
         chat = policy.load_chat(source, config.model)
         check_lengths(config, source.policy_config, chat)
+        written.check_writable(chat, f"model.path: {source.directory}")
         check_shares(config, runtime)
         preflight.check_policy_run(config, source, run.path)
         preflight.check_gpu(lambda: planned(config, source)[1], runtime.device)

@@ -8,6 +8,7 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt, counts, named
+from starling_train.models import written
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
 from starling_train.planning.memory import MemoryPlan
@@ -49,6 +50,7 @@ class PpoInputs:
         source = ModelSource.open(config.model.path, "model.path", config.model.revision)
         chat = policy.load_chat(source, config.model)
         policy.check_lengths(config, source.policy_config, chat)
+        written.check_writable(chat, f"model.path: {source.directory}")
         check_shares(config, runtime)
         check_run(config, source, run.path, runtime)
         return cls(source, chat, load_data(config, chat, admits=True), baseline_gb)
