@@ -50,7 +50,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     runtime.seed_all("value head")
     actors = Actors(policy.model, algorithm.critic, policy.table.lowest_layer, config.rollout.temperature)
     actors.to(runtime.device).train()
-    notes = [inputs.data.report, *fallbacks(actors, config.rollout.engine)]
+    notes = "\n".join([inputs.data.report, *fallbacks(actors, config.rollout.engine)])
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
@@ -68,8 +68,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         return evaluate_held_out(held_out, actors, reward_model, config, runtime, Budgets(tokens, slots))
 
     with session:
-        for note in notes:
-            session.say(note)
+        session.say(notes)
         for step in session.steps(evaluate):
             with session.abandonable():
                 with session.phase("rollout"):
