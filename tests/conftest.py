@@ -1,5 +1,6 @@
 """Shared fixtures. Models here are real transformers models, small and random; nothing needs a network."""
 
+import gc
 import os
 import resource
 import sys
@@ -103,6 +104,11 @@ def tiny_mistral():
         )
 
     return build
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # half a million objects of torch and transformers stay: each full collection would look at them all
 
 
 def pytest_sessionfinish():

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_process import Started
+from fault_process import Started, without_plots
 
 RUNS = int(os.environ.get("STARLING_FAULT_RUNS", "30"))  # kills of each command in `make test-faults`
 
@@ -40,7 +40,8 @@ class Job:
 
     def measure(self) -> None:
         began = time.monotonic()
-        process = self.start(self.straight.parent, *EVERY_STEP)
+        arguments = ["run_dir=run", *JOBS[self.command], *EVERY_STEP]
+        process = Started(self.command, arguments, self.straight.parent)
         process.wait_until(lambda: step(self.straight) == 0)
         trains = time.monotonic()
         assert process.wait() == 0, process.error()
@@ -48,7 +49,8 @@ class Job:
         self.start_s, self.step_s = trains - began, (time.monotonic() - trains) / (self.steps + 1)
 
     def start(self, folder: Path, *more: str) -> Started:
-        return Started(self.command, ["run_dir=run", *JOBS[self.command], *more], folder)
+        arguments = ["run_dir=run", *JOBS[self.command], *more]
+        return Started(self.command, arguments, folder, prepare=without_plots)
 
     def finish(self, folder: Path, *more: str) -> None:
         """Start (again) and let it end; it must have come out as the undisturbed run."""

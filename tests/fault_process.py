@@ -3,13 +3,17 @@
 Importing takes seconds, a small run less: so a suite of hundreds of processes takes minutes, not an hour.
 """
 
+import gc
 import multiprocessing
 import os
+import runpy
 import signal
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import forkserver
 from pathlib import Path
@@ -18,21 +22,23 @@ from pathlib import Path
 PRELOAD = [
     "torch", "transformers.models.auto.modeling_auto", "transformers.models.mistral.modeling_mistral",
     "transformers.models.llama.modeling_llama", "pyarrow.parquet", "matplotlib.figure",
+    "matplotlib.backends.backend_svg", "hydra.main", "transformers.integrations.mistral.tokenizer", "deepspeed",
     "starling_train.ppo", "starling_train.rm", "starling_train.dpo", "starling_train.snr", "starling_train.laser",
     "starling_train.evaluate", "starling_train.export", "starling_train.score", "starling_train.plan",
     "starling_train.training.policy", "starling_train.training.reward_model.inputs",
     "starling_train.training.ppo.metrics", "starling_train.training.ppo.update", "starling_train.rollout.generate",
     "starling_train.evals.held_out", "starling_train.report.page", "starling_train.evals.mt_bench",
+    "starling_train.serve_reward", "starling_train.rewards.server_app", "fastapi", "uvicorn", "httpx",
 ]  # fmt: skip
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOAD)
+_context.set_forkserver_preload([*PRELOAD, "fault_warm_up"])
 
 
 class Started:
-    """A command that runs in `folder`, with the environment of this process.
+    """A command of the package, or a Python file, that runs in `folder`, with the environment of this process.
 
     output: the folder of what it says, `folder` itself if none is given. prepare: called there first, to disturb it.
-    run: where `run_dir=run` would put its files.
+    environment: variables of its own on top. run: where `run_dir=run` would put its files.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class Started:
         folder: Path,
         output: Path | None = None,
         prepare: Callable[[], None] | None = None,
+        environment: dict[str, str] | None = None,
     ):
         self.run = folder / "run"
         output = output or folder
@@ -49,9 +56,11 @@ class Started:
         self._files = output / "stdout", output / "stderr"
         for file in self._files:
             file.unlink(missing_ok=True)  # an earlier start's, in which a test would look in vain
-        given = ([command, *arguments], str(folder), *map(str, self._files), {**os.environ}, prepare)
+        variables = {**os.environ, **(environment or {})}
+        given = ([command, *arguments], str(folder), *map(str, self._files), variables, prepare)
         self._process = _context.Process(target=_main, args=given)
-        self._process.start()
+        with _tests_on_path():
+            self._process.start()
         self.pid = self._process.pid
 
     @property
@@ -88,9 +97,38 @@ class Started:
         return self._files[1].read_text() if self._files[1].exists() else ""
 
 
+@contextmanager
+def _tests_on_path() -> Iterator[None]:
+    """Let the process that commands are forked from find the modules beside this one, should it start now."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
 def stop() -> None:
     """End the process that commands are forked from, and wait for it, so that its CPU time counts as ours."""
     forkserver._forkserver._stop()
+
+
+def together(script: Path, arguments: list[str], folder: Path, world: int, timeout: float = 120) -> list[Started]:
+    """Run a Python file in so many processes that find one another, as torchrun would start them; wait for all."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = []
+    for rank in map(str, range(world)):
+        own = shared | {"RANK": rank, "LOCAL_RANK": rank}
+        started.append(Started(str(script), arguments, folder, folder / f"rank{rank}", environment=own))
+    for one in started:
+        one.wait(timeout)
+    return started
 
 
 def kill_in_call(module: str, function: str, call: int) -> None:
@@ -107,6 +145,14 @@ def kill_in_call(module: str, function: str, call: int) -> None:
     setattr(holder, function, killed)
 
 
+def without_plots() -> None:
+    """Leave the plots out of the report, a third of a small run's time, where no test looks at them. For `prepare`."""
+    page = import_module("starling_train.report.page")
+    for function in ("panel_svg", "heatmap"):
+        assert hasattr(page, function)
+        setattr(page, function, lambda *arguments: "")
+
+
 def _main(
     argv: list[str],
     folder: str,
@@ -115,6 +161,7 @@ def _main(
     environment: dict[str, str],
     prepare: Callable[[], None] | None,
 ) -> None:
+    gc.freeze()  # what was imported ahead need not be looked through again, nor copied for that
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     os.chdir(folder)
@@ -129,7 +176,11 @@ def _main(
     try:
         if prepare:
             prepare()
-        import_module(f"starling_train.{argv[0]}").main()
+        if argv[0].endswith(".py"):
+            sys.path.insert(0, str(Path(argv[0]).parent))  # as Python does
+            runpy.run_path(argv[0], run_name="__main__")
+        else:
+            import_module(f"starling_train.{argv[0]}").main()
     except Exception:
         traceback.print_exc()
         sys.exit(1)

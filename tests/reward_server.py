@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import json
-import os
 import re
+import signal
 import socket
-import subprocess
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -15,32 +14,24 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from fault_process import Started
 
 
 class Served:
-    """`serve_reward` with these arguments; a context that ends with the process. url is known once it listens."""
+    """`serve_reward` with these arguments, a forked process; the context ends it. url is known once it listens."""
 
     def __init__(self, *arguments: str, port: int = 0, **environment: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "starling_train.serve_reward",
-            f"port={port}",
-            "cluster.device=cpu",
-            *arguments,
-        ]
-        variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
-        )
+        self._folder = tempfile.TemporaryDirectory()
+        given = [f"port={port}", "cluster.device=cpu", *arguments]
+        self.process = Started("serve_reward", given, Path(self._folder.name), environment=environment)
         self._url = ""
 
     @property
     def url(self) -> str:
         if not self._url:
-            line = self.process.stdout.readline()
-            assert line.startswith("serving on http://"), line + self.process.stderr.read()
+            self.process.wait_until(lambda: "\n" in self.process.out(), pause=0.01)
+            line = self.process.out().partition("\n")[0]
+            assert line.startswith("serving on http://"), line + self.process.error()
             self._url = line.split()[-1]
         return self._url
 
@@ -52,8 +43,9 @@ class Served:
         return self
 
     def __exit__(self, *error) -> None:
-        self.process.kill()
-        self.process.communicate()
+        self.process.send(signal.SIGKILL)
+        self.process.wait()
+        self._folder.cleanup()
 
 
 def ask(connection: HTTPConnection, body: bytes | str, path: str = "/score", **headers: str) -> tuple[int, dict]:

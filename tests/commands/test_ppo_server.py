@@ -1,18 +1,15 @@
 """`ppo` with a served reward model: the same run, through a restart of the server, and a clean end when it is lost."""
 
 import json
-import os
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
 import pytest
+from fault_process import Started
 from reward_server import Scripted, Served, honest
 
 from starling_train import ppo
-
-ROOT = Path(ppo.__file__).parents[1]
 
 
 @pytest.fixture
@@ -88,37 +85,27 @@ def test_no_server_at_the_start_writes_nothing(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "starling_train.ppo", *arguments],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_step_and_restarted_10_s_later(small_models, small_run, prompts, tmp_path):
     """The run goes on and is the run of the reward model in the process itself."""
     settings = [*small_run, prompts, "algorithm.steps=8", "reward.max_length=13"]  # too short for some answers
-    done = start(tmp_path, *settings, "run_dir=straight")
-    _, error = done.communicate(timeout=280)
-    assert done.returncode == 0, error
+    done = Started("ppo", [*settings, "run_dir=straight"], tmp_path)
+    assert done.wait(280) == 0, done.error()
 
     model = [f"reward.path={small_models / 'reward'}", "reward.dtype=float32", "reward.max_length=13"]
     with Served(*model) as first:
         port = first.port
-        process = start(tmp_path, *settings, "reward=server", f"reward.url={first.url}", "reward.token_env=null")
-        while process.poll() is None and not ((tmp_path / "run").exists() and len(lines(tmp_path / "run")) > 2):
-            time.sleep(0.01)
-        first.process.kill()
+        served = ["reward=server", f"reward.url={first.url}", "reward.token_env=null"]
+        process = Started("ppo", [*settings, *served], tmp_path)
+        process.wait_until(lambda: len(lines(tmp_path / "run")) > 2, pause=0.01)
+        first.process.send(signal.SIGKILL)
     killed_at = len(lines(tmp_path / "run"))
     time.sleep(10)
-    assert process.poll() is None and len(lines(tmp_path / "run")) <= killed_at + 1
+    assert process.running and len(lines(tmp_path / "run")) <= killed_at + 1
     with Served(*model, port=port) as second:
         assert second.url
-        _, error = process.communicate(timeout=280)
-    assert process.returncode == 0, error
-    assert "trying again" in error and "answers again" in error
+        assert process.wait(280) == 0, process.error()
+    assert "trying again" in process.error() and "answers again" in process.error()
     got, expected = of_training(tmp_path / "run"), of_training(tmp_path / "straight")
     assert [row["step"] for row in got] == list(range(9))
     assert sum(row["reward/truncated_answers"] for row in got[1:]) > 0  # the server tells of them

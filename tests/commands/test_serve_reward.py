@@ -190,11 +190,11 @@ def test_a_token_is_asked_for_and_sigterm_lets_requests_under_way_end(arguments,
         body = json.dumps({"conversations": asked})
         answer = pool.submit(ask, connection, body, Authorization=f"Bearer {TOKEN}")
         time.sleep(0.15)
-        served.process.send_signal(signal.SIGTERM)
+        served.process.send(signal.SIGTERM)
         status, said = answer.result()
-        out, error = served.process.communicate(timeout=30)
+        code, out, error = served.process.wait(30), served.process.out(), served.process.error()
     assert status == 200 and said["scores"] == pytest.approx(model.score(asked), abs=1e-5)
-    assert (served.process.returncode, error) == (143, "")  # nothing on stderr, so no token either
+    assert (code, error) == (143, "")  # nothing on stderr, so no token either
     assert TOKEN not in out and "stopped by a signal" in out
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_process import together
 
 SCRIPT = Path(__file__).parent / "processes.py"
 
@@ -22,14 +23,20 @@ def free_port() -> int:
 def run(
     out: Path, world: int, stage: int, critic: str, steps: int, dtype="float32", after=0, script: Path = SCRIPT
 ) -> dict:
-    """Metrics of the steps and bytes of optimizer state by process; the state lies beside `out`."""
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", str(free_port())]
-    arguments = [script, stage, critic, steps, out, dtype, after]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    done = subprocess.run(
-        [sys.executable, *torchrun, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    """Metrics of the steps and bytes of optimizer state by process; the state lies beside `out`.
+
+    Stage 0 runs in forked processes, which have torch imported; DeepSpeed under torchrun, as users start it.
+    """
+    arguments = [*map(str, (stage, critic, steps, out, dtype, after))]
+    if stage == 0:
+        for process in together(script, arguments, out.parent, world):
+            assert process.wait() == 0, process.error()[-3000:]
+    else:
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", str(free_port())]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+        command = [sys.executable, *torchrun, str(script), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
 
@@ -61,50 +68,42 @@ def test_two_processes_take_the_steps_of_one(alone, tmp_path):
     assert found["bytes"] == 2 * alone("twin")["bytes"]  # whole on each
 
 
-def torchrun(script: str, tmp_path: Path, timeout_s: float = 120) -> subprocess.CompletedProcess:
-    (tmp_path / "script.py").write_text(script)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
+def torchrun(script: Path, timeout_s: float = 120) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    command = [sys.executable, *launcher, str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    return subprocess.run(
-        [*command, tmp_path / "script.py"], env=environment, capture_output=True, text=True, timeout=timeout_s
-    )
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
+
+
+def written(script: str, tmp_path: Path) -> Path:
+    (tmp_path / "script.py").write_text(script)
+    return tmp_path / "script.py"
 
 
 def test_the_others_wait_for_the_first_longer_than_for_a_lost_process(tmp_path):
-    done = torchrun(
-        """
+    script = """
 import sys, time
 from starling_train.run.runtime import Runtime
 runtime = Runtime("cpu", timeout_s=2)
 with runtime.fails_together():
     made = runtime.on_first(lambda: time.sleep(5) or [1, 2])
-    sys.stdout.write(f"rank {runtime.rank} {made} {runtime.sum([1.0])}\\n")  # one write: lines of two do not mix
-""",
-        tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("[1, 2] [2.0]") == 2
+    sys.stdout.write(f"rank {runtime.rank} {made} {runtime.sum([1.0])}\\n")
+"""
+    for rank, process in enumerate(together(written(script, tmp_path), [], tmp_path, 2)):
+        assert process.wait() == 0, process.error()[-2000:]
+        assert process.out() == f"rank {rank} [1, 2] [2.0]\n"
 
 
 def test_an_error_of_ours_is_not_taken_for_a_lost_process(tmp_path):
-    done = torchrun(
-        """
+    """Under torchrun, the one such start among the tests that run on every commit."""
+    script = """
 from starling_train.run.runtime import Runtime
 runtime = Runtime("cpu", timeout_s=5)
 with runtime.fails_together():
     runtime.sum([1.0])
     raise RuntimeError("the connection of two layers timed out")  # words that a network's error has, too
-""",
-        tmp_path,
-    )
+"""
+    done = torchrun(written(script, tmp_path))
     assert done.returncode != 0 and "another process of the run is gone" not in done.stderr
     assert 'raise RuntimeError("the connection' in done.stderr  # the traceback
 

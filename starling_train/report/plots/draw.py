@@ -171,10 +171,10 @@ def inline_svg(figure: "Figure", slug: str, title: str, themed: bool) -> str:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     engine = figure.get_layout_engine()
-    if engine is not None:  # lay out once, here: `savefig` alone would draw every figure an extra time
+    if engine is not None:  # lay out once, here: with an engine, "none" too, `savefig` draws an extra time
         figure.set_dpi(72)
         engine.execute(figure)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
     figure.savefig(buffer, format="svg", transparent=themed, metadata=nothing)
     svg = buffer.getvalue()
     box = re.search(r'viewBox="0 0 ([0-9.]+) [0-9.]+"', svg)
