@@ -34,6 +34,8 @@ def main(config: EvaluateConfig) -> None:
     missing = [suite for suite in requested if results.find(done, suite.identity) is None]
     for suite in missing:
         suite.check(config.dry_run)
+    for line in subjects.lines():
+        print(line)
     for suite in requested:
         would = "would measure" if suite in missing else "done already:"
         if config.dry_run or suite not in missing:

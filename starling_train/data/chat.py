@@ -82,6 +82,8 @@ class Chat:
             openchat.check_tokenizer(tokenizer, source)
             if values:
                 raise UserError("model.template_kwargs: Openchat's template has no variables to set; leave it out")
+            if not openchat.renders_alike(tokenizer, openchat.WITHOUT_SYSTEM):
+                tokenizer.chat_template = openchat.CHAT_TEMPLATE
             return cls(tokenizer)
         if template not in ("auto", "own"):
             text, source = _read(template), f"model.template: {template}"

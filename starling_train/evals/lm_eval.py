@@ -170,7 +170,7 @@ def harness_model(subjects: Subjects, journal: Journal, progress: Callable[[str]
         tokenizer=subjects.chat.tokenizer,
         backend="causal",
         batch_size=rows,
-        add_bos_token=True,
+        add_bos_token=bool(subjects.chat.plain("")),  # where the tokenizer puts one in front of text by itself
     )
 
 

@@ -46,6 +46,10 @@ class Subjects:
         """The policy's tokenizer and template, loaded on first use. Raises UserError."""
         return policy.load_chat(self.source, self.config.model)
 
+    def lines(self) -> list[str]:
+        """Say what the policy's chat template does, where a suite has needed it."""
+        return self.chat.lines() if "chat" in vars(self) else []
+
     def policy_identity(self) -> dict[str, Any]:
         return self.identify(self.source)
 

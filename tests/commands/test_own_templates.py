@@ -125,6 +125,8 @@ def test_wrong_templates_are_one_line(here, run_command):
     jsonl(here / "odd.jsonl", [{"messages": [{"role": "system", "content": "x"}, QUESTION]}])
     (here / "half.jinja").write_text("{% for m in messages %}")
     write(here / "gemma", "gemma")
+    write(here / "odd", "qwen2")
+    (here / "odd/generation_config.json").write_text('{"eos_token_id": "x"}')
     right = ["model.path=policy", "data.path=data.jsonl"]
     for arguments, says in (
         (["model.template=gone.jinja"], "model.template: gone.jinja cannot be read (No such file"),
@@ -133,6 +135,7 @@ def test_wrong_templates_are_one_line(here, run_command):
         (["model.template=chatml"], "model.template: 'chatml' is not a template; use auto, openchat, own"),
         (["model.template_kwargs=[1]"], "model.template_kwargs: [1] is of another kind"),
         (["model.template_kwargs={thinking: false}"], "model.template_kwargs: the chat template has no variable"),
+        (["model.path=odd"], "model.path: odd: eos_token_id is ['x'], not ids; download it again"),
         (["model.path=gemma", "data.path=odd.jsonl"], "data.path: all 1 rows are refused by the chat template"),
     ):
         done = run_command("ppo", *SMALL, *PPO, *right, *arguments, cwd=here)

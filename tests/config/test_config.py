@@ -293,6 +293,17 @@ def test_what_may_change_between_two_starts_of_a_run():
     assert changed(config, written) == ["seed", "freeze.lora.rank", "algorithm.epochs"]
 
 
+def test_a_run_goes_on_when_a_default_has_changed_that_means_the_same():
+    written = asdict(PpoConfig())
+    written["rollout"]["stop_strings"] = ["GPT4 Correct User:", "GPT4 Correct Assistant:"]
+    config = PpoConfig()
+    assert config.rollout.stop_strings is None and changed(config, written) == []
+    config.rollout.stop_strings = ["\n"]
+    assert changed(config, written) == ["rollout.stop_strings"]
+    written["rollout"]["stop_strings"] = []
+    assert changed(PpoConfig(), written) == ["rollout.stop_strings"]
+
+
 def test_a_run_goes_on_when_the_configuration_has_got_a_key_since():
     written = asdict(RmConfig())
     written["optim"]["head_learning_rate"] = written["optim"].pop("critic_learning_rate")

@@ -4,6 +4,7 @@ import pytest
 from starling_train.config.fields import UserError
 from starling_train.data import openchat
 from starling_train.data.chat import Chat
+from starling_train.data.jinja_chat import JinjaTemplate
 
 TALK = [
     {"role": "user", "content": "Hello"},
@@ -60,3 +61,59 @@ def test_what_is_wrong_names_the_source():
         UserError, match=r"^model\.path: DIR: the tokenizer has no chat template and no <\|end_of_turn\|> token"
     ):
         Chat.checked(Other(), "model.path: DIR")
+
+
+UPLOADED = (
+    "{{ bos_token }}{% for message in messages %}{{ 'GPT4 Correct ' + message['role'].title() + ': ' + "
+    "message['content'] + '<|end_of_turn|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'GPT4 Correct Assistant:' }}{% endif %}"
+)
+INSTRUCT = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] "
+    "+ ' [/INST]' }}{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def with_template(template, **names):
+    tokenizer = openchat_tokenizer.build()
+    tokenizer.chat_template = template
+    for name, token in names.items():
+        setattr(tokenizer, name, token)
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", [None, UPLOADED, openchat.CHAT_TEMPLATE])
+def test_auto_is_openchat_where_token_and_template_are(template, chat):
+    found = Chat.checked(with_template(template), "model.path: DIR")
+    assert isinstance(found.template, openchat.OpenchatTemplate) and found.lines() == []
+    system = [{"role": "system", "content": "Short."}, *TALK]
+    assert found.answered(system) == chat.answered(system)
+    assert found.stop_strings(None) == ["GPT4 Correct User:", "GPT4 Correct Assistant:"]
+    assert found.stop_strings([]) == []
+
+
+def test_auto_is_the_tokenizers_own_template_where_that_is_another():
+    found = Chat.checked(with_template(INSTRUCT), "model.path: DIR")
+    assert isinstance(found.template, JinjaTemplate)
+    assert found.tokenizer.decode(found.prompt(TALK[:1])) == "<s> [INST] Hello [/INST]"
+    assert found.stop_strings(None) == []
+
+
+@pytest.mark.parametrize("template", [INSTRUCT, UPLOADED])
+def test_what_is_written_renders_what_was_trained_and_ends_where_training_did(template, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = with_template(template, eos_token="</s>", pad_token="<|end_of_turn|>")
+    chat = Chat.checked(tokenizer, "model.path: DIR", "openchat")
+    chat.save(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(chat.probes()) == 3
+    for messages, ids in chat.probes():
+        assert again.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ids
+    assert (again.eos_token, again.pad_token) == ("<|end_of_turn|>", "<|pad_0|>")
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "<|end_of_turn|>")  # the run's own stays
+
+
+def test_openchats_template_has_no_variables():
+    with pytest.raises(UserError, match=r"^model\.template_kwargs: Openchat's template has no variables"):
+        Chat.checked(openchat_tokenizer.build(), "model.path: DIR", values={"x": 1})
