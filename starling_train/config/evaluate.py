@@ -17,7 +17,7 @@ from starling_train.config.fields import (
     variable,
 )
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import FunctionCallingConfig, PerplexityConfig, check_reward
+from starling_train.config.sections import FunctionCallingConfig, PerplexityConfig, SourceConfig, check_reward
 
 SUITES = ("reward", "preference", "function_calling", "perplexity", "mt_bench", "lm_eval")
 OF_THE_REWARD_MODEL = ("reward", "preference")
@@ -25,26 +25,22 @@ OF_THE_POLICY = ("reward", "function_calling", "perplexity", "mt_bench", "lm_eva
 
 
 @dataclass
-class RewardSuiteConfig:
+class RewardSuiteConfig(SourceConfig):
     """Sampled answers (rollout.*): scores, lengths, KL to a base."""
 
     path: str | None = path_to(
         None,
-        "prompts: JSONL or Nectar's parquet, directory or hub id; null = the prompts of data.path that a run holds out "
-        "(data.eval_prompts)",
+        "prompts, as data.path; null = the prompts of data.path that a run holds out (data.eval_prompts)",
     )
     rows: int | None = number(None, 1, doc="only the first prompts; null = all")
     base: str | None = path_to(None, "a model with the same tokenizer, to compute the KL to; null = no KL")
 
 
 @dataclass
-class PreferenceSuiteConfig:
+class PreferenceSuiteConfig(SourceConfig):
     """How often the reward model prefers the answer that people, or a stronger model, preferred."""
 
-    path: str | None = path_to(
-        None,
-        "JSONL of {prompt, chosen, rejected} or of {prompt, answers with ranks}; Nectar's parquet, directory or hub id",
-    )
+    path: str | None = path_to(None, "pairs or ranked answers, as data.path")
     rows: int | None = number(None, 1, doc="only the first rows that have a pair; null = all")
 
 

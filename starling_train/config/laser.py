@@ -16,6 +16,7 @@ from starling_train.config.fields import (
     setting,
 )
 from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import SourceConfig
 
 LONGEST_WINDOW = 2048  # tokens, where laser.window leaves it to the model
 
@@ -47,26 +48,31 @@ class ReductionConfig:
 
 
 @dataclass
-class TextConfig:
+class TextConfig(SourceConfig):
     """Text for laser.measure=perplexity."""
 
     path: str | None = path_to(
         "berkeley-nest/Nectar",
-        "plain text (one document), JSONL of {text}, of conversations or of preferences, or Nectar: prompts with their "
-        "best answers",
+        "plain text (one document), or rows with `text`, conversations or preferences (their best answers)",
         follows="data.path",
     )
+    subset: str | None = setting(None, "of a data set that has several", follows="data.subset")
+    split: str = setting("train", "of the data set", follows="data.split")
+    columns: dict[str, str] = setting({}, "names that its columns have: ours: theirs", follows="data.columns")
 
 
 @dataclass
-class PairsConfig:
+class PairsConfig(SourceConfig):
     """Pairs for the other measures."""
 
     path: str | None = path_to(
         "berkeley-nest/Nectar",
-        "JSONL of {prompt, chosen, rejected} or of {prompt, answers with ranks}; Nectar's parquet, directory or hub id",
+        "pairs or ranked answers",
         follows="data.path",
     )
+    subset: str | None = setting(None, "of a data set that has several", follows="data.subset")
+    split: str = setting("train", "of the data set", follows="data.split")
+    columns: dict[str, str] = setting({}, "names that its columns have: ours: theirs", follows="data.columns")
     rows: int | None = number(None, 1, doc="only the first rows that have a pair; null = all")
 
 

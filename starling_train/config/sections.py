@@ -158,12 +158,22 @@ class RewardConfig:
 
 
 @dataclass
-class RowsConfig:
+class SourceConfig:
+    """Rows of a data set."""
+
+    path: str | None = path_to(None, "file (.parquet, .jsonl, .json, .csv), directory or hub id")
+    subset: str | None = setting(None, "of a data set that has several; null = it has one")
+    split: str = setting("train", "of the data set, e.g. train_prefs; a file is all of train")
+    columns: dict[str, str] = setting({}, "names that its columns have: ours: theirs, e.g. {prompt: question}")
+
+
+@dataclass
+class RowsConfig(SourceConfig):
     """Prompts with ranked answers."""
 
     path: str = path_to(
         "berkeley-nest/Nectar",
-        "directory with data/*.parquet, parquet or JSONL (`prompt`, `messages`, `answers`), or hub id",
+        "file (.parquet, .jsonl, .json, .csv), directory or hub id; docs/data.md has the forms of its rows",
     )
     eval_prompts: int = number(256, 1, doc="prompts held out for evaluation, chosen by the seed")
     good_natured_only: bool = setting(False, "only rows that Nectar marks good_natured")
@@ -172,7 +182,7 @@ class RowsConfig:
 
 @dataclass
 class DataConfig(RowsConfig):
-    """The prompts; for dpo with ranked answers, or JSONL with `prompt`, `chosen` and `rejected`."""
+    """The prompts; for dpo with ranked answers, or pairs of `chosen` and `rejected`."""
 
     eval_prompts: int = number(64, 1, doc="prompts held out for evaluation, chosen by the seed")
     max_prompt_tokens: int = number(1024, 1, doc="longer prompts are dropped and counted")
@@ -298,10 +308,10 @@ class FunctionCallingConfig:
 
 
 @dataclass
-class PerplexityConfig:
+class PerplexityConfig(SourceConfig):
     """Perplexity of text."""
 
-    path: str | None = path_to(None, "text, JSONL with `text`, `messages` or preferences, or Nectar")
+    path: str | None = path_to(None, "plain text, or rows (as data.path) with `text`, conversations or preferences")
     tokens: int | None = number(None, 2, doc="only the first tokens; null = all")
     window: int = number(2048, 2, doc="tokens that are read together, at most the model's positions")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from starling_train.data import ranked
 from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
-from starling_train.data.nectar import RankedRow
+from starling_train.data.nectar import RankedRow, normalise
+from starling_train.data.rows.beginnings import shared_beginning
 
 KINDS = ("best_worst", "best_random", "all")
 
@@ -63,6 +64,44 @@ def _paired(index: int, row: RankedRow, kind: str, seed: int) -> PairedRow:
         assert kind == "all", kind
         pairs = [(i, j) for i in range(last + 1) for j in range(i + 1, last + 1) if ranks[i] < ranks[j]]
     return PairedRow(index, row.messages, [answer.text for answer in row.answers], pairs).only(pairs)
+
+
+def distinct(rows: Sequence[PairedRow], chat: Chat, max_length: int) -> tuple[list[PairedRow], list[int]]:
+    """Leave out pairs whose answers are the same tokens, which teach nothing: both cut before they differ.
+
+    rows: of `make`.
+    chat: the policy's template.
+    max_length: as in `encode`.
+
+    Returns the rows that still have pairs, and the index of the row of every pair that was left out.
+    """
+    kept: list[PairedRow] = []
+    same: list[int] = []
+    for row in rows:
+        # few answers begin alike for so long: only those are tokenised
+        suspects = [pair for pair in row.pairs if _may_be_same(row, pair, max_length)]
+        if suspects:
+            room = max_length - len(chat.prompt(row.messages))
+            suspects = [pair for pair in suspects if _may_be_same(row, pair, room)]
+        ids = {
+            i: _tokens(with_answer(row.messages, row.answers[i]), chat, max_length) for pair in suspects for i in pair
+        }
+        lost = [(i, j) for i, j in suspects if ids[i] == ids[j]]
+        same += [row.index] * len(lost)
+        if len(lost) < len(row.pairs):
+            kept.append(row.only([pair for pair in row.pairs if pair not in lost]) if lost else row)
+    return kept, same
+
+
+def _may_be_same(row: PairedRow, pair: tuple[int, int], room: int) -> bool:
+    """Return False for answers that certainly differ within `room` tokens: a token has a byte at least, bar a few."""
+    first, second = (row.answers[i] for i in pair)
+    return len(shared_beginning(first, second).encode()) + 16 >= room or normalise(first) == normalise(second)
+
+
+def _tokens(conversation: list[dict], chat: Chat, max_length: int) -> list[int]:
+    prompt, answer, _ = encode(conversation, chat, max_length)
+    return prompt + answer
 
 
 def encode(conversation: list[dict], chat: Chat, max_length: int) -> tuple[list[int], list[int], bool]:

@@ -116,12 +116,6 @@ class Stream(Generic[Element]):
         return self._cached[1]
 
 
-def named(messages: Sequence[dict]) -> str:
-    """Name a row in a message by what its first user says."""
-    said = next((message["content"] for message in messages if message["role"] == "user"), "")
-    return f"that of {' '.join(said.split())[:40]!r}"
-
-
 def counts(counted: dict[str, int]) -> str:
     """Render counts as `3 empty, 1 too long`; `none` where nothing was counted."""
     return ", ".join(f"{count} {what}" for what, count in counted.items() if count) or "none"

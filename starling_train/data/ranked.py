@@ -18,18 +18,22 @@ def ranks(answers: Sequence[Answer]) -> list[int]:
     return [rank_of[answer.rank] for answer in answers]
 
 
-def with_an_order(rows: Sequence[RankedRow], source: str) -> tuple[list[RankedRow], int]:
-    """Return the rows with at least two ranks to learn from, in order, and how many have fewer.
+def split_by_order(rows: Sequence[RankedRow]) -> tuple[list[RankedRow], list[RankedRow]]:
+    """Split rows, in order, into those with at least two ranks to learn from, and those with fewer."""
+    with_order = [len({answer.rank for answer in row.answers}) >= 2 for row in rows]
+    usable = [row for row, has in zip(rows, with_order, strict=True) if has]
+    return usable, [row for row, has in zip(rows, with_order, strict=True) if not has]
 
-    Raises UserError, naming `source`, if none is left.
-    """
-    usable = [row for row in rows if len({answer.rank for answer in row.answers}) >= 2]
+
+def with_an_order(rows: Sequence[RankedRow], source: str) -> tuple[list[RankedRow], list[RankedRow]]:
+    """Split rows as `split_by_order`. Raises UserError, naming `source`, if none has an order."""
+    usable, without = split_by_order(rows)
     if not usable:
         raise UserError(
             f"data.path: {source}: all {len(rows)} rows are {NO_ORDER}; every row needs `answers` with "
             "`answer` and `rank`, as in Nectar, or `chosen` and `rejected`"
         )
-    return usable, len(rows) - len(usable)
+    return usable, without
 
 
 def conversations(row: RankedRow) -> list[list[dict]]:

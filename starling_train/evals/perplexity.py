@@ -1,9 +1,8 @@
 """Perplexity of a language model on given text.
 
-Documents come from a file. `.jsonl` has one a line: {"text": ...} as it stands, or a conversation ({"messages"}, or
-{"prompt", "response"}) in the chat template; a preference ({"prompt", "chosen", "rejected"}, or ranked answers) is
-the prompt with its best answer. Nectar (its parquet, a directory, a hub id) is read as the latter. Any other file is
-one document of plain text, blank lines included.
+Documents come from a file. Rows of a data set (`data/rows`) are a document each: `text` as it stands, or a conversation
+in the policy's template; of pairs and ranked answers, the prompt with its best answer. A file of another kind is one
+document of plain text, blank lines included.
 
 A document's tokens begin with BOS where the tokenizer has one, and are cut into windows. Each window begins with the
 last token of the window before it, so that every token but a document's first is predicted exactly once, whatever the
@@ -13,7 +12,7 @@ others are context.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,12 @@ import torch
 from starling_train.config.fields import UserError, given, named_in_errors
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import PerplexityConfig
-from starling_train.data import conversations, preferences, row_files
+from starling_train.data import nectar
 from starling_train.data.chat import Chat
+from starling_train.data.conversations import with_answer
+from starling_train.data.rows import forms, source
+from starling_train.data.rows.dropped import Dropped
+from starling_train.data.rows.table import Table
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import ResultLine, Say, Skill, Suite, about, complete, data_of
 from starling_train.models.budget import Budget
@@ -51,37 +54,62 @@ class TextPerplexity:
         return math.exp(self.nats) if self.nats < 700 else math.inf
 
 
-def load(path: str | Path) -> list[Document]:
-    """Load the documents behind a path. Raises UserError that names the file, and the line where it has several."""
+def load(
+    path: str | Path,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    dropped: Dropped | None = None,
+    key: str = "perplexity",
+) -> list[Document]:
+    """Load the documents behind a path. Raises UserError that names the file, and the line where it has several.
+
+    path: of plain text, or of rows as in `nectar.load`.
+    subset, split, columns: of rows, likewise.
+    dropped: takes the rows that hold no document.
+    key: the section of the configuration that names the path, for messages.
+    """
     local = Path(path).expanduser()
-    on_hub = not local.exists() and local.suffix not in (".txt", ".jsonl") and row_files.HUB_ID.fullmatch(str(path))
-    if on_hub or local.is_dir() or local.suffix == ".parquet":
-        return [_best(row) for row in preferences.load(path)]
-    if not local.is_file():
-        raise UserError(f"{local}: no such file; give plain text, JSONL with `text` or `messages`, or Nectar's parquet")
-    if local.suffix == ".jsonl":
-        documents = [_of_row(raw, where) for where, raw in row_files.jsonl_rows(local)]
+    if local.is_dir() or source.suffix(local) or source.is_on_hub(path):
+        reader = nectar.Reader()
+        table = Table(path, {*reader.wanted(), "text"}, subset=subset, split=split, columns=columns, key=key)
+        found = [_document(reader, where, raw, table.columns) for where, raw in table]
+        if dropped is not None:
+            dropped.update(reader.dropped)
+    elif local.is_file():
+        found = [_text(local)]
     else:
-        documents = [_text(local)]
-    documents = [document for document in documents if not isinstance(document, str) or document.strip()]
+        raise UserError(f"{local}: no such file; give plain text, or rows with `text`, conversations or preferences")
+    documents = [document for document in found if document is not None and _holds_text(document)]
     if not documents:
-        raise UserError(f"{local}: no text in it; give a file that holds some")
+        why = f" ({dropped})" if dropped is not None and dropped.counts else ""
+        raise UserError(f"{local}: no text in it{why}; give a file that holds some")
     return documents
 
 
-def _best(row: preferences.Comparison) -> Document:
-    return row.conversations[row.ranks.index(min(row.ranks))]
+def _holds_text(document: Document) -> bool:
+    return not isinstance(document, str) or bool(document.strip())
 
 
-def _of_row(raw: dict[str, Any], where: str) -> Document:
-    with named_in_errors(where):
-        if "text" in raw:
-            if not isinstance(raw["text"], str):
-                raise UserError("`text` is not a string; give the document's text")
-            return raw["text"]
-        if "chosen" in raw or "answers" in raw:
-            return _best(preferences.comparison(raw))
-        return conversations.of_row(raw, allow_empty=True)
+def _document(reader: nectar.Reader, where: str, raw: dict[str, Any], names: Collection[str]) -> Document | None:
+    """Return a row's text, or its conversation with the best answer; None for a row that is dropped, and counted."""
+    if raw.get("text") is not None:
+        if not isinstance(raw["text"], str):
+            raise UserError(f"{where}: `text` is not a string; give the document's text")
+        if not raw["text"].strip():
+            reader.dropped.add("empty text", where)
+        return raw["text"]
+    if raw.keys().isdisjoint(forms.COLUMNS):
+        listed = ", ".join(sorted(names)) or "nothing"
+        raise UserError(f"{where}: no conversation and no `text` (it has {listed}); data.columns can name them")
+    row = reader.row(where, raw, names)
+    if row is None:
+        return None
+    if not row.answers:
+        reader.dropped.add("without an answer", where)
+        return None
+    return with_answer(row.messages, row.answers[0].text)
 
 
 def _text(path: Path) -> str:
@@ -166,11 +194,18 @@ def evaluate(model: CausalLM, windows: Sequence[Window], budget: Budget) -> Text
     return TextPerplexity(-math.fsum(sums) / tokens, tokens)
 
 
-def read(how: PerplexityConfig, chat: Chat) -> list[Window]:
-    """Read the windows of the text that `how` names, up to `tokens` predicted tokens. Raises UserError."""
+def read(how: PerplexityConfig, chat: Chat, dropped: Dropped | None = None, key: str = "perplexity") -> list[Window]:
+    """Read the windows of the text that `how` names, up to `tokens` predicted tokens. Raises UserError.
+
+    how: the text's source.
+    chat: the policy's template.
+    dropped: takes the rows that hold no document.
+    key: the section of the configuration that `how` is.
+    """
+    documents = load(given(how.path), subset=how.subset, split=how.split, columns=how.columns, dropped=dropped, key=key)
     chosen: list[Window] = []
     left = how.tokens
-    for window in cut(load(given(how.path)), chat, how.window):
+    for window in cut(documents, chat, how.window):
         if left is not None:
             window = Window(window.ids, window.predicted[:left])
             left -= len(window.predicted)
@@ -203,7 +238,7 @@ def shared(
 def during_training(config: PpoConfig, chat: Chat) -> Skill:
     """Read the text that `evaluation.perplexity` names, and return the skill. Raises UserError."""
     with about("evaluation.perplexity.path"):
-        return partial(shared, read(config.evaluation.perplexity, chat))
+        return partial(shared, read(config.evaluation.perplexity, chat, key="evaluation.perplexity"))
 
 
 @dataclass
@@ -211,23 +246,25 @@ class Perplexity(Suite):
     """The suite: exp of the mean negative log-likelihood of a token of the text."""
 
     windows: list[Window]
+    dropped: Dropped
 
     name = "perplexity"
     during_training = staticmethod(during_training)
 
     @classmethod
     def find(cls, subjects: Subjects) -> "Perplexity":
-        how = subjects.config.perplexity
+        how, dropped = subjects.config.perplexity, Dropped()
         with about("perplexity.path"):
-            windows = read(how, subjects.chat)
+            windows = read(how, subjects.chat, dropped)
         data = data_of(given(how.path), ([window.ids, window.predicted] for window in windows))
         settings = {"window": how.window, **subjects.policy_settings()}
-        return cls(subjects, subjects.identity_of(cls.name, data, settings), windows)
+        return cls(subjects, subjects.identity_of(cls.name, data, settings), windows, dropped)
 
     def plan(self) -> str:
         tokens = sum(len(window.predicted) for window in self.windows)
         where = f"{self.identity['data']['path']} with {self.subjects.config.model.path}"
-        return f"{tokens:,} tokens in {len(self.windows):,} windows of {where}"
+        counted = f"; dropped: {self.dropped}" if self.dropped.counts else ""
+        return f"{tokens:,} tokens in {len(self.windows):,} windows of {where}{counted}"
 
     def check(self, dry_run: bool) -> None:
         super().check(dry_run)

@@ -1,8 +1,7 @@
 """How often a reward model prefers what people (or a stronger model) preferred.
 
-A preference set is JSONL with one comparison a line: {"prompt", "chosen", "rejected"}, or ranked answers as in Nectar,
-{"prompt", "answers": [{"answer", "rank"}, ...]} with rank 1 the best; or Nectar's parquet. prompt: the user's text,
-Nectar's `\\n\\nHuman: ... \\n\\nAssistant: `, or a list of messages.
+A preference set is what `dpo` and `rm` train on: pairs of a better and a worse answer, or ranked answers, in any form
+of `data/rows/forms.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +11,10 @@ from typing import Any
 
 from starling_train.config.fields import UserError, given
 from starling_train.core.preference import PairCounts, count_pairs
-from starling_train.data import preferences, row_files
+from starling_train.data import preferences
 from starling_train.data.preferences import Comparison
+from starling_train.data.rows.dropped import Dropped
+from starling_train.data.rows.source import is_on_hub
 from starling_train.evals.subjects import Subjects, score
 from starling_train.evals.suite import ResultLine, Say, Suite, about, data_of, shares, truncation
 from starling_train.rewards import kinds
@@ -29,33 +30,40 @@ def evaluate(comparisons: Sequence[Comparison], score: Score) -> PairCounts:
 
 @dataclass
 class Preference(Suite):
-    """The suite: how often the reward model prefers the answer that is ranked higher."""
+    """The suite: how often the reward model prefers the answer that is ranked higher.
+
+    dropped: rows of the set that are not comparisons.
+    """
 
     comparisons: list[Comparison]
+    dropped: Dropped
 
     name = "preference"
 
     @classmethod
     def find(cls, subjects: Subjects) -> "Preference":
-        path, rows = given(subjects.config.preference.path), subjects.config.preference.rows
-        local = Path(path).expanduser()
-        if not local.exists() and not row_files.HUB_ID.fullmatch(path):
-            raise UserError(f"preference.path: no such file or directory: {local}; give JSONL, or Nectar's parquet")
+        how = subjects.config.preference
+        path, dropped = given(how.path), Dropped()
+        if not Path(path).expanduser().exists() and not is_on_hub(path):
+            raise UserError(f"preference.path: no such file or directory: {path}; give pairs or ranked answers")
         with about("preference.path"):
-            comparisons = preferences.load(path)[:rows]
+            comparisons = preferences.load(
+                path, subset=how.subset, split=how.split, columns=how.columns, dropped=dropped, key="preference"
+            )[: how.rows]
         identity = {
             "suite": cls.name,
             "model": subjects.reward_identity(),
             "data": data_of(path, ([row.conversations, row.ranks] for row in comparisons)),
             "settings": subjects.reward_settings(),
         }
-        return cls(subjects, identity, comparisons)
+        return cls(subjects, identity, comparisons, dropped)
 
     def plan(self) -> str:
         ranks = [row.ranks for row in self.comparisons]
         pairs, answers = count_pairs(ranks, ranks).pairs, sum(map(len, ranks))
         where = f"{self.identity['data']['path']} with {kinds.described(self.subjects.config.reward)}"
-        return f"{pairs:,} pairs among {answers:,} answers to {len(ranks):,} prompts of {where}"
+        counted = f"; dropped: {self.dropped}" if self.dropped.counts else ""
+        return f"{pairs:,} pairs among {answers:,} answers to {len(ranks):,} prompts of {where}{counted}"
 
     def check(self, dry_run: bool) -> None:
         self.subjects.check_reward()

@@ -18,6 +18,7 @@ from starling_train.data import nectar, prompts
 from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
 from starling_train.data.prompts import Prompt
+from starling_train.data.rows.dropped import Dropped
 from starling_train.evals.subjects import Subjects, score
 from starling_train.evals.suite import ResultLine, Say, Suite, about, data_of, truncation
 from starling_train.models import header_checks
@@ -36,18 +37,20 @@ class Reward(Suite):
 
     answered: everything the answers depend on, whatever scores them.
     base: the model that the KL is computed to.
+    dropped: rows of the suite's own file that are no prompts.
     """
 
     prompts: list[Prompt]
     answered: dict[str, Any]
     base: ModelSource | None
+    dropped: Dropped
 
     name = "reward"
 
     @classmethod
     def find(cls, subjects: Subjects) -> "Reward":
         config = subjects.config
-        requested = _prompts(config, subjects.chat)
+        requested, dropped = _prompts(config, subjects.chat)
         data = data_of(config.reward_suite.path or config.data.path, (prompt.messages for prompt in requested))
         settings = subjects.sampled_settings(config.rollout.max_new_tokens, config.rollout.temperature)
         answered = subjects.identity_of(cls.name, data, settings)
@@ -58,15 +61,16 @@ class Reward(Suite):
             "reward": {**subjects.reward_identity(), "settings": subjects.reward_settings()},
             "base": subjects.identify(base) if base else None,
         }
-        return cls(subjects, identity, requested, answered, base)
+        return cls(subjects, identity, requested, answered, base, dropped)
 
     def plan(self) -> str:
         config = self.subjects.config
         base = config.reward_suite.base
         measured = f"scored by {kinds.described(config.reward)}" + (f", KL to {base}" if base else "")
+        counted = f"; dropped: {self.dropped}" if self.dropped.counts else ""
         return (
             f"answers of {config.model.path} to {len(self.prompts):,} prompts of "
-            f"{self.identity['data']['path']}, {measured}"
+            f"{self.identity['data']['path']}, {measured}{counted}"
         )
 
     def check(self, dry_run: bool) -> None:
@@ -162,14 +166,29 @@ def distribution(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _prompts(config: EvaluateConfig, chat: Chat) -> list[Prompt]:
-    """Read the prompts of the suite's own file, or those that a run with this configuration would hold out."""
+def _prompts(config: EvaluateConfig, chat: Chat) -> tuple[list[Prompt], Dropped]:
+    """Read the prompts of the suite's own file, or those that a run with this configuration would hold out.
+
+    Returns them and, of a file of its own, what was dropped.
+    """
     how = config.reward_suite
     if how.path is None:
         admits = not (config.dry_run and config.reward.has_weights)
-        return inputs.load_data(config, chat, admits).held_out[: how.rows]
+        return inputs.load_data(config, chat, admits).held_out[: how.rows], Dropped()
     with about("reward_suite.path"):
-        rows = nectar.load(how.path, answers=False, keep=kinds.of(config.reward).columns(config.reward)).rows
-        rows = chat.accepted(rows, lambda row: [row.messages], lambda row: prompts.named(row.messages))[0]
-    conversations, columns = [row.messages for row in rows], [row.columns for row in rows]
-    return prompts.tokenise(conversations, chat, config.data.max_prompt_tokens, columns)[0][: how.rows]
+        data = nectar.load(
+            how.path,
+            subset=how.subset,
+            split=how.split,
+            columns=how.columns,
+            answers=False,
+            keep=kinds.of(config.reward).columns(config.reward),
+            key="reward_suite",
+        )
+        rows, refused, _ = chat.accepted(data.rows, lambda row: [row.messages], lambda row: row.where)
+    limit = config.data.max_prompt_tokens
+    fitting, _ = prompts.tokenise([row.messages for row in rows], chat, limit, [row.columns for row in rows])
+    dropped = data.drops()
+    dropped.add_all(next(iter(refused), ""), nectar.lost(data.rows, rows))
+    dropped.add_all(f"longer than {limit} tokens", nectar.lost(rows, fitting))
+    return fitting[: how.rows], dropped

@@ -189,7 +189,7 @@ def about(key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if str(error).startswith(("reward", "data.", "model.", "run_dir")):
+        if str(error).startswith(("reward", "data.", "model.", "run_dir", key.removesuffix("path"))):
             raise
         raise UserError(f"{key}: {error}") from error
 

@@ -3,15 +3,19 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from starling_train.config.fields import UserError
-from starling_train.data import preferences, row_files
+from starling_train.config.fields import UserError, given
+from starling_train.config.laser import PairsConfig
+from starling_train.config.sections import SourceConfig
+from starling_train.data import preferences
 from starling_train.data.chat import Chat
+from starling_train.data.rows.dropped import Dropped
+from starling_train.data.rows.source import is_on_hub
 from starling_train.evals import perplexity
 from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
@@ -30,6 +34,7 @@ class Criterion:
     judging: the windows of text or pairs of answers that decide.
     held_out: those that decide nothing.
     dropped: how many pairs were too long.
+    unread: the rows of the data that hold no text or pair.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Criterion:
     held_out: list[Any]
     dropped: int
     _measure: Callable[[CausalLM, list[Any], Budget], float]
+    unread: Dropped = field(default_factory=Dropped)
 
     def measure(self, model: CausalLM, budget: Budget) -> float:
         """Measure on the part that decides."""
@@ -56,46 +62,50 @@ class Criterion:
         return after <= before if self.name == "perplexity" else after >= before
 
 
-def of_text(path: str, chat: Chat, window: int, split: "Split") -> Criterion:
+def of_text(how: SourceConfig, chat: Chat, window: int, split: "Split") -> Criterion:
     """Make the criterion perplexity on a text. Raises UserError that names `perplexity.path`.
 
-    path: of the text.
+    how: names the text.
     chat: the model's tokenizer and template.
     window: tokens that are read together.
     split: divides the windows.
     """
+    path, dropped = given(how.path), Dropped()
     with _about("perplexity.path", path):
-        documents = perplexity.load(path)
+        documents = perplexity.load(path, subset=how.subset, split=how.split, columns=how.columns, dropped=dropped)
         groups = [group for group in perplexity.windows_of(documents, chat, window) if group]
         if not groups:
             perplexity.cut(documents, chat, window)  # raises the error
         groups = groups if len(groups) > 1 else [[one] for one in groups[0]]
-    return Criterion("perplexity", "windows", *split(groups), 0, _perplexity)
+    return Criterion("perplexity", "windows", *split(groups), 0, _perplexity, dropped)
 
 
 def _perplexity(model: CausalLM, windows: list[Any], budget: Budget) -> float:
     return perplexity.evaluate(model, windows, budget).perplexity
 
 
-def of_preferences(name: str, path: str, rows: int | None, chat: Chat, max_tokens: int, split: "Split") -> Criterion:
+def of_preferences(name: str, how: PairsConfig, chat: Chat, max_tokens: int, split: "Split") -> Criterion:
     """Make a criterion of preference on pairs of answers. Raises UserError that names `preference.path`.
 
     name: of the measure.
-    path: of the ranked answers.
-    rows: how many of the first rows; None: all.
+    how: names the pairs, and how many of the first rows.
     chat: the model's tokenizer and template.
     max_tokens: longer pairs are dropped.
     split: divides the pairs.
     """
+    path, unread = given(how.path), Dropped()
     with _about("preference.path", path):
-        if not Path(path).expanduser().exists() and not row_files.HUB_ID.fullmatch(path):
-            raise UserError(f"{path}: no such file or directory; give JSONL of preferences, or Nectar's parquet")
-        pairs, dropped = margin.pairs(preferences.load(path)[:rows], chat, max_tokens)
+        if not Path(path).expanduser().exists() and not is_on_hub(path):
+            raise UserError(f"{path}: no such file or directory; give pairs or ranked answers")
+        comparisons = preferences.load(
+            path, subset=how.subset, split=how.split, columns=how.columns, dropped=unread, key="preference"
+        )
+        pairs, dropped = margin.pairs(comparisons[: how.rows], chat, max_tokens)
 
     def measure(model: CausalLM, pairs: list[Any], budget: Budget) -> float:
         return getattr(margin.evaluate(model, pairs, budget), PREFERENCE[name])
 
-    return Criterion(name, "pairs", *split([[pair] for pair in pairs]), dropped, measure)
+    return Criterion(name, "pairs", *split([[pair] for pair in pairs]), dropped, measure, unread)
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,10 @@ class Split:
 
 @contextmanager
 def _about(key: str, path: str) -> Iterator[None]:
-    """Name the key in a UserError, and the file where the error does not."""
+    """Name the key in a UserError that names none of its section, and the file where the error does not."""
     try:
         yield
     except UserError as error:
+        if str(error).startswith(f"{key.removesuffix('path')}"):
+            raise
         raise UserError(f"{key}: {error}" if path in str(error) else f"{key}: {path}: {error}") from error

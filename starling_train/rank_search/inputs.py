@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from starling_train.config.fields import UserError, given
+from starling_train.config.fields import UserError
 from starling_train.config.laser import LONGEST_WINDOW, LaserConfig
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class Inputs:
         by = self.criterion
         source = self.config.perplexity.path if by.name == "perplexity" else self.config.preference.path
         dropped = f"; {by.dropped} longer than laser.window left out" if by.dropped else ""
+        dropped += f"; dropped: {by.unread}" if by.unread.counts else ""
         line = f"{by.name} on {len(by.judging)} {by.unit} of {source}, {len(by.held_out)} held out{dropped}"
         return "\n".join([line, *self.chat.lines()])
 
@@ -141,9 +142,8 @@ def criterion_of(config: LaserConfig, chat: "Chat", window: int, runtime: "Runti
     laser = config.laser
     split = criteria.Split(laser.samples, laser.held_out_percent, runtime.generator("laser"))
     if laser.measure == "perplexity":
-        return criteria.of_text(given(config.perplexity.path), chat, window, split)
-    rows = config.preference.rows
-    return criteria.of_preferences(laser.measure, given(config.preference.path), rows, chat, window, split)
+        return criteria.of_text(config.perplexity, chat, window, split)
+    return criteria.of_preferences(laser.measure, config.preference, chat, window, split)
 
 
 def measure(inputs: Inputs, model: "CausalLM", budget: Any) -> dict[str, Any]:

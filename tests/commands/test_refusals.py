@@ -51,6 +51,7 @@ UP = "model.layers.0.mlp.up_proj"
 CHECKPOINT = "checkpoints/step_000002"
 REFERENCE = '{"step": 0, "identity": {"base": "x", "data": "x", "dtype": "float32", "max_length": 256}}\n'
 GOOD = {"prompt": "What is 1 and 1?"}
+UNRELATED = [{"role": "user", "content": "What is 2 and 2?"}, {"role": "assistant", "content": "4"}]
 RANKED = {"prompt": "Hi", "answers": [{"answer": "a", "model": "m", "rank": 1.0}]}
 DEEP = "[" * 100_000
 EVERY = " ".join(command for command in RIGHT if command != "export")  # which has no device
@@ -216,6 +217,16 @@ DATA = [
         make=rows("data.jsonl", {"prompt": "Hi", "answers": [{"answer": "a", "rank": "best"}]})),
     row("rm", DATA_FILE, "data.path: ", "all 1 rows are without two answers", "every row needs",
         make=rows("data.jsonl", RANKED)),
+    row("laser", "perplexity.path={here}/pairs.jsonl data.split=nonesuch", "perplexity.split: ", "use one of: train"),
+    row(TRAINING, "data.split=nonesuch", "data.split: ", "has no split 'nonesuch'", "use one of: train"),
+    row(TRAINING, "data.columns={{prompt:nonesuch}}", "data.columns: ", "has no column 'nonesuch' for prompt"),
+    row(TRAINING, "data.columns={{promt:prompt}}", "data.columns: 'promt' is not a column", "use some of: prompt"),
+    row("evaluate", "preference.split=nonesuch", "preference.split: ", "has no split 'nonesuch'", "use one of: train"),
+    row("evaluate", "preference.columns={{chosen:nonesuch}}", "preference.columns: ", "has no column 'nonesuch'"),
+    row("ppo", DATA_FILE, "no usable row is left", "prompt and chosen contradict each other (first ", "check",
+        make=rows("data.jsonl", GOOD | {"chosen": UNRELATED, "rejected": UNRELATED})),
+    row("rm", "data.path={here}/data.csv", "data.csv:2: 1 cells, but the first line names 2", "quote",
+        make=text("data.csv", "prompt,chosen\nx\n")),
     row("dpo", DATA_FILE, "data.jsonl:1: `chosen` alone", "a pair needs",
         make=rows("data.jsonl", GOOD | {"chosen": "a"})),
     *(
@@ -301,10 +312,10 @@ SERVE = [
 ]  # fmt: skip
 
 EVALUATE = [
-    row("evaluate", "preference.path={here}/data.jsonl", "preference.path: ", "data.jsonl:1: no preference", "give",
+    row("evaluate", "preference.path={here}/data.jsonl", "preference.path: ", "data.jsonl: no comparison in it", "give",
         make=rows("data.jsonl", GOOD)),
-    row("evaluate", "preference.path={here}/data.csv", "preference.path: ", "data.csv: neither .parquet nor .jsonl",
-        make=text("data.csv", "prompt,chosen,rejected\n")),
+    row("evaluate", "preference.path={here}/data.arrow", "preference.path: ", "data.arrow: not one of .parquet, .jsonl",
+        make=text("data.arrow", "prompt,chosen,rejected\n")),
     row("evaluate", "preference.path={here}/data.parquet", "preference.path: ", "not a readable parquet",
         make=text("data.parquet", "PAR1")),
     row("evaluate", CALLS, "function_calling.path: ", "no BFCL_v4", "give"),
@@ -346,9 +357,9 @@ LASER = [
     row("laser", "laser.window=1000000", "laser.window: 1000000 is more than", "lower it"),
     row("laser", "perplexity.path={here}/data.txt", "perplexity.path: ", "data.txt: no text in it", "give",
         make=text("data.txt", " \n")),
-    row("laser", "perplexity.path={here}", "perplexity.path: ", "no .parquet file", "give"),
-    row("laser", MARGIN, "preference.path: ", "data.jsonl:1: no preference", "give", make=rows("data.jsonl", GOOD)),
-    row("laser", MARGIN, "preference.path: ", "data.jsonl: comparison 1: ", "same text", "repair",
+    row("laser", "perplexity.path={here}/empty", "perplexity.path: ", "no .parquet file", "give", make=folder("empty")),
+    row("laser", MARGIN, "preference.path: ", "data.jsonl: no comparison in it", "give", make=rows("data.jsonl", GOOD)),
+    row("laser", MARGIN, "preference.path: ", "data.jsonl: no comparison in it (1 rows", "data.jsonl:1 first", "give",
         make=rows("data.jsonl", {"prompt": "a", "chosen": "b", "rejected": "b"})),
     row("laser", MARGIN + "laser.window=8", "preference.path: ", "none of 1 pairs has 8 tokens at most", "give",
         make=rows("data.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})),

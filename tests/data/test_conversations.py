@@ -18,6 +18,11 @@ TALK = [USER, ANSWER]
         {"messages": [USER | {"name": "x"}, ANSWER], "id": 7},
         {"prompt": "hi", "response": "hello"},
         {"prompt": [USER], "response": "hello"},
+        {"prompt": "hi", "completion": [ANSWER]},
+        {"prompt": "\n\nHuman: hi\n\nAssistant: ", "response": "hello"},
+        {"messages": TALK, "prompt": "hi", "response": None},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
+        [USER | {"content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}, ANSWER],
     ],
 )
 def test_the_forms_of_a_conversation(row):
@@ -29,17 +34,20 @@ def test_the_forms_of_a_conversation(row):
     [
         (7, "no conversation"),
         ({"prompt": "hi"}, "no conversation"),
-        ({"messages": "hi"}, "not a list"),
+        ({"messages": "hi"}, "must be a list of objects"),
         ([USER], "ends with the user"),
         ([USER, USER, ANSWER], "alternate"),
         ([ANSWER], "alternate"),
         ([], "roles are none"),
         ([USER, {"role": "assistant", "content": " \n"}], "the answer is empty"),
-        ([USER, {"role": "tool", "content": "x"}], "without a role"),
-        ([USER, {"role": ["user"], "content": "x"}], "without a role"),
-        ([USER, {"role": "assistant"}], "the assistant's content is not text"),
+        ([USER, {"role": "tool", "content": "x"}], "a tool's message or call"),
+        ([USER, ANSWER | {"tool_calls": [{"name": "f"}]}], "a tool's message or call"),
+        ([USER, {"role": ["user"], "content": "x"}], "role .'user'.; use system"),
+        ([USER, {"role": "assistant"}], "`content` of an assistant message must be text"),
+        ([USER | {"content": [{"type": "image"}]}, ANSWER], "content that is not text"),
+        ({"messages": TALK, "prompt": "something else"}, "contradict"),
         ([USER, {"role": "assistant", "content": "\ud800"}], "surrogate"),
-        ({"prompt": None, "response": "x"}, "the user's content is not text"),
+        ({"prompt": None, "response": "x"}, "no conversation"),
     ],
 )
 def test_what_is_no_conversation_is_said_in_one_line(row, says):

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.data.nectar import Answer, Nectar, RankedRow, load, normalise, parse_prompt, write_parquet
+from starling_train.data.nectar import Answer, Nectar, RankedRow, load, normalise, write_parquet
+from starling_train.data.rows.marked_text import parse_prompt
 
 USER, ASSISTANT = "user", "assistant"
 ONE_TURN = "\n\nHuman: Hi there\n\nAssistant: "
@@ -123,9 +124,10 @@ def test_jsonl_prompts_messages_and_answers(tmp_path):
         turns(" plain text\n"),
         turns("Hi there"),
         [*system, *turns("a", "b", "c ")],
+        turns("a"),  # what the assistant said last is its answer
     ]
-    assert [answer.text for answer in data.rows[1].answers] == ["y", "x"]
-    assert data.dropped == {"does not end with a user turn": 1, "system message after the first turn": 1}
+    assert [[answer.text for answer in row.answers] for row in data.rows] == [[], ["y", "x"], [], ["b"]]
+    assert data.dropped == {"system message after the first turn": 1}
 
 
 def test_jsonl_of_pairs(tmp_path):
@@ -154,9 +156,7 @@ def test_jsonl_of_pairs(tmp_path):
         ({"prompt": "x", "chosen": "a"}, "`chosen` alone; a pair needs"),
         ({"prompt": "x", "rejected": "a"}, "`rejected` alone; a pair needs"),
         ({"prompt": "x", "chosen": 3, "rejected": "a"}, "`chosen` is not an answer"),
-        ({"prompt": "x", "chosen": "a", "rejected": []}, "`rejected` is not an answer"),
-        ({"prompt": "x", "chosen": "a", "rejected": turns("b")}, "`rejected` is not an answer"),
-        ({"prompt": "x", "chosen": "a", "rejected": ["b"]}, "`messages` must be a list of objects"),
+        ({"prompt": "x", "chosen": "a", "rejected": ["b"]}, "`rejected` must be a list of objects"),
     ],
 )
 def test_pairs_that_are_none_are_named(tmp_path, row, wrong):
@@ -166,7 +166,16 @@ def test_pairs_that_are_none_are_named(tmp_path, row, wrong):
 
 def test_answers_can_be_left_unread(tmp_path):
     file = parquet(tmp_path / "x.parquet", {"prompt": ONE_TURN})
-    assert load(file, answers=False).rows == [RankedRow(turns("Hi there"))]
+    assert load(file, answers=False).rows == load(file).rows == [RankedRow(turns("Hi there"))]
+    assert load(parquet(tmp_path / "y.parquet", raw_row()), answers=False).rows[0].answers == []
+
+
+def test_ranks_may_be_whole_numbers_and_missing(tmp_path):
+    answers = [{"answer": text, "rank": rank} for text, rank in (("a", 2), ("b", 1), ("c", None))]
+    for write in (parquet, jsonl):
+        data = load(write(tmp_path / f"x.{write.__name__}", raw_row() | {"answers": answers}))
+        assert [(answer.text, answer.rank) for answer in data.rows[0].answers] == [("b", 1.0), ("a", 2.0)]
+        assert data.answers_changed == {"left out: no rank": 1}
 
 
 @pytest.mark.parametrize("write", [parquet, jsonl])
@@ -264,13 +273,11 @@ WRONG_FILES = {
     "nowhere": (lambda d: d / "nowhere" / "at" / "all", "no such file or directory"),
     "no file": (lambda d: Path("nectar/x.parquet"), "no such file or directory"),
     "empty directory": (lambda d: d, "no .parquet file"),
-    "suffix": (text_file("x.csv", "prompt\n"), "neither .parquet nor .jsonl"),
+    "suffix": (text_file("x.arrow", "prompt\n"), "x.arrow: not one of .parquet, .jsonl, .json, .csv"),
     "not parquet": (text_file("x.parquet", "text"), "not a readable parquet file"),
-    "column": (parquet_of({"prompt": ONE_TURN}), "column answers is missing (it has prompt)"),
-    "columns": (parquet_of({"text": "x"}), "column prompt, answers is missing"),
-    "prompt type": (parquet_of(raw_row() | {"prompt": 3}), "column prompt is int64"),
-    "no rank": (parquet_of({"prompt": ONE_TURN, "answers": [{"answer": "x"}]}), "column answers is list<"),
-    "answers type": (parquet_of(raw_row() | {"answers": "x"}), "column answers is string"),
+    "columns": (parquet_of({"text": "x"}), "x.parquet, row 1: neither `prompt` nor `messages` (it has text)"),
+    "prompt type": (parquet_of(raw_row() | {"prompt": 3}), "x.parquet, row 1: `prompt` is a int"),
+    "answers type": (parquet_of(raw_row() | {"answers": "x"}), "x.parquet, row 1: `answers` must be a list"),
     "not UTF-8": (text_file("x.jsonl", '{"prompt": "ok"}\n{"prompt": "caf\xe9"}\n'), "x.jsonl:2: not UTF-8"),
     "not JSON": (text_file("x.jsonl", '{"prompt": "ok"}\n\n{"prompt": \n'), "x.jsonl:3: not JSON"),
     "not an object": (text_file("x.jsonl", '["x"]'), "x.jsonl:1: a JSON list"),
@@ -278,12 +285,16 @@ WRONG_FILES = {
     "number": (text_file("x.jsonl", '{"prompt": 3}'), "x.jsonl:1: `prompt` is a int"),
     "messages": (text_file("x.jsonl", '{"messages": "x"}'), "x.jsonl:1: `messages` must be a list"),
     "role": (
-        text_file("x.jsonl", '{"messages": [{"role": "tool", "content": ""}]}'),
-        "x.jsonl:1: role 'tool'",
+        text_file("x.jsonl", '{"messages": [{"role": "robot", "content": ""}]}'),
+        "x.jsonl:1: role 'robot'",
     ),
-    "content": (text_file("x.jsonl", '{"messages": [{"role": "user"}]}'), "x.jsonl:1: `content` of a user"),
+    "content": (text_file("x.jsonl", '{"messages": [{"role": "user"}]}'), "no usable row is left (1 empty turn"),
+    "tools": (
+        text_file("x.jsonl", '{"messages": [{"role": "tool", "content": ""}]}'),
+        "no usable row is left (1 a tool's message or call (first ",
+    ),
     "answers": (text_file("x.jsonl", '{"prompt": "x", "answers": ["y"]}'), "x.jsonl:1: `answers` must be"),
-    "nothing left": (text_file("x.jsonl", '{"prompt": " "}\n'), "no usable row is left (1 empty turn)"),
+    "nothing left": (text_file("x.jsonl", '{"prompt": " "}\n'), "no usable row is left (1 empty turn (first "),
 }
 
 
@@ -350,7 +361,7 @@ def test_hub_id_that_cannot_be_read(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError, match=r"^somebody/Nectar: .*no route"):
         load("somebody/Nectar")
-    assert asked == [(("somebody/Nectar",), {"split": "train"})]
+    assert asked == [(("somebody/Nectar", None), {"split": "train"})]
 
 
 def test_real_rows(data_dir):

@@ -17,7 +17,7 @@ def test_places_close_gaps_and_share_ties():
 def test_rows_without_an_order_are_counted():
     every_kind = ((1, 2), (), (1,), (3, 3), (1, 1, 2))
     rows = [RankedRow([], answers(*ranks)) for ranks in every_kind]
-    assert with_an_order(rows, "file") == ([rows[0], rows[4]], 3)
+    assert with_an_order(rows, "file") == ([rows[0], rows[4]], rows[1:4])
     with pytest.raises(UserError, match=r"^data\.path: file: all 3 rows"):
         with_an_order(rows[1:4], "file")
 

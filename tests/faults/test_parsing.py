@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from reward_checkpoints import small_tokenizer
 
 from starling_train.config.fields import UserError
-from starling_train.data import conversations, nectar, openchat, preferences, rendered_text, reward_templates, row_files
+from starling_train.data import conversations, nectar, openchat, preferences, rendered_text, reward_templates
+from starling_train.data.rows import json_rows, marked_text
 from starling_train.evals import function_calling
 from starling_train.evals.function_calling import checker
 from starling_train.evals.function_calling.parser import Call, answer_text, parse_calls
@@ -127,17 +128,17 @@ def dialogues(draw, end: str = "user", content=WORDS, system: bool = True) -> li
 
 @given(TEXT)
 def test_any_text_is_a_prompt_or_none(text):
-    messages = nectar.parse_prompt(text)
+    messages = marked_text.parse_prompt(text)
     assert all(set(message) == {"role", "content"} for message in messages)
     assert {message["role"] for message in messages} <= {"user", "assistant"}
 
 
 @given(dialogues(system=False, content=st.text(min_size=1).map(str.strip).filter(bool)))
 def test_a_prompt_that_was_written_reads_back(messages):
-    text = nectar.prompt_text(messages)
-    if any(nectar.SPEAKER.search(f"\n\n{message['content']}") for message in messages):
+    text = marked_text.render_prompt(messages)
+    if any(marked_text.SPEAKER.search(f"\n\n{message['content']}") for message in messages):
         return  # somebody wrote a turn into a turn: no text can tell them apart
-    assert nectar.parse_prompt(text) == messages
+    assert marked_text.parse_prompt(text) == messages
 
 
 @given(values=st.lists(spoiled(*RIGHT_ROWS) | ROWS, min_size=1, max_size=2), good_natured_only=st.booleans())
@@ -155,7 +156,7 @@ def test_any_rows_are_read_or_refused_by_line(tmp_path, values, good_natured_onl
 @example(b'{"prompt": "\\ud800"}')
 @example(b"9" * 5000)
 def test_any_line_is_an_object_or_refused(line):
-    row = or_user_error(row_files._json_object, line, "file:1")
+    row = or_user_error(json_rows.parse_object, line, "file:1")
     assert row is None or isinstance(row, dict)
     or_user_error(conversations.parse, line)
 
@@ -167,7 +168,6 @@ def test_any_line_is_an_object_or_refused(line):
 def test_any_json_is_a_conversation_or_refused(row, allow_empty):
     messages = or_user_error(conversations.of_row, row, allow_empty=allow_empty)
     assert messages is None or messages[-1]["role"] == "assistant"
-    or_user_error(preferences.comparison, row if isinstance(row, dict) else {})
 
 
 @given(dialogues("assistant"))

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.data import row_files
+from starling_train.data.rows import json_rows
 from starling_train.evals.function_calling.checker import is_correct
 from starling_train.evals.function_calling.parser import in_fence
 from starling_train.evals.suite import in_turn
@@ -127,7 +127,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """Yield (`file:line`, object) of every line of a file that is not blank."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the leaderboard's data, or leave its category out")
-    for where, row in row_files.jsonl_rows(path):
+    for where, row in json_rows.read_lines(path):
         if not isinstance(row.get("id"), str):
             raise UserError(f"{where}: no object with an `id`; give the leaderboard's file unchanged")
         yield where, row

@@ -12,7 +12,7 @@ from string import Formatter
 from typing import Any, TypeGuard
 
 from starling_train.config.fields import UserError
-from starling_train.data import row_files
+from starling_train.data.rows import json_rows
 from starling_train.evals.suite import in_turn
 
 TEMPERATURES = {
@@ -116,7 +116,7 @@ def load(directory: Path, limit: int | None = None) -> Bench:
 def _rows(path: Path) -> list[tuple[str, dict]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {AGAIN}")
-    rows = list(row_files.jsonl_rows(path))
+    rows = list(json_rows.read_lines(path))
     if not rows:
         raise UserError(f"{path}: nothing in it; {AGAIN}")
     return rows

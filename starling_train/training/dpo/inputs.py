@@ -61,23 +61,39 @@ class DpoInputs:
 def load_data(config: DpoConfig, chat: Chat) -> DpoData:
     """Read the ranked rows, drop what is unusable or too long, split by prompt. Raises UserError."""
     data = config.data
-    rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
-    usable, without = ranked.with_an_order(rows.rows, data.path)
-    usable, refused, lines = chat.accepted(
-        usable,
-        lambda row: [row.messages, with_answer(row.messages, row.answers[0].text)],
-        lambda row: prompts.named(row.messages),
+    rows = nectar.load(
+        data.path,
+        subset=data.subset,
+        split=data.split,
+        columns=data.columns,
+        good_natured_only=data.good_natured_only,
+        exclude=data.exclude,
     )
-    fitting, too_long = prompts.tokenise([row.messages for row in usable], chat, data.max_prompt_tokens)
+    usable, without = ranked.with_an_order(rows.rows, data.path)
+    ordered = usable
+    usable, refused, lines = chat.accepted(
+        ordered,
+        lambda row: [row.messages, with_answer(row.messages, row.answers[0].text)],
+        lambda row: row.where,
+    )
+    fitting, _ = prompts.tokenise([row.messages for row in usable], chat, data.max_prompt_tokens)
     prompt_of = {id(prompt.messages): prompt for prompt in fitting}
-    paired = pairs.make([row for row in usable if id(row.messages) in prompt_of], config.dpo.pairs, config.seed)
+    kept = [row for row in usable if id(row.messages) in prompt_of]
+    paired, same = pairs.distinct(pairs.make(kept, config.dpo.pairs, config.seed), chat, config.dpo.max_length)
+    if not paired:
+        raise UserError(
+            f"dpo.max_length: {config.dpo.max_length} cuts both answers of every pair to the same; raise it"
+        )
     training, held_out = prompts.hold_out(paired, data.eval_prompts, config.seed)
     to_answer = [prompt_of[id(row.messages)] for row in held_out[: config.evaluation.responses]]
-    dropped = rows.dropped | {ranked.NO_ORDER: without} | refused
-    dropped |= {f"longer than {data.max_prompt_tokens} tokens": too_long}
+    dropped = rows.drops()
+    dropped.add_all(ranked.NO_ORDER, [row.where for row in without])
+    dropped.add_all(next(iter(refused), ""), nectar.lost(ordered, usable))
+    dropped.add_all(f"longer than {data.max_prompt_tokens} tokens", nectar.lost(usable, fitting))
+    dropped.add_all(f"pairs of the same {config.dpo.max_length} tokens", [kept[index].where for index in same])
     report = (
-        f"{len(training)} training prompts with {_pairs(training)} pairs ({config.dpo.pairs}), {len(held_out)} held "
-        f"out with {_pairs(held_out)}; dropped: {prompts.counts(dropped)}; "
+        f"{rows.read()}: {len(training)} training prompts with {_pairs(training)} pairs ({config.dpo.pairs}), "
+        f"{len(held_out)} held out with {_pairs(held_out)}; dropped: {dropped}; "
         f"answers: {prompts.counts(rows.answers_changed)}"
     )
     return DpoData(training, held_out, to_answer, "\n".join([report, *lines, *chat.lines()]))

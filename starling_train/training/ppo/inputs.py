@@ -7,7 +7,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.chat import Chat
-from starling_train.data.prompts import Prompt, counts, named
+from starling_train.data.prompts import Prompt
 from starling_train.models import written
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
@@ -69,24 +69,29 @@ def load_data(config: PpoConfig, chat: Chat, admits: bool = False) -> PpoData:
     reward = kinds.of(config.reward)
     rows = nectar.load(
         config.data.path,
+        subset=config.data.subset,
+        split=config.data.split,
+        columns=config.data.columns,
         good_natured_only=config.data.good_natured_only,
         exclude=config.data.exclude,
         answers=False,
         keep=reward.columns(config.reward),
     )
-    accepted, refused, lines = chat.accepted(rows.rows, lambda row: [row.messages], lambda row: named(row.messages))
+    accepted, refused, lines = chat.accepted(rows.rows, lambda row: [row.messages], lambda row: row.where)
     conversations, columns = [row.messages for row in accepted], [row.columns for row in accepted]
-    fitting, too_long = prompts.tokenise(conversations, chat, config.data.max_prompt_tokens, columns)
-    dropped = rows.dropped | refused
-    dropped |= {f"longer than {config.data.max_prompt_tokens} tokens": too_long} if too_long else {}
+    fitting, _ = prompts.tokenise(conversations, chat, config.data.max_prompt_tokens, columns)
+    dropped = rows.drops()
+    dropped.add_all(next(iter(refused), ""), nectar.lost(rows.rows, accepted))
+    dropped.add_all(f"longer than {config.data.max_prompt_tokens} tokens", nectar.lost(accepted, fitting))
     if admits:
         asked = [prompt.messages for prompt in fitting]
         admission = reward.admit(config.reward, asked, [prompt.columns for prompt in fitting])
         lines += [*admission.described(asked), *admission.lines]
-        dropped |= {REFUSED: len(admission.refused)} if admission.refused else {}
+        where = {id(row.messages): row.where for row in accepted}
+        dropped.add_all(REFUSED, [where[id(asked[index])] for index in sorted(admission.refused)])
         fitting = [prompt for index, prompt in enumerate(fitting) if index not in admission.refused]
     training, held_out = prompts.hold_out(fitting, config.data.eval_prompts, config.seed)
-    report = f"{len(training)} training prompts, {len(held_out)} held out; dropped: {counts(dropped)}"
+    report = f"{rows.read()}: {len(training)} training prompts, {len(held_out)} held out; dropped: {dropped}"
     return PpoData(training, held_out, "\n".join([report, *lines, *chat.lines()]))
 
 

@@ -83,12 +83,20 @@ class RmInputs:
 def load_data(config: RmConfig) -> RmData:
     """Read the ranked rows, drop what is unusable, split by prompt. Raises UserError when none is left."""
     data = config.data
-    rows = nectar.load(data.path, good_natured_only=data.good_natured_only, exclude=data.exclude)
+    rows = nectar.load(
+        data.path,
+        subset=data.subset,
+        split=data.split,
+        columns=data.columns,
+        good_natured_only=data.good_natured_only,
+        exclude=data.exclude,
+    )
     usable, without = ranked.with_an_order(rows.rows, data.path)
     training, held_out = prompts.hold_out(usable, data.eval_prompts, config.seed)
-    dropped = rows.dropped | {ranked.NO_ORDER: without}
+    dropped = rows.drops()
+    dropped.add_all(ranked.NO_ORDER, [row.where for row in without])
     report = (
-        f"{len(training)} training rows, {len(held_out)} held out; dropped: {prompts.counts(dropped)}; "
+        f"{rows.read()}: {len(training)} training rows, {len(held_out)} held out; dropped: {dropped}; "
         f"answers: {prompts.counts(rows.answers_changed)}"
     )
     return RmData(training, held_out, report)

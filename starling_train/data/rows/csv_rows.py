@@ -1,0 +1,58 @@
+"""Rows of a .csv file, whose first line names the columns: every cell is text, as it stands."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from starling_train.config.fields import UserError
+
+LARGEST_CELL = 1 << 30
+
+
+def columns(file: Path) -> list[str]:
+    """Return the names in the first line."""
+    return next((cells for _, cells in _records(file)), [])
+
+
+def read(file: Path) -> Iterator[tuple[str, dict]]:
+    """Yield (file:line, row); the line is the row's last. A cell that holds a JSON array of objects becomes that.
+
+    Raises UserError naming the line.
+    """
+    names: list[str] | None = None
+    for where, cells in _records(file):
+        if names is None:
+            names = cells
+        elif len(cells) != len(names):
+            raise UserError(
+                f"{where}: {len(cells)} cells, but the first line names {len(names)}; quote cells with commas"
+            )
+        else:
+            yield where, {name: _value(cell) for name, cell in zip(names, cells, strict=True)}
+
+
+def _records(file: Path) -> Iterator[tuple[str, list[str]]]:
+    csv.field_size_limit(LARGEST_CELL)
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, strict=True)
+            for cells in reader:
+                if cells:
+                    yield f"{file}:{reader.line_num}", cells
+    except csv.Error as error:
+        raise UserError(f"{file}:{reader.line_num}: not CSV ({error}); repair the line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def _value(cell: str) -> object:
+    """Return messages or ranked answers that were written into a cell as JSON; every other cell is its text."""
+    if cell.startswith("[{"):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+    return cell

@@ -1,0 +1,167 @@
+"""The forms in which people publish prompts, conversations and preferences: which columns, and what they mean.
+
+`FORMS` is the table. A row has the first form whose columns it has; other columns are not read. What a row means is a
+`Talk`: the messages in front of the answers, and the answers. What answers are worth learning from is not decided here.
+"""
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from starling_train.config.fields import UserError
+from starling_train.data.rows import context, marked_text, messages
+from starling_train.data.rows.beginnings import shared_beginning
+from starling_train.data.rows.messages import Unusable
+
+# all columns that a form reads
+COLUMNS = (
+    "prompt", "messages", "conversations", "system", "answers", "chosen", "rejected", "response", "completion",
+)  # fmt: skip
+ANSWERS = ("answers", "response", "completion")  # say nothing of the messages in front
+PAIR = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What a row says.
+
+    context: the messages in front of the answers.
+    answers: `{"answer", "rank"}` and, in ranked ones, "model"; as the row has them, in no order.
+    """
+
+    context: list[dict]
+    answers: list[dict]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form: its name for people, the columns that a row of it has, and how it is read.
+
+    asked: columns with the messages in front of the answers.
+    answered: columns with answers; a row that has only null in all of them is of a later form.
+    talk: from (row, names of all columns of the data) to what it says.
+    """
+
+    name: str
+    asked: tuple[str, ...]
+    answered: tuple[str, ...]
+    talk: Callable[[dict, Collection[str]], Talk]
+
+
+def _ranked(row: dict, others: Collection[str]) -> Talk:
+    """Ranked answers: `answers` is a list of {answer, rank, model}, rank 1 the best."""
+    answers = row["answers"]
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        raise UserError("`answers` must be a list of objects with `answer`, `model` and `rank`")
+    return Talk(context.of_row(row, [], whole=True), answers)
+
+
+def _pair(row: dict, others: Collection[str]) -> Talk:
+    """Two answers; each is text, or messages that end with it and may begin with all messages in front of it."""
+    texts = [row[key] for key in PAIR if isinstance(row[key], str)]
+    marked = bool(texts) and all(map(marked_text.begins_with_a_turn, texts))
+    sides = [_side(row[key], key, marked) for key in PAIR]
+    own, *rest = [before for before, _ in sides if before] or [[]]
+    if any(not messages.same(own, other) for other in rest):
+        raise Unusable("chosen and rejected follow different messages")
+    if not own and not any(row.get(key) for key in ("prompt", "messages")):
+        return _begun_alike([answer for _, answer in sides], {*row, *others} - {*COLUMNS})
+    return Talk(context.of_row(row, own), _two(*(answer for _, answer in sides)))
+
+
+def _side(value: Any, key: str, marked: bool) -> tuple[list[dict], str]:
+    """Return (the messages that an answer of a pair brings along, its text); null is an empty answer."""
+    if isinstance(value, str) and not marked:
+        return [], value
+    if not isinstance(value, str | list | None):
+        raise UserError(f"`{key}` is not an answer; give text, or messages that end with the assistant's")
+    turns = marked_text.parse_turns(value) if isinstance(value, str) else messages.read(value or [], key)
+    if not turns:
+        return [], ""
+    if turns[-1]["role"] != "assistant":
+        raise Unusable(f"{key} does not end with the assistant")
+    return turns[:-1], turns[-1]["content"]
+
+
+def _begun_alike(texts: list[str], others: Collection[str]) -> Talk:
+    """Two texts that begin with the same prompt, which ends at a space; a column more may be the real prompt."""
+    if names := sorted(set(others)):
+        raise Unusable(
+            f"chosen and rejected without their prompt (data.columns can say which of {', '.join(names)} it is)"
+        )
+    shared = shared_beginning(*texts)
+    prompt = shared[: max((space.end() for space in re.finditer(r"\s+", shared)), default=0)]
+    if not prompt.strip():
+        raise Unusable("chosen and rejected without a prompt or a shared beginning")
+    asked = [{"role": "user", "content": prompt.strip()}]
+    return Talk(asked, _two(*(text[len(prompt) :] for text in texts)))
+
+
+def _two(chosen: str, rejected: str) -> list[dict]:
+    return [{"answer": chosen, "rank": 1}, {"answer": rejected, "rank": 2}]
+
+
+def _single(key: str) -> Callable[[dict, Collection[str]], Talk]:
+    """Make the reader of a prompt with one answer in column `key`: text as it stands, or messages that end with it."""
+
+    def read(row: dict, others: Collection[str]) -> Talk:
+        own, answer = _side(row[key], key, False)
+        return Talk(context.of_row(row, own), [{"answer": answer, "rank": 1}])
+
+    return read
+
+
+def _conversation(row: dict, others: Collection[str]) -> Talk:
+    """A conversation: its last turn, if the assistant's, is the answer."""
+    last = messages.read(row["messages"])[-1:] if row["messages"] is not None else []
+    said = [{"answer": turn["content"], "rank": 1} for turn in last if turn["role"] == "assistant"]
+    return Talk(context.of_row(row, []), said)
+
+
+def _prompt(row: dict, others: Collection[str]) -> Talk:
+    return Talk(context.of_row(row, []), [])
+
+
+FORMS = (
+    Form("ranked answers to a prompt, as in Nectar", ("prompt",), ("answers",), _ranked),
+    Form("ranked answers to messages", ("messages",), ("answers",), _ranked),
+    Form("pairs beside prompt and messages, as in UltraFeedback", ("prompt", "messages"), PAIR, _pair),
+    Form("pairs beside a prompt", ("prompt",), PAIR, _pair),
+    Form("pairs beside messages", ("messages",), PAIR, _pair),
+    Form("pairs with a shared beginning, as in HH-RLHF", (), PAIR, _pair),
+    Form("prompts with a response", ("prompt",), ("response",), _single("response")),
+    Form("prompts with a completion", ("prompt",), ("completion",), _single("completion")),
+    Form("conversations", ("messages",), (), _conversation),
+    Form("prompts", ("prompt",), (), _prompt),
+)
+
+
+def find(row: dict, others: Collection[str] = (), *, answers: bool = True) -> tuple[Form, dict]:
+    """Return a row's form, and the columns that it is read from. Raises UserError for a row of no known form.
+
+    row: column -> value.
+    others: names of the data's columns, as far as they are known beside the row's own.
+    answers: False where only prompts are wanted: columns of answers need not be there, or right.
+    """
+    if "conversations" in row and "messages" not in row:  # ShareGPT's name
+        row = {**row, "messages": row["conversations"]}
+    known = row if answers else {key: value for key, value in row.items() if key not in ANSWERS}
+    alone = [key for key in PAIR if key in row]
+    if answers and len(alone) == 1 and "answers" not in row:
+        raise UserError(f"`{alone[0]}` alone; a pair needs `chosen` and `rejected`, and mostly a `prompt`")
+    matching = [form for form in FORMS if {*form.asked, *form.answered} <= known.keys()]
+    if not matching:
+        names = ", ".join(sorted(map(str, {*row, *others}))) or "nothing"
+        raise UserError(
+            f"neither `prompt` nor `messages` (it has {names}); every row needs one of them, or `chosen` and "
+            "`rejected`; data.columns can say which column is which"
+        )
+    filled = (form for form in matching if any(known[key] is not None for key in form.answered or form.asked))
+    return next(filled, matching[0]), known
+
+
+def read(row: dict, others: Collection[str] = (), *, answers: bool = True) -> Talk:
+    """Read a row by its form; parameters as in `find`. Raises Unusable for a row to drop, UserError for a wrong one."""
+    form, known = find(row, others, answers=answers)
+    return form.talk(known, others)
