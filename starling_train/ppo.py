@@ -57,9 +57,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     session = Session(config, run, runtime, optimizer, policy, algorithm.steps, best="eval/score_mean")
     tokens = session.budget("algorithm.tokens_per_microbatch", algorithm.tokens_per_microbatch)
     slots = session.budget("rollout.slots", config.rollout.slots)
-    session.follow(reward_model.budget)
-    if reward_model.mark:
-        session.remember("reward", reward_model.mark)
+    session.follow(reward_model)
     kl = session.remember("kl", KLController(algorithm.kl.coefficient, algorithm.kl.target, algorithm.kl.horizon))
     moments = session.remember("scores", RunningMoments())
     prompts = Stream(inputs.data.training, algorithm.prompts_per_step, config.seed)

@@ -72,7 +72,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 step.skipped = update.skipped_rows(step.number, batch)
             step.count(len(batch), samples=answers, tokens=seen)
 
-        session.finish("rm", lambda: rm_inputs.write(config, net, inputs.start.tokenizer, run.reward), page.write)
+        session.finish("rm", lambda: rm_inputs.write(inputs.start, net, run.reward), page.write)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ class RankingConfig:
 
     kind: str = choice(
         "starling_7b",
-        ("starling_7b", "starling_34b"),
-        doc="template and layout: starling_7b (Llama-2's), starling_34b (Yi's)",
+        ("starling_7b", "starling_34b", "sequence_classification"),
+        doc="template and layout: starling_7b (Llama-2's), starling_34b (Yi's), sequence_classification (the "
+        "tokenizer's own; a plain transformers classifier)",
     )
     tokenizer: str | None = path_to(None, "directory or hub id of the tokenizer; null = model.path")
     fresh: bool = setting(False, "random weights in model.path's shape instead of its own")
@@ -42,7 +43,8 @@ class RmConfig(RunConfig):
     name: str = run_name("rm", "of the run")
     model: ModelConfig = section(
         ModelConfig,
-        "a Llama or Mistral causal language model, or a Starling reward model",
+        "a Llama or Mistral causal language model, or a Starling reward model; with rm.kind=sequence_classification "
+        "any causal language model, or a classifier of one label",
         path="meta-llama/Llama-2-7b-chat-hf",
         gradient_checkpointing=True,
     )

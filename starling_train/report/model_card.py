@@ -5,6 +5,7 @@ from typing import Any
 
 from starling_train import __version__
 from starling_train.files.identity import Identity
+from starling_train.models.reward import classifier
 from starling_train.report import read_run
 from starling_train.report.markup import markdown_table
 from starling_train.report.read_run import setting
@@ -33,6 +34,20 @@ print(model.score([messages]))
 ```
 
 In a run of `starling_train.ppo`: `reward={kind} reward.path=DIR reward.max_length={max_length}{key}`."""
+USE_CLASSIFIER = """```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+directory = "."  # where this file is
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = AutoModelForSequenceClassification.from_pretrained(directory, dtype="auto")
+messages = [{{"role": "user", "content": "Hello"}}, {{"role": "assistant", "content": "Hello! How can I help you?"}}]
+inputs = tokenizer.apply_chat_template([messages], return_tensors="pt", return_dict=True, padding=True)
+with torch.no_grad():
+    print(model(**inputs).logits[:, 0])
+```
+
+In a run of `starling_train.ppo`: `reward={kind} reward.path=DIR reward.max_length={max_length}`."""
 
 
 def render(run: SavedRun, trained: TrainedModel, table: FreezeTable, base: Identity) -> str:
@@ -67,7 +82,8 @@ def _front(trained: TrainedModel) -> str:
     """Return the header that the hub reads; it names the base model only by a hub id."""
     path = trained.model.path
     on_hub = path.count("/") == 1 and not path.startswith((".", "~", "/")) and not Path(path).is_dir()
-    lines = ["---", "library_name: transformers" if trained.kind is None else "library_name: starling_train"]
+    library = "transformers" if trained.kind in (None, classifier.KIND) else "starling_train"
+    lines = ["---", f"library_name: {library}"]
     return "\n".join([*lines, *([f"base_model: {path}"] if on_hub else []), "---"])
 
 
@@ -138,6 +154,8 @@ def _number(value: Any) -> str:
 def _use(settings: dict[str, Any], trained: TrainedModel) -> str:
     if trained.kind is None:
         return USE_POLICY
+    if trained.kind == classifier.KIND:
+        return USE_CLASSIFIER.format(kind=trained.kind, max_length=setting(settings, "rm.max_length"))
     newline = bool(setting(settings, "rm.trailing_newline"))
     return USE_REWARD.format(
         kind=trained.kind,

@@ -16,6 +16,7 @@ from starling_train.files import disk
 from starling_train.files.identity import Identity
 from starling_train.files.json_lines import strict
 from starling_train.models.budget import Budget, RunBudgets
+from starling_train.rewards.kinds import Scorer
 from starling_train.run import skipped, summary
 from starling_train.run.checkpoints import Checkpoints, ExtraFiles, identify_base
 from starling_train.run.console import Console
@@ -142,10 +143,12 @@ class Session:
         """Make a budget that stays lowered in later starts. key: the configuration's."""
         return self._budgets.add(key, amount)
 
-    def follow(self, budget: Budget | None) -> None:
-        """Include a budget that something else has made; None, as a served model's, is ignored."""
-        if budget is not None:
-            self._budgets.follow(budget)
+    def follow(self, scorer: Scorer) -> None:
+        """Include the budget of what gives scores, if it has one, and notice in a resumed run that it has changed."""
+        if scorer.budget is not None:
+            self._budgets.follow(scorer.budget)
+        if scorer.mark is not None:
+            self.remember("reward", scorer.mark)
 
     def remember(self, name: str, thing: Thing) -> Thing:
         """Keep the state of something that later steps depend on; a resumed run goes on with it."""

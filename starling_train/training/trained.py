@@ -89,7 +89,7 @@ class TrainedReward:
         self.directory = self._start.directory
 
     def empty(self) -> Network:
-        return empty_net(self._start.config)
+        return empty_net(self._start)
 
     def load(self) -> nn.Module:
         return make_net(
@@ -101,7 +101,7 @@ class TrainedReward:
         )
 
     def write(self, model: RewardNet, directory: Path) -> None:
-        net_writer(self._config, model, self._start.tokenizer)(directory)
+        net_writer(self._start, model)(directory)
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ def test_label_smoothing_is_the_sigmoid_losss():
 @pytest.mark.parametrize(
     "section,key,value,says",
     [
-        ("rm", "kind", "sequence_classification", "starling_34b"),
+        ("rm", "kind", "server", "starling_34b"),
         ("rm", "epochs", 0.0, "or more"),
         ("rm", "fresh", True, "freeze.method=snr"),
         ("rm", "trailing_newline", True, "starling_7b has none"),

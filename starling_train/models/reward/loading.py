@@ -59,10 +59,19 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
 
     Raises UserError naming tensors that do not fit: transformers alone would ignore those that it does not know.
     """
+    check_labels(directory, config)
+    model, report = read_classifier(directory, config, options)
+    check_report(report, directory)
+    if isinstance(getattr(model, "score", None), nn.Linear):
+        return RewardNet(model.base_model, model.score)
+    return ClassifierNet(model)
+
+
+def read_classifier(directory: Path, config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return (the classifier, what transformers reports of its tensors). Raises UserError for unreadable files."""
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
-    check_labels(directory, config)
     try:
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -79,10 +88,7 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
         ) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise UserError(f"{directory}: {first_line(error)}; check reward.path and reward.kind") from error
-    _check_report(report, directory)
-    if isinstance(getattr(model, "score", None), nn.Linear):
-        return RewardNet(model.base_model, model.score)
-    return ClassifierNet(model)
+    return model, report
 
 
 @contextmanager
@@ -98,14 +104,16 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _check_report(report: dict[str, Any], directory: Path) -> None:
+def check_report(report: dict[str, Any], directory: Path) -> None:
     """Raise UserError unless transformers found every tensor of the classifier in its shape, and no other."""
     if missing := sorted(report["missing_keys"]):
         named = checkpoint.names(missing)
         raise UserError(f"{directory}: {named} missing; it is not a trained sequence classifier")
     shaped = sorted(report["mismatched_keys"])
     check_shapes({name: size for name, _, size in shaped}, {name: size for name, size, _ in shaped}, str(directory))
-    if extra := sorted(report["unexpected_keys"]):
+    # the head of the language model that the classifier was made of says nothing about it
+    extra = sorted(name for name in report["unexpected_keys"] if not name.startswith("lm_head."))
+    if extra:
         raise UserError(f"{directory}: {checkpoint.names(extra)} unknown; is config.json this checkpoint's?")
 
 

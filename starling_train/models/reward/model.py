@@ -42,7 +42,7 @@ class RewardModel:
         trailing_newline: bool = False,
         skipped_id: int | None = None,
     ) -> None:
-        """Wrap a network. skipped_id: a token id that the head skips at the end of a conversation (see `_read_at`)."""
+        """Wrap a network. skipped_id: a token id that the head skips at the end of a conversation (see `read_at`)."""
         assert position in ("last_token", "card"), position
         self.net, self.tokenizer, self.kind, self.device = net.eval(), tokenizer, kind, device
         self.position, self.max_length = position, max_length
@@ -103,7 +103,7 @@ class RewardModel:
         if self._packed is None:
             return self.net(**self._inputs(encoded))
         starts = [0, *itertools.accumulate(len(ids) for ids in encoded)]
-        read_at = [start + self._read_at(ids) for start, ids in zip(starts, encoded, strict=False)]
+        read_at = [start + self.read_at(ids) for start, ids in zip(starts, encoded, strict=False)]
         flat = torch.tensor(list(itertools.chain.from_iterable(encoded)))
         packing = Packing([len(ids) for ids in encoded], self.device)
         return self._packed(flat.to(self.device), packing, torch.tensor(read_at).to(self.device))
@@ -131,12 +131,12 @@ class RewardModel:
             input_ids[row, : len(ids)] = torch.tensor(ids)
             attention_mask[row, : len(ids)] = 1
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs["read_at"] = torch.tensor([self._read_at(ids) for ids in encoded])
+        inputs["read_at"] = torch.tensor([self.read_at(ids) for ids in encoded])
         if card:
             inputs["position_ids"] = self._card_positions(attention_mask)
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
-    def _read_at(self, ids: list[int]) -> int:
+    def read_at(self, ids: list[int]) -> int:
         """Return the index that the head reads.
 
         transformers' classifiers skip ids equal to the config's pad token at the end, even where that is the

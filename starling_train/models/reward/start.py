@@ -10,9 +10,9 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.rm import RmConfig
-from starling_train.models import adapters, causal_lm, quantisation
+from starling_train.models import adapters, causal_lm, header_checks, quantisation
 from starling_train.models.causal_lm import Decoder
-from starling_train.models.reward import checkpoint, loading
+from starling_train.models.reward import checkpoint, classifier, loading
 from starling_train.models.reward.net import RewardNet
 from starling_train.models.reward.source import RewardSource
 from starling_train.models.source import ModelSource
@@ -37,6 +37,11 @@ class Start:
     def directory(self) -> Path:
         return self.source.directory
 
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it becomes a plain sequence classifier."""
+        return self.source.kind == classifier.KIND
+
 
 def find_start(config: RmConfig, path: str | None = None, key: str = "model.path") -> Start:
     """Resolve model and tokenizer, and check them. Raises UserError.
@@ -54,7 +59,8 @@ def find_start(config: RmConfig, path: str | None = None, key: str = "model.path
         weights=not (config.dry_run or ranking.fresh),
     )
     tokenizer = source.tokenizer
-    return Start(source, tokenizer, read_config(source, ranking.max_length))
+    read = classifier.read_config if ranking.kind == classifier.KIND else read_config
+    return Start(source, tokenizer, read(source, ranking.max_length))
 
 
 def read_config(source: RewardSource, max_length: int) -> Any:
@@ -82,7 +88,12 @@ def make_net(begin: Start, *, fresh: bool, dtype: str, attention: str, device: s
     fresh: random weights, drawn from torch's global generator.
     """
     config = begin.config
-    if fresh:
+    if begin.is_classifier:
+        if not fresh:
+            return classifier.load(begin.source, config, dtype, attention).to(device)
+        config._attn_implementation = causal_lm.supported_attention(config, attention)
+        net = classifier.net_of(classifier.build(config, "cpu", getattr(torch, dtype)), starts=True)
+    elif fresh:
         config._attn_implementation = attention
         net = RewardNet.from_config(config).to(getattr(torch, dtype))
     elif is_reward_model(begin.source.model):
@@ -101,16 +112,35 @@ def is_reward_model(source: ModelSource) -> bool:
     return any(entry.name == "v_head.weight" for entry in source.entries)
 
 
-def empty_net(config: Any) -> RewardNet:
+def check_start(begin: Start, *, fresh: bool) -> None:
+    """Check names and shapes of the weights that training starts from, and that its tokenizer can be written.
+
+    fresh: no weights are read. Raises UserError.
+    """
+    if begin.is_classifier:
+        classifier.check_tokenizer(begin.tokenizer, begin.config)
+    if fresh:
+        return
+    if begin.is_classifier and classifier.is_classifier(begin.source):
+        classifier.check(begin.source, begin.config)
+    elif begin.is_classifier or not is_reward_model(begin.source.model):
+        header_checks.check_policy(begin.source.model)
+
+
+def empty_net(begin: Start) -> RewardNet:
     """Build the network on the meta device: names and shapes, without memory."""
+    if begin.is_classifier:
+        return classifier.net_of(classifier.build(begin.config, "meta"), starts=False)
     with torch.device("meta"):
-        return RewardNet.from_config(config)
+        return RewardNet.from_config(begin.config)
 
 
-def net_writer(config: RmConfig, net: RewardNet, tokenizer: Any) -> Callable[[Path], None]:
+def net_writer(begin: Start, net: RewardNet) -> Callable[[Path], None]:
     """Return a function that writes the reward model in the layout of `rm.kind` into a directory."""
-    write = checkpoint.write_starling_7b if config.rm.kind == "starling_7b" else checkpoint.write_starling_34b
-    return lambda directory: write(adapters.merged(net), directory, tokenizer)
+    if begin.is_classifier:
+        return lambda directory: classifier.write(adapters.merged(net), begin.config, directory, begin.tokenizer)
+    write = checkpoint.write_starling_7b if begin.source.kind == "starling_7b" else checkpoint.write_starling_34b
+    return lambda directory: write(adapters.merged(net), directory, begin.tokenizer)
 
 
 def _transformer(source: ModelSource, config: Any, dtype: str, attention: str) -> Decoder:

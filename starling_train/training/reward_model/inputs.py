@@ -2,18 +2,17 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from starling_train.config.rm import RmConfig
 from starling_train.data import nectar, prompts, ranked
 from starling_train.data.nectar import RankedRow
 from starling_train.files import whole
 from starling_train.files.disk import check_directory
-from starling_train.models import header_checks, quantisation
+from starling_train.models import quantisation
 from starling_train.models.actors import Groups
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
-from starling_train.models.reward.start import Start, empty_net, find_start, is_reward_model, make_net, net_writer
+from starling_train.models.reward.start import Start, check_start, empty_net, find_start, make_net, net_writer
 from starling_train.models.source import ModelSource
 from starling_train.planning.memory import MemoryPlan, TrainingJob, plan_supervised
 from starling_train.planning.shapes import Shape
@@ -73,8 +72,7 @@ class RmInputs:
         preflight.check_tracker(config.logging.wandb)
         check_directory(run.path, "run_dir")
         quantisation.check_acceleration(attention=config.model.attention, eight_bit=config.optim.eight_bit)
-        if not config.rm.fresh and not is_reward_model(source):
-            header_checks.check_policy(source)
+        check_start(start, fresh=config.rm.fresh)
         preflight.check_selection(config.freeze, source, listing(config, source), config.seed)
         preflight.check_gpu(lambda: planned(config, start)[1], runtime.device)
         return cls(start, load_data(config))
@@ -119,7 +117,7 @@ def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) ->
     )
     if config.model.gradient_checkpointing:
         net.transformer.gradient_checkpointing_enable({"use_reentrant": False})
-    table = _apply(config, empty_net(start.config) if config.freeze.adapter else net, selected)
+    table = _apply(config, empty_net(start) if config.freeze.adapter else net, selected)
     if config.freeze.adapter:
         policy.add_adapters(config.freeze, net, table, runtime)
         net.v_head.requires_grad_(True)
@@ -175,12 +173,13 @@ def scorer(config: RmConfig, start: Start, net: RewardNet, runtime: Runtime) -> 
         max_length=ranking.max_length,
         tokens_per_batch=ranking.tokens_per_microbatch,
         trailing_newline=ranking.trailing_newline,
+        skipped_id=start.config.pad_token_id if start.is_classifier else None,
     )
 
 
-def write(config: RmConfig, net: RewardNet, tokenizer: Any, to: Path) -> None:
+def write(start: Start, net: RewardNet, to: Path) -> None:
     """Write the reward model in the layout of `rm.kind`, whole or not at all."""
-    whole.write_whole(to, net_writer(config, net, tokenizer))
+    whole.write_whole(to, net_writer(start, net))
 
 
 def describe(config: RmConfig) -> str:
@@ -205,7 +204,7 @@ def describe(config: RmConfig) -> str:
 def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, MemoryPlan]:
     """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     records = listing(config, start.source.model)
-    table = _apply(config, empty_net(start.config), select_as_many(config.freeze, records, config.seed))
+    table = _apply(config, empty_net(start), select_as_many(config.freeze, records, config.seed))
     job = TrainingJob(
         parameters=table.parameters_of,
         trainable=table.parameters_trained,

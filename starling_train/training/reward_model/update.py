@@ -37,7 +37,12 @@ class EncodedRankedRow:
 
 def encode(rows: Sequence[RankedRow], model: RewardModel) -> list[EncodedRankedRow]:
     """Encode rows in the reward model's template and tokenizer, truncated on the left as in scoring."""
-    return [EncodedRankedRow([model.encode(c) for c in conversations(row)], ranks(row.answers)) for row in rows]
+
+    def read(conversation: list[dict]) -> list[int]:
+        ids = model.encode(conversation)
+        return ids[: model.read_at(ids) + 1]  # nothing behind what the head reads has a part in its score
+
+    return [EncodedRankedRow([read(c) for c in conversations(row)], ranks(row.answers)) for row in rows]
 
 
 @dataclass(frozen=True)
