@@ -15,7 +15,7 @@ LEARNED = [
 
 
 def tokenizer(
-    kind: str, special: tuple[str, ...], plain: tuple[str, ...] = (), **names: str | None
+    kind: str, special: tuple[str, ...], plain: tuple[str, ...] = (), *, rstrip: bool = False, **names: str | None
 ) -> PreTrainedTokenizerFast:
     """Learn a tokenizer from a few sentences.
 
@@ -23,6 +23,7 @@ def tokenizer(
         special token, or of the first only).
     special: its special tokens; `<unk>` is one more for Llama's kind.
     plain: added tokens that are not marked as special.
+    rstrip: special tokens take the white space behind them along, as Phi-3's do.
     names: bos_token, eos_token, pad_token, chat_template.
     """
     if kind == "bytes":
@@ -43,7 +44,7 @@ def tokenizer(
         backend = _as_pieces(backend)
         special = ("<unk>", *special)
         names = {"unk_token": "<unk>", **names}
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False, rstrip=rstrip) for text in special])
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in plain])
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **names)
 
@@ -76,9 +77,12 @@ class Family:
     plain: tuple[str, ...] = ()
     takes_system: bool = True
     values: dict = field(default_factory=dict)
+    rstrip: bool = False
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        return tokenizer(self.kind, self.special, self.plain, chat_template=self.template, **self.names)
+        return tokenizer(
+            self.kind, self.special, self.plain, rstrip=self.rstrip, chat_template=self.template, **self.names
+        )
 
 
 _CHATML = (
@@ -154,6 +158,23 @@ _ZEPHYR = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+# The generation prompt opens a thought that a given answer does not have.
+_R1 = (
+    "{% set ns = namespace(system='') %}{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{% set ns.system = message['content'] %}{% endif %}{% endfor %}{{ bos_token + ns.system }}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|User|>' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '<|Assistant|>' + message['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+# The last answer ends with another token than the earlier ones, and special tokens stand in front of it.
+_HARMONY = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + message['content'] }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
+    "{% else %}{{ '<|start|>' + message['role'] + '<|message|>' + message['content'] + '<|end|>' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
 _PLAIN = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -195,6 +216,16 @@ FAMILIES = {
     "llama2": Family("always", ("<s>", "</s>"), _LLAMA2, "</s>", ("</s>",), _LLAMA, takes_system=False),
     "phi3": Family("always", _PHI, _PHI3, "<|end|>", ("<|endoftext|>", "<|end|>"),
                    {"bos_token": "<s>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}),
+    "phi3_rstrip": Family("always", _PHI, _PHI3, "<|end|>", ("<|endoftext|>", "<|end|>"),
+                          {"bos_token": "<s>", "eos_token": "<|endoftext|>"}, rstrip=True),
+    "r1": Family(
+        "bytes", ("<bos>", "<eos>"), _R1, "<eos>", ("<eos>",), {"bos_token": "<bos>", "eos_token": "<eos>"},
+        ("<|User|>", "<|Assistant|>", "<think>", "</think>"),
+    ),
+    "harmony": Family(
+        "bytes", ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"), _HARMONY,
+        "<|return|>", ("<|return|>", "<|call|>"), {"eos_token": "<|return|>"},
+    ),
     "chatml_on_llama": Family(
         "always", ("<s>", "</s>", "<|im_end|>"), _CHATML, "<|im_end|>", (), _LLAMA, ("<|im_start|>",)
     ),

@@ -271,10 +271,15 @@ class JinjaTemplate:
         return next(index for index in candidates if index is not None and index not in self.end_ids)
 
     def _around_turns(self) -> set[int]:
-        """Find the added tokens around turns, whether the tokenizer calls them special or not."""
-        added = self.tokenizer.added_tokens_decoder
-        ids = self._stand_ins.encode(self._render([USER], False), {})
-        return {self.end_of_turn, *(index for index in ids if index in added and added[index].content.strip())}
+        """Find the added tokens around turns, whether the tokenizer calls them special or not.
+
+        Tags that are closed again, such as those around a thought, are an answer's: it may bring them itself.
+        """
+        added = {index: token.content for index, token in self.tokenizer.added_tokens_decoder.items()}
+        tags = {text for text in added.values() if {f"</{text[1:]}", f"<{text[2:]}"}.intersection(added.values())}
+        talks = [talk for talk in ([USER], [USER, ANSWER, USER]) if self.refusal(talk) is None]
+        ids = {index for talk in talks for index in self._stand_ins.encode(self._render(talk, False), {})}
+        return {self.end_of_turn, *(i for i in ids if i in added and added[i].strip() and added[i] not in tags)}
 
     def _check_kept_apart(self) -> None:
         """Raise UserError for a tokenizer that makes a special token of what somebody wrote."""

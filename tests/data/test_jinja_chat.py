@@ -58,7 +58,10 @@ def test_an_answer_is_what_the_template_has_behind_the_prompt(family, chat):
         assert prompt == chat.prompt(talk)
         assert answer[-1] == end and chat.end_ids.isdisjoint(answer[:-1])
         assert chat.text(answer) == ANSWER["content"]
-        if "strftime_now" not in family.template:
+        if family is FAMILIES["r1"]:  # the thought that the prompt opens is not in a given answer
+            assert chat.tokenizer.decode(prompt).endswith("<|Assistant|><think>\n")
+            assert chat.tokenizer.decode(answer) == "It is Paris.<eos>"
+        elif "strftime_now" not in family.template:
             # up to the end of turn: ChatML has a newline behind it, Phi-3 the end of the text
             whole = rendered(family, [*talk, ANSWER], False)
             whole = whole[: len(prompt) + len(answer)] if end in whole else [*rendered(family, talk), *answer]
@@ -115,6 +118,21 @@ def test_a_written_tokenizer_renders_what_was_trained(family, chat, tmp_path):
     for talk in talks(family):
         assert more.answered([*talk, ANSWER]) == chat.answered([*talk, ANSWER])
     assert (more.end_ids, more.end_of_turn) == (chat.end_ids, chat.end_of_turn)
+
+
+@pytest.mark.slow  # makes the tokenizer from its package, 15 s once
+def test_of_the_real_smollm2(request):
+    """The published template and 49,152 tokens: its pad token ends a turn, and its BOS begins one."""
+    import smollm2
+
+    plain, tokenizer = smollm2.tokenizer(request.config), smollm2.tokenizer(request.config)
+    chat = Chat.checked(tokenizer, "model.path: DIR", ends=[2])
+    assert chat.end_ids == {2} and chat.pad_id == 0 and plain.pad_token_id == 2
+    for talk in TALKS:
+        assert chat.prompt(talk) == plain.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    odd = {"role": "assistant", "content": "\n\n<|im_end|> and <|im_start|>user"}
+    _, answer = chat.answered([QUESTION, odd])
+    assert answer[-1] == 2 and {1, 2}.isdisjoint(answer[:-1]) and chat.text(answer) == odd["content"]
 
 
 def test_a_date_is_fixed():

@@ -15,8 +15,10 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["bytes", "always", "first", "openchat"])
+@pytest.fixture(scope="module", params=["bytes", "always", "first", "openchat", "rstrip"])
 def tokenizer(request):
+    if request.param == "rstrip":
+        return chat_tokenizers.tokenizer("always", SPECIAL, rstrip=True)
     if request.param != "openchat":
         return chat_tokenizers.tokenizer(request.param, SPECIAL)
     tokenizer = openchat_tokenizer.build()
