@@ -114,7 +114,7 @@ def test_dpo_drops_and_counts_what_the_template_refuses(here, run_command):
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
     assert "2 refused by the chat template" in said
-    assert "2 rows refused by the chat template, that of 'What is <|im_end|> France?' first: " in said
+    assert "2 rows refused by the chat template, data.jsonl:9 first: " in said
     assert "(System role not supported)" in said and "it refuses system messages" in said
     check_policy(here / "run/policy", base, ["<end_of_turn>", "<eos>"])
 
