@@ -185,6 +185,8 @@ class Reader:
     def _why_unwanted(self, raw: dict, said: list[dict]) -> str:
         if self._good_natured_only and not raw.get("good_natured"):
             return "not good-natured"
+        if not self._excluded:
+            return ""
         user_texts = {normalise(message["content"]) for message in said if message["role"] == "user"} - {""}
         return "" if self._excluded.isdisjoint(user_texts) else "in an excluded file"
 

@@ -1,8 +1,10 @@
 """Ranked answers as pairs of a better and a worse one, which DPO learns from."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from starling_train.data import ranked
 from starling_train.data.chat import Chat
@@ -10,6 +12,7 @@ from starling_train.data.conversations import with_answer
 from starling_train.data.nectar import RankedRow, normalise
 from starling_train.data.rows.beginnings import shared_beginning
 
+WORD = re.compile(r"[^\W_]+")
 KINDS = ("best_worst", "best_random", "all")
 
 
@@ -96,7 +99,14 @@ def distinct(rows: Sequence[PairedRow], chat: Chat, max_length: int) -> tuple[li
 def _may_be_same(row: PairedRow, pair: tuple[int, int], room: int) -> bool:
     """Return False for answers that certainly differ within `room` tokens: a token has a byte at least, bar a few."""
     first, second = (row.answers[i] for i in pair)
-    return len(shared_beginning(first, second).encode()) + 16 >= room or normalise(first) == normalise(second)
+    if len(shared_beginning(first, second).encode()) + 16 >= room:
+        return True
+    # a tokenizer may tell letters from letters only; few answers begin with the same words
+    return _first_words(first) == _first_words(second) and normalise(first) == normalise(second)
+
+
+def _first_words(text: str) -> list[str]:
+    return [word[0].casefold() for word in islice(WORD.finditer(text), 3)]
 
 
 def _tokens(conversation: list[dict], chat: Chat, max_length: int) -> list[int]:
