@@ -31,7 +31,8 @@ def main(config: EvaluateConfig) -> None:
     done = results.read(file)
     subjects = Subjects(config, runtime, results.files(file))
     requested = [registry.suite(name).find(subjects) for name in dict.fromkeys(config.suites)]
-    missing = [suite for suite in requested if results.find(done, suite.identity) is None]
+    found = [(suite, results.find(done, suite.identity)) for suite in requested]
+    missing = [suite for suite, result in found if result is None or not suite.is_complete(result)]
     for suite in missing:
         suite.check(config.dry_run)
     for line in subjects.lines():

@@ -8,6 +8,7 @@ from starling_train.config.fields import (
     check_one_process,
     check_server_url,
     check_values,
+    choice,
     number,
     path_to,
     require,
@@ -44,14 +45,28 @@ class PreferenceSuiteConfig(SourceConfig):
     rows: int | None = number(None, 1, doc="only the first rows that have a pair; null = all")
 
 
+def _check_header(key: str, name: str) -> None:
+    if not name.isascii() or not name.replace("-", "").isalnum():
+        raise UserError(f"{key}: {name!r} is not the name of a header; give Authorization, or Azure's api-key")
+
+
 @dataclass
 class JudgeConfig:
     """Any server that speaks OpenAI's chat completions; a score belongs to its judge."""
 
-    url: str = setting("https://api.openai.com/v1", "its address, up to /chat/completions")
+    url: str = setting("https://api.openai.com/v1", "its address, up to /chat/completions; a query (?...) stays behind")
     model: str | None = setting(None, "its name as the server knows it, e.g. gpt-4")
     key_env: str | None = variable("OPENAI_API_KEY", "environment variable that holds the key; null = none is sent")
-    max_tokens: int = number(2048, 1, doc="of a judgment")
+    key_header: str = setting("Authorization", "header that carries the key; Azure's is api-key", check=_check_header)
+    temperature: float | None = number(
+        0.0, 0.0, doc="of its replies; null = not sent, for judges that refuse any but their own"
+    )
+    max_tokens: int = number(2048, 1, doc="of a judgment, its reasoning included")
+    max_tokens_name: str = choice(
+        "max_tokens",
+        ("max_tokens", "max_completion_tokens"),
+        "what the judge calls that limit; max_tokens gives way where it asks for the other",
+    )
     connections: int = number(8, 1, 1024, doc="judgments requested at a time")
     timeout_s: float = number(120.0, 0.001, 86400.0, doc="seconds for one judgment")
     patience_s: float = number(300.0, 0.0, doc="seconds of trying again (429, 5xx, no answer) before the command ends")

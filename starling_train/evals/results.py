@@ -72,16 +72,22 @@ def make_directory(path: Path) -> None:
 
 def find(entries: list[Entry], identity: Entry) -> Entry | None:
     """Return the result of a suite with this identity, if it was measured."""
-    identity = json.loads(json.dumps(identity))  # as the file has it: lists for tuples
-    return next((entry["result"] for entry in entries if entry["identity"] == identity), None)
+    return next((entry["result"] for entry in entries if entry["identity"] == _as_written(identity)), None)
+
+
+def _as_written(identity: Entry) -> Any:
+    return json.loads(json.dumps(identity))  # lists for tuples
 
 
 def add(path: Path, entry: Entry, hashed: dict[str, Any]) -> None:
     """Add an entry to those that the file holds by now, and replace it whole. Raises UserError if it cannot be written.
 
+    An entry of the same identity, which was not complete, gives way.
+
     hashed: the hashes of the models' files.
     """
-    content = {"results": [*read(path), entry], "files": files(path) | hashed}
+    others = [other for other in read(path) if other["identity"] != _as_written(entry["identity"])]
+    content = {"results": [*others, entry], "files": files(path) | hashed}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     try:
         whole.write_text(path, f"{text}\n")

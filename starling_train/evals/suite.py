@@ -78,6 +78,10 @@ class Suite(ABC):
         """Return what a reader must know beside the numbers: who judged, what failed."""
         return []
 
+    def is_complete(self, result: dict[str, Any]) -> bool:
+        """Whether nothing is left that another start could find: no request without a reply."""
+        return True
+
     def journal(self, folder: Path, what: str, identity: dict[str, Any] | None = None) -> Journal:
         """Open the journal of a part of the work. identity: everything that part depends on; None: the suite's."""
         return Journal(folder, f"{self.name}.{what}", identity or self.identity)

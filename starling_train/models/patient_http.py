@@ -1,13 +1,14 @@
 """Requests to a server that may be away for a while: temporary failures are retried, everything else is an answer.
 
-A request that fails temporarily (no connection, no answer in time, 429, 5xx) is sent again after a growing pause, until
-`patience_s` seconds have gone since it first failed.
+A request that fails temporarily (no connection, no answer in time, 429, any 5xx, those of proxies too) is sent again
+after a growing pause, until `patience_s` seconds have gone since it first failed.
 """
 
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starling_train.config.fields import UserError
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     import httpx
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
-PASSING = (408, 425, 429, 500, 502, 503, 504)
+PASSING = (408, 425, 429)  # and all from 500 on
+BEARER = "Authorization"
 
 
 class HttpConfig(Protocol):
@@ -34,6 +36,8 @@ class PatientHttp:
     key: the configuration section, for messages.
     is_outside: use the environment's proxies, which are for the outside world.
     longest_pause_s: between two attempts, unless the server asks for more (Retry-After).
+    token_header: what carries the token: Authorization, as a bearer token; any other header, the token alone.
+    status_of: reads the status of an answer, for servers that tell it elsewhere; None: the HTTP status.
     """
 
     def __init__(
@@ -47,16 +51,21 @@ class PatientHttp:
         *,
         is_outside: bool = False,
         longest_pause_s: float = LONGEST_PAUSE_S,
+        token_header: str = BEARER,
+        status_of: "Callable[[httpx.Response], int] | None" = None,
     ) -> None:
         import httpx
 
         self.url = url
         self._server, self._gives, self._key = server, gives, key
         self._patience_s, self._longest_pause_s = config.patience_s, longest_pause_s
+        self._status_of = status_of
         self._silent = threading.Event()  # set once it is reported that the server is away
         self._given_up = threading.Event()  # set when one request has failed for good: the others need not wait
         self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers={token_header: f"Bearer {token}" if token_header.lower() == BEARER.lower() else token}
+            if token
+            else {},
             timeout=config.timeout_s,
             limits=httpx.Limits(max_connections=config.connections, max_keepalive_connections=config.connections),
             trust_env=is_outside,
@@ -71,7 +80,8 @@ class PatientHttp:
             requested = 0.0
             try:
                 response = self._http.post(self.url, json=body)
-                if response.status_code not in PASSING:
+                status = self._status_of(response) if self._status_of else response.status_code
+                if status not in PASSING and status < 500:
                     self._report_return()
                     return response
                 reason, requested = reason_of(response), _retry_after(response)
@@ -139,11 +149,24 @@ def token_of(variable: str | None) -> str | None:
 def reason_of(response: "httpx.Response") -> str:
     """Return the status and, if the server gives one, its message, on one line."""
     try:
-        message = response.json()["error"]
-        message = str(message["message"] if isinstance(message, dict) and "message" in message else message)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        message = response.reason_phrase
+        message = message_of(response.json())
+    except (ValueError, RecursionError):
+        message = None
+    if message is None:
+        message = response.reason_phrase or ("" if "<" in response.text else response.text)
     return f"{response.status_code}: {' '.join(message.split())[:200]}"
+
+
+def message_of(content: Any) -> str | None:
+    """Return the message of a JSON answer that is an error, as servers shape it; None where it has none."""
+    match content:
+        case {"error": {"message": message}} | {"error": {"detail": message}}:
+            return str(message)
+        case {"error": error} if error:
+            return str(error)
+        case {"object": "error", "message": message} | {"detail": message}:
+            return str(message)
+    return None
 
 
 def _retry_after(response: "httpx.Response") -> float:

@@ -6,6 +6,7 @@ import math
 import re
 import signal
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -284,6 +285,76 @@ def test_another_judge_rates_the_same_answers_at_any_address(run, long_policy, d
         assert len(server.requests) == 0
         run(*bench(long_policy, data_dir, at(server), **{"judge.model": "another"}, **few))
         assert generated == [8, 8] and len(server.requests) == 16
+
+
+def refusing(words: list[str]) -> Callable:
+    """A judge that refuses what has one of these words, and rates everything else with 9 after reasoning of 1."""
+
+    def answer(request: dict) -> tuple[int, object]:
+        if any(word in request["messages"][-1]["content"] for word in words):
+            return 400, {"error": {"message": "too long"}}
+        message = {"content": "<think>[[1]]</think> Rating: [[9]]", "reasoning_content": "[[2]]"}
+        return 200, {"choices": [{"message": message, "finish_reason": "stop"}]}
+
+    return answer
+
+
+def test_what_got_no_reply_is_asked_again_by_the_next_start(run, long_policy, data_dir, tmp_path):
+    """Of 16 judgments 4 are refused, then 2, then none; what has a reply is never asked for again."""
+    lines = (data_dir / "mt_bench" / "question.jsonl").read_text().splitlines()
+    turns = {row["category"]: row["turns"][0] for row in map(json.loads, reversed(lines))}
+    words, out = [turns["writing"], turns["math"]], tmp_path / "out"
+    for refused, asked in ((2, 16), (1, 4), (0, 2)):
+        with Scripted(answer=refusing(words[:refused])) as server:
+            said = run(*bench(long_policy, data_dir, at(server), questions=8, temperature=0))
+            assert len(server.requests) == asked
+        (entry,) = entries(out)
+        result, judgments = entry["result"], rows(out, "mt_bench.judgments")
+        assert (result["failed"], result["without_reply"], result["score"]) == (2 * refused, 2 * refused, 9.0)
+        assert len(judgments) == 16 - 2 * refused and {row["rating"] for row in judgments.values()} == {9.0}
+        assert ("without a reply: the next start asks again" in said) == bool(refused)
+        assert not refused or f"{2 * refused} 400: too long" in said
+    with Scripted(answer=refusing(words)) as server:
+        assert "done already" in run(*bench(long_policy, data_dir, at(server), questions=8, temperature=0))
+        assert not server.requests
+
+
+def test_failures_that_an_earlier_version_wrote_down_are_asked_again(run, long_policy, data_dir, tmp_path):
+    few, out = {"questions": 8, "temperature": 0}, tmp_path / "out"
+    with Scripted(answer=refusing([])) as server:
+        run(*bench(long_policy, data_dir, at(server), **few))
+    (path,) = out.glob("mt_bench.judgments-*.jsonl")
+    head, *kept = [json.loads(line) for line in path.read_text().splitlines()]
+    kept[0] |= {"text": None, "rating": None, "failure": "529: Overloaded"}
+    kept[1]["rating"] = 1.0  # read in the reasoning
+    for row in kept:
+        del row["ended"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in (head, *kept)))
+    (out / "evaluation.json").unlink()
+    with Scripted(answer=refusing([])) as server:
+        run(*bench(long_policy, data_dir, at(server), **few))
+        assert len(server.requests) == 1
+    (entry,) = entries(out)
+    assert (entry["result"]["score"], entry["result"]["rated"], entry["result"]["failed"]) == (9.0, 16, 0)
+
+
+def test_a_judge_of_another_temperature_is_another(run, long_policy, data_dir, tmp_path):
+    few = {"questions": 8, "temperature": 0}
+    with Scripted(answer=refusing([])) as server:
+        for temperature in (0, 0.0, "null", 0.5, "null"):
+            run(*bench(long_policy, data_dir, at(server), **{"judge.temperature": temperature}, **few))
+        sent = [request.get("temperature") for *_, request in server.requests]
+    assert sent == [0.0] * 16 + [None] * 16 + [0.5] * 16
+
+
+def test_replies_that_were_cut_are_told(run, long_policy, data_dir):
+    def answer(request: dict) -> tuple[int, object]:
+        return 200, {"choices": [{"message": {"content": "It is a good"}, "finish_reason": "length"}]}
+
+    with Scripted(answer=answer) as server:
+        said = run(*bench(long_policy, data_dir, at(server), questions=8, temperature=0))
+    assert "16 no rating in the reply, which was cut at mt_bench.judge.max_tokens" in said
+    assert "16 judgments were cut at mt_bench.judge.max_tokens; raise it" in said
 
 
 JUDGMENTS = "mt_bench.judgments-*.jsonl"

@@ -180,6 +180,7 @@ AGAINST_EACH_OTHER = {
         ("suites=[mt_bench] mt_bench.path=here", "mt_bench.judge.model: not set; give"),
         (f"{OF_MT_BENCH} mt_bench.judge.url=gpt", "mt_bench.judge.url: 'gpt' is not an address", "http://HOST:PORT"),
         (f"{OF_MT_BENCH} mt_bench.judge.url=http://me:hunter2@h/v1", "mt_bench.judge.url: it holds", "key_env"),
+        (f"{OF_MT_BENCH} mt_bench.judge.key_header='a b'", "mt_bench.judge.key_header: 'a b' is not", "give Author"),
         (f"{OF_MT_BENCH} mt_bench.judge.prompt_price=3", "mt_bench.judge.completion_price: not set", "both"),
         ("suites=[lm_eval]", "lm_eval.tasks: none", "give some"),
     ),

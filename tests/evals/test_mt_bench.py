@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from starling_train.config.fields import UserError
 from starling_train.evals.mt_bench import bench as mt_bench
-from starling_train.evals.mt_bench.bench import rating
+from starling_train.evals.mt_bench.rating import rating, why_unrated, without_reasoning
 
 PLAIN = [
     ("Rating: [[5]]", 5.0),
@@ -61,6 +61,88 @@ PLAIN = [
 @pytest.mark.parametrize("reply,expected", PLAIN, ids=range(len(PLAIN)))
 def test_odd_replies(reply, expected):
     assert rating(reply) == expected
+
+
+REASONED = [
+    ("<think>[[1]]</think> Rating: [[9]]", 9.0),
+    ("<think>\n[[1]]\n</think>\n\nRating: [[9]]", 9.0),
+    ("<THINK>[[1]]</THINK>[[9]]", 9.0),
+    ("<thinking>[[1]]</thinking> [[9]]", 9.0),
+    ("<thought>[[1]]</thought> [9]", 9.0),
+    ("<reasoning>[[1]]</reasoning>[[9]]", 9.0),
+    ("<reflection>[[1]] [[2]]</reflection>[[9]]", 9.0),
+    ("<analysis>[[1]]</analysis>[[9]]", 9.0),
+    ("<scratchpad>[[1]]</scratchpad>[[9]]", 9.0),
+    ("<seed:think>[[1]]</seed:think>[[9]]", 9.0),
+    ('<think time="3">[[1]]</think >[[9]]', 9.0),
+    ("[THINK][[1]][/THINK] [[9]]", 9.0),
+    ("◁think▷[[1]]◁/think▷[[9]]", 9.0),
+    ("<|begin_of_thought|>[[1]]<|end_of_thought|>[[9]]", 9.0),
+    ("<|channel|>analysis<|message|>[[1]]<|end|><|start|>assistant<|channel|>final<|message|>[[9]]", 9.0),
+    ("analysis[[1]] so it isassistantfinal[[9]]", 1.0),  # one word: no mark
+    ("analysis [[1]]. assistantfinal[[9]]", 9.0),
+    ("[[1]] is too low</think>Rating: [[9]]", 9.0),  # begun in the prompt
+    ("Rating: [[9]] <think>[[1]]</think>", 9.0),
+    ("<think>[[1]]</think> well <think>[[2]]</think> Rating: [[9]]", 9.0),
+    ("<think>the answer has <think> [[1]]</think> Rating: [[9]]", 9.0),
+    ("<think>it has </think> [[1]] </think> Rating: [[9]]", 9.0),
+    ("<think>[[1]]</thinking>[[9]]", 9.0),
+    ("[<think>x</think>[9]]", 9.0),
+    ("The answer opens `<think>` and never ends. [[9]]", 9.0),  # quoted
+    ("[Analysis] good. [[9]]", 9.0),  # a heading
+    ("I think [[9]]", 9.0),
+    ("a </think", None),
+    ("<think>[[1]]", None),
+    ("<think>[[1]] <think> [[2]]", None),
+    ("Rating: [[9]] but <think>[[1]]", None),
+    ("<think>[[1]]</think>", None),
+    ("<think>[[1]]</think> no number", None),
+    ("[[9]]</think>", None),
+    ("<|channel|>analysis<|message|>[[1]]", None),
+]
+
+
+@pytest.mark.parametrize("reply,expected", REASONED, ids=range(len(REASONED)))
+def test_reasoning_is_not_the_rating(reply, expected):
+    assert rating(reply) == expected
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "[[3]]", " ", "`", "<reasoning>", "[/think]"]), max_size=12))
+def test_a_rating_never_stands_in_what_is_between_marks(parts):
+    """Against a walk over the parts, one by one."""
+    kept, inside, before = "", False, ""
+    for part in parts:
+        is_mark = part not in ("[[3]]", " ", "`") and before != "`"
+        if is_mark and "/" in part:
+            kept, inside = ("" if not inside else kept), False
+        elif is_mark:
+            inside = True
+        elif not inside:
+            kept += part
+        before = part
+    assert rating("".join(parts)) == (3.0 if "[[3]]" in kept and not inside else None)
+
+
+def test_marks_without_end_take_no_time():
+    for text in ("<think>" * 50_000, "<think " * 50_000, "<|channel|>final" * 50_000, "</think>" * 50_000 + "[[5]]"):
+        assert rating(text) == (5.0 if text.endswith("]]") else None)
+    assert without_reasoning("</think>" * 50_000) == ""
+
+
+@pytest.mark.parametrize(
+    "reply,ended,why",
+    [
+        ("so far", "length", "no rating in the reply, which was cut at mt_bench.judge.max_tokens"),
+        ("<think>so far", "length", "no rating in the reply, which was cut at mt_bench.judge.max_tokens"),
+        ("so far", "MAX_TOKENS", "no rating in the reply, which was cut at mt_bench.judge.max_tokens"),
+        ("so", "content_filter", "no rating in the reply, which the server ended: content_filter"),
+        ("<think>[[1]]", "stop", "no rating in the reply, whose reasoning does not end"),
+        ("good", "stop", "no rating in the reply"),
+        ("good", "", "no rating in the reply"),
+    ],
+)
+def test_why_there_is_no_rating(reply, ended, why):
+    assert rating(reply) is None and why_unrated(reply, ended) == why
 
 
 def test_a_rating_is_found_in_hundreds_of_surroundings():

@@ -1,7 +1,8 @@
 """The suite `mt_bench`: two-turn answers of the policy, each turn rated from 1 to 10 by a judge behind an API.
 
 Answers depend on model, questions and settings only, so another judge rates the same answers. A judgment that failed
-(no rating in the reply, or no reply) is counted and listed, never replaced by a number.
+(no rating in the reply, or no reply) is counted and listed, never replaced by a number. One without a reply is not
+written down, so that the next start asks for it again.
 """
 
 from collections import Counter
@@ -13,13 +14,14 @@ from typing import Any
 
 from starling_train.config.fields import given
 from starling_train.data.conversations import with_answer
-from starling_train.evals.mt_bench.bench import TURNS, Bench, Question, load, rating
+from starling_train.evals.mt_bench.bench import TURNS, Bench, Question, load
 from starling_train.evals.mt_bench.judge import Judge, Reply, endpoint, key_of
+from starling_train.evals.mt_bench.rating import CUT, rating, why_unrated
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import ResultLine, Say, Suite, about, data_of, digest
 from starling_train.files.journal import Journal
 
-NO_RATING = "no rating in the reply"
+RATED = "outside its reasoning"  # the part of a reply; results from before are made again, from the same judgments
 
 
 @dataclass
@@ -27,10 +29,12 @@ class MtBench(Suite):
     """The suite: the mean rating of both turns of all questions, and of each category.
 
     answered: everything the answers depend on, whoever judges them.
+    judged: everything the judge's replies depend on, however a rating is read in them.
     """
 
     bench: Bench
     answered: dict[str, Any]
+    judged: dict[str, Any]
 
     name = "mt_bench"
 
@@ -42,8 +46,12 @@ class MtBench(Suite):
         data = data_of(given(how.path), ([q.id, q.turns, q.temperature(how.temperature)] for q in bench.questions))
         answered = subjects.identity_of(cls.name, data, subjects.sampled_settings(how.max_new_tokens, how.temperature))
         prompts = digest([[asdict(q) for q in bench.questions], [asdict(p) for p in bench.prompts.values()]])
-        judge = {"model": how.judge.model, "max_tokens": how.judge.max_tokens}  # by its name, at whatever address
-        return cls(subjects, answered | {"judge": judge | {"prompts": prompts}}, bench, answered)
+        # by its name, at whatever address
+        judge: dict[str, Any] = {"model": how.judge.model, "max_tokens": how.judge.max_tokens}
+        if how.judge.temperature != 0:
+            judge["temperature"] = how.judge.temperature
+        judged = answered | {"judge": {**judge, "prompts": prompts}}
+        return cls(subjects, judged | {"rated": RATED}, bench, answered, judged)
 
     def plan(self) -> str:
         judge = self.subjects.config.mt_bench.judge
@@ -74,9 +82,14 @@ class MtBench(Suite):
         with self.journal(folder, "answers", self.answered) as journal:
             self._answer(journal, say)
             answers = dict(journal.rows)
-        with self.journal(folder, "judgments") as journal:
-            self._judge(answers, journal, say)
-            return self._result(answers, journal.rows)
+        with self.journal(folder, "judgments", self.judged) as journal:
+            for key in [key for key, row in journal.rows.items() if row["text"] is None]:
+                del journal.rows[key]  # earlier versions wrote down what failed
+            failed = self._judge(answers, journal, say)
+            return self._result(answers, journal.rows | failed)
+
+    def is_complete(self, result: dict[str, Any]) -> bool:
+        return not result["without_reply"]
 
     def _answer(self, journal: Journal, say: Say) -> None:
         """Answer both turns of every question, those of one temperature together."""
@@ -93,33 +106,42 @@ class MtBench(Suite):
                 purpose = (self.name, turn, f"{heat:g}")
                 self.subjects.answer(prompts, journal, limits, progress, greedy=heat == 0, purpose=purpose)
 
-    def _judge(self, answers: dict[str, Any], journal: Journal, say: Say) -> None:
+    def _judge(self, answers: dict[str, Any], journal: Journal, say: Say) -> dict[str, Any]:
+        """Have judged what the journal has no judgment of; return the rows of the requests that got no reply."""
         missing = {
             f"{question.id}/{turn}": self.bench.judgment(question, turn, _texts(answers, question, turn))
             for question in self.bench.questions
             for turn in TURNS
             if f"{question.id}/{turn}" not in journal
         }
+        failed: dict[str, Any] = {}
         if not missing:
-            return
+            return failed
         total = len(TURNS) * len(self.bench.questions)
         progress = self.progress(say, "judgments")(total, len(journal.rows))
 
         def take(key: str, reply: Reply) -> None:
-            rated = None if reply.text is None else rating(reply.text)
-            failure = reply.failure or (NO_RATING if rated is None else "")
-            journal.add(key, asdict(reply) | {"rating": rated, "failure": failure})
+            if reply.text is None:
+                failed[key] = asdict(reply) | {"rating": None}
+            else:
+                rated = rating(reply.text)
+                failure = why_unrated(reply.text, reply.ended) if rated is None else ""
+                journal.add(key, asdict(reply) | {"rating": rated, "failure": failure})
             progress.step()
 
         judge = Judge(self.subjects.config.mt_bench.judge)
         try:
-            judge.ask_all(missing, take, self.subjects.config.checkpoint.grace_s)
+            grace_s = self.subjects.config.checkpoint.grace_s
+            judge.ask_all(missing, take, grace_s, is_known=bool(journal.rows))
         finally:
             judge.close()
+        return failed
 
     def _result(self, answers: dict[str, Any], judgments: dict[str, Any]) -> dict[str, Any]:
+        rated = {key: None if row["text"] is None else rating(row["text"]) for key, row in judgments.items()}
+
         def part(keys: list[str]) -> dict[str, Any]:
-            ratings = [judgments[key]["rating"] for key in keys if judgments[key]["rating"] is not None]
+            ratings = [found for key in keys if (found := rated[key]) is not None]
             mean = fmean(ratings) if ratings else None
             return {"score": mean, "rated": len(ratings), "failed": len(keys) - len(ratings)}
 
@@ -129,13 +151,15 @@ class MtBench(Suite):
             for name in dict.fromkeys(q.category for q in questions)
         }
         keys = [f"{q.id}/{turn}" for q in questions for turn in TURNS]
-        failures = Counter(judgments[key]["failure"] for key in keys if judgments[key]["rating"] is None)
+        failures = Counter(_failure(judgments[key]) for key in keys if rated[key] is None)
         return {
             **part(keys),
             "judgments": len(keys),
             "by_category": [{"category": name, **part(some)} for name, some in by_category.items()],
             "by_turn": [{"turn": turn, **part([f"{q.id}/{turn}" for q in questions])} for turn in TURNS],
             "failures": [{"reason": reason, "count": count} for reason, count in failures.most_common()],
+            "without_reply": sum(judgments[key]["text"] is None for key in keys),
+            "cut_judgments": sum(judgments[key].get("ended", "").lower() in CUT for key in keys),
             "answers": {
                 "tokens_mean": fmean(len(answers[key]["ids"]) for key in keys),
                 "cut": sum(not answers[key]["ended"] for key in keys),
@@ -167,18 +191,29 @@ class MtBench(Suite):
         called = f" (calls itself {', '.join(judge['called'])})" if set(judge["called"]) - {judge["model"]} else ""
         cost = "" if judge["cost"] is None else f", cost {judge['cost']:.4g}"
         failed = "; ".join(f"{part['count']:,} {part['reason']}" for part in result["failures"])
-        return [
+        again = f" ({result['without_reply']:,} without a reply: the next start asks again)"
+        notes = [
             f"judged by {judge['model']}{called} at {judge['url']}: {judge['prompt_tokens']:,} prompt and "
             f"{judge['completion_tokens']:,} completion tokens{cost}; ratings of another judge do not compare",
-            f"{result['failed']:,} of {result['judgments']:,} judgments failed" + (f": {failed}" if failed else ""),
+            f"{result['failed']:,} of {result['judgments']:,} judgments failed"
+            + (f": {failed}" if failed else "")
+            + (again if result["without_reply"] else ""),
             f"answers are {answers['tokens_mean']:.4g} tokens long on average, {answers['cut']:,} of "
             f"{result['judgments']:,} were cut at mt_bench.max_new_tokens",
         ]
+        if result["cut_judgments"]:
+            notes.append(f"{result['cut_judgments']:,} judgments were cut at mt_bench.judge.max_tokens; raise it")
+        return notes
 
 
 def _texts(rows: dict[str, Any], question: Question, turns: int) -> list[str]:
     """Return the first answers to a question."""
     return [rows[f"{question.id}/{turn}"]["response"] for turn in TURNS[:turns]]
+
+
+def _failure(row: dict[str, Any]) -> str:
+    """Say why a judgment has no rating."""
+    return str(row["failure"] or why_unrated(row["text"], row.get("ended", "")))
 
 
 def _score(part: dict[str, Any]) -> str:

@@ -1,10 +1,9 @@
-"""MT-Bench: questions, reference answers, the judge's prompts, and how a rating is read.
+"""MT-Bench: questions, reference answers, and the judge's prompts.
 
 Zheng et al. 2023, 'Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena'. The files are FastChat's and stay where
 they are: question.jsonl, judge_prompts.jsonl, and reference_answer_gpt-4.jsonl (or reference_answer/gpt-4.jsonl).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,9 +35,6 @@ FIELDS = {
     (2, False): {"question_1", "question_2", "answer_1", "answer_2"},
     (2, True): {"question_1", "question_2", "answer_1", "answer_2", "ref_answer_1", "ref_answer_2"},
 }
-LOWEST, HIGHEST = 1.0, 10.0
-_NUMBER = r"([0-9]+\.?[0-9]*)"
-_RATINGS = (re.compile(rf"\[\[{_NUMBER}\]\]"), re.compile(rf"\[{_NUMBER}\]"))
 AGAIN = "give FastChat's file unchanged"
 
 
@@ -82,15 +78,6 @@ class Bench:
             {"role": "system", "content": prompt.system},
             {"role": "user", "content": _filled(prompt.template, values)},
         ]
-
-
-def rating(reply: str) -> float | None:
-    """Return the number of the first `[[n]]` in a judge's reply, else of the first `[n]`; None if not from 1 to 10."""
-    for pattern in _RATINGS:
-        if match := pattern.search(reply):
-            value = float(match[1])
-            return value if LOWEST <= value <= HIGHEST else None
-    return None
 
 
 def load(directory: Path, limit: int | None = None) -> Bench:

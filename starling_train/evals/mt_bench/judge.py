@@ -1,17 +1,20 @@
-"""A judge: any server that speaks OpenAI's chat completions. Asked at temperature 0, on a few connections."""
+"""A judge: any server that speaks OpenAI's chat completions, asked on a few connections."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from starling_train.config.evaluate import JudgeConfig
 from starling_train.config.fields import UserError
-from starling_train.models.patient_http import PatientHttp, address, reason_of, token_of
+from starling_train.evals.mt_bench.rating import CUT
+from starling_train.models.patient_http import PatientHttp, address, message_of, reason_of, token_of
 
-FATAL = (401, 403, 404)  # the next request would fare no better
+FATAL = (401, 402, 403, 404)  # the next request would fare no better
+REFUSED = (400, 422)
+TEXTS = ("text", "output_text")  # kinds of parts; others are reasoning
 TRIES = 3  # judgments that may fail before one has succeeded
 LONGEST_PAUSE_S = 60.0
 KEY = "mt_bench.judge"
@@ -25,6 +28,7 @@ class Reply:
     failure: why there is no text.
     prompt_tokens, completion_tokens: as the server counts them, 0 if it does not.
     model: the name that the server gives its model, which may include a version.
+    ended: why the server ended it, in its words (`finish_reason`).
     """
 
     text: str | None
@@ -32,6 +36,7 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     model: str = ""
+    ended: str = ""
 
 
 Take = Callable[[str, Reply], None]
@@ -43,7 +48,7 @@ class Judge:
     def __init__(self, config: JudgeConfig):
         self._config = config
         host = urlsplit(config.url).hostname or ""
-        self._limit = "max_tokens"
+        self._limit = config.max_tokens_name
         self._http = PatientHttp(
             "judge",
             "judgment",
@@ -53,28 +58,31 @@ class Judge:
             config,
             is_outside=host != "localhost" and not host.startswith("127."),
             longest_pause_s=LONGEST_PAUSE_S,
+            token_header=config.key_header,
+            status_of=status_of,
         )
 
     def ask(self, messages: list[dict]) -> Reply:
-        """Request one judgment. Raises UserError for what concerns every request: no answer in time, 401, 403, 404."""
-        response = self._post(messages)
-        if response.status_code == 400 and "max_completion_tokens" in response.text and self._limit == "max_tokens":
+        """Request one judgment. Raises UserError for what concerns every request: no answer in time, 401 to 404."""
+        limit = self._limit
+        response = self._post(messages, limit)
+        if status_of(response) in REFUSED and limit == "max_tokens" and "max_completion_tokens" in response.text:
             self._limit = "max_completion_tokens"  # OpenAI's newer models know only this name
-            response = self._post(messages)
-        if response.status_code in FATAL:
-            raise self._http.refusal(response, self._remedy(response))
-        if response.status_code != 200:
-            return Reply(None, reason_of(response))
-        return _read(response)
+            response = self._post(messages, self._limit)
+        if (status := status_of(response)) in FATAL:
+            raise self._http.refusal(response, self._remedy(status))
+        return _read(response) if status == 200 else Reply(None, reason_of(response))
 
-    def ask_all(self, questions: dict[str, list[dict]], take: Take, grace_s: float) -> None:
+    def ask_all(self, questions: dict[str, list[dict]], take: Take, grace_s: float, *, is_known: bool = False) -> None:
         """Request every judgment and pass each to `take` as it comes, by key.
 
         One at a time until one succeeds; UserError if the first few do not (a wrong name, a parameter that the server
         does not know). When this is left early (a signal), the requests under way are waited for and taken, for up to
         grace_s seconds, because they are paid for.
+
+        is_known: the judge has given judgments before; what fails is then the question's fault.
         """
-        keys = self._try_out(questions, take)
+        keys = iter(questions) if is_known else self._try_out(questions, take)
         with self._asking(take, grace_s) as submit:
             running: dict[Future, str] = {}
             while True:
@@ -98,8 +106,8 @@ class Judge:
                 if len(failed) < min(TRIES, len(questions)):
                     continue
                 raise UserError(
-                    f"{KEY}: {self._config.model} at {self._http.url} gave no judgment ({reply.failure}); check "
-                    f"{KEY}.model and {KEY}.url"
+                    f"{KEY}: {self._config.model} at {self._http.url} gave no judgment ({reply.failure}); "
+                    f"{_advice(reply.failure)}"
                 )
             for name, given in (failed | {key: reply}).items():
                 take(name, given)
@@ -130,23 +138,28 @@ class Judge:
     def close(self) -> None:
         self._http.close()
 
-    def _post(self, messages: list[dict]) -> Any:
+    def _post(self, messages: list[dict], limit: str) -> Any:
         config = self._config
-        body = {"model": config.model, "messages": messages, "temperature": 0, self._limit: config.max_tokens}
+        body: dict[str, Any] = {"model": config.model, "messages": messages, limit: config.max_tokens}
+        if config.temperature is not None:
+            body["temperature"] = config.temperature
         return self._http.post(body)
 
-    def _remedy(self, response: Any) -> str:
-        if response.status_code == 404:
+    def _remedy(self, status: int) -> str:
+        if status == 404:
             return f"check {KEY}.url and {KEY}.model"
+        if status == 402:
+            return "see to the account that the judge's key belongs to"
         return (
             f"put the judge's key into the environment variable {self._config.key_env or f'that {KEY}.key_env names'}"
         )
 
 
 def endpoint(url: str) -> str:
-    """Return the address of chat completions below `https://host/v1`. Raises UserError."""
-    address(url, f"{KEY}.url")
-    return f"{url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
+    """Return the address of chat completions below `https://host/v1`, before its query. Raises UserError."""
+    parts = urlsplit(address(url, f"{KEY}.url"))
+    path = f"{parts.path.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
+    return urlunsplit(parts._replace(path=path))
 
 
 def key_of(config: JudgeConfig) -> str | None:
@@ -162,16 +175,60 @@ def key_of(config: JudgeConfig) -> str | None:
     return key
 
 
-def _read(response: Any) -> Reply:
-    """Read a reply, if it is one: another program may listen at that address."""
+def status_of(response: Any) -> int:
+    """Return the status of an answer: that of HTTP, or the one that a 200 with an error in it names (proxies)."""
+    if response.status_code != 200:
+        return int(response.status_code)
+    match _json(response):
+        case (
+            {"error": {"code": code}} | {"object": "error", "code": code} | {"choices": [{"error": {"code": code}}, *_]}
+        ):
+            named = int(code) if str(code).isdecimal() and len(str(code)) == 3 else 200
+            return named if named >= 400 else 200
+    return 200
+
+
+def _advice(failure: str) -> str:
+    """Say what to do about a judge that gives no judgments."""
+    if "temperature" in failure:
+        return f"give {KEY}.temperature=null, which sends none"
+    if "max_tokens" in failure or "max_completion_tokens" in failure:
+        return f"raise {KEY}.max_tokens, or give {KEY}.max_tokens_name as the judge calls it"
+    return f"check {KEY}.model and {KEY}.url"
+
+
+def _json(response: Any) -> Any:
     try:
-        content = response.json()
-        text = content["choices"][0]["message"]["content"]
-        usage = content.get("usage") or {}
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return Reply(None, "an answer that is not a chat completion")
-    if not isinstance(text, str):
-        return Reply(None, "a chat completion without text")
+        return response.json()
+    except (ValueError, RecursionError):
+        return None
+
+
+def _read(response: Any) -> Reply:
+    """Read a reply, if it is one: another program may listen at that address, or a proxy tell of an error."""
+    content = _json(response)
+    if message_of(content) is not None:
+        return Reply(None, reason_of(response))
+    match content:
+        case {"choices": [{"error": error}, *_]} if error:
+            return Reply(None, f"200: {' '.join(str(message_of({'error': error})).split())[:200]}")
+        case {"choices": [{"message": {"content": found}, **choice}, *_]}:
+            text = _text(found)
+        case _:
+            return Reply(None, "an answer that is not a chat completion")
+    usage = content.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if type(count) is int and count >= 0 else 0 for count in counts)
-    return Reply(text, "", prompt, completion, model=str(content.get("model") or ""))
+    ended = str(choice.get("finish_reason") or "")
+    failure = "" if text else "a chat completion without text"
+    if failure and ended.lower() in CUT:
+        failure += f": cut at {KEY}.max_tokens, before it said anything"
+    return Reply(text or None, failure, prompt, completion, str(content.get("model") or ""), ended)
+
+
+def _text(content: Any) -> str:
+    """Return a message's text, of which some servers make a list of parts; "" where it has none."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") in TEXTS]
+    text = "".join(text for text in texts if isinstance(text, str))
+    return text if text.strip() else ""
