@@ -4,8 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.starling_train
 export HF_HUB_OFFLINE ?= 1
+# empty is off: what one process has compiled, the others do not compile again
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo toy test test-slow test-faults test-processes test-slurm check conf wheel
+.PHONY: help install demo toy test test-slow test-faults test-processes test-slurm check lint types conf wheel
 
 help:       ## what there is
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,11 +29,12 @@ test: $(STAMP) toy  ## the CPU test suite; PYTEST_ADDOPTS=--durations=25 for wha
 toy: $(STAMP)
 	@$(RUN) -m starling_train.toy
 
+# two side by side, for a run uses one core; -rP shows the figures that they print
 test-slow: $(STAMP) toy  ## what takes minutes: whole runs
-	$(RUN) -m pytest -m 'slow and not faults' -s
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'slow and not faults' -n 2 --dist loadfile -rP
 
 test-faults: $(STAMP) toy  ## runs killed, stopped and started again, dozens of times; STARLING_FAULT_RUNS=5 for fewer
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -n 2 --dist loadfile
+	STARLING_EXAMPLES=1000 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -n 2 --dist loadfile
 
 test-processes: $(STAMP) toy  ## several processes under DeepSpeed, one killed, the network between two hosts cut
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m processes
@@ -39,9 +42,13 @@ test-processes: $(STAMP) toy  ## several processes under DeepSpeed, one killed, 
 test-slurm: $(STAMP) toy  ## the scripts of slurm/ on a real Slurm with two nodes on this machine (root; minutes)
 	$(RUN) -m pytest -m slurm -s
 
-check: $(STAMP)  ## lint, format and types
+check: lint types  ## lint, format and types
+
+lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+types: $(STAMP)
 	$(RUN) -m mypy
 
 conf: $(STAMP)  ## conf/*.yaml from the dataclasses of starling_train/config

@@ -4,6 +4,7 @@ import copy
 import json
 import keyword
 import math
+import os
 import string
 from dataclasses import replace
 
@@ -21,10 +22,11 @@ from starling_train.evals.function_calling.parser import Call, answer_text, pars
 from starling_train.selection import records as scan_records
 from starling_train.selection.records import Record
 
+EXAMPLES = int(os.environ.get("STARLING_EXAMPLES", "60"))  # `make test-faults` takes 1000
 settings.register_profile(
     "suite",
     derandomize=True,  # the same examples each time: a failure is one for everybody
-    max_examples=120,
+    max_examples=EXAMPLES,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -142,7 +144,7 @@ def test_a_prompt_that_was_written_reads_back(messages):
 
 
 @given(values=st.lists(spoiled(*RIGHT_ROWS) | ROWS, min_size=1, max_size=2), good_natured_only=st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=2 * EXAMPLES)
 def test_any_rows_are_read_or_refused_by_line(tmp_path, values, good_natured_only):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(value) + "\n" for value in values))
