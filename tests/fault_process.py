@@ -111,6 +111,14 @@ def _tests_on_path() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
+def ready() -> None:
+    """Start the process that commands are forked from, if need be, and wait until it has imported everything."""
+    first = _context.Process(target=gc.isenabled)
+    with _tests_on_path():
+        first.start()
+    first.join()
+
+
 def stop() -> None:
     """End the process that commands are forked from, and wait for it, so that its CPU time counts as ours."""
     forkserver._forkserver._stop()

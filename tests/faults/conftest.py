@@ -1,5 +1,6 @@
 """The small jobs that every fault test disturbs, and a table of what was done to them."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -8,8 +9,10 @@ from fault_jobs import JOBS, Job
 
 @pytest.fixture(scope="session", params=JOBS)
 def job(request, toy, tmp_path_factory) -> Job:
-    """Each command in turn, with the run that nothing disturbed."""
-    straight = Job(request.param, tmp_path_factory.mktemp(f"straight-{request.param}") / "run")
+    """Each command in turn, with the run that nothing disturbed: one for all workers, which share a folder."""
+    ours = tmp_path_factory.getbasetemp()
+    shared = ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours
+    straight = Job(request.param, shared / f"straight-{request.param}" / "run")
     straight.measure()
     return straight
 
