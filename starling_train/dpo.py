@@ -42,7 +42,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     inputs = dpo_inputs.DpoInputs.find(config, run, runtime)
     held_out = HeldOut.from_config(config, inputs.data.to_answer, inputs.chat)
     reference = dpo_inputs.find_reference(config, run, inputs, runtime)
-    policy = load_policy(config, inputs.source, run.path, runtime)  # scan, select, load, freeze
+    policy = load_policy(config, inputs.source, inputs.chat, run.path, runtime)  # scan, select, load, freeze
 
     # One policy; it is compared with numbers, not with a second model.
     actors = Actors(policy.model, "none", policy.table.lowest_layer, has_reference=False).to(runtime.device)

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,7 @@ def main(config: ExportConfig) -> None:
 
 def trained_by(run: "SavedRun", base: str | None) -> "TrainedModel":
     """Return what the run trains: a reward model where its config.yaml has a section `rm`, else a policy."""
+    from starling_train.training.policy import TEMPLATE
     from starling_train.training.trained import TrainedPolicy, TrainedReward
 
     if not isinstance(run.settings.get("model"), dict):
@@ -71,7 +73,10 @@ def trained_by(run: "SavedRun", base: str | None) -> "TrainedModel":
     if "rm" in sections:
         return TrainedReward(read_settings(sections, RmConfig, run.config_file), base)
     settings = read_settings(sections, PpoConfig, run.config_file)
-    return TrainedPolicy(settings.model, settings.freeze, base)
+    model, kept = settings.model, run.path / TEMPLATE
+    if kept.is_file():  # with its values put in; the file that the run was given may have gone since
+        model = replace(model, template=str(kept), template_kwargs={})
+    return TrainedPolicy(model, settings.freeze, base)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     # Inputs, the cheap ones first. Nothing is written before all of them are known to be right.
     inputs = PpoInputs.find(config, run, runtime)
     held_out = HeldOut.from_config(config, inputs.data.held_out, inputs.chat)
-    policy = load_policy(config, inputs.source, run.path, runtime)  # scan, select, load, freeze
+    policy = load_policy(config, inputs.source, inputs.chat, run.path, runtime)  # scan, select, load, freeze
     reward_model = kinds.of(config.reward).load(config.reward, runtime)
 
     # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.

@@ -178,6 +178,7 @@ class OpenchatTemplate:
 
     stop_strings = STOP_STRINGS
     takes_system = True
+    text = ""
     notes: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Any):

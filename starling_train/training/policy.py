@@ -10,6 +10,7 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import FreezeConfig, ModelConfig
 from starling_train.data.chat import Chat
 from starling_train.files.identity import Identity
+from starling_train.files.whole import write_text
 from starling_train.models import adapters, causal_lm
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.reward.net import Network
@@ -20,6 +21,8 @@ from starling_train.selection import freeze
 from starling_train.selection.records import Record
 from starling_train.selection.scans import scan_or_list
 from starling_train.selection.select import select
+
+TEMPLATE = "chat_template.jinja"  # in a run's directory: the policy's template as it is trained with, if not Openchat's
 
 
 def load_chat(source: ModelSource, model: ModelConfig) -> Chat:
@@ -95,11 +98,35 @@ class SelectedPolicy:
         causal_lm.save_model(whole, to, chat)
 
 
-def load_policy(config: PpoConfig | DpoConfig, source: ModelSource, run: Path, runtime: Runtime) -> SelectedPolicy:
+def keep_template(run: Path, chat: Chat) -> None:
+    """Write a template that is not Openchat's into the run's directory; a later start must have the same one.
+
+    Raises UserError for another: what was trained so far would not be what is trained from here on.
+    """
+    file, text = run / TEMPLATE, chat.template.text
+    if file.is_file():
+        if file.read_text("utf-8") != text:
+            raise UserError(
+                f"model.template: the chat template is not the one that {run} was begun with, {file}; put it back, or "
+                "give another run_dir="
+            )
+    elif text:
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+
+
+def load_policy(
+    config: PpoConfig | DpoConfig, source: ModelSource, chat: Chat, run: Path, runtime: Runtime
+) -> SelectedPolicy:
     """Scan, select, load the weights and freeze the rest; with freeze.adapter, hang adapters onto what is selected.
 
-    source: the model. run: directory of the run, whose own scan of the same weights is used.
+    config: the run's configuration.
+    source: the model.
+    chat: its template is kept in the run's directory.
+    run: directory of the run, whose own scan of the same weights is used.
+    runtime: the processes.
     """
+    runtime.on_first(lambda: keep_template(run, chat))
     records = runtime.on_first(lambda: scan_or_list(config.freeze, source, str(runtime.device), run))
     selected = select(config.freeze, records, config.seed)
     model = causal_lm.load_causal_lm(

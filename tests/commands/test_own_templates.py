@@ -86,10 +86,16 @@ def test_ppo_export_and_evaluate_of_chatml(here, run_command):
     assert model.get_input_embeddings().weight.shape[0] == len(base)
     assert chat.tokenizer.decode(chat.prompt([QUESTION])).endswith("assistant\n<think>\n\n</think>\n\n")
 
+    (here / "policy/chat_template.jinja").unlink()  # the run has kept it
     done = run_command("export", "run_dir=run", "output=model", cwd=here)
     assert done.returncode == 0, done.stderr
     for file in ("chat_template.jinja", "tokenizer.json", "generation_config.json", "config.json"):
         assert (here / "model" / file).read_text() == (here / "run/policy" / file).read_text()
+
+    (here / "policy/chat_template.jinja").write_text((here / "model/chat_template.jinja").read_text() + " ")
+    done = run_command("ppo", *SMALL, *PPO, *arguments, "optim.learning_rate=0", "algorithm.steps=3", cwd=here)
+    assert done.returncode == 2 and "model.template: the chat template is not the one that " in done.stderr
+    base.save_pretrained(here / "policy")
 
     jsonl(here / "text.jsonl", [{"messages": [*TURNS, {"role": "assistant", "content": "Paris"}]}])
     measured = ["suites=[perplexity]", "perplexity.path=text.jsonl", "cluster.device=cpu", "model.dtype=float32"]
