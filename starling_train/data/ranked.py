@@ -1,11 +1,14 @@
 """Ranked answers as a reward model learns from them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from starling_train.config.fields import UserError
 from starling_train.data.conversations import with_answer
 from starling_train.data.nectar import Answer, RankedRow
+from starling_train.data.rows.beginnings import shared_beginning
 
+Encode = Callable[[list[dict]], list[int]]  # a conversation that ends with an answer -> token ids
 NO_ORDER = "without two answers of different rank"
 
 
@@ -34,6 +37,58 @@ def with_an_order(rows: Sequence[RankedRow], source: str) -> tuple[list[RankedRo
             "`answer` and `rank`, as in Nectar, or `chosen` and `rejected`"
         )
     return usable, without
+
+
+def taken(rows: Sequence[RankedRow], encode: Encode) -> tuple[list[RankedRow], dict[str, str]]:
+    """Split off the rows whose conversation the reward model's template refuses: (the others, reason by row's place).
+
+    A template refuses roles, such as a system message: one conversation of each sequence of roles is tried.
+
+    rows: each with an answer.
+    encode: the template, raises UserError.
+    """
+    reasons: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        if (roles := _roles(row)) not in reasons:
+            try:
+                encode(conversations(row)[0])
+                reasons[roles] = ""
+            except UserError as error:
+                reasons[roles] = str(error)
+    kept = [row for row in rows if not reasons[_roles(row)]]
+    return kept, {row.where: reasons[_roles(row)] for row in rows if reasons[_roles(row)]}
+
+
+def _roles(row: RankedRow) -> tuple[str, ...]:
+    return tuple(message["role"] for message in row.messages)
+
+
+def distinct(rows: Sequence[RankedRow], encode: Encode, max_length: int) -> tuple[list[RankedRow], int]:
+    """Leave out answers that are the same last `max_length` tokens as a better one: (rows, how many were left out).
+
+    A reward model reads no more of a conversation, so that the two have one score and no order to learn.
+
+    rows: their answers are best first.
+    encode: a conversation's token ids, not cut.
+    max_length: tokens that are read.
+    """
+    shorter = []
+    for row in rows:
+        texts = [answer.text for answer in row.answers]
+        # few answers end alike for so long: only those are tokenised
+        pairs = [(i, j) for j in range(len(texts)) for i in range(j) if _end_alike(texts[i], texts[j], max_length)]
+        ids = {i: encode(with_answer(row.messages, texts[i]))[1 - max_length :] for pair in pairs for i in pair}
+        lost = {j for i, j in pairs if len(ids[i]) == max_length - 1 and ids[i] == ids[j]}
+        kept = [answer for index, answer in enumerate(row.answers) if index not in lost]
+        shorter.append(replace(row, answers=kept) if lost else row)
+    return shorter, sum(len(old.answers) - len(new.answers) for old, new in zip(rows, shorter, strict=True))
+
+
+def _end_alike(first: str, second: str, tokens: int) -> bool:
+    """Return False for texts that certainly differ in their last tokens: a token has a byte at least, bar a few."""
+    if len(first.encode()) + 16 < tokens or len(second.encode()) + 16 < tokens:
+        return False
+    return len(shared_beginning(first[::-1], second[::-1]).encode()) + 16 >= tokens
 
 
 def conversations(row: RankedRow) -> list[list[dict]]:

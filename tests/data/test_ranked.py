@@ -2,7 +2,7 @@ import pytest
 
 from starling_train.config.fields import UserError
 from starling_train.data.nectar import Answer, RankedRow
-from starling_train.data.ranked import conversations, ranks, with_an_order
+from starling_train.data.ranked import conversations, distinct, ranks, split_by_order, taken, with_an_order
 
 
 def answers(*ranks: float) -> list[Answer]:
@@ -26,3 +26,36 @@ def test_conversations_end_with_each_answer():
     row = RankedRow([{"role": "user", "content": "Hi"}], answers(1, 2))
     assert [c[-1] for c in conversations(row)] == [{"role": "assistant", "content": f"text {i}"} for i in range(2)]
     assert all(c[:-1] == row.messages for c in conversations(row))
+
+
+def ids(conversation):
+    """A token a character, and one in front."""
+    if conversation[0]["role"] == "system":
+        raise UserError("no system message")
+    return [0, *map(ord, "".join(f"[{message['role']}]{message['content']}" for message in conversation))]
+
+
+def said(*texts: str) -> RankedRow:
+    return RankedRow([{"role": "user", "content": "Hi"}], [Answer(text, "m", i) for i, text in enumerate(texts)])
+
+
+def test_answers_of_the_same_last_tokens_are_left_out():
+    end = "the same end of forty characters, or so."
+    rows = [said(f"A {end}", f"B {end}", "other"), said("a", "b"), said(f"A {end}", f"B {end}")]
+    assert len(end) == 40 and distinct(rows, ids, 43) == (rows, 0)
+    shorter, count = distinct(rows, ids, 42)  # one of them is the BOS
+    assert count == 2 and shorter[1] is rows[1]
+    assert [[answer.text for answer in row.answers] for row in shorter] == [
+        [f"A {end}", "other"],
+        ["a", "b"],
+        [f"A {end}"],
+    ]
+    assert split_by_order(shorter) == (shorter[:2], shorter[2:])
+
+
+def test_rows_that_a_template_refuses_are_named():
+    rows = [
+        said("a"),
+        RankedRow([{"role": "system", "content": "x"}, *said("a").messages], said("a").answers, where="f:2"),
+    ]
+    assert taken(rows, ids) == ([rows[0]], {"f:2": "no system message"})

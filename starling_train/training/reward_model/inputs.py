@@ -1,11 +1,14 @@
 """What the training of a reward model needs before its first step: ranked rows, and a network to train."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from starling_train.config.rm import RmConfig
+from starling_train.config.fields import UserError
+from starling_train.config.rm import RankingConfig, RmConfig
 from starling_train.data import nectar, prompts, ranked
 from starling_train.data.nectar import RankedRow
+from starling_train.data.reward_templates import encode_conversation
 from starling_train.files import whole
 from starling_train.files.disk import check_directory
 from starling_train.models import quantisation
@@ -75,11 +78,15 @@ class RmInputs:
         check_start(start, fresh=config.rm.fresh)
         preflight.check_selection(config.freeze, source, listing(config, source), config.seed)
         preflight.check_gpu(lambda: planned(config, start)[1], runtime.device)
-        return cls(start, load_data(config))
+        return cls(start, load_data(config, start))
 
 
-def load_data(config: RmConfig) -> RmData:
-    """Read the ranked rows, drop what is unusable, split by prompt. Raises UserError when none is left."""
+def load_data(config: RmConfig, start: Start) -> RmData:
+    """Read the ranked rows, drop what is unusable, split by prompt. Raises UserError when none is left.
+
+    config: names the data.
+    start: its template must take the rows.
+    """
     data = config.data
     rows = nectar.load(
         data.path,
@@ -89,15 +96,34 @@ def load_data(config: RmConfig) -> RmData:
         good_natured_only=data.good_natured_only,
         exclude=data.exclude,
     )
-    usable, without = ranked.with_an_order(rows.rows, data.path)
+    ordered, without = ranked.with_an_order(rows.rows, data.path)
+    accepted, refused = ranked.taken(ordered, partial(_encode, config.rm, start))
+    if not accepted:
+        where, reason = next(iter(refused.items()))
+        raise UserError(
+            f"data.path: the template of rm.kind={config.rm.kind} refuses all rows, {where} first: {reason}; give "
+            "other rows, or another model"
+        )
+    shorter, repeated = ranked.distinct(accepted, partial(_encode, config.rm, start), config.rm.max_length)
+    usable, equal = ranked.split_by_order(shorter)
+    if not usable:
+        raise UserError(f"rm.max_length: the last {config.rm.max_length} tokens of all answers are the same; raise it")
     training, held_out = prompts.hold_out(usable, data.eval_prompts, config.seed)
     dropped = rows.drops()
-    dropped.add_all(ranked.NO_ORDER, [row.where for row in without])
+    dropped.add_all(ranked.NO_ORDER, [row.where for row in [*without, *equal]])
+    for where, reason in refused.items():
+        dropped.add(f"refused by the template ({reason})", where)
+    answers = rows.answers_changed | {f"left out: the same last {config.rm.max_length} tokens": repeated}
     report = (
         f"{rows.read()}: {len(training)} training rows, {len(held_out)} held out; dropped: {dropped}; "
-        f"answers: {prompts.counts(rows.answers_changed)}"
+        f"answers: {prompts.counts(answers)}"
     )
     return RmData(training, held_out, report)
+
+
+def _encode(ranking: RankingConfig, start: Start, conversation: list[dict]) -> list[int]:
+    """Encode a conversation in the template of the reward model that is trained, whole. Raises UserError."""
+    return encode_conversation(ranking.kind, conversation, start.tokenizer, trailing_newline=ranking.trailing_newline)
 
 
 def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) -> RewardTrainee:
@@ -194,7 +220,7 @@ def describe(config: RmConfig) -> str:
             f"from       {config.model.path} ({start.config.num_hidden_layers} layers, {len(start.tokenizer)} tokens)"
             f"{', shape only: fresh weights' if config.rm.fresh else ''}, {config.model.dtype}",
             f"rows       {config.data.path}"
-            + (f": {load_data(config).report}" if local else "  (not a local path: read when the run starts)"),
+            + (f": {load_data(config, start).report}" if local else "  (not a local path: read when the run starts)"),
             f"trains     by freeze.method={config.freeze.method}, and the reward head",
             *rendered(table, memory),
         ]
