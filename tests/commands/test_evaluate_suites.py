@@ -5,7 +5,6 @@ import json
 import math
 import re
 import signal
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from fault_process import Started
 from model_directories import load_tokenizer
 from reward_checkpoints import conversations
 from reward_server import Scripted
+from served_model import ServedModel
 from transformers import AutoModelForCausalLM
 
 from starling_train import evaluate
@@ -506,37 +506,3 @@ def test_transformers_serve_judges_the_toy_which_it_serves(long_policy, data_dir
     assert result["judgments"] == 160 and result["failed"] + result["rated"] == 160
     assert result["judge"]["prompt_tokens"] > 160 * 100 and result["judge"]["completion_tokens"] > 160
     assert written(process.run)[: len(before)] == before
-
-
-class ServedModel:
-    """`transformers serve` with one model; a context that ends with the process."""
-
-    def __init__(self, model: Path, log: Path):
-        import os
-        import socket
-        import subprocess
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url, self._log = f"http://127.0.0.1:{port}/v1", log
-        options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model), *options],
-            stdout=log.open("wb"), stderr=subprocess.STDOUT, env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-
-    def requests(self) -> int:
-        return self._log.read_text().count('"POST /v1/chat/completions')
-
-    def __enter__(self) -> "ServedModel":
-        import time
-
-        while "Uvicorn running" not in self._log.read_text():
-            assert self.process.poll() is None, self._log.read_text()
-            time.sleep(0.1)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.wait()

@@ -123,9 +123,9 @@ def test_a_written_tokenizer_renders_what_was_trained(family, chat, tmp_path):
 @pytest.mark.slow  # makes the tokenizer from its package, 15 s once
 def test_of_the_real_smollm2(request):
     """The published template and 49,152 tokens: its pad token ends a turn, and its BOS begins one."""
-    import smollm2
+    import real_model
 
-    plain, tokenizer = smollm2.tokenizer(request.config), smollm2.tokenizer(request.config)
+    plain, tokenizer = real_model.tokenizer(request.config), real_model.tokenizer(request.config)
     chat = Chat.checked(tokenizer, "model.path: DIR", ends=[2])
     assert chat.end_ids == {2} and chat.pad_id == 0 and plain.pad_token_id == 2
     for talk in TALKS:
