@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError, named_in_errors
-from starling_train.data.rows import context, forms, json_rows, marked_text, messages
+from starling_train.data.rows import context, forms, marked_text
 from starling_train.data.rows.dropped import Dropped
 from starling_train.data.rows.messages import Unusable
 from starling_train.data.rows.table import Table
+
+QUESTIONS = ("turns", "question")  # columns of benchmarks, whose prompts are excluded
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def load(
     columns: our name of a column -> its name in the data, for example {"prompt": "question"}.
     good_natured_only: drop prompts that are not marked good-natured.
     exclude: files whose prompts are dropped wherever a user turn says the same (letters and digits compared, case
-        ignored): JSONL with `turns`, `messages`, `prompt` or `question`, or .txt with a prompt a line.
+        ignored): rows in any form, or with `turns` or `question`, or .txt with a prompt a line.
     answers: False leaves the answers unread, for callers that need prompts only.
     keep: names of columns to keep in `RankedRow.columns`, for reward functions, where there are such; None where a row
         lacks one that others have.
@@ -283,18 +285,19 @@ def _excluded_prompts(file: Path) -> Iterable[str]:
             return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    prompts = []
-    for where, raw in json_rows.read_lines(file):
-        prompts += _excluded_turns(raw, where)
-    return prompts
+    table = Table(file, {*forms.COLUMNS, *QUESTIONS})
+    return [text for where, raw in table for text in _excluded_turns(raw, where, table.columns)]
 
 
-def _excluded_turns(raw: dict, where: str) -> list[str]:
-    if "messages" in raw:
-        with named_in_errors(where):
-            return [m["content"] for m in messages.read(raw["messages"]) if m["role"] == "user"]
-    turns = raw.get("turns") or raw.get("prompt") or raw.get("question")
-    texts = [turns] if isinstance(turns, str) else turns
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: no `turns`, `messages`, `prompt` or `question` with text; see data.exclude")
-    return texts
+def _excluded_turns(raw: dict, where: str, names: Collection[str]) -> list[str]:
+    """Return what users say in a row: `turns` or `question` (text or a list of texts), or a prompt in any form."""
+    said = next((raw[key] for key in QUESTIONS if raw.get(key) and isinstance(raw[key], str | list)), None)
+    if said is not None:
+        texts = [said] if isinstance(said, str) else said
+        if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+            return texts
+    with named_in_errors(where):
+        if said is not None or raw.keys().isdisjoint(forms.COLUMNS):
+            raise UserError("no `turns`, `messages`, `prompt` or `question` with text; see data.exclude")
+        asked = forms.read(raw, names, answers=False).context
+        return [message["content"] for message in asked if message["role"] == "user"]

@@ -203,6 +203,12 @@ def test_excluded_prompts_are_dropped_wherever_they_are_said(tmp_path):
     ]
     data = load(parquet(tmp_path / "x.parquet", *rows), exclude=[questions, lines])
     assert data.dropped == {"in an excluded file": 3}
+    for form in (
+        {"prompt": "\n\nHuman: Hi there!\n\nAssistant: "},
+        {"chosen": turns("hi there", "x"), "rejected": turns("hi there", "y")},
+    ):
+        other = jsonl(tmp_path / "other.jsonl", form | {"turns": 1})  # Nectar counts them
+        assert load(tmp_path / "x.parquet", exclude=[other]).dropped == {"in an excluded file": 1}
     assert [row.messages[0]["content"] for row in data.rows] == ["Compose a post, now! And more.", "???"]
 
 

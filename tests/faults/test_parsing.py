@@ -16,7 +16,7 @@ from reward_checkpoints import small_tokenizer
 from starling_train.config.fields import UserError
 from starling_train.data import conversations, nectar, openchat, preferences, rendered_text, reward_templates
 from starling_train.data.rows import json_rows, marked_text
-from starling_train.evals import function_calling
+from starling_train.evals import function_calling, perplexity
 from starling_train.evals.function_calling import checker
 from starling_train.evals.function_calling.parser import Call, answer_text, parse_calls
 from starling_train.selection import records as scan_records
@@ -50,7 +50,8 @@ JSON = st.recursive(
 ROLES = st.sampled_from(("system", "user", "assistant"))
 KEYS = (
     "prompt", "messages", "answers", "response", "role", "content", "rank", "answer", "chosen", "rejected", "turns",
-    "source", "model", "good_natured", "question",
+    "source", "model", "good_natured", "question", "conversations", "system", "completion", "text", "from", "value",
+    "type", "tool_calls",
 )  # fmt: skip
 ROWS = st.dictionaries(st.sampled_from(KEYS), JSON | st.lists(st.dictionaries(st.sampled_from(KEYS), JSON)), max_size=5)
 DEEP = ("[" * 100_000, '{"a":' * 100_000, "(" * 100_000, "-" * 100_000, "f(a=" * 9_000, "[" * 90 + "]" * 90)
@@ -73,6 +74,11 @@ RIGHT_ROWS = (
     {"messages": SAID},
     {"prompt": "hi", "response": "yes"},
     {"prompt": SAID[:1], "chosen": "yes", "rejected": SAID},
+    {"prompt": "hi", "chosen": SAID, "rejected": [*SAID[:1], {"role": "assistant", "content": "no"}], "messages": SAID},
+    {"chosen": "\n\nHuman: hi\n\nAssistant: yes", "rejected": "\n\nHuman: hi\n\nAssistant: no"},
+    {"chosen": "hi, yes", "rejected": "hi, no"},
+    {"system": "x", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]},
+    {"prompt": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "completion": SAID[1:]},
     {"turns": ["one", "two"]},
 )
 CASE = {
@@ -152,6 +158,7 @@ def test_any_rows_are_read_or_refused_by_line(tmp_path, values, good_natured_onl
     assert read is None or all(row.messages[-1]["role"] == "user" for row in read.rows)
     or_user_error(nectar.load, file, answers=False, exclude=[file])
     or_user_error(preferences.load, file)
+    or_user_error(perplexity.load, file)
 
 
 @given(st.binary(max_size=200) | st.sampled_from([text.encode() for text in DEEP]))
