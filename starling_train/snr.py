@@ -23,7 +23,8 @@ def main(config: SnrConfig) -> None:
     from starling_train.report import scan as report_scan
     from starling_train.run.runtime import device_kind
     from starling_train.selection import listing, overlap, scans
-    from starling_train.selection.freeze import besides
+    from starling_train.selection.freeze import besides, check_tied
+    from starling_train.selection.model_names import ModelNames
     from starling_train.selection.records import fill, read_records
     from starling_train.selection.select import SCORED, names_of, select, select_unscored
 
@@ -44,6 +45,8 @@ def main(config: SnrConfig) -> None:
 
     # 2. The matrices, from headers alone: every mistake that can be found before the scan is reported before it.
     matrices = list_matrices(config, source)
+    if freeze.method != "none":
+        check_tied(freeze, ModelNames.of(source).is_tied)
     passed_over = report_scan.passed_over(listing.unscanned(source), listing.left_out(source))
     planned = select_unscored(freeze, matrices, config.seed)
     other = fill(other, matrices)

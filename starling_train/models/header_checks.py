@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from starling_train.config.fields import UserError
 from starling_train.files import tensors
 from starling_train.models import causal_lm
-from starling_train.models.source import ModelSource
+from starling_train.models.families.file_names import renamed
+from starling_train.models.source import UNUSABLE, ModelSource, first_line
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -18,23 +19,39 @@ def check_policy(source: ModelSource) -> None:
 
     Raises UserError.
     """
-    from transformers import AutoModelForCausalLM
-
-    config, directory = source.policy_config, source.directory
-    expected = causal_lm.shapes_of(AutoModelForCausalLM, config)
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
-    held = entries_by_name(source)
-    if missing := [name for name in expected if name not in held]:
+    directory = source.directory
+    source.check_present("loading it")
+    tensors.forget()
+    model = empty_policy(source)
+    own = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}  # a tied head is none of its own
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name in own}
+    names = renamed(model, [entry.name for entry in source.entries])
+    held = {names[entry.name]: entry for entry in source.entries if names[entry.name].name in expected}
+    parts = {name for name, is_part in held if is_part}
+    whole = {name: entry for (name, is_part), entry in held.items() if not is_part}
+    if missing := [name for name in expected if name not in whole and name not in parts]:
         raise UserError(
             f"{source.key}: {directory} lacks {len(missing)} tensors, {missing[0]} first; download it again"
         )
-    check_shapes(expected, {name: entry.shape for name, entry in held.items()}, f"{source.key}: {directory}")
-    for name in expected:
-        tensors.check_readable(held[name])
+    shapes = {name: entry.shape for name, entry in whole.items()}
+    check_shapes({name: expected[name] for name in whole}, shapes, f"{source.key}: {directory}")
+    for entry in source.entries:
+        if names[entry.name].name in expected:
+            tensors.check_readable(entry)
     generation = directory / "generation_config.json"
     if generation.is_file():
         tensors.read_json(generation)
+
+
+def empty_policy(source: ModelSource) -> causal_lm.CausalLM:
+    """Build the model that config.json describes, without memory. Raises UserError if it describes none."""
+    config = source.policy_config
+    try:
+        return causal_lm.build_empty(config)
+    except UNUSABLE as error:
+        raise UserError(
+            f"{config.name_or_path}/config.json: no model can be made from it ({first_line(error)}); download it again"
+        ) from error
 
 
 def entries_by_name(source: ModelSource) -> dict[str, tensors.Entry]:

@@ -130,7 +130,7 @@ def apply(config: FreezeConfig, model: Network, selected: Iterable[str]) -> Free
     parameters = _parameters(model)
     names = _match(selected, parameters)
     if selected != [EVERYTHING] or rank is not None:
-        _check_tied(model, config)
+        check_tied(config, is_tied(model))
         names |= set(besides(config, {p.name: p.group for p in parameters}, names))
     if rank is not None:
         names = {p.name for p in parameters if p.name in names and (p.matrices or (config.head and p.group == "head"))}
@@ -142,6 +142,22 @@ def apply(config: FreezeConfig, model: Network, selected: Iterable[str]) -> Free
         parameter.requires_grad_(name in names)
     trained = tuple(p.name for p in parameters if p.name in names)
     return FreezeTable(_rows(parameters, names, rank), trained, _lowest_layer(model, parameters, names))
+
+
+def modules_in(model: Network, names: Iterable[str]) -> list[str]:
+    """Name what `apply` selects to train exactly these parameters: the matrices in them, or they themselves."""
+    held = {parameter.name: parameter for parameter in _parameters(model)}
+    modules = []
+    for name in names:
+        matrices = held[name].matrices if name in held else ()
+        modules += [matrix.module for matrix in matrices] or [name.removesuffix(".weight")]
+    return modules
+
+
+def head_module(model: Network) -> str:
+    """Return the name of the output head; '' without one."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), "")
 
 
 def _parameters(model: Network) -> list[_Parameter]:
@@ -182,9 +198,14 @@ def _match(selected: list[str], parameters: list[_Parameter]) -> set[str]:
     return names
 
 
-def _check_tied(model: Network, config: FreezeConfig) -> None:
+def is_tied(model: Network) -> bool:
+    """Return whether head and embeddings of a model, possibly on the meta device, are one tensor."""
     output = model.get_output_embeddings()
-    is_tied = output is not None and output.weight is model.get_input_embeddings().weight
+    return output is not None and output.weight is model.get_input_embeddings().weight
+
+
+def check_tied(config: FreezeConfig, is_tied: bool) -> None:
+    """Raise UserError where head and embeddings are one tensor, and only one of them would train."""
     if is_tied and config.head and config.adapter:
         raise UserError("freeze.head: this model's head is its embeddings, and takes no adapter; leave freeze.head out")
     if is_tied and config.embeddings != config.head:

@@ -11,6 +11,7 @@ from starling_train.files import tensors as files
 from starling_train.models.causal_lm import build_empty
 from starling_train.models.reward.net import Network
 from starling_train.models.source import UNUSABLE, ModelSource
+from starling_train.selection.model_names import ModelNames
 from starling_train.selection.module_types import LAYER, Matrix, classify, second_copies
 from starling_train.selection.records import Record
 
@@ -39,8 +40,8 @@ def unscanned(source: ModelSource) -> dict[str, int]:
     Layer and expert numbers are replaced by `*`. These weights have no score and cannot be selected.
     """
     counts: dict[str, int] = {}
-    for entry in _entries(source):
-        if classify(_module(entry), entry.shape, source.values).kind == "unknown":
+    for entry in [*_named_entries(source), *_absent(source)]:
+        if classify(entry.module, entry.shape, source.values).kind == "unknown":
             name = ".".join("*" if part.isdigit() else part for part in entry.name.split("."))
             counts[name] = counts.get(name, 0) + 1
     return counts
@@ -49,9 +50,13 @@ def unscanned(source: ModelSource) -> dict[str, int]:
 def left_out(source: ModelSource) -> dict[str, int]:
     """Count the tensors of a checkpoint that are passed over, by reason.
 
-    A second copy of the decoder, and what lies in a shard although its index does not say so.
+    A second copy of the decoder, what lies in a shard although its index does not say so, and layers that the model
+    does not have (a checkpoint may hold more of them, to predict several tokens).
     """
     counts: dict[str, int] = {}
+    absent = [e.name for e in _absent(source) if classify(e.module, e.shape, source.values).kind == "matrices"]
+    if absent:
+        counts[f"not in the model that transformers makes of it, {absent[0]} first"] = len(absent)
     for prefix in second_copies(entry.name for entry in source.entries).values():
         what = f"a second copy of the decoder, {prefix}*"
         counts[what] = counts.get(what, 0) + 1
@@ -64,17 +69,15 @@ def left_out(source: ModelSource) -> dict[str, int]:
 def other_weights(source: ModelSource) -> dict[str, str]:
     """Classify weights besides the matrices: name -> embeddings, head, norms or other."""
     groups = {"norm": "norms", "embeddings": "embeddings", "head": "head"}
-    kinds = {e.name: classify(_module(e), e.shape, source.values).kind for e in _entries(source)}
+    kinds = {e.name: classify(e.module, e.shape, source.values).kind for e in _named_entries(source)}
+    if ModelNames.of(source).is_tied:  # then the model has no such parameter: it is the embeddings'
+        kinds = {name: kind for name, kind in kinds.items() if kind != "head"}
     return {name: groups.get(kind, "other") for name, kind in kinds.items() if kind != "matrices"}
-
-
-def _module(entry: files.Entry) -> str:
-    return entry.name.removesuffix(".weight")
 
 
 def matrices(source: ModelSource) -> list[Listed]:
     """List all matrices, by layer and then in the order of the forward pass. Raises UserError if there are none."""
-    listed = _listed(_entries(source), source.values)
+    listed = _listed(_named_entries(source), source.values)
     if not listed:
         raise UserError(
             f"{source.key}: no matrix of a known type in {source.directory} (model_type "
@@ -89,8 +92,24 @@ def matrices_of(model: Network) -> dict[str, Record]:
     return {one.record.module: one.record for one in listed}
 
 
-def _listed(entries: list[files.Entry], config: dict[str, Any]) -> list[Listed]:
-    pairs = [(matrix, e) for e in entries for matrix in classify(_module(e), e.shape, config).matrices]
+@dataclass(frozen=True)
+class _Named:
+    """A tensor of the checkpoint with the name that the loaded model has for it."""
+
+    name: str
+    entry: files.Entry
+
+    @property
+    def module(self) -> str:
+        return self.name.removesuffix(".weight")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+
+def _listed(entries: list[_Named], config: dict[str, Any]) -> list[Listed]:
+    pairs = [(matrix, e.entry) for e in entries for matrix in classify(e.module, e.shape, config).matrices]
     pairs.sort(key=lambda pair: pair[0].order)
     return [Listed(_record(matrix), entry, matrix.index) for matrix, entry in pairs]
 
@@ -100,13 +119,22 @@ def _record(matrix: Matrix) -> Record:
     return Record(matrix.module, matrix.type, matrix.shape, holder=holder)
 
 
-def _entries(source: ModelSource) -> list[files.Entry]:
-    """List the checkpoint's tensors, one copy of the decoder only; from config.json where there are none."""
+def _named_entries(source: ModelSource) -> list[_Named]:
+    """List the checkpoint's tensors that the model has, one copy of the decoder; from config.json without weights."""
     copies = second_copies(entry.name for entry in source.entries)
-    return [entry for entry in source.entries if entry.name not in copies] or _entries_of_config(source)
+    names = ModelNames.of(source)
+    held = [entry for entry in source.entries if entry.name not in copies]
+    named = [_Named(name, entry) for entry in held if (name := names.name_of(entry.name)) is not None]
+    return named if source.entries else _entries_of_config(source)
 
 
-def _entries_of_config(source: ModelSource) -> list[files.Entry]:
+def _absent(source: ModelSource) -> list[_Named]:
+    """List the tensors of decoder layers that the model does not have."""
+    absent = set(ModelNames.of(source).absent)
+    return [_Named(entry.name, entry) for entry in source.entries if entry.name in absent]
+
+
+def _entries_of_config(source: ModelSource) -> list[_Named]:
     """List the parameters of the model that config.json describes, built on the meta device."""
     if not source.has_config:
         raise UserError(
@@ -121,8 +149,9 @@ def _entries_of_config(source: ModelSource) -> list[files.Entry]:
         ) from None
 
 
-def _parameters(model: Network) -> list[files.Entry]:
-    return [files.Entry(name, Path(), tuple(p.shape), "meta") for name, p in model.named_parameters()]
+def _parameters(model: Network) -> list[_Named]:
+    held = [files.Entry(name, Path(), tuple(p.shape), "meta") for name, p in model.named_parameters()]
+    return [_Named(entry.name, entry) for entry in held]
 
 
 def check_weights(source: ModelSource, needed_by: str | None = "a scan") -> None:
@@ -133,16 +162,18 @@ def check_weights(source: ModelSource, needed_by: str | None = "a scan") -> None
     """
     if needed_by:
         source.check_present(needed_by)
+    names = ModelNames.of(source)
     for entry in source.entries:
-        if LAYER.match(entry.name) and _is_weight(entry, source.values):
+        named = _Named(names.name_of(entry.name) or entry.name, entry)
+        if LAYER.match(named.name) and _is_weight(named, source.values):
             files.check_readable(entry)
 
 
-def _is_weight(entry: files.Entry, config: dict) -> bool:
+def _is_weight(named: _Named, config: dict) -> bool:
     """Return whether a tensor of a decoder layer is a weight in some form, packed ones included.
 
     A buffer is not: a mask, a table of positions, a count.
     """
-    if entry.name.endswith("weight") or classify(_module(entry), entry.shape, config).kind == "matrices":
+    if named.name.endswith("weight") or classify(named.module, named.shape, config).kind == "matrices":
         return True
-    return len(entry.shape) == 2 and min(entry.shape) > 1 and entry.dtype not in ("BOOL", "bool")
+    return len(named.shape) == 2 and min(named.shape) > 1 and named.entry.dtype not in ("BOOL", "bool")

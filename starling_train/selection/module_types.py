@@ -10,16 +10,20 @@ matrix of its own here, because the singular values of the stack say nothing abo
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from starling_train.config.fields import UserError
 
-# what precedes the layer number: transformers v5, bare decoders, reward models around a `transformer`.
-_PREFIX = r"(?:model\.|transformer\.|model\.model\.|model\.language_model\.)?"
-LAYER = re.compile(_PREFIX + r"layers\.(\d+)\.(.+)")
-# Of several copies of the decoder in one checkpoint (Starling-RM-7B-alpha has two) the first in this order counts.
-COPIES = ("model.", "model.language_model.", "model.model.", "transformer.", "")
-EMBEDDINGS = re.compile(_PREFIX + r"embed_tokens")
-HEADS = re.compile(r"(?:model\.)?lm_head|v_head(?:\.summary)?|score")
+# What precedes the layers: transformers v5, bare decoders, reward models around a `transformer`, other decoders. Of
+# several copies of the decoder in one checkpoint (Starling-RM-7B-alpha has two) the first in this order counts.
+COPIES = (
+    "model.", "model.language_model.", "model.model.", "transformer.", "", "language_model.model.", "gpt_neox.",
+    "model.decoder.", "backbone.",
+)  # fmt: skip
+_PREFIX = f"(?:{'|'.join(re.escape(prefix) for prefix in COPIES)})"
+LAYER = re.compile(_PREFIX + r"(?:layers|h)\.(\d+)\.(.+)")
+EMBEDDINGS = re.compile(_PREFIX + r"(?:embed_tokens|embed_in|wte)")
+HEADS = re.compile(r"(?:model\.|language_model\.)?lm_head|v_head(?:\.summary)?|score")
 
 NORM = re.compile(r"(?:.+_)?(?:layer)?norm|ln_\w+")
 
@@ -63,6 +67,13 @@ PHI3 = Architecture(
     {"self_attn.qkv_proj": _PHI3_QKV, "mlp.gate_up_proj": _PHI3_GATE_UP},
 )
 ARCHITECTURES = {
+    **dict.fromkeys(
+        ("mistral", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "granite", "smollm3"), LLAMA
+    ),
+    "gpt2": Architecture(("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
+    "gpt_neox": Architecture(
+        ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+    ),
     "mixtral": MIXTRAL,
     "qwen2_moe": SWIGLU_MOE,
     "qwen3_moe": SWIGLU_MOE,
@@ -102,7 +113,8 @@ class Weight:
 def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
     """Classify the weight `module` (its name without `.weight`) of `shape` in the model of config.json.
 
-    Architectures without a table of their own get Llama's names. A matrix of one row or column is a vector.
+    An architecture without a table of its own gets the names in its model's layers. A matrix of one row or column is
+    a vector.
     """
     if EMBEDDINGS.fullmatch(module):
         return Weight("embeddings")
@@ -115,9 +127,51 @@ def classify(module: str, shape: tuple[int, ...], config: dict) -> Weight:
     if not match:
         return Weight("unknown")
     config = config.get("text_config") or config
-    architecture = ARCHITECTURES.get(config.get("model_type", ""), LLAMA)
+    architecture = _architecture(config)
     matrices = _matrices(module, match[2], int(match[1]), shape, architecture, config)
     return Weight("matrices", matrices) if matrices else Weight("unknown")
+
+
+_derived: dict[str, Architecture] = {}
+
+
+def _architecture(config: dict) -> Architecture:
+    kind = config.get("model_type", "")
+    if kind not in ARCHITECTURES and kind not in _derived:
+        _derived[kind] = _derive(config)
+    return ARCHITECTURES.get(kind) or _derived[kind]
+
+
+def _derive(config: dict) -> Architecture:
+    """Make the table of an architecture from its model, without memory; Llama's where none can be built.
+
+    What has two dimensions is a matrix; of a stack of experts each is one.
+    """
+    from transformers import AutoConfig
+
+    from starling_train.models.causal_lm import build_empty
+    from starling_train.models.source import UNUSABLE
+
+    try:
+        model_config: Any = AutoConfig.for_model(**config)
+        held = {name: tuple(p.shape) for name, p in build_empty(model_config).named_parameters()}
+    except UNUSABLE:
+        return LLAMA
+    matrices: dict[str, None] = {}
+    parts: dict[str, tuple[str, ...]] = {}
+    for name, shape in held.items():
+        match = LAYER.fullmatch(name.removesuffix(".weight"))
+        if not match or len(shape) < 2 or min(shape[-2:]) == 1:
+            continue
+        template = re.sub(r"(?<=experts)\.\d+\.", ".*.", match[2])
+        if len(shape) == 3:
+            in_gate_order = shape[-1] == model_config.hidden_size or template != "mlp.experts.gate_up_proj"
+            own = (re.sub(r"experts\.", "experts.*.", template),)
+            parts[template] = SWIGLU_MOE.parts.get(template, own) if in_gate_order else own
+            matrices |= dict.fromkeys(parts[template])
+        elif len(shape) == 2:
+            matrices[template] = None
+    return Architecture(tuple(matrices), parts) if matrices else LLAMA
 
 
 def _matrices(
@@ -200,12 +254,15 @@ def is_linear(parameter: str) -> bool:
     return parameter.endswith(".weight") and not parameter.endswith(".mlp.gate.weight")
 
 
+def _before_layers(match: re.Match[str]) -> str:
+    """Return what precedes `layers.3.` in a name."""
+    return re.sub(r"(?:layers|h)\.$", "", match.string[: match.start(1)])
+
+
 def second_copies(names: Iterable[str]) -> dict[str, str]:
     """Map the tensors that belong to a further copy of the decoder to the prefix of that copy."""
     names = list(names)
-    prefixes = {
-        match[0].removesuffix(f"layers.{match[1]}.{match[2]}") for name in names if (match := LAYER.fullmatch(name))
-    }
+    prefixes = {_before_layers(match) for name in names if (match := LAYER.fullmatch(name))}
     others = sorted(prefixes, key=COPIES.index)[1:]
-    part = r"(?:layers\.\d+|embed_tokens|norm)\..+"
+    part = r"(?:(?:layers|h)\.\d+|embed_tokens|norm)\..+"
     return {name: prefix for name in names for prefix in others if re.fullmatch(re.escape(prefix) + part, name)}

@@ -156,11 +156,13 @@ def _table(model: Network, targets: Iterable[str], lora: LoraConfig | None) -> f
     modules = _adapted(targets)
     if modules and not lora:
         raise UserError("it has adapters, and config.yaml has none")
-    whole = [target.removesuffix(".weight") for target in targets if LORA not in target]
-    tables = [freeze.apply(FreezeConfig(), model, whole)] if whole else []
+    whole = [target for target in targets if LORA not in target]
+    tables = [freeze.apply(FreezeConfig(), model, freeze.modules_in(model, whole))] if whole else []
     if modules and lora:
-        adapted = FreezeConfig(head="lm_head" in modules, adapter="lora", lora=lora)
-        tables.append(freeze.apply(adapted, model, modules))
+        head = freeze.head_module(model)
+        adapted = FreezeConfig(head=head in modules, adapter="lora", lora=lora)
+        weights = [f"{module}.weight" for module in modules]
+        tables.append(freeze.apply(adapted, model, freeze.modules_in(model, weights)))
     first, *more = tables
     for other in more:
         rows = tuple(

@@ -85,7 +85,7 @@ def test_every_command_at_learning_rate_0(name, tmp_path, small_models):
     matrices = {n for n, p in parameters.items() if ".layers." in f".{n}" and p.ndim > 1}
     assert holders <= set(parameters) and matrices <= holders
 
-    # ppo: ratios are 1 (the metric is the largest distance from it), nothing clipped, KL 0, and the policy is still the base model
+    # ppo: ratios are 1 (the metric is their largest distance from it), KL is 0, and the policy is still the base model
     metrics = family.train(
         "ppo", f"reward.path={family.reward}", "reward.dtype=float32", "data.path=prompts.jsonl", "algorithm.steps=2",
         "algorithm.prompts_per_step=4", "algorithm.minibatches=2", "freeze.scan=snr/snr.json",
