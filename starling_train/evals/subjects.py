@@ -15,6 +15,7 @@ from starling_train.files.journal import Journal
 from starling_train.models import causal_lm, header_checks, quantisation
 from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
+from starling_train.models.families.positions import positions_of
 from starling_train.models.source import ModelSource
 from starling_train.rewards import kinds
 from starling_train.rewards.kinds import Scorer
@@ -98,10 +99,10 @@ class Subjects:
 
     def check_room(self, tokens: int, what: str, key: str) -> None:
         """Raise UserError if `what`, a conversation of so many tokens, can outgrow the policy's positions."""
-        positions = self.source.policy_config.max_position_embeddings
-        if tokens > positions:
+        positions = positions_of(self.source.policy_config)
+        if tokens > positions.count:
             raise UserError(
-                f"{key}: {what} can be {tokens} tokens long, more than the model's {positions} positions; lower it"
+                f"{key}: {what} can be {tokens} tokens long, more than the model's {positions.what}; lower it"
             )
 
     def check_reward(self) -> None:

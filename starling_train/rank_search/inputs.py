@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from starling_train.data.chat import Chat
     from starling_train.models.budget import Budget
     from starling_train.models.causal_lm import CausalLM
+    from starling_train.models.families.positions import Positions
     from starling_train.models.source import ModelSource
     from starling_train.rank_search.criteria import Criterion
     from starling_train.rank_search.search import Search
@@ -36,6 +37,7 @@ class Inputs:
         """Check everything, the cheap things first, and read the data. Raises UserError."""
         from starling_train.files import disk
         from starling_train.models import header_checks, quantisation, written
+        from starling_train.models.families.positions import positions_of
         from starling_train.models.source import ModelSource
         from starling_train.rank_search import search
         from starling_train.selection import scans
@@ -50,7 +52,7 @@ class Inputs:
         chat = policy.load_chat(source, model)
         policy.check_vocabulary(model_config, chat)
         written.check_writable(chat, f"model.path: {source.directory}")
-        window = window_of(laser.window, model_config.max_position_embeddings)
+        window = window_of(laser.window, positions_of(model_config))
         if not config.dry_run:
             header_checks.check_policy(source)
             check_weights(source)
@@ -122,11 +124,11 @@ class Inputs:
         return Search(model, self.source, candidates, judge, start, run.path, laser.factored)
 
 
-def window_of(requested: int | None, positions: int) -> int:
+def window_of(requested: int | None, positions: "Positions") -> int:
     """Return how many tokens go through the model together. Raises UserError for more than it has positions."""
-    if requested and requested > positions:
-        raise UserError(f"laser.window: {requested} is more than the model's {positions} positions; lower it")
-    return requested or min(positions, LONGEST_WINDOW)
+    if requested and requested > positions.count:
+        raise UserError(f"laser.window: {requested} is more than the model's {positions.what}; lower it")
+    return requested or min(positions.count, LONGEST_WINDOW)
 
 
 def criterion_of(config: LaserConfig, chat: "Chat", window: int, runtime: "Runtime") -> "Criterion":

@@ -228,4 +228,4 @@ def _lowest_layer(model: Network, parameters: list[_Parameter], names: set[str])
     if any(p.group == "embeddings" and p.name in names for p in parameters):
         return 0
     layers = [layer for name in names if (layer := layer_of(name)) is not None]
-    return min(layers, default=model.config.num_hidden_layers)
+    return min(layers, default=model.config.get_text_config().num_hidden_layers)

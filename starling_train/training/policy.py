@@ -13,6 +13,7 @@ from starling_train.files.identity import Identity
 from starling_train.files.whole import write_text
 from starling_train.models import adapters, causal_lm
 from starling_train.models.causal_lm import CausalLM
+from starling_train.models.families.positions import positions_of
 from starling_train.models.reward.net import Network
 from starling_train.models.source import ModelSource
 from starling_train.run.checkpoints import ExtraFiles
@@ -36,19 +37,20 @@ def check_lengths(config: PpoConfig | DpoConfig, model_config: Any, chat: Chat) 
     """Raise UserError if prompt and response together can outgrow the model's positions, or ids its vocabulary."""
     check_vocabulary(model_config, chat)
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    if longest > model_config.max_position_embeddings:
+    positions = positions_of(model_config)
+    if longest > positions.count:
         raise UserError(
             f"rollout.max_new_tokens: {config.rollout.max_new_tokens} and data.max_prompt_tokens "
             f"{config.data.max_prompt_tokens} make {longest} tokens, more than the model's "
-            f"{model_config.max_position_embeddings} positions; lower one of them"
+            f"{positions.what}; lower one of them"
         )
 
 
 def check_vocabulary(model_config: Any, chat: Chat, key: str = "model.path") -> None:
     """Raise UserError, naming the model's `key`, if the tokenizer has ids that the model has no embedding for."""
-    if (highest := max(chat.tokenizer.get_vocab().values())) >= model_config.vocab_size:
+    if (highest := max(chat.tokenizer.get_vocab().values())) >= (size := model_config.get_text_config().vocab_size):
         raise UserError(
-            f"{key}: the tokenizer has ids up to {highest}, the model only {model_config.vocab_size} embeddings; "
+            f"{key}: the tokenizer has ids up to {highest}, the model only {size} embeddings; "
             "use the tokenizer that belongs to the model"
         )
 

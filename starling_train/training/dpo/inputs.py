@@ -12,6 +12,7 @@ from starling_train.data.conversations import with_answer
 from starling_train.data.pairs import PairedRow
 from starling_train.data.prompts import Prompt
 from starling_train.models import written
+from starling_train.models.families.positions import positions_of
 from starling_train.models.source import ModelSource
 from starling_train.planning import what_trains
 from starling_train.planning.memory import MemoryPlan, TrainingJob, plan_supervised
@@ -106,11 +107,9 @@ def _pairs(rows: list[PairedRow]) -> int:
 def check_lengths(config: DpoConfig, model_config: Any, chat: Chat) -> None:
     """Raise UserError if an answer can outgrow the model's positions, or ids its vocabulary."""
     policy.check_lengths(config, model_config, chat)
-    if config.dpo.max_length > model_config.max_position_embeddings:
-        raise UserError(
-            f"dpo.max_length: {config.dpo.max_length} is more than the model's {model_config.max_position_embeddings} "
-            "positions; lower it"
-        )
+    positions = positions_of(model_config)
+    if config.dpo.max_length > positions.count:
+        raise UserError(f"dpo.max_length: {config.dpo.max_length} is more than the model's {positions.what}; lower it")
 
 
 def check_shares(config: DpoConfig, runtime: Runtime) -> None:
@@ -184,8 +183,8 @@ def describe(config: DpoConfig) -> str:
         [
             f"run        {config.name}: DPO ({dpo.loss}, beta {dpo.beta:g}), {dpo.epochs:g} epochs of "
             f"{dpo.prompts_per_step} prompts a step{count}",
-            f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
-            f"{len(chat.tokenizer)} tokens), {config.model.dtype}",
+            f"policy     {config.model.path} ({model_config.model_type}, "
+            f"{source.text_config.num_hidden_layers} layers, {len(chat.tokenizer)} tokens), {config.model.dtype}",
             f"pairs      {config.data.path}{pairs_report}",
             f"trains     {what_trains.selection(config.freeze)}",
             *what_trains.rendered(table, memory),
@@ -196,7 +195,7 @@ def describe(config: DpoConfig) -> str:
 def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
     """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains.what_trains(config.freeze, source, config.seed)
-    layers = source.policy_config.num_hidden_layers
+    layers = source.text_config.num_hidden_layers
     evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)
     job = TrainingJob(
         parameters=table.parameters_of,

@@ -127,8 +127,8 @@ def describe(config: PpoConfig) -> str:
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
             f"{config.algorithm.prompts_per_step} prompts, up to {config.rollout.max_new_tokens} new tokens",
-            f"policy     {config.model.path} ({model_config.model_type}, {model_config.num_hidden_layers} layers, "
-            f"{len(chat.tokenizer)} tokens), {config.model.dtype}",
+            f"policy     {config.model.path} ({model_config.model_type}, "
+            f"{source.text_config.num_hidden_layers} layers, {len(chat.tokenizer)} tokens), {config.model.dtype}",
             f"prompts    {config.data.path}{_prompt_report(config, chat)}",
             f"reward     {kinds.described(config.reward)}",
             f"trains     {selection(config.freeze)}",

@@ -202,7 +202,7 @@ def _spare(actors: Actors, experience: Experience) -> tuple[MicroBatch, Tensor |
     if experience.shared_states is None:
         return batch, None
     policy = actors.policy  # as for the others, without the layers below, whose weights ZeRO-3 would have to gather
-    return batch, torch.zeros(1, policy.config.hidden_size, dtype=policy.dtype, device=policy.device)
+    return batch, torch.zeros(1, policy.config.get_text_config().hidden_size, dtype=policy.dtype, device=policy.device)
 
 
 def _micro_batches(experience: Experience, rows: list[int], tokens: int) -> Iterator[list[int]]:
