@@ -100,7 +100,7 @@ class Subjects:
     def check_room(self, tokens: int, what: str, key: str) -> None:
         """Raise UserError if `what`, a conversation of so many tokens, can outgrow the policy's positions."""
         positions = positions_of(self.source.policy_config)
-        if tokens > positions.count:
+        if tokens > positions.most:
             raise UserError(
                 f"{key}: {what} can be {tokens} tokens long, more than the model's {positions.what}; lower it"
             )

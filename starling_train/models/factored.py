@@ -26,14 +26,20 @@ WEIGHTS, LISTING = "factored.safetensors", "factored.json"
 
 
 class FactoredLinear(nn.Module):
-    """x -> left (right x), instead of a Linear without bias: k (n + m) numbers and multiplications instead of n m."""
+    """x -> left (right x) + bias, instead of a Linear: k (n + m) numbers and multiplications instead of n m."""
 
-    def __init__(self, left: Tensor, right: Tensor):
+    def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None = None):
         super().__init__()
         self.left, self.right = nn.Parameter(left), nn.Parameter(right)
+        self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(nn.functional.linear(x, self.right), self.left)
+        return nn.functional.linear(nn.functional.linear(x, self.right), self.left, self.bias)
+
+
+def fits(model: nn.Module, parameter: str) -> bool:
+    """Return whether a parameter is the weight of a Linear, which two factors can replace."""
+    return parameter.endswith(".weight") and isinstance(model.get_submodule(parameter.rpartition(".")[0]), nn.Linear)
 
 
 def write(
@@ -51,9 +57,8 @@ def write(
 
     Returns {"parameters", "parameters_dense"}: numbers that the folder holds, and that the dense model does.
     """
-    state = model.state_dict()
-    if written.is_tied(model):
-        state.pop("lm_head.weight", None)
+    own = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}  # a tied head is not
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in own}
     dense = sum(tensor.numel() for tensor in state.values())
     for name, (left, right) in factors.items():
         del state[f"{name}.weight"]
@@ -106,5 +111,5 @@ def load_factored(
         raise UserError(f"{directory / WEIGHTS}: lacks {len(missing)} tensors, {missing[0]} first; write it again")
     if not dense:
         for name, (left, right) in factors.items():
-            model.set_submodule(name, FactoredLinear(left, right))
+            model.set_submodule(name, FactoredLinear(left, right, getattr(model.get_submodule(name), "bias", None)))
     return model.to(device).eval()

@@ -3,7 +3,8 @@
 The published sizes are from the models' cards and those of their bases.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from starling_train.config.fields import UserError
@@ -12,7 +13,11 @@ from starling_train.models.source import ModelSource, cached_config, local_direc
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder that the arithmetic needs."""
+    """The sizes of a decoder that the arithmetic needs.
+
+    exact: the transformers configuration of a decoder that is neither a Llama nor a Mistral, whose parameters are
+    counted in its empty model. intermediate: of all experts that a token goes through.
+    """
 
     hidden: int
     intermediate: int
@@ -22,10 +27,13 @@ class Shape:
     vocabulary: int
     tied: bool = False
     head_size: int | None = None
+    exact: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, config: Any) -> "Shape":
-        """Take the sizes from `config`, a transformers configuration or a dict with its keys."""
+        """Take the sizes from `config`, a transformers configuration, or a dict with the keys of a Llama's."""
+        if not isinstance(config, dict) and config.model_type not in LLAMAS:
+            return cls._of_another(config)
         values = config if isinstance(config, dict) else config.to_dict()
         return cls(
             values["hidden_size"],
@@ -38,10 +46,30 @@ class Shape:
             values.get("head_dim"),
         )
 
+    @classmethod
+    def _of_another(cls, config: Any) -> "Shape":
+        text = config.get_text_config()
+        hidden, heads = text.hidden_size, text.num_attention_heads
+        wide = next((value for name in WIDTHS if (value := getattr(text, name, None))), 4 * hidden)
+        experts = getattr(text, "num_experts_per_tok", None) or 1
+        return cls(
+            hidden,
+            experts * (getattr(text, "moe_intermediate_size", None) or wide),
+            text.num_hidden_layers,
+            heads,
+            getattr(text, "num_key_value_heads", None) or heads,
+            text.vocab_size,
+            bool(config.tie_word_embeddings),
+            getattr(text, "head_dim", None),
+            config,
+        )
+
     def config(self) -> Any:
         """Make a transformers configuration whose model has these sizes."""
         from transformers import LlamaConfig
 
+        if self.exact is not None:
+            return self.exact
         return LlamaConfig(
             hidden_size=self.hidden,
             intermediate_size=self.intermediate,
@@ -71,16 +99,35 @@ class Shape:
 
     def layer_parameters(self) -> int:
         """Count the parameters in the matrices of one layer."""
+        if self.exact is not None:
+            return self._counted[0] // self.layers
         return sum(rows * columns for rows, columns in self.matrices().values())
 
     def decoder_parameters(self) -> int:
-        """Count embeddings, layers and norms, without an output head (Llama and Mistral, no biases)."""
+        """Count embeddings, layers and norms, without an output head."""
+        if self.exact is not None:
+            return self._counted[1]
         d = self.hidden
         return self.layers * (self.layer_parameters() + 2 * d) + self.vocabulary * d + d
 
     def parameters(self) -> int:
         """Count the parameters of the causal language model."""
+        if self.exact is not None:
+            return self._counted[2]
         return self.decoder_parameters() + (0 if self.tied else self.vocabulary * self.hidden)
+
+    @cached_property
+    def _counted(self) -> tuple[int, int, int]:
+        """Count the parameters of the empty model: in matrices of its layers, below its head, all."""
+        from starling_train.models.causal_lm import build_empty
+
+        model = build_empty(self.exact)
+        decoder = model.get_decoder()
+        inside = [p for name, p in decoder.named_parameters() if p.ndim > 1 and any(map(str.isdigit, name.split(".")))]
+        matrices, below, everything = (
+            sum(p.numel() for p in of) for of in (inside, decoder.parameters(), model.parameters())
+        )
+        return matrices, below, everything
 
     def kv_values(self) -> int:
         """Count the numbers that the cache keeps of a token."""
@@ -91,6 +138,8 @@ class Shape:
         return 3 * self.hidden + 3 * self.intermediate
 
 
+LLAMAS = ("mistral", "llama")
+WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # of a layer's inner states, as configurations call them
 LLAMA_2_7B = Shape(4096, 11008, 32, 32, 32, 32000)
 KNOWN_POLICIES = {
     "openchat/openchat-3.5-0106": Shape(4096, 14336, 32, 32, 8, 32002),
@@ -121,13 +170,15 @@ def find(path: str, key: str, known: dict[str, Shape], kind: str) -> Shape:
 
 
 def read(source: ModelSource) -> Shape:
-    """Read the shape from a directory's config.json. Raises UserError for anything but a Llama or Mistral."""
+    """Read the shape from a directory's config.json. Raises UserError where it describes no causal language model."""
     source.check_config()
     key, file, values = source.key, source.directory / "config.json", source.values
-    if values.get("model_type") not in ("mistral", "llama"):
-        raise UserError(
-            f"{key}: model type '{values.get('model_type')}' is not supported; use a Mistral or Llama model"
-        )
+    if values.get("model_type") not in LLAMAS:
+        config = source.policy_config
+        try:
+            return Shape.of(config)
+        except (AttributeError, TypeError) as error:
+            raise UserError(f"{key}: {file}: {error}; download it again") from error
     for name in NEEDED:
         if not isinstance(values.get(name), int) or isinstance(values[name], bool) or values[name] < 1:
             raise UserError(f"{key}: {file}: {name} is {values.get(name)!r}, not a number above 0; download it again")

@@ -126,9 +126,9 @@ class Inputs:
 
 def window_of(requested: int | None, positions: "Positions") -> int:
     """Return how many tokens go through the model together. Raises UserError for more than it has positions."""
-    if requested and requested > positions.count:
+    if requested and requested > positions.most:
         raise UserError(f"laser.window: {requested} is more than the model's {positions.what}; lower it")
-    return requested or min(positions.count, LONGEST_WINDOW)
+    return requested or min(positions.most, LONGEST_WINDOW)
 
 
 def criterion_of(config: LaserConfig, chat: "Chat", window: int, runtime: "Runtime") -> "Criterion":

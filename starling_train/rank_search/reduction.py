@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from starling_train.config.fields import given
 from starling_train.core.rank_reduction import saving, truncate
@@ -17,6 +17,7 @@ from starling_train.models.causal_lm import CausalLM
 from starling_train.models.source import ModelSource
 from starling_train.selection import scan
 from starling_train.selection.listing import matrices
+from starling_train.selection.module_types import classify
 from starling_train.selection.records import Record
 from starling_train.selection.scan_journal import content_hash
 
@@ -57,19 +58,22 @@ def reduce(source: ModelSource, record: Record, device: torch.device | str = "cp
     return reduced
 
 
-def parameter_of(model: nn.Module, record: Record) -> nn.Parameter:
-    """Return the model's parameter that holds the matrix."""
-    return model.get_parameter(record.parameter)
+def place_of(model: CausalLM, record: Record) -> Tensor:
+    """Return the matrix in the model, (n, m): a parameter, or a view into one that holds several (experts; q, k, v)."""
+    parameter = model.get_parameter(record.parameter)
+    held = classify(record.parameter.removesuffix(".weight"), tuple(parameter.shape), model.config.to_dict()).matrices
+    index = next((matrix.index for matrix in held if matrix.module == record.module), ())
+    return parameter.detach()[index] if index else parameter
 
 
 @torch.no_grad()
-def exchange(parameter: nn.Parameter, matrix: Tensor) -> Tensor:
-    """Write `matrix` into the parameter, cast to its dtype.
+def exchange(place: Tensor, matrix: Tensor) -> Tensor:
+    """Write `matrix` into its place in the model, cast to its dtype.
 
     Returns the previous values, which `exchange` puts back bit for bit.
     """
-    before = parameter.detach().clone()
-    parameter.copy_(matrix)
+    before = place.detach().clone()
+    place.copy_(matrix)
     return before
 
 
@@ -89,16 +93,16 @@ def read(path: Path, content: str) -> dict[str, Tensor] | None:
     return tensors if "matrix" in tensors and content_hash(tensors["matrix"]) == content else None
 
 
-def in_stored_dtype(model: CausalLM, source: ModelSource, tensors: dict[str, Tensor]) -> CausalLM:
+def in_stored_dtype(model: CausalLM, source: ModelSource, tensors: dict[Record, Tensor]) -> CausalLM:
     """Return the model with `tensors` in the checkpoint's dtype: `model` itself, or loaded anew on the CPU.
 
     model: has the tensors already, perhaps in another dtype.
-    tensors: by parameter.
+    tensors: the changed matrices.
     """
     dtype = FLOATS[matrices(source)[0].entry.dtype]
     if model.dtype == dtype:
         return model
     stored = causal_lm.load_causal_lm(source, dtype=str(dtype).removeprefix("torch."))
-    for name, matrix in tensors.items():
-        exchange(stored.get_parameter(name), matrix)
+    for record, matrix in tensors.items():
+        exchange(place_of(stored, record), matrix)
     return stored

@@ -59,7 +59,7 @@ def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> di
     """Write `model/` and, if requested, `factored/`. Returns the counts of their numbers.
 
     `model/` is dense: it has as many numbers as before. The saving by factors counts the matrices whose factors are
-    smaller.
+    smaller; those in a tensor with others stay dense in `factored/`.
 
     search: has the accepted matrices.
     chat: the tokenizer to save.
@@ -68,7 +68,7 @@ def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> di
     """
     accepted = search.accepted()
     tensors = {name: search.matrix(row, record) for name, (row, record) in accepted.items()}
-    matrices = {name: parts["matrix"] for name, parts in tensors.items()}
+    matrices = {record: tensors[name]["matrix"] for name, (_, record) in accepted.items()}
     model = reduction.in_stored_dtype(search.model, search.source, matrices)
     causal_lm.save_model(model, run.path / "model", chat)
     counts = {
@@ -80,7 +80,7 @@ def write(search: Search, chat: Chat, run: RunDirectory, in_factors: bool) -> di
         factors = {
             record.module: (tensors[name]["left"], tensors[name]["right"])
             for name, (_, record) in accepted.items()
-            if "left" in tensors[name]
+            if "left" in tensors[name] and record.holder is None and factored.fits(model, record.parameter)
         }
         written = factored.write(model, factors, run.path / "factored", chat)
         counts |= {"parameters_factored": written["parameters"]}

@@ -78,7 +78,7 @@ class Search:
         with stop.abandonable():
             for row, record in zip(done, self.candidates, strict=False):
                 if row["accepted"]:
-                    reduction.exchange(reduction.parameter_of(self.model, record), self.matrix(row, record)["matrix"])
+                    reduction.exchange(reduction.place_of(self.model, record), self.matrix(row, record)["matrix"])
         current = self.current()
         for step, record in enumerate(self.candidates[len(done) :], len(done) + 1):
             with stop.abandonable():  # the try is given up with the process
@@ -91,13 +91,13 @@ class Search:
 
     def _attempt(self, step: int, record: Record, current: float) -> tuple[TryRow, reduction.Reduced]:
         began = time.perf_counter()
-        parameter = reduction.parameter_of(self.model, record)
-        reduced = reduction.reduce(self.source, record, parameter.device, self.factors)
-        before = reduction.exchange(parameter, reduced.matrix)
+        place = reduction.place_of(self.model, record)
+        reduced = reduction.reduce(self.source, record, place.device, self.factors)
+        before = reduction.exchange(place, reduced.matrix)
         after = self.judge.measure()
         accepted = self.judge.is_not_worse(after, current)
         if not accepted:
-            reduction.exchange(parameter, before)
+            reduction.exchange(place, before)
         row = {
             "step": step,
             "module": record.module,
@@ -124,7 +124,7 @@ class Search:
         """
         if tensors := reduction.read(self._file(record.module), row["content"]):
             return tensors
-        device = reduction.parameter_of(self.model, record).device
+        device = reduction.place_of(self.model, record).device
         reduced = reduction.reduce(self.source, record, device, self.factors)
         if reduced.content != row["content"]:
             raise UserError(
@@ -135,9 +135,9 @@ class Search:
         return reduction.read(self._file(record.module), row["content"]) or {"matrix": reduced.matrix}
 
     def accepted(self) -> dict[str, tuple[TryRow, Record]]:
-        """Return the accepted tries, by the model's parameter."""
+        """Return the accepted tries, by the matrix's name."""
         rows = zip(self.rows(), self.candidates, strict=False)
-        return {record.parameter: (row, record) for row, record in rows if row["accepted"]}
+        return {record.module: (row, record) for row, record in rows if row["accepted"]}
 
     def clear(self) -> None:
         """Delete the files of the accepted matrices, which the finished model has."""

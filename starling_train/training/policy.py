@@ -38,7 +38,7 @@ def check_lengths(config: PpoConfig | DpoConfig, model_config: Any, chat: Chat) 
     check_vocabulary(model_config, chat)
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     positions = positions_of(model_config)
-    if longest > positions.count:
+    if longest > positions.most:
         raise UserError(
             f"rollout.max_new_tokens: {config.rollout.max_new_tokens} and data.max_prompt_tokens "
             f"{config.data.max_prompt_tokens} make {longest} tokens, more than the model's "

@@ -118,8 +118,8 @@ POLICY = [
     ),
     row("plan", HERE_POLICY, "config.json", "download", make=settings("policy", num_hidden_layers=0)),
     row("ppo", HERE_POLICY, "config.json: no model can be made", "download", make=settings("policy", hidden_act="no")),
-    row("ppo", HERE_POLICY, "no causal language model of type 't5'", make=settings("policy", model_type="t5")),
-    row("rm plan", HERE_POLICY, "gpt2", "use a Mistral or Llama", make=settings("policy", model_type="gpt2")),
+    row("ppo plan", HERE_POLICY, "no causal language model of type 't5'", make=settings("policy", model_type="t5")),
+    row("rm", HERE_POLICY, "gpt2", "use a Mistral or Llama", make=settings("policy", model_type="gpt2")),
     row("ppo", HERE_POLICY, "generation_config.json: not JSON", "download",
         make=spoiled("policy", "generation_config.json", "{")),
     # tokenizers

@@ -11,6 +11,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import RolloutConfig
 from starling_train.core.logprobs import PLAIN, HeadForm
 from starling_train.data.chat import Chat
+from starling_train.models import factored
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.families.ways import ways_of
@@ -237,3 +238,26 @@ def test_gradient_checkpointing_recomputes_what_entered(name):
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     for plainly, again in zip(*gradients, strict=True):
         assert torch.equal(plainly, again)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "phi3", "gpt2"])
+def test_a_matrix_in_factors_keeps_its_bias(name, tmp_path):
+    """In Qwen2.5 the q, k and v projections have one; what is no Linear, or a part of a tensor, stays dense."""
+    chat = Chat(openchat_tokenizer.small())
+    model = families.model_of(name, vocab_size=len(chat.tokenizer))
+    attention = {"qwen2.5": "self_attn.q_proj", "phi3": "self_attn.o_proj", "gpt2": "attn.c_proj"}[name]
+    (module,) = [n for n, _ in model.named_modules() if n.endswith(f".2.{attention}")]
+    assert factored.fits(model, f"{module}.weight") == (name != "gpt2")
+    if name == "gpt2":
+        return
+    weight = model.get_parameter(f"{module}.weight")
+    left, singular, right = torch.linalg.svd(weight.detach(), full_matrices=False)
+    parts = (left[:, :4] * singular[:4]).contiguous(), right[:4].contiguous()
+    with torch.no_grad():
+        weight.copy_(parts[0] @ parts[1])
+    factored.write(model, {module: parts}, tmp_path / "factored", chat)
+    ids = torch.tensor([PROMPTS[2]])
+    with torch.no_grad():
+        for dense in (False, True):
+            loaded = factored.load_factored(tmp_path / "factored", dtype="float32", dense=dense)
+            torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=2e-5, rtol=1e-4)

@@ -66,8 +66,8 @@ def test_a_model_in_another_dtype_gets_the_checkpoints_back(checkpoint, records)
     reduced = reduction.reduce(source(checkpoint), records[MODULE])
     loaded = load_causal_lm(checkpoint, dtype="bfloat16")
     name = records[MODULE].parameter
-    reduction.exchange(loaded.get_parameter(name), reduced.matrix)
-    stored = reduction.in_stored_dtype(loaded, source(checkpoint), {name: reduced.matrix})
+    reduction.exchange(reduction.place_of(loaded, records[MODULE]), reduced.matrix)
+    stored = reduction.in_stored_dtype(loaded, source(checkpoint), {records[MODULE]: reduced.matrix})
     expected = load_file(checkpoint / "model.safetensors") | {name: reduced.matrix}
     found = stored.state_dict()
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 
 class Positions(NamedTuple):
-    """count: tokens of the longest sequence. what: these positions in words, for messages."""
+    """most: tokens of the longest sequence. what: these positions in words, for messages."""
 
-    count: int
+    most: int
     what: str
 
 

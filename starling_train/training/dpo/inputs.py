@@ -108,7 +108,7 @@ def check_lengths(config: DpoConfig, model_config: Any, chat: Chat) -> None:
     """Raise UserError if an answer can outgrow the model's positions, or ids its vocabulary."""
     policy.check_lengths(config, model_config, chat)
     positions = positions_of(model_config)
-    if config.dpo.max_length > positions.count:
+    if config.dpo.max_length > positions.most:
         raise UserError(f"dpo.max_length: {config.dpo.max_length} is more than the model's {positions.what}; lower it")
 
 
