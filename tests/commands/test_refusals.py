@@ -391,7 +391,7 @@ EXPORT = [
     row("export", "output={here}/prompts.jsonl/below", "output: ", "is a file", "give"),
     row("export", "output={policy}", "output: ", "not empty", "give a new"),
     row("export", "output=/proc/model", "output: nothing can be written into /proc", "give another"),
-    row("export", "base={reward}", "base: ", "lacks|no such tensor|shape"),
+    row("export", "base={reward}", "base: ", "is not the model that"),
     row("export", "base={here}/policy", "base: ", "is not the model that", "give base=DIR",
         make=tensors(lambda held: held["model.norm.weight"].add_(1))),
     row("export", "base={here}/policy", "base: ", "is not the model that", "give base=DIR",
