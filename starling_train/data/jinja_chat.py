@@ -56,7 +56,6 @@ class JinjaTemplate:
         """
         self.tokenizer, self._source = tokenizer, source
         self.notes: list[str] = []
-        self._loses_system = False
         self.text = text
         self._check_syntax()
         self._put_in(values)
@@ -71,7 +70,7 @@ class JinjaTemplate:
         if not tokenizer.is_fast:
             self._check_kept_apart()
         self._find_lead()
-        self.takes_system = self._finds_system()
+        self.takes_system = self.refusal([SYSTEM, USER]) is None
         self._look_over()
         tokenizer.chat_template = self.text
 
@@ -147,8 +146,6 @@ class JinjaTemplate:
     # rendering
 
     def _render(self, messages: Sequence[dict], generation: bool) -> str:
-        if self._loses_system and any(message["role"] == "system" for message in messages):
-            raise TemplateRefusal("the chat template leaves out system messages")
         return self._rendered(self.text, messages, generation)
 
     def _rendered(self, text: str, messages: Sequence[dict], generation: bool, **values: Any) -> str:
@@ -301,17 +298,10 @@ class JinjaTemplate:
         if not found:
             self._lead = self._tail = ""
 
-    def _finds_system(self) -> bool:
-        """Find out whether the template takes system messages; one that leaves them out refuses them from here on."""
-        asked = [{**SYSTEM, "content": PROBE}, USER]
-        refuses = self.refusal(asked) is not None
-        self._loses_system = not refuses and PROBE not in self._render(asked, True)
-        if refuses or self._loses_system:
-            self.notes.append("it refuses system messages" if refuses else "it leaves out system messages")
-        return not (refuses or self._loses_system)
-
     def _look_over(self) -> None:
         """Note what the template does to conversations that a user may not expect."""
+        if not self.takes_system:
+            self.notes.append("it refuses system messages")
         for kind, answer in (("of several turns", ANSWER), ("whose earlier answers reason", REASONED)):
             talk = [{**USER, "content": PROBE}, answer, {**USER, "content": PROBE}]
             if (reason := self.refusal(talk)) is not None:

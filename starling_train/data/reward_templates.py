@@ -30,6 +30,13 @@ def encode_prompt(kind: str, messages: Sequence[dict], tokenizer) -> list[int]:
     return _encode(kind, messages[:-1], tokenizer, False)
 
 
+def check_renders(kind: str, messages: Sequence[dict], tokenizer) -> None:
+    """Raise UserError for a conversation that `encode_conversation` would refuse."""
+    check_conversation(messages)
+    if kind == "sequence_classification":  # the others' templates are ours, and take every conversation
+        _own_template(messages, tokenizer)
+
+
 def check_conversation(messages: Sequence[dict]) -> None:
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
@@ -40,14 +47,17 @@ def check_conversation(messages: Sequence[dict]) -> None:
         )
 
 
-def check_tokenizer(kind: str, tokenizer, source: str) -> None:
-    """Raise UserError, naming `source`, unless the tokenizer has what the template needs."""
+def check_tokenizer(kind: str, tokenizer, source: str, needs_template: bool = True) -> None:
+    """Raise UserError, naming `source`, unless the tokenizer has what the template needs.
+
+    needs_template: a sequence classifier's own; an encoder can do without.
+    """
     specials = set(special_strings(tokenizer))
     if kind == "starling_7b" and (tokenizer.bos_token is None or tokenizer.eos_token is None):
         raise UserError(f"{source}: the tokenizer has no BOS or no EOS token; use Llama-2-7b-chat's")
     if kind == "starling_34b" and not {"<|im_start|>", "<|im_end|>"} <= specials:
         raise UserError(f"{source}: the tokenizer lacks <|im_start|> or <|im_end|>; use Yi-34B-Chat's")
-    if kind == "sequence_classification" and not tokenizer.chat_template:
+    if kind == "sequence_classification" and needs_template and not tokenizer.chat_template:
         raise UserError(f"{source}: the tokenizer has no chat template; add chat_template.jinja to the directory")
 
 

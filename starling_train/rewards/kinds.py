@@ -45,14 +45,19 @@ class Mark(Protocol):
 class Scorer(Protocol):
     """What gives scores.
 
-    truncated: answers so far that lost their beginning. budget: of tokens at a time, that a run may halve, or None.
+    truncated: answers so far that lost their beginning. shortened: conversations so far that did, within their prompt
+    or further. budget: of tokens at a time, that a run may halve, or None.
     may_leave_out: nan means that an answer is not to be scored, and is no fault. mark: what a checkpoint keeps of it,
     as numbers, to notice at the next start that it has changed; None where nothing is kept.
 
     columns: of each conversation's row of the data, for a function; the others have no use for them.
     """
 
-    truncated: int
+    @property
+    def truncated(self) -> int: ...
+    @property
+    def shortened(self) -> int: ...
+
     budget: Budget | None
     may_leave_out: bool
     mark: "Mark | None"

@@ -70,7 +70,8 @@ class RewardClient:
     may_leave_out, mark = False, None
 
     def __init__(self, config: RewardConfig, tokenizer: Any = None) -> None:
-        self.truncated = 0  # answers that lost their beginning, as far as the server reports
+        # answers that lost their beginning, conversations that did, as far as the server reports
+        self.truncated = self.shortened = 0
         self._url = _endpoint(config)
         self._openrlhf, self._tokenizer = config.protocol == "openrlhf", tokenizer
         self._per_request = config.conversations_per_request
@@ -91,8 +92,9 @@ class RewardClient:
             for future in futures:
                 future.cancel()
             raise
-        self.truncated += sum(truncated for _, truncated in answers)
-        return list(itertools.chain.from_iterable(scores for scores, _ in answers))
+        self.truncated += sum(truncated for _, truncated, _ in answers)
+        self.shortened += sum(shortened for _, _, shortened in answers)
+        return list(itertools.chain.from_iterable(scores for scores, _, _ in answers))
 
     def score_each(
         self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
@@ -110,14 +112,15 @@ class RewardClient:
         self._pool.shutdown(cancel_futures=True)
         self._http.close()
 
-    def _ask(self, conversations: Sequence[list[dict]]) -> tuple[list[float], int]:
-        """Return (scores, how many answers lost their beginning)."""
+    def _ask(self, conversations: Sequence[list[dict]]) -> tuple[list[float], int, int]:
+        """Return (scores, how many answers lost their beginning, how many conversations did)."""
         response = self._http.post(self._body(conversations))
         if response.status_code != 200:
             raise self._http.refusal(response, _remedy(response.status_code))
         scores = _scores(response, "rewards" if self._openrlhf else "scores", len(conversations), self._url)
-        truncated = response.json().get("truncated")
-        return scores, truncated if isinstance(truncated, int) else 0
+        counts = (response.json().get(name) for name in ("truncated", "shortened"))
+        truncated, shortened = (count if isinstance(count, int) else 0 for count in counts)
+        return scores, truncated, shortened
 
     def _body(self, conversations: Sequence[list[dict]]) -> dict[str, Any]:
         if not self._openrlhf:

@@ -29,9 +29,10 @@ class Refusal(Exception):
 def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about: dict[str, Any]) -> "FastAPI":
     """Build the application.
 
-    POST /score {"conversations": [[{role, content}, ...], ...]} -> {"scores": [...], "truncated": 0}
+    POST /score {"conversations": [[{role, content}, ...], ...]} -> {"scores": [...], "truncated": 0, ...}
     POST /get_reward, OpenRLHF's {"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...], ...};
-    `data.rendered_text` says how text becomes a conversation. truncated: answers that lost their beginning.
+    `data.rendered_text` says how text becomes a conversation. truncated: answers that lost their beginning; shortened:
+    conversations that did.
 
     token: required as `Authorization: Bearer`, except on /health. about: what else /health reports.
     """
@@ -50,7 +51,7 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
         check_content(request.headers.get("content-type"), request.headers.get("content-encoding"))
         requested = read(conversations.parse(await body(request, max_body_bytes)))
         scored = await asyncio.wrap_future(scores.submit(requested))
-        return JSONResponse({key: checked(scored.scores), "truncated": scored.truncated})
+        return JSONResponse({key: checked(scored.scores), "truncated": scored.truncated, "shortened": scored.shortened})
 
     async def score(request: Request) -> JSONResponse:
         return await answer(request, of_score_request, "scores")

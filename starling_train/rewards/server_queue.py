@@ -12,10 +12,14 @@ from starling_train.models.reward.model import RewardModel
 
 
 class Scored(NamedTuple):
-    """The scores of a request, and how many of its answers were too long and lost their beginning."""
+    """The scores of a request.
+
+    truncated: how many of its answers were too long and lost their beginning. shortened: of its conversations.
+    """
 
     scores: list[float]
     truncated: int
+    shortened: int
 
 
 @dataclass
@@ -26,6 +30,7 @@ class ScoringJob:
     scored: "Future[Scored]" = field(default_factory=Future)
     encoded: list[list[int]] = field(default_factory=list)
     truncated: int = 0
+    shortened: int = 0
 
 
 class RewardQueue:
@@ -85,12 +90,12 @@ class RewardQueue:
         """Encode a request and count its tokens; 0 if it was cancelled or cannot be scored, which it then knows."""
         if not job.scored.set_running_or_notify_cancel():
             return 0
-        before = self._model.truncated
+        before = self._model.truncated, self._model.shortened
         try:
             job.encoded = [self._model.encode(messages) for messages in job.conversations]
         except Exception as error:  # whatever one request does to the template, the others go on
             job.scored.set_exception(error)
-        job.truncated = self._model.truncated - before
+        job.truncated, job.shortened = self._model.truncated - before[0], self._model.shortened - before[1]
         return sum(map(len, job.encoded))
 
     def _score(self, jobs: Sequence[ScoringJob]) -> None:
@@ -102,4 +107,4 @@ class RewardQueue:
                 job.scored.set_exception(error)
             return
         for job in jobs:
-            job.scored.set_result(Scored([next(scores) for _ in job.encoded], job.truncated))
+            job.scored.set_result(Scored([next(scores) for _ in job.encoded], job.truncated, job.shortened))

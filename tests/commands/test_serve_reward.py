@@ -86,7 +86,7 @@ def test_many_conversations_in_one_request_keep_their_order(connection, model):
     status, answer = ask(connection, json.dumps({"conversations": asked}))
     assert status == 200
     assert answer["scores"] == pytest.approx(model.score(asked), abs=1e-5)
-    assert ask(connection, '{"conversations": []}') == (200, {"scores": [], "truncated": 0})
+    assert ask(connection, '{"conversations": []}') == (200, {"scores": [], "truncated": 0, "shortened": 0})
 
 
 def test_answers_that_lose_their_beginning_are_told(connection):
@@ -101,7 +101,7 @@ def test_openrlhf_s_request_is_answered(connection, model):
     prompt = "GPT4 Correct User: hi<|end_of_turn|>GPT4 Correct Assistant:"
     request = {"query": [f"<s>{prompt} hello<|end_of_turn|>"], "prompts": [prompt], "labels": [""]}
     status, answer = ask(connection, json.dumps(request), "/get_reward")
-    assert (status, list(answer)) == (200, ["rewards", "truncated"])
+    assert (status, list(answer)) == (200, ["rewards", "truncated", "shortened"])
     assert answer["rewards"] == pytest.approx(model.score([HELLO]), abs=1e-5)
     del request["prompts"], request["labels"]
     assert ask(connection, json.dumps(request), "/get_reward") == (status, answer)

@@ -135,32 +135,6 @@ def test_of_the_real_smollm2(request):
     assert answer[-1] == 2 and {1, 2}.isdisjoint(answer[:-1]) and chat.text(answer) == odd["content"]
 
 
-@pytest.mark.parametrize("name", ["mistral", "mistral_special", "llama2", "zephyr", "phi3"])
-def test_of_mistrals_real_pieces(name, tmp_path):
-    """A LlamaTokenizer made from sentencepiece: where it puts spaces must survive writing and loading."""
-    import openchat_tokenizer
-
-    def build():
-        tokenizer = openchat_tokenizer.build()
-        special = [token for token in FAMILIES[name].special if token not in tokenizer.get_vocab()]
-        tokenizer.add_tokens(special, special_tokens=True)
-        tokenizer.eos_token, tokenizer.chat_template = FAMILIES[name].names["eos_token"], FAMILIES[name].template
-        return tokenizer
-
-    plain, chat = build(), Chat.checked(build(), "model.path: DIR", "own")
-    chat.save(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again.eos_token == FAMILIES[name].end
-    for talk in talks(FAMILIES[name]):
-        ids = chat.prompt(talk)
-        for tokenizer in (plain, again):
-            assert ids == tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
-    for text in ("It is", "  two\nlines\n", "x", "</s> [INST] <s>", "\n\nA"):
-        prompt, answer = chat.answered([QUESTION, {"role": "assistant", "content": text}])
-        assert prompt == chat.prompt([QUESTION]) and chat.text(answer) == text
-        assert chat.end_ids.isdisjoint(answer[:-1])
-
-
 def test_a_date_is_fixed():
     family = FAMILIES["llama3_dated"]
     chat = opened(family)
@@ -197,20 +171,6 @@ def test_rows_that_a_template_refuses_are_counted_and_the_first_is_named():
         chat.prompt(rows[2])
     assert chat.adapted([SYSTEM, QUESTION]) == [{**QUESTION, "content": f"Be brief.\n\n{QUESTION['content']}"}]
     assert opened(FAMILIES["qwen2"]).adapted([SYSTEM, QUESTION]) == [SYSTEM, QUESTION]
-
-
-def test_a_template_that_leaves_out_system_messages_refuses_them(tmp_path):
-    file = tmp_path / "mine.jinja"
-    loop = "{% for message in messages %}"
-    file.write_text(
-        FAMILIES["zephyr"].template.replace(loop, "{% for message in messages if message.role != 'system' %}")
-    )
-    chat = Chat.checked(FAMILIES["zephyr"].tokenizer(), "model.path: DIR", str(file))
-    assert "it leaves out system messages" in chat.lines()[0] and not chat.template.takes_system
-    assert chat.template.refusal([SYSTEM, QUESTION]) == "the chat template leaves out system messages"
-    with pytest.raises(TemplateRefusal):
-        chat.prompt([SYSTEM, QUESTION])
-    assert chat.prompt(chat.adapted([SYSTEM, QUESTION])) != chat.prompt([QUESTION])
 
 
 def test_every_row_is_trained_as_its_own_rendering():

@@ -1,8 +1,11 @@
 """A reward model's directory checked from its headers, before minutes of loading."""
 
+import copy
 from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
@@ -20,15 +23,30 @@ def check_reward(config: RewardConfig, source: RewardSource, *, weights: bool = 
     """
     source.check_vocabulary()
     model_config = source.config
-    positions = getattr(model_config, "max_position_embeddings", None)
+    text = model_config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions and source.is_encoder and getattr(text, "position_embedding_type", "absolute") == "absolute":
+        positions = _learned_positions(model_config) or positions
     # rotary positions go on for ever, learned ones end in an error of indices
-    if positions and getattr(model_config, "rope_parameters", None) is None and config.max_length > positions:
+    if positions and getattr(text, "rope_parameters", None) is None and config.max_length > positions:
         raise UserError(
             f"reward.max_length: {config.max_length} is more than the {positions} positions of {source.directory}; "
             "lower it"
         )
     check = _check_classifier if source.kind == "sequence_classification" else _check_starling
     check(source, weights)
+
+
+def _learned_positions(config: Any) -> int | None:
+    """Count the positions that text can have, where they are learned: RoBERTa's begin behind that of the padding."""
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def _check_starling(source: RewardSource, weights: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from starling_train.config.fields import UserError
 from starling_train.models.causal_lm import shapes_of
 from starling_train.models.header_checks import check_shapes
-from starling_train.models.reward import checkpoint
+from starling_train.models.reward import batching, checkpoint
 from starling_train.models.reward.net import ClassifierNet, RewardNet
 from starling_train.models.source import first_line
 
@@ -62,7 +62,7 @@ def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> Re
     check_labels(directory, config)
     model, report = read_classifier(directory, config, options)
     check_report(report, directory)
-    if isinstance(getattr(model, "score", None), nn.Linear):
+    if isinstance(getattr(model, "score", None), nn.Linear) and batching.reads_last(model):
         return RewardNet(model.base_model, model.score)
     return ClassifierNet(model)
 

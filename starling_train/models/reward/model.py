@@ -12,12 +12,15 @@ from torch import Tensor
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
 from starling_train.core.micro_batches import cut_by_tokens, cut_packed, overhead_of
+from starling_train.core.padding import padded
 from starling_train.data import reward_templates
+from starling_train.data.encoder_text import EncoderText
 from starling_train.models import quantisation
 from starling_train.models.budget import Budget
 from starling_train.models.packing import Packing
-from starling_train.models.reward import loading
+from starling_train.models.reward import batching, loading
 from starling_train.models.reward.net import ClassifierNet, PackedNet, RewardNet
+from starling_train.models.reward.reading import Reader
 from starling_train.models.reward.source import RewardSource
 
 
@@ -41,20 +44,25 @@ class RewardModel:
         tokens_per_batch: int = 16384,
         trailing_newline: bool = False,
         skipped_id: int | None = None,
+        frame: EncoderText | None = None,
     ) -> None:
-        """Wrap a network. skipped_id: a token id that the head skips at the end of a conversation (see `read_at`)."""
+        """Wrap a network.
+
+        skipped_id: a token id that the head skips at the end of a conversation (see `read_at`). frame: of an encoder.
+        """
         assert position in ("last_token", "card"), position
         self.net, self.tokenizer, self.kind, self.device = net.eval(), tokenizer, kind, device
         self.position, self.max_length = position, max_length
         self.budget = Budget("reward.tokens_per_batch", tokens_per_batch)
-        self.trailing_newline, self.skipped_id = trailing_newline, skipped_id
-        self.truncated = 0
-        self.shortened = 0
+        self.skipped_id = skipped_id
+        self._reader = Reader(kind, tokenizer, max_length, trailing_newline, frame)
         size = sum(parameter.numel() for parameter in net.parameters())
         layers = getattr(net.config, "num_hidden_layers", 12)
         self._overhead = overhead_of(size, layers, torch.device(device).type)
         # the card's way reads from padding, which must then exist
-        self._packed = PackedNet(net) if position == "last_token" and PackedNet.fits(net) else None
+        way = batching.way_of(net, self._pad_id()) if position == "last_token" else "padded"
+        self._packed = PackedNet(net) if way == "packed" and isinstance(net, RewardNet) else None
+        self._is_alone = way == "alone"
 
     def score(
         self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
@@ -100,6 +108,8 @@ class RewardModel:
         return cut_by_tokens(lengths, budget, self._overhead)
 
     def _forward(self, encoded: list[list[int]]) -> Tensor:
+        if self._is_alone:
+            return torch.cat([self.net(**self._inputs([ids])) for ids in encoded])
         if self._packed is None:
             return self.net(**self._inputs(encoded))
         starts = [0, *itertools.accumulate(len(ids) for ids in encoded)]
@@ -110,17 +120,17 @@ class RewardModel:
 
     def encode(self, messages: list[dict]) -> list[int]:
         """Encode messages in the model's template; above max_length the beginning is cut (not BOS) and counted."""
-        ids = reward_templates.encode_conversation(
-            self.kind, messages, self.tokenizer, trailing_newline=self.trailing_newline
-        )
-        surplus = len(ids) - self.max_length
-        if surplus <= 0:
-            return ids
-        bos = int(ids[0] == self.tokenizer.bos_token_id)
-        prompt = reward_templates.encode_prompt(self.kind, messages, self.tokenizer)
-        self.shortened += 1
-        self.truncated += bos + surplus > len(prompt)
-        return ids[:bos] + ids[bos + surplus :]
+        return self._reader.encode(messages)
+
+    @property
+    def truncated(self) -> int:
+        """Answers so far that lost their beginning."""
+        return self._reader.truncated
+
+    @property
+    def shortened(self) -> int:
+        """Conversations so far that were cut, within their prompt or further."""
+        return self._reader.shortened
 
     def _inputs(self, encoded: list[list[int]]) -> dict[str, Tensor]:
         card = self.position == "card"
@@ -132,6 +142,8 @@ class RewardModel:
             attention_mask[row, : len(ids)] = 1
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs["read_at"] = torch.tensor([self.read_at(ids) for ids in encoded])
+        if (frame := self._reader.frame) and frame.has_types:
+            inputs["token_type_ids"] = padded([frame.types(ids) for ids in encoded])[0]
         if card:
             inputs["position_ids"] = self._card_positions(attention_mask)
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
@@ -152,9 +164,14 @@ class RewardModel:
         return torch.where(attention_mask == 1, positions, self.max_length - 1)
 
     def _pad_id(self) -> int:
-        """Choose a padding id: the card pads with `<unk>`; elsewhere padding is never seen and any id will do."""
-        unknown, padding = self.tokenizer.unk_token_id, self.tokenizer.pad_token_id
-        return next((i for i in (unknown, padding) if i is not None), 0)
+        """Choose a padding id.
+
+        The card pads with `<unk>`; a classifier that reads by itself finds its padding by the configured id; elsewhere
+        padding is never seen and any id will do.
+        """
+        configured = self.net.config.pad_token_id if isinstance(self.net, ClassifierNet) else None
+        choices = (configured, self.tokenizer.unk_token_id, self.tokenizer.pad_token_id)
+        return next((i for i in choices if i is not None), 0)
 
 
 def load_reward_model(
@@ -218,5 +235,6 @@ def load(
         max_length=config.max_length,
         tokens_per_batch=config.tokens_per_batch,
         trailing_newline=config.trailing_newline,
-        skipped_id=source.config.pad_token_id if kind == "sequence_classification" else None,
+        skipped_id=source.config.get_text_config().pad_token_id if kind == "sequence_classification" else None,
+        frame=source.frame,
     )

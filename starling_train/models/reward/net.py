@@ -50,6 +50,17 @@ class RewardNet(nn.Module):
         read_at: (batch,) the position that the head reads; the last one of the mask if None.
         position_ids: only for `position=card`, where padding is attended from.
         """
+        last = self.last_states(input_ids, attention_mask, position_ids, read_at)
+        return self.v_head(last.to(self.v_head.weight.device)).squeeze(-1).float()
+
+    def last_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        read_at: Tensor | None = None,
+    ) -> Tensor:
+        """Return the hidden states that the head reads: (batch, d). The arguments are `forward`'s."""
         # padding on the right is never attended to by what is left of it; without a mask the attention kernels are the
         # fast causal ones
         mask = None if position_ids is None else attention_mask
@@ -57,8 +68,7 @@ class RewardNet(nn.Module):
             input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         read_at = attention_mask.sum(-1) - 1 if read_at is None else read_at
-        last = hidden[torch.arange(len(hidden), device=hidden.device), read_at.to(hidden.device)]
-        return self.v_head(last.to(self.v_head.weight.device)).squeeze(-1).float()
+        return hidden[torch.arange(len(hidden), device=hidden.device), read_at.to(hidden.device)]
 
 
 # what a selection can train
@@ -73,18 +83,21 @@ class PackedNet:
 
     @staticmethod
     def fits(net: nn.Module) -> TypeGuard[RewardNet]:
-        """Return whether a net can be seen like this: a decoder whose layers lie on one device."""
+        """Return whether a net may be seen like this: a decoder whose layers lie on one device."""
         layers = getattr(getattr(net, "transformer", None), "layers", None)
         return isinstance(net, RewardNet) and layers is not None and can_pack(layers)
 
     def __call__(self, ids: Tensor, packing: Packing, read_at: Tensor) -> Tensor:
         """Score packed sequences: (sequences,), float32. ids: (tokens,); read_at: (sequences,) where the head reads."""
-        hidden = self._trunk.suffix(self._trunk.prefix(ids, packing), packing, read_at)
-        return self._net.v_head(hidden).squeeze(-1).float()
+        return self._net.v_head(self.last_states(ids, packing, read_at)).squeeze(-1).float()
+
+    def last_states(self, ids: Tensor, packing: Packing, read_at: Tensor) -> Tensor:
+        """Return the hidden states that the head reads: (sequences, d)."""
+        return self._trunk.suffix(self._trunk.prefix(ids, packing), packing, read_at)
 
 
 class ClassifierNet(nn.Module):
-    """An encoder with a classification head of its own, which reads where it always reads."""
+    """A classifier with a head of its own, which reads where it always reads: an encoder's, mostly."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -94,5 +107,14 @@ class ClassifierNet(nn.Module):
     def config(self) -> Any:
         return self.classifier.config
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids=None, read_at=None) -> Tensor:
-        return self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        read_at: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Score right-padded ids (batch, tokens): (batch,), float32. token_type_ids: 1 in the second text of a pair."""
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types).logits.squeeze(-1).float()

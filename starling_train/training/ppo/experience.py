@@ -92,11 +92,13 @@ class Scores(NamedTuple):
     own: (sequences,) of this process; nan where not finite.
     of_all: the finite ones of all processes.
     truncated: answers of all processes that were too long for the reward model.
+    shortened: conversations of all processes that the reward model read without their beginning.
     """
 
     own: Tensor
     of_all: list[float]
     truncated: int
+    shortened: int
 
 
 def score(
@@ -112,9 +114,10 @@ def score(
     runtime: the processes.
     columns: of each conversation's row of the data, for a reward function.
     """
-    before = reward_model.truncated
+    before = reward_model.truncated, reward_model.shortened
     own, of_all = finite_scores(torch.tensor(reward_model.score(conversations, columns)), runtime)
-    return Scores(own, of_all, int(runtime.sum([reward_model.truncated - before])[0]))
+    cut = runtime.sum([reward_model.truncated - before[0], reward_model.shortened - before[1]])
+    return Scores(own, of_all, *map(int, cut))
 
 
 def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]]:

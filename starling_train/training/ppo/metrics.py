@@ -30,6 +30,7 @@ def step_metrics(experience: Experience, scores: Scores, kl_coefficient: float, 
         "response/eos_fraction": float(ended.mean()),
         "reward/unscored": int((~is_scored).sum()),
         "reward/truncated_answers": scores.truncated,
+        "reward/truncated_prompts": scores.shortened,
         "optim/left_out": int((~fit).sum()),
     }
 

@@ -1,0 +1,90 @@
+"""How a reward network takes several conversations at once: packed, padded, or one by one, found by comparing them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starling_train.models.families.ways import LENGTHS, REFUSALS, ROUNDING, probing
+from starling_train.models.packing import Packing
+from starling_train.models.reward.net import ClassifierNet, PackedNet, RewardNet
+
+Net = RewardNet | ClassifierNet
+
+
+@torch.no_grad()
+def way_of(net: Net, pad_id: int) -> str:
+    """Return `packed`, `padded` or `alone`: the first that gives what sequences by themselves give.
+
+    pad_id: stands behind shorter sequences.
+    """
+    inner: Any = net.transformer if isinstance(net, RewardNet) else net.classifier
+    if len({parameter.device for parameter in inner.parameters()}) > 1:
+        return "padded"  # spread over devices, where only that has been used
+    with probing(inner) as probed:
+        copied: Any = probed
+        like: Any = RewardNet(copied, net.v_head) if isinstance(net, RewardNet) else ClassifierNet(copied)
+        sequences = _probes(probed)
+        try:
+            expected = torch.cat([_padded(like, [ids], pad_id) for ids in sequences])
+        except REFUSALS:
+            return "padded"  # whatever it refuses is told when it is used
+        ways: dict[str, Any] = {"packed": _packed, "padded": _padded} if PackedNet.fits(net) else {"padded": _padded}
+        for name, way in ways.items():
+            try:
+                if _agree(way(like, sequences, pad_id), expected, probed.dtype):
+                    return name
+            except REFUSALS:
+                continue
+    return "alone"
+
+
+@torch.no_grad()
+def reads_last(classifier: Any) -> bool:
+    """Return whether a classifier's scores are its head's at the last token, as a `RewardNet` reads them."""
+    try:
+        with probing(classifier) as probed:
+            copied: Any = probed
+            like = RewardNet(copied.base_model, copied.score)
+            for ids in _probes(copied.base_model):
+                own = copied(input_ids=ids[None]).logits[0].float()
+                read = like(ids[None], torch.ones_like(ids)[None])
+                if not _agree(read, own, probed.dtype):
+                    return False
+    except REFUSALS:
+        return True
+    return True
+
+
+def _probes(model: Any) -> list[Tensor]:
+    embedding = model.get_input_embeddings().weight
+    ids = (torch.arange(sum(LENGTHS)) * 7919 + 13) % max(embedding.shape[0] - 8, 1) + min(7, embedding.shape[0] - 1)
+    return list(ids.to(embedding.device).split(LENGTHS))
+
+
+def _states(net: Net, ids: Tensor, is_real: Tensor) -> Tensor:
+    """Return what the head reads, or, of an encoder, what it says: (sequences, n)."""
+    if isinstance(net, RewardNet):
+        return net.last_states(ids, is_real)
+    return net(ids, is_real)[:, None]
+
+
+def _padded(net: Net, sequences: list[Tensor], pad_id: int) -> Tensor:
+    width = max(map(len, sequences))
+    ids = torch.full((len(sequences), width), pad_id, device=sequences[0].device)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=ids.device)
+    is_real = (torch.arange(width, device=ids.device) < lengths[:, None]).long()
+    return _states(net, ids, is_real)
+
+
+def _packed(net: RewardNet, sequences: list[Tensor], pad_id: int) -> Tensor:
+    packing = Packing([len(sequence) for sequence in sequences], sequences[0].device)
+    ends = torch.tensor(packing.lengths, device=sequences[0].device).cumsum(0) - 1
+    return PackedNet(net).last_states(torch.cat(sequences), packing, ends)
+
+
+def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    limit = ROUNDING.get(dtype, 1e-5) * float(expected.float().abs().max())
+    return bool(((found.float() - expected.float()).abs() <= limit).all())  # nan is not
