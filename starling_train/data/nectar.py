@@ -182,10 +182,10 @@ class Reader:
         source = raw.get("source")
         source = list(source) if isinstance(source, list) else []
         kept = {name: raw.get(name) for name in self._keep}
-        return RankedRow(talk.context, ranked, source, raw.get("good_natured") is not False, kept, where)
+        return RankedRow(talk.context, ranked, source, _flag(raw) is not False, kept, where)
 
     def _why_unwanted(self, raw: dict, said: list[dict]) -> str:
-        if self._good_natured_only and not raw.get("good_natured"):
+        if self._good_natured_only and not _flag(raw):
             return "not good-natured"
         if not self._excluded:
             return ""
@@ -229,6 +229,12 @@ def _parquet_row(row: RankedRow) -> dict:
         "source": row.source,
         "good_natured": row.good_natured,
     }
+
+
+def _flag(raw: dict) -> Any:
+    """Return a row's `good_natured`, which is a word in CSV."""
+    value = raw.get("good_natured")
+    return value.strip().lower() == "true" if isinstance(value, str) else value
 
 
 def _check_names(columns: Mapping[str, str], keep: Sequence[str], key: str) -> None:

@@ -297,6 +297,13 @@ def test_a_contradiction_cannot_be_seen_in_the_ids_only_in_the_count(tmp_path, c
     assert ids[0][0] == chat.prompt(CONTEXT) != chat.prompt(CONTEXT[:1])
 
 
+def test_a_prompt_may_quote_turns(tmp_path):
+    """What the user says is text, even if it looks like HH-RLHF's turns."""
+    quoted = "Continue:\n\nHuman: hi\n\nAssistant: ", "\n\nHuman: hi\n\nAssistant: go on"
+    rows = [ultrafeedback(turns(said), "a", "b") for said in quoted]
+    assert [row.messages[0]["content"] for row in nectar.load(jsonl(tmp_path, rows)).rows] == list(quoted)
+
+
 def test_rows_of_several_forms_are_counted_by_form(tmp_path):
     rows = [{"prompt": "a"}, {"messages": turns("b", "c")}, RIGHT, {"prompt": "d"}]
     said = nectar.load(jsonl(tmp_path, rows)).read()
@@ -354,6 +361,19 @@ def test_columns_of_other_names(tmp_path, format):
         nectar.load(path, columns={"promt": "question"})
     with pytest.raises(UserError, match=r"neither `prompt` nor `messages` \(it has .*question|`chosen` alone"):
         nectar.load(path)
+
+
+def test_cells_are_text_but_for_empty_ones_and_flags(tmp_path):
+    path = write(
+        tmp_path / "x.csv",
+        "prompt,messages,chosen,rejected,good_natured\nIs 1 = 1?,,True,False,True\nIs it?,,NA,,False\n"
+        '"a, ""b""\nc",,1,2,\n',
+    )
+    rows = nectar.load(path).rows
+    assert [row.messages[0]["content"] for row in rows] == ["Is 1 = 1?", "Is it?", 'a, "b"\nc']
+    assert [[a.text for a in row.answers] for row in rows] == [["True", "False"], ["NA"], ["1", "2"]]
+    assert [row.good_natured for row in rows] == [True, False, True]
+    assert len(nectar.load(path, good_natured_only=True).rows) == 1
 
 
 WRONG = {

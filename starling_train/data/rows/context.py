@@ -28,6 +28,8 @@ def of_row(row: dict, own: list[dict], whole: bool = False) -> list[dict]:
     said = messages.read(row["messages"]) if row.get("messages") is not None else []
     if not whole and said and said[-1]["role"] == "assistant":
         said = said[:-1]
+    if _is_asked(row.get("prompt"), own or said):
+        prompt = []
     context, name = own, "chosen"
     for other, key in ((said, "messages"), (prompt, "prompt")):
         context, name = _agreed(context, name, other, key), name if context else key
@@ -67,10 +69,15 @@ def _agreed(context: list[dict], name: str, other: list[dict], key: str) -> list
     for more, less in ((context, other), (other, context)):
         if same(more, less) or (more[0]["role"] == "system" and same(more[1:], less)):
             return more
-    asked = [message["content"].strip() for message in context if message["role"] == "user"]
-    if key == "prompt" and len(other) == 1 and asked and other[0]["content"].strip() in (asked[0], asked[-1]):
-        return context  # UltraFeedback's prompt is the first message
+    if key == "prompt" and len(other) == 1 and _is_asked(other[0]["content"], context):
+        return context
     raise Unusable(f"{key} and {name} contradict each other")
+
+
+def _is_asked(text: Any, context: list[dict]) -> bool:
+    """Return whether text is what the user says first or last: UltraFeedback's `prompt`, whatever marks it holds."""
+    asked = [message["content"].strip() for message in context if message["role"] == "user"]
+    return isinstance(text, str) and bool(asked) and text.strip() in (asked[0], asked[-1])
 
 
 def _with_system(system: Any, context: list[dict]) -> list[dict]:

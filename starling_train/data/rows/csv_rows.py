@@ -16,7 +16,7 @@ def columns(file: Path) -> list[str]:
 
 
 def read(file: Path) -> Iterator[tuple[str, dict]]:
-    """Yield (file:line, row); the line is the row's last. A cell that holds a JSON array of objects becomes that.
+    """Yield (file:line, row); the line is the row's last. See `_value` for cells that are not text.
 
     Raises UserError naming the line.
     """
@@ -49,7 +49,9 @@ def _records(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _value(cell: str) -> object:
-    """Return messages or ranked answers that were written into a cell as JSON; every other cell is its text."""
+    """Return None for an empty cell, messages or ranked answers for an array of objects as JSON, else the text."""
+    if not cell:
+        return None
     if cell.startswith("[{"):
         try:
             return json.loads(cell)
