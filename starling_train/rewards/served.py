@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from starling_train.config.fields import UserError, given
 from starling_train.config.sections import RewardConfig
+from starling_train.data.conversations import with_answer
 from starling_train.models.patient_http import PatientHttp, address, token_of
 from starling_train.models.source import ModelSource
-from starling_train.rewards.admission import Admission
+from starling_train.rewards.admission import Admission, first_words
 from starling_train.run.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -34,18 +35,34 @@ def check(config: RewardConfig, weights: bool = True) -> None:
 
 def load(config: RewardConfig, runtime: Runtime | None = None) -> "RewardClient":
     """Open a client of a server that answers. Raises UserError."""
-    tokenizer = None
-    if config.protocol == "openrlhf":
-        source = ModelSource.open(given(config.tokenizer), "reward.tokenizer", weights=False, needs_config=False)
-        tokenizer = source.tokenizer
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"reward.tokenizer: {source.directory} has no chat template, which makes the text for "
-                "reward.protocol=openrlhf; add chat_template.jinja to it"
-            )
-    client = RewardClient(config, tokenizer)
+    client = RewardClient(config, _tokenizer(config) if config.protocol == "openrlhf" else None)
     client.check()
     return client
+
+
+def _tokenizer(config: RewardConfig) -> Any:
+    """Load the tokenizer whose chat template makes the text for OpenRLHF's protocol. Raises UserError."""
+    source = ModelSource.open(given(config.tokenizer), "reward.tokenizer", weights=False, needs_config=False)
+    if not source.tokenizer.chat_template:
+        raise UserError(
+            f"reward.tokenizer: {source.directory} has no chat template, which makes the text for "
+            "reward.protocol=openrlhf; add chat_template.jinja to it"
+        )
+    return source.tokenizer
+
+
+def texts_of(messages: Sequence[dict], tokenizer: Any) -> tuple[str, str]:
+    """Render (a conversation, its prompt) by a tokenizer's chat template. Raises UserError if it refuses them."""
+    from jinja2 import TemplateError
+
+    render = tokenizer.apply_chat_template
+    try:
+        whole = render(list(messages), tokenize=False)
+        return whole, render(list(messages[:-1]), tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise UserError(
+            f"reward.tokenizer: its chat template refuses {first_words(messages)} ({error}); leave such rows out"
+        ) from error
 
 
 def identity(config: RewardConfig, identify: Any = None, weights: bool = True) -> dict[str, Any]:
@@ -59,8 +76,22 @@ def columns(config: RewardConfig) -> tuple[str, ...]:
 
 
 def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
-    """Admit every prompt: what the server refuses or cuts is known to it alone."""
-    return Admission()
+    """Refuse what the template refuses that makes our text (openrlhf); the rest is known to the server alone.
+
+    Raises UserError if the template refuses all.
+    """
+    if config.protocol != "openrlhf":
+        return Admission()
+    tokenizer = _tokenizer(config)
+    refused: dict[int, str] = {}
+    for index, messages in enumerate(prompts):
+        try:
+            texts_of(with_answer(messages, "Yes."), tokenizer)
+        except UserError as error:
+            refused[index] = str(error)
+    if prompts and len(refused) == len(prompts):
+        raise UserError(f"reward.tokenizer: {config.tokenizer} refuses all {len(prompts)} prompts: {refused[0]}")
+    return Admission(refused)
 
 
 class RewardClient:
@@ -125,9 +156,8 @@ class RewardClient:
     def _body(self, conversations: Sequence[list[dict]]) -> dict[str, Any]:
         if not self._openrlhf:
             return {"conversations": conversations}
-        render = self._tokenizer.apply_chat_template
-        queries = [render(messages, tokenize=False) for messages in conversations]
-        prompts = [render(messages[:-1], tokenize=False, add_generation_prompt=True) for messages in conversations]
+        texts = [texts_of(messages, self._tokenizer) for messages in conversations]
+        queries, prompts = [whole for whole, _ in texts], [prompt for _, prompt in texts]
         return {"query": queries, "prompts": prompts, "labels": [""] * len(queries)}
 
 
@@ -137,16 +167,20 @@ def _endpoint(config: RewardConfig) -> str:
 
 
 def _scores(response: "httpx.Response", key: str, count: int, url: str) -> list[float]:
-    """Check and return the scores of an answer: another program may listen at that address."""
+    """Check and return the scores of an answer: another program may listen at that address.
+
+    nan for null and for what is not finite: one odd answer is left out, as one of a model in this process is.
+    """
     try:
         scores = response.json()[key]
         assert isinstance(scores, list)
-        scores = [float(score[0] if isinstance(score, list) else score) for score in scores]
+        scores = [score[0] if isinstance(score, list) else score for score in scores]
+        scores = [math.nan if score is None else float(score) for score in scores]
     except (ValueError, KeyError, TypeError, IndexError, AssertionError, RecursionError, OverflowError) as error:
         raise UserError(f"reward.url: {url} gave no {key}; is it a reward server? See reward.protocol") from error
-    if len(scores) != count or not all(map(math.isfinite, scores)):
-        raise UserError(f"reward.url: {url} gave {len(scores)} {key} for {count} conversations, or some not finite")
-    return scores
+    if len(scores) != count:
+        raise UserError(f"reward.url: {url} gave {len(scores)} {key} for {count} conversations; check reward.protocol")
+    return [score if math.isfinite(score) else math.nan for score in scores]
 
 
 def _remedy(status: int) -> str:

@@ -46,18 +46,23 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
     async def health() -> dict[str, Any]:
         return {"status": "ok", "version": __version__, **about}
 
-    async def answer(request: Request, read: Callable[[Any], list[list[dict]]], key: str) -> JSONResponse:
+    async def answer(
+        request: Request,
+        read: Callable[[Any], list[list[dict]]],
+        key: str,
+        sent: Callable[[list[float]], list[Any]],
+    ) -> JSONResponse:
         check_token(request.headers.get("authorization"), token)
         check_content(request.headers.get("content-type"), request.headers.get("content-encoding"))
         requested = read(conversations.parse(await body(request, max_body_bytes)))
         scored = await asyncio.wrap_future(scores.submit(requested))
-        return JSONResponse({key: checked(scored.scores), "truncated": scored.truncated, "shortened": scored.shortened})
+        return JSONResponse({key: sent(scored.scores), "truncated": scored.truncated, "shortened": scored.shortened})
 
     async def score(request: Request) -> JSONResponse:
-        return await answer(request, of_score_request, "scores")
+        return await answer(request, of_score_request, "scores", or_null)
 
     async def get_reward(request: Request) -> JSONResponse:
-        return await answer(request, of_openrlhf_request, "rewards")
+        return await answer(request, of_openrlhf_request, "rewards", checked)
 
     # plain routes: the bodies are read and checked above, FastAPI's own reading would only cost time
     app.add_route("/score", score, methods=["POST"])
@@ -148,8 +153,13 @@ def of_openrlhf_request(request: Any) -> list[list[dict]]:
     return [_at("query", i, read, pair) for i, pair in enumerate(zip(queries, prompts, strict=True))]
 
 
+def or_null(scores: list[float]) -> list[float | None]:
+    """Return the scores, null for what is not finite: the client leaves that answer out, and no other."""
+    return [score if math.isfinite(score) else None for score in scores]
+
+
 def checked(scores: list[float]) -> list[float]:
-    """Return the scores. Raises Refusal (500) for those that JSON cannot carry and nothing can learn from."""
+    """Return the scores. Raises Refusal (500) for those that JSON cannot carry; OpenRLHF knows no null."""
     if not all(map(math.isfinite, scores)):
         raise Refusal(500, "the reward model gave a score that is not finite")
     return scores

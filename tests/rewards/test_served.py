@@ -1,5 +1,6 @@
 """The client of a served reward model, against servers on loopback that fail in every way."""
 
+import math
 import threading
 import time
 
@@ -9,6 +10,7 @@ from reward_server import Scripted, honest
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
+from starling_train.rewards import served, server_app
 from starling_train.rewards.served import RewardClient
 
 ASKED = conversations(20)
@@ -93,7 +95,6 @@ def test_patience_ends_in_one_line():
         ((200, {"scores": "many"}), "is it a reward server?"),
         ((200, {"rewards": [1.0] * 20}), "is it a reward server?"),
         ((200, ["scores"]), "is it a reward server?"),
-        ((200, {"scores": [float("nan")] * 20}), "not finite"),
     ],
 )
 def test_an_answer_that_will_not_change_ends_at_once(answer, says):
@@ -101,6 +102,35 @@ def test_an_answer_that_will_not_change_ends_at_once(answer, says):
         with pytest.raises(UserError) as caught:
             client(server.server_port, conversations_per_request=20).score(ASKED)
         assert says in str(caught.value) and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("odd", [None, float("nan"), float("-inf")])
+def test_an_odd_score_is_left_out_alone(odd):
+    def answer(request: dict) -> tuple[int, object]:
+        status, said = honest(request)
+        return status, said | {"scores": [odd, *said["scores"][1:]]}
+
+    with Scripted(answer=answer) as server:
+        found = client(server.server_port, conversations_per_request=20).score(ASKED)
+    assert math.isnan(found[0]) and found[1:] == SCORES[1:] and len(server.requests) == 1
+    assert server_app.or_null([1.0, math.nan if odd is None else odd]) == [1.0, None]  # so our server says it
+
+
+def test_what_the_template_of_the_text_refuses_is_known_first(tmp_path):
+    tokenizer = small_tokenizer()
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    tokenizer.chat_template = refusing + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path)
+    settings = RewardConfig(kind="server", url="http://host", protocol="openrlhf", tokenizer=str(tmp_path))
+    said = [{"role": "user", "content": "Hello"}]
+    odd = [{"role": "system", "content": "x"}, *said]
+    assert served.admit(settings, [said, odd, said], [{}] * 3).refused.keys() == {1}
+    with pytest.raises(UserError, match=r"refuses all 1 prompts: .* refuses 'Hello' \(no system message\)"):
+        served.admit(settings, [odd], [{}])
+    with Scripted() as server, pytest.raises(UserError, match=r"its chat template refuses 'Hello'"):
+        answered = [*odd, {"role": "assistant", "content": "y"}]
+        client(server.server_port, tokenizer, protocol="openrlhf").score([answered])
+    assert served.admit(RewardConfig(kind="server", url="http://host"), [odd], [{}]).refused == {}
 
 
 def test_one_refusal_ends_the_patience_of_the_others():
