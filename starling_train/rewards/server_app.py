@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 DISCARDED = 64_000_000
+Read = Callable[[Any], list[list[dict]]]
+Send = Callable[[list[float]], list[Any]]
 
 
 class Refusal(Exception):
@@ -46,12 +48,7 @@ def build(scores: RewardQueue, *, token: str | None, max_body_bytes: int, about:
     async def health() -> dict[str, Any]:
         return {"status": "ok", "version": __version__, **about}
 
-    async def answer(
-        request: Request,
-        read: Callable[[Any], list[list[dict]]],
-        key: str,
-        sent: Callable[[list[float]], list[Any]],
-    ) -> JSONResponse:
+    async def answer(request: Request, read: Read, key: str, sent: Send) -> JSONResponse:
         check_token(request.headers.get("authorization"), token)
         check_content(request.headers.get("content-type"), request.headers.get("content-encoding"))
         requested = read(conversations.parse(await body(request, max_body_bytes)))
