@@ -7,6 +7,8 @@ import openchat_tokenizer
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from starling_train.data.chat import Chat
+
 ROPE_LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
@@ -89,5 +91,5 @@ def write(name: str, directory: Path, seed: int = 0, dtype: torch.dtype = torch.
     tokenizer = openchat_tokenizer.small()
     model = model_of(name, seed, dtype, vocab_size=len(tokenizer), **changed)
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    Chat(tokenizer).save(directory)
     return directory

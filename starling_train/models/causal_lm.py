@@ -88,9 +88,11 @@ def load_causal_lm(
 
 def supported_attention(config: Any, attention: str) -> str:
     """Return `attention`, or eager for a model whose attention torch's kernel cannot compute (Gemma 2's soft caps)."""
-    if attention != "sdpa" or type(build_empty(config))._supports_sdpa:
-        return attention
-    return "eager"
+    from transformers import AutoModelForCausalLM
+
+    kinds = AutoModelForCausalLM._model_mapping[type(config)]
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return "eager" if attention == "sdpa" and not all(kind._supports_sdpa for kind in kinds) else attention
 
 
 def without_dropout(config: Any) -> Any:

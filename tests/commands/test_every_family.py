@@ -11,7 +11,7 @@ import families
 import pytest
 import torch
 from fault_process import Started
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from starling_train.data.chat import Chat
 from starling_train.models.source import ModelSource
@@ -20,6 +20,7 @@ FAST = ("gemma2", "qwen3_moe")
 EVERY = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.families) for name in families.FAMILIES
 ]  # fmt: skip
+NO_CLASSIFIER = ("granite", "olmoe", "cohere")  # transformers has none of these types
 COMMON = ["model.dtype=float32", "cluster.device=cpu", "cluster.threads=1", "freeze.top_percent=50"]
 TEXT = "Some words to be predicted, and then a few more of them, which are longer than the window. " * 3
 
@@ -44,10 +45,10 @@ class Family:
         return process.out()
 
     def train(self, command: str, *arguments: str) -> list[dict]:
+        of_policies = [] if command == "rm" else ["rollout.max_new_tokens=8", "data.max_prompt_tokens=128"]
         self.run(
             command, *COMMON, f"model.path={self.base}", f"run_dir={command}", "optim.learning_rate=0",
-            "evaluation.every=2", "checkpoint.every=2", "rollout.max_new_tokens=8", "data.max_prompt_tokens=128",
-            "data.eval_prompts=2", *arguments,
+            "evaluation.every=2", "checkpoint.every=2", "data.eval_prompts=2", *of_policies, *arguments,
         )  # fmt: skip
         lines = (self.root / command / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
@@ -129,3 +130,25 @@ def test_every_command_at_learning_rate_0(name, tmp_path, small_models):
         "run_dir=laser",
     )  # fmt: skip
     AutoModelForCausalLM.from_pretrained(tmp_path / "laser/model")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_classifier_on_every_family_at_learning_rate_0(name, tmp_path, small_models):
+    """A head of zeros tells no two answers apart, and the written classifier holds the base's decoder."""
+    if name in NO_CLASSIFIER:
+        pytest.skip("transformers has no classifier of this type")
+    family = Family(name, tmp_path, small_models / "reward")
+    rows = family.train(
+        "rm", "rm.kind=sequence_classification", "data.path=ranked.jsonl", "rm.prompts_per_step=2",
+        "rm.max_length=256", "rm.epochs=1",
+    )  # fmt: skip
+    steps = [row for row in rows if "rm/loss" in row]
+    assert len(steps) == 2 and all(row["rm/loss"] == pytest.approx(math.log(2), abs=1e-6) for row in steps)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm/reward")
+    assert classifier.config.num_labels == 1
+    for ours, base in zip(
+        classifier.base_model.parameters(),
+        AutoModelForCausalLM.from_pretrained(family.base).base_model.parameters(),
+        strict=True,
+    ):
+        assert torch.equal(ours, base)
