@@ -16,9 +16,11 @@ from starling_train.models import causal_lm, header_checks, quantisation
 from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.positions import positions_of
+from starling_train.models.families.ways import ways_of
 from starling_train.models.source import ModelSource
 from starling_train.rewards import kinds
 from starling_train.rewards.kinds import Scorer
+from starling_train.rollout import start_check
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
 from starling_train.training import policy
@@ -127,17 +129,21 @@ class Subjects:
 
     def causal_lm(self, source: ModelSource) -> CausalLM:
         """Load a causal language model as the policy is loaded."""
-        model = self.config.model
-        return self._hold(
-            str(source.directory),
-            lambda: causal_lm.load_causal_lm(
+
+        def load() -> CausalLM:
+            how = self.config.model
+            model = causal_lm.load_causal_lm(
                 source,
-                dtype=model.dtype,
-                attention=model.attention,
+                dtype=how.dtype,
+                attention=how.attention,
                 device=str(self.runtime.device),
-                load_in=model.load_in,
-            ).eval(),
-        )
+                load_in=how.load_in,
+            ).eval()
+            if line := start_check.line(model, ways_of(model), self.config.rollout.engine, source.key):
+                print(line, flush=True)
+            return model
+
+        return self._hold(str(source.directory), load)
 
     def reward(self) -> Scorer:
         """Load the reward model, or connect to it."""

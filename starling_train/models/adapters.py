@@ -93,7 +93,10 @@ def merged(model: Model, base: Model | None = None) -> Model:
         factors = low_rank(layer)
         assert factors is not None, name
         down, up = (factor.float().to(target.weight.device) for factor in factors)
-        weight = (target.weight.float() + up @ down).to(target.weight.dtype)
+        added = up @ down
+        if getattr(layer, "fan_in_fan_out", False):  # GPT-2's matrices are (in, out)
+            added = added.T
+        weight = (target.weight.float() + added).to(target.weight.dtype)
         target.weight = nn.Parameter(weight, requires_grad=False)
     return plain
 

@@ -90,8 +90,8 @@ def supported_attention(config: Any, attention: str) -> str:
     """Return `attention`, or eager for a model whose attention torch's kernel cannot compute (Gemma 2's soft caps)."""
     from transformers import AutoModelForCausalLM
 
-    kinds = AutoModelForCausalLM._model_mapping[type(config)]
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    found: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    kinds = found if isinstance(found, tuple) else (found,)
     return "eager" if attention == "sdpa" and not all(kind._supports_sdpa for kind in kinds) else attention
 
 

@@ -85,12 +85,16 @@ class Inputs:
         return self.records or scans.scan(self.source, dialect, device, run.path)
 
     def load_model(self, runtime: "Runtime") -> "CausalLM":
-        """Load the model on the run's device, in evaluation mode."""
+        """Load the model on the run's device, in evaluation mode; print what falls back for it."""
         from starling_train.models import causal_lm
+        from starling_train.models.families.ways import ways_of
+        from starling_train.rollout import start_check
 
         model, device = self.config.model, str(runtime.device)
         loaded = causal_lm.load_causal_lm(self.source, dtype=model.dtype, attention=model.attention, device=device)
-        return loaded.eval()
+        if line := start_check.line(loaded.eval(), ways_of(loaded), ""):
+            print(line, flush=True)
+        return loaded
 
     def judged(self) -> str:
         """Return in words what judges a try."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from starling_train.models.causal_lm import CausalLM
-from starling_train.models.families.ways import ways_of
+from starling_train.models.families.ways import head_of
 from starling_train.rollout.slot_cache import SlotCache
 
 BUCKET = 256  # positions: a CUDA graph attends over a multiple of this
@@ -20,7 +20,7 @@ class DecodeStep:
 
     def __init__(self, policy: CausalLM, cache: SlotCache, recorded: Callable[[], Tensor | None]):
         self._policy, self._cache, self._device, self._recorded = policy, cache, policy.device, recorded
-        self._head = ways_of(policy).head(policy)
+        self._head = head_of(policy)
 
     def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Decode token i of row i at positions[i] (from 0); returns logits (rows, vocabulary) and recorded states."""

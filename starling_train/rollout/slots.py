@@ -17,7 +17,7 @@ from starling_train.core.micro_batches import cut_by_tokens, overhead_of
 from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
-from starling_train.models.families.ways import ways_of
+from starling_train.models.families.ways import head_of
 from starling_train.rollout.decode_step import DecodeStep, GraphStep
 from starling_train.rollout.hidden_states import StateRecorder
 from starling_train.rollout.responses import OnDone
@@ -67,7 +67,7 @@ class _Decoder:
     ):
         self._recorder = StateRecorder(policy.get_decoder(), keep_layer, len(prompts))
         self._policy, self._prompts, self._config, self._on_done = policy, prompts, config, on_done
-        self._head = ways_of(policy).head(policy)
+        self._head = head_of(policy)
         self._end_ids, self._stops = chat.end_ids, StopStrings(chat, chat.stop_strings(config.stop_strings))
         size = sum(parameter.numel() for parameter in policy.parameters())
         self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)

@@ -4,14 +4,15 @@ import families
 import openchat_tokenizer
 import pytest
 import torch
+from model_directories import freeze_by
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RolloutConfig
+from starling_train.config.sections import LoraConfig, RolloutConfig
 from starling_train.core.logprobs import PLAIN, HeadForm
 from starling_train.data.chat import Chat
-from starling_train.models import factored
+from starling_train.models import adapters, factored
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.families.ways import ways_of
@@ -19,6 +20,7 @@ from starling_train.models.micro_batch import micro_batch
 from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.rollout.generate import generate
 from starling_train.rollout.start_check import line, why_not_slots
+from starling_train.selection.listing import matrices_of
 from starling_train.training.start_check import fallbacks
 
 PROMPTS = [[1, 17, 23, 5], [1, 9], [1, 44, 3, 120, 7, 61, 88, 19, 30, 12, 50]]
@@ -261,3 +263,19 @@ def test_a_matrix_in_factors_keeps_its_bias(name, tmp_path):
         for dense in (False, True):
             loaded = factored.load_factored(tmp_path / "factored", dtype="float32", dense=dense)
             torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "phi3", "gpt2"])
+def test_adapters_hang_on_every_kind_of_matrix_and_merge(name):
+    """With biases, on a fused tensor, on GPT-2's transposed one: merged, the model computes what it did with them."""
+    model = families.model_of(name)
+    matrices = list(matrices_of(model))
+    table = freeze_by(families.model_of(name), matrices, rank=2)
+    adapters.add(model, table.names, LoraConfig(rank=2))
+    with torch.no_grad():
+        for _, layer in adapters.adapted(model):
+            layer.lora_B[adapters.NAME].weight.normal_(std=0.1)
+        ids = torch.tensor([PROMPTS[2]])
+        expected = model(ids).logits
+        assert (expected - families.model_of(name)(ids).logits).abs().max() > 0.01
+        torch.testing.assert_close(adapters.merged(model)(ids).logits, expected, atol=2e-5, rtol=1e-4)

@@ -103,6 +103,12 @@ def ways_of(model: CausalLM, lowest: int = 0) -> Ways:
     return known[lowest]
 
 
+def head_of(model: CausalLM) -> Head:
+    """Make the head of a model whose ways are known, or are found now."""
+    known = _known.get(model)
+    return (next(iter(known.values())) if known else ways_of(model)).head(model)
+
+
 @contextmanager
 def probing(model: CausalLM) -> Iterator[CausalLM]:
     """Give the model in evaluation mode, without gradients; a small one of a short type as a copy in float32."""
@@ -113,7 +119,9 @@ def probing(model: CausalLM) -> Iterator[CausalLM]:
     try:
         with torch.no_grad():
             is_short = model.dtype != torch.float32 and is_plain and size <= EXACT_UP_TO
-            yield copy.deepcopy(model).float() if is_short else model
+            probed = copy.deepcopy(model).float() if is_short else model
+            _known.setdefault(probed, {}).update(_known.get(model, {}))
+            yield probed
     finally:
         model.train(was_training)
 
