@@ -5,7 +5,8 @@ from typing import Any
 
 import openchat_tokenizer
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
 
 from starling_train.data.chat import Chat
 
@@ -93,3 +94,17 @@ def write(name: str, directory: Path, seed: int = 0, dtype: torch.dtype = torch.
     model.save_pretrained(directory)
     Chat(tokenizer).save(directory)
     return directory
+
+
+def qwen_tokenizer() -> Any:
+    """A tokenizer of Qwen's class, a piece a byte, with ChatML."""
+    pieces = {
+        piece: index for index, piece in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"])
+    }
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = Qwen2Tokenizer(vocab=pieces, merges=[], eos_token="<|im_end|>", extra_special_tokens=special)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer

@@ -113,7 +113,8 @@ def head_of(model: CausalLM) -> Head:
 def probing(model: CausalLM) -> Iterator[CausalLM]:
     """Give the model in evaluation mode, without gradients; a small one of a short type as a copy in float32."""
     size = sum(parameter.numel() for parameter in model.parameters())
-    is_plain = all(parameter.dtype == model.dtype for parameter in model.parameters())
+    # quantised weights have other types, and ZeRO's shards no elements
+    is_plain = all(parameter.dtype == model.dtype and parameter.numel() for parameter in model.parameters())
     was_training = model.training
     model.eval()
     try:
@@ -128,7 +129,7 @@ def probing(model: CausalLM) -> Iterator[CausalLM]:
 
 def probes(model: CausalLM) -> list[Tensor]:
     """Make the token ids that are compared, spread over the vocabulary."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.config.get_text_config().vocab_size
     count = sum(LENGTHS)
     ids = (torch.arange(count) * 7919 + 13) % vocabulary
     return list(ids.to(model.get_input_embeddings().weight.device).split(LENGTHS))

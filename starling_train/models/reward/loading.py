@@ -54,6 +54,9 @@ def starling_shapes(config: Any) -> dict[str, torch.Size]:
     return shapes | {"v_head.weight": torch.Size([1, config.hidden_size])}
 
 
+LANGUAGE_HEADS = ("lm_head.", "embed_out.")  # as files call them
+
+
 def load_classifier(directory: Path, config: Any, options: dict[str, Any]) -> RewardNet | ClassifierNet:
     """Load a transformers sequence classifier with one label; a decoder's head is read where we say.
 
@@ -112,7 +115,7 @@ def check_report(report: dict[str, Any], directory: Path) -> None:
     shaped = sorted(report["mismatched_keys"])
     check_shapes({name: size for name, _, size in shaped}, {name: size for name, size, _ in shaped}, str(directory))
     # the head of the language model that the classifier was made of says nothing about it
-    extra = sorted(name for name in report["unexpected_keys"] if not name.startswith("lm_head."))
+    extra = sorted(name for name in report["unexpected_keys"] if not name.startswith(LANGUAGE_HEADS))
     if extra:
         raise UserError(f"{directory}: {checkpoint.names(extra)} unknown; is config.json this checkpoint's?")
 
