@@ -236,6 +236,8 @@ DATA = [
 ]  # fmt: skip
 
 SELECTION = [
+    row("snr ppo dpo", f"{HERE_POLICY} freeze.head=true", "freeze.head: ", "head and embeddings are one tensor",
+        "both or neither", make=settings("policy", tie_word_embeddings=True)),
     row("ppo rm dpo snr", "freeze.method=snr freeze.top_percent=10", "freeze.top_percent: 10 selects no matrix",
         "raise it"),
     row("ppo rm dpo snr plan", "freeze.method=layers freeze.layers=[99]", "freeze.layers: the model has no layer 99",

@@ -12,7 +12,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import LoraConfig, RolloutConfig
 from starling_train.core.logprobs import PLAIN, HeadForm
 from starling_train.data.chat import Chat
-from starling_train.models import adapters, factored
+from starling_train.models import adapters, factored, packing
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.families.ways import ways_of
@@ -279,3 +279,14 @@ def test_adapters_hang_on_every_kind_of_matrix_and_merge(name):
         expected = model(ids).logits
         assert (expected - families.model_of(name)(ids).logits).abs().max() > 0.01
         torch.testing.assert_close(adapters.merged(model)(ids).logits, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3", "qwen3"])
+def test_attention_padded_as_on_a_gpu_is_the_same(name, monkeypatch):
+    monkeypatch.setattr(packing, "attend_one_by_one", packing.attend_padded)
+    model = families.model_of(name)
+    actors = Actors(model.requires_grad_(False), "none", 2, has_reference=False)
+    assert actors.ways.cuts
+    expected = torch.cat([plain(model, p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)])
+    found = actors(micro_batch(PROMPTS, RESPONSES, "cpu")).logprobs
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
