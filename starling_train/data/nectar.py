@@ -24,6 +24,7 @@ from starling_train.data.rows.dropped import Dropped
 from starling_train.data.rows.messages import Unusable
 from starling_train.data.rows.table import Table
 
+UNRENDERED = ("tools", "images", "image")  # TRL's columns of what no message has, and no prompt here says
 QUESTIONS = ("turns", "question")  # columns of benchmarks, whose prompts are excluded
 
 
@@ -155,7 +156,7 @@ class Reader:
     def wanted(self) -> set[str]:
         """Return the columns that are worth reading."""
         unread = () if self._answers else forms.ANSWERS
-        return {*forms.COLUMNS, "source", "good_natured", *self._keep} - {*unread} | {*self._keep}
+        return {*forms.COLUMNS, *UNRENDERED, "source", "good_natured", *self._keep} - {*unread} | {*self._keep}
 
     def row(self, where: str, raw: dict, names: Collection[str] = ()) -> RankedRow | None:
         """Return a row, or None if it is dropped. Raises UserError that begins with `where`.
@@ -185,6 +186,8 @@ class Reader:
         return RankedRow(talk.context, ranked, source, _flag(raw) is not False, kept, where)
 
     def _why_unwanted(self, raw: dict, said: list[dict]) -> str:
+        if beside := next((name for name in UNRENDERED if raw.get(name) not in (None, "", "[]", [], {})), ""):
+            return f"with {beside} beside the text"
         if self._good_natured_only and not _flag(raw):
             return "not good-natured"
         if not self._excluded:

@@ -82,6 +82,7 @@ SCHEMAS = {
     "ultrafeedback": (ultrafeedback, WITH_SYSTEM),
     "last user as prompt": (lambda c, b, w: ultrafeedback(c, b, w) | {"prompt": c[-1]["content"]}, WITH_SYSTEM),
     "hh-rlhf": (lambda c, b, w: {"chosen": text(c, b), "rejected": text(c, w)}, TALKS),
+    "hh-rlhf, stripped": (lambda c, b, w: {"chosen": text(c, b).strip(), "rejected": text(c, w).strip()}, TALKS),
     "hh-rlhf with its prompt": (lambda c, b, w: {"prompt": text(c), "chosen": b, "rejected": w}, TALKS),
     "trl, explicit": (lambda c, b, w: {"prompt": c} | pair(answered([], b), answered([], w)), WITH_SYSTEM),
     "trl, explicit texts": (lambda c, b, w: {"prompt": c[-1]["content"], "chosen": b, "rejected": w}, TALKS[::2]),
@@ -266,6 +267,9 @@ DROPPED = {
         "content that is not text",
     ),
     "no answer": (RIGHT | {"rejected": CONTEXT}, "rejected does not end with the assistant"),
+    "tools beside messages": ({"messages": CONTEXT, "tools": [{"name": "f"}]}, "with tools beside the text"),
+    "tools as JSON": ({"prompt": "What?", "tools": '[{"name": "f"}]'}, "with tools beside the text"),
+    "images beside a prompt": ({"prompt": "What is this?", "images": ["a.png"]}, "with images beside the text"),
     "nothing asked": ({"prompt": [{"role": "user", "content": None}]}, "empty turn"),
 }  # fmt: skip
 
@@ -295,6 +299,18 @@ def test_a_contradiction_cannot_be_seen_in_the_ids_only_in_the_count(tmp_path, c
     rows, ids = trained(jsonl(tmp_path, [pair]), chat)
     assert rows[0].conversations() == [pair["chosen"], pair["rejected"]]
     assert ids[0][0] == chat.prompt(CONTEXT) != chat.prompt(CONTEXT[:1])
+
+
+@pytest.mark.parametrize("none", [None, [], "", "[]"])
+def test_a_column_of_tools_may_be_empty(tmp_path, none):
+    data = nectar.load(jsonl(tmp_path, [RIGHT | {"tools": none, "images": none}]))
+    assert [row.messages for row in data.rows] == [CONTEXT] and not data.dropped
+
+
+def test_a_prompt_may_begin_with_the_word_human(tmp_path):
+    """One mark alone without its blank line may be anybody's words; several are turns."""
+    prompts = nectar.load(jsonl(tmp_path, [{"prompt": "Human: Hi\n\nAssistant:"}, {"prompt": "Human: a species?"}]))
+    assert [row.messages for row in prompts.rows] == [turns("Hi"), turns("Human: a species?")]
 
 
 def test_a_prompt_may_quote_turns(tmp_path):
@@ -378,6 +394,7 @@ def test_cells_are_text_but_for_empty_ones_and_flags(tmp_path):
 
 WRONG = {
     "cells": ("x.csv", "prompt,chosen\na,b,c\n", "x.csv:2: 3 cells, but the first line names 2"),
+    "names": ("x.csv", "prompt,chosen,prompt\na,b,c\n", "x.csv:1: two columns are named 'prompt'"),
     "quote": ("x.csv", 'prompt\n"a\n', "x.csv:2: not CSV"),
     "latin": ("x.csv", b"prompt\ncaf\xe9\n", "x.csv: not UTF-8"),
     "array": ("x.json", '[{"prompt": "a"}, 3]', "x.json, row 2: a JSON int"),

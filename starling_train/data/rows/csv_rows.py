@@ -24,6 +24,8 @@ def read(file: Path) -> Iterator[tuple[str, dict]]:
     for where, cells in _records(file):
         if names is None:
             names = cells
+            if repeated := [name for place, name in enumerate(names) if name in names[:place]]:
+                raise UserError(f"{where}: two columns are named {repeated[0]!r}; give each a name of its own")
         elif len(cells) != len(names):
             raise UserError(
                 f"{where}: {len(cells)} cells, but the first line names {len(names)}; quote cells with commas"

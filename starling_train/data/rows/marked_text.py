@@ -9,16 +9,24 @@ SPEAKER_OF = {"user": "Human", "assistant": "Assistant"}
 
 
 def begins_with_a_turn(text: str) -> bool:
+    text = _from_its_mark(text)
     mark = SPEAKER.search(text)
     return mark is not None and not text[: mark.start()].strip()
+
+
+def _from_its_mark(text: str) -> str:
+    """Put back the blank line that stripping took from before the first mark; a mark alone may be anybody's words."""
+    whole = f"\n\n{text.lstrip()}"
+    return whole if SPEAKER.match(whole) and SPEAKER.search(text) else text
 
 
 def parse_turns(text: str) -> list[dict]:
     """Parse text into messages, outer space of turns stripped.
 
     Text without any mark is one user turn, unchanged; text that has one but does not begin with it is neither: [].
+    The blank line may be missing before the first of several marks.
     """
-    before, *alternating = SPEAKER.split(text)
+    before, *alternating = SPEAKER.split(_from_its_mark(text))
     if not alternating:
         return [{"role": "user", "content": text}]
     pairs = zip(alternating[::2], alternating[1::2], strict=True)
