@@ -214,7 +214,7 @@ class JinjaTemplate:
         set_values = "".join(
             f"{{%- set {name} = {name} if {name} is defined else {value!r} %}}\n" for name, value in values.items()
         )
-        formats = dict.fromkeys(match["format"] for match in DATE_FORMAT.finditer(self.text))
+        formats = self._date_formats(set_values + self.text)
         dates = [_date_macro({form: day.strftime(form) for form in formats}) for day in (DATE, date(2001, 2, 3))]
         fixed, other = (self._renderings(macro + set_values + self.text) for macro in dates)
         pinned = dates[0] if fixed != other else ""
@@ -228,6 +228,14 @@ class JinjaTemplate:
         if pinned:
             self.notes.append(f"where it asks for today's date it gets {DATE:%d %B %Y}, in what is written too")
         self.text = pinned + set_values + self.text
+
+    def _date_formats(self, text: str) -> list[str]:
+        """List the formats in which a template asks for today's date: written in the call, or made by expressions."""
+        written = [match["format"] for match in DATE_FORMAT.finditer(text)]
+        echo = f"{{%- macro strftime_now(form) -%}}{PROBE}{{{{ form }}}}{PROBE}{{%- endmacro %}}\n"
+        renderings = filter(None, self._renderings(echo + text))
+        made = [form for rendering in renderings for form in rendering.split(PROBE)[1::2]]
+        return list(dict.fromkeys([*written, *made]))
 
     def _find_end(self) -> None:
         """Find the token behind an answer by rendering a probe; the tokenizer's eos token where there is none."""

@@ -1,5 +1,7 @@
 """Chat templates in Jinja, built like those of published models: what is trained is what the template renders."""
 
+from dataclasses import replace
+
 import chat_tokenizers
 import pytest
 from chat_tokenizers import FAMILIES
@@ -144,6 +146,17 @@ def test_a_date_is_fixed():
     given = opened(family, values={"date_string": "1 May 2030"})
     assert "Today Date: 1 May 2030\n" in given.tokenizer.decode(given.prompt([QUESTION]))
     assert not any("today's date" in note for note in given.template.notes)
+
+
+@pytest.mark.parametrize(
+    "call", ["{% set form = '%d %b' %}{{ strftime_now(form) }}", "{{ strftime_now('%d ' ~ '%b') }}"]
+)
+def test_a_date_is_fixed_whatever_makes_its_format(call):
+    family = FAMILIES["qwen2"]
+    dated = replace(family, template=call + family.template)
+    chat = opened(dated)
+    assert chat.tokenizer.decode(chat.prompt([QUESTION])).startswith("26 Jul")
+    assert any("today's date" in note for note in chat.template.notes)
 
 
 def test_notes_say_what_a_template_does():
