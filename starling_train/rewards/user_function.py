@@ -89,6 +89,11 @@ def _columns(target: str, call: Callable[..., Any], arguments: dict[str, Any]) -
         ) from error
     if first.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
         raise UserError(f"reward.function: {target} takes no list of conversations as its first argument; add one")
+    for one in others:
+        if one.kind is inspect.Parameter.POSITIONAL_ONLY and one.default is inspect.Parameter.empty:
+            raise UserError(
+                f"reward.function: {target} takes `{one.name}` by place; it must take it by name: move the /"
+            )
     named = {one.name: one for one in others if one.kind in BY_NAME}
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in others)
     unknown = [key for key in arguments if key not in named and (key == first.name or not takes_all)]

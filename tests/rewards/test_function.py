@@ -156,6 +156,7 @@ TAKES = [
     ("def score(asked, **all): pass", {"asked": 1}, r"^reward.arguments.asked: "),
     ("def score(): pass", {}, "its first must be the list of conversations"),
     ("def score(*, asked): pass", {}, "takes no list of conversations as its first argument"),
+    ("def score(asked, truth, /): pass", {}, "takes `truth` by place; it must take it by name"),
     ("async def score(asked): pass", {}, "is async; give a plain function"),
     ("score = 3", {}, "is a int, not a function"),
     ("def other(asked): pass\ndef more(asked): pass", {}, "has no `score`; it has other, more$"),
