@@ -32,6 +32,8 @@ from starling_train.config.ppo import PpoConfig
 
 # Hydra's own: its flags, and its settings, which it reads before it composes
 IS_FLAG = re.compile(r"-|[+~]*hydra[./]")
+# -cd, -cp, -cn in all their spellings, and Hydra's search path: files of the user's, which may build on any recipe
+BRINGS_FILES = re.compile(r"--?c(?!fg)|[+~]*hydra[./]")
 
 
 def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name: str = "config") -> Callable:
@@ -91,7 +93,7 @@ def _compose(arguments: list[str], config_name: str, schema: type) -> list[DictC
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let its errors through to us instead of printing and exiting
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: no bars in log files
-    store_recipes()
+    store_recipes(arguments)
     arguments = [_with_new_name(argument, former_names(schema)) for argument in arguments]
     arguments = [_with_plus(argument, schema) for argument in arguments]
     written = io.StringIO()
@@ -181,13 +183,37 @@ def _yaml_position(error: YAMLError) -> str:
     return f"{mark.name}:{mark.line + 1}: {problem}" if mark else str(error)
 
 
-@functools.cache
-def store_recipes() -> None:
-    """Make `recipes/NAME.yaml` known to Hydra as `+recipe=NAME`, and `${assets:NAME}` as a value."""
-    for recipe in sorted(find("recipes").glob("*.yaml")):
-        node = OmegaConf.load(recipe)
-        ConfigStore.instance().store(group="recipe", name=recipe.stem, node=node, package="_global_")
+def store_recipes(arguments: list[str]) -> None:
+    """Make `recipes/NAME.yaml` known to Hydra as `+recipe=NAME`, and `${assets:NAME}` as a value.
+
+    Hydra copies all that it knows again and again, so recipes that the arguments cannot mean are known by name only.
+    """
     OmegaConf.register_new_resolver("assets", lambda name: str(assets.directory(name)), replace=True)
+    names = sorted(path.stem for path in find("recipes").glob("*.yaml"))
+    asked = _recipes_asked_for(arguments, names)
+    for name in names:
+        node = _recipe(name) if name in asked else OmegaConf.create()
+        ConfigStore.instance().store(group="recipe", name=name, node=node, package="_global_")
+
+
+def _recipes_asked_for(arguments: list[str], names: list[str]) -> set[str]:
+    """Return the recipes whose content the arguments may ask for, with those that they build on."""
+    values = [value for key, _, value in (one.partition("=") for one in arguments) if "recipe" in key]
+    if any(map(BRINGS_FILES.match, arguments)) or not all(re.fullmatch(r"[\w\s,\[\]]*", value) for value in values):
+        return set(names)  # also for globs, interpolations and what else may stand for a name
+    asked: set[str] = set()
+    more = {word for value in values for word in re.findall(r"\w+", value)}
+    while found := more & set(names) - asked:
+        asked |= found
+        more = {base for name in found for base in _recipe(name).get("defaults", ())}
+    return asked
+
+
+@functools.cache
+def _recipe(name: str) -> DictConfig:
+    recipe = OmegaConf.load(find("recipes") / f"{name}.yaml")
+    assert isinstance(recipe, DictConfig), name
+    return recipe
 
 
 def find(folder: str) -> Path:
@@ -210,7 +236,12 @@ def typed(composed: DictConfig, schema: type = PpoConfig) -> Any:
                 if OmegaConf.select(composed, _report_former(old, new)) is None:
                     OmegaConf.update(composed, new, value)
     _check_containers(composed, schema)
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
+    return OmegaConf.to_object(OmegaConf.merge(_structure(schema), composed))
+
+
+@functools.cache
+def _structure(schema: type) -> DictConfig:
+    return OmegaConf.structured(schema)  # of which a merge makes a copy
 
 
 def _check_containers(composed: DictConfig, schema: type) -> None:

@@ -106,6 +106,12 @@ def tiny_mistral():
     return build
 
 
+def pytest_configure():
+    import yaml_once
+
+    yaml_once.install()
+
+
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # half a million objects of torch and transformers stay: each full collection would look at them all

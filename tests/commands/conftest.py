@@ -32,7 +32,7 @@ RIGHT = {
     "export": "run_dir={run} output={here}/model",
     "compare": "model.path={policy} reward.path={reward} data.path={here}/prompts.jsonl model.dtype=float32 "
     "reward.dtype=float32 cluster.device=cpu freeze.top_percent=50 rollout.max_new_tokens=12 data.eval_prompts=6 "
-    "data.max_prompt_tokens=256 compare.skills=[eval/length_mean] run_dir=run",
+    "data.max_prompt_tokens=256 compare.skills=[eval/length_mean] compare.only=[snr,none] run_dir=run",
 }
 EXPENSIVE = (
     "starling_train.models.causal_lm.load_causal_lm",

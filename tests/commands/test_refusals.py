@@ -404,7 +404,7 @@ EXPORT = [
 COMPARE = [
     row("compare", "compare.strategies.wide=[]", "compare.strategies.wide: no such key", "+compare.strategies.wide="),
     row("compare", "+compare.strategies.wide=[freeze.top_percent=75]", "wide=", "quote odd values"),
-    row("compare", "'+compare.strategies.wide=[\"freeze.top_percent=0\"]'",
+    row("compare", "'+compare.strategies.wide=[\"freeze.top_percent=0\"]' compare.only=[wide]",
         "compare.strategies.wide: freeze.top_percent", "above 0"),
     row("compare", "seed=7", "seed: ", "use compare.first_seed=7"),
 ]  # fmt: skip

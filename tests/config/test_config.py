@@ -38,7 +38,7 @@ GROUPS = [
 
 def composed(*overrides: str, command: str = "ppo") -> PpoConfig:
     name, schema, _ = COMMANDS[command]
-    cli.store_recipes()
+    cli.store_recipes(list(overrides))
     with initialize_config_dir(str(cli.find("conf")), version_base="1.3"):
         return cli.typed(compose(name, list(overrides)), schema)
 
@@ -84,6 +84,33 @@ def test_every_recipe_composes_and_is_valid(recipe):
     config = composed(f"+recipe={recipe}", command=command)
     COMMANDS[command][2](config)
     assert config.name == recipe
+
+
+def test_recipes_are_found_however_they_are_asked_for(tmp_path, monkeypatch):
+    """Those that the command line does not name are not read, so what names one without its name must count too."""
+    monkeypatch.setenv("WHICH", "toy_lora")
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - toy_lora\n")
+    plain = cli.configuration(["+recipe=toy_lora"])
+    assert (plain.freeze.adapter, plain.prepare) == ("lora", "toy")  # its own, and of the one that it builds on
+    for arguments in (
+        ["+recipe=[toy_lora]"],
+        ["+recipe='toy_lora'"],
+        ["+recipe=${oc.env:WHICH}"],
+        ["-cd", str(tmp_path), "+recipe=mine"],
+        [f"hydra.searchpath=[file://{tmp_path}]", "+recipe=mine"],
+    ):
+        config = cli.configuration(arguments)
+        assert (config.freeze, config.prepare) == (plain.freeze, plain.prepare), arguments
+
+
+def test_help_lists_every_recipe(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ppo", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        cli.command(ppo.check)(pytest.fail)()
+    assert not ended.value.code
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("recipe: ")]
+    assert line.removeprefix("recipe: ").split(", ") == RECIPES
 
 
 def test_a_recipe_of_another_command_is_refused():
