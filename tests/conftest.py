@@ -141,12 +141,12 @@ class Done:
 def run_command(tmp_path, tmp_path_factory):
     """Runs `python -m starling_train.<command> ...` in an empty directory; gives the `Done` command.
 
-    A process of its own, but forked from one that has the imports behind it.
+    A process of its own, but forked from one that has the imports behind it. prepare: called there first.
     """
     from fault_process import Started
 
-    def run(command: str, *arguments: str, cwd: Path = tmp_path, timeout: float = 280) -> Done:
-        process = Started(command, list(arguments), cwd, tmp_path_factory.mktemp("output"))
+    def run(command: str, *arguments: str, cwd: Path = tmp_path, timeout: float = 280, prepare=None) -> Done:
+        process = Started(command, list(arguments), cwd, tmp_path_factory.mktemp("output"), prepare)
         code = process.wait(timeout)
         return Done(code, process.out(), process.error())
 

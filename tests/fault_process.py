@@ -30,6 +30,7 @@ PRELOAD = [
     "starling_train.evals.held_out", "starling_train.report.page", "starling_train.evals.mt_bench",
     "starling_train.serve_reward", "starling_train.rewards.server_app", "fastapi", "uvicorn", "httpx",
 ]  # fmt: skip
+PLOTS = ("panel_svg", "heatmap")  # of starling_train.report.page
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*PRELOAD, "fault_warm_up"])
 
@@ -156,7 +157,7 @@ def kill_in_call(module: str, function: str, call: int) -> None:
 def without_plots() -> None:
     """Leave the plots out of the report, a third of a small run's time, where no test looks at them. For `prepare`."""
     page = import_module("starling_train.report.page")
-    for function in ("panel_svg", "heatmap"):
+    for function in PLOTS:
         assert hasattr(page, function)
         setattr(page, function, lambda *arguments: "")
 

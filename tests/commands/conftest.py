@@ -40,6 +40,7 @@ EXPENSIVE = (
     "starling_train.training.reward_model.inputs.make_net",
     "starling_train.training.trained.make_net",
     "starling_train.selection.scans.scan_model",
+    "starling_train.comparison.children.run",
 )
 VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WORLD_SIZE", "STARLING_REWARD_TOKEN", "NETRC")
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fault_process import without_plots
 
 VERIFIER = """
 import json, os
@@ -71,13 +72,13 @@ def test_an_error_of_the_function_ends_the_run_with_the_state_saved(here, small_
         raise ValueError("no such truth")
     if seen:"""
     (here / "verify.py").write_text(VERIFIER.replace("    if seen:", fault))
-    done = run_command("ppo", *arguments(small_run))
+    done = run_command("ppo", *arguments(small_run), prepare=without_plots)
     assert done.returncode == 2, (done.stdout, done.stderr)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "verify.py:score raised ValueError: no such truth" in line and "(verify.py:" in line
     assert (here / "run" / "checkpoints" / "step_000001").is_dir()
     (here / "verify.py").write_text(VERIFIER)
-    repaired = run_command("ppo", *arguments(small_run))
+    repaired = run_command("ppo", *arguments(small_run), prepare=without_plots)
     assert repaired.returncode == 0, repaired.stderr
     assert "verify.py:score is not the one that earlier steps were scored with" in repaired.stderr
     assert [row["step"] for row in lines(here / "run" / "metrics.jsonl")] == [0, 1, 2]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from fault_process import PLOTS
 
 from starling_train import ppo
 from starling_train.models.reward.model import RewardModel
@@ -15,6 +16,8 @@ def run(small_run, tmp_path, monkeypatch):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"What is {i} and {i}?"}) + "\n" for i in range(40)))
     monkeypatch.chdir(tmp_path)
+    for function in PLOTS:  # no test here looks at the report
+        monkeypatch.setattr(f"starling_train.report.page.{function}", lambda *arguments: "")
 
     def call(*arguments: str):
         monkeypatch.setattr("sys.argv", ["ppo", *small_run, f"data.path={prompts}", *arguments])

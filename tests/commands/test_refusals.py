@@ -263,7 +263,7 @@ RUN = [
     row("ppo rm dpo laser", OTHER_RUN, "run_dir: ", "other settings", "give another",
         make=text("other/config.yaml", "seed: 5\n")),
     row("compare", OTHER_RUN, "run_dir: ", "seed_1 holds a run with other settings", "give another",
-        make=text("other/runs/random/seed_1/config.yaml", "seed: 5\n")),
+        make=text("other/runs/none/seed_1/config.yaml", "seed: 5\n")),
     *(
         row("ppo", OTHER_RUN, "run_dir: ", "config.yaml", "give another", make=text("other/config.yaml", content))
         for content in ("[1, 2", "- 1\n")
