@@ -224,7 +224,7 @@ def test_a_sequence_with_an_odd_number_is_as_if_it_were_not_there(tiny_mistral, 
         config = settings(minibatches=2)
         experience = make_experience(model, drawn, scores, config, kl_coefficient=0.1)
         found = update(model, optimizer, experience, config, torch.Generator().manual_seed(0))
-        measured = step_metrics(experience, Scores(scores, [], 0), 0.1, Runtime(device="cpu"))
+        measured = step_metrics(experience, Scores(scores, [], 0, 0), 0.1, Runtime(device="cpu"))
         trained.append((model, experience, found.metrics, measured))
     (model, experience, metrics, measured), (plain, _, plain_metrics, plain_measured) = trained
     assert experience.fit.tolist() == [True, True, False, True, True]
@@ -263,7 +263,7 @@ def test_without_any_finite_sequence_nothing_moves(tiny_mistral, monkeypatch):
     found = update(model, optimizer, experience, settings(), torch.Generator().manual_seed(0))
     assert optimizer.applied == 0 and found.metrics["optim/skipped"] == 1
     assert math.isnan(found.metrics["policy/loss"]) and math.isnan(found.metrics["policy/ratio_first"])
-    measured = step_metrics(experience, Scores(SCORES, [], 0), 0.1, Runtime(device="cpu"))
+    measured = step_metrics(experience, Scores(SCORES, [], 0, 0), 0.1, Runtime(device="cpu"))
     assert measured["optim/left_out"] == 5 and math.isnan(measured["kl/reference"])
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
