@@ -32,6 +32,7 @@ class Template(Protocol):
     end_of_turn: the id that training puts behind an answer. end_ids: every id that ends one. pad_id: none of them.
     stop_strings: strings that end an answer unless the configuration has its own.
     takes_system: whether a conversation may begin with a system message.
+    keeps_reasoning: whether all of an answer that reasons is rendered.
     text: in Jinja, as it is rendered; empty where the template is code.
     """
 
@@ -45,6 +46,8 @@ class Template(Protocol):
     def stop_strings(self) -> tuple[str, ...]: ...
     @property
     def takes_system(self) -> bool: ...
+    @property
+    def keeps_reasoning(self) -> bool: ...
     @property
     def text(self) -> str: ...
     def prompt(self, messages: Messages) -> list[int]: ...

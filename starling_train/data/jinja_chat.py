@@ -40,6 +40,7 @@ class JinjaTemplate:
     text: the template as it is rendered and written, with its variables' values and the date put in.
     end_of_turn: the id that training puts behind an answer. end_ids: every id that ends one. pad_id: none of them.
     takes_system: whether it takes system messages.
+    keeps_reasoning: whether all of an answer that reasons is rendered; False where a part of it is left out.
     notes: what a user may not expect of it, in a few words each.
     """
 
@@ -71,6 +72,8 @@ class JinjaTemplate:
             self._check_kept_apart()
         self._find_lead()
         self.takes_system = self.refusal([SYSTEM, USER]) is None
+        said = None if self.refusal([USER, REASONED]) else self.decode(self.answered([USER, REASONED])[1])
+        self.keeps_reasoning = said is None or "A thought" in said
         self._look_over()
         tokenizer.chat_template = self.text
 
@@ -310,6 +313,8 @@ class JinjaTemplate:
         """Note what the template does to conversations that a user may not expect."""
         if not self.takes_system:
             self.notes.append("it refuses system messages")
+        if not self.keeps_reasoning:
+            self.notes.append("it leaves the reasoning out of answers: what is trained has none")
         for kind, answer in (("of several turns", ANSWER), ("whose earlier answers reason", REASONED)):
             talk = [{**USER, "content": PROBE}, answer, {**USER, "content": PROBE}]
             if (reason := self.refusal(talk)) is not None:

@@ -177,7 +177,7 @@ class OpenchatTemplate:
     """Openchat's template with a tokenizer that passed `check_tokenizer`; see `Template` in `chat.py`."""
 
     stop_strings = STOP_STRINGS
-    takes_system = True
+    takes_system = keeps_reasoning = True
     text = ""
     notes: tuple[str, ...] = ()
 

@@ -70,7 +70,9 @@ def _paired(index: int, row: RankedRow, kind: str, seed: int) -> PairedRow:
 
 
 def distinct(rows: Sequence[PairedRow], chat: Chat, max_length: int) -> tuple[list[PairedRow], list[int]]:
-    """Leave out pairs whose answers are the same tokens, which teach nothing: both cut before they differ.
+    """Leave out pairs whose answers are the same tokens, which teach nothing.
+
+    Both are cut before they differ, or the template leaves out where they do.
 
     rows: of `make`.
     chat: the policy's template.
@@ -81,9 +83,10 @@ def distinct(rows: Sequence[PairedRow], chat: Chat, max_length: int) -> tuple[li
     kept: list[PairedRow] = []
     same: list[int] = []
     for row in rows:
-        # few answers begin alike for so long: only those are tokenised
-        suspects = [pair for pair in row.pairs if _may_be_same(row, pair, max_length)]
-        if suspects:
+        # few answers begin alike for so long: only those are tokenised; what a template leaves out hides others
+        is_whole = chat.template.keeps_reasoning
+        suspects = [pair for pair in row.pairs if not is_whole or _may_be_same(row, pair, max_length)]
+        if suspects and is_whole:
             room = max_length - len(chat.prompt(row.messages))
             suspects = [pair for pair in suspects if _may_be_same(row, pair, room)]
         ids = {

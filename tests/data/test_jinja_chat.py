@@ -8,6 +8,7 @@ from chat_tokenizers import FAMILIES
 from transformers import AutoTokenizer
 
 from starling_train.config.fields import UserError
+from starling_train.data import pairs
 from starling_train.data.chat import Chat
 from starling_train.data.jinja_chat import DATE, TemplateRefusal
 
@@ -168,6 +169,19 @@ def test_notes_say_what_a_template_does():
     )
     assert "refuses system messages" in said["gemma"]
     assert "no token behind an answer: </s> is put there" in said["plain"]
+
+
+def test_pairs_that_differ_only_in_what_the_template_leaves_out_are_left_out():
+    family = FAMILIES["qwen2"]
+    content = "message['content']"
+    assert content in family.template
+    strips = replace(family, template=family.template.replace(content, f"{content}.split('</think>')[-1]"))
+    thoughts = [f"<think>{thought}</think>Yes" for thought in ("Because.", "No reason, really")]
+    row = pairs.PairedRow(3, [QUESTION], [*thoughts, "No"], [(0, 1), (0, 2)])
+    assert pairs.distinct([row], opened(strips), 400) == ([row.only([(0, 2)])], [3])
+    assert pairs.distinct([row], opened(family), 400) == ([row], [])
+    said = {one.template: opened(one).lines()[0] for one in (strips, family, FAMILIES["qwen3"])}
+    assert ["leaves the reasoning out of answers" in line for line in said.values()] == [True, False, False]
 
 
 def test_rows_that_a_template_refuses_are_counted_and_the_first_is_named():
