@@ -130,7 +130,7 @@ def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]
     finite = [score for score in everyones if not math.isnan(score)]
     if not finite:
         raise UserError(
-            f"reward: none of {len(everyones)} scores is a finite number; try its model with the command score"
+            f"reward: none of {len(everyones)} scores is a finite number; look at some with the command score"
         )
     return scores, finite
 
