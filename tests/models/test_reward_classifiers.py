@@ -201,6 +201,18 @@ def test_the_head_of_the_language_model_it_was_made_of_is_passed_over(tmp_path):
         load(KIND, tmp_path)
 
 
+def test_a_head_with_a_bias_that_transformers_drops_is_refused_before_loading(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    write(LlamaConfig(**SIZE, max_position_embeddings=512, num_labels=1, pad_token_id=0), small_tokenizer(), tmp_path)
+    config = RewardConfig(kind=KIND, path=str(tmp_path), max_length=512)
+    check_reward(config, RewardSource.open(KIND, tmp_path))
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | {"score.bias": torch.ones(1)}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"score\.bias unknown"):
+        check_reward(config, RewardSource.open(KIND, tmp_path))
+
+
 def test_positions_that_begin_behind_the_paddings_are_counted(tmp_path):
     kind, settings, special = ENCODERS["roberta"]
     write(kind(**ENCODER | settings | {"pad_token_id": 0}), word_tokenizer(*special), tmp_path)

@@ -78,4 +78,6 @@ def _check_classifier(source: RewardSource, weights: bool) -> None:
         raise UserError(
             f"{directory}: score.weight missing; it is not a trained sequence classifier, check reward.path"
         )
+    if "score.weight" in expected and "score.bias" in held and "score.bias" not in expected:
+        raise UserError(f"{directory}: score.bias unknown; is config.json this checkpoint's?")
     check_shapes({name: shape for name, shape in expected.items() if name in held}, held, str(directory))
