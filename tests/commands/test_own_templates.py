@@ -148,3 +148,17 @@ def test_wrong_templates_are_one_line(here, run_command):
         assert done.returncode == 2, (arguments, done.stderr)
         assert done.stderr.strip().splitlines()[-1].startswith(f"error: {says}"), (arguments, done.stderr)
         assert not (here / "run").exists()
+
+
+def test_pairs_that_differ_only_in_what_the_template_leaves_out_are_no_pairs(here, run_command):
+    write(here / "policy", "qwen2")
+    talk = [{"role": "user", "content": "Hi"}]
+    chosen, rejected = ([*talk, {"role": "assistant", "content": f"<think>{x}</think>Yes"}] for x in ("Because", "No"))
+    jsonl(here / "pairs.jsonl", [{"chosen": chosen, "rejected": rejected}] * 3)
+    text = "message['content']"
+    template = FAMILIES["qwen2"].template.replace(text, f"{text}.split('</think>')[-1]")
+    (here / "strips.jinja").write_text(template)
+    given = ["model.path=policy", "data.path=pairs.jsonl", "model.template=strips.jinja", "dpo.max_length=300"]
+    done = run_command("dpo", *SMALL, *given, cwd=here)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: model.template: both answers of every pair are the same 300")

@@ -82,9 +82,13 @@ def load_data(config: DpoConfig, chat: Chat) -> DpoData:
     kept = [row for row in usable if id(row.messages) in prompt_of]
     paired, same = pairs.distinct(pairs.make(kept, config.dpo.pairs, config.seed), chat, config.dpo.max_length)
     if not paired:
-        raise UserError(
-            f"dpo.max_length: {config.dpo.max_length} cuts both answers of every pair to the same; raise it"
-        )
+        length = config.dpo.max_length
+        if not chat.template.keeps_reasoning:
+            raise UserError(
+                f"model.template: both answers of every pair are the same {length} tokens without the reasoning, which "
+                "it leaves out; give another model.template"
+            )
+        raise UserError(f"dpo.max_length: {length} cuts both answers of every pair to the same; raise it")
     training, held_out = prompts.hold_out(paired, data.eval_prompts, config.seed)
     to_answer = [prompt_of[id(row.messages)] for row in held_out[: config.evaluation.responses]]
     dropped = rows.drops()
