@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,5 +36,18 @@ def ensure(name: str) -> Path:
         with Lock(path.parent / f".{path.name}.lock"):
             if not path.exists():
                 # a separate process: its random state and threads stay apart from the run's
-                subprocess.run([sys.executable, "-m", f"starling_train.{name}"], check=True)
+                _run([sys.executable, "-m", f"starling_train.{name}"])
     return path
+
+
+def _run(command: list[str]) -> None:
+    """Run a command that must succeed. Ctrl-C reaches it, and is raised when it has ended and nothing of it is left."""
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)  # a terminal has sent it already, whoever else sends one has not
+        process.wait()
+        raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)

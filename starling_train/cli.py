@@ -1,7 +1,7 @@
 """From a command line to a typed configuration: the only file that knows Hydra.
 
 Hydra composes `conf/`, recipes and overrides; here the result becomes dataclasses and is checked, before anything heavy
-is imported. A user's mistake ends in one line on stderr and exit code 2.
+is imported. A user's mistake ends in one line on stderr and exit code 2, Ctrl-C in one line and exit code 130.
 """
 
 import errno
@@ -27,13 +27,20 @@ from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseExcep
 from yaml import YAMLError
 
 from starling_train import assets
+from starling_train.config.conf_files import FILES
+from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError, former_names, walk
+from starling_train.config.laser import LaserConfig
 from starling_train.config.ppo import PpoConfig
+from starling_train.config.rm import RmConfig
+from starling_train.run.interruption import interruptible, say_stopped
 
 # Hydra's own: its flags, and its settings, which it reads before it composes
 IS_FLAG = re.compile(r"-|[+~]*hydra[./]")
 # -cd, -cp, -cn in all their spellings, and Hydra's search path: files of the user's, which may build on any recipe
 BRINGS_FILES = re.compile(r"--?c(?!fg)|[+~]*hydra[./]")
+IS_RECIPE = re.compile(r"\+*recipe(/[\w/]+)?(@_global_)?=")
+FOLDER_FLAGS = ("-cd", "--config-dir")
 
 
 def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name: str = "config") -> Callable:
@@ -48,16 +55,20 @@ def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name:
         def main() -> None:
             debug = any(argument in ("debug=true", "debug=True") for argument in sys.argv[1:])
             try:
-                for composed in _compose(sys.argv[1:], config_name, schema):
-                    config = typed(composed, schema)
-                    check(config)
-                    if getattr(config, "prepare", None):
-                        assets.ensure(config.prepare)
-                    body(config)
+                with interruptible():
+                    for composed in _compose(sys.argv[1:], config_name, schema):
+                        config = typed(composed, schema)
+                        check(config)
+                        if getattr(config, "prepare", None):
+                            assets.ensure(config.prepare)
+                        body(config)
+            except KeyboardInterrupt as error:
+                sys.exit(say_stopped(error))
             except (UserError, HydraException, OmegaConfBaseException) as error:
                 if debug:
                     raise
-                print(f"error: {_one_line(error, schema)}", file=sys.stderr)
+                wrong = _wrong_recipe(sys.argv[1:], config_name, error)
+                print(f"error: {_one_line(wrong or error, schema)}", file=sys.stderr)
                 sys.exit(2)
             except OSError as error:
                 fault = disk_fault(error)
@@ -95,7 +106,7 @@ def _compose(arguments: list[str], config_name: str, schema: type) -> list[DictC
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: no bars in log files
     store_recipes(arguments)
     arguments = [_with_new_name(argument, former_names(schema)) for argument in arguments]
-    arguments = [_with_plus(argument, schema) for argument in arguments]
+    arguments = [_as_global(_with_plus(argument, schema)) for argument in arguments]
     written = io.StringIO()
     try:
         with redirect_stderr(written):  # a wrong flag prints several lines of usage
@@ -148,6 +159,44 @@ def _with_plus(argument: str, schema: type) -> str:
     key = argument.partition("=")[0]
     mappings = [name for name, _, value, _ in walk(schema()) if value == {}]
     return f"++{argument}" if any(f"{key}.".startswith(f"{name}.") for name in mappings) else argument
+
+
+def _as_global(argument: str) -> str:
+    """Return a recipe's argument so that its keys stand at the top, without a `# @package _global_` in its file."""
+    return re.sub(r"^(\++)(recipe(?:/[\w/]+)?)=", r"\1\2@_global_=", argument)
+
+
+def command_of_recipe(arguments: list[str]) -> str | None:
+    """Return the file of `conf/` of the training command that the recipes of a command line are for.
+
+    Of the first one of ppo, dpo, rm and laser that takes them; None without a recipe, and where none does.
+    """
+    recipes = [argument for argument in arguments if IS_RECIPE.match(argument)]
+    for number, argument in enumerate(arguments):
+        if argument.startswith((*FOLDER_FLAGS, "hydra.searchpath=")):
+            recipes += arguments[number : number + (2 if argument in FOLDER_FLAGS else 1)]
+    if not any(map(IS_RECIPE.match, recipes)):
+        return None
+    for name, schema in (("config", PpoConfig), ("dpo", DpoConfig), ("rm", RmConfig), ("laser", LaserConfig)):
+        try:
+            with redirect_stderr(io.StringIO()):
+                configuration(recipes, schema, name)
+            return name
+        except (UserError, HydraException, OmegaConfBaseException, SystemExit):
+            continue
+    return None
+
+
+def _wrong_recipe(arguments: list[str], config_name: str, error: Exception) -> UserError | None:
+    """Return what is wrong where a key is unknown because the recipe is another command's; None for other errors."""
+    unknown = isinstance(error, ConfigKeyError) or "Could not override" in str(error)
+    owner = command_of_recipe(arguments) if unknown else None
+    known = {name: FILES[name] for name in (owner, config_name) if name}
+    if owner is None or owner == config_name or issubclass(known[config_name], known[owner]):
+        return None
+    recipes = " ".join(argument for argument in arguments if IS_RECIPE.match(argument))
+    command = {"config": "ppo"}.get(owner, owner)
+    return UserError(f"recipe: {recipes} is for another command; use python -m starling_train.{command} {recipes}")
 
 
 def _report_former(old: str, new: str) -> str:

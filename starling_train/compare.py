@@ -55,7 +55,7 @@ def report(config: CompareConfig, directory: Path) -> None:
     section, curves = config.compare, []
     for run in sorted((directory / "runs").glob("*/seed_*")):
         seed = int(run.name.removeprefix("seed_"))
-        curve = read(run, run.parent.name, seed, section.reward, section.skills)
+        curve = read(run, run.parent.name, seed, section.reward, config.skills())
         curves += [curve] if curve else []
     if not any(curve.strategy == section.reference for curve in curves):
         print(f"no comparison yet: no run of {section.reference}, compare.reference, is finished")

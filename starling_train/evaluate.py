@@ -1,7 +1,6 @@
 """python -m starling_train.evaluate model.path=DIR suites=[...]: how good are a policy and a reward model?"""
 
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,10 @@ def main(config: EvaluateConfig) -> None:
     from starling_train.evals import registry, results
     from starling_train.evals.subjects import Subjects
     from starling_train.report import page
+    from starling_train.run import interruption
     from starling_train.run.runtime import Runtime
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # everything measured so far is in a file already
-        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+    interruption.heed(signal.SIGTERM, signal.SIGUSR1)  # everything measured so far is in a file already
 
     # 1. What can be wrong, before anything is loaded.
     runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)

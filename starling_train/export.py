@@ -1,7 +1,6 @@
 """python -m starling_train.export run_dir=runs/NAME output=DIR: a run's checkpoint as a whole Hugging Face model."""
 
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +21,10 @@ def main(config: ExportConfig) -> None:
     """Find the checkpoint, check base model and disk, write the model."""
     from starling_train.files import disk, whole
     from starling_train.report import model_card
-    from starling_train.run import saved
+    from starling_train.run import interruption, saved
     from starling_train.training.trained import load_trained, plan
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # a half-written model is removed on the way out
-        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+    interruption.heed(signal.SIGTERM, signal.SIGUSR1)  # a half-written model is removed on the way out
 
     # 1. What can be wrong, from headers and small files.
     output = Path(given(config.output)).expanduser().resolve()

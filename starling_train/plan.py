@@ -1,15 +1,38 @@
 """python -m starling_train.plan +recipe=NAME plan.processes=N: what a run needs, before there is a GPU or a weight."""
 
-from starling_train.cli import command
-from starling_train.config.plan import PlanConfig, check
+import sys
+
+from starling_train.cli import command, command_of_recipe
+from starling_train.config.plan import PlanConfig, PlanDpoConfig, PlanRmConfig, check, check_of_dpo, check_of_rm
 
 
 @command(check, PlanConfig, "plan")
-def main(config: PlanConfig) -> None:
+def of_ppo(config: PlanConfig) -> None:
     """Print the plan. Nothing is written and nothing downloaded."""
     from starling_train.planning import planner
 
     print(planner.describe(config))
+
+
+@command(check_of_dpo, PlanDpoConfig, "plan_dpo")
+def of_dpo(config: PlanDpoConfig) -> None:
+    """Print the plan of a run of dpo."""
+    from starling_train.planning import supervised
+
+    print(supervised.describe(config, config.plan))
+
+
+@command(check_of_rm, PlanRmConfig, "plan_rm")
+def of_rm(config: PlanRmConfig) -> None:
+    """Print the plan of a run of rm."""
+    from starling_train.planning import supervised
+
+    print(supervised.describe(config, config.plan))
+
+
+def main() -> None:
+    """Plan the run of the command that the recipe is for, ppo where none is given."""
+    {"dpo": of_dpo, "rm": of_rm}.get(command_of_recipe(sys.argv[1:]) or "", of_ppo)()
 
 
 if __name__ == "__main__":

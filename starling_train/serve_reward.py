@@ -10,6 +10,8 @@ from starling_train.config.fields import UserError
 from starling_train.config.serve_reward import ServeConfig, check
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from fastapi import FastAPI
 
 BACKLOG = 2048  # connections that the kernel holds until they are accepted
@@ -75,10 +77,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: "FastAPI", listener: socket.socket, config: ServeConfig) -> None:
-    """Answer until SIGTERM (exit code 143) or Ctrl-C (130), then finish what is under way and end."""
+    """Answer until SIGTERM (exit code 143) or Ctrl-C (130), then finish what is under way and end.
+
+    A signal that was ignored when the command started stays so.
+    """
     import signal
 
     import uvicorn
+
+    from starling_train.run import interruption
 
     class Server(uvicorn.Server):
         """Uvicorn's server, which also prints its address once it listens."""
@@ -88,8 +95,14 @@ def serve(app: "FastAPI", listener: socket.socket, config: ServeConfig) -> None:
             host, port = listener.getsockname()[:2]
             print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
+        def handle_exit(self, sig: int, frame: "FrameType | None") -> None:
+            # Ctrl-C delivered twice would cut off what is under way
+            if sig in heard and (sig != signal.SIGINT or interruption.is_first(sig)):
+                super().handle_exit(sig, frame)
+
     stopped: list[int] = []
-    for handled in (signal.SIGTERM, signal.SIGINT):
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    for handled in heard:
         signal.signal(handled, lambda received, frame: stopped.append(received))
     settings = uvicorn.Config(
         app,

@@ -23,7 +23,8 @@ FLOORS = {
     "assets": 9.5, "cli": 10,
 }  # fmt: skip
 CLI_IMPORTS = {"config", "assets"}  # all that a typo or --help waits for
-LIGHT = "starling_train.files.lock"  # a lock of the standard library, for `assets`
+# of the standard library alone: a lock for `assets`, Ctrl-C for `cli`
+LIGHT = ("starling_train.files.lock", "starling_train.run.interruption")
 # package: the only places that may import it
 ONLY_IN = {
     "hydra": ("cli.py",),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from starling_train.config.fields import UserError
+from starling_train.run import interruption
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -41,6 +42,8 @@ def run(children: Sequence[Child], at_once: int, say: Callable[[str], None]) -> 
             for child in running:
                 child.process.wait()
     if received:
+        say("stopped by a signal; run the same command to go on")
+        interruption.is_first(received[0])  # delivered again while this process ends, it changes nothing
         sys.exit(128 + received[0])
     if failed:
         raise UserError(f"compare: {failed.name} failed ({_last_line(failed.log)}); see {failed.log}, then start again")

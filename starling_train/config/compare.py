@@ -40,7 +40,11 @@ class CompareSection:
     seeds: int = number(5, 1, 1000, doc="runs of each strategy")
     first_seed: int = number(0, 0, 2**31, doc="of the `seeds` seeds in a row")
     reward: str = setting("eval/score_mean", "the metric of held-out reward")
-    skills: list[str] = setting(["eval/function_calling"], "metrics of the skills to keep")
+    skills: list[str] | None = setting(
+        None,
+        "metrics of the skills to keep; null = those of evaluation.suites, and without suites eval/kl_reference, how "
+        "far the policy has moved",
+    )
     level: float | None = number(None, 1e-9, doc="gain of reward to compare skills at; null = what all runs reach")
     processes: int = number(1, 1, 1024, doc="runs side by side")
 
@@ -57,6 +61,12 @@ class CompareConfig(PpoConfig):
 
     name: str = run_name("compare", "everything goes to runs/<name>, or runs/<a recipe's name>-compare, or to run_dir")
     compare: CompareSection = section(CompareSection)
+
+    def skills(self) -> list[str]:
+        """Return the metrics of the skills that are compared."""
+        if self.compare.skills is not None:
+            return self.compare.skills
+        return [f"eval/{suite}" for suite in dict.fromkeys(self.evaluation.suites)] or ["eval/kl_reference"]
 
 
 def check(config: CompareConfig) -> None:
@@ -76,7 +86,7 @@ def check(config: CompareConfig) -> None:
             raise UserError(f"compare.strategies: '{name}' becomes the name of a directory; use letters, digits and _")
     if not config.evaluation.every:
         raise UserError("evaluation.every: 0 measures nothing to compare; give a number of steps")
-    if not section.skills:
+    if not config.skills():
         raise UserError("compare.skills: empty; give metrics that are evaluated, e.g. [eval/function_calling]")
     check_metrics(config)
     check_one_process("compare")
@@ -87,7 +97,7 @@ def check_metrics(config: CompareConfig) -> None:
     evaluation = config.evaluation
     known = [*ALWAYS, *(f"eval/{suite}" for suite in evaluation.suites)]
     known += [f"eval/{name}_mean" for name in evaluation.functions]
-    for key, metrics in (("reward", [config.compare.reward]), ("skills", config.compare.skills)):
+    for key, metrics in (("reward", [config.compare.reward]), ("skills", config.skills())):
         for metric in metrics:
             by_category = "function_calling" in evaluation.suites and metric.startswith("eval/function_calling_")
             if metric not in known and not by_category:

@@ -18,7 +18,7 @@ from starling_train.config.dpo import DpoConfig
 from starling_train.config.evaluate import EvaluateConfig
 from starling_train.config.export import ExportConfig
 from starling_train.config.laser import LaserConfig
-from starling_train.config.plan import PlanConfig
+from starling_train.config.plan import PlanConfig, PlanDpoConfig, PlanRmConfig
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
 from starling_train.config.run import RunConfig
@@ -29,7 +29,7 @@ from starling_train.config.snr import SnrConfig
 FILES = {
     "config": PpoConfig, "rm": RmConfig, "dpo": DpoConfig, "snr": SnrConfig, "evaluate": EvaluateConfig,
     "plan": PlanConfig, "laser": LaserConfig, "compare": CompareConfig, "score": ScoreConfig,
-    "serve_reward": ServeConfig, "export": ExportConfig,
+    "serve_reward": ServeConfig, "export": ExportConfig, "plan_dpo": PlanDpoConfig, "plan_rm": PlanRmConfig,
 }  # fmt: skip
 WIDTH = 120
 LONGEST_KEY = 48  # columns of `key: value`, beyond which a comment no longer moves to the right
@@ -58,15 +58,16 @@ def render() -> dict[str, str]:
 
 
 def _command(schema: type) -> str:
-    """Return the file of a command; a command that extends ppo starts from ppo's file and has only its own keys."""
-    extends = schema is not PpoConfig and issubclass(schema, PpoConfig)
+    """Return the file of a command; a command that extends another starts from its file and has only its own keys."""
+    extended = [name for name, other in FILES.items() if other is not schema and issubclass(schema, other)]
+    extends = bool(extended)
     config = schema()
     header, _, footer = _doc(config).partition("\n\n")
     own = [item for item in fields(schema) if not extends or item.name in schema.__annotations__]
     shared = {item.name for item in fields(RunConfig)} - {"model", "freeze"}
     own.sort(key=lambda item: is_dataclass(getattr(config, item.name)) * (1 + (item.name in shared)))  # its own first
     groups = [f"  - {item.name}: {item.metadata['group']}\n" for item in own if item.metadata.get("group")]
-    base = ["  - config\n"] if extends else groups
+    base = [f"  - {name}\n" for name in extended] or groups
     text = _header(header) + "defaults:\n" + "".join(base) + "  - _self_\n" + QUIET + "\n"
     keys = "".join(_lines(config, own)).lstrip("\n")
     hydra = "\nhydra:\n  help:\n" if extends else HYDRA

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.dpo import check as check_dpo
 from starling_train.config.fields import UserError, number, section
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.ppo import check as check_ppo
+from starling_train.config.rm import RmConfig
+from starling_train.config.rm import check as check_rm
 
 
 @dataclass
@@ -31,11 +35,41 @@ class PlanConfig(PpoConfig):
     plan: DevicesConfig = section(DevicesConfig)
 
 
+@dataclass
+class PlanDpoConfig(DpoConfig):
+    """`python -m starling_train.plan` with a recipe of dpo: its keys (dpo.yaml), and the devices planned for."""
+
+    plan: DevicesConfig = section(DevicesConfig)
+
+
+@dataclass
+class PlanRmConfig(RmConfig):
+    """`python -m starling_train.plan` with a recipe of rm: its keys (rm.yaml), and the devices planned for."""
+
+    plan: DevicesConfig = section(DevicesConfig)
+
+
 def check(config: PlanConfig) -> None:
     """Check the configuration. Raises UserError."""
     check_ppo(config)
-    if config.plan.processes > config.algorithm.prompts_per_step:
+    _check_processes(config.plan, "algorithm", config.algorithm.prompts_per_step)
+
+
+def check_of_dpo(config: PlanDpoConfig) -> None:
+    """Check the configuration. Raises UserError."""
+    check_dpo(config)
+    _check_processes(config.plan, "dpo", config.dpo.prompts_per_step)
+
+
+def check_of_rm(config: PlanRmConfig) -> None:
+    """Check the configuration. Raises UserError."""
+    check_rm(config)
+    _check_processes(config.plan, "rm", config.rm.prompts_per_step)
+
+
+def _check_processes(devices: DevicesConfig, section: str, prompts: int) -> None:
+    if devices.processes > prompts:
         raise UserError(
-            f"plan.processes: {config.plan.processes} exceeds algorithm.prompts_per_step="
-            f"{config.algorithm.prompts_per_step}; lower it, or raise algorithm.prompts_per_step"
+            f"plan.processes: {devices.processes} exceeds {section}.prompts_per_step={prompts}; lower it, or raise "
+            f"{section}.prompts_per_step"
         )

@@ -128,27 +128,34 @@ def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | N
     )
 
 
-def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False) -> MemoryPlan:
-    """Plan the memory of DPO in one process, whose reference is numbers in a file.
+def plan_supervised(
+    model: Shape, job: TrainingJob, *, scores: bool = False, share: Share | None = None
+) -> MemoryPlan:
+    """Plan the memory of DPO in a process, whose reference is numbers in a file.
 
     job: its mini-batch is the longest row or pair, which is never cut; its slots are the sequences that an evaluation
         draws at a time, 0 for none.
     scores: plan the training of a reward model instead.
+    share: of each process; None = all.
     """
+    share = share or Share()
     size, layers = BYTES[job.dtype], job.layers_above_lowest
     activations = activation_bytes(model, size, layers, layers, job.gradient_checkpointing)
     tokens = max(job.minibatch_tokens, job.tokens_per_microbatch)
-    update = {"gradients": job.trainable * size, "activations": tokens * activations}
-    step = _step(model, job.trainable, 0, size, Share())
+    update = {"gradients": share.of(job.trainable * size, 2), "activations": tokens * activations}
+    update |= _gathered(job.parameters, size, share)
+    if share.is_zero:
+        update["exchange with other processes"] = min(BUCKET, job.trainable) * size
+    step = _step(model, job.trainable, 0, size, share)
     if scores:
-        step = {"gradients, float32": step["gradients, float32"]}
+        step = {part: amount for part, amount in step.items() if part != "one in its own type"}
     else:
         update["logits, one chunk"] = _logits(model, job)
     rollout = _rollout(model, job, size, 0.0) if job.slots else {}
     return MemoryPlan(
         held={
-            "weights" if scores else "policy weights": _policy_bytes(model, job, size),
-            "optimizer: moments, master copies": _optimizer(job.trainable, 0, size, job.eight_bit, Share()),
+            "weights" if scores else "policy weights": share.of(_policy_bytes(model, job, size), 3),
+            "optimizer: moments, master copies": _optimizer(job.trainable, 0, size, job.eight_bit, share),
         },
         rollout={part: amount for part, amount in rollout.items() if amount},
         update=update,

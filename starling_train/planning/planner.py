@@ -1,5 +1,6 @@
 """What a run needs on N devices: memory by part, tokens and time of a step, and the fewest devices that hold it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,29 @@ class Planner:
         The configured stage if it is enough; else the lowest that is.
         """
         config = self.config
-        stages = sorted({config.cluster.zero_stage, *range(config.cluster.zero_stage, 4)})
-        if config.optim.eight_bit:
-            stages = [0]
-        for count in COUNTS:
-            if count > config.algorithm.prompts_per_step:
-                return None
-            for stage in stages if count > 1 else stages[:1]:
-                if self.memory(count, stage).total <= gb * 1e9:
-                    return count, stage
-        return None
+        prompts, stage = config.algorithm.prompts_per_step, config.cluster.zero_stage
+        return fewest(self.memory, gb, prompts, stage, config.optim.eight_bit)
+
+
+def fewest(
+    memory: Callable[[int, int], MemoryPlan], gb: float, prompts: int, stage: int, eight_bit: bool
+) -> tuple[int, int] | None:
+    """Find the fewest devices and their ZeRO stage, None beyond the largest count.
+
+    memory: of so many processes at a stage.
+    gb: of each device, decimal.
+    prompts: of a step, as many processes at most.
+    stage: the configured one, which is used if it is enough; else the lowest that is.
+    eight_bit: moments that cannot be sharded.
+    """
+    stages = [0] if eight_bit else list(range(stage, 4))
+    for count in COUNTS:
+        if count > prompts:
+            return None
+        for one in stages if count > 1 else stages[:1]:
+            if memory(count, one).total <= gb * 1e9:
+                return count, one
+    return None
 
 
 def reward_shape(config: PpoConfig) -> Shape | None:
@@ -136,12 +150,13 @@ def describe(config: Any) -> str:
         f"{settings.bandwidth_share:.0%} of {device.bandwidth_gb_s:g} GB/s",
         "",
         "fewest devices that hold it",
-        *(f"  {kind.gb:>3} GB  {_words(planner.fewest(kind.gb), stage)}" for kind in DEVICES),
+        *(f"  {kind.gb:>3} GB  {in_words(planner.fewest(kind.gb), stage)}" for kind in DEVICES),
     ]
     return "\n".join(lines)
 
 
-def _words(counted: tuple[int, int] | None, stage: int) -> str:
+def in_words(counted: tuple[int, int] | None, stage: int) -> str:
+    """Return what `fewest` found as text. stage: the configured one."""
     if counted is None:
         return "not on any number that was tried"
     count, needed = counted

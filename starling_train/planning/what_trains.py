@@ -25,7 +25,11 @@ def what_trains(freeze: FreezeConfig, source: ModelSource, seed: int) -> FreezeT
 
 def what_trains_of(freeze: FreezeConfig, model_config: Any, seed: int) -> FreezeTable:
     """Make the table of a policy from its configuration alone. Raises UserError."""
-    model = build_empty(model_config)
+    return what_trains_in(freeze, build_empty(model_config), seed)
+
+
+def what_trains_in(freeze: FreezeConfig, model: Network, seed: int) -> FreezeTable:
+    """Make the table of an empty model. Raises UserError."""
     records = matrices_of(model)
     if freeze.method in SCORED and freeze.scan:
         records = match_scan(freeze, records)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: a run ends within its grace time, with its state saved."""
+"""SIGTERM, SIGINT (Ctrl-C) and SIGUSR1: a run ends within its grace time, with its state saved."""
 
 import os
 import signal
@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from starling_train.config.fields import UserError
+from starling_train.run import interruption
 from starling_train.run.runtime import Runtime
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 KEPT_FOR_SAVING = 0.2  # of the grace time
 
 
@@ -23,13 +24,13 @@ class StopRequest:
     """Remembers a signal, and raises Stopped only in phases that may be left.
 
     A file that is being written is therefore always completed. A second signal, a second or more after the first,
-    exits at once (launchers may deliver one signal twice). A signal that is ignored when the command starts stays so: a
-    launcher that sends the other one relies on that (slurm/node.sh).
+    exits at once (a terminal and a launcher may deliver one signal twice). A signal that is ignored when the command
+    starts stays so: a launcher that sends the other one relies on that (slurm/node.sh), or `nohup`.
 
     Several processes leave together, at the next border between two phases.
 
-    grace_s: seconds from the signal to the end of the process. exit_code: None until a signal came, then 128 + 15 or
-    128 + 10. half_updated: an update was interrupted, so that what is in memory belongs to no step.
+    grace_s: seconds from the signal to the end of the process. exit_code: None until a signal came, then 128 + its
+    number. half_updated: an update was interrupted, so that what is in memory belongs to no step.
     """
 
     def __init__(self, grace_s: float, runtime: Runtime | None = None) -> None:
@@ -41,6 +42,7 @@ class StopRequest:
         self._began = self._longest_update = self._since = 0.0
 
     def __enter__(self) -> "StopRequest":
+        interruption.forget()
         heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._remember) for number in heard}
         self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._time_is_over)
@@ -49,7 +51,9 @@ class StopRequest:
     def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            was_heard = self.exit_code is not None and handler == signal.SIG_DFL
+            # the same signal, delivered again while the process ends, must not end it with another code
+            signal.signal(number, _pass_over if was_heard and number != signal.SIGALRM else handler)
 
     @property
     def is_alone(self) -> bool:
@@ -103,9 +107,7 @@ class StopRequest:
             raise Stopped
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code is not None:
-            if time.monotonic() - self._since > 1.0:
-                os._exit(128 + number)
+        if not interruption.is_first(number):
             return
         self.exit_code, self._since = 128 + number, time.monotonic()
         self._set_timer()  # for an update, or the writing of the final model, that takes too long
@@ -138,6 +140,10 @@ class StopRequest:
     def _leave(self) -> None:
         self._phase = ""
         raise Stopped
+
+
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    interruption.is_first(number)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from starling_train import assets
 from starling_train.files.whole import write_whole
+from starling_train.run import interruption
 
 PARTS = ("policy", "reward")
 HELP = """python -m starling_train.toy [out=DIR]
@@ -55,7 +56,13 @@ def _make_parts(folder: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "starling_train.toy", f"out={folder}"]
     running = [subprocess.Popen([*command, f"part={part}"], env=environment) for part in PARTS]
-    codes = [process.wait() for process in running]
+    try:
+        codes = [process.wait() for process in running]
+    except KeyboardInterrupt:
+        for process in running:
+            process.kill()
+            process.wait()
+        raise
     if any(codes):
         raise RuntimeError("a part of the toy could not be made; its message is above")
     facts = {part: json.loads((folder / f"{part}.json").read_text()) for part in PARTS}
@@ -65,4 +72,8 @@ def _make_parts(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        with interruption.interruptible():
+            main(sys.argv[1:])
+    except KeyboardInterrupt as stopped:
+        sys.exit(getattr(stopped, "exit_code", 130))  # whoever waits for it has a line

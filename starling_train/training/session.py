@@ -260,6 +260,8 @@ class Session:
         if self.state.step:
             self._save()
             self.say(f"state saved after step {self.state.step}; run the same command to go on")
+        else:
+            self.say("stopped before the end of the first step, nothing is saved; run the same command to start again")
 
     def _record(self, metrics: dict[str, Any], left_s: float | None = None) -> None:
         self._metrics_log.write([metrics])

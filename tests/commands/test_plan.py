@@ -5,12 +5,15 @@ import sys
 
 import pytest
 
-from starling_train import cli, plan
+from starling_train import cli, dpo, plan
 from starling_train.planning import planner
 
-PPO = sorted(
-    path.stem for path in cli.find("recipes").glob("*.yaml") if path.read_text().splitlines()[0].startswith("# ppo:")
-)
+def recipes_of(command: str) -> list[str]:
+    files = cli.find("recipes").glob("*.yaml")
+    return sorted(path.stem for path in files if path.read_text().startswith(f"# {command}:"))
+
+
+PPO = recipes_of("ppo")
 NAMED = {
     name: (int(count or 1), int(gb))
     for name, count, gb in re.findall(
@@ -39,6 +42,46 @@ def test_every_recipe_is_planned(recipe, planned, toy):
     for part in ("module type", "policy weights", "during rollout: KV cache", "during update: activations", "peak",
                  "estimate, not a measurement", "141 GB"):  # fmt: skip
         assert part in text, part
+
+
+@pytest.mark.parametrize("recipe", [*recipes_of("dpo"), *recipes_of("rm")])
+def test_every_recipe_of_the_other_training_commands_is_planned(recipe, planned, toy):
+    text = planned(f"+recipe={recipe}", "plan.gpu_gb=100")
+    for part in ("module type", "weights", "during update: activations", "peak", "fits on a device of 100 GB"):
+        assert part in text, part
+
+
+def test_dpo_s_plan_is_what_its_dry_run_says(planned, toy, monkeypatch, capsys):
+    """And is of the settings beside the recipe."""
+    text = planned("+recipe=toy_dpo", "dpo.max_length=512")
+    monkeypatch.setattr("sys.argv", ["dpo", "+recipe=toy_dpo", "dpo.max_length=512", "dry_run=true"])
+    dpo.main()
+    memory = capsys.readouterr().out.partition("memory, one process\n")[2]
+    assert memory.strip() and memory.strip() in text
+
+
+def test_more_processes_take_less_of_each_device_in_rm_too(planned):
+    """Starling-RM-7B's 6,607,347,712 parameters in bfloat16, on four devices."""
+    recipe = ("+recipe=starling_rm_7b", "plan.processes=4")
+    whole, sharded = planned(*recipe), planned(*recipe, "cluster.zero_stage=3")
+    assert gigabytes(whole, "weights") == pytest.approx(13.21, abs=0.01)
+    assert gigabytes(sharded, "weights") == pytest.approx(13.21 / 4, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "arguments,command",
+    [
+        (["+recipe=rank_beta"], "laser"),
+        (["+recipe=toy_laser", "laser.samples=5"], "laser"),
+        (["+recipe=[toy_laser]"], "laser"),
+    ],
+)
+def test_a_recipe_that_has_no_plan_is_sent_to_its_command(arguments, command, planned, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        planned(*arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("error: recipe: ") and f"use python -m starling_train.{command} {arguments[0]}" in error
 
 
 def test_the_table_names_hardware():

@@ -12,6 +12,7 @@ from starling_train.comparison.children import Child, run
 from starling_train.config.fields import UserError
 
 ROOT = Path(__file__).parents[2]
+STOPPED = "stopped by a signal; run the same command to go on"
 
 
 def child(tmp_path, name, *arguments):
@@ -59,7 +60,9 @@ def test_a_signal_ends_all_of_them(started, number, code):
     assert [started.stdout.readline() for _ in range(2)] == ["a: started\n", "b: started\n"]
     started.send_signal(number)
     assert started.wait(30) == code
-    assert sorted(started.stdout.read().splitlines()) == ["a: ended with code -15", "b: ended with code -15"]
+    *ends, last = started.stdout.read().splitlines()
+    assert sorted(ends) == ["a: ended with code -15", "b: ended with code -15"]
+    assert last == STOPPED
     assert started.stderr.read() == ""
 
 
@@ -88,7 +91,7 @@ def test_a_signal_that_comes_while_a_process_is_made_reaches_it(tmp_path, monkey
     server = child(tmp_path, "server", "http.server", "0", "--bind", "127.0.0.1")
     with pytest.raises(SystemExit) as stopped:
         run([server, child(tmp_path, "never", "json.tool")], 1, said.append)
-    assert stopped.value.code == 143 and said == ["server: started", "server: ended with code -15"]
+    assert stopped.value.code == 143 and said == ["server: started", "server: ended with code -15", STOPPED]
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 
+from starling_train.run.interruption import interruptible
 from starling_train.run.signals import Stopped, StopRequest, leave_saved
 
 
@@ -25,6 +26,63 @@ def test_a_phase_that_changes_nothing_is_left_at_once_and_all_others_are_not():
             send()
             pytest.fail("went on after the signal")
         assert stop.exit_code == 143 and not stop.half_updated
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_put_back():
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_ctrl_c_is_a_signal_like_the_others_and_twice_in_a_moment_is_once():
+    with StopRequest(60) as stop:
+        with pytest.raises(Stopped), stop.abandonable():
+            send(signal.SIGINT)
+            pytest.fail("went on after the signal")
+        send(signal.SIGINT)
+        assert stop.exit_code == 130 and not stop.half_updated
+
+
+def test_a_signal_delivered_again_after_the_run_has_left_changes_nothing():
+    with interruptible():
+        with pytest.raises(Stopped), StopRequest(60) as stop, stop.abandonable():
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        send(signal.SIGINT)
+
+
+def test_ctrl_c_that_was_ignored_from_the_start_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible(), StopRequest(60) as stop, stop.abandonable():
+        send(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert stop.exit_code is None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_a_handler_of_the_caller_stays():
+    heard = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    with interruptible():
+        send(signal.SIGINT)
+    assert heard == [signal.SIGINT]
+
+
+def test_without_a_run_ctrl_c_interrupts_once_and_no_except_takes_it():
+    with pytest.raises(KeyboardInterrupt) as stopped, interruptible():
+        try:
+            send(signal.SIGINT)
+        except Exception:
+            pytest.fail("taken")
+        finally:
+            send(signal.SIGINT)
+    assert stopped.value.exit_code == 130
+    with interruptible():
+        pass
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_a_signal_that_was_ignored_from_the_start_stays_so():

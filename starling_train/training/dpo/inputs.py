@@ -15,8 +15,9 @@ from starling_train.models import written
 from starling_train.models.families.positions import positions_of
 from starling_train.models.source import ModelSource
 from starling_train.planning import what_trains
-from starling_train.planning.memory import MemoryPlan, TrainingJob, plan_supervised
+from starling_train.planning.memory import MemoryPlan, plan_supervised
 from starling_train.planning.shapes import Shape
+from starling_train.planning.supervised import dpo_job
 from starling_train.run.checkpoints import identify_base
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
@@ -200,20 +201,4 @@ def planned(config: DpoConfig, source: ModelSource) -> tuple[FreezeTable, Memory
     """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains.what_trains(config.freeze, source, config.seed)
     layers = source.text_config.num_hidden_layers
-    evaluates = config.evaluation.every and (config.evaluation.responses or config.evaluation.suites)
-    job = TrainingJob(
-        parameters=table.parameters_of,
-        trainable=table.parameters_trained,
-        dtype=config.model.dtype,
-        minibatch_tokens=2 * config.dpo.max_length,
-        tokens_per_microbatch=config.dpo.tokens_per_microbatch,
-        layers_above_lowest=layers - min(table.lowest_layer, layers),
-        slots=config.rollout.slots if evaluates else 0,
-        sequence_tokens=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
-        prompt_tokens=config.data.max_prompt_tokens,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        eight_bit=config.optim.eight_bit,
-        adapter=bool(config.freeze.adapter),
-        load_in=config.model.load_in,
-    )
-    return table, plan_supervised(Shape.of(source.policy_config), job)
+    return table, plan_supervised(Shape.of(source.policy_config), dpo_job(config, table, layers))

@@ -17,8 +17,9 @@ from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
 from starling_train.models.reward.start import Start, check_start, empty_net, find_start, make_net, net_writer
 from starling_train.models.source import ModelSource
-from starling_train.planning.memory import MemoryPlan, TrainingJob, plan_supervised
+from starling_train.planning.memory import MemoryPlan, plan_supervised
 from starling_train.planning.shapes import Shape
+from starling_train.planning.supervised import rm_job
 from starling_train.planning.what_trains import rendered, select_as_many
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
@@ -231,14 +232,4 @@ def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, MemoryP
     """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     records = listing(config, start.source.model)
     table = _apply(config, empty_net(start), select_as_many(config.freeze, records, config.seed))
-    job = TrainingJob(
-        parameters=table.parameters_of,
-        trainable=table.parameters_trained,
-        dtype=config.model.dtype,
-        minibatch_tokens=config.rm.max_length,
-        tokens_per_microbatch=config.rm.tokens_per_microbatch,
-        layers_above_lowest=start.config.num_hidden_layers - min(table.lowest_layer, config.freeze.lowest_layer),
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        eight_bit=config.optim.eight_bit,
-    )
-    return table, plan_supervised(Shape.of(start.config), job, scores=True)
+    return table, plan_supervised(Shape.of(start.config), rm_job(config, table, start.config.num_hidden_layers), scores=True)

@@ -1,0 +1,130 @@
+"""Recipes: command lines that the documents print, recipes of one's own, and recipes given to another command."""
+
+import re
+import shlex
+
+import pytest
+
+from starling_train import cli
+from starling_train.config import conf_files
+from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
+from starling_train.config.snr import SnrConfig
+
+ROOT = cli.find("recipes").parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINE = re.compile(r"(?:python -m|torchrun [^\n]*-m|accelerate launch [^\n]*-m) starling_train\.(\w+) ([^\n#`]*)")
+CHECKS = {
+    name: __import__(f"starling_train.config.{module}", fromlist=["check"]).check
+    for name, module in {
+        "config": "ppo", "rm": "rm", "dpo": "dpo", "plan": "plan", "compare": "compare", "laser": "laser",
+        "evaluate": "evaluate", "snr": "snr", "score": "score", "export": "export", "serve_reward": "serve_reward",
+    }.items()
+}  # fmt: skip
+
+
+def printed() -> list[tuple[str, str]]:
+    """(command, arguments) of every command line with a recipe that a document prints."""
+    lines = []
+    for document in DOCUMENTS:
+        text = document.read_text().replace("\\\n", " ")
+        lines += [found for found in LINE.findall(text) if "+recipe=" in found[1]]
+        for arguments in re.findall(r"^    \.\.\. (\+recipe=[^\n#]*)", text, re.M):
+            lines.append(("dpo" if "_dpo" in arguments else "ppo", arguments))
+        lines += re.findall(r"^\| `\.(\w+) ([^`]*\+recipe=[^`]*)`", text, re.M)
+    return sorted({(command, arguments.strip().rstrip(")")) for command, arguments in lines})
+
+
+def test_the_documents_print_command_lines():
+    commands = {command for command, _ in printed()}
+    assert commands >= {"ppo", "dpo", "rm", "compare", "plan", "laser", "evaluate"} and len(printed()) > 20
+
+
+@pytest.mark.parametrize("command,arguments", printed())
+def test_what_a_document_prints_is_accepted(command, arguments):
+    """Up to what needs the models themselves."""
+    arguments = arguments.replace("recipe=NAME", "recipe=small").replace("processes=N", "processes=2")
+    name = "config" if command == "ppo" else command
+    given = shlex.split(arguments.replace("...", "").replace("reward.url= ", "reward.url=http://127.0.0.1:1 "))
+    CHECKS[name](cli.configuration(given, conf_files.FILES[name], name))
+
+
+@pytest.mark.parametrize("recipe,skills", [
+    ("small", ["eval/kl_reference"]), ("starling_beta", ["eval/kl_reference"]), ("laser_beta", ["eval/kl_reference"]),
+    ("toy", ["eval/function_calling"]),
+])  # fmt: skip
+def test_compare_takes_every_recipe_with_the_skills_that_it_measures(recipe, skills):
+    config = cli.configuration([f"+recipe={recipe}", "compare.only=[snr,none]"], conf_files.FILES["compare"], "compare")
+    CHECKS["compare"](config)
+    assert config.skills() == skills
+
+
+# recipes of one's own
+
+
+@pytest.fixture
+def own(tmp_path):
+    folder = tmp_path / "mine" / "recipe"
+    (folder / "team").mkdir(parents=True)
+    (folder / "plain.yaml").write_text("name: plain\nfreeze:\n  top_percent: 10\n")
+    (folder / "marked.yaml").write_text("# @package _global_\nname: marked\nfreeze:\n  top_percent: 10\n")
+    (folder / "upon.yaml").write_text("defaults:\n  - plain\n  - _self_\nname: upon\nseed: 3\n")
+    (folder / "upon_ours.yaml").write_text("defaults:\n  - toy\n  - override /freeze: none\n  - _self_\nname: ours\n")
+    (folder / "team" / "deep.yaml").write_text("name: deep\nfreeze:\n  top_percent: 10\n")
+    (folder / "pairs.yaml").write_text("defaults:\n  - toy_dpo\n  - _self_\nname: pairs\ndpo:\n  beta: 0.3\n")
+    (folder / "typo.yaml").write_text("algorithm:\n  stepss: 3\n")
+    return folder.parent
+
+
+@pytest.mark.parametrize("flag", [["-cd", "{}"], ["--config-dir", "{}"], ["--config-dir={}"], ["hydra.searchpath=[{}]"]])
+@pytest.mark.parametrize("recipe,name", [("recipe=plain", "plain"), ("recipe=marked", "marked"), ("recipe=upon", "upon"),
+                                         ("recipe/team=deep", "deep"), ("recipe=[toy,plain]", "plain")])  # fmt: skip
+def test_a_recipe_of_one_s_own_needs_no_mark(own, flag, recipe, name):
+    config = cli.configuration([*(part.format(own) for part in flag), f"+{recipe}", "algorithm.steps=7"])
+    assert (config.name, config.freeze.top_percent, config.algorithm.steps) == (name, 10, 7)
+
+
+def test_a_recipe_of_one_s_own_builds_on_ours(own):
+    config = cli.configuration(["-cd", str(own), "+recipe=upon_ours"])
+    assert (config.name, config.freeze.method, config.prepare) == ("ours", "none", "toy")
+
+
+def refused(monkeypatch, capsys, schema, name, *arguments):
+    """What a command line ends with."""
+    monkeypatch.setattr("sys.argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.command(lambda config: None, schema, name)(lambda config: pytest.fail("accepted"))()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("name,arguments,command", [
+    ("config", ["+recipe=toy_dpo"], "dpo"), ("dpo", ["+recipe=small"], "ppo"), ("rm", ["+recipe=toy_laser"], "laser"),
+    ("compare", ["+recipe=toy_rm"], "rm"), ("config", ["-cd", "{own}", "+recipe=pairs"], "dpo"),
+    ("config", ["+recipe=toy_rm", "rm.epochs=3"], "rm"),
+])  # fmt: skip
+def test_a_recipe_of_another_command_is_named_with_its_command(own, monkeypatch, capsys, name, arguments, command):
+    given = [argument.format(own=own) for argument in arguments]
+    error = refused(monkeypatch, capsys, conf_files.FILES[name], name, *given)
+    recipe = next(argument for argument in given if "recipe=" in argument)
+    assert error == (
+        f"error: recipe: {recipe} is for another command; use python -m starling_train.{command} {recipe}\n"
+    )
+
+
+@pytest.mark.parametrize("name,schema,arguments,says", [
+    ("config", PpoConfig, ["-cd", "{own}", "+recipe=typo"], "algorithm.stepss: no such key; use one of: name, steps"),
+    ("config", PpoConfig, ["+recipe=toy", "algorithm.stepss=3"], "algorithm.stepss: no such key"),
+    ("config", PpoConfig, ["recipe=toy"], "recipe: no such key; write +recipe=NAME, with a plus"),
+    ("config", PpoConfig, ["-cd", "{own}", "+recipe=nothing"], "recipe: there is no 'nothing'; use one of: "),
+    ("snr", SnrConfig, ["algorithm.steps=3"], "algorithm.steps: no such key"),
+])  # fmt: skip
+def test_other_mistakes_are_not_taken_for_it(own, monkeypatch, capsys, name, schema, arguments, says):
+    given = [argument.format(own=own) for argument in arguments]
+    assert refused(monkeypatch, capsys, schema, name, *given).startswith(f"error: {says}")
+
+
+def test_a_folder_of_recipes_that_is_not_there_is_an_error():
+    with pytest.raises((UserError, Exception), match="nowhere"):
+        cli.configuration(["-cd", "/nowhere", "+recipe=plain"])
