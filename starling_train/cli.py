@@ -33,7 +33,7 @@ from starling_train.config.fields import UserError, former_names, walk
 from starling_train.config.laser import LaserConfig
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
-from starling_train.run.interruption import interruptible, say_stopped
+from starling_train.run.interruption import stopped_in_one_line
 
 # Hydra's own: its flags, and its settings, which it reads before it composes
 IS_FLAG = re.compile(r"-|[+~]*hydra[./]")
@@ -55,15 +55,13 @@ def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name:
         def main() -> None:
             debug = any(argument in ("debug=true", "debug=True") for argument in sys.argv[1:])
             try:
-                with interruptible():
+                with stopped_in_one_line():
                     for composed in _compose(sys.argv[1:], config_name, schema):
                         config = typed(composed, schema)
                         check(config)
                         if getattr(config, "prepare", None):
                             assets.ensure(config.prepare)
                         body(config)
-            except KeyboardInterrupt as error:
-                sys.exit(say_stopped(error))
             except (UserError, HydraException, OmegaConfBaseException) as error:
                 if debug:
                     raise

@@ -4,6 +4,7 @@ import sys
 
 from starling_train.cli import command, command_of_recipe
 from starling_train.config.plan import PlanConfig, PlanDpoConfig, PlanRmConfig, check, check_of_dpo, check_of_rm
+from starling_train.run.interruption import stopped_in_one_line
 
 
 @command(check, PlanConfig, "plan")
@@ -32,7 +33,9 @@ def of_rm(config: PlanRmConfig) -> None:
 
 def main() -> None:
     """Plan the run of the command that the recipe is for, ppo where none is given."""
-    {"dpo": of_dpo, "rm": of_rm}.get(command_of_recipe(sys.argv[1:]) or "", of_ppo)()
+    with stopped_in_one_line():
+        recipe_of = command_of_recipe(sys.argv[1:])
+    {"dpo": of_dpo, "rm": of_rm}.get(recipe_of or "", of_ppo)()
 
 
 if __name__ == "__main__":

@@ -128,9 +128,7 @@ def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | N
     )
 
 
-def plan_supervised(
-    model: Shape, job: TrainingJob, *, scores: bool = False, share: Share | None = None
-) -> MemoryPlan:
+def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False, share: Share | None = None) -> MemoryPlan:
     """Plan the memory of DPO in a process, whose reference is numbers in a file.
 
     job: its mini-batch is the longest row or pair, which is never cut; its slots are the sequences that an evaluation

@@ -74,8 +74,13 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def say_stopped(error: KeyboardInterrupt) -> int:
-    """Say in one line, once for all processes of a run, that a signal ended the command; return its exit code."""
-    if os.environ.get("RANK", "0") == "0":  # a launcher's number of this process
-        print("stopped by a signal; run the same command to go on", file=sys.stderr, flush=True)
-    return getattr(error, "exit_code", 128 + signal.SIGINT)
+@contextmanager
+def stopped_in_one_line() -> Iterator[None]:
+    """Run a command: after Ctrl-C it ends with one line, once for all processes of a run, and exit code 130."""
+    try:
+        with interruptible():
+            yield
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":  # a launcher's number of this process
+            print("stopped by a signal; run the same command to go on", file=sys.stderr, flush=True)
+        sys.exit(getattr(error, "exit_code", 128 + signal.SIGINT))

@@ -8,6 +8,7 @@ import pytest
 from starling_train import cli, dpo, plan
 from starling_train.planning import planner
 
+
 def recipes_of(command: str) -> list[str]:
     files = cli.find("recipes").glob("*.yaml")
     return sorted(path.stem for path in files if path.read_text().startswith(f"# {command}:"))

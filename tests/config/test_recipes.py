@@ -9,7 +9,7 @@ from starling_train import cli
 from starling_train.config import conf_files
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.snr import SnrConfig
+from starling_train.config.rm import RmConfig
 
 ROOT = cli.find("recipes").parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,9 +76,13 @@ def own(tmp_path):
     return folder.parent
 
 
-@pytest.mark.parametrize("flag", [["-cd", "{}"], ["--config-dir", "{}"], ["--config-dir={}"], ["hydra.searchpath=[{}]"]])
-@pytest.mark.parametrize("recipe,name", [("recipe=plain", "plain"), ("recipe=marked", "marked"), ("recipe=upon", "upon"),
-                                         ("recipe/team=deep", "deep"), ("recipe=[toy,plain]", "plain")])  # fmt: skip
+@pytest.mark.parametrize(
+    "flag", [["-cd", "{}"], ["--config-dir", "{}"], ["--config-dir={}"], ["hydra.searchpath=[{}]"]]
+)
+@pytest.mark.parametrize("recipe,name", [
+    ("recipe=plain", "plain"), ("recipe=marked", "marked"), ("recipe=upon", "upon"), ("recipe/team=deep", "deep"),
+    ("recipe=[toy,plain]", "plain"),
+])  # fmt: skip
 def test_a_recipe_of_one_s_own_needs_no_mark(own, flag, recipe, name):
     config = cli.configuration([*(part.format(own) for part in flag), f"+{recipe}", "algorithm.steps=7"])
     assert (config.name, config.freeze.top_percent, config.algorithm.steps) == (name, 10, 7)
@@ -118,7 +122,7 @@ def test_a_recipe_of_another_command_is_named_with_its_command(own, monkeypatch,
     ("config", PpoConfig, ["+recipe=toy", "algorithm.stepss=3"], "algorithm.stepss: no such key"),
     ("config", PpoConfig, ["recipe=toy"], "recipe: no such key; write +recipe=NAME, with a plus"),
     ("config", PpoConfig, ["-cd", "{own}", "+recipe=nothing"], "recipe: there is no 'nothing'; use one of: "),
-    ("snr", SnrConfig, ["algorithm.steps=3"], "algorithm.steps: no such key"),
+    ("rm", RmConfig, ["algorithm.steps=3"], "algorithm.steps: no such key"),
 ])  # fmt: skip
 def test_other_mistakes_are_not_taken_for_it(own, monkeypatch, capsys, name, schema, arguments, says):
     given = [argument.format(own=own) for argument in arguments]

@@ -232,4 +232,6 @@ def planned(config: RmConfig, start: Start) -> tuple[freeze.FreezeTable, MemoryP
     """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     records = listing(config, start.source.model)
     table = _apply(config, empty_net(start), select_as_many(config.freeze, records, config.seed))
-    return table, plan_supervised(Shape.of(start.config), rm_job(config, table, start.config.num_hidden_layers), scores=True)
+    return table, plan_supervised(
+        Shape.of(start.config), rm_job(config, table, start.config.num_hidden_layers), scores=True
+    )
