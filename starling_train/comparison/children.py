@@ -52,6 +52,7 @@ def run(children: Sequence[Child], at_once: int, say: Callable[[str], None]) -> 
 @contextmanager
 def _received() -> Iterator[list[int]]:
     """Collect the signals that come. An ignored signal stays ignored, as in `run/signals.py`."""
+    interruption.forget()
     received: list[int] = []
     handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in handled}

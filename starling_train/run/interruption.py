@@ -58,7 +58,7 @@ def heed(*numbers: int) -> None:
 def interruptible() -> Iterator[None]:
     """Run a command: Ctrl-C raises Interrupted in it.
 
-    A handler that the caller has set, and SIGINT that was ignored when Python started (`nohup ... &` in a script), stay.
+    A handler of the caller, and SIGINT that was ignored when Python started (`nohup ... &` in a script), stay.
     After a signal the handler stays too, so that the same signal, delivered again, does not disturb the end.
     """
     ours = (signal.default_int_handler, interrupt)
