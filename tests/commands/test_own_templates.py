@@ -158,7 +158,13 @@ def test_pairs_that_differ_only_in_what_the_template_leaves_out_are_no_pairs(her
     text = "message['content']"
     template = FAMILIES["qwen2"].template.replace(text, f"{text}.split('</think>')[-1]")
     (here / "strips.jinja").write_text(template)
-    given = ["model.path=policy", "data.path=pairs.jsonl", "model.template=strips.jinja", "dpo.max_length=300"]
+    given = [
+        "model.path=policy",
+        "data.path=pairs.jsonl",
+        "model.template=strips.jinja",
+        "dpo.max_length=300",
+        "evaluation.responses=2",
+    ]
     done = run_command("dpo", *SMALL, *given, cwd=here)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: model.template: both answers of every pair are the same 300")
