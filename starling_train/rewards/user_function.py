@@ -5,7 +5,8 @@ imported as Python does, from the working directory too.
 """
 
 import functools
-import importlib
+import importlib.abc
+import importlib.util
 import inspect
 import sys
 import types
@@ -115,14 +116,29 @@ def _file(place: str) -> types.ModuleType:
     return _of_text(path, text)
 
 
+class _Text(importlib.abc.SourceLoader):
+    """Imports a text that was read from a file; no bytecode is kept beside it, which may be older than the text."""
+
+    def __init__(self, path: Path, text: bytes):
+        self._path, self._text = path, text
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self._path)
+
+    def get_data(self, path: Any) -> bytes:
+        return self._text
+
+
 @functools.lru_cache(maxsize=8)
 def _of_text(path: Path, text: bytes) -> types.ModuleType:
     """Run a file's text as a module, once a process: what it sets up is expensive, or counts calls."""
-    module = types.ModuleType(f"reward_function_{path.stem}")
+    loader = _Text(path, text)
+    spec = importlib.util.spec_from_loader(f"reward_function_{path.stem}", loader, origin=str(path))
+    module = importlib.util.module_from_spec(given(spec))
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses and pickling look for it there
     try:
-        exec(compile(text, str(path), "exec"), module.__dict__)
+        loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"reward.function: {error.filename}:{error.lineno}: {error.msg}; repair it") from error
     except (Exception, SystemExit) as error:

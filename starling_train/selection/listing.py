@@ -54,10 +54,12 @@ def left_out(source: ModelSource) -> dict[str, int]:
     does not have (a checkpoint may hold more of them, to predict several tokens).
     """
     counts: dict[str, int] = {}
+    copies = second_copies(entry.name for entry in source.entries)
     absent = [e.name for e in _absent(source) if classify(e.module, e.shape, source.values).kind == "matrices"]
+    absent = [name for name in absent if name not in copies]
     if absent:
         counts[f"not in the model that transformers makes of it, {absent[0]} first"] = len(absent)
-    for prefix in second_copies(entry.name for entry in source.entries).values():
+    for prefix in copies.values():
         what = f"a second copy of the decoder, {prefix}*"
         counts[what] = counts.get(what, 0) + 1
     unindexed: dict[str, list[str]] = {}

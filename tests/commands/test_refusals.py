@@ -87,7 +87,7 @@ COMMAND_LINE = [
     row("ppo evaluate laser", "prepare=nothing", "prepare: 'nothing'", "use one of: toy"),
     row("ppo", "+recipe=nope", "recipe: there is no 'nope'", "use one of"),
     row("ppo", "algorithm=dpo", "algorithm: there is no 'dpo'", "use one of"),
-    row("rm dpo", "+recipe=small", "reward: no such key", "use one of"),
+    row("rm dpo", "+recipe=small", "recipe: +recipe=small", "use python -m starling_train.ppo"),
     row("ppo", "--dry-run", "--dry-run", "section.key=value"),
     row("ppo", "name=[1", "name=[1", "quote"),
     row("ppo", "name='${{nope}}'", "name: ", "nope"),

@@ -78,7 +78,9 @@ def test_responses_losses_and_gradients_are_those_of_the_plain_way(tiny_mistral,
     config = AlgorithmConfig(critic=critic, tokens_per_microbatch=budget, minibatches=1, value_clip=0.1)
 
     limits = RolloutConfig(slots=3, max_new_tokens=LIMIT, stop_strings=[])
-    rollout = generate(actors.policy, SimpleNamespace(end_ids={END}), PROMPTS, limits, greedy=True, keep_layer=1)
+    rollout = generate(
+        actors.policy, SimpleNamespace(end_ids={END}, stop_strings=list), PROMPTS, limits, greedy=True, keep_layer=1
+    )
     responses = rollout.responses
     assert responses == plain_responses(policy.eval())
     assert len({len(response) for response in responses}) > 1  # padding and refilled slots play a part
