@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError, named_in_errors
+from starling_train.config.sections import RowsConfig
 from starling_train.data.rows import context, forms, marked_text
 from starling_train.data.rows.dropped import Dropped
 from starling_train.data.rows.messages import Unusable
@@ -132,6 +133,20 @@ def load(
         for row in rows:
             del row.columns[name]
     return Nectar(rows, reader.dropped.counts, dict(reader.changed), reader.dropped.first, dict(reader.forms))
+
+
+def load_section(data: RowsConfig, *, answers: bool = True, keep: Sequence[str] = ()) -> Nectar:
+    """Load the rows that a run's section `data` asks for; see `load`."""
+    return load(
+        data.path,
+        subset=data.subset,
+        split=data.split,
+        columns=data.columns,
+        good_natured_only=data.good_natured_only,
+        exclude=data.exclude,
+        answers=answers,
+        keep=keep,
+    )
 
 
 class Reader:

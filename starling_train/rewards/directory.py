@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
 from starling_train.data.conversations import with_answer
 from starling_train.models import quantisation
@@ -11,11 +10,10 @@ from starling_train.models.reward import header_checks, model
 from starling_train.models.reward.reading import Reader
 from starling_train.models.reward.source import RewardSource
 from starling_train.models.source import ModelSource
-from starling_train.rewards.admission import Admission
+from starling_train.rewards.admission import ANSWER, Admission, refusals
 from starling_train.run.runtime import Runtime
 
 LOCATION, HOLDS_MEMORY = "path", True
-ANSWER = "Yes."
 OF_A_TURN, OF_TEMPLATE = 16, 64  # tokens that a template may add
 MEASURED = 4096  # conversations that are tokenised before a run: a second or two
 SCORED_BY = ("dtype", "load_in", "position", "trailing_newline", "max_length")
@@ -55,20 +53,14 @@ def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[di
     """
     source = RewardSource.of(config, weights=False)
     reader = Reader(source.kind, source.tokenizer, config.max_length, config.trailing_newline, source.frame)
-    refused: dict[int, str] = {}
-    long: list[list[dict]] = []
-    for index, messages in enumerate(prompts):
-        conversation = with_answer(messages, ANSWER)
-        try:
-            reader.check(conversation)
-        except UserError as error:
-            refused[index] = str(error)
-            continue
-        # a token is a byte of text or more; what the template adds is a few tokens a turn
-        if sum(len(m["content"].encode()) + OF_A_TURN for m in conversation) + OF_TEMPLATE > config.max_length:
-            long.append(conversation)
-    if prompts and len(refused) == len(prompts):
-        raise UserError(f"reward.path: {source.directory} refuses all {len(prompts)} prompts: {refused[0]}")
+    refused = refusals(prompts, reader.check, f"reward.path: {source.directory}")
+    taken = (with_answer(messages, ANSWER) for index, messages in enumerate(prompts) if index not in refused)
+    # a token is a byte of text or more; what the template adds is a few tokens a turn
+    long = [
+        conversation
+        for conversation in taken
+        if sum(len(m["content"].encode()) + OF_A_TURN for m in conversation) + OF_TEMPLATE > config.max_length
+    ]
     measured = long[:: -(-len(long) // MEASURED)] if long else []
     for conversation in measured:
         reader.encode(conversation)

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from starling_train.config.fields import UserError, given
 from starling_train.config.sections import RewardConfig
-from starling_train.data.conversations import with_answer
 from starling_train.models.patient_http import PatientHttp, address, token_of
 from starling_train.models.source import ModelSource
-from starling_train.rewards.admission import Admission, first_words
+from starling_train.rewards.admission import Admission, first_words, refusals
 from starling_train.run.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -83,14 +82,9 @@ def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[di
     if config.protocol != "openrlhf":
         return Admission()
     tokenizer = _tokenizer(config)
-    refused: dict[int, str] = {}
-    for index, messages in enumerate(prompts):
-        try:
-            texts_of(with_answer(messages, "Yes."), tokenizer)
-        except UserError as error:
-            refused[index] = str(error)
-    if prompts and len(refused) == len(prompts):
-        raise UserError(f"reward.tokenizer: {config.tokenizer} refuses all {len(prompts)} prompts: {refused[0]}")
+    refused = refusals(
+        prompts, lambda conversation: texts_of(conversation, tokenizer), f"reward.tokenizer: {config.tokenizer}"
+    )
     return Admission(refused)
 
 

@@ -63,14 +63,7 @@ class DpoInputs:
 def load_data(config: DpoConfig, chat: Chat) -> DpoData:
     """Read the ranked rows, drop what is unusable or too long, split by prompt. Raises UserError."""
     data = config.data
-    rows = nectar.load(
-        data.path,
-        subset=data.subset,
-        split=data.split,
-        columns=data.columns,
-        good_natured_only=data.good_natured_only,
-        exclude=data.exclude,
-    )
+    rows = nectar.load_section(data)
     usable, without = ranked.with_an_order(rows.rows, data.path)
     ordered = usable
     usable, refused, lines = chat.accepted(

@@ -67,16 +67,7 @@ def load_data(config: PpoConfig, chat: Chat, admits: bool = False) -> PpoData:
     admits: the reward side is shown the prompts, and those that it refuses are dropped; it must be there to be asked.
     """
     reward = kinds.of(config.reward)
-    rows = nectar.load(
-        config.data.path,
-        subset=config.data.subset,
-        split=config.data.split,
-        columns=config.data.columns,
-        good_natured_only=config.data.good_natured_only,
-        exclude=config.data.exclude,
-        answers=False,
-        keep=reward.columns(config.reward),
-    )
+    rows = nectar.load_section(config.data, answers=False, keep=reward.columns(config.reward))
     accepted, refused, lines = chat.accepted(rows.rows, lambda row: [row.messages], lambda row: row.where)
     conversations, columns = [row.messages for row in accepted], [row.columns for row in accepted]
     fitting, _ = prompts.tokenise(conversations, chat, config.data.max_prompt_tokens, columns)

@@ -89,14 +89,7 @@ def load_data(config: RmConfig, start: Start) -> RmData:
     start: its template must take the rows.
     """
     data = config.data
-    rows = nectar.load(
-        data.path,
-        subset=data.subset,
-        split=data.split,
-        columns=data.columns,
-        good_natured_only=data.good_natured_only,
-        exclude=data.exclude,
-    )
+    rows = nectar.load_section(data)
     ordered, without = ranked.with_an_order(rows.rows, data.path)
     accepted, refused = ranked.taken(ordered, partial(_encode, config.rm, start))
     if not accepted:
