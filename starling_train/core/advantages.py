@@ -26,17 +26,35 @@ def gae(rewards: Tensor, values: Tensor, is_response: Tensor, gamma: float, gae_
     """
     values = torch.where(is_response, values, 0.0)
     rewards = torch.where(is_response, rewards, 0.0)
-    advantages = torch.zeros_like(values)
-    a_tp1 = torch.zeros_like(values[:, 0])
-    v_tp1 = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        delta_t = rewards[:, t] + gamma * v_tp1 - values[:, t]
-        a_t = delta_t + gamma * gae_lambda * a_tp1
-        # padding lies to the right: until the first real token from there nothing may accumulate
-        a_tp1 = torch.where(is_response[:, t], a_t, 0.0)
-        v_tp1 = values[:, t]
-        advantages[:, t] = a_tp1
+    v_tp1 = torch.nn.functional.pad(values[:, 1:], (0, 1))
+    deltas = rewards + gamma * v_tp1 - values  # 0 on padding, which lies to the right
+    # a loop over tokens is eight kernels a token on a GPU; on a CPU it is the faster of the two
+    add_up = discounted_sums_in_order if deltas.device.type == "cpu" else discounted_sums_by_doubling
+    advantages = add_up(deltas, gamma * gae_lambda)
     return advantages, torch.where(is_response, advantages + values, 0.0)
+
+
+def discounted_sums_in_order(x: Tensor, discount: float) -> Tensor:
+    """Return y_t = x_t + discount y_{t+1} of each row of x (rows, tokens), token by token from the right."""
+    sums = torch.zeros_like(x)
+    y_tp1 = torch.zeros_like(x[:, 0])
+    for t in reversed(range(x.shape[1])):
+        y_tp1 = torch.add(x[:, t], discount * y_tp1, out=sums[:, t])
+    return sums
+
+
+def discounted_sums_by_doubling(x: Tensor, discount: float) -> Tensor:
+    """Return what `discounted_sums_in_order` does, up to rounding, in about log2(tokens) operations on whole tensors.
+
+    After k rounds y_t is the discounted sum of the next 2^k tokens; discount <= 1, so that its powers stay finite.
+    Source: Hillis and Steele 1986, 'Data parallel algorithms', on sums of prefixes.
+    """
+    sums, span = x, 1
+    while span < x.shape[1]:
+        ahead = torch.nn.functional.pad(sums[:, span:], (0, span))
+        sums = torch.add(sums, ahead, alpha=discount**span)
+        span *= 2
+    return sums
 
 
 class AdvantageSettings(Protocol):

@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from starling_train.core import advantages as formulas
 from starling_train.core.advantages import gae, token_rewards
 from starling_train.core.ppo import KLController, apa_policy_loss, kl_estimate, ppo_policy_loss, value_loss
 
@@ -45,6 +47,32 @@ def test_gae_with_lambda_1_gamma_1_is_the_reward_to_go():
     rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.3, -7.0, 4.0]])
     _, returns = gae(rewards, values, torch.ones(1, 3, dtype=torch.bool), 1.0, 1.0)
     torch.testing.assert_close(returns, torch.tensor([[6.0, 5.0, 3.0]]))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 64, 100])
+@pytest.mark.parametrize("discount", [0.0, 0.95, 1.0])
+def test_sums_by_doubling_are_those_taken_token_by_token(tokens, discount):
+    x = torch.randn(3, tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    powers = discount ** torch.arange(tokens, dtype=x.dtype)
+    by_hand = torch.stack([(powers[: tokens - t] * x[:, t:]).sum(-1) for t in range(tokens)], 1)
+    for add_up in (formulas.discounted_sums_in_order, formulas.discounted_sums_by_doubling):
+        torch.testing.assert_close(add_up(x, discount), by_hand, atol=1e-12, rtol=1e-12)
+
+
+def test_a_gpu_gets_three_operations_a_doubling_and_not_some_a_token():
+    """Counted on the device `meta`, which has no numbers, but is not a CPU."""
+    counted = []
+
+    class Counts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            counted.append(function)
+            return function(*args, **(kwargs or {}))
+
+    x = torch.empty(8, 1024, device="meta")
+    with Counts():
+        advantages, _ = gae(x, x, torch.empty(8, 1024, dtype=torch.bool, device="meta"), 1.0, 0.95)
+    assert advantages.shape == x.shape
+    assert len(counted) < 10 * 5 + 20  # 2^10 tokens; views counted too
 
 
 def test_gae_does_not_change_with_padding_or_row_order():
