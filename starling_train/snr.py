@@ -24,9 +24,11 @@ def main(config: SnrConfig) -> None:
     from starling_train.run.runtime import device_kind
     from starling_train.selection import listing, overlap, scans
     from starling_train.selection.freeze import besides, check_tied
+    from starling_train.selection.matching import fill
     from starling_train.selection.model_names import ModelNames
-    from starling_train.selection.records import fill, read_records
-    from starling_train.selection.select import SCORED, names_of, select, select_unscored
+    from starling_train.selection.records import read_records
+    from starling_train.selection.scan_file import find_scan, slug_of
+    from starling_train.selection.select import names_of, select
 
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
@@ -38,8 +40,8 @@ def main(config: SnrConfig) -> None:
     # a scan alone needs no config.json
     weights = not config.dry_run and (not freeze.scan or bool(config.spectra))
     source = ModelSource.open(model.path, "model.path", model.revision, weights=weights, needs_config=False)
-    other = read_records(Path(config.compare).expanduser(), "compare") if config.compare else {}
-    slug = report_scan.slug_of(source)
+    slug = slug_of(source)
+    other = read_records(find_scan(config.compare, slug, "compare"), "compare") if config.compare else {}
     if not config.dry_run and not freeze.scan:
         report_scan.retire(run, slug)
 
@@ -48,18 +50,16 @@ def main(config: SnrConfig) -> None:
     if freeze.method != "none":
         check_tied(freeze, ModelNames.of(source).is_tied)
     passed_over = report_scan.passed_over(listing.unscanned(source), listing.left_out(source))
-    planned = select_unscored(freeze, matrices, config.seed)
-    other = fill(other, matrices)
+    other = fill(other, matrices, lambda: listing.names(source))
+    scanned = scans.read_scan(freeze, source) if freeze.scan else None
     others = select_other(config, other) if other else []
+    planned = plan(config, matrices, scanned)
     if config.dry_run:
-        print(f"would scan {source.directory} on {device}, dialect {freeze.dialect}")
-        # with a budget the number of matrices, too, depends on the scores
-        at_most = freeze.method in SCORED and (freeze.max_trainable, freeze.max_memory_gb) != (None, None)
-        print(report_scan.plan(matrices, freeze.method, len(planned), at_most=at_most) + passed_over)
+        print(f"would scan {source.directory} on {device}, dialect {freeze.dialect}\n{planned}{passed_over}")
         return
 
-    # 3. Scan, or read a scan, and select.
-    records = scans.read_scan(freeze, source) if freeze.scan else scans.scan(source, freeze.dialect, device, run)
+    # 3. Scan, unless a scan was read, and select.
+    records = scans.scan(source, freeze.dialect, device, run) if scanned is None else scanned
     selected = select(freeze, records, config.seed)
 
     # 4. The comparison and the spectra, where requested; then everything is written at once.
@@ -106,6 +106,24 @@ def list_matrices(config: SnrConfig, source: "ModelSource") -> "dict[str, Record
         if module not in matrices:
             raise UserError(f"spectra: the model has no matrix {module}; its first is {next(iter(matrices))}")
     return matrices
+
+
+def plan(config: SnrConfig, matrices: "dict[str, Record]", scanned: "dict[str, Record] | None") -> str:
+    """Return what would be scanned and how many matrices would be selected. Raises UserError for none.
+
+    matrices: the model's, without scores.
+    scanned: the scan that was read; None: the model is to be scanned.
+    """
+    from starling_train.report import scan as report_scan
+    from starling_train.selection.select import SCORED, select, select_unscored
+
+    freeze = config.freeze
+    if scanned is not None:
+        return report_scan.plan(matrices, freeze.method, len(select(freeze, scanned, config.seed)))
+    # with a budget the number of matrices, too, depends on the scores
+    at_most = freeze.method in SCORED and (freeze.max_trainable, freeze.max_memory_gb) != (None, None)
+    count = len(select_unscored(freeze, matrices, config.seed))
+    return report_scan.plan(matrices, freeze.method, count, at_most=at_most)
 
 
 def select_other(config: SnrConfig, other: "dict[str, Record]") -> list[str]:

@@ -92,7 +92,9 @@ class FreezeConfig:
         ("spectrum", "laserrmt", "gavish_donoho"),
         doc="how signal is separated from noise: spectrum, laserrmt, gavish_donoho; with scan, the scan's",
     )
-    scan: str | None = path_to(None, "an existing scan (ours or Spectrum's JSON); null = scan now")
+    scan: str | None = path_to(
+        None, "an existing scan (ours or Spectrum's JSON), or a directory with the model's; null = scan now"
+    )
     embeddings: bool = setting(False, "also train the input embeddings (nothing can then be shared below them)")
     head: bool = setting(False, "also train the output head")
     norms: bool = setting(False, "also train the norms of the layers that train, and the final norm")

@@ -15,7 +15,7 @@ class SnrConfig(PpoConfig):
     what they hold for unchanged weights."""
 
     name: str = run_name("snr", "results go to runs/<name>, or to run_dir")
-    compare: str | None = path_to(None, "another scan (ours or Spectrum's JSON): how far the two agree")
+    compare: str | None = path_to(None, "another scan (a file or directory, as scan): how far the two agree")
     spectra: list[str] = setting([], "modules whose singular values are plotted, e.g. [model.layers.0.mlp.down_proj]")
 
 

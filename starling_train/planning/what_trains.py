@@ -9,7 +9,7 @@ from starling_train.models.reward.net import Network
 from starling_train.models.source import ModelSource
 from starling_train.planning.memory import MemoryPlan
 from starling_train.selection.freeze import FreezeTable, apply
-from starling_train.selection.listing import list_matrices, matrices_of
+from starling_train.selection.listing import list_matrices, matrices_of, names_of
 from starling_train.selection.records import Record
 from starling_train.selection.scans import match_scan, scan_or_list
 from starling_train.selection.select import SCORED, needs_scan, select
@@ -32,7 +32,8 @@ def what_trains_in(freeze: FreezeConfig, model: Network, seed: int) -> FreezeTab
     """Make the table of an empty model. Raises UserError."""
     records = matrices_of(model)
     if freeze.method in SCORED and freeze.scan:
-        records = match_scan(freeze, records)
+        slug = str(model.config.name_or_path).rstrip("/").replace("/", "-").replace("_", "-")
+        records = match_scan(freeze, records, slug, lambda: names_of(model))
     return _table(freeze, model, records, seed)
 
 

@@ -21,6 +21,7 @@ from starling_train.selection.records import (
     write_spectrum_scan,
     write_target_modules,
 )
+from starling_train.selection.scan_file import PUBLISHED
 from starling_train.selection.scan_journal import JOURNAL, ScanJournal
 from starling_train.selection.select import names_of
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # removed first and written last: if it exists, so do the others.
 RESULTS = (
     "snr.json",
-    "snr_results_{slug}.json",
+    PUBLISHED,
     "unfrozen.yaml",
     "target_modules.json",
     "comparison.json",
@@ -59,12 +60,6 @@ class ScanOutcome:
     spectra: "dict[str, Figure]"
 
 
-def slug_of(source: ModelSource) -> str:
-    """Return the model's name for the names of files."""
-    is_local = Path(source.path).expanduser().is_dir()
-    return source.directory.resolve().name if is_local else source.path.replace("/", "-")
-
-
 def retire(run: Path, slug: str) -> None:
     """Move an earlier scan's records into the journal and delete its files.
 
@@ -90,7 +85,7 @@ def write(outcome: ScanOutcome, run: Path, slug: str) -> None:
     retire(run, slug)  # into the journal: the scan that was read may be the one being replaced
     run.mkdir(parents=True, exist_ok=True)
     names = names_of(outcome.selected, outcome.records)
-    write_spectrum_scan(outcome.records, run / f"snr_results_{slug}.json")
+    write_spectrum_scan(outcome.records, run / PUBLISHED.format(slug=slug))
     unfrozen_yaml.write_unfrozen_yaml(outcome.selected, outcome.records, run / "unfrozen.yaml", outcome.besides)
     write_target_modules(names, outcome.records, run / "target_modules.json")
     heatmap.save(heatmap.draw(outcome.records, names, f"SNR of {slug}"), run / "heatmap.png")

@@ -94,6 +94,23 @@ def matrices_of(model: Network) -> dict[str, Record]:
     return {one.record.module: one.record for one in listed}
 
 
+def names(source: ModelSource) -> set[str]:
+    """Name what the model has: parameters, buffers and modules, as the file and as the loaded model call them."""
+    held = {entry.name for entry in source.entries} | {entry.name for entry in _named_entries(source)}
+    held |= {name.removesuffix(".weight") for name in held}
+    try:
+        return held | names_of(build_empty(source.config)) if source.has_config else held
+    except (UserError, *UNUSABLE):  # a type that transformers does not know
+        return held
+
+
+def names_of(model: Network) -> set[str]:
+    """Name what a model has, possibly on the meta device: parameters and buffers, and the modules that hold them."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    held = {name for name, _ in tensors}
+    return held | {name.rpartition(".")[0] for name in held}
+
+
 @dataclass(frozen=True)
 class _Named:
     """A tensor of the checkpoint with the name that the loaded model has for it."""

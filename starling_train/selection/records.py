@@ -5,6 +5,8 @@ Strict JSON: nan and infinity never reach a file.
 
 import json
 import math
+import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from starling_train.config.fields import UserError
 from starling_train.core.spectrum import Spectrum
 from starling_train.files import whole
 from starling_train.files.tensors import read_json
-from starling_train.selection.module_types import is_linear, layer_of, name_in_layer
+from starling_train.selection.module_types import is_linear, layer_of, name_in_layer, type_of
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,12 @@ def write_records(records: dict[str, Record], path: Path) -> None:
 
 
 def write_spectrum_scan(records: dict[str, Record], path: Path) -> None:
-    """Write exactly Spectrum's schema, `{module: {"snr", "type"}}`; infinity becomes null."""
-    content = {m: {"snr": _finite(r.snr), "type": r.type} for m, r in records.items()}
+    """Write exactly Spectrum's schema, `{module: {"snr", "type"}}`.
+
+    Its readers sort the scores, which null would stop: infinity is the largest number of strict JSON.
+    """
+    scores = {m: sys.float_info.max if r.snr == math.inf else _finite(r.snr) for m, r in records.items()}
+    content = {m: {"snr": score, "type": records[m].type} for m, score in scores.items()}
     write_json(content, path)
 
 
@@ -136,7 +142,9 @@ def from_json(module: str, values: dict) -> Record:
     known = {key: values[key] for key in STORED if key in values}
     record = Record(module, values["type"], tuple(values.get("shape", ())), **known)
     if record.snr is not None:
-        record = replace(record, snr=None if math.isnan(record.snr) else float(record.snr))
+        is_infinite = record.snr == sys.float_info.max and values.keys() <= {"snr", "type"}  # `write_spectrum_scan`
+        score = math.inf if is_infinite else float(record.snr)
+        record = replace(record, snr=None if math.isnan(score) else score)
     elif record.noise == 0 and "raw" in values:  # laserRMT's dialect, no noise left
         record = replace(record, snr=math.inf, raw=math.inf)
     return replace(record, margin=math.inf) if record.threshold == 0 and "margin" in values else record
@@ -146,18 +154,51 @@ def read_records(path: Path, key: str = "freeze.scan") -> dict[str, Record]:
     """Read records from our own file or a published one: `{module: {snr, type}}` or `{type: {module: snr}}`.
 
     `key` is the configuration key to name in messages. Raises UserError for any other file. A score of nan (published
-    scans of meta tensors) becomes None.
+    scans of meta tensors) becomes None; nan and infinity may be written as words. A missing type is the name's.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{key}: {path} does not exist; make it with starling_train.snr")
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(
+            f"{key}: {path} is YAML, as lists of unfrozen parameters are, not a scan; give the snr_results_*.json that "
+            "it was made from, or make one with starling_train.snr"
+        )
     content = read_json(path)
-    if content and all(is_record(value) for value in content.values()):
-        return {module: from_json(module, values) for module, values in content.items()}
-    if content and all(_are_scores(value) for value in content.values()):
-        pairs = [(kind, module) for kind, scores in content.items() for module in scores]
-        return {m: from_json(m, {"snr": content[kind][m], "type": kind}) for kind, m in pairs}
+    if content and all(isinstance(value, dict) for value in content.values()):
+        if any("snr" in value for value in content.values()):
+            return {
+                module: from_json(module, _checked(module, values, path, key)) for module, values in content.items()
+            }
+        if all(map(bool, content.values())):
+            pairs = [(kind, module) for kind, scores in content.items() for module in scores]
+            stored = {module: {"snr": content[kind][module], "type": kind} for kind, module in pairs}
+            return {module: from_json(module, _checked(module, values, path, key)) for module, values in stored.items()}
     raise UserError(f"{key}: {path} is not an SNR scan, {{module: {{snr, type}}}}; make it with starling_train.snr")
+
+
+# nan and infinity as files of strict JSON write them
+WORDS = {"nan", "inf", "infinity", "-inf", "-infinity", "+inf", "+infinity"}
+
+
+def _checked(module: str, values: dict[str, Any], path: Path, key: str) -> dict[str, Any]:
+    """Return what a file says of `module` as `from_json` reads it. Raises UserError."""
+    score = values.get("snr", "")
+    values = {"type": _type_of(module)} | values
+    if isinstance(score, str) and score.strip().lower() in WORDS:
+        values["snr"] = float(score)
+    if not is_record(values):
+        raise UserError(
+            f"{key}: {path} is not an SNR scan, {{module: {{snr, type}}}}: {module[:80]} has {str(values)[:80]}; make "
+            "it with starling_train.snr"
+        )
+    return values
+
+
+def _type_of(module: str) -> str:
+    if layer_of(module) is None:
+        return module
+    return type_of(re.sub(r"(?<=experts)\.\d+\.", ".*.", name_in_layer(module)))
 
 
 def is_record(value: object) -> bool:
@@ -176,42 +217,6 @@ def is_record(value: object) -> bool:
     )
 
 
-def _are_scores(value: object) -> bool:
-    return isinstance(value, dict) and bool(value) and all(_is_score(score) for score in value.values())
-
-
 def _is_score(value: object) -> bool:
     # an integer of hundreds of digits has no float
     return value is None or type(value) is float or (type(value) is int and abs(value) < 10**300)
-
-
-def match_records(scan: dict[str, Record], listing: dict[str, Record], source: str) -> dict[str, Record]:
-    """Reorder `scan` as `listing`, with the shapes that a published file lacks.
-
-    What a scan holds outside the decoder layers (a head, embeddings) is left out. Raises UserError where the two are
-    not of the same model: a name that only one of them has, or another shape.
-    """
-    for module in [*listing, *(name for name, record in scan.items() if record.layer is not None)]:
-        if module not in scan or module not in listing:
-            where = "the model" if module not in listing else source
-            raise UserError(f"freeze.scan: {module} is not in {where}; give the scan of this model")
-        if scan[module].shape and scan[module].shape != listing[module].shape:
-            raise UserError(
-                f"freeze.scan: {source} has {module} as {scan[module].shape}, the model as "
-                f"{listing[module].shape}; give the scan of this model"
-            )
-    filled = fill(scan, listing)
-    return {module: filled[module] for module in listing}
-
-
-def fill(scan: dict[str, Record], listing: dict[str, Record]) -> dict[str, Record]:
-    """Reorder `scan` as `listing`, with its holders, and its shapes where the scan has none.
-
-    What only the scan holds comes last.
-    """
-    known = {}
-    for module, record in listing.items():
-        if module in scan:
-            shape = scan[module].shape or record.shape
-            known[module] = replace(scan[module], shape=shape, holder=record.holder)
-    return known | {module: record for module, record in scan.items() if module not in known}

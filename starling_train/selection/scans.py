@@ -9,26 +9,40 @@ from rich.progress import Progress
 from starling_train.config.fields import given
 from starling_train.config.sections import FreezeConfig
 from starling_train.models.source import ModelSource
-from starling_train.selection.listing import list_matrices
-from starling_train.selection.records import Record, match_records, read_records, write_records
+from starling_train.selection.listing import list_matrices, names
+from starling_train.selection.matching import Known, match
+from starling_train.selection.records import Record, read_records, write_records
 from starling_train.selection.scan import check_scan, scan_model
+from starling_train.selection.scan_file import find_scan, slug_of
 from starling_train.selection.scan_journal import JOURNAL, ScanJournal
 from starling_train.selection.select import SCORED
 
 
-def match_scan(freeze: FreezeConfig, listing: dict[str, Record]) -> dict[str, Record]:
-    """Read the scan that `freeze.scan` names, in the order of a model's matrices. Raises UserError if of another."""
-    file = Path(given(freeze.scan)).expanduser()
-    return match_records(read_records(file), listing, str(file))
+def match_scan(
+    freeze: FreezeConfig, listing: dict[str, Record], slug: str, known: Known, *, tells: bool = True
+) -> dict[str, Record]:
+    """Read the scan that `freeze.scan` names, under the names and in the order of a model's matrices.
+
+    slug: the model's name, in names of files.
+    known: gives the names of everything that the model has.
+    tells: print what of the scan is not used, and what stands for more than itself.
+    Raises UserError for the scan of another model.
+    """
+    file = find_scan(given(freeze.scan), slug)
+    matched = match(read_records(file), listing, str(file), known)
+    if tells and (notes := matched.notes()):
+        print(f"scan {file}: {'; '.join(notes)}")
+    return matched.records
 
 
 def read_scan(freeze: FreezeConfig, source: ModelSource, *, warns: bool = True) -> dict[str, Record]:
     """Read the scan that `freeze.scan` names, checked to be of this model and dialect.
 
-    warns: on stderr, where it is not of these weights.
+    warns: on stderr, where it is not of these weights; on stdout, what of it is not used.
     """
-    records = match_scan(freeze, list_matrices(source))
-    warning = check_scan(source, records, freeze.dialect, str(Path(given(freeze.scan)).expanduser()))
+    slug = slug_of(source)
+    records = match_scan(freeze, list_matrices(source), slug, lambda: names(source), tells=warns)
+    warning = check_scan(source, records, freeze.dialect, str(find_scan(given(freeze.scan), slug)))
     if warning and warns:
         print(f"warning: {warning}", file=sys.stderr)
     return records

@@ -43,12 +43,13 @@ def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[
     matrices of each type (scope `type`) or of all n (scope `global`), equal scores in model order; with unit `layer`,
     of all layers. Infinite scores (laserRMT's, where no noise is left) rank highest. Matrices that share a tensor of
     the model (stacked experts, fused q, k and v) train together, so they are taken together: a tensor counts as one,
-    ranked by the mean rank of its matrices within their types among the tensors of its kind.
+    ranked by the mean rank of its matrices within their types among the tensors of its kind. A type of which no matrix
+    has a score was not scanned: it is not selected by one, but for whole layers, and what shares a tensor.
 
     A budget replaces the percentage: `max_trainable` parameters, or `max_memory_gb` (decimal GB of what training adds,
     20 bytes a parameter). Matrices are then taken by their rank within the type, best first, until the next would not
     fit. Layers below `lowest_layer` are passed over: as many matrices, of lower rank. Raises UserError for an empty
-    selection, and where a needed score or shape is missing.
+    selection, and where a shape is missing, or the scores of a part of a type.
     """
     if config.method == "none":
         return [EVERYTHING]
@@ -58,6 +59,9 @@ def select(config: FreezeConfig, records: dict[str, Record], seed: int) -> list[
         chosen = [record for record in ordered if _layer(record) in layers and _layer(record) >= config.lowest_layer]
     else:
         groups = _groups(ordered, config.unit, config.scope)
+        if config.method in SCORED:
+            scored = _scored(ordered)
+            groups = [group for group in groups if not scored.isdisjoint(group.records)]
         ranks = _ranks(groups, config.method, seed, ordered)
         candidates = [group for group in groups if group.layer >= config.lowest_layer]
         budget = _budget(config.max_trainable, config.max_memory_gb)
@@ -143,14 +147,22 @@ def _ranks(groups: list[Group], method: str, seed: int, ordered: list[Record]) -
     if method == "random":
         shuffled = random.Random(seed).sample(range(len(groups)), len(groups))
         return dict(zip(groups, shuffled, strict=True))
-    scores = {record: _score(record, method) for record in ordered}
+    scored = _scored(ordered)
+    scores = {record: _score(record, method) for record in ordered if record in scored}
     if all(len(group.records) == 1 for group in groups):
         return {group: scores[group.records[0]] for group in groups}
     shares: dict[Record, Fraction] = {}
-    for kind in {record.type for record in ordered}:
-        of_type = sorted((record for record in ordered if record.type == kind), key=scores.__getitem__)
+    for kind in {record.type for record in scores}:
+        of_type = sorted((record for record in scores if record.type == kind), key=scores.__getitem__)
         shares |= {record: Fraction(index, len(of_type)) for index, record in enumerate(of_type)}
-    return {group: sum(shares[r] for r in group.records) / len(group.records) for group in groups}
+    ranked = {group: [shares[record] for record in group.records if record in shares] for group in groups}
+    return {group: sum(of_group) / len(of_group) for group, of_group in ranked.items()}
+
+
+def _scored(ordered: list[Record]) -> set[Record]:
+    """Return the records of the types that have scores: all of them, where no type has any."""
+    types = {record.type for record in ordered if record.snr is not None}
+    return {record for record in ordered if not types or record.type in types}
 
 
 def _score(record: Record, method: str) -> float:

@@ -6,14 +6,15 @@ from model_directories import source
 from starling_train.models.source import ModelSource
 from starling_train.report import scan
 from starling_train.selection.records import Record, write_records
+from starling_train.selection.scan_file import slug_of
 
 
 def test_the_name_of_the_model(tmp_path):
     (tmp_path / "my-model").mkdir()
-    assert scan.slug_of(source(tmp_path / "my-model")) == "my-model"
+    assert slug_of(source(tmp_path / "my-model")) == "my-model"
     # the directory of a hub id's snapshot is called by its commit
     snapshot = ModelSource(tmp_path / "0a1b", "model.path", "openchat/openchat-3.5-0106")
-    assert scan.slug_of(snapshot) == "openchat-openchat-3.5-0106"
+    assert slug_of(snapshot) == "openchat-openchat-3.5-0106"
 
 
 def test_an_earlier_scan_gives_way_to_its_journal(tmp_path):

@@ -1,14 +1,14 @@
 """Files of a scan: ours, the two published schemas, strict JSON, and what is refused."""
 
 import json
+import sys
 
 import pytest
 
 from starling_train.config.fields import UserError
+from starling_train.selection.matching import fill, match_records
 from starling_train.selection.records import (
     Record,
-    fill,
-    match_records,
     read_records,
     write_records,
     write_spectrum_scan,
@@ -39,8 +39,9 @@ def test_spectrums(tmp_path):
     write_spectrum_scan(RECORDS, tmp_path / "out.json")
     assert strict(tmp_path / "out.json") == {
         DOWN: {"snr": 0.5, "type": "mlp.down_proj"},
-        UP: {"snr": None, "type": "mlp.up_proj"},
+        UP: {"snr": sys.float_info.max, "type": "mlp.up_proj"},
     }
+    assert read_records(tmp_path / "out.json")[UP].snr == float("inf")
 
 
 def test_both_published_schemas(tmp_path):
@@ -156,4 +157,4 @@ def test_fill_gives_order_shapes_and_holders():
     other = {m: Record(m, "t", snr=1.0) for m in ("model.layers.7.x", DOWN, UP)}
     found = fill(other, listing)
     assert list(found) == [UP, DOWN, "model.layers.7.x"]
-    assert found[UP] == Record(UP, "t", (6, 4), snr=1.0, holder=f"{UP}s")
+    assert found[UP] == Record(UP, "mlp.up_proj", (6, 4), snr=1.0, holder=f"{UP}s")
