@@ -34,6 +34,7 @@ from starling_train.config.laser import LaserConfig
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
 from starling_train.run.interruption import stopped_in_one_line
+from starling_train.run.out_of_memory import is_out_of_memory, without_memory
 
 # Hydra's own: its flags, and its settings, which it reads before it composes
 IS_FLAG = re.compile(r"-|[+~]*hydra[./]")
@@ -73,6 +74,11 @@ def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name:
                 if debug or fault is None:
                     raise
                 print(f"error: {fault}", file=sys.stderr)
+                sys.exit(2)
+            except (MemoryError, RuntimeError) as error:
+                if debug or not is_out_of_memory(error):
+                    raise
+                print(f"error: {without_memory(error)}", file=sys.stderr)
                 sys.exit(2)
 
         return main

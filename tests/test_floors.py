@@ -23,8 +23,8 @@ FLOORS = {
     "assets": 9.5, "cli": 10,
 }  # fmt: skip
 CLI_IMPORTS = {"config", "assets"}  # all that a typo or --help waits for
-# of the standard library alone: a lock for `assets`, Ctrl-C for `cli`
-LIGHT = ("starling_train.files.lock", "starling_train.run.interruption")
+# of the standard library alone: a lock for `assets`, Ctrl-C and lack of memory for `cli`
+LIGHT = ("starling_train.files.lock", "starling_train.run.interruption", "starling_train.run.out_of_memory")
 # package: the only places that may import it
 ONLY_IN = {
     "hydra": ("cli.py",),
@@ -145,7 +145,7 @@ def test_core_is_pure_and_config_needs_nothing():
     """No files, no models in core; the standard library alone in config, so that a wrong key is reported at once."""
     for path in (ROOT / "core").rglob("*.py"):
         assert {module.split(".")[0] for module, _ in imports(path)} <= PURE, path
-    for path in [*(ROOT / "config").rglob("*.py"), ROOT / "files" / "lock.py"]:
+    for path in [*(ROOT / "config").rglob("*.py"), ROOT / "files" / "lock.py", ROOT / "run" / "out_of_memory.py"]:
         assert not {module.split(".")[0] for module, _ in imports(path)} & HEAVY, path
 
 

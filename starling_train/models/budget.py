@@ -6,21 +6,10 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from starling_train.config.fields import UserError
+from starling_train.run.out_of_memory import REMEDY, OutOfMemory, first_line, in_one_line, is_out_of_memory
 from starling_train.run.runtime import Runtime
 
 Result = TypeVar("Result")
-# what allocators say: torch's on a CPU and on a GPU, the CUDA runtime's, and cuBLAS for its workspace
-OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-REMEDY = (
-    "train fewer matrices, use a smaller critic (algorithm.critic=head), model.gradient_checkpointing=true, or a "
-    "larger GPU"
-)
 LEAST = 1  # that is, a sequence at a time: one longer than the budget still goes through alone
 
 
@@ -43,18 +32,18 @@ class Budget:
         """Return `phase(amount)`; when memory runs out, halve the amount, call `undo` and repeat the phase.
 
         The phase must change nothing that `undo` does not restore: the result is then that of the smaller amount.
-        Raises UserError, naming the key, when the least amount is still too much.
+        Raises OutOfMemory, naming the key, when the least amount is still too much.
         """
         while True:
             try:
                 return phase(self.amount)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+                first = first_line(error)
             # outside of `except`: the error holds the frames, and with them the tensors, that filled the memory
             if self.amount <= LEAST:
-                raise UserError(f"{self.key}: out of memory even at {self.amount} ({first}); {REMEDY}")
+                raise OutOfMemory(f"{self.key}: out of memory even at {self.amount} ({first}); {REMEDY}")
             self.amount = max(LEAST, self.amount // 2)
             undo()
             if torch.cuda.is_available():
@@ -64,26 +53,19 @@ class Budget:
     def once(self, phase: Callable[[int], Result]) -> Result:
         """Return `phase(amount)` where it cannot be repeated, because other processes wait in the middle of it.
 
-        Raises UserError, naming the key and half the amount, when memory runs out.
+        Raises OutOfMemory, naming the key and half the amount, when memory runs out.
         """
-        try:
-            return phase(self.amount)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+
+        def describe(first: str) -> str:
             if self.amount <= LEAST:
-                raise UserError(f"{self.key}: out of memory even at {self.amount}; {REMEDY}") from error
-            raise UserError(
-                f"{self.key}: out of memory at {self.amount}; start again with {self.key}={self.amount // 2}: the run "
-                "goes on from its last checkpoint"
-            ) from error
+                return f"{self.key}: out of memory even at {self.amount} ({first}); {REMEDY}"
+            return (
+                f"{self.key}: out of memory at {self.amount} ({first}); start again with "
+                f"{self.key}={self.amount // 2}: the run goes on from its last checkpoint"
+            )
 
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether a GPU's or a CPU's allocator gave up; the CPU's has no error class of its own."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+        with in_one_line(describe):
+            return phase(self.amount)
 
 
 class Budgets(NamedTuple):

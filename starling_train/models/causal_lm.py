@@ -14,6 +14,7 @@ from starling_train.data.chat import Chat
 from starling_train.files.whole import write_whole
 from starling_train.models import quantisation, written
 from starling_train.models.source import UNUSABLE, ModelSource, first_line
+from starling_train.run.out_of_memory import is_out_of_memory
 
 
 class Decoder(nn.Module):
@@ -72,9 +73,9 @@ def load_causal_lm(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except torch.OutOfMemoryError:
-        raise
     except (*UNUSABLE, SafetensorError, pickle.UnpicklingError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"{source.key}: cannot load the model in {source.directory} ({first_line(error)}); download it again"
         ) from error

@@ -13,6 +13,7 @@ LOADED = {"8bit": 1.0, "4bit": 0.55}  # bytes of a quantised weight, scales incl
 LOGITS = {"cpu": 2**21, "cuda": 2**25}  # elements of a chunk (core.logprobs)
 PREFILL_TOKENS = 8192  # of prompts in one forward pass (rollout.slots)
 BUCKET = 5 * 10**8  # elements of gradients that DeepSpeed exchanges at a time, at most
+STEP_ELEMENTS = 2**27  # of gradients that exist in float32 at a time while one process updates (training.local)
 LIVE = 10**9  # parameters that stage 3 holds gathered at a time, its default
 
 
@@ -245,16 +246,21 @@ def _update(
 
 
 def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> dict[str, float]:
-    """Count the gradients in float32, and what a sum over processes copies."""
+    """Count the gradients, and what of them is in float32: all where they are summed over processes, else some."""
     if share.is_zero:
         return {
             "gradients": share.of((learning + head) * size, 2),
             "gradients, float32": share.of((learning + head) * 4, 1),
         }
+    whole = {"gradients, float32": (learning + head) * 4.0}
     largest = policy.hidden * policy.intermediate
-    parts: dict[str, float] = {}
-    parts = {"gradients, float32": (learning + head) * 4, "one in its own type": 0 if size == 4 else largest * size}
-    return parts | ({"sum over processes": max(2**25, largest) * 4} if share.processes > 1 else {})
+    if share.processes > 1:
+        one: dict[str, float] = {"one in its own type": 0 if size == 4 else largest * size}
+        return whole | one | {"sum over processes": max(2**25, largest) * 4}
+    if size == 4:
+        return whole
+    in_float32 = min(learning + head, max(STEP_ELEMENTS, largest)) * 4
+    return {"gradients": learning * size + head * 4, "some of them in float32": in_float32}
 
 
 def activation_bytes(

@@ -13,6 +13,7 @@ from starling_train.models.families.ways import REFUSALS, Comparison, Ways, prob
 from starling_train.models.source import first_line
 from starling_train.rollout.decode_step import DecodeStep
 from starling_train.rollout.slot_cache import SlotCache
+from starling_train.run.out_of_memory import is_out_of_memory
 
 COST = "a batch of responses waits for its longest, and the frozen layers run once more to score it"
 DECODED = 4  # tokens of each sequence that are decoded one by one, after the others in one pass
@@ -37,6 +38,8 @@ def why_not_slots(model: CausalLM) -> str:
             try:
                 _known[model] = "" if _agrees(probed) else "other logits than the plain forward's"
             except REFUSALS as error:
+                if is_out_of_memory(error):
+                    raise
                 _known[model] = first_line(error)[:100]
     return _known[model]
 

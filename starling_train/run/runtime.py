@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import distributed as dist
 
 from starling_train.config.fields import UserError
 from starling_train.core.masked import Moments, moments
+from starling_train.run.out_of_memory import OutOfMemory, is_out_of_memory, without_memory
 
 Item = TypeVar("Item")
 LOST = ("gloo/", "ProcessGroup", "NCCL")  # in torch's plain RuntimeError about a peer that is gone
@@ -82,13 +83,23 @@ class Runtime:
         return [shard[i] for i in range(longest) for shard in shards if i < len(shard)]
 
     def on_first(self, make: Callable[[], Item]) -> Item:
-        """Return, on all processes, what `make` gives on the first; it may take longer than `timeout_s`."""
+        """Return, on all processes, what `make` gives on the first; it may take longer than `timeout_s`.
+
+        A UserError that it raises is raised on all.
+        """
         if self.world == 1:
             return make()
         if self._patient is None:
             self._patient = dist.new_group(timeout=PATIENCE, backend="gloo")
-        box: list[Any] = [make() if self.is_main else None]
+        box: list[Any] = [None, None]  # the result, or what was wrong
+        if self.is_main:
+            try:
+                box[0] = make()
+            except UserError as error:
+                box[1] = error
         dist.broadcast_object_list(box, src=0, group=self._patient)
+        if box[1] is not None:
+            raise box[1]
         return box[0]
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -139,21 +150,28 @@ class Runtime:
 
     @contextmanager
     def fails_together(self) -> Iterator[None]:
-        """End this process, when another one is lost within, with one line and exit code 1 instead of a traceback."""
+        """End this process, when another one is lost within, with one line and exit code 1 instead of a traceback.
+
+        One of several that runs out of memory ends at once, with exit code 2: the others may be waiting for it.
+        """
         try:
             yield
-        except RuntimeError as error:
+        except OutOfMemory as error:
+            if self.world > 1:
+                _end(f"rank {self.rank}: {error}", 2)
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if self.world > 1 and is_out_of_memory(error):
+                _end(f"rank {self.rank}: {without_memory(error)}", 2)
             is_lost = isinstance(error, dist.DistError) or any(word in str(error) for word in LOST)
             if self.world == 1 or not is_lost:
                 raise
             reason = str(error).strip().splitlines()[0][:200]
-            print(
-                f"error: rank {self.rank}: another process of the run is gone, or does not answer within "
-                f"cluster.timeout_s ({reason}); the last checkpoint is intact: start the same command again",
-                file=sys.stderr,
-                flush=True,
+            _end(
+                f"rank {self.rank}: another process of the run is gone, or does not answer within cluster.timeout_s "
+                f"({reason}); the last checkpoint is intact: start the same command again",
+                1,
             )
-            os._exit(1)  # an orderly end would wait for the one that is gone
         if self.world > 1 and dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
@@ -177,6 +195,12 @@ class Runtime:
             else f"CPU, {torch.get_num_threads()} threads"
         )
         return name if self.world == 1 else f"{self.world} x {name}"
+
+
+def _end(line: str, code: int) -> NoReturn:
+    """Say why, and end this process at once: an orderly end would wait for one that is gone, or that waits for us."""
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def _count(name: str) -> int:

@@ -10,6 +10,7 @@ from types import FrameType
 
 from starling_train.config.fields import UserError
 from starling_train.run import interruption
+from starling_train.run.out_of_memory import OutOfMemory, is_out_of_memory, without_memory
 from starling_train.run.runtime import Runtime
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -72,15 +73,18 @@ class StopRequest:
         self._raise_if_stopped()
 
     @contextmanager
-    def updating(self) -> Iterator[None]:
-        """Run a phase that changes what a checkpoint holds: completed if, by earlier ones, the grace time allows."""
+    def updating(self, has_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Run a phase that changes what a checkpoint holds: completed if, by earlier ones, the grace time allows.
+
+        has_begun: whether anything has been changed so far; until then the phase may end without loss.
+        """
         self._raise_if_stopped()
         self._began = time.monotonic()
         with self._as("update"):
             try:
                 yield
             except BaseException:
-                self.half_updated = True
+                self.half_updated = has_begun()
                 raise
         self._longest_update = max(self._longest_update, time.monotonic() - self._began)
 
@@ -152,7 +156,8 @@ def leave_saved(
 ) -> Iterator[None]:
     """Handle Stopped: save the state unless an update was interrupted, then exit with the signal's code.
 
-    A user's error, such as a reward server that is gone, also saves the state before it is raised.
+    A user's error, such as a reward server that is gone, also saves the state before it is raised; so does lack of
+    memory, which becomes one.
     saved: returns the step of the last checkpoint, which stays the newest after an interrupted update.
     """
     try:
@@ -167,7 +172,11 @@ def leave_saved(
             save()
             stop.wait_for_all()
         sys.exit(stop.exit_code)
-    except UserError:
+    except (UserError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, UserError) and not is_out_of_memory(error):
+            raise
         if not stop.half_updated and stop.is_alone:  # another process may have no error, and would not save with us
             save()
-        raise
+        if isinstance(error, UserError):
+            raise
+        raise OutOfMemory(without_memory(error)) from error

@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from starling_train.config.sections import OptimConfig
 from starling_train.models.actors import Groups
 from starling_train.models.budget import Budget
+from starling_train.planning.memory import STEP_ELEMENTS as CHUNK
+from starling_train.run.out_of_memory import FRAGMENTS, in_one_line
 from starling_train.run.runtime import Runtime
 from starling_train.training.adam import adam_options, eight_bit_adam, fit_together, rates_of, shapes_of
 
 Result = TypeVar("Result")
+NO_ROOM_TO_STEP = (
+    "optim: out of memory in the optimizer's step ({first}); train fewer matrices, shard the state over several "
+    "processes with cluster.zero_stage=2, or begin a run with optim.eight_bit=true; " + FRAGMENTS + "; a run that has "
+    "checkpoints goes on from the last"
+)
 
 
 class LocalOptimizer:
@@ -75,20 +82,61 @@ class LocalOptimizer:
         if not is_finite:
             self.drop_gradients()
             return math.nan
+        with in_one_line(lambda first: NO_ROOM_TO_STEP.format(first=first)):
+            if self._runtime.world > 1:
+                self._sum_over_processes()
+            norm = self._norm()
+            if math.isfinite(norm):
+                self.applied += 1  # now: what is interrupted from here on belongs to no step
+                self._apply(norm)
+        self.drop_gradients()
+        return float(norm)
+
+    def _sum_over_processes(self) -> None:
+        """Give each master the sum of all processes' gradients, in float32: here all of them exist at once."""
         for name, parameter in self._parameters.items():
-            master = self._masters[name]
-            if master is not parameter:
+            if (master := self._masters[name]) is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
                 parameter.grad = None
-        if self._runtime.world > 1:
-            self._runtime.sum_tensors([self._gradient(name) for name in self._learning])
-        norm = float(nn.utils.clip_grad_norm_(self._masters.values(), self._config.max_gradient_norm))
-        if math.isfinite(norm):
+        self._runtime.sum_tensors([self._gradient(name) for name in self._learning])
+
+    def _norm(self) -> Tensor:
+        """Return the L2 norm of all gradients, each as float32 in its turn; 0 without any."""
+        gradients = (p.grad if p.grad is not None else self._masters[n].grad for n, p in self._parameters.items())
+        norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients if gradient is not None]
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
+
+    def _apply(self, norm: Tensor) -> None:
+        """Clip and update, some tensors at a time: gradients in float32 exist only for those, and go with them."""
+        gradients = {}
+        for name, parameter in self._parameters.items():
+            master = self._masters[name]
+            gradients[name] = master.grad if parameter.grad is None else parameter.grad
+            master.grad = parameter.grad = None  # Adam passes over what has none
+        for names in self._chunks():
+            masters = [self._masters[name] for name in names]
+            for name, master in zip(names, masters, strict=True):
+                gradient = gradients.pop(name)
+                master.grad = None if gradient is None else gradient.float()
+            del gradient
+            nn.utils.clip_grads_with_norm_(masters, self._config.max_gradient_norm, norm)
             self._adam.step()
-            self._copy_back()
-            self.applied += 1
-        self.drop_gradients()
-        return norm
+            self._copy_back(names)
+            for master in masters:
+                master.grad = None
+
+    def _chunks(self) -> Iterator[list[str]]:
+        """Yield names of neighbours of at most CHUNK elements together, or of single tensors."""
+        names: list[str] = []
+        elements = 0
+        for name, parameter in self._parameters.items():
+            if names and elements + parameter.numel() > CHUNK:
+                yield names
+                names, elements = [], 0
+            names.append(name)
+            elements += parameter.numel()
+        if names:
+            yield names
 
     def _gradient(self, name: str) -> Tensor:
         """Return a master's gradient; zero where this process had no sequence of the mini-batch."""
@@ -103,10 +151,10 @@ class LocalOptimizer:
             parameter.grad = None
 
     @torch.no_grad()
-    def _copy_back(self) -> None:
-        for name, parameter in self._parameters.items():
-            if self._masters[name] is not parameter:
-                parameter.copy_(self._masters[name])
+    def _copy_back(self, names: list[str]) -> None:
+        for name in names:
+            if self._masters[name] is not self._parameters[name]:
+                self._parameters[name].copy_(self._masters[name])
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

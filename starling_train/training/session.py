@@ -192,8 +192,12 @@ class Session:
 
     @contextmanager
     def updating(self, train_policy: bool = True) -> Iterator[None]:
-        """Run what changes a checkpoint's content: an update is completed if that fits into checkpoint.grace_s."""
-        with self._stop.updating():
+        """Run what changes a checkpoint's content: an update is completed if that fits into checkpoint.grace_s.
+
+        Until the optimizer has applied something, the state of the last step can still be saved.
+        """
+        applied = self._optimizer.applied
+        with self._stop.updating(lambda: self._optimizer.applied > applied or not self._stop.is_alone):
             rate = self._optimizer.set_rates(self._step.number, self.total, train_policy)
             self._step.metrics["optim/learning_rate"] = rate
             with self.phase("update"):

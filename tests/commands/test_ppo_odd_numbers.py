@@ -139,3 +139,46 @@ def test_out_of_memory_goes_on_with_less_and_a_resume_remembers(run, monkeypatch
         "algorithm.tokens_per_microbatch", "rollout.slots", "reward.tokens_per_batch"
     }  # fmt: skip
     assert capsys.readouterr().out.count("out of memory") >= 3
+
+
+@pytest.mark.parametrize("mini_batch,saved", [(1, ["step_000001"]), (2, [])])
+def test_out_of_memory_in_an_update_saves_the_last_step_unless_something_was_applied(
+    run, monkeypatch, capsys, tmp_path, mini_batch, saved
+):
+    """In the second of three steps, of four mini-batches each."""
+    from starling_train.training.local import LocalOptimizer
+
+    plain, calls = LocalOptimizer._norm, []
+
+    def refuse(self):
+        calls.append(1)
+        if len(calls) == 4 + mini_batch:
+            raise RuntimeError("CUDA driver error: out of memory")
+        return plain(self)
+
+    monkeypatch.setattr(LocalOptimizer, "_norm", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluation.every=0")
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: optim: out of memory in the optimizer's step (CUDA driver error")
+    assert [path.name for path in (tmp_path / "run").glob("checkpoints/*")] == saved
+
+
+def test_out_of_memory_anywhere_else_is_one_line_and_the_state_is_saved(run, monkeypatch, capsys, tmp_path):
+    from starling_train.training.ppo import experience
+
+    plain, calls = experience.whiten, []
+
+    def refuse(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return plain(*given)
+
+    monkeypatch.setattr(experience, "whiten", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluation.every=0")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: out of memory (cuDNN error: CUDNN_STATUS_ALLOC")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]

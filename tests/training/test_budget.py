@@ -9,7 +9,8 @@ from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError, walk
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
-from starling_train.models.budget import Budget, is_out_of_memory
+from starling_train.models.budget import Budget
+from starling_train.run.out_of_memory import OutOfMemory, first_line, is_out_of_memory, without_memory
 from starling_train.training.ppo.experience import make_experience
 from starling_train.training.ppo.update import update
 
@@ -55,12 +56,61 @@ def test_a_real_refusal_of_the_allocator_is_recognised():
     [
         "CUDA out of memory. Tried to allocate 2.00 GiB.",
         "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
+        "CUDA driver error: out of memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        "NCCL error in: ProcessGroupNCCL.cpp:3699, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nFailed to CUDA calloc async 608 bytes",
+        "Triton Error [CUDA]: out of memory",
     ],
 )
 def test_what_a_gpu_says_is_recognised(said):
     assert is_out_of_memory(RuntimeError(said))
-    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert "\n" not in without_memory(RuntimeError(said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "NCCL error: unhandled system error. Last error:\nsocketProgress: Connection closed by remote peer",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "CUDA error: operation failed due to a previous error during capture",  # and nothing before it
+        "CUDA error: invalid argument",
+    ],
+)
+def test_what_is_another_error_is_not_taken_for_it(said):
+    assert not is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(ValueError("CUDA out of memory"))
+
+
+def capture_fails(reason: Exception):
+    """As `torch.cuda.graph` does it: what goes wrong within the capture is only the context of what its end raises."""
+    try:
+        raise reason
+    finally:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nmore")
+
+
+def test_of_a_capture_that_failed_the_first_error_counts():
+    with pytest.raises(RuntimeError) as failed:
+        capture_fails(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert is_out_of_memory(failed.value) and first_line(failed.value).startswith("CUDA out of memory. Tried")
+    with pytest.raises(RuntimeError) as failed:
+        capture_fails(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not is_out_of_memory(failed.value)
+    assert Budget("rollout.slots", 8, lambda line: None).halving(refuse_capture_of_more_than(2)) == 2
+
+
+def refuse_capture_of_more_than(rows: int):
+    def phase(amount):
+        if amount > rows:
+            capture_fails(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+        return amount
+
+    return phase
 
 
 def test_what_cannot_be_done_again_names_the_key_and_half_of_it():
@@ -68,7 +118,8 @@ def test_what_cannot_be_done_again_names_the_key_and_half_of_it():
         raise torch.OutOfMemoryError(f"CUDA out of memory at {tokens}")
 
     budget = Budget("algorithm.tokens_per_microbatch", 1000)
-    with pytest.raises(UserError, match=r"out of memory at 1000; start again with algorithm.tokens_per_microbatch=500"):
+    asks = r"out of memory at 1000 \(CUDA out of memory at 1000\); start again with algorithm.tokens_per_microbatch=500"
+    with pytest.raises(OutOfMemory, match=asks):
         budget.once(phase)
     assert budget.once(lambda tokens: tokens) == 1000
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from starling_train.config.fields import UserError
 from starling_train.config.sections import OptimConfig
+from starling_train.training import local
 from starling_train.training.adam import schedule
 from starling_train.training.local import LocalOptimizer
 
@@ -86,6 +88,49 @@ def test_state_goes_on_exactly(dtype):
     train(again_policy, again_critic, resumed, 3, first=3)
     assert torch.equal(policy["a"], again_policy["a"])
     assert torch.equal(critic["b"], again_critic["b"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_of_some_tensors_at_a_time_is_that_of_all_at_once(dtype, monkeypatch):
+    """To the bit; and gradients in float32 exist only for some."""
+
+    def trained(chunk: int) -> tuple[list[torch.Tensor], int]:
+        torch.manual_seed(0)
+        policy = {f"p{i}": nn.Parameter(torch.randn(4, 3, dtype=dtype)) for i in range(5)}
+        critic = {"head": nn.Parameter(torch.randn(6))}  # float32 beside bfloat16, and its own master
+        monkeypatch.setattr(local, "CHUNK", chunk)
+        optimizer = optimizer_of(policy, critic, OptimConfig(learning_rate=1e-2, weight_decay=0.1))
+        plain, held = optimizer._adam.step, []
+
+        def step():
+            held.append(sum(g.numel() for g in (m.grad for m in optimizer._masters.values()) if g is not None))
+            plain()
+
+        monkeypatch.setattr(optimizer._adam, "step", step)
+        train(policy, critic, optimizer, 4)
+        tensors = optimizer.trainable_tensors() | optimizer.state_tensors()
+        return [tensors[name] for name in sorted(tensors)], max(held)
+
+    (whole, all_at_once), (some, at_a_time) = trained(10**9), trained(24)
+    assert (all_at_once, at_a_time) == (5 * 12 + 6, 24)
+    for one, other in zip(whole, some, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_out_of_memory_in_a_step_is_told_in_one_line():
+    policy, critic = parameters(torch.bfloat16)
+    optimizer = optimizer_of(policy, critic, OptimConfig())
+    (a,) = policy.values()
+    a.grad = torch.ones_like(a)
+
+    def refuse():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    optimizer._adam.step = refuse
+    with pytest.raises(UserError, match=r"^optim: out of memory in the optimizer's step \(CUDA out of memory") as told:
+        optimizer.step()
+    assert "cluster.zero_stage=2" in str(told.value) and "\n" not in str(told.value)
+    assert optimizer.applied == 1  # some tensors may have been updated, so that what is in memory belongs to no step
 
 
 def test_old_locks_of_compilations_are_removed(tmp_path, monkeypatch):

@@ -94,6 +94,33 @@ with runtime.fails_together():
         assert process.out() == f"rank {rank} [1, 2] [2.0]\n"
 
 
+def test_what_the_first_refuses_all_refuse_and_one_without_memory_does_not_wait_for_the_others(tmp_path):
+    script = """
+import sys
+from starling_train.config.fields import UserError
+from starling_train.run.runtime import Runtime
+runtime = Runtime("cpu", timeout_s=60)
+def refuse():
+    raise UserError("run_dir: is of another model")
+with runtime.fails_together():
+    try:
+        runtime.on_first(refuse)
+    except UserError as error:
+        sys.stdout.write(f"rank {runtime.rank} {error}\\n")
+        sys.stdout.flush()
+    if not runtime.is_main:
+        raise RuntimeError("NCCL error: unhandled cuda error. Last error: Cuda failure 2 'out of memory'")
+    runtime.sum([1.0])
+"""
+    first, second = together(written(script, tmp_path), [], tmp_path, 2)
+    assert (second.wait(), first.wait()) == (2, 1)
+    assert [process.out() for process in (first, second)] == [
+        f"rank {rank} run_dir: is of another model\n" for rank in (0, 1)
+    ]
+    assert second.error().startswith("error: rank 1: out of memory (NCCL error") and second.error().count("\n") == 1
+    assert "error: rank 0: another process of the run is gone" in first.error()
+
+
 def test_an_error_of_ours_is_not_taken_for_a_lost_process(tmp_path):
     """Under torchrun, the one such start among the tests that run on every commit."""
     script = """

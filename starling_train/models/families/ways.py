@@ -22,6 +22,7 @@ from starling_train.models.families.padded import PaddedTrunk
 from starling_train.models.packing import Packing, can_pack
 from starling_train.models.source import UNUSABLE, first_line
 from starling_train.models.trunk import AnyTrunk, Trunk, WholeTrunk
+from starling_train.run.out_of_memory import is_out_of_memory
 
 LENGTHS = (3, 17, 8)  # of the sequences that are compared
 # Largest difference of logits that rounding explains, in units of the largest logit.
@@ -166,6 +167,8 @@ def _find(model: CausalLM, lowest: int) -> Ways:
         comparison = Comparison(model)
         form = form_of(model)
     except REFUSALS as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"model.path: {type(model).__name__} is not a decoder with an output head on its last hidden states "
             f"({first_line(error)[:150]}); give another model"
@@ -213,6 +216,8 @@ def _differs(comparison: Comparison, head: Head, decoder: Decoder, kind: str, lo
         some = trunk.suffix(entering, packing, every_second)
         logits, few = head.logits(states), head.logits(some)
     except REFUSALS as error:
+        if is_out_of_memory(error):  # it says nothing about the model
+            raise
         return first_line(error)[:100]
     is_plain = comparison.agree(logits) and comparison.agree(few, every_second)
     return "" if is_plain else "other logits than the plain forward's"

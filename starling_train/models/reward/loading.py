@@ -15,6 +15,7 @@ from starling_train.models.header_checks import check_shapes
 from starling_train.models.reward import batching, checkpoint
 from starling_train.models.reward.net import ClassifierNet, RewardNet
 from starling_train.models.source import first_line
+from starling_train.run.out_of_memory import is_out_of_memory
 
 
 def load_starling(kind: str, directory: Path, config: Any, options: dict[str, Any]) -> RewardNet:
@@ -90,6 +91,8 @@ def read_classifier(directory: Path, config: Any, options: dict[str, Any]) -> tu
             f"{directory}: its weights are not a readable file of plain tensors; download it again"
         ) from error
     except (ValueError, OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{directory}: {first_line(error)}; check reward.path and reward.kind") from error
     return model, report
 
