@@ -17,6 +17,7 @@ from starling_train.config.fields import UserError
 from starling_train.data import reward_templates
 from starling_train.data.stand_ins import special_strings
 from starling_train.models import causal_lm, written
+from starling_train.models.families.positions import positions_of
 from starling_train.models.header_checks import check_shapes, entries_by_name
 from starling_train.models.reward import loading
 from starling_train.models.reward.net import RewardNet
@@ -47,9 +48,9 @@ def read_config(source: RewardSource, max_length: int) -> Any:
         )
     config = causal_lm.without_dropout(given)
     text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if positions and max_length > positions:
-        raise UserError(f"rm.max_length: {max_length} is more than the model's {positions} positions; lower it")
+    positions = positions_of(text)
+    if max_length > positions.most:
+        raise UserError(f"rm.max_length: {max_length} is more than the model's {positions.what}; lower it")
     source.check_vocabulary()
     config.num_labels = 1
     for part in (config, text):

@@ -11,6 +11,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
 from starling_train.files.tensors import Entry
 from starling_train.models import causal_lm
+from starling_train.models.families.positions import check_dynamic
 from starling_train.models.header_checks import check_shapes, entries_by_name
 from starling_train.models.reward import checkpoint, loading
 from starling_train.models.reward.source import RewardSource
@@ -33,6 +34,7 @@ def check_reward(config: RewardConfig, source: RewardSource, *, weights: bool = 
             f"reward.max_length: {config.max_length} is more than the {positions} positions of {source.directory}; "
             "lower it"
         )
+    check_dynamic(model_config, config.max_length, "reward.max_length")
     check = _check_classifier if source.kind == "sequence_classification" else _check_starling
     check(source, weights)
 

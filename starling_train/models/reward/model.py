@@ -17,6 +17,7 @@ from starling_train.data import reward_templates
 from starling_train.data.encoder_text import EncoderText
 from starling_train.models import quantisation
 from starling_train.models.budget import Budget
+from starling_train.models.families.positions import alone_above, check_dynamic
 from starling_train.models.packing import Packing
 from starling_train.models.reward import batching, loading
 from starling_train.models.reward.net import ClassifierNet, PackedNet, RewardNet
@@ -63,6 +64,7 @@ class RewardModel:
         way = batching.way_of(net, self._pad_id()) if position == "last_token" else "padded"
         self._packed = PackedNet(net) if way == "packed" and isinstance(net, RewardNet) else None
         self._is_alone = way == "alone"
+        self._alone_above = alone_above(net.config)
 
     def score(
         self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
@@ -103,9 +105,12 @@ class RewardModel:
         return scores
 
     def _groups(self, lengths: list[int], budget: int) -> list[list[int]]:
-        if self._packed is not None:
-            return cut_packed(lengths, budget)
-        return cut_by_tokens(lengths, budget, self._overhead)
+        """Group indices of sequences that go through the model together; who would change the others goes alone."""
+        alone = [index for index, length in enumerate(lengths) if length > self._alone_above]
+        together = [index for index, length in enumerate(lengths) if length <= self._alone_above]
+        shorter = [lengths[index] for index in together]
+        cut = cut_by_tokens(shorter, budget, self._overhead) if self._packed is None else cut_packed(shorter, budget)
+        return [[index] for index in alone] + [[together[index] for index in group] for group in cut]
 
     def _forward(self, encoded: list[list[int]]) -> Tensor:
         if self._is_alone:
@@ -222,6 +227,7 @@ def load(
         raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {kind}'s; use last_token")
     options = quantisation.loading_options(dtype, device, config.load_in)
     source.check_vocabulary()
+    check_dynamic(source.config, config.max_length, "reward.max_length")
     if kind == "sequence_classification":
         net = loading.load_classifier(source.directory, copy.deepcopy(source.config), options)
     else:

@@ -12,6 +12,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.rm import RmConfig
 from starling_train.models import adapters, causal_lm, header_checks, quantisation
 from starling_train.models.causal_lm import Decoder
+from starling_train.models.families.positions import Positions, positions_of
 from starling_train.models.reward import checkpoint, classifier, loading
 from starling_train.models.reward.net import RewardNet
 from starling_train.models.reward.source import RewardSource
@@ -74,10 +75,11 @@ def read_config(source: RewardSource, max_length: int) -> Any:
             f"{source.configured.key}: a Starling reward model is a Llama, which '{config.model_type}' cannot "
             "become; use a Mistral or Llama model"
         )
-    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
-    positions = min(window, config.max_position_embeddings)
-    if max_length > positions:
-        raise UserError(f"rm.max_length: {max_length} is more than the model's {positions} positions; lower it")
+    positions, window = positions_of(config), getattr(config, "sliding_window", None)
+    if window and window < positions.most:
+        positions = Positions(window, f"{window} positions")
+    if max_length > positions.most:
+        raise UserError(f"rm.max_length: {max_length} is more than the model's {positions.what}; lower it")
     source.check_vocabulary()
     return causal_lm.without_dropout(_as_llama(config))
 
