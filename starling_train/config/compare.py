@@ -4,7 +4,15 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from starling_train.config.fields import UserError, check_one_process, number, run_name, section, setting
+from starling_train.config.fields import (
+    UserError,
+    check_one_process,
+    did_you_mean,
+    number,
+    run_name,
+    section,
+    setting,
+)
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.ppo import check as check_ppo
 
@@ -78,7 +86,8 @@ def check(config: CompareConfig) -> None:
             if name not in section.strategies:
                 known = ", ".join(section.strategies)
                 raise UserError(
-                    f"compare.{key}: there is no strategy '{name}'; use {known}, or add one: "
+                    f"compare.{key}: there is no strategy '{name}'; "
+                    f"{did_you_mean(name, section.strategies)}use {known}, or add one: "
                     f"+compare.strategies.{name}=['KEY=VALUE']"
                 )
     for name in section.strategies:

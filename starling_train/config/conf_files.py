@@ -92,26 +92,42 @@ def _joined(text: str) -> str:
     return " ".join(text.split())
 
 
+def described(config: Any) -> str:
+    """Return a configuration as YAML with the comments of `conf/`: every key, with the value that it has here."""
+    return "".join(_lines(config, is_whole=True)).strip("\n")
+
+
 def _lines(
-    config: Any, items: Iterable[Field] | None = None, indent: str = "", follows: str | None = None
+    config: Any,
+    items: Iterable[Field] | None = None,
+    indent: str = "",
+    follows: str | None = None,
+    is_whole: bool = False,
 ) -> Iterator[str]:
-    """Yield every key on a line with its comment, sections below their names."""
+    """Yield every key on a line with its comment, sections below their names.
+
+    config: a command's configuration, or a section of one.
+    items: its keys; None: all.
+    indent: in front of every line.
+    follows: the section whose values are taken, as in `setting`.
+    is_whole: also write what stands in other files, and values in place of what they follow.
+    """
     items = list(fields(config) if items is None else items)
-    values = {item.name: _value(item, getattr(config, item.name), follows) for item in items}
+    values = {item.name: _value(item, getattr(config, item.name), follows, is_whole) for item in items}
     lengths = [len(f"{name}: {value}") for name, value in values.items()]
     column = len(indent) + 2 + max(length for length in [*lengths, 0] if length <= LONGEST_KEY)
     for item in items:
         value = getattr(config, item.name)
         if not is_dataclass(value):
             yield _commented(f"{indent}{item.name}: {values[item.name]}".rstrip(), item.metadata["doc"], column)
-            yield from (f"{indent}  {k}: {_scalar(v)}\n" for k, v in value.items()) if isinstance(value, dict) else ()
+            yield from (f"{indent}  {k}: {scalar(v)}\n" for k, v in value.items()) if isinstance(value, dict) else ()
             continue
-        section = _section_items(item, value)
+        section = list(fields(value)) if is_whole else _section_items(item, value)
         if section:
             first, _, rest = _joined(item.metadata["doc"] or _doc(value)).rstrip(".").partition(" ")
             comment = f"{first.lower() if first.istitle() else first} {rest}"
             yield ("" if indent else "\n") + _commented(f"{indent}{item.name}:", comment, column)
-            yield from _lines(value, section, f"{indent}  ", item.metadata.get("follows") or follows)
+            yield from _lines(value, section, f"{indent}  ", item.metadata.get("follows") or follows, is_whole)
 
 
 def _section_items(item: Field, value: Any) -> list[Field]:
@@ -125,17 +141,19 @@ def _section_items(item: Field, value: Any) -> list[Field]:
     return [key for key in fields(value) if getattr(value, key.name) != getattr(usual, key.name)]
 
 
-def _value(item: Field, value: Any, follows: str | None) -> str:
+def _value(item: Field, value: Any, follows: str | None, is_whole: bool) -> str:
     if is_dataclass(value) or (isinstance(value, dict) and value):
         return ""
+    if is_whole:
+        return scalar(value)
     other = f"{follows}.{item.name}" if follows else item.metadata.get("follows")
-    return f"${{{other}}}" if other else _scalar(value)
+    return f"${{{other}}}" if other else scalar(value)
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
     """Return a value as YAML on one line."""
     if isinstance(value, list):
-        return f"[{', '.join(map(_scalar, value))}]"
+        return f"[{', '.join(map(scalar, value))}]"
     if isinstance(value, float) and "e" in repr(value):
         digits, _, exponent = repr(value).partition("e")
         return f"{digits if '.' in digits else f'{digits}.0'}e{int(exponent)}"

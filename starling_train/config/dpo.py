@@ -62,7 +62,7 @@ class DpoConfig(RunConfig):
 def check(config: DpoConfig) -> None:
     """Check the configuration of training on preferences. Raises UserError."""
     data = "ranked answers or pairs: Nectar's parquet, JSONL, or a hub id"
-    check_run(config, "the policy: a Hugging Face directory or hub id", data, recipe="laser_dpo")
+    check_run(config, "the policy: a Hugging Face directory or hub id", data)
     check_adapter(config.model, config.freeze, config.cluster.zero_stage)
     check_evaluation(config.rollout, config.evaluation)
     if config.optim.critic_learning_rate is not None:

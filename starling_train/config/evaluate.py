@@ -9,6 +9,7 @@ from starling_train.config.fields import (
     check_server_url,
     check_values,
     choice,
+    did_you_mean,
     number,
     path_to,
     require,
@@ -127,7 +128,8 @@ def check(config: EvaluateConfig) -> None:
         raise UserError(f"suites: none is given; give some of: suites=[{','.join(SUITES)}]")
     for suite in config.suites:
         if suite not in SUITES:
-            raise UserError(f"suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
+            meant = did_you_mean(suite, SUITES)
+            raise UserError(f"suites: '{suite}' is not a suite; {meant}use some of: {', '.join(SUITES)}")
     requested = set(config.suites)
     if requested & set(OF_THE_REWARD_MODEL):
         check_reward(config.reward)

