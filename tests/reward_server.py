@@ -92,6 +92,7 @@ class Scripted(ThreadingHTTPServer):
     def __init__(self, *script, port: int = 0, delay_s: float = 0.0, answer: Callable = honest):
         super().__init__(("127.0.0.1", port), Handler)
         self.script, self.delay_s, self.answer, self.lock = list(script), delay_s, answer, threading.Lock()
+        self.told: dict[str, object] = {}  # what GET of a route gives
         self.requests: list[tuple[str, dict, dict]] = []
         self.running, self.most = 0, 0
         self.connections: list[socket.socket] = []
@@ -112,6 +113,10 @@ class Handler(BaseHTTPRequestHandler):
         super().setup()
         self.server.connections.append(self.connection)
 
+    def do_GET(self):
+        told = self.server.told.get(self.path)
+        self._send(404 if told is None else 200, told)
+
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
@@ -125,8 +130,11 @@ class Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return
-        text = json.dumps(answer[1]).encode()
-        self.send_response(answer[0])
+        self._send(*answer)
+
+    def _send(self, status, content):
+        text = json.dumps(content).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

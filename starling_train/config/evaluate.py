@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from starling_train.config.fields import (
     UserError,
+    check_header,
     check_one_process,
     check_server_url,
     check_values,
@@ -46,11 +47,6 @@ class PreferenceSuiteConfig(SourceConfig):
     rows: int | None = number(None, 1, doc="only the first rows that have a pair; null = all")
 
 
-def _check_header(key: str, name: str) -> None:
-    if not name.isascii() or not name.replace("-", "").isalnum():
-        raise UserError(f"{key}: {name!r} is not the name of a header; give Authorization, or Azure's api-key")
-
-
 @dataclass
 class JudgeConfig:
     """Any server that speaks OpenAI's chat completions; a score belongs to its judge."""
@@ -58,7 +54,7 @@ class JudgeConfig:
     url: str = setting("https://api.openai.com/v1", "its address, up to /chat/completions; a query (?...) stays behind")
     model: str | None = setting(None, "its name as the server knows it, e.g. gpt-4")
     key_env: str | None = variable("OPENAI_API_KEY", "environment variable that holds the key; null = none is sent")
-    key_header: str = setting("Authorization", "header that carries the key; Azure's is api-key", check=_check_header)
+    key_header: str = setting("Authorization", "header that carries the key; Azure's is api-key", check=check_header)
     temperature: float | None = number(
         0.0, 0.0, doc="of its replies; null = not sent, for judges that refuse any but their own"
     )

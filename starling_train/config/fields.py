@@ -291,11 +291,17 @@ def check_server_url(url: str, key: str, secret_key: str) -> None:
         raise UserError(f"{key}: '{url}' is not an address; give http://HOST:PORT")
 
 
+def check_header(key: str, name: str) -> None:
+    """Raise UserError, naming the key, for what cannot be the name of an HTTP header."""
+    if not name.isascii() or not name.replace("-", "").isalnum():
+        raise UserError(f"{key}: {name!r} is not the name of a header; give Authorization, or Azure's api-key")
+
+
 def check_url(url: str, protocol: str) -> None:
     """Check a reward server's URL, as `check_server_url` does. Raises UserError."""
     check_server_url(url, "reward.url", "reward.token_env")
     parts = urlsplit(url)
-    if protocol == "starling" and (parts.query or parts.fragment):
+    if protocol != "openrlhf" and (parts.query or parts.fragment):
         raise UserError(
             "reward.url: has something after ? or #; give http://HOST:PORT, and a token in reward.token_env"
         )

@@ -10,6 +10,7 @@ from typing import Any
 from starling_train.config.fields import (
     UserError,
     check_betas,
+    check_header,
     check_url,
     choice,
     did_you_mean,
@@ -143,8 +144,18 @@ class RewardConfig:
     url: str | None = setting(None, "address of the server, e.g. http://127.0.0.1:8000", free=True)
     protocol: str = choice(
         "starling",
-        ("starling", "openrlhf"),
-        doc="starling (serve_reward's), openrlhf (url is the whole address, tokenizer makes the text)",
+        ("starling", "openrlhf", "vllm", "sglang", "tei"),
+        doc="starling (serve_reward's), openrlhf (url is the whole address), vllm, sglang, tei (a classifier of one "
+        "label there, asked for raw scores); with all but starling, tokenizer makes what is sent",
+    )
+    served_model: str | None = setting(
+        None, "name to ask vllm or sglang for, where several are served; null = none is sent"
+    )
+    token_header: str = setting(
+        "Authorization",
+        "header that carries the token; others than this one carry it alone",
+        free=True,
+        check=check_header,
     )
     token_env: str | None = variable(
         "STARLING_REWARD_TOKEN", "variable that holds the bearer token; unset = none is sent", free=True
@@ -378,8 +389,13 @@ def _check_function(reward: RewardConfig) -> None:
 def _check_server(reward: RewardConfig) -> None:
     require("reward.url", reward.url, "the address of a reward server, e.g. http://127.0.0.1:8000")
     check_url(given(reward.url), reward.protocol)
-    if reward.protocol == "openrlhf" and not reward.tokenizer:
-        raise UserError("reward.tokenizer: not set; with reward.protocol=openrlhf its chat template makes the text")
+    if reward.protocol != "starling" and not reward.tokenizer:
+        raise UserError(
+            f"reward.tokenizer: not set; with reward.protocol={reward.protocol} its chat template makes what is sent; "
+            "give the directory of the served model, or one with its tokenizer"
+        )
+    if reward.served_model and reward.protocol not in ("vllm", "sglang"):
+        raise UserError(f"reward.served_model: reward.protocol={reward.protocol} has no name for a model; leave it out")
 
 
 def _check_model(reward: RewardConfig) -> None:

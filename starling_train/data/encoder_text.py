@@ -51,6 +51,11 @@ class EncoderText:
         second = _find(list(ids), self.between, len(self.before)) + len(self.between)
         return [int(index >= second) for index in range(len(ids))]
 
+    def split(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Undo `encode` for a pair: the ids of the two texts."""
+        end = _find(list(ids), self.between, len(self.before))
+        return list(ids[len(self.before) : end]), list(ids[end + len(self.between) : len(ids) - len(self.behind)])
+
     def _parts(self, messages: Sequence[dict]) -> tuple[list[int], list[int]]:
         reward_templates.check_conversation(messages)
         if self.is_pair:

@@ -38,6 +38,7 @@ class PatientHttp:
     longest_pause_s: between two attempts, unless the server asks for more (Retry-After).
     token_header: what carries the token: Authorization, as a bearer token; any other header, the token alone.
     status_of: reads the status of an answer, for servers that tell it elsewhere; None: the HTTP status.
+    on_return: called when a server that was away answers again, which may be another one.
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class PatientHttp:
         longest_pause_s: float = LONGEST_PAUSE_S,
         token_header: str = BEARER,
         status_of: "Callable[[httpx.Response], int] | None" = None,
+        on_return: Callable[[], None] = lambda: None,
     ) -> None:
         import httpx
 
         self.url = url
         self._server, self._gives, self._key = server, gives, key
         self._patience_s, self._longest_pause_s = config.patience_s, longest_pause_s
-        self._status_of = status_of
+        self._status_of, self._on_return = status_of, on_return
         self._silent = threading.Event()  # set once it is reported that the server is away
         self._given_up = threading.Event()  # set when one request has failed for good: the others need not wait
         self._http = httpx.Client(
@@ -98,6 +100,16 @@ class PatientHttp:
             self._given_up.wait(min(max(pause, requested), left))
             pause = min(2 * pause, self._longest_pause_s)
 
+    def told(self, url: str) -> dict[str, Any]:
+        """Return what a GET of an address tells, a JSON object; empty where it does not, or nobody answers."""
+        import httpx
+
+        try:
+            content = self._http.get(url).raise_for_status().json()
+        except (httpx.HTTPError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
     def refusal(self, response: "httpx.Response", remedy: str) -> UserError:
         """Make the error for an answer that another request would not change."""
         return UserError(f"{self._key}.url: {self.url} refuses ({reason_of(response)}); {remedy}")
@@ -123,6 +135,7 @@ class PatientHttp:
         if self._silent.is_set():
             self._silent.clear()
             print(f"{self._server} {self.url} answers again", file=sys.stderr, flush=True)
+            self._on_return()
 
 
 def address(url: str, key: str) -> str:

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 
 from starling_train.config.fields import UserError
 from starling_train.data.conversations import with_answer
+from starling_train.models.reward.reading import Reader
 
 ANSWER = "Yes."
+OF_A_TURN, OF_TEMPLATE = 16, 64  # tokens that a template may add
+MEASURED = 4096  # conversations that are tokenised before a run: a second or two
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,34 @@ def refusals(prompts: Sequence[list[dict]], attempt: Callable[[list[dict]], obje
     if prompts and len(refused) == len(prompts):
         raise UserError(f"{source} refuses all {len(prompts)} prompts: {refused[0]}")
     return refused
+
+
+def by_reader(reader: Reader, prompts: Sequence[list[dict]], source: str) -> Admission:
+    """Refuse the prompts that a reward model's template refuses, and count what its max_length cuts.
+
+    Only what could be too long is tokenised, and of that at most MEASURED, evenly spread. source: a key and what it
+    names, for messages. Raises UserError if all are refused.
+    """
+    refused = refusals(prompts, reader.check, source)
+    taken = (with_answer(messages, ANSWER) for index, messages in enumerate(prompts) if index not in refused)
+    # a token is a byte of text or more; what the template adds is a few tokens a turn
+    long = [
+        conversation
+        for conversation in taken
+        if sum(len(m["content"].encode()) + OF_A_TURN for m in conversation) + OF_TEMPLATE > reader.max_length
+    ]
+    measured = long[:: -(-len(long) // MEASURED)] if long else []
+    for conversation in measured:
+        reader.encode(conversation)
+    cut = round(reader.shortened * len(long) / len(measured)) if measured else 0
+    if not cut:
+        return Admission(refused)
+    about = "" if len(measured) == len(long) else "about "
+    line = (
+        f"{about}{cut} of {len(prompts)} prompts are longer than reward.max_length={reader.max_length}, even with an "
+        "answer of a word, and are scored without their beginning (reward/truncated_prompts); raise it"
+    )
+    return Admission(refused, [line])
 
 
 def first_words(messages: Sequence[dict], count: int = 60) -> str:

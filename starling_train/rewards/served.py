@@ -8,60 +8,38 @@ of one line is raised.
 
 import itertools
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from starling_train.config.fields import UserError, given
+from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
-from starling_train.models.patient_http import PatientHttp, address, token_of
-from starling_train.models.source import ModelSource
-from starling_train.rewards.admission import Admission, first_words, refusals
+from starling_train.models.patient_http import PatientHttp, reason_of, token_of
+from starling_train.rewards import admission, items, server_facts
+from starling_train.rewards.admission import Admission
+from starling_train.rewards.protocols import PROTOCOLS
 from starling_train.run.runtime import Runtime
 
-if TYPE_CHECKING:
-    import httpx
-
-
 LOCATION, HOLDS_MEMORY, SCORED_BY = "url", False, ()
+OF_ONE_ITEM = (400, 413, 422, 424)  # statuses that a server of classifiers gives for one item among others
 
 
 def check(config: RewardConfig, weights: bool = True) -> None:
     """Ask the server, so that a wrong address or token is reported before a run starts. weights=False: do not."""
     if weights:
-        load(config).close()
+        client = RewardClient(config)
+        client.check()
+        client.close()
 
 
 def load(config: RewardConfig, runtime: Runtime | None = None) -> "RewardClient":
     """Open a client of a server that answers. Raises UserError."""
-    client = RewardClient(config, _tokenizer(config) if config.protocol == "openrlhf" else None)
+    client = RewardClient(config, is_quiet=runtime is not None and not runtime.is_main)
     client.check()
+    client.learn()
     return client
-
-
-def _tokenizer(config: RewardConfig) -> Any:
-    """Load the tokenizer whose chat template makes the text for OpenRLHF's protocol. Raises UserError."""
-    source = ModelSource.open(given(config.tokenizer), "reward.tokenizer", weights=False, needs_config=False)
-    if not source.tokenizer.chat_template:
-        raise UserError(
-            f"reward.tokenizer: {source.directory} has no chat template, which makes the text for "
-            "reward.protocol=openrlhf; add chat_template.jinja to it"
-        )
-    return source.tokenizer
-
-
-def texts_of(messages: Sequence[dict], tokenizer: Any) -> tuple[str, str]:
-    """Render (a conversation, its prompt) by a tokenizer's chat template. Raises UserError if it refuses them."""
-    from jinja2 import TemplateError
-
-    render = tokenizer.apply_chat_template
-    try:
-        whole = render(list(messages), tokenize=False)
-        return whole, render(list(messages[:-1]), tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise UserError(
-            f"reward.tokenizer: its chat template refuses {first_words(messages)} ({error}); leave such rows out"
-        ) from error
 
 
 def identity(config: RewardConfig, identify: Any = None, weights: bool = True) -> dict[str, Any]:
@@ -75,41 +53,137 @@ def columns(config: RewardConfig) -> tuple[str, ...]:
 
 
 def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
-    """Refuse what the template refuses that makes our text (openrlhf); the rest is known to the server alone.
+    """Refuse what the template refuses that makes what is sent; the rest is known to the server alone.
 
     Raises UserError if the template refuses all.
     """
-    if config.protocol != "openrlhf":
+    if config.protocol == "starling":
         return Admission()
-    tokenizer = _tokenizer(config)
-    refused = refusals(
-        prompts, lambda conversation: texts_of(conversation, tokenizer), f"reward.tokenizer: {config.tokenizer}"
-    )
-    return Admission(refused)
+    source = f"reward.tokenizer: {config.tokenizer}"
+    if not PROTOCOLS[config.protocol].is_classifier:
+        return Admission(admission.refusals(prompts, items.writer(config).item, source))
+    return admission.by_reader(items.reader_of(config), prompts, source)
+
+
+class Answer(NamedTuple):
+    """What one request gave.
+
+    scores: nan for what is left out. truncated, shortened: as in `kinds.Scorer`, as far as the server tells.
+    refused: the server's reasons by index of the item, where it refuses one among others.
+    """
+
+    scores: list[float]
+    truncated: int = 0
+    shortened: int = 0
+    refused: Mapping[int, str] = MappingProxyType({})
 
 
 class RewardClient:
-    """Scores conversations on a server. tokenizer: only for OpenRLHF's protocol, its chat template makes the text."""
+    """Scores conversations on a server.
+
+    writer: makes what is sent; None: by `reward.protocol`. is_quiet: nothing is said by this process.
+
+    facts: what is known of the server, after `learn`.
+    """
 
     budget = None  # the memory is the server's
     may_leave_out, mark = False, None
 
-    def __init__(self, config: RewardConfig, tokenizer: Any = None) -> None:
-        # answers that lost their beginning, conversations that did, as far as the server reports
-        self.truncated = self.shortened = 0
-        self._url = _endpoint(config)
-        self._openrlhf, self._tokenizer = config.protocol == "openrlhf", tokenizer
+    def __init__(self, config: RewardConfig, writer: items.Writer | None = None, is_quiet: bool = False) -> None:
+        self._told_truncated = self._told_shortened = 0
+        self._config, self._is_quiet = config, is_quiet
+        self._protocol = PROTOCOLS[config.protocol]
+        self._url = self._protocol.endpoint(config.url or "")
+        self._writer = writer or items.writer(config)
         self._per_request = config.conversations_per_request
+        self._model = config.served_model
+        self.facts: server_facts.Facts = {}
+        self._is_told = False
         token = token_of(config.token_env)
-        self._http = PatientHttp("reward server", "scores", "reward", self._url, token, config)
+        self._http = PatientHttp(
+            "reward server", "scores", "reward", self._url, token, config,
+            token_header=config.token_header, on_return=self._compare,
+        )  # fmt: skip
         self._pool = ThreadPoolExecutor(config.connections, "reward-client")
+
+    @property
+    def truncated(self) -> int:
+        """Answers so far that lost their beginning, as far as it is known."""
+        return self._told_truncated + self._writer.truncated
+
+    @property
+    def shortened(self) -> int:
+        """Conversations so far that did."""
+        return self._told_shortened + self._writer.shortened
 
     def score(
         self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
     ) -> list[float]:
-        """Return one score a conversation, in order. Raises UserError."""
-        starts = range(0, len(conversations), self._per_request)
-        futures = [self._pool.submit(self._ask, conversations[i : i + self._per_request]) for i in starts]
+        """Return one score a conversation, in order; nan for one that the server alone refuses. Raises UserError."""
+        answers = self._ask_all([self._writer.item(messages) for messages in conversations])
+        return list(itertools.chain.from_iterable(answer.scores for answer in answers))
+
+    def score_each(
+        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
+    ) -> list[float | UserError]:
+        """Score as `RewardModel.score_each`; a server that names no single conversation gives all, or it raises."""
+        results: list[float | UserError] = [math.nan] * len(conversations)
+        written: dict[int, Any] = {}
+        for index, messages in enumerate(conversations):
+            try:
+                written[index] = self._writer.item(messages)
+            except UserError as error:
+                results[index] = error
+        indices = iter(written)
+        for answer in self._ask_all(list(written.values())):
+            for position, score in enumerate(answer.scores):
+                reason = answer.refused.get(position)
+                results[next(indices)] = UserError(f"the reward server refuses it ({reason})") if reason else score
+        return results
+
+    def check(self) -> None:
+        """Send an empty request, or to a server of classifiers a few made-up conversations. Raises UserError."""
+        if self._config.protocol == "starling":
+            self._ask([])
+        if not self._protocol.is_classifier:
+            return
+        server_facts.told(self._http, self._config)
+        scores = self.score(server_facts.made_up())
+        line = server_facts.check_raw(scores, self._url)
+        if line and not self._is_quiet:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    def learn(self) -> None:
+        """Find out which server it is, for `facts`."""
+        self.facts = server_facts.told(self._http, self._config) | self._probed()
+
+    def close(self) -> None:
+        self._http.give_up()
+        self._pool.shutdown(cancel_futures=True)
+        self._http.close()
+
+    def _probed(self) -> server_facts.Facts:
+        (score,) = self._ask([self._writer.item(server_facts.made_up()[0])]).scores
+        return {server_facts.PROBE: round(score, 6)} if math.isfinite(score) else {}
+
+    def _compare(self) -> None:
+        """Say if a server that was away has come back as another one."""
+        if not self.facts or self._is_quiet:
+            return
+        now = server_facts.told(self._http, self._config)
+        known = {name: value for name, value in self.facts.items() if name != server_facts.PROBE}
+        if now and (different := server_facts.differences(known, now)):
+            print(
+                f"warning: reward.url: {self._url} has come back as another server ({'; '.join(different)}); scores "
+                "before and after may not compare",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _ask_all(self, written: Sequence[Any]) -> list[Answer]:
+        """Ask for the scores of items, a few a request. Raises UserError."""
+        starts = range(0, len(written), self._per_request)
+        futures = [self._pool.submit(self._ask, written[i : i + self._per_request]) for i in starts]
         try:
             answers = [future.result() for future in futures]
         except BaseException:
@@ -117,64 +191,45 @@ class RewardClient:
             for future in futures:
                 future.cancel()
             raise
-        self.truncated += sum(truncated for _, truncated, _ in answers)
-        self.shortened += sum(shortened for _, _, shortened in answers)
-        return list(itertools.chain.from_iterable(scores for scores, _, _ in answers))
+        refused = [reason for answer in answers for reason in answer.refused.values()]
+        if refused and len(refused) == len(written):
+            raise UserError(
+                f"reward.url: {self._url} refuses all {len(written)} conversations ({refused[0]}); check it"
+            )
+        if refused and not self._is_told and not self._is_quiet:
+            self._is_told = True
+            print(
+                f"reward server {self._url} refuses a conversation ({refused[0]}): left out",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._told_truncated += sum(answer.truncated for answer in answers)
+        self._told_shortened += sum(answer.shortened for answer in answers)
+        return answers
 
-    def score_each(
-        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
-    ) -> list[float | UserError]:
-        """Score as `RewardModel.score_each`; the server names no single conversation: all are right, or it raises."""
-        return list(self.score(conversations))
-
-    def check(self) -> None:
-        """Send an empty request. Raises UserError."""
-        if not self._openrlhf:
-            self._ask([])
-
-    def close(self) -> None:
-        self._http.give_up()
-        self._pool.shutdown(cancel_futures=True)
-        self._http.close()
-
-    def _ask(self, conversations: Sequence[list[dict]]) -> tuple[list[float], int, int]:
-        """Return (scores, how many answers lost their beginning, how many conversations did)."""
-        response = self._http.post(self._body(conversations))
+    def _ask(self, written: Sequence[Any]) -> Answer:
+        """Ask for the scores of one request's items. Raises UserError."""
+        response = self._http.post(self._protocol.body(written, self._model))
+        if response.status_code in OF_ONE_ITEM and self._protocol.is_classifier:
+            if len(written) == 1:
+                return Answer([math.nan], refused={0: reason_of(response)})
+            return _joined([self._ask([item]) for item in written])
         if response.status_code != 200:
             raise self._http.refusal(response, _remedy(response.status_code))
-        scores = _scores(response, "rewards" if self._openrlhf else "scores", len(conversations), self._url)
-        counts = (response.json().get(name) for name in ("truncated", "shortened"))
+        try:
+            answer = response.json()
+        except (ValueError, RecursionError):
+            answer = None
+        scores = self._protocol.scores(answer, len(written), self._url)
+        counts = (answer.get(name) if isinstance(answer, dict) else 0 for name in ("truncated", "shortened"))
         truncated, shortened = (count if isinstance(count, int) else 0 for count in counts)
-        return scores, truncated, shortened
-
-    def _body(self, conversations: Sequence[list[dict]]) -> dict[str, Any]:
-        if not self._openrlhf:
-            return {"conversations": conversations}
-        texts = [texts_of(messages, self._tokenizer) for messages in conversations]
-        queries, prompts = [whole for whole, _ in texts], [prompt for _, prompt in texts]
-        return {"query": queries, "prompts": prompts, "labels": [""] * len(queries)}
+        return Answer(scores, truncated, shortened)
 
 
-def _endpoint(config: RewardConfig) -> str:
-    url = address(config.url or "", "reward.url")
-    return url if config.protocol == "openrlhf" else f"{url.rstrip('/').removesuffix('/score')}/score"
-
-
-def _scores(response: "httpx.Response", key: str, count: int, url: str) -> list[float]:
-    """Check and return the scores of an answer: another program may listen at that address.
-
-    nan for null and for what is not finite: one odd answer is left out, as one of a model in this process is.
-    """
-    try:
-        scores = response.json()[key]
-        assert isinstance(scores, list)
-        scores = [score[0] if isinstance(score, list) else score for score in scores]
-        scores = [math.nan if score is None else float(score) for score in scores]
-    except (ValueError, KeyError, TypeError, IndexError, AssertionError, RecursionError, OverflowError) as error:
-        raise UserError(f"reward.url: {url} gave no {key}; is it a reward server? See reward.protocol") from error
-    if len(scores) != count:
-        raise UserError(f"reward.url: {url} gave {len(scores)} {key} for {count} conversations; check reward.protocol")
-    return [score if math.isfinite(score) else math.nan for score in scores]
+def _joined(answers: Sequence[Answer]) -> Answer:
+    """Put together the answers of single items."""
+    refused = {index: answer.refused[0] for index, answer in enumerate(answers) if answer.refused}
+    return Answer([answer.scores[0] for answer in answers], refused=refused)
 
 
 def _remedy(status: int) -> str:

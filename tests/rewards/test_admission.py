@@ -67,7 +67,7 @@ def test_what_will_be_cut_is_counted_to_the_token(classifier):
 
 
 def test_of_many_long_ones_some_are_measured(classifier, monkeypatch):
-    monkeypatch.setattr(directory, "MEASURED", 10)
+    monkeypatch.setattr("starling_train.rewards.admission.MEASURED", 10)
     prompts = [ask("x" * (100 if index % 2 else 300)) for index in range(100)]
     (line,) = directory.admit(settings(classifier, max_length=200), prompts, [{}] * 100).lines
     assert line.startswith("about 50 of 100 ")
