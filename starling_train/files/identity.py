@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from starling_train.files.weight_files import weight_files
+from starling_train.files.weight_files import WeightFiles, weight_files
 
 EDGE = 1 << 20  # bytes read at both ends of a weight file
 
@@ -23,29 +23,38 @@ class Identity:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def identify(directory: Path, known: dict[str, dict[str, Any]] | None = None) -> Identity:
+def identify(
+    directory: Path, known: dict[str, dict[str, Any]] | None = None, weights: WeightFiles | None = None
+) -> Identity:
     """Hash a model's directory, files side by side: 14 GB take seconds to a minute.
 
+    weights: the files that are read, where they are not the usual ones.
     known: `files` of an earlier identity. A file with the same path, device, inode, size and times of change is taken
-    to have the same bytes. Any program that writes to a file or replaces it changes one of those (the inode's own time,
-    ctime, cannot be set as mtime can), so every exchange of models is noticed; a disk that returns other bytes without
-    having been written to is not.
+        to have the same bytes. Any program that writes to a file or replaces it changes one of those (the inode's own
+        time, ctime, cannot be set as mtime can), so every exchange of models is noticed; a disk that returns other
+        bytes without having been written to is not.
     """
     known = known or {}
-    config = directory / "config.json"
-    paths = [*([config] if config.is_file() else []), *weight_files(directory).every]
+    paths = _paths(directory, weights)
 
-    def one(path: Path) -> dict[str, Any]:
+    def one(name: str, path: Path) -> dict[str, Any]:
         stat = _stat(path)
-        before = known.get(path.name, {})
+        before = known.get(name, {})
         if before.get("stat") == stat and isinstance(before.get("sha256"), str):
             return before
         return {"stat": stat, "sha256": sha256(path)}
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        files = dict(zip((path.name for path in paths), pool.map(one, paths), strict=True))
+        files = dict(zip(paths, pool.map(one, *zip(*paths.items(), strict=True)), strict=True)) if paths else {}
     listing = "".join(f"{name} {file['sha256']}\n" for name, file in files.items())
     return Identity(hashlib.sha256(listing.encode()).hexdigest(), files)
+
+
+def _paths(directory: Path, weights: WeightFiles | None) -> dict[str, Path]:
+    """Return config.json and the weight files that are read, by their names in the directory."""
+    config, weights = directory / "config.json", weights or weight_files(directory)
+    paths = [*([config] if config.is_file() else []), *sorted(weights.read)]
+    return {path.relative_to(directory).as_posix(): path for path in paths}
 
 
 def sha256(path: Path) -> str:
@@ -61,11 +70,12 @@ def _stat(path: Path) -> list[Any]:
 
 def fingerprint(directory: Path) -> str:
     """Guess the same quickly: from name, size, first and last megabyte of every weight file."""
-    config = directory / "config.json"
-    digest = hashlib.sha256(config.read_bytes() if config.is_file() else b"")
-    for path in weight_files(directory).every:
+    paths = _paths(directory, None)
+    config = paths.pop("config.json", None)
+    digest = hashlib.sha256(config.read_bytes() if config else b"")
+    for name, path in paths.items():
         size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
+        digest.update(f"{name}:{size}".encode())
         with path.open("rb") as file:
             digest.update(file.read(EDGE))
             file.seek(max(0, size - EDGE))

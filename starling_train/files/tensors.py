@@ -5,7 +5,6 @@ torch before 1.6 cannot be mapped: it is read whole and kept until the next one 
 largest such file. `forget` releases it.
 """
 
-import json
 import pickle
 import warnings
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from starling_train.config.fields import UserError
-from starling_train.files.weight_files import WeightFiles
+from starling_train.files.weight_files import WeightFiles, shards, weight_map
 
 # torch's remark on a pickle that is not its own comes before the error that says so
 warnings.filterwarnings("ignore", message="Detected pickle protocol")
@@ -35,40 +34,28 @@ class Entry:
     dtype: str
 
 
-def read_headers(files: WeightFiles) -> tuple[list[Entry], list[Entry]]:
-    """List (every tensor of a model, from headers alone; tensors in a shard that the index does not name).
+def read_headers(files: WeightFiles) -> list[Entry]:
+    """List every tensor of a model, from headers alone; none without weights.
 
-    Both are empty without weights. Raises UserError for an index that names what does not exist, and for unreadable
-    files.
+    Of shards everything is listed, whether the index names it or not, and of a tensor that several hold the last copy:
+    so transformers loads them. Raises UserError for an index that says otherwise, and for unreadable files.
     """
-    if files.index:
-        return _indexed_entries(files.index)
-    return (_file_entries(files.single) if files.single else []), []
-
-
-def _indexed_entries(index: Path) -> tuple[list[Entry], list[Entry]]:
-    """List the tensors that the index names, in its order, each from its shard; and what else the shards hold."""
-    named = weight_map(index)
-    held: dict[tuple[str, str], Entry] = {}  # by shard and name: another shard may hold a stale copy
-    for shard in dict.fromkeys(named.values()):
-        first = next(tensor for tensor, file in named.items() if file == shard)
-        if not (index.parent / shard).is_file():
-            raise UserError(f"{index}: names {shard} (tensor {first}), which is missing; download that shard")
-        held |= {(shard, entry.name): entry for entry in _file_entries(index.parent / shard, first)}
-    if missing := [name for name, shard in named.items() if (shard, name) not in held]:
-        raise UserError(f"{index}: names tensor {missing[0]}, not in {named[missing[0]]}; download that shard again")
-    return [held.pop((shard, name)) for name, shard in named.items()], list(held.values())
-
-
-def weight_map(index: Path) -> dict[str, str]:
-    """Read the shard of each tensor from an index. Raises UserError for a damaged one."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: no weight_map; the index is damaged, download it again")
-    for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard:
-            raise UserError(f"{index}: names no file for tensor {tensor}; the index is damaged, download it again")
-    return weight_map
+    if files.index is None:
+        return [entry for file in files.read for entry in _file_entries(file)]
+    held: dict[str, list[Entry]] = {}
+    for name, first in shards(files.index).items():
+        for entry in _file_entries(files.index.parent / name, first):
+            held.setdefault(entry.name, []).append(entry)
+    for name, shard in weight_map(files.index).items():
+        copies = [entry.file for entry in held.get(name, [])]
+        if files.index.parent / shard not in copies:
+            raise UserError(f"{files.index}: names tensor {name}, not in {shard}; download that shard again")
+        if copies[-1] != files.index.parent / shard:
+            raise UserError(
+                f"{files.index}: names {shard} for tensor {name}, which {copies[-1].name} holds too, and transformers "
+                f"would load that copy; download {copies[-1].name} again, or save the model again"
+            )
+    return [copies[-1] for copies in held.values()]
 
 
 def _file_entries(file: Path, first: str = "") -> list[Entry]:
@@ -117,7 +104,7 @@ def read(entry: Entry, index: tuple[int | slice, ...] = ()) -> Tensor:
 def _open(file: Path, tensor: str = ""):
     try:
         return safe_open(file, framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: truncated or damaged ({_with(tensor)}{error}); download that file again") from None
 
 
@@ -174,14 +161,3 @@ def _tensors(file: Path, tensor: str, *, mapped: bool) -> dict[str, Tensor]:
 
 def _some(names: Iterable[object]) -> str:
     return ", ".join(str(name) for name in list(names)[:3]) or "nothing"
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON object from `path`. Raises UserError where the file is not one."""
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError, OSError) as error:  # not JSON, not UTF-8, nested too deep, a huge number
-        raise UserError(f"{path}: not JSON ({error}); write or download it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object; write or download it again")
-    return content

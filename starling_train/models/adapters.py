@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import LoraConfig
+from starling_train.files import adapter_files
 from starling_train.models.sharing import Model, twin
 
 NAME = "default"  # PEFT's name of the only adapter
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+FILES = (adapter_files.CONFIG, adapter_files.WEIGHTS)
 
 
 def add(model: nn.Module, weights: Iterable[str], config: LoraConfig) -> None:

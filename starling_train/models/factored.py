@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.data.chat import Chat
-from starling_train.files.tensors import read_json
+from starling_train.files.json_object import read_json
 from starling_train.files.whole import write_whole
 from starling_train.models import causal_lm, written
 from starling_train.models.causal_lm import CausalLM

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from starling_train.config.fields import UserError
 from starling_train.files import tensors
+from starling_train.files.json_object import read_json
 from starling_train.models import causal_lm
 from starling_train.models.families.file_names import renamed
 from starling_train.models.source import UNUSABLE, ModelSource, first_line
@@ -21,6 +22,7 @@ def check_policy(source: ModelSource) -> None:
     """
     directory = source.directory
     source.check_present("loading it")
+    source.files.check_loadable()
     tensors.forget()
     model = empty_policy(source)
     own = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}  # a tied head is none of its own
@@ -40,7 +42,7 @@ def check_policy(source: ModelSource) -> None:
             tensors.check_readable(entry)
     generation = directory / "generation_config.json"
     if generation.is_file():
-        tensors.read_json(generation)
+        read_json(generation)
 
 
 def empty_policy(source: ModelSource) -> causal_lm.CausalLM:

@@ -1,28 +1,34 @@
 """A model directory, opened once: what scan, checks, plan and loading know about it without reading a weight."""
 
+import os
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError, local_path
-from starling_train.files import identity, tensors
-from starling_train.files.weight_files import WeightFiles, weight_files
+from starling_train.files import adapter_files, hub_files, identity, tensors
+from starling_train.files.json_object import read_json
+from starling_train.files.weight_files import WeightFiles, weight_files, without_weights
 
 # What transformers raises, in one function or another, for files that are damaged or of another model.
 UNUSABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError, EOFError,
 )  # fmt: skip
 
+_told: set[Path] = set()  # directories whose second set of weights this process has told of
+
 
 class ModelSource:
     """A directory with config.json, tokenizer and weights; each is read once, on first use.
 
     path: what the user calls it. directory: where it lies. key: the configuration key that names it, for messages.
+    only: `safetensors` or `bin`, for a layout whose weights are in no other files; else "".
     known_identity: who it is by every byte, once somebody has read them all; None until then.
     """
 
-    def __init__(self, directory: Path, key: str, path: str | None = None):
-        self.directory, self.key, self.path = directory, key, path or str(directory)
+    def __init__(self, directory: Path, key: str, path: str | None = None, only: str = ""):
+        self.directory, self.key, self.path, self.only = directory, key, path or str(directory), only
         self.known_identity: identity.Identity | None = None
 
     @classmethod
@@ -34,19 +40,34 @@ class ModelSource:
         *,
         weights: bool = True,
         needs_config: bool = True,
+        only: str = "",
     ) -> "ModelSource":
         """Open `path` itself, or the snapshot of a hub id, downloaded if necessary.
 
         weights=False fetches configuration and tokenizer only. Raises UserError if `path` is neither a directory nor
-        available from the hub.
+        available from the hub, and for an adapter, alone or left beside weights.
         """
         directory = local_directory(path, key)
-        if directory is None:
-            return cls(_from_hub(str(path), key, revision, weights), key, str(path))
-        source = cls(directory, key, str(path))
-        if needs_config:
+        is_local = directory is not None
+        directory = directory or hub_files.download(str(path), revision, key, weights=weights, only=only)
+        source = cls(directory, key, str(path), only)
+        source.check_files()
+        if needs_config and is_local:
             source.check_config()
         return source
+
+    @classmethod
+    def open_tokenizer(cls, path: str | Path, key: str, revision: str | None = None) -> "ModelSource":
+        """Open a directory or a hub id for its tokenizer and configuration alone, whatever weights lie there."""
+        directory = local_directory(path, key) or hub_files.download(str(path), revision, key, weights=None)
+        return cls(directory, key, str(path))
+
+    def check_files(self) -> None:
+        """Raise UserError for an adapter; say once on stderr which of two sets of weights is read."""
+        adapter_files.check(self.directory, self.key)
+        if (line := self.files.line()) and self.directory not in _told and os.environ.get("RANK", "0") == "0":
+            _told.add(self.directory)
+            print(f"warning: {self.key}: {self.directory}: {line}", file=sys.stderr)
 
     @property
     def has_config(self) -> bool:
@@ -62,7 +83,7 @@ class ModelSource:
         """config.json as an object, empty where there is none. Raises UserError where it is damaged."""
         file = self.directory / "config.json"
         try:
-            values = tensors.read_json(file) if self.has_config else {}
+            values = read_json(file) if self.has_config else {}
         except UserError as error:
             raise UserError(f"{self.key}: {error}") from None
         for name, kind, what in (("model_type", str, "a name"), ("text_config", dict, "an object")):
@@ -129,7 +150,7 @@ class ModelSource:
         """The ids that end an answer by generation_config.json, or by config.json without one. Raises UserError."""
         file = self.directory / "generation_config.json"
         try:
-            ends = (tensors.read_json(file) if file.is_file() else self.values).get("eos_token_id")
+            ends = (read_json(file) if file.is_file() else self.values).get("eos_token_id")
         except UserError as error:
             raise UserError(f"{self.key}: {error}") from None
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -139,31 +160,17 @@ class ModelSource:
 
     @cached_property
     def files(self) -> WeightFiles:
-        return weight_files(self.directory)
-
-    @property
-    def entries(self) -> list[tensors.Entry]:
-        """Every tensor, from headers alone; empty where there are no weights. Raises UserError for damaged files."""
-        return self._headers[0]
-
-    @property
-    def unindexed(self) -> list[tensors.Entry]:
-        """Tensors in a shard that the index does not mention: `entries` leaves them out."""
-        return self._headers[1]
+        return weight_files(self.directory, self.only)
 
     @cached_property
-    def _headers(self) -> tuple[list[tensors.Entry], list[tensors.Entry]]:
+    def entries(self) -> list[tensors.Entry]:
+        """Every tensor, from headers alone; empty where there are no weights. Raises UserError for damaged files."""
         return tensors.read_headers(self.files)
 
     def check_present(self, needed_by: str) -> None:
         """Raise UserError if there are no weights. needed_by: what needs them."""
-        if self.entries:
-            return
-        if shards := self.files.unindexed:
-            what = f"has {shards[0].name} but no index of its shards; download that too"
-        else:
-            what = f"has no weights (*.safetensors or *.bin); {needed_by} needs them, download them"
-        raise UserError(f"{self.key}: {self.directory} {what}")
+        if not self.entries:
+            raise UserError(f"{self.key}: {self.directory} {without_weights(self.files.unread, needed_by)}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -172,7 +179,7 @@ class ModelSource:
 
     def identify(self, known: dict[str, dict[str, Any]] | None = None) -> identity.Identity:
         """Identify the model by every byte. known: see `identity.identify`."""
-        return identity.identify(self.directory, known)
+        return identity.identify(self.directory, known, self.files)
 
 
 def local_directory(path: str | Path, key: str) -> Path | None:
@@ -195,20 +202,6 @@ def cached_config(hub_id: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(file).parent if isinstance(file, str) else None
-
-
-def _from_hub(hub_id: str, key: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.model", "*.jinja"] + (["*.safetensors", "*.bin"] if weights else [])
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(
-            f"{key}: '{hub_id}' is neither a local directory nor available from the hub ({type(error).__name__}); "
-            "download it first and give its directory, or check the name"
-        ) from error
 
 
 def first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.data.chat import Chat
-from starling_train.files import tensors
+from starling_train.files.json_object import read_json
 from starling_train.models.source import UNUSABLE, first_line
 
 # Tokenizer classes of transformers 5 alone, and what its predecessor calls a tokenizer that is all in tokenizer.json.
@@ -63,7 +63,7 @@ def name_tokenizer(directory: Path) -> None:
     For a name that it does not know by heart transformers 5 goes by the model's type, and builds its usual tokenizer.
     """
     file = directory / "tokenizer_config.json"
-    if not file.is_file() or tensors.read_json(file).get("tokenizer_class") not in NEW_CLASSES:
+    if not file.is_file() or read_json(file).get("tokenizer_class") not in NEW_CLASSES:
         return
     before, ids = file.read_text(), _probe_ids(directory)
     _amend(file, _older_tokenizer)
@@ -193,4 +193,4 @@ def _older_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
 
 def _amend(file: Path, change: Any) -> None:
     if file.is_file():
-        file.write_text(json.dumps(change(tensors.read_json(file)), indent=2, ensure_ascii=False) + "\n")
+        file.write_text(json.dumps(change(read_json(file)), indent=2, ensure_ascii=False) + "\n")

@@ -7,6 +7,7 @@ from typing import Any
 
 from starling_train.config.fields import UserError, no_path
 from starling_train.config.ppo import PpoConfig
+from starling_train.files import adapter_files
 from starling_train.planning import shapes
 from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan
 from starling_train.planning.shapes import Shape
@@ -107,6 +108,8 @@ def reward_shape(config: PpoConfig) -> Shape | None:
         return None
     path = Path(reward.path).expanduser()
     lacks_config = no_path(path) is None and path.is_dir() and not (path / "config.json").is_file()
+    if lacks_config:
+        adapter_files.check(path, "reward.path")
     where = reward.tokenizer if reward.tokenizer and lacks_config else reward.path
     return shapes.find(where, "reward.path", shapes.KNOWN_REWARD_MODELS, reward.kind)
 

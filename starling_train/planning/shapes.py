@@ -160,6 +160,8 @@ def find(path: str, key: str, known: dict[str, Shape], kind: str) -> Shape:
     """
     directory = local_directory(path, key) or cached_config(path)
     source = ModelSource(directory, key) if directory else None
+    if source:
+        source.check_files()
     if kind in known and not (source and source.has_config):
         return known[kind]
     if source is None:

@@ -9,7 +9,7 @@ from starling_train.config.laser import LaserConfig
 from starling_train.core.rank_reduction import saving
 from starling_train.data.chat import Chat
 from starling_train.files import disk
-from starling_train.files.tensors import read_json
+from starling_train.files.json_object import read_json
 from starling_train.models import causal_lm, factored
 from starling_train.models.source import ModelSource
 from starling_train.rank_search import reduction

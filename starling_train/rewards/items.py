@@ -190,7 +190,7 @@ def reader_of(config: RewardConfig) -> Reader:
 
 
 def _tokens(config: RewardConfig) -> ModelSource:
-    return ModelSource.open(given(config.tokenizer), "reward.tokenizer", weights=False, needs_config=False)
+    return ModelSource.open_tokenizer(given(config.tokenizer), "reward.tokenizer")
 
 
 def _tokenizer(config: RewardConfig) -> Any:

@@ -50,8 +50,8 @@ def unscanned(source: ModelSource) -> dict[str, int]:
 def left_out(source: ModelSource) -> dict[str, int]:
     """Count the tensors of a checkpoint that are passed over, by reason.
 
-    A second copy of the decoder, what lies in a shard although its index does not say so, and layers that the model
-    does not have (a checkpoint may hold more of them, to predict several tokens).
+    A second copy of the decoder, and layers that the model does not have (a checkpoint may hold more of them, to
+    predict several tokens).
     """
     counts: dict[str, int] = {}
     copies = second_copies(entry.name for entry in source.entries)
@@ -62,10 +62,7 @@ def left_out(source: ModelSource) -> dict[str, int]:
     for prefix in copies.values():
         what = f"a second copy of the decoder, {prefix}*"
         counts[what] = counts.get(what, 0) + 1
-    unindexed: dict[str, list[str]] = {}
-    for entry in source.unindexed:
-        unindexed.setdefault(entry.file.name, []).append(entry.name)
-    return counts | {f"not in the index, {names[0]} of {shard} first": len(names) for shard, names in unindexed.items()}
+    return counts
 
 
 def other_weights(source: ModelSource) -> dict[str, str]:

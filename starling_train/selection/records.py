@@ -15,7 +15,7 @@ from typing import Any
 from starling_train.config.fields import UserError
 from starling_train.core.spectrum import Spectrum
 from starling_train.files import whole
-from starling_train.files.tensors import read_json
+from starling_train.files.json_object import read_json
 from starling_train.selection.module_types import is_linear, layer_of, name_in_layer, type_of
 
 

@@ -142,6 +142,18 @@ def index(weight_map: Any, with_weights: bool = True) -> Make:
     return make
 
 
+def adapter(name: str, **others: str | bytes) -> Make:
+    """The files of an adapter of org/base in a directory of the row's, whatever else it holds."""
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/base"}
+    files = {"adapter_config.json": json.dumps(config), "adapter_model.safetensors": b"x"} | others
+    return together(*(text(f"{name}/{file}", content) for file, content in files.items()))
+
+
+def leftover(model: str) -> Make:
+    """A copy of a model with an adapter's files beside its weights."""
+    return together(lambda world: world.copy(model), adapter(model))
+
+
 def no_end_of_turn(world: World) -> None:
     path = world.copy("policy")
     (path / "chat_template.jinja").unlink()

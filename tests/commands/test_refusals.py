@@ -13,6 +13,7 @@ import torch
 from conftest import RIGHT
 from spoiled import (
     Make,
+    adapter,
     bert,
     calls,
     classifier_without_head,
@@ -21,6 +22,7 @@ from spoiled import (
     folder,
     index,
     judging,
+    leftover,
     no_end_of_turn,
     reward_tensors,
     rows,
@@ -409,7 +411,28 @@ COMPARE = [
     row("compare", "seed=7", "seed: ", "use compare.first_seed=7"),
 ]  # fmt: skip
 
-TABLES = (COMMAND_LINE, POLICY, REWARD, DATA, SELECTION, RUN, SCORE, SERVE, EVALUATE, LASER, EXPORT, COMPARE)
+BESIDE = ("holds an adapter of org/base (adapter_config.json and adapter_model.safetensors) beside a model's weights",
+          "remove adapter_config.json and adapter_model.safetensors")  # fmt: skip
+ALONE = "/adapter holds an adapter of org/base", "not a model; merge it first: `AutoPeftModelFor"
+ADAPTERS = [
+    row("ppo rm dpo snr plan laser compare", HERE_POLICY, "model.path: ", *BESIDE, make=leftover("policy")),
+    row("evaluate", CALLS + HERE_POLICY, "model.path: ", *BESIDE, make=together(leftover("policy"), calls)),
+    row("ppo score serve_reward evaluate plan compare", HERE_REWARD, "reward.path: ", *BESIDE,
+        make=leftover("reward")),
+    row("ppo score serve_reward evaluate", "reward=sequence_classification reward.path={here}/classifier",
+        "reward.path: ", *BESIDE, make=leftover("classifier")),
+    row("export", "base={here}/policy", "base: ", *BESIDE, make=leftover("policy")),
+    row("evaluate", PROMPTS + "reward_suite.base={here}/policy", "reward_suite.base: ", *BESIDE,
+        make=leftover("policy")),
+    row("ppo rm dpo snr plan laser compare", "model.path={here}/adapter", "model.path: ", *ALONE,
+        make=adapter("adapter")),
+    row("ppo score serve_reward evaluate plan", "reward.path={here}/adapter", "reward.path: ", *ALONE,
+        make=adapter("adapter")),
+    row("ppo snr dpo", "model.path={here}/adapter dry_run=true", "model.path: ", *ALONE, make=adapter("adapter")),
+    row("ppo snr", f"{HERE_POLICY} dry_run=true", "model.path: ", *BESIDE, make=leftover("policy")),
+]  # fmt: skip
+
+TABLES = (COMMAND_LINE, POLICY, REWARD, DATA, SELECTION, RUN, SCORE, SERVE, EVALUATE, LASER, EXPORT, COMPARE, ADAPTERS)
 ROWS = [one for table in TABLES for rows_of_commands in table for one in rows_of_commands]
 
 

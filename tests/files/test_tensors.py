@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from model_directories import check_weights, left_out, list_matrices, other_weights, scan, source
+from model_directories import check_weights, left_out, list_matrices, load_causal_lm, other_weights, scan, source
 from safetensors.torch import load_file, save_file
 
 from starling_train.config.fields import UserError
@@ -164,16 +164,32 @@ def test_nothing_to_scan(tmp_path):
         scan(tmp_path)
 
 
-def test_a_tensor_is_read_from_the_shard_that_the_index_names(model):
+@pytest.mark.parametrize("named", ["first", "last"])
+def test_of_a_tensor_in_two_shards_the_copy_that_is_loaded_is_read_or_it_is_refused(model, named):
+    index, weight_map = shard(model, "safetensors")
+    first, last = sorted(set(weight_map.values()))
+    (stale,) = {first, last} - {weight_map[WEIGHT]}
+    save_file(load_file(model / stale) | {WEIGHT: torch.full((32, 64), 7.0)}, model / stale)
+    named = first if named == "first" else last
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map | {WEIGHT: named}}))
+    if named == first:  # transformers reads the shards in order: the last copy is what trains
+        with pytest.raises(UserError, match=f"names {first} for tensor {WEIGHT}, which {last} holds too"):
+            scan(model)
+    else:
+        entry = next(entry for entry in source(model).entries if entry.name == WEIGHT)
+        loaded = load_causal_lm(model, dtype="float32").model.layers[0].mlp.down_proj.weight
+        assert entry.file.name == last and torch.equal(read(entry), loaded)
+
+
+def test_a_tensor_that_the_index_forgets_is_read_as_transformers_loads_it(model):
     expected = scan(model)
-    _, weight_map = shard(model, "safetensors")
-    other = next(file for file in weight_map.values() if file != weight_map[WEIGHT])
-    tensors = load_file(model / other)
-    save_file(tensors | {WEIGHT: torch.ones(32, 64), "extra.weight": torch.ones(2)}, model / other)
+    index, weight_map = shard(model, "safetensors")
+    del weight_map[WEIGHT]
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert scan(model) == expected
-    assert sorted(entry.name for entry in source(model).unindexed) == ["extra.weight", WEIGHT]
-    assert list(left_out(model).values()) == [2]
-    assert f"of {other} first" in next(iter(left_out(model)))
+    entry = next(entry for entry in source(model).entries if entry.name == WEIGHT)
+    loaded = load_causal_lm(model, dtype="float32").model.layers[0].mlp.down_proj.weight
+    assert torch.equal(read(entry), loaded)
 
 
 def test_shards_without_an_index_and_nested_weights(model):

@@ -7,7 +7,7 @@ starling_7b: `pytorch_model.bin` with the causal LM (`model.model.*`, `model.lm_
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from starling_train.config.fields import UserError
-from starling_train.files.tensors import Entry, weight_map
-from starling_train.files.weight_files import INDEXES, SINGLES, weight_files
+from starling_train.files.tensors import Entry
+from starling_train.files.weight_files import INDEXES, SINGLES, shortened, weight_files
 from starling_train.models import written
 from starling_train.models.header_checks import check_shapes
 from starling_train.models.reward.net import RewardNet
@@ -25,6 +25,7 @@ Held = TypeVar("Held", Tensor, Entry, Tensor | Entry)
 
 ONE_FILE, SEVEN_B_FILE = SINGLES
 INDEX_FILE = INDEXES[0]
+SUFFIX_OF = {"starling_7b": "bin", "starling_34b": "safetensors"}  # of a layout's weight files
 
 
 def read_7b(directory: Path) -> dict[str, Tensor]:
@@ -68,8 +69,6 @@ def read_34b(directory: Path) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = {}
     for file in shards(directory):
-        if not file.is_file():
-            raise UserError(f"{file}: missing, though {INDEX_FILE} names it; download it again")
         try:
             tensors |= load_file(file)
         except SafetensorError as error:
@@ -84,9 +83,9 @@ def check(tensors: Mapping[str, Tensor | Entry], expected: dict[str, torch.Size]
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
     if missing:
-        raise UserError(f"{source}: {names(missing)} missing; is config.json this checkpoint's?")
+        raise UserError(f"{source}: {shortened(missing)} missing; is config.json this checkpoint's?")
     if extra:
-        raise UserError(f"{source}: {names(extra)} unknown; is config.json this checkpoint's?")
+        raise UserError(f"{source}: {shortened(extra)} unknown; is config.json this checkpoint's?")
     check_shapes(expected, {name: tensor.shape for name, tensor in tensors.items()}, source)
 
 
@@ -142,12 +141,10 @@ def _with_config(net: RewardNet, directory: str | Path, tokenizer, architecture:
 
 def shards(directory: Path) -> list[Path]:
     """List the safetensors files in Starling-RM-34B's layout. Raises UserError if there are none."""
-    files = weight_files(directory, only="safetensors")
-    if files.index:
-        return [directory / name for name in sorted(set(weight_map(files.index).values()))]
-    if files.single:
-        return [files.single]
-    raise UserError(f"{directory}: neither {INDEX_FILE} nor {ONE_FILE}; check reward.path and reward.kind")
+    files = weight_files(directory, only=SUFFIX_OF["starling_34b"])
+    if not files.read:
+        raise UserError(f"{directory}: neither {INDEX_FILE} nor {ONE_FILE}; check reward.path and reward.kind")
+    return list(files.read)
 
 
 def _cut(tensors: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
@@ -160,10 +157,3 @@ def _cut(tensors: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
         shards[-1].append(name)
         used += tensor.nbytes
     return shards
-
-
-def names(tensors: Iterable[str]) -> str:
-    """Render up to three names, and how many more there are."""
-    tensors = list(tensors)
-    more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-    return ", ".join(tensors[:3]) + more

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
+from starling_train.files.weight_files import shortened
 from starling_train.models.causal_lm import shapes_of
 from starling_train.models.header_checks import check_shapes
 from starling_train.models.reward import batching, checkpoint
@@ -113,14 +114,14 @@ def _quiet() -> Iterator[None]:
 def check_report(report: dict[str, Any], directory: Path) -> None:
     """Raise UserError unless transformers found every tensor of the classifier in its shape, and no other."""
     if missing := sorted(report["missing_keys"]):
-        named = checkpoint.names(missing)
+        named = shortened(missing)
         raise UserError(f"{directory}: {named} missing; it is not a trained sequence classifier")
     shaped = sorted(report["mismatched_keys"])
     check_shapes({name: size for name, _, size in shaped}, {name: size for name, size, _ in shaped}, str(directory))
     # the head of the language model that the classifier was made of says nothing about it
     extra = sorted(name for name in report["unexpected_keys"] if not name.startswith(LANGUAGE_HEADS))
     if extra:
-        raise UserError(f"{directory}: {checkpoint.names(extra)} unknown; is config.json this checkpoint's?")
+        raise UserError(f"{directory}: {shortened(extra)} unknown; is config.json this checkpoint's?")
 
 
 def _head(weight: Tensor, dtype: torch.dtype) -> nn.Linear:

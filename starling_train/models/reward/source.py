@@ -12,6 +12,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
 from starling_train.data import reward_templates
 from starling_train.data.encoder_text import EncoderText
+from starling_train.models.reward.checkpoint import SUFFIX_OF
 from starling_train.models.source import UNUSABLE, ModelSource
 
 CLASSIFIER = "sequence_classification"
@@ -42,10 +43,16 @@ class RewardSource:
         tokenizer_key: str = "reward.tokenizer",
         revision: str | None = None,
         weights: bool = True,
+        only: str | None = None,
     ) -> "RewardSource":
-        """Open both. weights=False fetches configuration and tokenizer only. Raises UserError for what is missing."""
-        model = ModelSource.open(path, key, revision, weights=weights, needs_config=False)
-        tokens = ModelSource.open(tokenizer, tokenizer_key, weights=False, needs_config=False) if tokenizer else model
+        """Open both. weights=False fetches configuration and tokenizer only. Raises UserError for what is missing.
+
+        only: `safetensors` or `bin`, where the weights are in no other files; "": in whatever files a model's are;
+            None: as the layout of `kind` has it.
+        """
+        only = SUFFIX_OF.get(kind, "") if only is None else only
+        model = ModelSource.open(path, key, revision, weights=weights, needs_config=False, only=only)
+        tokens = ModelSource.open_tokenizer(tokenizer, tokenizer_key) if tokenizer else model
         if not (model.has_config or tokens.has_config):
             raise UserError(
                 f"{key}: {model.directory} has no config.json; copy the base model's there (Llama-2-7b-chat's, "

@@ -58,6 +58,7 @@ def find_start(config: RmConfig, path: str | None = None, key: str = "model.path
         tokenizer_key="rm.tokenizer",
         revision=None if path else model.revision,
         weights=not (config.dry_run or ranking.fresh),
+        only="",
     )
     tokenizer = source.tokenizer
     read = classifier.read_config if ranking.kind == classifier.KIND else read_config
@@ -99,7 +100,8 @@ def make_net(begin: Start, *, fresh: bool, dtype: str, attention: str, device: s
         config._attn_implementation = attention
         net = RewardNet.from_config(config).to(getattr(torch, dtype))
     elif is_reward_model(begin.source.model):
-        layout = "starling_7b" if (begin.directory / checkpoint.SEVEN_B_FILE).is_file() else "starling_34b"
+        is_bin = any(file.suffix == ".bin" for file in begin.source.model.files.read)
+        layout = "starling_7b" if is_bin else "starling_34b"
         options = quantisation.loading_options(dtype, device, None) | {"attn_implementation": attention}
         net = loading.load_starling(layout, begin.directory, config, options)
     else:
