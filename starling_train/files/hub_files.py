@@ -27,7 +27,7 @@ SMALL_SUFFIXES = (".json", ".model", ".jinja", ".tiktoken")
 SMALL_NAMES = ("vocab.txt", "merges.txt", "added_tokens.txt", "spm.vocab")
 TEMPLATES = "additional_chat_templates/"
 STATES = ("trainer_state.json", "training_args.json")  # of a trainer: may be large, and nobody reads them
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+OFFLINE, OFFLINE_DATA = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), "HF_DATASETS_OFFLINE"
 
 
 def download(hub_id: str, revision: str | None, key: str, *, weights: bool | None = True, only: str = "") -> Path:
@@ -69,7 +69,10 @@ def download(hub_id: str, revision: str | None, key: str, *, weights: bool | Non
                 fetch(_shards(directory / first, names))
         return directory
     except (HTTPError, OSError, HFValidationError, RuntimeError) as error:  # RuntimeError: of Xet, its transport
-        raise UserError(f"{key}: '{hub_id}' {reason(error, hub_id, revision)}") from error
+        said = refused(error, hub_id, revision) or (
+            f"cannot be downloaded from the hub ({_short(error)}); try again, or download it and give its directory"
+        )
+        raise UserError(f"{key}: '{hub_id}' {said}") from error
 
 
 def small(names: Collection[str]) -> list[str]:
@@ -105,10 +108,10 @@ def _complete_files(directory: Path, only: str) -> WeightFiles | None:
         return None
 
 
-def reason(error: Exception, name: str, revision: str | None = None, page: str = "") -> str:
-    """Say in a line why the hub does not give a repository, and what to do.
+def refused(error: Exception, name: str, revision: str | None = None, page: str = "") -> str | None:
+    """Say in a line why the hub does not give a repository, and what to do; None where it is not the hub's answer.
 
-    error: what `huggingface_hub` or `datasets` raised.
+    error: what `huggingface_hub` or `datasets` raised; `datasets` passes the hub's answers on in words of its own.
     name: OWNER/NAME.
     revision: the requested one.
     page: `datasets/` before the name in a data set's address.
@@ -117,35 +120,37 @@ def reason(error: Exception, name: str, revision: str | None = None, page: str =
     from huggingface_hub.errors import (
         DisabledRepoError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    address = f"{constants.ENDPOINT}/{page}{name}"
-    for one in chain(error):
-        if isinstance(one, GatedRepoError):
-            return (
-                f"is gated on the hub: accept its licence at {address}, and set HF_TOKEN to a token of that account "
-                "(or run `hf auth login`)"
-            )
-        if isinstance(one, RevisionNotFoundError):
-            return f"has no revision {revision!r} on the hub; give a branch, tag or commit that {address} has"
-        if isinstance(one, RepositoryNotFoundError):
-            return (
-                f"is neither a local directory nor on the hub ({address}); check the name, or, if it is private, set "
-                "HF_TOKEN to a token that may read it; or download it and give its directory"
-            )
-        if isinstance(one, DisabledRepoError):
-            return f"was disabled on the hub, see {address}; give another"
-        if isinstance(one, HFValidationError):
-            return "is neither a local directory nor a hub id, OWNER/NAME; check the name, or download it"
-        if isinstance(one, HfHubHTTPError) and (status := status_of(one)) in (401, 403):
-            return f"is refused by the hub ({status}): set HF_TOKEN to a token that may read {address}"
+    address, text = f"{constants.ENDPOINT}/{page}{name}", str(error)
+
+    def is_a(*kinds: type[Exception]) -> bool:
+        return any(isinstance(one, kinds) for one in chain(error))
+
+    if is_a(GatedRepoError) or "is a gated dataset" in text:
+        return (
+            f"is gated on the hub: accept its licence at {address}, and set HF_TOKEN to a token of that account (or "
+            "run `hf auth login`)"
+        )
+    if is_a(RevisionNotFoundError):
+        return f"has no revision {revision!r} on the hub; give a branch, tag or commit that {address} has"
+    if is_a(RepositoryNotFoundError) or "doesn't exist on the Hub or cannot be accessed" in text:
+        return (
+            f"is neither a local directory nor on the hub ({address}); check the name, or, if it is private, set "
+            "HF_TOKEN to a token that may read it; or download it and give its directory"
+        )
+    if is_a(DisabledRepoError):
+        return f"was disabled on the hub, see {address}; give another"
+    if is_a(HFValidationError):
+        return "is neither a local directory nor a hub id, OWNER/NAME; check the name, or download it"
+    if statuses := [status for one in chain(error) if (status := status_of(one)) in (401, 403)]:
+        return f"is refused by the hub ({statuses[0]}): set HF_TOKEN to a token that may read {address}"
     if _is_unreachable(error):
-        return f"is neither a local directory nor in this machine's hub cache, and {_why(error)}"
-    return f"cannot be downloaded from the hub ({_short(error)}); try again, or download it and give its directory"
+        return f"is neither a local directory nor in this machine's hub cache, and {_why(error, bool(page))}"
+    return None
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -164,21 +169,23 @@ def status_of(error: BaseException) -> int | None:
 
 def _is_unreachable(error: Exception) -> bool:
     """Return whether the hub gave no answer, or one that says it is down."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     return any(
-        isinstance(one, OfflineModeIsEnabled | ConnectionError)
+        isinstance(one, OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError)
+        or "LocalEntryNotFoundError" in str(one)
         or (isinstance(one, HfHubHTTPError) and (status_of(one) or 0) >= 500)
         or (isinstance(one, HTTPError) and not isinstance(one, HfHubHTTPError))  # no connection, no answer in time
         for one in chain(error)
     )
 
 
-def _why(error: Exception) -> str:
-    """Say why the hub was not asked, and what to do."""
+def _why(error: Exception, is_data: bool = False) -> str:
+    """Say why the hub was not asked, for a model or a data set, and what to do."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    named = next((name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
+    variables = (*OFFLINE, OFFLINE_DATA) if is_data else OFFLINE
+    named = next((name for name in variables if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
     is_offline = any(isinstance(one, OfflineModeIsEnabled) for one in chain(error))
     if named and (is_offline or not any(status_of(one) for one in chain(error))):
         return f"{named} keeps it from being downloaded; unset {named}, or download it elsewhere and give its directory"

@@ -105,6 +105,7 @@ COMMAND_LINE = [
 
 POLICY = [
     row("ppo plan", "model.path=nobody/no-such-model", "model.path: 'nobody/no-such-model'", "download"),
+    row("snr rm dpo", "model.path=nobody/no-such-model", "hub cache, and HF_HUB_OFFLINE keeps it from", "unset HF_HUB"),
     row("ppo plan", "model.path={here}/empty", "model.path: ", "config.json", "give", make=folder("empty")),
     row("ppo rm dpo plan", HERE_POLICY, "config.json", "download", make=cut("policy", "config.json")),
     *(
@@ -210,7 +211,8 @@ DATA = [
         make=text("data.jsonl", '{"prompt": "hi"}\n{"prompt": \n')),
     row("ppo", DATA_FILE, "data.jsonl: no usable row is left", "check", make=text("data.jsonl", "")),
     row("ppo", PARQUET, "not a readable parquet file", "download", make=text("data.parquet", "PAR1 garbage")),
-    row("ppo", "data.path=nobody/no-such-data", "nobody/no-such-data: no such directory here", "hub"),
+    row("ppo", "data.path=nobody/no-such-data", "data.path: 'nobody/no-such-data' is neither", "HF_HUB_OFFLINE",
+        "download"),
     row(TRAINING, "data.exclude=[{here}/nowhere.jsonl]", "nowhere.jsonl: no such file", "check data.exclude"),
     row("ppo", "data.exclude=[{here}/prompts.jsonl]", "prompts.jsonl: no usable row is left", "data.exclude"),
     row("ppo dpo", "data.max_prompt_tokens=5", "data.max_prompt_tokens: 5 is less", "raise it"),

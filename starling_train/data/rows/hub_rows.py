@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 
 from starling_train.config.fields import UserError
 from starling_train.data.rows import source
+from starling_train.files import hub_files
 
 
 def read(
@@ -21,13 +22,23 @@ def read(
     # datasets 4 and newer run no script of a repository, so a hub id cannot bring code along
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError
 
     try:
         dataset = load_dataset(name, subset, split=split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError, HTTPError) as error:
         if isinstance(error, ValueError) and "Unknown split" in str(error):
             source.no_split(name, split, re.findall(r"['\"]([^'\"]+)['\"]", str(error).partition("one of")[2]), key)
-        raise UserError(source.refusal(name, error, key)) from error
+        raise UserError(_refusal(name, error, key)) from error
     names = dataset.column_names
     dataset = dataset.select_columns([column for column in names if column in wanted])
     return names, ((f"{name}, row {number}", row) for number, row in enumerate(dataset, start=1))
+
+
+def _refusal(name: str, error: Exception, key: str) -> str:
+    """Return one line for why a data set of the hub is not read, and what to do."""
+    if said := hub_files.refused(error, name, page="datasets/"):
+        return f"{key}.path: '{name}' {said}"
+    if "any data files" in str(error):
+        return f"{key}.path: '{name}' has no data files on the hub that are read ({', '.join(source.SUFFIXES[:4])})"
+    return source.refusal(name, error, key)

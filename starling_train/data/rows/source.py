@@ -90,6 +90,4 @@ def refusal(source: str, error: Exception, key: str) -> str:
         return f"{key}.subset: {source}: {text[:300]}; name one that it has"
     if isinstance(error, RuntimeError) and "script" in text:
         return f"{source}: a script, which is not run here ({text[:200]}); give its files as parquet or JSON"
-    if isinstance(error, ConnectionError | FileNotFoundError) and "gated" not in text:
-        return f"{source}: no such directory here, and not readable from the hub ({text[:300]})"
-    return f"{source}: not readable ({text[:300]}); see its page on the hub, or download it and give the directory"
+    return f"{source}: not readable ({text[:300]}); repair or download its files again, and give their directory"
