@@ -72,7 +72,7 @@ def test_scripts_and_data_sets_without_data(hub):
     assert refused("none") == (
         "data.path: 'org/none' has no data files on the hub that are read (.parquet, .jsonl, .json, .csv)"
     )
-    assert refused("damaged").startswith("org/damaged: not readable (Parquet file size is 8 bytes")
+    assert refused("damaged").startswith("org/damaged: not readable (Parquet magic bytes not found in footer")
 
 
 def test_gated_private_and_missing_ones(hub, monkeypatch):
