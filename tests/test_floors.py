@@ -23,8 +23,13 @@ FLOORS = {
     "listing": 0, "assets": 9.5, "cli": 10,
 }  # fmt: skip
 CLI_IMPORTS = {"config", "assets", "listing"}  # all that a typo or --help waits for
-# of the standard library alone: a lock for `assets`, Ctrl-C and lack of memory for `cli`
-LIGHT = ("starling_train.files.lock", "starling_train.run.interruption", "starling_train.run.out_of_memory")
+# of the standard library alone: a lock for `assets`; Ctrl-C, lack of memory and what libraries may say for `cli`
+LIGHT = (
+    "starling_train.files.lock",
+    "starling_train.run.interruption",
+    "starling_train.run.out_of_memory",
+    "starling_train.run.quiet",
+)
 # package: the only places that may import it
 ONLY_IN = {
     "hydra": ("cli/",),

@@ -39,8 +39,6 @@ INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}  
 def compose(arguments: list[str], config_name: str, schema: type) -> list[DictConfig]:
     """Return the configurations of a command line: one; none after --help and --cfg; several with --multirun."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let its errors through to us instead of printing and exiting
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: no bars in log files
     store_recipes(arguments)
     arguments = _flags_last(arguments)
     arguments = [_with_new_name(argument, former_names(schema)) for argument in arguments]

@@ -22,6 +22,7 @@ from starling_train.config.fields import NotSet, UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.run.interruption import stopped_in_one_line
 from starling_train.run.out_of_memory import is_out_of_memory, without_memory
+from starling_train.run.quiet import hush
 
 # a disk that fails during a run: full, over quota, unmounted, read-only, broken
 DISK_FAULTS = (
@@ -41,6 +42,7 @@ def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name:
     """
 
     def run(arguments: list[str], body: Callable[[Any], None]) -> None:
+        hush()
         if {"--help", "-h", "--version"} & set(arguments):
             is_version = "--version" in arguments
             print(f"starling {starling_train.__version__}" if is_version else help_page.short(config_name, schema))

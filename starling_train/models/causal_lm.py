@@ -46,6 +46,13 @@ class CausalLM(nn.Module):
     save_pretrained: Callable[[Path], None]
 
 
+def recompute_backwards(model: Decoder | CausalLM) -> None:
+    """Have each layer computed again in the backward pass, so that its activations need not be kept."""
+    # its name in newer releases of transformers, where the former one warns
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+
+
 def load_causal_lm(
     source: ModelSource,
     *,

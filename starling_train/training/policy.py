@@ -139,7 +139,7 @@ def load_policy(
         load_in=config.model.load_in,
     )
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        causal_lm.recompute_backwards(model)
     # quantised weights have neither their shapes nor gradients: the table is made from the empty model
     unquantised = causal_lm.build_empty(model.config) if config.freeze.adapter else model
     table = freeze.apply(config.freeze, unquantised, selected)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,12 @@ PROMISED = {
     "memory/peak_gb",
 }  # fmt: skip
 EVALUATED = {"eval/score_mean", "eval/score_std", "eval/function_calling", "eval/gold_mean"}
+# the beginnings of all lines that a run prints
+SAYS = re.compile(
+    r"\d+ rows read|module type |[a-z_.]+ +\d+ of +\d+ |CPU, |step \d+/\d+  |peak memory of a process: |"
+    r" +step 0 +step 3 |[\w%, ]+?  +-?\d+\.\d+ +-?\d+\.\d+ +[+-]\d+\.\d+$|"
+    r"(time|memory|trained|model|checkpoints|metrics|samples)  |report: "
+)
 ROOT = Path(__file__).parents[2]
 
 
@@ -59,6 +66,22 @@ def test_the_run_directory_holds_what_is_promised(straight):
         "summary.json", "report.html",
     }  # fmt: skip
     assert sorted(p.name for p in (straight / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
+
+
+def test_the_output_is_ours_line_by_line(straight):
+    """No library says anything; the last lines are before and after, time, memory, and where things are."""
+    assert (straight.parent / "stderr").read_text() == ""
+    lines = (straight.parent / "stdout").read_text().splitlines()
+    for line in lines:
+        assert SAYS.match(line), line
+    table = lines[lines.index(next(line for line in lines if line.split()[:2] == ["step", "0"])) :]
+    assert table[0].split() == ["step", "0", "step", "3", "change"]
+    first, last = metrics(straight)[0], metrics(straight)[-1]
+    score = next(line for line in table if line.startswith("score, held out")).split()[-3:]
+    assert score[:2] == [f"{row['eval/score_mean']:.2f}" for row in (first, last)]
+    assert [line.split()[0] for line in table[-8:]] == [
+        "time", "memory", "trained", "model", "checkpoints", "metrics", "samples", "report:",
+    ]  # fmt: skip
 
 
 def test_metrics_have_every_promised_key_and_one_line_a_step(straight):

@@ -1,52 +1,12 @@
-"""Recipes: command lines that the documents print, recipes of one's own, and recipes given to another command."""
-
-import re
-import shlex
+"""Recipes: those of compare, recipes of one's own, and recipes given to another command."""
 
 import pytest
 
 from starling_train import cli
-from starling_train.config import conf_files
+from starling_train.config import compare, conf_files
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.rm import RmConfig
-
-ROOT = cli.find("recipes").parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINE = re.compile(r"(?:python -m|torchrun [^\n]*-m|accelerate launch [^\n]*-m) starling_train\.(\w+) ([^\n#`]*)")
-CHECKS = {
-    name: __import__(f"starling_train.config.{module}", fromlist=["check"]).check
-    for name, module in {
-        "config": "ppo", "rm": "rm", "dpo": "dpo", "plan": "plan", "compare": "compare", "laser": "laser",
-        "evaluate": "evaluate", "snr": "snr", "score": "score", "export": "export", "serve_reward": "serve_reward",
-    }.items()
-}  # fmt: skip
-
-
-def printed() -> list[tuple[str, str]]:
-    """(command, arguments) of every command line with a recipe that a document prints."""
-    lines = []
-    for document in DOCUMENTS:
-        text = document.read_text().replace("\\\n", " ")
-        lines += [found for found in LINE.findall(text) if "+recipe=" in found[1]]
-        for arguments in re.findall(r"^    \.\.\. (\+recipe=[^\n#]*)", text, re.M):
-            lines.append(("dpo" if "_dpo" in arguments else "ppo", arguments))
-        lines += re.findall(r"^\| `\.(\w+) ([^`]*\+recipe=[^`]*)`", text, re.M)
-    return sorted({(command, arguments.strip().rstrip(")")) for command, arguments in lines})
-
-
-def test_the_documents_print_command_lines():
-    commands = {command for command, _ in printed()}
-    assert commands >= {"ppo", "dpo", "rm", "compare", "plan", "laser", "evaluate"} and len(printed()) > 20
-
-
-@pytest.mark.parametrize("command,arguments", printed())
-def test_what_a_document_prints_is_accepted(command, arguments):
-    """Up to what needs the models themselves."""
-    arguments = arguments.replace("recipe=NAME", "recipe=small").replace("processes=N", "processes=2")
-    name = "config" if command == "ppo" else command
-    given = shlex.split(arguments.replace("...", "").replace("reward.url= ", "reward.url=http://127.0.0.1:1 "))
-    CHECKS[name](cli.configuration(given, conf_files.FILES[name], name))
 
 
 @pytest.mark.parametrize("recipe,skills", [
@@ -55,7 +15,7 @@ def test_what_a_document_prints_is_accepted(command, arguments):
 ])  # fmt: skip
 def test_compare_takes_every_recipe_with_the_skills_that_it_measures(recipe, skills):
     config = cli.configuration([f"+recipe={recipe}", "compare.only=[snr,none]"], conf_files.FILES["compare"], "compare")
-    CHECKS["compare"](config)
+    compare.check(config)
     assert config.skills() == skills
 
 

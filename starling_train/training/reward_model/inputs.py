@@ -13,6 +13,7 @@ from starling_train.files import whole
 from starling_train.files.disk import check_directory
 from starling_train.models import quantisation
 from starling_train.models.actors import Groups
+from starling_train.models.causal_lm import recompute_backwards
 from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
 from starling_train.models.reward.start import Start, check_start, empty_net, find_start, make_net, net_writer
@@ -136,7 +137,7 @@ def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) ->
         device=str(runtime.device),
     )
     if config.model.gradient_checkpointing:
-        net.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_backwards(net.transformer)
     table = _apply(config, empty_net(start) if config.freeze.adapter else net, selected)
     if config.freeze.adapter:
         policy.add_adapters(config.freeze, net, table, runtime)

@@ -1,0 +1,38 @@
+"""What libraries say to those who build on them, and not to those who run a command. Standard library alone.
+
+What is left out is named line by line, with the reason; all else that a library says comes through.
+"""
+
+import logging
+import os
+import sys
+
+# logger, how its line begins
+NOISE = (
+    # said to everyone who has no GPU, in the middle of a run; a run's opening lines name its device
+    ("DeepSpeed", "Setting accelerator to CPU"),
+)
+# bars of the hub, transformers and datasets; in a file each step of a bar is a line
+BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+
+
+class Without(logging.Filter):
+    """Lets every line of a logger through but those that begin in one way."""
+
+    def __init__(self, beginning: str):
+        super().__init__()
+        self.beginning = beginning
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self.beginning)
+
+
+def hush() -> None:
+    """Leave out `NOISE`, and bars where the output is not a terminal; before the libraries are imported."""
+    for name, beginning in NOISE:
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, Without) and one.beginning == beginning for one in logger.filters):
+            logger.addFilter(Without(beginning))
+    if not sys.stderr.isatty():
+        for variable in BARS:
+            os.environ.setdefault(variable, "1")

@@ -1,0 +1,42 @@
+"""What libraries say and a user does not see; and what is seen nevertheless."""
+
+import logging
+import os
+import sys
+
+import pytest
+
+from starling_train.run import quiet
+
+SAID = "Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it."
+
+
+@pytest.fixture
+def logger(caplog):
+    """DeepSpeed's, as it was before."""
+    logger = logging.getLogger("DeepSpeed")
+    kept, propagates = list(logger.filters), logger.propagate
+    logger.filters.clear()
+    logger.propagate = True
+    yield logger
+    logger.filters[:] = kept
+    logger.propagate = propagates
+
+
+def test_one_line_of_a_library_is_left_out_and_all_else_comes_through(logger, caplog):
+    logger.warning(SAID)
+    quiet.hush()
+    quiet.hush()
+    logger.warning(SAID)
+    logger.warning("ZeRO has lost a shard")
+    assert caplog.messages == [SAID, "ZeRO has lost a shard"] and len(logger.filters) == 1
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_bars_are_for_terminals(is_terminal, monkeypatch):
+    for variable in quiet.BARS:
+        monkeypatch.setenv(variable, "x")  # undone at the end
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    quiet.hush()
+    assert [os.environ.get(variable) for variable in quiet.BARS] == [None if is_terminal else "1"] * 3
