@@ -30,7 +30,7 @@ DOCUMENTS = sorted(
 PROGRAMS = (
     "python", "python3", "make", "starling", "torchrun", "accelerate", "sbatch", "srun", "bash", "sh", "source", "eval",
     "pip", "git", "curl", "docker", "cmake", "hf", "vllm", "ollama", "transformers", "llama-server", "llama-cli",
-    "tensorboard", "mlflow", "trackio", "wandb", "scancel", "squeue", "scontrol",
+    "text-embeddings-router", "tensorboard", "mlflow", "trackio", "wandb", "scancel", "squeue", "scontrol",
 )  # fmt: skip
 SHELLS = ("sh", "bash", "shell", "console")
 OURS = re.compile(
@@ -52,6 +52,9 @@ ELSEWHERE = (
     (r'eval "\$\(starling -sc install=bash\)"', "tests/config/test_entry.py", "-sc install=bash"),
     (r"transformers serve", "tests/served_model.py", "serve"),
     (r"vllm serve", "tests/commands/test_serving.py", "vllm"),
+    # not run: a server that answers as its documents say stands in for it
+    (r"python -m sglang\.launch_server", "tests/rewards/test_protocols.py", "sglang"),
+    (r"text-embeddings-router", "tests/rewards/test_protocols.py", "tei"),
 )
 PLACEHOLDERS = (
     (r"recipe=NAME", "recipe=small"), (r"processes=N\b", "processes=2"), (r"\bCOMMAND\b", "ppo"),
