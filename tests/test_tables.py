@@ -4,7 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from starling_train.config.sections import REWARD_MODELS, LoggingConfig, RewardConfig, RolloutConfig
+from starling_train.config import sections
+from starling_train.config.sections import REWARD_MODELS, RewardConfig, RolloutConfig
 from starling_train.rewards import kinds
 from starling_train.rollout.generate import ENGINES
 from starling_train.run.tracker import TRACKERS
@@ -20,11 +21,14 @@ def offered(section: type, key: str) -> set[str]:
     [
         (kinds.KINDS, RewardConfig, "kind"),
         (ENGINES, RolloutConfig, "engine"),
-        (TRACKERS, LoggingConfig, "wandb"),
     ],
 )
 def test_a_table_is_what_its_key_offers(table, section, key):
     assert set(table) == offered(section, key)
+
+
+def test_every_tracker_that_the_key_takes_has_a_row():
+    assert tuple(TRACKERS) == sections.TRACKERS
 
 
 def test_a_reward_kind_has_all_that_is_asked_of_one():

@@ -11,16 +11,14 @@ from yaml import YAMLError
 
 from starling_train.cli.packaged import find, recipes_of
 from starling_train.config.conf_files import FILES
-from starling_train.config.fields import UserError, did_you_mean, nearest, walk
+from starling_train.config.fields import UserError, did_you_mean, nearest, walk, without_secrets
 
 OWN_FLAGS = ("--help", "--help-all", "--version", "--cfg", "--multirun", "--config-dir", "--config-name")
 
 
 def one_line(error: Exception, schema: type) -> str:
     """Return the error as one line without secrets; Hydra's and OmegaConf's own texts run over several."""
-    line = re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*", " ", explain(error, schema).strip())
-    line = re.sub(r"(://)[^/\s'\"]*@", r"\1***@", line)  # user:password in an address
-    return re.sub(r"\bhf_\w{8,}", "hf_***", line)  # a token of the hub where a name belongs
+    return without_secrets(re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*", " ", explain(error, schema).strip()))
 
 
 def explain(error: Exception, schema: type) -> str:

@@ -262,6 +262,12 @@ def _check_name(key: str, name: str) -> None:
         raise UserError(f"{key}: empty, or not a file name; give the run a name, e.g. name=first")
 
 
+def without_secrets(line: str) -> str:
+    """Return a line of a message without passwords in addresses and without tokens of the hub."""
+    line = re.sub(r"(://)[^/\s'\"]*@", r"\1***@", line)  # user:password in an address
+    return re.sub(r"\bhf_\w{8,}", "hf_***", line)
+
+
 @contextmanager
 def named_in_errors(where: str) -> Iterator[None]:
     """Put a key, a file or a line in front of the message of any UserError raised inside."""

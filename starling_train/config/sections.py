@@ -349,16 +349,33 @@ class EvaluationConfig(HeldOutConfig):
     perplexity: PerplexityConfig = section(PerplexityConfig)
 
 
+TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
+
+
+def _check_trackers(key: str, names: list[str]) -> None:
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"{key}: '{name}' is not an option; use some of: {', '.join(TRACKERS)}")
+
+
 @dataclass
 class TrackingConfig:
-    """The tracker that follows the run."""
+    """The trackers that follow the run."""
 
     wandb: str = choice("disabled", ("disabled", "offline", "online"))
+    trackers: list[str] = setting(
+        [],
+        "where metrics go too: wandb (online, or as `wandb` above or WANDB_MODE says), tensorboard, mlflow, trackio",
+        check=_check_trackers,
+    )
+    project: str = setting("starling_train", "W&B's project, MLflow's experiment, Trackio's project")
+    entity: str | None = setting(None, "W&B's user or team; null = your default one")
+    tags: list[str] = setting([], "of the run in W&B and MLflow")
 
 
 @dataclass
 class LoggingConfig(TrackingConfig):
-    """The tracker that follows the run, and the responses that are kept."""
+    """The trackers that follow the run, and the responses that are kept."""
 
     samples: int = number(16, 1, doc="held-out prompts whose responses are kept at each evaluation")
 

@@ -16,11 +16,12 @@ import torch
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import FreezeConfig
+from starling_train.config.sections import FreezeConfig, TrackingConfig
 from starling_train.files.disk import check_directory
 from starling_train.models import header_checks, quantisation
 from starling_train.models.source import ModelSource
 from starling_train.planning.memory import MemoryPlan
+from starling_train.run.tracker import has_local_mlflow, requested, wandb_mode
 from starling_train.selection.freeze import check_tied, is_tied
 from starling_train.selection.listing import list_matrices
 from starling_train.selection.records import Record
@@ -32,7 +33,7 @@ WANDB_HOST = "https://api.wandb.ai"
 
 def check_policy_run(config: PpoConfig | DpoConfig, source: ModelSource, run: Path) -> None:
     """Check what ppo and dpo both need but their data. source: the policy. Raises UserError."""
-    check_tracker(config.logging.wandb)
+    check_trackers(config.logging)
     check_directory(run, "run_dir")
     quantisation.check_acceleration(
         attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
@@ -43,17 +44,30 @@ def check_policy_run(config: PpoConfig | DpoConfig, source: ModelSource, run: Pa
     check_selection(config.freeze, source, list_matrices(source), config.seed)
 
 
-def check_tracker(mode: str) -> None:
-    """Raise UserError where `logging.wandb` needs a package or a login that is missing."""
-    if mode == "disabled":
-        return
-    if find_spec("wandb") is None:
-        raise UserError("logging.wandb: wandb is not installed; pip install wandb, or use logging.wandb=disabled")
-    if mode == "online" and not _has_login(os.environ.get("WANDB_BASE_URL") or WANDB_HOST):
+def check_trackers(config: TrackingConfig) -> None:
+    """Raise UserError where `logging` asks for a tracker whose package or login is missing."""
+    for name in requested(config):
+        by_mode = name == "wandb" and config.wandb != "disabled"
+        key, instead = (
+            ("logging.wandb", "use logging.wandb=disabled") if by_mode else ("logging.trackers", "leave it out")
+        )
+        packages = [name, *(("sqlalchemy", "alembic") if name == "mlflow" and has_local_mlflow() else ())]
+        missing = [package for package in packages if not _is_installed(package)]
+        if missing:
+            raise UserError(
+                f"{key}: {' and '.join(missing)} not installed; pip install 'starling-train[{name}]', or {instead}"
+            )
+    if wandb_mode(config) == "online" and not _has_login(os.environ.get("WANDB_BASE_URL") or WANDB_HOST):
         raise UserError(
             "logging.wandb: online, but there is no login; run `wandb login` or set WANDB_API_KEY, or use "
             "logging.wandb=offline"
         )
+
+
+def _is_installed(package: str) -> bool:
+    """Return whether a package can be imported; a folder of its name in the working directory is not one."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def _has_login(url: str) -> bool:

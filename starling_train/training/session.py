@@ -11,7 +11,7 @@ from torch import nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.run import RunConfig
-from starling_train.config.sections import FreezeConfig
+from starling_train.config.sections import FreezeConfig, TrackingConfig
 from starling_train.files import disk
 from starling_train.files.identity import Identity
 from starling_train.files.json_lines import strict
@@ -25,7 +25,7 @@ from starling_train.run.records import Clock
 from starling_train.run.runtime import Runtime
 from starling_train.run.signals import StopRequest, leave_saved
 from starling_train.run.state import TrainState
-from starling_train.run.tracker import TRACKERS
+from starling_train.run.tracker import TrackedRun, Trackers
 from starling_train.selection import freeze, scans, unfrozen_yaml
 from starling_train.selection.records import Record
 from starling_train.selection.select import SCORED
@@ -126,9 +126,12 @@ class Session:
             write_selection(self._config.freeze, run, self._trainee)
         self._samples_log = run.log(run.samples, state.logged)
         self._skipped_log = run.log(run.skipped, state.logged)
-        mode = self._config.logging.wandb if self._runtime.is_main else "disabled"
-        self._tracker = TRACKERS[mode](mode, self._config.name, run.path, run.settings, state.tracker)
-        state.tracker = self._tracker.id
+        tracking = self._config.logging if self._runtime.is_main else TrackingConfig()
+        tracked = TrackedRun(
+            self._config.name, run.path, run.settings, run.metrics, self._metrics_log.last, state.tracker
+        )
+        self._trackers = Trackers(tracking, tracked, self.say)
+        state.tracker = self._trackers.wandb_id
         with ExitStack() as stack:
             stack.enter_context(self._stop)
             stack.enter_context(self._console)
@@ -137,7 +140,10 @@ class Session:
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
-        return self._exit.__exit__(*error)
+        try:
+            return self._exit.__exit__(*error)
+        finally:
+            self._trackers.finish()  # of a run that has stopped: `finish` closes those of one that is done
 
     def budget(self, key: str, amount: int) -> Budget:
         """Make a budget that stays lowered in later starts. key: the configuration's."""
@@ -219,18 +225,20 @@ class Session:
         with self._stop.finishing(), self._optimizer.gathered():
             if runtime.is_main:
                 write_model()
-        self._tracker.finish()
         if runtime.is_main:
             table = self._trainee.table
             text = summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb)
             run.write("summary.json", text)
             write_report(run.path)
+        self._trackers.finish(run.report)
 
     def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
         self._console.phase("evaluating")
         with self.abandonable():
             measured, samples = evaluate()
-        self._samples_log.write([{"step": self.state.step} | sample for sample in samples])
+        rows = [{"step": self.state.step} | sample for sample in samples]
+        self._samples_log.write(rows)
+        self._trackers.log_samples(self.state.step, rows)
         return measured
 
     def _end(self, step: Step, evaluate: Evaluate) -> None:
@@ -270,7 +278,7 @@ class Session:
     def _record(self, metrics: dict[str, Any], left_s: float | None = None) -> None:
         self._metrics_log.write([metrics])
         self.state.note(metrics["step"], metrics.get(self._best))
-        self._tracker.log(metrics)
+        self._trackers.log(metrics)
         self._console.step(metrics, left_s)
 
     def _save(self) -> None:

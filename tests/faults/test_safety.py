@@ -3,6 +3,7 @@
 import ast
 import json
 from http.client import HTTPConnection
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from starling_train import cli
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.models.reward import write_starling_7b
+from starling_train.run.tracker import TRACKERS
 
 PACKAGE = Path(starling_train.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -80,15 +82,18 @@ def test_no_error_line_shows_a_secret(said, hidden, monkeypatch, capsys):
 
 
 def test_a_run_writes_and_says_no_secret(small_run, run_command, monkeypatch, tmp_path):
-    """A run with a served reward model, offline tracking and an error at its end: all that it leaves is searched."""
+    """A run with a served reward model, offline trackers and an error at its end: all that it leaves is searched."""
     pytest.importorskip("wandb", reason="wandb is an extra")
+    trackers = [name for name in TRACKERS if find_spec(name)]
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     for variable, value in (SECRETS | {"WANDB_SILENT": "true"}).items():
         monkeypatch.setenv(variable, value)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{i} + {i}?"}) + "\n" for i in range(20)))
     with Scripted() as server:
         arguments = [
             *small_run, "data.path=prompts.jsonl", "reward=server", f"reward.url=http://127.0.0.1:{server.server_port}",
-            "logging.wandb=offline", "algorithm.steps=1", "freeze.method=last_layers", "freeze.last_layers=1",
+            "logging.wandb=offline", f"logging.trackers=[{','.join(trackers)}]", "algorithm.steps=1",
+            "freeze.method=last_layers", "freeze.last_layers=1",
         ]  # fmt: skip
         done = run_command("ppo", *arguments)
         assert done.returncode == 0, done.stderr[-2000:]

@@ -74,7 +74,7 @@ class RmInputs:
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
         start = find_start(config)
         source = start.source.model
-        preflight.check_tracker(config.logging.wandb)
+        preflight.check_trackers(config.logging)
         check_directory(run.path, "run_dir")
         quantisation.check_acceleration(attention=config.model.attention, eight_bit=config.optim.eight_bit)
         check_start(start, fresh=config.rm.fresh)
