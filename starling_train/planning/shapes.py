@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from starling_train.config.fields import UserError
+from starling_train.models.reward.checkpoint import SUFFIX_OF
 from starling_train.models.source import ModelSource, cached_config, local_directory
 
 
@@ -159,7 +160,7 @@ def find(path: str, key: str, known: dict[str, Shape], kind: str) -> Shape:
     Nothing is downloaded. Raises UserError.
     """
     directory = local_directory(path, key) or cached_config(path)
-    source = ModelSource(directory, key) if directory else None
+    source = ModelSource(directory, key, only=SUFFIX_OF.get(kind, "")) if directory else None
     if source:
         source.check_files()
     if kind in known and not (source and source.has_config):

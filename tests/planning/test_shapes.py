@@ -1,5 +1,7 @@
 """Sizes of every family from config.json alone: what the memory plan and the time of a step are made of."""
 
+import shutil
+
 import families
 import pytest
 
@@ -26,3 +28,14 @@ def test_parameters_are_those_of_the_model(name, tmp_path):
 def test_of_experts_those_that_a_token_goes_through_count():
     shape = shapes.Shape.of(families.config_of("qwen3_moe"))
     assert shape.intermediate == 2 * 32 and shape.kv_values() == 2 * 4 * 2 * 16
+
+
+def test_the_plan_names_the_set_that_the_run_will_read(tmp_path, small_models, capsys):
+    for kind, reads, other in (
+        ("starling_7b", "pytorch_model.bin", "model.safetensors"),
+        ("sequence_classification", "model.safetensors", "pytorch_model.bin"),
+    ):
+        directory = shutil.copytree(small_models / "reward", tmp_path / kind)
+        (directory / "model.safetensors").write_bytes(b"x")
+        shapes.find(str(directory), "reward.path", shapes.KNOWN_REWARD_MODELS, kind)
+        assert f"reward.path: {directory}: reads {reads}, not {other} beside it" in capsys.readouterr().err
