@@ -10,12 +10,14 @@ from http.client import HTTPConnection
 
 import pytest
 import torch
+from chat_tokenizers import FAMILIES
 from reward_checkpoints import MAX_LENGTH, SIZE, conversations, load, small_tokenizer
 from reward_server import Served, ask, ask_all
 from transformers import LlamaConfig
 
 from starling_train import serve_reward
 from starling_train.models.reward import RewardNet, write_starling_7b
+from starling_train.rewards.items import OpenRlhfText
 
 TOKEN = "correct-horse"
 HELLO = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -105,6 +107,23 @@ def test_openrlhf_s_request_is_answered(connection, model):
     assert answer["rewards"] == pytest.approx(model.score([HELLO]), abs=1e-5)
     del request["prompts"], request["labels"]
     assert ask(connection, json.dumps(request), "/get_reward") == (status, answer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_openrlhf_s_text_is_scored_as_the_conversation(connection, family):
+    """What our own client sends is what OpenRLHF sends: the ids of the policy's template, decoded."""
+    kind = FAMILIES[family]
+    writer = OpenRlhfText(kind.tokenizer())
+    talks = [HELLO, [*HELLO, *HELLO[:1], {"role": "assistant", "content": "What is it?\n\nhello world"}]]
+    talks += [[{"role": "system", "content": "Be brief."}, *HELLO]] if kind.takes_system else []
+    sent = [writer.item(talk) for talk in talks]
+    request = {
+        "query": [query for query, _ in sent],
+        "prompts": [prompt for _, prompt in sent],
+        "labels": [""] * len(sent),
+    }
+    status, answer = ask(connection, json.dumps(request), "/get_reward")
+    assert (status, answer["rewards"]) == (200, ask(connection, json.dumps({"conversations": talks}))[1]["scores"])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
-"""What somebody sent or wrote -> a conversation: JSON rows, and the plain text of OpenRLHF's requests."""
+"""What somebody sent or wrote in JSON -> a conversation."""
 
 import pytest
 
 from starling_train.config.fields import UserError
 from starling_train.data.conversations import of_row, parse
-from starling_train.data.rendered_text import to_conversation
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 TALK = [USER, ANSWER]
@@ -68,45 +67,3 @@ def test_text_that_is_not_json(text):
 
 def test_a_byte_order_mark_is_passed_over():
     assert parse(b"\xef\xbb\xbf[]") == []
-
-
-OPENCHAT = "GPT4 Correct User: hi<|end_of_turn|>GPT4 Correct Assistant:"
-CHATML = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-
-
-@pytest.mark.parametrize(
-    "query,prompt",
-    [
-        (f"<s>{OPENCHAT} hello<|end_of_turn|>", OPENCHAT),
-        (f"{OPENCHAT} hello<|end_of_turn|><|pad_0|><|pad_0|>", f"<s>{OPENCHAT}"),
-        (f"{OPENCHAT} hello", None),
-        (f"{CHATML}hello<|im_end|>\n", CHATML),
-        (f"{CHATML}hello<|im_end|>", None),
-        ("<s>[INST] hi [/INST] hello</s>", "<s>[INST] hi [/INST]"),
-        ("<s>[INST] hi [/INST] hello</s>", None),
-        ("\n\nHuman: hi\n\nAssistant: hello", "\n\nHuman: hi\n\nAssistant: "),
-        ("\n\nHuman: hi\n\nAssistant: hello", None),
-        ("hi hello", "hi"),
-    ],
-)
-def test_openrlhf_s_text_becomes_the_conversation(query, prompt):
-    assert to_conversation(query, prompt) == TALK
-
-
-def test_earlier_turns_and_the_system_message_are_found():
-    prompt = f"Be kind.<|end_of_turn|>{OPENCHAT} hello<|end_of_turn|>{OPENCHAT}"
-    system = {"role": "system", "content": "Be kind."}
-    assert to_conversation(f"{prompt} hello", prompt) == [system, *TALK, *TALK]
-    chatml = f"<|im_start|>system\nBe kind.<|im_end|>\n{CHATML}hello<|im_end|>\n"
-    assert to_conversation(chatml) == [system, *TALK]
-
-
-def test_the_answer_is_what_follows_the_prompt_whatever_it_contains():
-    said = f"hello<|end_of_turn|>{OPENCHAT} I am both"
-    assert to_conversation(f"{OPENCHAT} {said}", OPENCHAT) == [USER, {"role": "assistant", "content": said}]
-
-
-@pytest.mark.parametrize("query,prompt,says", [("hi", None, "no known template"), ("hi", "hello", "does not begin")])
-def test_text_that_cannot_be_told_apart(query, prompt, says):
-    with pytest.raises(UserError, match=says):
-        to_conversation(query, prompt)
