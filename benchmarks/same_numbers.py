@@ -105,6 +105,7 @@ LEFT_OUT_FILES = (
 LEFT_OUT_KEYS = {
     "metrics.jsonl": ("time/", "throughput/", "memory/"),
     "tries.jsonl": ("seconds",),
+    "starts.jsonl": ("at",),
     "state.json": ("seconds",),
     "summary.json": ("wall_time_s", "throughput.", "peak_memory_gb", "versions.", "git_commit"),
 }
@@ -116,7 +117,9 @@ LEFT_OUT_OF_REPORTS = [
     # the header's measurements and commit: name and value, so that an archive without .git is no difference
     (re.compile(r"<div><dt>(?:Time|Speed|Responses|Peak memory|Code)</dt><dd>.*?</dd></div>"), ""),
     # the plot of seconds and tokens a second; its heading and caption are compared
-    (re.compile(r"(<h3>Time and speed</h3>)<svg.*?</svg>", re.DOTALL), r"\1"),
+    (re.compile(r"(<h3>Time and speed</h3>).*?(<figcaption>)", re.DOTALL), r"\1\2"),
+    # when the run was started
+    (re.compile(r"<time .*?</time>"), ""),
     # the table of all metrics: the numbers of those that are left out above
     (re.compile(r"(<tr><td><code>(?:time|throughput|memory)/\w+</code></td>).*?</tr>", re.DOTALL), r"\1</tr>"),
     # laser's table: the seconds of a try, in the last column after the verdict

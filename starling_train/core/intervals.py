@@ -55,6 +55,22 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean(values), half, len(values))
 
 
+def difference_of_shares(right_1: float, of_1: int, right_2: float, of_2: int) -> Interval:
+    """Return the 95 % interval of the second share minus the first; its mean is the plain difference.
+
+    Agresti and Caffo (2000): a right and a wrong one are added to each side, which keeps the interval honest for few
+    cases and for shares near 0 or 1. The two are taken as independent: where the cases are the same, it is too wide.
+
+    right_1, right_2: how many were right.
+    of_1, of_2: of how many.
+    """
+    p_1, p_2 = (right_1 + 1) / (of_1 + 2), (right_2 + 1) / (of_2 + 2)
+    half = 1.959964 * math.sqrt(p_1 * (1 - p_1) / (of_1 + 2) + p_2 * (1 - p_2) / (of_2 + 2))
+    low, high = p_2 - p_1 - half, p_2 - p_1 + half
+    plain = right_2 / of_2 - right_1 / of_1
+    return Interval(plain, max(high - plain, plain - low), min(of_1, of_2))
+
+
 def first_reached(levels: Sequence[float], others: Sequence[float], level: float) -> float | None:
     """Return the value of `others` where `levels`, over the same points, first reaches `level`; None if it never does.
 

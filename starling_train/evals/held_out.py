@@ -144,6 +144,7 @@ def described(
     rows = runtime.gather(
         [
             {"prompt": conversation[-2]["content"], "response": conversation[-1]["content"]}
+            | ({"context": conversation[:-2]} if conversation[:-2] else {})
             | more[i]
             | {"ended": rollout.ended[i]}
             | {name: values[i] for name, values in measured.items()}

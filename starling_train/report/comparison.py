@@ -31,22 +31,32 @@ def _signed(value: float, digits: int = 2) -> str:
 
 def table(compared: Any) -> str:
     """Return a Markdown table with a line for each strategy. compared: a `StrategyComparison`, as below."""
+    return markdown_table(head(compared), rows(compared))
+
+
+def head(compared: Any) -> list[str]:
+    """Return the names of the table's columns."""
     skills, level = list(compared.sides[0].skills), compared.level
-    head = ["strategy", "parameters trained", "seeds", "reward gained"]
-    head += [f"{_short(skill)}, last step" for skill in skills]
+    names = ["strategy", "parameters trained", "seeds", "reward gained"]
+    names += [f"{_short(skill)}, last step" for skill in skills]
     if level is not None:
-        head += [f"{_short(skill)} at +{level:.2f} reward" for skill in skills]
-        head += ["steps to it", "runs that reach it"]
-    rows = []
+        names += [f"{_short(skill)} at +{level:.2f} reward" for skill in skills]
+        names += ["steps to it", "runs that reach it"]
+    return names
+
+
+def rows(compared: Any) -> list[list[str]]:
+    """Return the table's lines."""
+    skills, lines = list(compared.sides[0].skills), []
     for side in compared.sides:
         cells = [side.strategy, f"{side.trained:,}", str(side.reward.count), number(side.reward)]
         cells += [number(side.skills[skill]) for skill in skills]
-        if level is not None:
+        if compared.level is not None:
             reaching = side.steps_to_level.count
             cells += [number(side.at_level[skill]) for skill in skills]
             cells += [f"{side.steps_to_level.mean:.1f}" if reaching else "none", f"{reaching} of {side.reward.count}"]
-        rows.append(cells)
-    return markdown_table(head, rows)
+        lines.append(cells)
+    return lines
 
 
 def sentences(compared: Any) -> list[str]:

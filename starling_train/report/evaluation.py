@@ -79,6 +79,7 @@ def radar(entries: list[Entry]) -> str:
         svg,
         "MT-Bench by category, ratings from 1 to 10 of the judge that is named. Ratings of different judges do not "
         "compare. A category without a rating is left out.",
+        slug="radar",
     )
 
 

@@ -4,10 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from starling_train.report import markup, page
-from starling_train.report.plots import draw
-from starling_train.report.plots.panel import BLUE, GREEN, INK, RED
+from starling_train.report import markup
+from starling_train.report.document import document, save
+from starling_train.report.first_screen import run_name
+from starling_train.report.plots.chart import Chart, Curve
+from starling_train.report.plots.chart import render as render_chart
+from starling_train.report.plots.panel import BLUE, GREEN, RED
 from starling_train.report.read_run import RunFiles, is_number, json_lines, read
+from starling_train.report.sections import facts
 
 HEAD = ("", "matrix", "raw SNR", "rank before", "rank", "before", "after", "", "seconds")
 NUMERIC = frozenset((0, 2, 3, 4, 5, 6, 8))
@@ -19,11 +23,17 @@ def write(run_dir: Path) -> Path:
     Raises UserError when `run_dir` is not a directory.
     """
     run = read(run_dir)
-    return page.save(run, render(run, json_lines(run.path / "tries.jsonl", [])))
+    return save(run.path, render(run))
 
 
-def render(run: RunFiles, rows: list[dict[str, Any]]) -> str:
+def is_search(directory: Path) -> bool:
+    """Whether a directory is one of `laser`."""
+    return (directory / "tries.jsonl").is_file()
+
+
+def render(run: RunFiles) -> str:
     """Return the page as text."""
+    rows = json_lines(run.path / "tries.jsonl", [])
     model = markup.redact(str((run.config.get("model") or {}).get("path", "")))
     headline = (
         f"<strong>Rank reduction</strong> of <code>{markup.escape(model)}</code>, judged by "
@@ -36,7 +46,9 @@ def render(run: RunFiles, rows: list[dict[str, Any]]) -> str:
         "Details": markup.details("Configuration", markup.verbatim(run.config_text)),
     }
     body = "".join(markup.section(title, part) for title, part in parts.items())
-    return page.document(run, "rank reduction", status(run, rows), headline, body)
+    return document(
+        run_name(run), "rank reduction", body, status=status(run, rows), headline=headline, facts=facts(run)
+    )
 
 
 def status(run: RunFiles, rows: list[dict[str, Any]]) -> str:
@@ -70,32 +82,24 @@ def _exact(value: object) -> str:
 
 def figure(rows: list[dict[str, Any]]) -> str:
     """Plot the measure after each try, accepted ones on the line, restored ones beside it."""
-    points = [row for row in rows if is_number(row.get("after")) and is_number(row.get("before"))]
+    points = [row for row in rows if all(is_number(row.get(key)) for key in ("step", "before", "after"))]
     if not points:
         return markup.note("No try was recorded.")
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(draw.style("laser")):
-        drawn = Figure(figsize=(8.0, 2.8), layout="constrained")
-        axis = drawn.subplots()
-        standing = [row["after"] if row.get("accepted") else row["before"] for row in points]
-        axis.plot(
-            [0, *(row["step"] for row in points)], [points[0]["before"], *standing], color=BLUE, label="the model"
-        )
-        for accepted, colour, marker, label in ((True, GREEN, "o", "kept"), (False, RED, "x", "restored")):
-            chosen = [row for row in points if bool(row.get("accepted")) is accepted]
-            if chosen:
-                x, y = [row["step"] for row in chosen], [row["after"] for row in chosen]
-                axis.plot(x, y, color=colour, marker=marker, linestyle="", label=label)
-        axis.set_xlabel("try")
-        axis.set_ylabel(str(points[0].get("measure", "measure")), color=INK)
-        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1, ncols=3)
-        svg = draw.inline_svg(drawn, "laser", "The measure over the tries", themed=True)
+    steps = [float(row["step"]) for row in points]
+    standing = [row["after"] if row.get("accepted") else row["before"] for row in points]
+    curves = [Curve("the model", BLUE, [0.0, *steps], [points[0]["before"], *standing])]
+    for accepted, colour, label in ((True, GREEN, "kept"), (False, RED, "restored")):
+        chosen = [row for row in points if bool(row.get("accepted")) is accepted]
+        if chosen:
+            xs, ys = [float(row["step"]) for row in chosen], [row["after"] for row in chosen]
+            curves.append(Curve(label, colour, xs, ys, points=True, joined=False))
+    measure = str(points[0].get("measure", "measure"))
+    svg = render_chart(Chart(measure, curves, max(steps), xlabel="try"), "The measure over the tries")
     return markup.card(
         svg,
         "Each mark is the measure with one more matrix at lower rank; it was kept where the measure was not worse than "
         "the line. What was held out says whether that holds for other data.",
+        slug="laser",
     )
 
 

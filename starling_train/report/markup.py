@@ -34,6 +34,19 @@ def plain(value: float, signed: bool = False) -> str:
     return format(value, ("+" if signed else "") + spec).replace("-", MINUS)
 
 
+def percent(share: float) -> str:
+    """Return a share as percent: `0 %`, `0.08 %`, `2.3 %`, `70 %`."""
+    value = 100 * share
+    size = abs(value)
+    spec = ".0f" if size >= 10 or not size else ".1f" if size >= 1 else ".2g"
+    return f"{value:{spec}} %".replace("-", MINUS)
+
+
+def points(value: float, signed: bool = True) -> str:
+    """Return percentage points with one decimal."""
+    return f"{value + 0.0:{'+' if signed else ''}.1f}".replace("-", MINUS)
+
+
 def number(value: object, unit: str = "", signed: bool = False) -> str:
     """Return a `<data>` element: rounded for the eye, exact in its `value`; other values become "not measured"."""
     if not isinstance(value, (int, float)):
@@ -75,8 +88,20 @@ def details(title: str, body: str) -> str:
 
 
 def section(title: str, body: str) -> str:
-    """Return a part of the page with its heading; `body` is HTML."""
-    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>\n"
+    """Return a part of the page with its heading, which the contents can point to; `body` is HTML."""
+    return f'<section id="{anchor(title)}">\n<h2>{title}</h2>\n{body}\n</section>\n'
+
+
+def anchor(title: str) -> str:
+    """Return a heading's name in addresses."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def contents(body: str) -> str:
+    """Return links to the sections of a page; empty where there is only one."""
+    titles = re.findall(r'<section id="[^"]*">\n<h2>([^<]*)</h2>', body)
+    links = "".join(f'<a href="#{anchor(title)}">{title}</a>' for title in titles)
+    return f'<nav class="contents" aria-label="Contents">{links}</nav>' if len(titles) > 1 else ""
 
 
 def note(text: str) -> str:
@@ -89,11 +114,18 @@ def badge(state: str, text: str) -> str:
     return f'<span class="badge {state}">{text}</span>'
 
 
-def card(drawing: str, reading: str = "", title: str = "") -> str:
-    """Return a figure, SVG, with its title and how to read it; `reading` is HTML."""
+def card(drawing: str, reading: str = "", title: str = "", slug: str = "") -> str:
+    """Return a figure with its title and how to read it.
+
+    drawing: HTML.
+    reading: HTML.
+    title: its heading.
+    slug: names a plot in the page.
+    """
     heading = f"<h3>{escape(title)}</h3>" if title else ""
     caption = f"<figcaption>{reading}</figcaption>" if reading else ""
-    return f'<figure class="card">{heading}{drawing}{caption}</figure>'
+    named = f' data-plot="{escape(slug)}"' if slug else ""
+    return f'<figure class="card"{named}>{heading}{drawing}{caption}</figure>'
 
 
 def tile(label: str, value: str, change: str = "", key: str = "") -> str:

@@ -1,61 +1,44 @@
-"""`report.html`: one self-contained page about a run, made from the run directory's files alone."""
+"""`report.html` of a run: one self-contained page, made from the run directory's files alone, in milliseconds."""
 
-from importlib import resources
 from pathlib import Path
-from string import Template
 from types import SimpleNamespace
 
-from starling_train.files.whole import write_text
-from starling_train.report import evaluation, samples, sections
+from starling_train.report import evaluation, first_screen, samples, sections
+from starling_train.report.document import document, save
+from starling_train.report.judgement import verdict
 from starling_train.report.markup import card, clean, escape, note, section
 from starling_train.report.plots import panels
-from starling_train.report.plots.draw import inline_svg, panel_svg
+from starling_train.report.plots.draw import panel_charts
+from starling_train.report.plots.heat_table import heat_table
 from starling_train.report.read_run import RunFiles, is_number, layer_in, read, selected_modules
 
 
 def write(run_dir: Path) -> Path:
     """Write `run_dir/report.html`, whole or not at all, and return its path.
 
-    The page shows the content of the directory and says what is missing; the same files give the same bytes. Raises
-    `UserError` when `run_dir` is not a directory.
+    The page shows the content of the directory and says what is missing; the same files under the same path give the
+    same bytes. Raises `UserError` when `run_dir` is not a directory.
     """
     run = read(run_dir)
-    return save(run, render(run))
-
-
-def save(run: RunFiles, text: str) -> Path:
-    """Write a page as the run's `report.html`, and return its path."""
-    return write_text(run.path / "report.html", text)
-
-
-def document(run: RunFiles, title: str, status: str, headline: str, body: str) -> str:
-    """Return a whole page in the style that all pages have.
-
-    run: the run.
-    title: for the browser.
-    status: whether it is finished, HTML.
-    headline: the run in a sentence, HTML.
-    body: HTML.
-    """
-    template = resources.files("starling_train.report").joinpath("page.html").read_text(encoding="utf-8")
-    return Template(template).substitute(
-        name=escape(sections.run_name(run)),
-        title=title,
-        status=status,
-        headline=headline,
-        facts=sections.facts(run),
-        body=body,
-    )
+    return save(run.path, render(run))
 
 
 def render(run: RunFiles) -> str:
     """Return the page as text."""
-    measured = evaluation.section(run)
+    measured, name = evaluation.section(run), first_screen.run_name(run)
     if not is_training(run):
-        return document(run, "evaluation report", "", "Measured by <code>evaluate</code>.", measured)
-    remarks = list(run.missing)
-    body = training(run, remarks) + measured + section("Details", sections.appendix(run)) + missing(remarks)
-    return document(run, "training report", sections.status(run), sections.headline(run), body)
+        return document(name, "evaluation report", measured, headline="Measured by <code>evaluate</code>.")
+    remarks, found = list(run.missing), verdict.findings(run)
+    body = first_screen.opening(run, found) + training(run, remarks) + measured
+    return document(
+        name,
+        "training report",
+        body + section("Details", sections.appendix(run)) + missing(remarks),
+        status=first_screen.status(run),
+        headline=first_screen.headline(run),
+        verdict=first_screen.verdict_line(found),
+        facts=sections.facts(run),
+    )
 
 
 def is_training(run: RunFiles) -> bool:
@@ -66,8 +49,7 @@ def is_training(run: RunFiles) -> bool:
 def training(run: RunFiles, remarks: list[str]) -> str:
     """Return the sections on a training command's files; `remarks` gets what they lack."""
     parts = {
-        "First evaluation against the last": f'<div class="tiles">{sections.tiles(run)}</div>\n'
-        + sections.findings_list(run),
+        "First evaluation against the last": f'<div class="tiles">{sections.tiles(run)}</div>',
         "How training went": f'<div class="plots">\n{plot_cards(run, remarks)}\n</div>',
         "Which layers trained": f'<div class="columns">\n{heatmap(run)}\n{sections.trained_table(run)}\n</div>',
         "Answers before and after": samples.section(run),
@@ -79,29 +61,23 @@ def plot_cards(run: RunFiles, remarks: list[str]) -> str:
     """Return a figure with its caption for every panel that has numbers; `remarks` gets the others."""
     cards, without = [], []
     for panel in panels.of(run):
-        svg = panel_svg(run, panel)
-        if not svg:
+        charts = panel_charts(run, panel)
+        if charts:
+            cards.append(card(charts, escape(panel.reading), panel.title, panel.slug))
+        else:
             without.append(panel.title)
-            continue
-        cards.append(card(svg, escape(panel.reading), panel.title))
     if without:
         remarks.append(f"plots without any number in metrics.jsonl: {', '.join(without)}")
     return "\n".join(cards) or note("No step has been recorded yet.")
 
 
 def heatmap(run: RunFiles) -> str:
-    """Return the scan as a heatmap with the selection marked, on a light background in both themes."""
+    """Return the scan as a table of colours with the selection framed."""
     scanned = {name: record for name, record in scan_records(run).items() if record.layer is not None}
     if not scanned:
         return note("No SNR scan belongs to this run (no snr.json).")
-    import matplotlib
-
-    from starling_train.report.plots.heatmap import draw
-
-    with matplotlib.rc_context({"svg.hashsalt": "snr", "svg.fonttype": "none"}):
-        svg = inline_svg(draw(scanned, selected_modules(run)), "snr", "Signal-to-noise ratio", themed=False)
     return card(
-        f'<div class="scroll paper">{svg}</div>',
+        heat_table(scanned, selected_modules(run)),
         "Signal-to-noise ratio of every scanned matrix; framed matrices were trained. Compare within one module type "
         "only: the ratio depends on the matrix’s shape. With selection by SNR the framed cells are the highest of "
         "their column.",

@@ -59,12 +59,23 @@ def _headline(pairs: list[tuple[Sample | None, Sample | None]], first: int, last
 
 
 def _card(before: Sample | None, after: Sample | None, first: int, last: int | None) -> str:
-    prompt = escape(str((before or after or {}).get("prompt", "")))
+    sample = before or after or {}
     right = "" if last is None else _answer(after, f"After, step {last}", before)
     return (
-        f'<article class="sample"><div class="prompt"><h4>Prompt</h4>'
-        f'<div class="text" dir="auto">{prompt}</div></div>'
+        f'<article class="sample"><div class="prompt">{_prompt(sample)}</div>'
         f'<div class="pair">{_answer(before, f"Before, step {first}")}{right}</div></article>'
+    )
+
+
+def _prompt(sample: Sample) -> str:
+    """Return everything that was answered: the turns before the last one too, where there are any."""
+    context = sample.get("context")
+    turns = [turn for turn in context if isinstance(turn, dict)] if isinstance(context, list) else []
+    parts = [(str(turn.get("role", "turn")), turn.get("content", "")) for turn in turns]
+    parts.append(("Prompt", sample.get("prompt", "")))
+    return "".join(
+        f'<h4>{escape(role)}</h4><div class="text turn" dir="auto">{escape(str(content))}</div>'
+        for role, content in parts
     )
 
 

@@ -1,10 +1,12 @@
-"""The parts of the page that are text and tables: headline, key numbers, findings, what trained."""
+"""The parts of the page that are text and tables: key numbers, what trained, every metric."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 from starling_train.report import markup
-from starling_train.report.plots.panels import is_skill, parent, percent_scale, suite_label, suites
+from starling_train.report.judgement.limits import POINTS_ALLOWED
+from starling_train.report.judgement.results import score_gain
+from starling_train.report.metrics import is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.read_run import (
     RunFiles,
     first_last,
@@ -12,10 +14,7 @@ from starling_train.report.read_run import (
     layer_in,
     selected_modules,
     series,
-    setting,
-    steps_done,
 )
-from starling_train.report.verdict import POINTS_ALLOWED, findings, score_change_in_spreads
 
 
 @dataclass(frozen=True)
@@ -28,52 +27,6 @@ class Tile:
     change_unit: str = ""
     scale: float = 1.0
     better: int = 0
-
-
-def run_name(run: RunFiles) -> str:
-    """Return the run's name from its summary or config, else the directory's."""
-    return str(run.summary.get("name") or run.config.get("name") or run.path.resolve().name)
-
-
-def headline(run: RunFiles) -> str:
-    """Return what was trained, on what, by which algorithm, as one sentence of HTML."""
-    if not run.config and not run.summary:
-        return "What was trained is not recorded."
-    parts = [f"<strong>{markup.escape(algorithm(run).upper())}</strong>"]
-    sources = (
-        ("of", ("model.path",)),
-        ("on prompts of", ("data.path",)),
-        ("scored by", ("reward.function", "reward.path", "reward.url", "reward.kind")),
-    )
-    for phrase, keys in sources:
-        value = next((setting(run.config, key) for key in keys if setting(run.config, key)), None)
-        if value:
-            parts.append(f"{phrase} <code>{markup.escape(markup.redact(str(value)))}</code>")
-    trainable = run.summary.get("trainable")
-    if isinstance(trainable, dict) and is_number(trainable.get("parameters")) and trainable.get("of"):
-        share = 100 * trainable["parameters"] / trainable["of"]
-        parts.append(
-            f"training {markup.number(trainable.get('matrices'))} matrices: {markup.count(trainable['parameters'])} of "
-            f"{markup.count(trainable['of'])} parameters ({markup.plain(share)}&nbsp;%), the rest frozen"
-        )
-    return ", ".join([" ".join(parts[:2]), *parts[2:]]) + "."
-
-
-def algorithm(run: RunFiles) -> str:
-    """Return `ppo` or `apa` from the configuration, or the name of another command, such as `dpo`."""
-    command = str(run.summary.get("command") or "")
-    if command.isalpha() and command != "ppo":
-        return command
-    return str(setting(run.config, "algorithm.name") or "training")
-
-
-def status(run: RunFiles) -> str:
-    """Return whether it is finished, with the steps done; the word carries the meaning, the colour repeats it."""
-    done, planned = steps_done(run), setting(run.config, "algorithm.steps")
-    of = f" of {planned:,}" if isinstance(planned, int) else ""
-    if run.summary.get("finished"):
-        return markup.badge("good", f"Finished, {done:,}{of} steps")
-    return markup.badge("watch", f"Not finished, {done:,}{of} steps so far")
 
 
 def facts(run: RunFiles) -> str:
@@ -124,10 +77,10 @@ def _held_out(run: RunFiles, suite: str, training: str, item: Tile) -> Tile:
 
 
 def _tile(run: RunFiles, item: Tile) -> str:
-    """Return one tile, empty where the run never measured the number."""
+    """Return one tile, empty where the run never measured the number, or it is 0 throughout."""
     first, last = first_last(run, item.key)
-    if first is None:
-        return ""
+    if first is None or (first == 0 and not last and not item.change_unit):
+        return ""  # what is 0 throughout needs no tile
     first *= item.scale
     if last is None:
         values, change = markup.number(first, item.unit), "measured once"
@@ -147,20 +100,10 @@ def _change(run: RunFiles, item: Tile, gain: float) -> str:
     mark = "up" if judged > 0 else "down" if judged < 0 else "same"
     arrow = "▲" if gain > 0 else "▼" if gain < 0 else "="
     text = f'<span class="{mark}">{arrow} {markup.number(gain, item.change_unit or item.unit, signed=True)}</span>'
-    spreads = score_change_in_spreads(run) if item.key == "eval/score_mean" else None
+    spreads = score_gain(run) if item.key == "eval/score_mean" else None
     if spreads is None:
         return text
     return f"{text}, {markup.number(spreads, signed=True)} starting standard deviations"
-
-
-def findings_list(run: RunFiles) -> str:
-    """Return the findings as a list; a word and a sign carry the judgement, not the colour alone."""
-    words = {"good": "✓ good", "watch": "! look", "bad": "✗ bad"}
-    items = [
-        f"<li>{markup.badge(finding.state, words[finding.state])} {markup.escape(finding.text)}</li>"
-        for finding in findings(run)
-    ]
-    return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
 def trained_table(run: RunFiles) -> str:

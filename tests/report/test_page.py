@@ -1,5 +1,7 @@
 """The report page: safe with hostile text, true to the files, whole without some of them, fit to print."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -14,11 +16,9 @@ from synthetic_run import HOSTILE, TYPES, write_lines, write_run
 from starling_train.config.fields import UserError
 from starling_train.report import page
 from starling_train.report.markup import duration, plain, redact
-from starling_train.report.plots import draw
 from starling_train.report.read_run import read, selected_modules
 from starling_train.report.samples import pair
 from starling_train.report.sections import ranges
-from starling_train.report.verdict import BAD, GOOD, WATCH, findings
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -50,7 +50,7 @@ class Page(HTMLParser):
         self.text += data
 
     def plots(self) -> list[str]:
-        return [attrs["data-plot"] for tag, attrs in self.tags if tag == "svg"]
+        return [str(attrs["data-plot"]) for _, attrs in self.tags if "data-plot" in attrs]
 
 
 @pytest.fixture(scope="module")
@@ -82,26 +82,34 @@ def tile(html: str, key: str) -> list[float]:
     return [float(value) for value in re.findall(r'<data value="([^"]+)"', found[1])]
 
 
-def test_page_is_self_contained(parsed):
+def test_page_is_self_contained(parsed, html):
     names = {tag for tag, _ in parsed.tags}
-    assert not names & {"script", "img", "link", "iframe", "object", "embed", "form", "base"}
+    assert not names & {"img", "link", "iframe", "object", "embed", "form", "base"}
     for _, attrs in parsed.tags:
         assert not [name for name in attrs if name.startswith("on")]
         for name in ("href", "src", "xlink:href", "action"):
             assert attrs.get(name, "#").startswith(("#", "data:image/png;base64,"))
         assert "http" not in (attrs.get("style") or "")
+    assert len(html.encode()) < 300_000  # of a whole page's 1 MB: answers are the rest
+
+
+def test_only_the_pages_own_script_may_run(parsed, html):
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policies = [attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv")]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    assert policies == [policy]
+    assert not re.search(r"fetch|XMLHttp|import\b|eval\b|innerHTML", script)
 
 
 def test_only_sample_text_and_config_mention_the_web(html):
     places = {html[m.start() : m.start() + 19] for m in re.finditer("https?:", html)}
-    assert places == {"https://example.org", "http://***@127.0.0."}
+    assert places == {"https://example.org", "http://***@127.0.0.", "http://www.w3.org/2"}  # the last names SVG
 
 
 def test_hostile_text_is_shown_and_not_run(html, parsed):
     visible = HOSTILE.replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
-    assert "<script" not in html and "<img" not in html
+    assert html.count("<script") == 1 and "<img" not in html
     assert parsed.text.count(visible) == 3  # prompt, answer before, answer after
     assert html.count(escape(visible)) == 3
 
@@ -116,8 +124,8 @@ def test_hostile_names_are_escaped_everywhere(tmp_path):
     (run / "snr.json").write_text(json.dumps(records))
     lines = [{"step": step, f"eval/{HOSTILE}": 1.0 + step, "eval/$accuracy": 0.5} for step in range(3)]
     write_lines(run / "metrics.jsonl", lines)
-    names = {tag for tag, _ in rendered(run).tags}
-    assert not names & {"script", "img"}
+    names = [tag for tag, _ in rendered(run).tags]
+    assert names.count("script") == 1 and "img" not in names
 
 
 @pytest.mark.parametrize("key", ["eval/score_mean", "eval/gold_mean", "eval/kl_reference", "eval/length_mean"])
@@ -168,10 +176,14 @@ def test_ids_are_unique_so_that_plots_do_not_borrow_from_each_other(parsed):
     assert ids and len(ids) == len(set(ids))
 
 
-def test_the_same_files_give_the_same_bytes(full_run, html, tmp_path):
-    copy = shutil.copytree(full_run, tmp_path / full_run.name)
-    assert page.write(copy).read_text(encoding="utf-8") == html
-    assert [path.name for path in copy.glob("report*")] == ["report.html"]
+def test_the_same_files_under_the_same_path_give_the_same_bytes(full_run, tmp_path, monkeypatch):
+    pages = []
+    for folder in ("a", "b"):
+        shutil.copytree(full_run, tmp_path / folder / "run", ignore=shutil.ignore_patterns("report.html"))
+        monkeypatch.chdir(tmp_path / folder)
+        pages.append(page.write(Path("run")).read_bytes())
+        assert [path.name for path in Path("run").glob("report*")] == ["report.html"]
+    assert pages[0] == pages[1]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
@@ -281,25 +293,6 @@ def test_samples_are_paired_by_prompt_in_order():
     assert pairs == [("a0", None), ("b0", "b9"), ("b0 again", None), (None, "c9")]
 
 
-def judged(tmp_path: Path, first: dict, last: dict) -> list[str]:
-    write_lines(tmp_path / "metrics.jsonl", [{"step": 0} | first, {"step": 1} | last])
-    return [finding.state for finding in findings(read(tmp_path))]
-
-
-def test_findings_tell_good_from_bad(tmp_path):
-    start = {"eval/score_mean": 1.0, "eval/score_std": 0.5}
-    assert judged(tmp_path, start, {"eval/score_mean": 1.5}) == [GOOD]
-    assert judged(tmp_path, start, {"eval/score_mean": 1.4}) == [WATCH]
-    assert judged(tmp_path, start, {"eval/score_mean": 0.9}) == [BAD]
-    assert judged(tmp_path, {"eval/gold_mean": 0.5}, {"eval/gold_mean": 0.4}) == [BAD]
-    assert judged(tmp_path, {"eval/function_calling": 90.0}, {"eval/function_calling": 87.5}) == [GOOD]
-    assert judged(tmp_path, {"eval/function_calling": 90.0}, {"eval/function_calling": 86.0}) == [BAD]
-    assert judged(tmp_path, {}, {"kl/reference": -0.5}) == [BAD]
-    assert judged(tmp_path, {}, {"response/eos_fraction": 0.5}) == [WATCH]
-    assert judged(tmp_path, {}, {"policy/ratio_first": 0.5}) == [WATCH]
-    assert judged(tmp_path, {}, {"optim/skipped": 2}) == [WATCH]
-
-
 def test_small_formats():
     assert [plain(x) for x in (0.5, -1.237, 12.34, 1234.5, 3e-5, 0.0, 1234)] == [
         "0.500", "−1.24", "12.3", "1,234", "3.00e−05", "0.000", "1,234",
@@ -308,18 +301,7 @@ def test_small_formats():
     assert ranges({7, 1, 2, 3, 11}) == "1–3, 7, 11"
 
 
-def test_reward_png_is_the_same_each_time(full_run, tmp_path):
-    first = draw.reward_png(full_run, tmp_path / "a.png").read_bytes()
-    assert first.startswith(b"\x89PNG") and len(first) > 10_000
-    assert draw.reward_png(full_run, tmp_path / "b.png").read_bytes() == first
-
-
-def test_reward_png_without_numbers_is_the_users_mistake(tmp_path):
-    with pytest.raises(UserError, match="holds nothing to plot"):
-        draw.reward_png(tmp_path, tmp_path / "a.png")
-
-
-# A frame with `srcdoc` shares its parent's origin, so the parent can measure the page, which runs no script.
+# A frame with `srcdoc` shares its parent's origin, so the parent can measure the page.
 MEASURE = """<!DOCTYPE html>
 <body><iframe style="width:400px;height:900px;border:0" srcdoc="{page}"></iframe>
 <script>
@@ -344,7 +326,7 @@ def chromium(tmp_path: Path, file: Path) -> subprocess.CompletedProcess:
 
 def test_chromium_shows_the_page_without_a_console_message(full_run, tmp_path):
     done = chromium(tmp_path, full_run / "report.html")
-    assert done.stdout.count("<svg") == 10 and "<script" not in done.stdout
+    assert done.stdout.count('class="cursor"') == done.stdout.count('class="chart"') == 16  # the script ran
     assert "CONSOLE" not in done.stderr
 
 

@@ -34,7 +34,7 @@ def during_training(config: PpoConfig, chat: Chat) -> Skill:
 
         result = evaluate(cases, answer)
         by_category = {f"eval/function_calling_{name}": value for name, value in result.by_category.items()}
-        return {"eval/function_calling": result.accuracy} | by_category
+        return {"eval/function_calling": result.accuracy, "eval/function_calling_cases": len(cases)} | by_category
 
     return measure
 

@@ -25,7 +25,7 @@ def draw(records: dict[str, Any], selected: Iterable[str], title: str = "SNR by 
     selected = set(records) if set(selected) == {"*"} else set(selected)
     types = list(dict.fromkeys(record.type for record in records.values()))
     layers = sorted({record.layer for record in records.values()})
-    ranks = _ranks(records)
+    rank = ranks(records)
     cells: dict[tuple[int, int], list[str]] = {}
     for module, record in records.items():
         cells.setdefault((types.index(record.type), layers.index(record.layer)), []).append(module)
@@ -33,12 +33,12 @@ def draw(records: dict[str, Any], selected: Iterable[str], title: str = "SNR by 
     axes = figure.add_subplot()
     grid = [[float("nan")] * len(types) for _ in layers]
     for (x, y), modules in cells.items():
-        grid[y][x] = _mean([ranks[module] for module in modules])
+        grid[y][x] = mean([rank[module] for module in modules])
     image = axes.imshow(grid, aspect="auto", origin="lower", cmap="Blues", vmin=-0.15, vmax=1.15)
     for (x, y), modules in cells.items():
         dark = grid[y][x] > 0.6
         _cell(axes, (x, y), [records[m].snr for m in modules], sum(m in selected for m in modules), dark)
-    axes.set_xticks(range(len(types)), _short(types), rotation=30, ha="right")
+    axes.set_xticks(range(len(types)), short_names(types), rotation=30, ha="right")
     axes.set_yticks(range(len(layers)), [str(layer) for layer in layers], fontsize=8)
     axes.set_ylabel("layer")
     axes.set_title(f"{title}; framed: trains", fontsize=11)
@@ -48,7 +48,7 @@ def draw(records: dict[str, Any], selected: Iterable[str], title: str = "SNR by 
     return figure
 
 
-def _ranks(records: dict[str, Any]) -> dict[str, float]:
+def ranks(records: dict[str, Any]) -> dict[str, float]:
     """Return module -> rank within its type, 1 for the highest SNR, 0 for the lowest, nan without a score."""
     ranks = dict.fromkeys(records, float("nan"))
     for kind in {record.type for record in records.values()}:
@@ -58,11 +58,11 @@ def _ranks(records: dict[str, Any]) -> dict[str, float]:
     return ranks
 
 
-def _mean(values: list[float]) -> float:
+def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _short(types: list[str]) -> list[str]:
+def short_names(types: list[str]) -> list[str]:
     """Return the last parts of the type names, where those differ."""
     last = [name.split(".")[-1] for name in types]
     return last if len(set(last)) == len(last) else types
@@ -72,7 +72,7 @@ def _cell(axes: "Axes", position: tuple[int, int], scores: list[float | None], c
     from matplotlib.patches import Rectangle
 
     known = [score for score in scores if score is not None]
-    text = f"{_mean(known):.3g}" if known else ""
+    text = f"{mean(known):.3g}" if known else ""
     if len(scores) > 1:
         text += f" ({chosen}/{len(scores)})"
     axes.text(*position, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")

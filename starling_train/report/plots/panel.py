@@ -4,10 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-# Okabe and Ito's palette, safe for colour-blind readers. The page exchanges these exact values for its own
-# variables, so that plots follow light and dark.
-INK, GRID = "#24292f", "#d8dee4"
-BLUE, ORANGE, GREEN, RED, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"
+# Names of the page's palette, which is Okabe and Ito's, safe for colour-blind readers, in light and in dark.
+INK, BLUE, ORANGE, GREEN, RED, PURPLE = "ink", "blue", "orange", "green", "red", "purple"
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,9 @@ class PlotLine:
 class PlotRow:
     """One axis: its curves, and optionally a dashed line, limits, stacking.
 
-    `floor` and `ceiling` fix an end of the axis; it never reaches below `lowest`, so that one outlier does not flatten
-    the rest. The dashed line is at the config's setting `target`; with a `tolerance`, at that distance from the first
-    value of the metric `target`.
+    `floor` and `ceiling` fix an end of the axis; it never reaches beyond `lowest` and `highest`, so that one outlier
+    does not flatten the rest, and is at least `span` high. The dashed line is at the config's setting `target`; with a
+    `tolerance`, at that distance from the first value of the metric `target`.
     """
 
     ylabel: str
@@ -39,6 +37,8 @@ class PlotRow:
     floor: float | None = None
     ceiling: float | None = None
     lowest: float = -math.inf
+    highest: float = math.inf
+    span: float = 0.0
     stacked: bool = False
 
 

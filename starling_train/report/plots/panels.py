@@ -2,8 +2,11 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
+from starling_train.report.judgement.limits import POINTS_ALLOWED
 from starling_train.report.markup import clean
+from starling_train.report.metrics import is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.plots.panel import (
     BLUE,
     GREEN,
@@ -19,7 +22,8 @@ from starling_train.report.plots.panel import (
 )
 from starling_train.report.read_run import RunFiles, series
 
-SKILL_WORDS = ("function_calling", "accuracy", "rate")
+# an axis on which three points of difference are a third of the height, or more of it
+PERCENT: dict[str, Any] = {"lowest": -1.0, "highest": 101.0, "span": 9.0}
 
 
 def _both(training: str, held_out: str, scale: float = 1.0) -> tuple[PlotLine, PlotLine]:
@@ -173,38 +177,10 @@ def of(run: RunFiles) -> tuple[Panel, ...]:
     return (PANELS[0], *eval_panels(run), *PANELS[1:])
 
 
-def suites(run: RunFiles) -> list[str]:
-    """Return every measured `eval/*` key that `PANELS` does not have, in alphabetical order."""
-    drawn = {line.key for panel in PANELS for row in panel.rows for line in row.lines}
-    keys = {key for line in run.metrics for key in line if key.startswith("eval/")}
-    return sorted(key for key in keys - drawn - {"eval/score_std"} if series(run, key)[1])
-
-
-def is_skill(key: str) -> bool:
-    """Whether an `eval/*` key is a share of right answers, by its name."""
-    return any(word in key for word in SKILL_WORDS)
-
-
-def percent_scale(run: RunFiles, key: str) -> float:
-    """Return the factor that turns a skill into percent: 1 if it is logged in percent, 100 if as a share."""
-    in_percent = "function_calling" in key or any(value > 1 for value in series(run, key)[1])
-    return 1.0 if in_percent else 100.0
-
-
-def parent(key: str, keys: list[str]) -> str | None:
-    """Return the key that `key` is a category of: `eval/skill` for `eval/skill_simple` and `eval/skill/simple`."""
-    return next((other for other in keys if key.startswith((f"{other}_", f"{other}/"))), None)
-
-
-def suite_label(key: str) -> str:
-    """Return a key as words: `eval/function_calling/simple` -> `function calling: simple`."""
-    return clean(key).removeprefix("eval/").replace("/", ": ").replace("_", " ")
-
-
 def skill_row(curves: Sequence[PlotLine]) -> PlotRow:
-    """Make an axis of percent from 0 to 100, with a line 3 points below the first function-calling result."""
-    target = {"target": "eval/function_calling", "target_label": "3 points lost", "tolerance": -3.0}
-    return row("right, %", *curves, **target, floor=0.0, ceiling=103.0)
+    """Make an axis of percent on which 3 points can be seen, with a line 3 points below the first result."""
+    target = {"target": "eval/function_calling", "target_label": "3 points lost", "tolerance": -POINTS_ALLOWED}
+    return row("right, %", *curves, **target, **PERCENT)
 
 
 def eval_panels(run: RunFiles, drawn: Panel | None = None) -> list[Panel]:
@@ -222,7 +198,7 @@ def eval_panels(run: RunFiles, drawn: Panel | None = None) -> list[Panel]:
         if categories := [key for key in skills if parent(key, skills) == skill]:
             title = f"{suite_label(skill).capitalize()}, by category"
             curves = _curves(run, categories, skill)
-            panels.append(panel(_slug(skill), title, "", row("right, %", *curves, floor=0.0, ceiling=103.0)))
+            panels.append(panel(_slug(skill), title, "", row("right, %", *curves, **PERCENT)))
     for key in (key for key in keys if key not in skills):
         curve = PlotLine(key, "held-out", PURPLE, points=True)
         panels.append(panel(_slug(key), f"Held-out: {suite_label(key)}", "", row("value", curve)))

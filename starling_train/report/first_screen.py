@@ -1,0 +1,214 @@
+"""The first screen of a run's page: what it is, whether it is good, what to do next."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+
+from starling_train.report import markup
+from starling_train.report.judgement import verdict
+from starling_train.report.judgement.finding import Finding
+from starling_train.report.judgement.limits import BAD, LIMITS
+from starling_train.report.read_run import RunFiles, is_finished, is_number, setting, steps_done
+
+WORDS = {"good": "✓ good", "watch": "! look", "bad": "✗ bad", "note": "note"}
+SIGNS = {"good": "✓", "watch": "!", "bad": "✗", "note": ""}
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+          "December")  # fmt: skip
+
+
+def run_name(run: RunFiles) -> str:
+    """Return the run's name from its summary or config, else the directory's."""
+    return str(run.summary.get("name") or run.config.get("name") or run.path.resolve().name)
+
+
+def command(run: RunFiles) -> str:
+    """Return the command that wrote the run, such as `ppo`: from its summary, else from the settings it has."""
+    known = str(run.summary.get("command") or "")
+    if known.isalpha():
+        return known
+    return next((name for name in ("rm", "dpo") if isinstance(run.config.get(name), dict)), "ppo")
+
+
+def algorithm(run: RunFiles) -> str:
+    """Return `ppo`, `apa`, ... from the configuration, or the name of another command, such as `dpo`."""
+    known = command(run)
+    if known != "ppo":
+        return known
+    return str(setting(run.config, "algorithm.name") or "training")
+
+
+def recipe(run: RunFiles) -> str | None:
+    """Return the recipe that the run was started with; None where it is not recorded."""
+    for start in run.starts:
+        for argument in start.get("arguments") or []:
+            if match := re.match(r"\++recipe(?:@\w+)?=(.+)", str(argument)):
+                return match[1]
+    return None
+
+
+def status(run: RunFiles) -> str:
+    """Return whether it is finished, with the steps done, the recipe and the date.
+
+    The word carries the meaning, the colour repeats it.
+    """
+    done, planned = steps_done(run), setting(run.config, "algorithm.steps")
+    of = f" of {planned:,}" if isinstance(planned, int) else ""
+    parts = [markup.badge("good", f"Finished, {done:,}{of} steps")]
+    if not is_finished(run):
+        parts = [markup.badge("watch", f"Not finished, {done:,}{of} steps so far")]
+    if named := recipe(run):
+        parts.append(f"recipe <strong>{markup.escape(named)}</strong>")
+    parts += dates(run)
+    return " · ".join(parts)
+
+
+def dates(run: RunFiles) -> list[str]:
+    """Return when the run was started, and how often; empty where that is not recorded."""
+    times = []
+    for start in run.starts:
+        try:
+            times.append(datetime.fromisoformat(str(start.get("at"))))
+        except ValueError:
+            continue
+    if not times:
+        return []
+    first = times[0]
+    text = f"{first.day} {MONTHS[first.month - 1]} {first.year}, {first:%H:%M} UTC"
+    again = f", resumed {len(times) - 1} times" if len(times) > 2 else ", resumed once" if len(times) == 2 else ""
+    return [f'<time datetime="{first.isoformat()}">started {text}{again}</time>']
+
+
+def short_name(path: str) -> str:
+    """Return a path's or address's last two parts as code, with the whole one on hover; a hub's id as it is."""
+    whole = markup.redact(path)
+    parts = [part for part in whole.split("/") if part]
+    if len(parts) <= 2 or "://" in whole:
+        return f"<code>{markup.escape(whole)}</code>"
+    return f'<code title="{markup.escape(whole)}">{markup.escape("/".join(parts[-2:]))}</code>'
+
+
+def headline(run: RunFiles) -> str:
+    """Return what was trained, on what, by which algorithm, as one sentence of HTML."""
+    if not run.config and not run.summary:
+        return "What was trained is not recorded."
+    parts = [f"<strong>{markup.escape(algorithm(run).upper())}</strong>"]
+    sources = (
+        ("of", ("model.path",)),
+        ("on prompts of", ("data.path",)),
+        ("scored by", ("reward.function", "reward.path", "reward.url", "reward.kind")),
+    )
+    for phrase, keys in sources:
+        value = next((setting(run.config, key) for key in keys if setting(run.config, key)), None)
+        if value:
+            parts.append(f"{phrase} {short_name(str(value))}")
+    trainable = run.summary.get("trainable")
+    if isinstance(trainable, dict) and is_number(trainable.get("parameters")) and trainable.get("of"):
+        share = trainable["parameters"] / trainable["of"]
+        parts.append(
+            f"training {markup.number(trainable.get('matrices'))} matrices: {markup.count(trainable['parameters'])} of "
+            f"{markup.count(trainable['of'])} parameters ({markup.percent(share)}), the rest frozen"
+        )
+    return ", ".join([" ".join(parts[:2]), *parts[2:]]) + "."
+
+
+def verdict_line(found: Sequence[Finding]) -> str:
+    """Return the verdict in one line, which names what is not good."""
+    state, text = verdict.summary(found)
+    return f'<p class="verdict {state}">{SIGNS[state]} {markup.escape(text)}</p>'
+
+
+def findings_list(found: Sequence[Finding]) -> str:
+    """Return the findings, the worst first; a word and a sign carry the judgement, not the colour alone."""
+    items = []
+    for one in found:
+        advice = f'<span class="advice">{markup.escape(one.advice)}</span>' if one.advice else ""
+        text = f"<strong>{markup.escape(one.name)}.</strong> {markup.escape(one.text)}{advice}"
+        items.append(
+            f'<li data-state="{one.state}">{markup.badge(one.state, WORDS[one.state])}<span>{text}</span></li>'
+        )
+    listed = f'<ul class="findings">{"".join(items)}</ul>' if items else markup.note("Nothing was measured yet.")
+    return listed + markup.details("The limits of these judgements, and why", limits_table())
+
+
+def limits_table() -> str:
+    """Return LIMITS as a table."""
+    rows = []
+    for limit in LIMITS.values():
+        than = "below" if limit.is_floor else "above"
+        limits = [f"{than} {markup.escape(f'{value:g}')}" for value in (limit.watch, limit.bad)]
+        rows.append([markup.escape(limit.name), markup.escape(limit.of), *limits, markup.escape(limit.reason)])
+    return markup.table(["Judged", "Measured as", "Look", "Bad", "Why there"], rows)
+
+
+def argument(key: str, value: str) -> str:
+    """Return `key=value` so that a shell and Hydra read it back."""
+    if re.fullmatch(r"[\w./@~+-]+", value):
+        return f"{key}={value}"
+    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+    return shlex.quote(f"{key}='{quoted}'")
+
+
+def next_steps(run: RunFiles, found: Sequence[Finding]) -> list[tuple[str, str]]:
+    """Return what to do now: (in words, the command with this run's paths; may be empty)."""
+    path, known = str(run.path), command(run)
+    is_bad = any(one.state == BAD for one in found)
+    steps = []
+    if not is_finished(run):
+        arguments = run.starts[-1].get("arguments") if run.starts else None
+        again = shlex.join(["starling", known, *map(str, arguments or [])]) if arguments else ""
+        steps.append(("Go on from the last checkpoint: the same command again.", markup.redact(again)))
+    if known in ("ppo", "dpo"):
+        return steps + _policy_steps(run, path, is_bad)
+    if known == "rm":
+        kind = str(setting(run.config, "rm.kind") or "starling_7b")
+        options = f"reward={kind} {argument('reward.path', f'{path}/reward')}"
+        steps.append(("Use it in PPO.", f"starling ppo +recipe=NAME {options}"))
+        steps.append(("Serve it.", f"starling serve_reward {options}"))
+    return steps
+
+
+def _policy_steps(run: RunFiles, path: str, is_bad: bool) -> list[tuple[str, str]]:
+    steps = []
+    if is_finished(run) or (run.path / "checkpoints").is_dir():
+        best = " checkpoint=best" if is_bad else ""
+        why = (
+            "Export the checkpoint with the highest held-out score, not the last one" if is_bad else "Export the model"
+        )
+        arguments = f"{argument('run_dir', path)} {argument('output', f'{path}/export')}{best}"
+        steps.append((f"{why}: complete, with a card.", f"starling export {arguments}"))
+    if is_finished(run):
+        steps.append(("Measure it.", _evaluate(run, path)))
+        if not is_bad:
+            steps.append(("Serve it (docs/serving.md has more ways).", f"vllm serve {shlex.quote(f'{path}/policy')}"))
+    steps.append(("Lay runs over one another.", f"starling report {shlex.quote(path)} OTHER_RUN"))
+    return steps
+
+
+def _evaluate(run: RunFiles, path: str) -> str:
+    """Return the command that measures the written policy on the suites of the run, its results beside the run's."""
+    suites = setting(run.config, "evaluation.suites")
+    named = [str(suite) for suite in suites] if isinstance(suites, list) and suites else ["function_calling"]
+    options = []
+    for suite in named:
+        where = setting(run.config, f"evaluation.{suite}.path")
+        options.append(argument(f"{suite}.path", str(where)) if where else f"{suite}.path=DIR")
+    return " ".join(
+        [
+            "starling evaluate",
+            argument("model.path", f"{path}/policy"),
+            shlex.quote(f"suites=[{','.join(named)}]"),
+            *options,
+            argument("run_dir", path),
+        ]
+    )
+
+
+def opening(run: RunFiles, found: Sequence[Finding]) -> str:
+    """Return judgement and next steps, side by side where there is room."""
+    steps = "".join(
+        f"<li>{markup.escape(words)}{f'<pre>{markup.escape(line)}</pre>' if line else ''}</li>"
+        for words, line in next_steps(run, found)
+    )
+    judged = markup.section("Judgement", findings_list(found))
+    return f'<div class="opening">{judged}{markup.section("What to do next", f"<ul class=steps>{steps}</ul>")}</div>'
