@@ -12,7 +12,7 @@ import sys
 import starling_train
 from starling_train.listing import Command, commands
 
-WITHOUT_KEYS = ("toy",)  # reads its arguments without Hydra, which completes those of all others
+WITHOUT_KEYS = ("toy", "report")  # read their arguments without Hydra, which completes those of all others
 
 
 def main() -> None:
