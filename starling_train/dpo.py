@@ -51,7 +51,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Where an earlier start left off.
     steps = dpo_inputs.steps(config, len(inputs.data.training))
-    session = Session(config, run, runtime, optimizer, policy, steps, best="eval/preference_accuracy")
+    session = Session(config, run, runtime, optimizer, policy, steps, "eval/preference_accuracy", page.write)
     reference.check_complete(session.state.step, run.path / FILE)
     tokens = session.budget("dpo.tokens_per_microbatch", dpo.tokens_per_microbatch)
     slots = session.budget("rollout.slots", config.rollout.slots)
@@ -96,7 +96,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             step.skipped = update.skipped_rows(step.number, updated.skipped, batch)
             step.count(len(batch), samples=answers, tokens=seen)
 
-        session.finish("dpo", lambda: policy.write(run.policy, inputs.chat), page.write)
+        session.finish("dpo", lambda: policy.write(run.policy, inputs.chat))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
-    session = Session(config, run, runtime, optimizer, policy, algorithm.steps, best="eval/score_mean")
+    session = Session(config, run, runtime, optimizer, policy, algorithm.steps, "eval/score_mean", page.write)
     tokens = session.budget("algorithm.tokens_per_microbatch", algorithm.tokens_per_microbatch)
     slots = session.budget("rollout.slots", config.rollout.slots)
     session.follow(reward_model)
@@ -102,7 +102,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
         planned_gb, line = inputs.memory(config, policy.table, runtime)
         session.say(line)
-        session.finish("ppo", lambda: policy.write(run.policy, inputs.chat), page.write, planned_gb)
+        session.finish("ppo", lambda: policy.write(run.policy, inputs.chat), planned_gb)
 
 
 if __name__ == "__main__":

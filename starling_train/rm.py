@@ -41,7 +41,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Where an earlier start left off.
     steps = rm_inputs.steps(config, len(inputs.data.training))
-    session = Session(config, run, runtime, optimizer, trainee, steps, best="eval/preference_accuracy")
+    session = Session(config, run, runtime, optimizer, trainee, steps, "eval/preference_accuracy", page.write)
     tokens = session.budget("rm.tokens_per_microbatch", config.rm.tokens_per_microbatch)
 
     def evaluate() -> tuple[dict[str, float], list]:
@@ -72,7 +72,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 step.skipped = update.skipped_rows(step.number, batch)
             step.count(len(batch), samples=answers, tokens=seen)
 
-        session.finish("rm", lambda: rm_inputs.write(inputs.start, net, run.reward), page.write)
+        session.finish("rm", lambda: rm_inputs.write(inputs.start, net, run.reward))
 
 
 if __name__ == "__main__":

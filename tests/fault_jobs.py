@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_process import Started, ready, without_plots
+from fault_process import Started, ready
 
 from starling_train.files.lock import Lock
 
@@ -63,7 +63,7 @@ class Job:
 
     def start(self, folder: Path, *more: str) -> Started:
         arguments = ["run_dir=run", *JOBS[self.command], *more]
-        return Started(self.command, arguments, folder, prepare=without_plots)
+        return Started(self.command, arguments, folder)
 
     def finish(self, folder: Path, *more: str) -> None:
         """Start (again) and let it end; it must have come out as the undisturbed run."""

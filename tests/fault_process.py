@@ -21,8 +21,8 @@ from pathlib import Path
 # A name that is wrong here costs seconds a process and says nothing: tests/test_fault_process.py imports them all.
 PRELOAD = [
     "torch", "transformers.models.auto.modeling_auto", "transformers.models.mistral.modeling_mistral",
-    "transformers.models.llama.modeling_llama", "pyarrow.parquet", "matplotlib.figure",
-    "matplotlib.backends.backend_svg", "hydra.main", "transformers.integrations.mistral.tokenizer", "deepspeed",
+    "transformers.models.llama.modeling_llama", "pyarrow.parquet", "hydra.main",
+    "transformers.integrations.mistral.tokenizer", "deepspeed",
     "starling_train.ppo", "starling_train.rm", "starling_train.dpo", "starling_train.snr", "starling_train.laser",
     "starling_train.evaluate", "starling_train.export", "starling_train.score", "starling_train.plan",
     "starling_train.training.policy", "starling_train.training.reward_model.inputs",
@@ -30,7 +30,6 @@ PRELOAD = [
     "starling_train.evals.held_out", "starling_train.report.page", "starling_train.evals.mt_bench",
     "starling_train.serve_reward", "starling_train.rewards.server_app", "fastapi", "uvicorn", "httpx",
 ]  # fmt: skip
-PLOTS = ("panel_svg", "heatmap")  # of starling_train.report.page
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*PRELOAD, "fault_warm_up"])
 
@@ -152,14 +151,6 @@ def kill_in_call(module: str, function: str, call: int) -> None:
         return plain(*arguments, **named)
 
     setattr(holder, function, killed)
-
-
-def without_plots() -> None:
-    """Leave the plots out of the report, a third of a small run's time, where no test looks at them. For `prepare`."""
-    page = import_module("starling_train.report.page")
-    for function in PLOTS:
-        assert hasattr(page, function)
-        setattr(page, function, lambda *arguments: "")
 
 
 def _main(

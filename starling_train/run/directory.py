@@ -1,9 +1,12 @@
 """The directory of a run: new, to be continued, or finished; never another run's."""
 
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,15 @@ class RunDirectory:
     def write(self, name: str, text: str) -> None:
         """Write a small file so that a reader sees the old or the new one, never half of it."""
         whole.write_text(self.path / name, text)
+
+    def note_start(self, step: int) -> None:
+        """Add a line to starts.jsonl: when, and by which arguments, the run was started or resumed after a step.
+
+        Without passwords in addresses; keys name variables for all other secrets.
+        """
+        arguments = [re.sub(r"(://)[^/\s'\"]*@", r"\1***@", argument) for argument in sys.argv[1:]]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.log(self.path / "starts.jsonl").write([{"step": step, "at": now, "arguments": arguments}])
 
     def _refuse_other_settings(self, config: RunConfig) -> None:
         path = self.path / "config.yaml"

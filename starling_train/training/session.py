@@ -91,6 +91,7 @@ class Session:
     state saved, unless an update was interrupted.
 
     best: the held-out metric whose largest value is the best so far.
+    write_report: writes the page of a run's directory; called after each evaluation, at the end and after a stop.
     """
 
     def __init__(
@@ -102,9 +103,10 @@ class Session:
         trainee: Trainee,
         total: int,
         best: str,
+        write_report: Callable[[Path], object],
     ):
         self._config, self._run, self._runtime, self._optimizer = config, run, runtime, optimizer
-        self._trainee, self._best, self.total = trainee, best, total
+        self._trainee, self._best, self.total, self._write_report = trainee, best, total, write_report
         base = trainee.base
         if isinstance(base, Path):
             directory = base
@@ -132,7 +134,10 @@ class Session:
         )
         self._trackers = Trackers(tracking, tracked, self.say)
         state.tracker = self._trackers.wandb_id
+        if self._runtime.is_main:
+            run.note_start(state.step)
         with ExitStack() as stack:
+            stack.push(self._report_a_stop)
             stack.enter_context(self._stop)
             stack.enter_context(self._console)
             stack.enter_context(leave_saved(self._stop, self._keep, lambda: self._checkpoints.saved, self.say))
@@ -213,12 +218,11 @@ class Session:
         self,
         command: str,
         write_model: Callable[[], object],
-        write_report: Callable[[Path], object],
         planned_gb: float | None = None,
     ) -> None:
         """Write, after the last step, the model and the report.
 
-        write_model, write_report: called on the first process alone; the former with all weights gathered.
+        write_model: called on the first process alone, with all weights gathered.
         """
         runtime, run = self._runtime, self._run
         self._console.phase("writing the model")
@@ -228,8 +232,10 @@ class Session:
         if runtime.is_main:
             table = self._trainee.table
             text = summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb)
+            # the page of the run under way: beside a summary it would count as the last one
+            run.report.unlink(missing_ok=True)
             run.write("summary.json", text)
-            write_report(run.path)
+            self._write_report(run.path)
         self._trackers.finish(run.report)
 
     def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
@@ -280,6 +286,22 @@ class Session:
         self.state.note(metrics["step"], metrics.get(self._best))
         self._trackers.log(metrics)
         self._console.step(metrics, left_s)
+        if self._runtime.is_main and any(key.startswith("eval/") for key in metrics):
+            self._write_page()
+
+    def _write_page(self) -> None:
+        """Write the page of a run that is not finished. What is wrong with it must not end the run."""
+        try:
+            self._write_report(self._run.path)
+        except OSError:
+            raise  # a full disk: metrics and checkpoints fail next, and the command says so
+        except Exception as error:
+            self.say(f"report.html could not be written ({type(error).__name__}: {error}); the run goes on without it")
+
+    def _report_a_stop(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Write the page once more where the run ends early: a signal, a user's error, a fault."""
+        if kind is not None and self._runtime.is_main and self.state.step:
+            self._write_page()
 
     def _save(self) -> None:
         self._console.phase("saving")

@@ -113,7 +113,7 @@ def straight(settings, tmp_path_factory) -> Path:
 def test_the_run_directory_holds_what_is_promised(straight):
     assert {path.name for path in straight.iterdir()} == {
         "config.yaml", "snr.json", "unfrozen.yaml", "metrics.jsonl", "samples.jsonl", "reference.jsonl", "checkpoints",
-        "policy", "summary.json", "report.html",
+        "policy", "summary.json", "report.html", "starts.jsonl",
     }  # fmt: skip
     rows = lines(straight)
     assert [row["step"] for row in rows] == list(range(7))

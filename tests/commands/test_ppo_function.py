@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_process import without_plots
 
 VERIFIER = """
 import json, os
@@ -72,13 +71,13 @@ def test_an_error_of_the_function_ends_the_run_with_the_state_saved(here, small_
         raise ValueError("no such truth")
     if seen:"""
     (here / "verify.py").write_text(VERIFIER.replace("    if seen:", fault))
-    done = run_command("ppo", *arguments(small_run), prepare=without_plots)
+    done = run_command("ppo", *arguments(small_run))
     assert done.returncode == 2, (done.stdout, done.stderr)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "verify.py:score raised ValueError: no such truth" in line and "(verify.py:" in line
     assert (here / "run" / "checkpoints" / "step_000001").is_dir()
     (here / "verify.py").write_text(VERIFIER)
-    repaired = run_command("ppo", *arguments(small_run), prepare=without_plots)
+    repaired = run_command("ppo", *arguments(small_run))
     assert repaired.returncode == 0, repaired.stderr
     assert "verify.py:score is not the one that earlier steps were scored with" in repaired.stderr
     assert [row["step"] for row in lines(here / "run" / "metrics.jsonl")] == [0, 1, 2]

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from fault_process import PLOTS
 
 from starling_train import ppo
 from starling_train.models.reward.model import RewardModel
+from starling_train.report import page
 
 
 @pytest.fixture
@@ -16,8 +16,6 @@ def run(small_run, tmp_path, monkeypatch):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"What is {i} and {i}?"}) + "\n" for i in range(40)))
     monkeypatch.chdir(tmp_path)
-    for function in PLOTS:  # no test here looks at the report
-        monkeypatch.setattr(f"starling_train.report.page.{function}", lambda *arguments: "")
 
     def call(*arguments: str):
         monkeypatch.setattr("sys.argv", ["ppo", *small_run, f"data.path={prompts}", *arguments])
@@ -182,3 +180,43 @@ def test_out_of_memory_anywhere_else_is_one_line_and_the_state_is_saved(run, mon
     assert stopped.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: out of memory (cuDNN error: CUDNN_STATUS_ALLOC")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
+
+
+def test_the_page_is_written_at_each_evaluation_and_after_a_stop(run, monkeypatch, tmp_path):
+    """After the evaluations of steps 0 and 2; then, since step 3 cannot be scored, once more as the run ends."""
+    written = []
+    write = page.write
+
+    def seen(directory):
+        written.append(len(lines(directory / "metrics.jsonl")))
+        return write(directory)
+
+    def odd(self, encoded):
+        calls.append(1)
+        return [float("inf")] * len(encoded) if len(calls) > 4 else plain(self, encoded)
+
+    plain, calls = RewardModel.score_ids, []
+    monkeypatch.setattr(page, "write", seen)
+    monkeypatch.setattr(RewardModel, "score_ids", odd)
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluation.every=2", "checkpoint.every=1")
+    assert stopped.value.code == 2 and written == [1, 3, 3]
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "Not finished, 2 of 3 steps so far" in text and "Go on from the last checkpoint" in text
+
+
+def test_a_fault_in_the_page_does_not_end_a_run(run, monkeypatch, capsys):
+    written = []
+    write = page.write
+
+    def broken(directory):
+        written.append((directory / "summary.json").exists())
+        if not written[-1]:
+            raise ValueError("a number that nobody expected")
+        return write(directory)
+
+    monkeypatch.setattr(page, "write", broken)
+    directory = run("evaluation.every=3")
+    assert written == [False, False, True] and "Finished, 3 of 3 steps" in (directory / "report.html").read_text()
+    said = "report.html could not be written (ValueError: a number that nobody expected); the run goes on without it"
+    assert capsys.readouterr().out.count(said) == 2

@@ -63,7 +63,7 @@ def test_the_run_directory_holds_what_is_promised(straight):
     names = {p.name for p in straight.iterdir()}
     assert names == {
         "config.yaml", "snr.json", "unfrozen.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "policy",
-        "summary.json", "report.html",
+        "summary.json", "report.html", "starts.jsonl",
     }  # fmt: skip
     assert sorted(p.name for p in (straight / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
 

@@ -133,6 +133,7 @@ def test_the_run_directory_holds_what_is_promised(straight):
     names = {p.name for p in straight.iterdir()}
     assert names == {
         "config.yaml", "unfrozen.yaml", "metrics.jsonl", "checkpoints", "reward", "summary.json", "report.html",
+        "starts.jsonl",
     }  # fmt: skip
     lines = metrics(straight)
     assert [line["step"] for line in lines] == list(range(7))  # 24 rows, 2 epochs, 8 a step
