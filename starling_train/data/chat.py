@@ -113,6 +113,11 @@ class Chat:
         return self.template.end_of_turn
 
     @property
+    def end_strings(self) -> list[str]:
+        """The text of `end_ids`, as it would stand in data that the template has rendered before."""
+        return [string for string in map(self.tokenizer.convert_ids_to_tokens, sorted(self.end_ids)) if string]
+
+    @property
     def pad_id(self) -> int:
         """The id that fills up shorter sequences: never one of `end_ids`."""
         return self.template.pad_id

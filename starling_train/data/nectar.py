@@ -11,6 +11,7 @@ texts has no order to learn. An answer that goes on to write `\\n\\nHuman:` is k
 that, some of them first.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from starling_train.config.fields import UserError, named_in_errors
 from starling_train.config.sections import RowsConfig
 from starling_train.data.rows import context, forms, marked_text
 from starling_train.data.rows.dropped import Dropped
+from starling_train.data.rows.marks import Marks
 from starling_train.data.rows.messages import Unusable
 from starling_train.data.rows.table import Table
 
@@ -58,6 +60,8 @@ class Nectar:
 
     first: for each reason, the first row that was dropped.
     forms: rows by the name of their form.
+    noted: rows that are used as they are, by what is odd about them.
+    unread: columns that look like messages in front of the answers, and are not read.
     """
 
     rows: list[RankedRow]
@@ -65,16 +69,28 @@ class Nectar:
     answers_changed: dict[str, int]
     first: dict[str, str] = field(default_factory=dict, compare=False)
     forms: dict[str, int] = field(default_factory=dict, compare=False)
+    noted: Dropped = field(default_factory=Dropped, compare=False)
+    unread: list[str] = field(default_factory=list, compare=False)
 
     def read(self) -> str:
-        """Describe what was read: `206 rows read (ranked answers to a prompt, as in Nectar)`."""
-        return reading(self.forms)
+        """Describe what was read: `206 rows read (ranked answers to a prompt, as in Nectar)`, and what is odd in it."""
+        return "; ".join([reading(self.forms), *self.notes()])
+
+    def notes(self) -> list[str]:
+        """Return what is odd in the rows that are used, and in the columns that are not."""
+        return odd(self.noted, self.unread)
 
     def drops(self) -> Dropped:
         """Return what was dropped, to add to it."""
         dropped = Dropped()
-        dropped.counts, dropped.first = dict(self.dropped), dict(self.first)
+        dropped.counts, dropped.first, dropped.notes = dict(self.dropped), dict(self.first), self.notes()
         return dropped
+
+
+def odd(noted: Dropped, unread: Sequence[str]) -> list[str]:
+    """Return a clause on the rows that are odd and used, and one on columns; see `Nectar`."""
+    notes = [f"columns not read: {', '.join(unread)}"] if unread else []
+    return notes + ([f"used as they are: {noted}"] if noted.counts else [])
 
 
 def lost(rows: Iterable["RankedRow"], kept: Iterable[Any]) -> list[str]:
@@ -100,6 +116,7 @@ def load(
     exclude: Sequence[str | Path] = (),
     answers: bool = True,
     keep: Sequence[str] = (),
+    marks: Sequence[str] = (),
     key: str = "data",
 ) -> Nectar:
     """Load rows with messages and ranked answers, and count what was dropped and why.
@@ -115,12 +132,15 @@ def load(
     answers: False leaves the answers unread, for callers that need prompts only.
     keep: names of columns to keep in `RankedRow.columns`, for reward functions, where there are such; None where a row
         lacks one that others have.
+    marks: strings of the tokenizer that end turns, which are counted where they are written as text.
     key: the section of the configuration that names the path, for messages.
 
     Raises UserError naming file, column or line.
     """
     excluded = {normalise(text) for file in exclude for text in _excluded_prompts(Path(file).expanduser())}
-    reader = Reader(answers=answers, keep=keep, good_natured_only=good_natured_only, excluded=excluded)
+    reader = Reader(
+        answers=answers, keep=keep, good_natured_only=good_natured_only, excluded=excluded, marks=marks, key=key
+    )
     _check_names(columns or {}, keep, key)
     table = Table(path, reader.wanted(), subset=subset, split=split, columns=columns, key=key)
     rows = [row for where, raw in table if (row := reader.row(where, raw, table.columns)) is not None]
@@ -132,10 +152,14 @@ def load(
     for name in (name for name in keep if name not in table.columns):
         for row in rows:
             del row.columns[name]
-    return Nectar(rows, reader.dropped.counts, dict(reader.changed), reader.dropped.first, dict(reader.forms))
+    dropped, forms_found = reader.dropped, dict(reader.forms)
+    unread = [name for name in forms.unread(table.columns, forms_found) if name not in keep]
+    return Nectar(rows, dropped.counts, dict(reader.changed), dropped.first, forms_found, reader.noted, unread)
 
 
-def load_section(data: RowsConfig, *, answers: bool = True, keep: Sequence[str] = ()) -> Nectar:
+def load_section(
+    data: RowsConfig, *, answers: bool = True, keep: Sequence[str] = (), marks: Sequence[str] = ()
+) -> Nectar:
     """Load the rows that a run's section `data` asks for; see `load`."""
     return load(
         data.path,
@@ -146,13 +170,15 @@ def load_section(data: RowsConfig, *, answers: bool = True, keep: Sequence[str] 
         exclude=data.exclude,
         answers=answers,
         keep=keep,
+        marks=marks,
     )
 
 
 class Reader:
     """Turns raw rows into ranked rows, and counts what it drops.
 
-    dropped: rows that were. changed: answers, by what was odd. forms: all rows, by the name of their form.
+    dropped: rows that were. noted: rows that are odd and used. changed: answers, by what was odd. forms: all rows, by
+    the name of their form. key: the section that names the data.
     """
 
     def __init__(
@@ -162,16 +188,21 @@ class Reader:
         keep: Sequence[str] = (),
         good_natured_only: bool = False,
         excluded: set[str] | None = None,
+        marks: Sequence[str] = (),
+        key: str = "data",
     ):
         """Parameters are those of `load`; excluded: normalised texts."""
-        self.dropped, self.changed, self.forms = Dropped(), Counter[str](), Counter[str]()
+        self.dropped, self.noted, self.key = Dropped(), Dropped(), key
+        self.changed, self.forms = Counter[str](), Counter[str]()
+        self._marks = Marks(marks)
         self._answers, self._keep = answers, keep
         self._good_natured_only, self._excluded = good_natured_only, excluded or set()
 
     def wanted(self) -> set[str]:
         """Return the columns that are worth reading."""
         unread = () if self._answers else forms.ANSWERS
-        return {*forms.COLUMNS, *UNRENDERED, "source", "good_natured", *self._keep} - {*unread} | {*self._keep}
+        scores = {name for pair in forms.SCORES for name in pair} if self._answers else ()
+        return {*forms.COLUMNS, *UNRENDERED, *scores, "source", "good_natured"} - {*unread} | {*self._keep}
 
     def row(self, where: str, raw: dict, names: Collection[str] = ()) -> RankedRow | None:
         """Return a row, or None if it is dropped. Raises UserError that begins with `where`.
@@ -188,17 +219,26 @@ class Reader:
                 return None
 
     def _usable(self, where: str, raw: dict, names: Collection[str]) -> RankedRow:
-        form, known = forms.find(raw, names, answers=self._answers)
+        beside = forms.Beside(names, self.key)
+        form, known = forms.find(raw, beside, answers=self._answers)
         self.forms[form.name] += 1
-        talk = form.talk(known, names)
+        talk = form.talk(known, beside)
         reason = context.why_unusable(talk.context) or self._why_unwanted(raw, talk.context)
         if reason:
             raise Unusable(reason)
         ranked = _ranked(talk.answers, self.changed) if self._answers else []
+        self._note(where, raw, talk.context, ranked)
         source = raw.get("source")
         source = list(source) if isinstance(source, list) else []
         kept = {name: raw.get(name) for name in self._keep}
         return RankedRow(talk.context, ranked, source, _flag(raw) is not False, kept, where)
+
+    def _note(self, where: str, raw: dict, said: list[dict], ranked: list[Answer]) -> None:
+        """Count what usually is a mistake in the data, which only its owner can know."""
+        for what, mark in self._marks.of([m["content"] for m in said], [answer.text for answer in ranked]):
+            self.noted.add(what, f"{where}: {mark!r}")
+        if self._answers and (order := _order_of_scores(raw)):
+            self.noted.add(order, where)
 
     def _why_unwanted(self, raw: dict, said: list[dict]) -> str:
         if beside := next((name for name in UNRENDERED if raw.get(name) not in (None, "", "[]", [], {})), ""):
@@ -283,6 +323,24 @@ def _ranked(items: list[dict], changed: Counter) -> list[Answer]:
     return answers
 
 
+def _order_of_scores(raw: dict) -> str:
+    """Return what is odd about the scores of a row's two answers; "" for none, or without numbers."""
+    for names in forms.SCORES:
+        better, worse = (_number(raw.get(name)) for name in names)
+        if better is not None and worse is not None and better <= worse:
+            return "chosen and rejected of one score" if better == worse else "chosen scored below rejected"
+    return ""
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, or one that is written as text in CSV; None for all else, nan too."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return None if math.isnan(number) else number
+
+
 def _rank(item: dict) -> float | None:
     """Return the rank of an answer; None where there is none (NaN is how tables write that)."""
     rank = item.get("rank")
@@ -323,5 +381,5 @@ def _excluded_turns(raw: dict, where: str, names: Collection[str]) -> list[str]:
     with named_in_errors(where):
         if said is not None or raw.keys().isdisjoint(forms.COLUMNS):
             raise UserError("no `turns`, `messages`, `prompt` or `question` with text; see data.exclude")
-        asked = forms.read(raw, names, answers=False).context
+        asked = forms.read(raw, forms.Beside(names), answers=False).context
         return [message["content"] for message in asked if message["role"] == "user"]

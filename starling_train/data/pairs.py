@@ -1,18 +1,15 @@
 """Ranked answers as pairs of a better and a worse one, which DPO learns from."""
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 from starling_train.data import ranked
 from starling_train.data.chat import Chat
 from starling_train.data.conversations import with_answer
-from starling_train.data.nectar import RankedRow, normalise
+from starling_train.data.nectar import RankedRow
 from starling_train.data.rows.beginnings import shared_beginning
 
-WORD = re.compile(r"[^\W_]+")
 KINDS = ("best_worst", "best_random", "all")
 
 
@@ -105,11 +102,7 @@ def _may_be_same(row: PairedRow, pair: tuple[int, int], room: int) -> bool:
     if len(shared_beginning(first, second).encode()) + 16 >= room:
         return True
     # a tokenizer may tell letters from letters only; few answers begin with the same words
-    return _first_words(first) == _first_words(second) and normalise(first) == normalise(second)
-
-
-def _first_words(text: str) -> list[str]:
-    return [word[0].casefold() for word in islice(WORD.finditer(text), 3)]
+    return ranked.same_words(first, second)
 
 
 def _tokens(conversation: list[dict], chat: Chat, max_length: int) -> list[int]:

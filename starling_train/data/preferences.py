@@ -30,7 +30,7 @@ def load(
 
     path: of the data, as in `nectar.load`.
     subset, split, columns: likewise.
-    dropped: takes what was dropped.
+    dropped: takes what was dropped, and notes on what was not.
     key: the section of the configuration that names the path, for messages.
     """
     table = nectar.load(path, subset=subset, split=split, columns=columns, key=key)

@@ -1,14 +1,17 @@
 """Ranked answers as a reward model learns from them."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from starling_train.config.fields import UserError
 from starling_train.data.conversations import with_answer
-from starling_train.data.nectar import Answer, RankedRow
+from starling_train.data.nectar import Answer, RankedRow, normalise
 from starling_train.data.rows.beginnings import shared_beginning
 
 Encode = Callable[[list[dict]], list[int]]  # a conversation that ends with an answer -> token ids
+WORD = re.compile(r"[^\W_]+")
 NO_ORDER = "without two answers of different rank"
 
 
@@ -66,22 +69,54 @@ def _roles(row: RankedRow) -> tuple[str, ...]:
 def distinct(rows: Sequence[RankedRow], encode: Encode, max_length: int) -> tuple[list[RankedRow], int]:
     """Leave out answers that are the same last `max_length` tokens as a better one: (rows, how many were left out).
 
-    A reward model reads no more of a conversation, so that the two have one score and no order to learn.
+    A reward model reads no more of a conversation, so that the two have one score and no order to learn: both are cut
+    behind where they differ, or the template leaves out where they do, or the tokenizer does not tell them apart.
 
     rows: their answers are best first.
     encode: a conversation's token ids, not cut.
     max_length: tokens that are read.
     """
+    is_whole = _keeps_reasoning(encode)
     shorter = []
     for row in rows:
         texts = [answer.text for answer in row.answers]
-        # few answers end alike for so long: only those are tokenised
-        pairs = [(i, j) for j in range(len(texts)) for i in range(j) if _end_alike(texts[i], texts[j], max_length)]
-        ids = {i: encode(with_answer(row.messages, texts[i]))[1 - max_length :] for pair in pairs for i in pair}
-        lost = {j for i, j in pairs if len(ids[i]) == max_length - 1 and ids[i] == ids[j]}
+        # few answers are alike for so long: only those are tokenised; what a template leaves out hides others
+        pairs = [
+            (i, j)
+            for j in range(len(texts))
+            for i in range(j)
+            if not is_whole or _end_alike(texts[i], texts[j], max_length) or same_words(texts[i], texts[j])
+        ]
+        ids = {i: encode(with_answer(row.messages, texts[i])) for pair in pairs for i in pair}
+        lost = {j for i, j in pairs if _read(ids[i], max_length) == _read(ids[j], max_length)}
         kept = [answer for index, answer in enumerate(row.answers) if index not in lost]
         shorter.append(replace(row, answers=kept) if lost else row)
     return shorter, sum(len(old.answers) - len(new.answers) for old, new in zip(rows, shorter, strict=True))
+
+
+def _read(ids: list[int], max_length: int) -> list[int]:
+    """Return what a reward model reads of a conversation: its end, behind its first token where it is too long."""
+    return ids if len(ids) <= max_length else ids[1 - max_length :]
+
+
+def _keeps_reasoning(encode: Encode) -> bool:
+    """Return whether the template renders all of an answer that reasons."""
+    asked = [{"role": "user", "content": "Hello?"}]
+    answers = (f"<think>\n{thought}\n</think>\n\nHello." for thought in ("A thought.", "Another one."))
+    try:
+        first, second = (encode(with_answer(asked, answer)) for answer in answers)
+    except UserError:
+        return False
+    return first != second
+
+
+def same_words(first: str, second: str) -> bool:
+    """Return whether two texts have the same letters and digits: a tokenizer may tell such apart, or not."""
+    return _first_words(first) == _first_words(second) and normalise(first) == normalise(second)
+
+
+def _first_words(text: str) -> list[str]:
+    return [word[0].casefold() for word in islice(WORD.finditer(text), 3)]
 
 
 def _end_alike(first: str, second: str, tokens: int) -> bool:

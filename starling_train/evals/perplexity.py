@@ -37,6 +37,7 @@ from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.run.runtime import Runtime
 
 WINDOWS_AT_A_TIME = 64
+LABEL = "label"  # KTO's: whether the answer of a prompt with one answer is a good one
 
 Document = str | list[dict]  # plain text, or the messages of a conversation
 
@@ -72,10 +73,11 @@ def load(
     """
     local = Path(path).expanduser()
     if local.is_dir() or source.suffix(local) or source.is_on_hub(path):
-        reader = nectar.Reader()
-        table = Table(path, {*reader.wanted(), "text"}, subset=subset, split=split, columns=columns, key=key)
+        reader = nectar.Reader(key=key)
+        table = Table(path, {*reader.wanted(), "text", LABEL}, subset=subset, split=split, columns=columns, key=key)
         found = [_document(reader, where, raw, table.columns) for where, raw in table]
         if dropped is not None:
+            reader.dropped.notes += nectar.odd(reader.noted, forms.unread(table.columns, reader.forms))
             dropped.update(reader.dropped)
     elif local.is_file():
         found = [_text(local)]
@@ -102,14 +104,25 @@ def _document(reader: nectar.Reader, where: str, raw: dict[str, Any], names: Col
         return raw["text"]
     if raw.keys().isdisjoint(forms.COLUMNS):
         listed = ", ".join(sorted(names)) or "nothing"
-        raise UserError(f"{where}: no conversation and no `text` (it has {listed}); data.columns can name them")
+        raise UserError(f"{where}: no conversation and no `text` (it has {listed}); {reader.key}.columns can name them")
     row = reader.row(where, raw, names)
     if row is None:
+        return None
+    if _is_undesirable(raw):
+        reader.dropped.add("labelled undesirable", where)
         return None
     if not row.answers:
         reader.dropped.add("without an answer", where)
         return None
     return with_answer(row.messages, row.answers[0].text)
+
+
+def _is_undesirable(raw: dict[str, Any]) -> bool:
+    """Return whether a row of KTO's form says that its answer is a bad one, which no text to measure is."""
+    label = raw.get(LABEL)
+    if not any(raw.get(key) is not None for key in ("completion", "response")):
+        return False
+    return label.strip().lower() in ("false", "0") if isinstance(label, str) else label in (False, 0)
 
 
 def _text(path: Path) -> str:
@@ -263,8 +276,7 @@ class Perplexity(Suite):
     def plan(self) -> str:
         tokens = sum(len(window.predicted) for window in self.windows)
         where = f"{self.identity['data']['path']} with {self.subjects.config.model.path}"
-        counted = f"; dropped: {self.dropped}" if self.dropped.counts else ""
-        return f"{tokens:,} tokens in {len(self.windows):,} windows of {where}{counted}"
+        return f"{tokens:,} tokens in {len(self.windows):,} windows of {where}{self.dropped.told()}"
 
     def check(self, dry_run: bool) -> None:
         super().check(dry_run)

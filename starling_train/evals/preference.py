@@ -62,8 +62,7 @@ class Preference(Suite):
         ranks = [row.ranks for row in self.comparisons]
         pairs, answers = count_pairs(ranks, ranks).pairs, sum(map(len, ranks))
         where = f"{self.identity['data']['path']} with {kinds.described(self.subjects.config.reward)}"
-        counted = f"; dropped: {self.dropped}" if self.dropped.counts else ""
-        return f"{pairs:,} pairs among {answers:,} answers to {len(ranks):,} prompts of {where}{counted}"
+        return f"{pairs:,} pairs among {answers:,} answers to {len(ranks):,} prompts of {where}{self.dropped.told()}"
 
     def check(self, dry_run: bool) -> None:
         self.subjects.check_reward()

@@ -67,10 +67,9 @@ class Reward(Suite):
         config = self.subjects.config
         base = config.reward_suite.base
         measured = f"scored by {kinds.described(config.reward)}" + (f", KL to {base}" if base else "")
-        counted = f"; dropped: {self.dropped}" if self.dropped.counts else ""
         return (
             f"answers of {config.model.path} to {len(self.prompts):,} prompts of "
-            f"{self.identity['data']['path']}, {measured}{counted}"
+            f"{self.identity['data']['path']}, {measured}{self.dropped.told()}"
         )
 
     def check(self, dry_run: bool) -> None:

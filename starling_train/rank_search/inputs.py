@@ -101,7 +101,7 @@ class Inputs:
         by = self.criterion
         source = self.config.perplexity.path if by.name == "perplexity" else self.config.preference.path
         dropped = f"; {by.dropped} longer than laser.window left out" if by.dropped else ""
-        dropped += f"; dropped: {by.unread}" if by.unread.counts else ""
+        dropped += by.unread.told()
         line = f"{by.name} on {len(by.judging)} {by.unit} of {source}, {len(by.held_out)} held out{dropped}"
         return "\n".join([line, *self.chat.lines()])
 

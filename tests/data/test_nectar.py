@@ -292,7 +292,7 @@ WRONG_FILES = {
     "messages": (text_file("x.jsonl", '{"messages": "x"}'), "x.jsonl:1: `messages` must be a list"),
     "role": (
         text_file("x.jsonl", '{"messages": [{"role": "robot", "content": ""}]}'),
-        "x.jsonl:1: role 'robot'",
+        "no usable row is left (1 role 'robot', not system, user or assistant (first ",
     ),
     "content": (text_file("x.jsonl", '{"messages": [{"role": "user"}]}'), "no usable row is left (1 empty turn"),
     "tools": (

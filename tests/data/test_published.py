@@ -106,6 +106,16 @@ SCHEMAS = {
                                                               {"answer": b, "model": "n", "rank": 1}]},
         TALKS,
     ),
+    "openai's preferences": (
+        lambda c, b, w: {"input": {"messages": c, "tools": [], "parallel_tool_calls": True},
+                         "preferred_output": answered([], b), "non_preferred_output": answered([], w)},
+        WITH_SYSTEM,
+    ),
+    "capitalised roles": (
+        lambda c, b, w: {"prompt": [m | {"role": m["role"].title()} for m in c]}
+        | pair([{"role": "ASSISTANT", "content": b}], [{"role": " Assistant", "content": w}]),
+        WITH_SYSTEM,
+    ),
     "messages with ranked answers": (
         lambda c, b, w: {"messages": c, "answers": [{"answer": b, "rank": 0.5}, {"answer": w, "rank": 3}]}, WITH_SYSTEM,
     ),
@@ -270,6 +280,23 @@ DROPPED = {
     "tools beside messages": ({"messages": CONTEXT, "tools": [{"name": "f"}]}, "with tools beside the text"),
     "tools as JSON": ({"prompt": "What?", "tools": '[{"name": "f"}]'}, "with tools beside the text"),
     "images beside a prompt": ({"prompt": "What is this?", "images": ["a.png"]}, "with images beside the text"),
+    "a role of its own": (RIGHT | {"messages": [*CONTEXT, {"role": "bot", "content": "x"}]},
+                          "role 'bot', not system, user or assistant"),
+    "a tool, capitalised": (RIGHT | {"chosen": [*CONTEXT, {"role": "Tool", "content": "x"}]},
+                            "a tool's message or call"),
+    "openai's tools": ({"input": {"messages": CONTEXT, "tools": [{"type": "function"}]},
+                        "preferred_output": answered([], "a"), "non_preferred_output": answered([], "b")},
+                       "with tools beside the text"),
+    "openai's output of several turns": (
+        {"input": {"messages": CONTEXT}, "preferred_output": answered(CONTEXT, "a"),
+         "non_preferred_output": answered([], "b")},
+        "an output of several turns",
+    ),
+    "openai's input that is answered": (
+        {"input": {"messages": answered(CONTEXT, "x")}, "preferred_output": answered([], "a"),
+         "non_preferred_output": answered([], "b")},
+        "does not end with a user turn",
+    ),
     "nothing asked": ({"prompt": [{"role": "user", "content": None}]}, "empty turn"),
 }  # fmt: skip
 
@@ -473,3 +500,148 @@ def test_pairs_that_are_the_same_tokens_once_they_are_cut(tmp_path, chat):
     assert pairs.distinct(rows, chat, prompt - 2) == ([], [0, 1, 2])  # nothing of any answer is left
     three = pairs.PairedRow(7, turns("a"), [long + "x", long + "y", "z"], [(0, 1), (0, 2), (1, 2)])
     assert pairs.distinct([three], chat, prompt + 20) == ([three.only([(0, 2), (1, 2)])], [7])
+
+
+# What is odd and used all the same: counted, with the first row
+
+RENDERED = {
+    "chatml": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+    "openchat": "GPT4 Correct User: Hi<|end_of_turn|>GPT4 Correct Assistant:",
+    "llama 2": "[INST] Hi [/INST]",
+    "llama 3": "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>",
+    "gemma": "<start_of_turn>user\nHi<end_of_turn>\n",
+    "zephyr": "<|user|>\nHi</s>\n<|assistant|>\n",
+    "alpaca": "### Instruction:\nHi\n\n### Response:\n",
+    "vicuna": "A chat. USER: Hi ASSISTANT:",
+    "hh-rlhf, behind other text": "Continue.\n\nHuman: Hi\n\nAssistant:",
+    "a mark alone": "What does <|end_of_turn|> do?",
+}
+
+
+@pytest.mark.parametrize("template", RENDERED)
+def test_marks_of_templates_are_counted_wherever_they_are_text(tmp_path, chat, template):
+    """They stay text, as they should; but whoever rendered the data by mistake is told."""
+    asked = turns(RENDERED[template])
+    rows = [RIGHT, {"prompt": asked, "chosen": "a", "rejected": "b"}, {"prompt": asked, "chosen": "c", "rejected": "d"}]
+    path = jsonl(tmp_path, rows)
+    data = nectar.load(path)
+    assert data.noted.counts == {"rows with marks of a chat template in a prompt, kept as text": 2}
+    assert (
+        f"used as they are: 2 rows with marks of a chat template in a prompt, kept as text (first {path}:2: "
+        in data.read()
+    )
+    assert len(data.rows) == 3 and data.rows[1].messages == asked and "\n" not in data.read()
+    assert nectar.load(path, answers=False).noted.counts == data.noted.counts
+    if "hh-rlhf" not in template:  # in answers those are counted by themselves
+        answers = jsonl(tmp_path, [RIGHT | {"chosen": answered(CONTEXT, RENDERED[template]), "messages": None}])
+        assert nectar.load(answers).noted.counts == {"rows with marks of a chat template in an answer, kept as text": 1}
+    # and a system message
+    system = jsonl(tmp_path, [{"system": RENDERED[template], "prompt": "Hi"}])
+    assert sum(nectar.load(system).noted.counts.values()) == 1
+
+
+def test_a_tokenizers_own_end_of_turn_is_a_mark(tmp_path, chat):
+    path = jsonl(tmp_path, [{"prompt": "Say <<done>>.", "chosen": "<<done>>", "rejected": "no"}])
+    assert not nectar.load(path).noted.counts
+    assert sum(nectar.load(path, marks=["<<done>>"]).noted.counts.values()) == 2
+    assert "<|end_of_turn|>" in chat.end_strings
+
+
+def test_text_of_people_has_no_marks(data_dir):
+    """Of 206 real rows few hold one: the line means something."""
+    data = nectar.load(data_dir / "nectar")
+    assert sum(data.noted.counts.values()) <= 2 * 5 and not data.unread
+
+
+@pytest.mark.parametrize(
+    "better, worse, what",
+    [(3.0, 8.5, "chosen scored below rejected"), (5, 5.0, "chosen and rejected of one score"), (8, 1, "")],
+)
+@pytest.mark.parametrize(
+    "names",
+    [("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen-rating", "rejected-rating")],
+)
+@pytest.mark.parametrize("format", [jsonl, parquet, table])
+def test_pairs_whose_scores_contradict_their_order_are_used_and_counted(tmp_path, better, worse, what, names, format):
+    """TRL trains on them, and so do we; only the owner of the data knows whether they are right."""
+    row = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    right = row | dict(zip(names, (9.0, 1.0), strict=True))
+    odd = row | dict(zip(names, (float(better), float(worse)), strict=True))
+    path = format(tmp_path, [right, odd])
+    data = nectar.load(path)
+    assert [[a.text for a in kept.answers] for kept in data.rows] == [["a", "b"]] * 2
+    assert data.noted.counts == ({what: 1} if what else {})
+    if what:
+        assert f"used as they are: 1 {what} (first " in data.read()
+
+
+def test_scores_that_are_no_numbers_say_nothing(tmp_path):
+    row = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    for scores in ((None, 1.0), ("", ""), ("high", "low"), ([1], [2]), (float("nan"), 1.0), (True, False)):
+        path = jsonl(tmp_path, [row | {"score_chosen": scores[0], "score_rejected": scores[1]}])
+        assert not nectar.load(path).noted.counts
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"prompt": "Hi", "history": [["a", "b"]], "response": "x"}, ["history"]),
+        ({"prompt": "Hi", "system_prompt": "Be brief.", "chosen": "a", "rejected": "b"}, ["system_prompt"]),
+        ({"prompt": "Hi", "instruction": "Do.", "input": "this"}, ["instruction", "input"]),
+        ({"messages": turns("Hi"), "conversations": sharegpt(turns("Hi"))}, ["conversations"]),
+        ({"messages": turns("Hi"), "context": "a page of text"}, ["context"]),
+        ({"conversations": sharegpt(turns("Hi")), "system": "Be brief."}, []),
+        ({"prompt": "Hi", "source": "x", "prompt_id": "1", "score_chosen": 1.0, "chosen": "a", "rejected": "b"}, []),
+        ({"input": {"messages": turns("Hi")}, "preferred_output": answered([], "a"),
+          "non_preferred_output": answered([], "b")}, []),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("format", [jsonl, parquet])
+def test_columns_that_look_like_context_and_are_not_read_are_named(tmp_path, row, unread, format):
+    data = nectar.load(format(tmp_path, [row]))
+    assert data.unread == unread
+    assert data.read().endswith(f"; columns not read: {', '.join(unread)}" if unread else ")")
+    # a column that a reward function is given, or that is named as ours, is read
+    for name in unread:
+        if name != "conversations":
+            assert name not in nectar.load(format(tmp_path, [row]), keep=[name]).unread
+    if unread == ["system_prompt"]:
+        named = nectar.load(format(tmp_path, [row]), columns={"system": "system_prompt"})
+        assert not named.unread and named.rows[0].messages[0] == {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("label", [False, 0, "false", "False"])
+@pytest.mark.parametrize("key", ["completion", "response"])
+def test_answers_that_are_labelled_undesirable_are_no_text_to_measure(tmp_path, label, key):
+    """KTO's form: half of the answers are bad ones on purpose."""
+    good = {"prompt": "Hi", key: "Hello.", "label": True}
+    path = jsonl(tmp_path, [good, good | {key: "Go away.", "label": label}, {"prompt": "Hi", key: "Hi!"}])
+    dropped = nectar.Dropped()
+    documents = perplexity.load(path, dropped=dropped)
+    assert [document[-1]["content"] for document in documents] == ["Hello.", "Hi!"]
+    assert dropped.counts == {"labelled undesirable": 1} and dropped.first["labelled undesirable"] == f"{path}:2"
+
+
+def test_suites_name_their_own_key(tmp_path):
+    """Not `data.columns`, which is another file's."""
+    path = jsonl(tmp_path, [{"question": "Hi", "answer": "x"}])
+    for load, key in ((perplexity.load, "perplexity"), (preferences.load, "preference")):
+        with pytest.raises(UserError, match=rf"{key}\.columns can "):
+            load(path, key=key)
+    pair_alone = jsonl(tmp_path, [{"question": "Why?", "chosen": "a", "rejected": "b"}] * 2)
+    for load, key in ((perplexity.load, "evaluation.perplexity"), (preferences.load, "preference")):
+        with pytest.raises(UserError, match=rf"\({key}\.columns can say which of question"):
+            load(pair_alone, dropped=nectar.Dropped(), key=key)
+
+
+def test_suites_tell_what_is_odd(tmp_path):
+    rows = [{"prompt": "[INST] Hi [/INST]", "chosen": "a", "rejected": "b", "history": "x"}, {"prompt": "x"}]
+    for load, why in ((perplexity.load, "without an answer"), (preferences.load, ranked.NO_ORDER)):
+        dropped = nectar.Dropped()
+        load(jsonl(tmp_path, rows), dropped=dropped)
+        told = dropped.told()
+        assert (
+            f"; dropped: 1 {why} (first " in told
+            and "; columns not read: history; used as they are: 1 rows with marks" in told
+        )
+    assert nectar.Dropped().told() == ""

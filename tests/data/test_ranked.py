@@ -59,3 +59,36 @@ def test_rows_that_a_template_refuses_are_named():
         RankedRow([{"role": "system", "content": "x"}, *said("a").messages], said("a").answers, where="f:2"),
     ]
     assert taken(rows, ids) == ([rows[0]], {"f:2": "no system message"})
+
+
+def stripping(conversation: list[dict]) -> list[int]:
+    """A template that leaves the reasoning out of answers, as DeepSeek's does."""
+    *others, last = conversation
+    return ids([*others, {**last, "content": last["content"].split("</think>")[-1].strip()}])
+
+
+def uncased(conversation: list[dict]) -> list[int]:
+    return ids([{**message, "content": message["content"].lower()} for message in conversation])
+
+
+def test_answers_that_a_template_or_a_tokenizer_makes_equal_are_left_out():
+    thought, other = "<think>\nFirst.\n</think>\n\nYes.", "<think>\nAnother way.\n</think>\n\nYes."
+    rows = [said(thought, other, "No."), said("Yes.", thought), said("a", "b")]
+    assert distinct(rows, ids, 500) == (rows, 0)
+    shorter, count = distinct(rows, stripping, 500)
+    assert [[answer.text for answer in row.answers] for row in shorter] == [[thought, "No."], ["Yes."], ["a", "b"]]
+    assert count == 2 and shorter[2] is rows[2]
+    cased = [said("Yes, it is.", "YES, it is.", "Yes, it is!")]
+    assert distinct(cased, ids, 500) == (cased, 0)
+    shorter, count = distinct(cased, uncased, 500)
+    assert count == 1 and [answer.text for answer in shorter[0].answers] == ["Yes, it is.", "Yes, it is!"]
+
+
+def test_a_template_that_refuses_a_plain_conversation_is_not_asked_again():
+    def refusing(conversation: list[dict]) -> list[int]:
+        if conversation[0]["content"] == "Hello?":
+            raise UserError("no")
+        return stripping(conversation)
+
+    rows = [said("<think>\na\n</think>\n\nYes.", "Yes.")]
+    assert distinct(rows, refusing, 500)[1] == 1

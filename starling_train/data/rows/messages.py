@@ -1,7 +1,8 @@
 """Messages as people publish them -> `[{"role", "content"}, ...]` of text.
 
 Read are OpenAI's objects of `role` and `content` (role `developer` is a system message), content as a list of parts
-(`{"type": "text", "text": ...}`, joined as they stand), and ShareGPT's objects of `from` and `value`.
+(`{"type": "text", "text": ...}`, joined as they stand), and ShareGPT's objects of `from` and `value`. Roles are read
+however they are capitalised.
 """
 
 from typing import Any
@@ -44,13 +45,22 @@ def same(first: list[dict], second: list[dict]) -> bool:
 
 def _message(message: dict, allow_null: bool) -> dict:
     role = message.get("role", message.get("from"))
-    if role in TOOLS or message.get("tool_calls") or message.get("function_call"):
+    if _role(role) in TOOLS or message.get("tool_calls") or message.get("function_call"):
         raise Unusable("a tool's message or call")
-    role = ALIASES.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
+    if not isinstance(role, str):
         raise UserError(f"role {repr(role)[:40]}; use system, user or assistant")
+    if (known := _role(role)) is None:
+        raise Unusable(f"role {repr(role)[:40]}, not system, user or assistant")
+    role = known
     content = message.get("content", message.get("value"))
     return {"role": role, "content": _text("" if content is None and allow_null else content, role)}
+
+
+def _role(role: Any) -> str | None:
+    """Return our name of a role, however it is capitalised; a tool's as it is, None for an unknown one."""
+    name = role.strip().lower() if isinstance(role, str) else ""
+    name = ALIASES.get(name, name)
+    return name if name in (*ROLES, *TOOLS) else None
 
 
 def _text(content: Any, role: str) -> str:

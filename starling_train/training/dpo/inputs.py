@@ -63,7 +63,7 @@ class DpoInputs:
 def load_data(config: DpoConfig, chat: Chat) -> DpoData:
     """Read the ranked rows, drop what is unusable or too long, split by prompt. Raises UserError."""
     data = config.data
-    rows = nectar.load_section(data)
+    rows = nectar.load_section(data, marks=chat.end_strings)
     usable, without = ranked.with_an_order(rows.rows, data.path)
     ordered = usable
     usable, refused, lines = chat.accepted(

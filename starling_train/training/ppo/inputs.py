@@ -67,7 +67,7 @@ def load_data(config: PpoConfig, chat: Chat, admits: bool = False) -> PpoData:
     admits: the reward side is shown the prompts, and those that it refuses are dropped; it must be there to be asked.
     """
     reward = kinds.of(config.reward)
-    rows = nectar.load_section(config.data, answers=False, keep=reward.columns(config.reward))
+    rows = nectar.load_section(config.data, answers=False, keep=reward.columns(config.reward), marks=chat.end_strings)
     accepted, refused, lines = chat.accepted(rows.rows, lambda row: [row.messages], lambda row: row.where)
     conversations, columns = [row.messages for row in accepted], [row.columns for row in accepted]
     fitting, _ = prompts.tokenise(conversations, chat, config.data.max_prompt_tokens, columns)

@@ -90,7 +90,8 @@ def load_data(config: RmConfig, start: Start) -> RmData:
     start: its template must take the rows.
     """
     data = config.data
-    rows = nectar.load_section(data)
+    ends = [start.tokenizer.eos_token] if start.tokenizer.eos_token else []
+    rows = nectar.load_section(data, marks=ends)
     ordered, without = ranked.with_an_order(rows.rows, data.path)
     accepted, refused = ranked.taken(ordered, partial(_encode, config.rm, start))
     if not accepted:
