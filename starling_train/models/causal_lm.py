@@ -15,6 +15,7 @@ from starling_train.files.whole import write_whole
 from starling_train.models import quantisation, written
 from starling_train.models.source import UNUSABLE, ModelSource, first_line
 from starling_train.run.out_of_memory import is_out_of_memory
+from starling_train.run.quiet import no_bars_of_loading
 
 
 class Decoder(nn.Module):
@@ -69,6 +70,7 @@ def load_causal_lm(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    no_bars_of_loading()
     config = without_dropout(source.policy_config)
     read: Any = AutoModelForCausalLM  # whose types do not know of output_loading_info
     try:

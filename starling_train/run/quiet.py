@@ -1,6 +1,7 @@
-"""What libraries say to those who build on them, and not to those who run a command. Standard library alone.
+"""What libraries say to those who build on them, and not to those who run a command.
 
-What is left out is named line by line, with the reason; all else that a library says comes through.
+What is left out is named line by line, with the reason; all else that a library says comes through. What is imported at
+the top is of the standard library, for `--help` waits for it.
 """
 
 import logging
@@ -36,3 +37,17 @@ def hush() -> None:
     if not sys.stderr.isatty():
         for variable in BARS:
             os.environ.setdefault(variable, "1")
+
+
+def no_bars_of_loading() -> None:
+    """Switch off transformers' bars over the tensors and files of a model: they tear the bar of a run apart.
+
+    The hub's own bars stay as they are, because a download takes long.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as theirs
+
+    shows_downloads = not are_progress_bars_disabled()
+    theirs.disable_progress_bar()
+    if shows_downloads:
+        enable_progress_bars()

@@ -117,6 +117,18 @@ def keep_template(run: Path, chat: Chat) -> None:
         write_text(file, text)
 
 
+def announce(name: str, model: Path, run: Path, runtime: Runtime) -> None:
+    """Say what begins, before the minutes that scanning and loading a large model take.
+
+    name: the run's.
+    model: the directory of the model that trains.
+    run: the run's directory.
+    runtime: the processes; the first one says it.
+    """
+    if runtime.is_main:
+        print(f"{name}: {model} on {runtime.describe()}; files go to {run}", flush=True)
+
+
 def load_policy(
     config: PpoConfig | DpoConfig, source: ModelSource, chat: Chat, run: Path, runtime: Runtime
 ) -> SelectedPolicy:
@@ -128,6 +140,7 @@ def load_policy(
     run: directory of the run, whose own scan of the same weights is used.
     runtime: the processes.
     """
+    announce(config.name, source.directory, run, runtime)
     runtime.on_first(lambda: keep_template(run, chat))
     records = runtime.on_first(lambda: scan_or_list(config.freeze, source, str(runtime.device), run))
     selected = select(config.freeze, records, config.seed)

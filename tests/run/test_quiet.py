@@ -40,3 +40,20 @@ def test_bars_are_for_terminals(is_terminal, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
     quiet.hush()
     assert [os.environ.get(variable) for variable in quiet.BARS] == [None if is_terminal else "1"] * 3
+
+
+@pytest.mark.parametrize("shows_downloads", [True, False])
+def test_bars_over_a_model_go_and_those_of_downloads_stay_as_they_were(shows_downloads, monkeypatch):
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as theirs
+
+    # whatever the environment of the tests says
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    was = are_progress_bars_disabled(), theirs.is_progress_bar_enabled()
+    try:
+        (enable_progress_bars if shows_downloads else disable_progress_bars)()
+        quiet.no_bars_of_loading()
+        assert not theirs.is_progress_bar_enabled() and are_progress_bars_disabled() != shows_downloads
+    finally:
+        (disable_progress_bars if was[0] else enable_progress_bars)()
+        theirs._tqdm_active = was[1]

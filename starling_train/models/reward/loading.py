@@ -17,12 +17,14 @@ from starling_train.models.reward import batching, checkpoint
 from starling_train.models.reward.net import ClassifierNet, RewardNet
 from starling_train.models.source import first_line
 from starling_train.run.out_of_memory import is_out_of_memory
+from starling_train.run.quiet import no_bars_of_loading
 
 
 def load_starling(kind: str, directory: Path, config: Any, options: dict[str, Any]) -> RewardNet:
     """Load a checkpoint in one of the two Starling layouts. Raises UserError naming tensors that do not fit."""
     from transformers import LlamaModel
 
+    no_bars_of_loading()
     check_llama(kind, directory, config)
     read = checkpoint.read_7b if kind == "starling_7b" else checkpoint.read_34b
     tensors = checkpoint.drop_rotary(read(directory))
@@ -77,6 +79,7 @@ def read_classifier(directory: Path, config: Any, options: dict[str, Any]) -> tu
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
+    no_bars_of_loading()
     try:
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(

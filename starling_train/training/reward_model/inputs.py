@@ -127,6 +127,7 @@ def load_trainee(config: RmConfig, start: Start, run: Path, runtime: Runtime) ->
 
     run: directory of the run, whose own scan of the same weights is used.
     """
+    policy.announce(config.name, start.directory, run, runtime)
     records = runtime.on_first(lambda: scan(config, start.source.model, str(runtime.device), run))
     selected = select(config.freeze, records, config.seed)
     runtime.seed_all("fresh weights")
