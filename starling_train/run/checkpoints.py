@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from starling_train.config.fields import UserError
-from starling_train.files import whole
+from starling_train.files import tensor_file, whole
 from starling_train.files.identity import Identity, identify
+from starling_train.files.tensor_file import Tensors
 from starling_train.run import manifest
 from starling_train.run.manifest import Damaged
 from starling_train.run.state import TrainState
@@ -43,13 +44,16 @@ class Checkpoints:
         self._bad: set[Path] = set()
         self.saved = 0
 
-    def save(self, trainable: dict[str, Tensor], optimizer: dict[str, Tensor], state: TrainState) -> Path:
+    def save(self, trainable: Tensors, optimizer: Tensors, state: TrainState) -> Path:
         """Write to a hidden folder, flush, rename; then drop what is damaged or older than the newest `keep`.
 
         Nothing is written for a step whose checkpoint is known to be good: replacing it would risk it.
+        trainable, optimizer: one tensor of them after the other is copied to the host; the other processes of the run
+        take part with `take_part`.
         """
         final = self._directory / manifest.folder_name(state.step)
         if self.saved == state.step:
+            self.take_part(trainable, optimizer)
             return final
         self._sweep()
         whole.write_whole(final, lambda partial: self._fill(partial, trainable, optimizer, state))
@@ -58,14 +62,20 @@ class Checkpoints:
         self._prune()
         return final
 
-    def _fill(
-        self, partial: Path, trainable: dict[str, Tensor], optimizer: dict[str, Tensor], state: TrainState
-    ) -> None:
+    @staticmethod
+    def take_part(trainable: Tensors, optimizer: Tensors) -> None:
+        """Gather, in a process that does not write, what `save` writes in the first one."""
+        tensor_file.take_part(trainable)
+        tensor_file.take_part(optimizer)
+
+    def _fill(self, partial: Path, trainable: Tensors, optimizer: Tensors, state: TrainState) -> None:
         partial.mkdir(parents=True)
-        save_file({n: t.detach().contiguous() for n, t in trainable.items()}, partial / "trainable.safetensors")
-        save_file({n: t.detach().contiguous() for n, t in optimizer.items()}, partial / "optimizer.safetensors")
+        tensor_file.write(partial / "trainable.safetensors", trainable)
+        tensor_file.write(partial / "optimizer.safetensors", optimizer)
         (partial / "state.json").write_text(json.dumps(state.to_json(), allow_nan=False))
-        more = self._extra_files(partial, trainable) if self._extra_files else ()
+        more: Sequence[str] = ()
+        if self._extra_files:  # from the file: gathering tensors once more would need all processes
+            more = self._extra_files(partial, load_file(partial / "trainable.safetensors"))
         manifest.write(partial, state.step, self._base, (*FILES, *more))
 
     def newest(self, logged: int | None = None) -> Checkpoint | None:
@@ -96,12 +106,15 @@ class Checkpoints:
         return None
 
     def at(self, step: int) -> Checkpoint:
-        """Load the checkpoint of a step, which another process has found to be good."""
-        return self._load(self._directory / manifest.folder_name(step), None)
+        """Load the checkpoint of a step, which another process has found to be good: its bytes are not read twice."""
+        return self._load(self._directory / manifest.folder_name(step), None, compared=())
 
-    def _load(self, directory: Path, logged: int | None) -> Checkpoint:
-        """Load a checkpoint. Raises Damaged, and UserError for another base model."""
-        written = manifest.verify(directory, FILES)
+    def _load(self, directory: Path, logged: int | None, compared: tuple[str, ...] | None = None) -> Checkpoint:
+        """Load a checkpoint. Raises Damaged, and UserError for another base model.
+
+        compared: see `manifest.verify`.
+        """
+        written = manifest.verify(directory, FILES, compared=compared)
         if written.base.sha256 != self._base.sha256:
             raise UserError(
                 f"{directory}: made from another base model than model.path; give that model, or another run_dir"

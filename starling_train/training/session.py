@@ -18,7 +18,7 @@ from starling_train.files.json_lines import strict
 from starling_train.models.budget import Budget, RunBudgets
 from starling_train.rewards.kinds import Scorer
 from starling_train.run import skipped, summary
-from starling_train.run.checkpoints import Checkpoints, ExtraFiles, identify_base
+from starling_train.run.checkpoints import Checkpoint, Checkpoints, ExtraFiles, identify_base
 from starling_train.run.console import Console
 from starling_train.run.directory import RunDirectory
 from starling_train.run.records import Clock
@@ -305,10 +305,11 @@ class Session:
 
     def _save(self) -> None:
         self._console.phase("saving")
-        # under ZeRO all processes put the tensors together
         tensors = self._optimizer.trainable_tensors(), self._optimizer.state_tensors()
         if self._runtime.is_main:
             self._checkpoints.save(*tensors, self.state)
+        else:  # under ZeRO all processes put each tensor together
+            self._checkpoints.take_part(*tensors)
 
 
 def write_selection(config: FreezeConfig, run: RunDirectory, trainee: Trainee) -> None:
@@ -331,13 +332,19 @@ def describe(optimizer: Optimizer, runtime: Runtime, zero_stage: int) -> str:
 def restore(checkpoints: Checkpoints, optimizer: Optimizer, logged: int, runtime: Runtime) -> TrainState | None:
     """Load the newest intact checkpoint into trainable parameters and optimizer; None if there is none.
 
-    The first process chooses it. logged: the last step in metrics.jsonl. Raises UserError if no checkpoint can be
-    used, or if it is of other tensors.
+    The first process chooses it, and alone compares its bytes with its manifest. logged: the last step in
+    metrics.jsonl. Raises UserError, on all processes, if no checkpoint can be used, or if it is of other tensors.
     """
-    checkpoint = checkpoints.newest(logged) if runtime.is_main else None
-    step = runtime.on_first(lambda: checkpoint.state.step if checkpoint else None)
-    if step is not None and checkpoint is None:
-        checkpoint = checkpoints.at(step)
+    read: list[Checkpoint | None] = []
+
+    def choose() -> int | None:
+        read.append(checkpoints.newest(logged))
+        return read[0].state.step if read[0] else None
+
+    step = runtime.on_first(choose)  # hashes gigabytes
+    if not read:
+        read.append(None if step is None else checkpoints.at(step))
+    (checkpoint,) = read
     if checkpoint is None:
         if logged > 0 and runtime.is_main:
             print(

@@ -21,15 +21,21 @@ from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import ClusterConfig, OptimConfig
+from starling_train.files.tensor_file import Later, Tensors
 from starling_train.models.actors import Actors, Groups
 from starling_train.models.budget import Budget
 from starling_train.models.packing import without_hooks
 from starling_train.planning.memory import BUCKET
+from starling_train.run.out_of_memory import FRAGMENTS, in_one_line
 from starling_train.run.runtime import Runtime
 from starling_train.training.adam import adam_options, fit_together, rates_of, shapes_of
 
 Result = TypeVar("Result")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+NO_ROOM_TO_STEP = (
+    "cluster.zero_stage: out of memory in the optimizer's step ({first}); use more processes or a higher stage, or "
+    "train fewer matrices; " + FRAGMENTS + "; a run that has checkpoints goes on from the last"
+)
 
 
 class ZeroOptimizer:
@@ -105,7 +111,8 @@ class ZeroOptimizer:
 
     def step(self, is_finite: bool = True) -> float:
         """Step as `LocalOptimizer.step`. DeepSpeed itself checks that gradients are finite, on all processes alike."""
-        self.module.step()
+        with in_one_line(lambda first: NO_ROOM_TO_STEP.format(first=first)):
+            self.module.step()
         if self.module.optimizer.overflow:
             return math.nan
         self.applied += 1
@@ -125,33 +132,28 @@ class ZeroOptimizer:
         with deepspeed.zero.GatheredParameters(list(self._model.parameters())), without_hooks(self._model):
             yield
 
-    def trainable_tensors(self) -> dict[str, Tensor]:
-        """Return the parameters that a checkpoint holds, on the first process; empty on the others."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            whole = self._get(parameter, None)
-            tensors |= self._one(name, whole if self._is_float32[name] else whole.to(parameter.dtype))
-        return tensors
+    def trainable_tensors(self) -> Tensors:
+        """Return the parameters that a checkpoint holds, each to be gathered on all processes at the same time."""
+        return {name: self._later(name, None, dtype) for name, (_, dtype) in self._shapes().items()}
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """See `LocalOptimizer.state_tensors`; on the first process, empty on the others."""
-        tensors: dict[str, Tensor] = {}
-        for name in self._copied():
-            tensors |= self._one(f"{name}/master", self._get(self._parameters[name], None))
+    def state_tensors(self) -> Tensors:
+        """See `LocalOptimizer.state_tensors`; each to be gathered on all processes at the same time."""
+        tensors: dict[str, Tensor | Later] = {f"{name}/master": self._later(name, None) for name in self._copied()}
         for index, group in enumerate(self._groups):
             steps = float(self._states(index)[0][0]["step"])
             for name in group if steps else ():
-                for key in MOMENTS:
-                    tensors |= self._one(f"{name}/{key}", self._get(self._parameters[name], key))
-                tensors |= self._one(f"{name}/step", torch.tensor(steps))
+                tensors |= {f"{name}/{key}": self._later(name, key) for key in MOMENTS}
+                tensors[f"{name}/step"] = torch.tensor(steps)
         return tensors
+
+    def _later(self, name: str, key: str | None, dtype: torch.dtype = torch.float32) -> Later:
+        parameter = self._parameters[name]
+        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+        return Later(shape, dtype, lambda: self._get(parameter, key).to(dtype))
 
     def _copied(self) -> list[str]:
         """Name the parameters that a checkpoint holds in a shorter type than their float32 copy."""
         return [name for name, is_float32 in self._is_float32.items() if not is_float32]
-
-    def _one(self, name: str, value: Tensor) -> dict[str, Tensor]:
-        return {name: value.detach().cpu().clone()} if self._runtime.is_main else {}
 
     def _get(self, parameter: nn.Parameter, key: str | None) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state

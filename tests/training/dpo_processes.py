@@ -15,6 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.config.sections import ClusterConfig, OptimConfig
 from starling_train.evals.held_out_pairs import pair_metrics
+from starling_train.files.tensor_file import whole
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
@@ -55,7 +56,7 @@ def main() -> None:
         with optimizer.gathered():
             found[-1] |= pair_metrics(net, [given[0]], settings, budget, runtime)
         bytes_here = runtime.gather([bytes_of(optimizer)])
-        tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
+        tensors = {"trainable": whole(optimizer.trainable_tensors()), "optimizer": whole(optimizer.state_tensors())}
         if runtime.is_main:
             torch.save(tensors, out.with_suffix(".state"))
             out.write_text(json.dumps({"metrics": found, "bytes": bytes_here}))

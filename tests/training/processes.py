@@ -12,6 +12,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.sections import AlgorithmConfig, ClusterConfig, KLConfig, LoraConfig, OptimConfig
+from starling_train.files.tensor_file import whole
 from starling_train.models import adapters
 from starling_train.models.actors import Actors
 from starling_train.rollout.responses import Rollout
@@ -63,7 +64,7 @@ def main() -> None:
             order = runtime.generator("update", step)
             rows.append(update(actors, optimizer, experience, algorithm, order, train_policy, None, runtime).metrics)
         bytes_here = runtime.gather([bytes_of(optimizer)])
-        tensors = {"trainable": optimizer.trainable_tensors(), "optimizer": optimizer.state_tensors()}
+        tensors = {"trainable": whole(optimizer.trainable_tensors()), "optimizer": whole(optimizer.state_tensors())}
         if runtime.is_main:
             torch.save(tensors, out.with_suffix(".state"))
             out.write_text(json.dumps({"metrics": rows, "bytes": bytes_here}))
