@@ -53,7 +53,7 @@ def main(config: SnrConfig) -> None:
     other = fill(other, matrices, lambda: listing.names(source))
     scanned = scans.read_scan(freeze, source) if freeze.scan else None
     others = select_other(config, other) if other else []
-    planned = plan(config, matrices, scanned)
+    planned = plan(config, matrices, scanned, device)
     if config.dry_run:
         print(f"would scan {source.directory} on {device}, dialect {freeze.dialect}\n{planned}{passed_over}")
         return
@@ -108,13 +108,16 @@ def list_matrices(config: SnrConfig, source: "ModelSource") -> "dict[str, Record
     return matrices
 
 
-def plan(config: SnrConfig, matrices: "dict[str, Record]", scanned: "dict[str, Record] | None") -> str:
+def plan(config: SnrConfig, matrices: "dict[str, Record]", scanned: "dict[str, Record] | None", device: str) -> str:
     """Return what would be scanned and how many matrices would be selected. Raises UserError for none.
 
+    config: the command's.
     matrices: the model's, without scores.
     scanned: the scan that was read; None: the model is to be scanned.
+    device: that would scan it; one that is slow at it gets a line.
     """
     from starling_train.report import scan as report_scan
+    from starling_train.selection.scan import rate_note
     from starling_train.selection.select import SCORED, select, select_unscored
 
     freeze = config.freeze
@@ -123,7 +126,8 @@ def plan(config: SnrConfig, matrices: "dict[str, Record]", scanned: "dict[str, R
     # with a budget the number of matrices, too, depends on the scores
     at_most = freeze.method in SCORED and (freeze.max_trainable, freeze.max_memory_gb) != (None, None)
     count = len(select_unscored(freeze, matrices, config.seed))
-    return report_scan.plan(matrices, freeze.method, count, at_most=at_most)
+    note = rate_note(device)
+    return (f"note: {note}\n" if note else "") + report_scan.plan(matrices, freeze.method, count, at_most=at_most)
 
 
 def select_other(config: SnrConfig, other: "dict[str, Record]") -> list[str]:

@@ -22,6 +22,8 @@ FRAGILE_BELOW = 10.0
 # Bound on the relative error that the Gram matrix may leave in the lower quartile and in the sum of the noise; beyond
 # it the SVD is used. The error measured is a hundred times smaller than the bound.
 GRAM_TOLERANCE = 1e-6
+# Largest relative difference of the eigenvalues' sum, and of that of their squares, from what the Gram matrix has.
+EIGENVALUE_TOLERANCE = 1e-9
 # Rows of the Gram matrix computed at a time; only its lower triangle is needed.
 GRAM_BLOCK = 512
 
@@ -80,16 +82,46 @@ def gram(matrix: Tensor) -> Tensor:
     return result
 
 
-def values_of_grams(grams: list[Tensor], matrices: list[Tensor]) -> list[Tensor]:
-    """Return the singular values of `matrices` from their `gram` matrices, all of one size; see `singular_values`."""
+def values_of_grams(
+    grams: list[Tensor], matrices: list[Tensor], say: Callable[[str], None] = lambda line: None
+) -> list[Tensor]:
+    """Return the singular values of `matrices` from their `gram` matrices, all of one size; see `singular_values`.
+
+    Eigenvalues that contradict their matrix's trace or Frobenius norm are computed again, each matrix by itself; if
+    they still do, the SVD is used. say: is told of it in a line.
+    """
     stacked = grams[0][None] if len(grams) == 1 else torch.stack(grams)
-    eigenvalues = torch.linalg.eigvalsh(stacked, UPLO="L").flip(1)
-    return [_values(one, matrix) for one, matrix in zip(eigenvalues, matrices, strict=True)]
+    eigenvalues = list(torch.linalg.eigvalsh(stacked, UPLO="L").flip(1))
+    wrong = [i for i, gram in enumerate(grams) if not eigenvalues_agree(eigenvalues[i], gram)]
+    if wrong:
+        say(
+            f"eigenvalues of {len(wrong)} of {len(grams)} matrices contradict their trace or Frobenius norm, a fault "
+            "of the library that computed them: computed again, one matrix at a time"
+        )
+    alone = {i: torch.linalg.eigvalsh(grams[i], UPLO="L").flip(0) for i in wrong if len(grams) > 1}
+    checked: list[Tensor | None] = [None if i in wrong else values for i, values in enumerate(eigenvalues)]
+    for i, values in alone.items():
+        checked[i] = values if eigenvalues_agree(values, grams[i]) else None
+    return [_values(one, matrix) for one, matrix in zip(checked, matrices, strict=True)]
 
 
-def _values(eigenvalues: Tensor, matrix: Tensor) -> Tensor:
-    values = eigenvalues.clamp_min(0.0).sqrt()
-    if not gram_is_accurate(values, *matrix.shape):
+def eigenvalues_agree(eigenvalues: Tensor, gram: Tensor) -> bool:
+    """Return whether the eigenvalues have the sum and the sum of squares of those of `gram`, stored as `gram` does.
+
+    The sum is the trace, the sum of squares that of all entries; a right result is off by rounding, some 1e-12.
+    """
+    trace, squares = gram.diagonal().sum(), torch.zeros_like(gram[0, 0])
+    for start in range(0, len(gram), GRAM_BLOCK):
+        rows = gram[start : start + GRAM_BLOCK]
+        left, on_diagonal = rows[:, :start], rows[:, start : start + GRAM_BLOCK]
+        squares += 2 * torch.linalg.vector_norm(left) ** 2 + torch.linalg.vector_norm(on_diagonal) ** 2
+    sums = (eigenvalues.sum() - trace).abs() <= EIGENVALUE_TOLERANCE * trace
+    return bool(sums & ((eigenvalues.square().sum() - squares).abs() <= EIGENVALUE_TOLERANCE * squares))  # nan: False
+
+
+def _values(eigenvalues: Tensor | None, matrix: Tensor) -> Tensor:
+    values = None if eigenvalues is None else eigenvalues.clamp_min(0.0).sqrt()
+    if values is None or not gram_is_accurate(values, *matrix.shape):
         values = torch.linalg.svdvals(matrix.double())
     tolerance = max(matrix.shape) * torch.finfo(torch.float64).eps * values[0]
     return torch.where(values > tolerance, values, 0.0)

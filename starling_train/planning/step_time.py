@@ -6,31 +6,48 @@ Estimates, not measurements: the achieved shares of the rates are assumptions (`
 
 from dataclasses import dataclass
 
+from starling_train.config.sections import FreezeConfig
+from starling_train.core.float64 import scan_note
 from starling_train.planning.memory import TrainingJob
 from starling_train.planning.shapes import Shape
+from starling_train.selection.select import needs_scan
 
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of GPU. gb: decimal, its nominal memory; tflops: bfloat16, dense; bandwidth_gb_s: of its memory."""
+    """A kind of GPU. gb: decimal, its nominal memory; tflops: bfloat16, dense; bandwidth_gb_s: of its memory.
+
+    capability: compute capability.
+    """
 
     name: str
     gb: int
     tflops: float
     bandwidth_gb_s: float
+    capability: tuple[int, int]
 
 
 DEVICES = (
-    Device("consumer card of 24 GB (RTX 4090)", 24, 165, 1008),
-    Device("A100 of 40 GB", 40, 312, 1555),
-    Device("H100 of 80 GB", 80, 989, 3350),
-    Device("H200 of 141 GB", 141, 989, 4800),
+    Device("consumer card of 24 GB (RTX 4090)", 24, 165, 1008, (8, 9)),
+    Device("A100 of 40 GB", 40, 312, 1555, (8, 0)),
+    Device("H100 of 80 GB", 80, 989, 3350, (9, 0)),
+    Device("H200 of 141 GB", 141, 989, 4800, (9, 0)),
 )
 
 
 def nearest(gb: float) -> Device:
     """Return the profile whose memory is nearest to `gb`."""
     return min(DEVICES, key=lambda device: abs(device.gb - gb))
+
+
+def scan_lines(freeze: FreezeConfig, gb: float, device: str = "cuda") -> list[str]:
+    """Return the line of a plan on the SNR scan that the run will make, where the GPU of that size is slow at it.
+
+    device: that of the run, cuda or cpu.
+    """
+    kind = nearest(gb)
+    note = scan_note(kind.name, kind.capability)
+    return [f"scan       {note}"] if note and needs_scan(freeze) and device == "cuda" else []
 
 
 @dataclass(frozen=True)

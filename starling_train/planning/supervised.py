@@ -15,7 +15,7 @@ from starling_train.planning import shapes
 from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan_supervised
 from starling_train.planning.planner import fewest, in_words
 from starling_train.planning.shapes import Shape
-from starling_train.planning.step_time import DEVICES
+from starling_train.planning.step_time import DEVICES, scan_lines
 from starling_train.planning.what_trains import what_trains_in, what_trains_of
 from starling_train.selection.freeze import FreezeTable
 
@@ -112,6 +112,7 @@ def describe(config: DpoConfig | RmConfig, devices: DevicesConfig) -> str:
             "and what allocators lose, for which a device has some 5 % more bytes than its nominal decimal GB",
             "",
             f"step       {planner.prompts} prompts; its time is estimated for ppo alone",
+            *scan_lines(config.freeze, devices.gpu_gb, "cpu" if config.cluster.device == "cpu" else "cuda"),
             "",
             "fewest devices that hold it",
             *(

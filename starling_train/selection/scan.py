@@ -1,5 +1,6 @@
 """SNR of every matrix of a checkpoint, streamed from its files: peak memory is a few matrices."""
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from starling_train.config.fields import UserError
 from starling_train.core import spectrum
+from starling_train.core.float64 import scan_note
 from starling_train.files import tensors as files
 from starling_train.models.source import ModelSource
 from starling_train.selection.listing import Listed, check_weights, matrices
@@ -130,13 +132,25 @@ def read_ahead(items: list[In], load: Callable[[In], Out], ahead: int = 1) -> It
 
 def _finish(batch: list[_Loaded], dialect: str, device: torch.device, journal: ScanJournal | None) -> Iterator[Record]:
     grams = [_gram(loaded.matrix, loaded.listed.entry) for loaded in batch]
-    for loaded, values in zip(batch, spectrum.values_of_grams(grams, [one.matrix for one in batch]), strict=True):
+    everyones = spectrum.values_of_grams(grams, [loaded.matrix for loaded in batch], _warn)
+    for loaded, values in zip(batch, everyones, strict=True):
         n, m = loaded.matrix.shape
         score = spectrum.score(values, n, m, dialect)
         record = replace(loaded.listed.record, **vars(score), dialect=dialect, content=loaded.content)
         if journal:
             journal.add(record)
         yield record
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
+
+def rate_note(device: str) -> str:
+    """Return what a scan costs on this device, where that is a GPU that is slow at it; '' for any other."""
+    if torch.device(device).type != "cuda":
+        return ""
+    return scan_note(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
 
 
 def _gram(matrix: Tensor, entry: files.Entry) -> Tensor:

@@ -12,7 +12,7 @@ from starling_train.models.source import ModelSource
 from starling_train.selection.listing import list_matrices, names
 from starling_train.selection.matching import Known, match
 from starling_train.selection.records import Record, read_records, write_records
-from starling_train.selection.scan import check_scan, scan_model
+from starling_train.selection.scan import check_scan, rate_note, scan_model
 from starling_train.selection.scan_file import find_scan, slug_of
 from starling_train.selection.scan_journal import JOURNAL, ScanJournal
 from starling_train.selection.select import SCORED
@@ -50,6 +50,7 @@ def read_scan(freeze: FreezeConfig, source: ModelSource, *, warns: bool = True) 
 
 def scan(source: ModelSource, dialect: str, device: str, run: Path) -> dict[str, Record]:
     """Scan the model, with a progress bar, or a plain line per matrix where there is no terminal."""
+    _say_rate(device)
     journal = ScanJournal.of(run)
     console = Console()
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -64,6 +65,12 @@ def scan(source: ModelSource, dialect: str, device: str, run: Path) -> dict[str,
     if journal.changed:
         print(f"{len(journal.changed)} matrices changed since the last scan, {journal.changed[0]} first")
     return records
+
+
+def _say_rate(device: str) -> None:
+    """Say on stderr that a scan on this GPU takes long, if it does."""
+    if note := rate_note(device):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def scan_or_list(
@@ -81,6 +88,7 @@ def scan_or_list(
         return list_matrices(source)
     if config.scan:
         return read_scan(config, source)
+    _say_rate(device)
     # a new run's directory is not created before all of its inputs are checked
     journal = ScanJournal.of(run) if run and run.is_dir() else None
     return scan_model(source, dialect=config.dialect, device=device, journal=journal)

@@ -124,3 +124,15 @@ def test_no_weights_are_needed(planned):
 
 def test_the_counts_that_are_tried_grow():
     assert list(planner.COUNTS) == sorted(planner.COUNTS) and sys.modules
+
+
+def test_a_card_that_is_slow_at_the_scan_is_told_where_one_is_needed(planned):
+    def lines(*arguments: str) -> list[str]:
+        return [line for line in planned(*arguments).splitlines() if line.startswith("scan ")]
+
+    (line,) = lines("+recipe=small", "plan.gpu_gb=24")
+    assert "RTX 4090" in line and "1/64 of its float32 rate" in line
+    assert lines("+recipe=small", "plan.gpu_gb=80") == []
+    assert lines("+recipe=small", "plan.gpu_gb=24", "freeze.method=last_layers") == []
+    assert lines("+recipe=small", "plan.gpu_gb=24", "cluster.device=cpu") == []
+    assert len(lines("+recipe=laser_dpo", "plan.gpu_gb=24")) == 1

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from starling_train.core.spectrum import gavish_donoho_threshold, gram, singular_values, snr
+from starling_train.core.float64 import scan_note
+from starling_train.core.spectrum import gavish_donoho_threshold, gram, singular_values, snr, values_of_grams
 
 
 def build(recipe: str, cast: str | None = None) -> torch.Tensor:
@@ -228,3 +229,76 @@ def test_an_outlier_of_condition_1e4_needs_no_svd(monkeypatch):
     monkeypatch.setattr(torch.linalg, "svdvals", None)
     # quartiles 0.4 and 0.8, T = 0.4 / 1.349 * (1 + sqrt(256 / 448)) = 0.521: the outlier and 152 of the flat ones
     assert snr(matrix).rank == 153
+
+
+def lying(monkeypatch, lies) -> list[int]:
+    """Have `eigvalsh` pass its results through `lies(values, how many matrices)`; gives how many it gets each time."""
+    plain, asked = torch.linalg.eigvalsh, []
+
+    def eigvalsh(matrix, UPLO="L"):
+        asked.append(len(matrix) if matrix.ndim == 3 else 1)
+        return lies(plain(matrix, UPLO=UPLO).clone(), asked[-1])
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
+    return asked
+
+
+def swapped(values, count):
+    """Another matrix's values in the place of the second's: all of them plausible."""
+    if count > 1:
+        values[1] = values[2]
+    return values
+
+
+def same_sum(values, count):
+    """The trace is right, and the Frobenius norm is not."""
+    if count > 1:
+        values[1] = values[1].mean()
+    return values
+
+
+def not_numbers(values, count):
+    if count > 1:
+        values[1, 3] = float("nan")
+    return values
+
+
+@pytest.mark.parametrize("lies", [swapped, same_sum, not_numbers])
+def test_eigenvalues_that_contradict_their_matrix_are_computed_again_alone(monkeypatch, lies):
+    matrices = [build(f"gauss({seed}, 600, 700, 1)") for seed in range(4)]  # 600: a block of rows, and part of another
+    grams, expected = [gram(matrix) for matrix in matrices], [singular_values(matrix) for matrix in matrices]
+    asked, told = lying(monkeypatch, lies), []
+    for found, values in zip(values_of_grams(grams, matrices, told.append), expected, strict=True):
+        torch.testing.assert_close(found, values, rtol=1e-12, atol=1e-12)
+    assert asked == [4, 1] and len(told) == 1 and told[0].startswith("eigenvalues of 1 of 4 matrices contradict")
+
+
+def test_eigenvalues_that_are_wrong_alone_too_give_way_to_the_svd(monkeypatch):
+    matrices = [build(f"gauss({seed}, 20, 30, 1)") for seed in range(2)]
+    expected = [singular_values(matrix) for matrix in matrices]
+    asked = lying(monkeypatch, lambda values, count: values * 1.001)
+    for found, values in zip(values_of_grams([gram(one) for one in matrices], matrices), expected, strict=True):
+        torch.testing.assert_close(found, values, rtol=1e-9, atol=1e-12)
+    assert asked == [2, 1, 1]
+
+
+@pytest.mark.parametrize("recipe", ["gauss(1, 1, 7, 1)", "gauss(2, 700, 513, 1e-20)", "gauss(3, 5, 5, 1e30)"])
+def test_right_eigenvalues_are_believed(monkeypatch, recipe):
+    asked, told, matrix = lying(monkeypatch, lambda values, count: values), [], build(recipe)
+    for one in (matrix, torch.zeros_like(matrix), torch.ones_like(matrix)):
+        values_of_grams([gram(one)], [one], told.append)
+    assert told == [] and asked == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "name,capability,rate",
+    [
+        ("NVIDIA GeForce RTX 4090", (8, 9), "1/64"), ("NVIDIA RTX A6000", (8, 6), "1/64"), ("Tesla T4", (7, 5), "1/32"),
+        ("NVIDIA GeForce RTX 5090", (12, 0), "1/64"), ("NVIDIA GeForce GTX 1080 Ti", (6, 1), "1/32"),
+        ("NVIDIA A100-SXM4-80GB", (8, 0), None), ("NVIDIA H100 80GB HBM3", (9, 0), None),
+        ("NVIDIA B200", (10, 0), None), ("Tesla V100-SXM2-32GB", (7, 0), None), ("of the future", (99, 0), None),
+    ],
+)  # fmt: skip
+def test_cards_that_are_slow_in_float64(name, capability, rate):
+    note = scan_note(name, capability)
+    assert note.startswith(f"{name} computes float64 at {rate} of its float32 rate: ") if rate else note == ""

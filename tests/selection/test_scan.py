@@ -16,7 +16,10 @@ from model_directories import check_scan, list_matrices, scan
 from safetensors.torch import load_file, save_file
 
 from starling_train.config.fields import UserError
+from starling_train.config.sections import FreezeConfig
 from starling_train.core import spectrum
+from starling_train.models.source import ModelSource
+from starling_train.selection import scans
 from starling_train.selection.records import write_records
 from starling_train.selection.scan import read_ahead
 from starling_train.selection.scan_journal import ScanJournal, content_hash
@@ -232,3 +235,16 @@ def test_a_scan_of_other_weights_or_another_dialect(model, tmp_path, tiny_mistra
     assert check_scan(tmp_path / "other", published, "laserrmt", "x.json") == ""
     (model / "model.safetensors").unlink()
     assert check_scan(model, records, "spectrum", "x.json") == ""
+
+
+def test_a_gpu_that_is_slow_in_float64_is_told_before_the_scan(tmp_path, tiny_mistral, monkeypatch, capsys):
+    """The scan itself runs on the CPU: only what torch says of the GPU is made up."""
+    tiny_mistral(layers=1).save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce RTX 4090")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr(scans, "scan_model", lambda source, **how: {})
+    assert scans.scan_or_list(FreezeConfig(), ModelSource.open(str(tmp_path), "model.path"), "cuda") == {}
+    told = capsys.readouterr().err
+    assert told.startswith("note: NVIDIA GeForce RTX 4090 computes float64 at 1/64") and told.count("\n") == 1
+    scans.scan_or_list(FreezeConfig(), ModelSource.open(str(tmp_path), "model.path"), "cpu")
+    assert capsys.readouterr().err == ""
