@@ -42,7 +42,7 @@ def main(config: ServeConfig) -> None:
     # 2. The model, and the one thread that owns it.
     model = directory.load(config.reward, Runtime(config.cluster.device, config.cluster.threads, config.seed))
     scores = RewardQueue(model, config.max_wait_ms / 1000)
-    about = {"kind": config.reward.kind, "position": config.reward.position, "max_length": config.reward.max_length}
+    about = directory.about(config.reward)
     app = server_app.build(scores, token=token, max_body_bytes=int(config.max_body_mb * 1e6), about=about)
 
     # 3. Answer.

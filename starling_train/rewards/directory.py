@@ -1,13 +1,15 @@
 """A reward model in a directory of weights, or a hub id: checked by its headers, loaded into this process."""
 
+import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from starling_train.config.sections import RewardConfig
 from starling_train.models import quantisation
 from starling_train.models.reward import header_checks, model
 from starling_train.models.reward.reading import Reader
-from starling_train.models.reward.source import RewardSource
+from starling_train.models.reward.source import CLASSIFIER, RewardSource
 from starling_train.models.source import ModelSource
 from starling_train.rewards.admission import Admission, by_reader
 from starling_train.run.runtime import Runtime
@@ -35,6 +37,21 @@ def identity(
 ) -> dict[str, Any]:
     """Identify the model by its files. Raises UserError."""
     return identify(RewardSource.of(config, weights=weights).model)
+
+
+def about(config: RewardConfig) -> dict[str, Any]:
+    """Tell which model it is, for who is served by it: its name, and marks of its weights and its template."""
+    source = RewardSource.of(config)
+    template = source.tokenizer.chat_template if config.kind == CLASSIFIER else config.kind
+    return {
+        "kind": config.kind,
+        "model": source.directory.name if Path(config.path).expanduser().is_dir() else config.path,
+        "weights": source.model.fingerprint[:16],
+        "template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
+        "dtype": config.dtype,
+        "position": config.position,
+        "max_length": config.max_length,
+    }
 
 
 def columns(config: RewardConfig) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import numbers
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -113,6 +113,7 @@ class FunctionReward:
     budget = None
     truncated = shortened = 0
     may_leave_out = True
+    facts: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, function: UserFunction, is_quiet: bool = False) -> None:
         self._function = function

@@ -48,7 +48,8 @@ class Scorer(Protocol):
     truncated: answers so far that lost their beginning. shortened: conversations so far that did, within their prompt
     or further. budget: of tokens at a time, that a run may halve, or None.
     may_leave_out: nan means that an answer is not to be scored, and is no fault. mark: what a checkpoint keeps of it,
-    as numbers, to notice at the next start that it has changed; None where nothing is kept.
+    as numbers, to notice at the next start that it has changed; None where nothing is kept. facts: what a server tells
+    of itself, for config.yaml; empty for the others.
 
     columns: of each conversation's row of the data, for a function; the others have no use for them.
     """
@@ -61,6 +62,7 @@ class Scorer(Protocol):
     budget: Budget | None
     may_leave_out: bool
     mark: "Mark | None"
+    facts: dict[str, Any]
 
     def score(
         self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None

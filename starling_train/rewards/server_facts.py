@@ -14,7 +14,9 @@ from starling_train.rewards.protocols import PROTOCOLS
 
 Facts = dict[str, Any]
 
+KEPT = "reward_server"  # where config.yaml has the facts, beside the configuration
 PROBE = "score_of_a_probe"
+EARLIER = "earlier"  # the servers of earlier starts, in the facts that a run keeps
 LIMITS = ("max_model_len", "context_length", "max_input_length")  # tokens that a served classifier takes
 SAME = 0.05  # deviations of a score that batches and short types of numbers make, relative where it is above 1
 # (question, answer): a classifier scores them differently; none is long, none has marks
@@ -112,6 +114,34 @@ def differences(before: Facts, now: Facts) -> list[str]:
         elif old != new:
             different.append(f"{name} {_shown(old)}, now {_shown(new)}")
     return different
+
+
+def succeeding(before: Any, now: Facts) -> tuple[Facts, str | None]:
+    """Return (what config.yaml keeps of the server, a line if it is another one than in an earlier start).
+
+    before: what it kept until now; None before the first start.
+    """
+    known = dict(before) if isinstance(before, dict) else {}
+    earlier = known.pop(EARLIER, [])
+    different = differences(known, now) if known else []
+    if different:
+        earlier = [*earlier, known]
+    line = (
+        f"warning: reward.url: another server than the one that scored earlier steps ({'; '.join(different)}); scores "
+        "before and after may not compare; give the first server, or another run_dir"
+    )
+    return now | ({EARLIER: earlier} if earlier else {}), line if different else None
+
+
+def described(kept: Any) -> str:
+    """Describe what config.yaml keeps of a server, e.g. `version 0.32.0, id rm`; empty where it keeps nothing."""
+    if not isinstance(kept, dict):
+        return ""
+    earlier = kept.get(EARLIER)
+    told = [f"{name} {_shown(value)}" for name, value in kept.items() if name not in (EARLIER, PROBE)]
+    if isinstance(earlier, list) and earlier:
+        told.append(f"after {len(earlier)} other in earlier starts")
+    return ", ".join(told)
 
 
 def _shown(value: Any) -> str:

@@ -83,6 +83,11 @@ class RunDirectory:
                 raise UserError(f"run_dir: another process has begun a run in {self.path} meanwhile; start again")
         self.write("config.yaml", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
 
+    def written(self, name: str) -> Any:
+        """Return what the configuration of an earlier start has under a name; None where there is none."""
+        path = self.path / "config.yaml"
+        return self._read(path, yaml.safe_load).get(name) if path.is_file() else None
+
     def write(self, name: str, text: str) -> None:
         """Write a small file so that a reader sees the old or the new one, never half of it."""
         whole.write_text(self.path / name, text)

@@ -16,6 +16,7 @@ from starling_train.files import disk
 from starling_train.files.identity import Identity
 from starling_train.files.json_lines import strict
 from starling_train.models.budget import Budget, RunBudgets
+from starling_train.rewards import server_facts
 from starling_train.rewards.kinds import Scorer
 from starling_train.run import skipped, summary
 from starling_train.run.checkpoints import Checkpoint, Checkpoints, ExtraFiles, identify_base
@@ -160,6 +161,11 @@ class Session:
             self._budgets.follow(scorer.budget)
         if scorer.mark is not None:
             self.remember("reward", scorer.mark)
+        if scorer.facts and self._runtime.is_main:
+            kept, line = server_facts.succeeding(self._run.written(server_facts.KEPT), scorer.facts)
+            self._run.settings[server_facts.KEPT] = kept
+            if line:
+                print(line, file=sys.stderr, flush=True)
 
     def remember(self, name: str, thing: Thing) -> Thing:
         """Keep the state of something that later steps depend on; a resumed run goes on with it."""

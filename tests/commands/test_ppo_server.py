@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from fault_process import Started
 from reward_server import Scripted, Served, honest
 
@@ -115,3 +116,25 @@ def test_a_server_killed_in_the_middle_of_a_step_and_restarted_10_s_later(small_
 
 def lines(run: Path) -> list[str]:
     return (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+
+
+@pytest.mark.slow
+def test_a_run_says_when_another_server_answers(train, tmp_path):
+    """What the server tells is in config.yaml and the report; a resumed run that finds another one says so.
+
+    Slow: a whole run, started twice.
+    """
+    run = tmp_path / "run"
+    with Scripted() as server:
+        server.told = {"/health": {"kind": "starling_7b", "version": "1", "max_length": 2048}}
+        code, error = train(server.server_port, "algorithm.steps=1", "evaluation.every=0")
+        assert (code, error) == (0, "")
+        first = yaml.safe_load((run / "config.yaml").read_text())["reward_server"]
+        assert first.items() >= {"kind": "starling_7b", "max_length": 2048}.items()
+        assert "(version 1, kind starling_7b, max_length 2048)" in (run / "report.html").read_text()
+
+        server.told = {"/health": {"kind": "starling_7b", "version": "1", "max_length": 512}}
+        code, error = train(server.server_port, "algorithm.steps=2", "evaluation.every=0")
+    assert code == 0 and error.count("another server than the one that scored earlier steps (max_length 2048, now") == 1
+    assert yaml.safe_load((run / "config.yaml").read_text())["reward_server"]["earlier"] == [first]
+    assert "after 1 other in earlier starts" in (run / "report.html").read_text()

@@ -80,7 +80,9 @@ def test_health_says_what_is_served(connection):
     connection.request("GET", "/health")
     response = connection.getresponse()
     assert response.status == 200
-    assert json.loads(response.read()).items() >= {"status": "ok", "kind": "starling_7b"}.items()
+    told = json.loads(response.read())
+    assert told.items() >= {"status": "ok", "kind": "starling_7b", "max_length": MAX_LENGTH, "dtype": "float32"}.items()
+    assert told["model"].startswith("reward") and len(told["weights"]) == len(told["template"]) == 16
 
 
 def test_many_conversations_in_one_request_keep_their_order(connection, model):

@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class RewardModel:
     """
 
     may_leave_out, mark = False, None
+    facts: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
