@@ -10,6 +10,7 @@ from starling_train.report.judgement import verdict
 from starling_train.report.judgement.finding import Finding
 from starling_train.report.judgement.limits import BAD, LIMITS
 from starling_train.report.read_run import RunFiles, is_finished, is_number, setting, steps_done
+from starling_train.rewards import server_facts
 
 WORDS = {"good": "✓ good", "watch": "! look", "bad": "✗ bad", "note": "note"}
 SIGNS = {"good": "✓", "watch": "!", "bad": "✗", "note": ""}
@@ -102,6 +103,8 @@ def headline(run: RunFiles) -> str:
         value = next((setting(run.config, key) for key in keys if setting(run.config, key)), None)
         if value:
             parts.append(f"{phrase} {short_name(str(value))}")
+    if server := server_facts.described(run.config.get(server_facts.KEPT)):
+        parts[-1] += f" ({markup.escape(markup.redact(server))})"
     trainable = run.summary.get("trainable")
     if isinstance(trainable, dict) and is_number(trainable.get("parameters")) and trainable.get("of"):
         share = trainable["parameters"] / trainable["of"]
