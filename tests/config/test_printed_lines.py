@@ -46,6 +46,7 @@ ELSEWHERE = (
     (r"scancel ", "tests/slurm/test_jobs_together.py", "scancel"),
     (r"scontrol ", "tests/slurm/test_two_nodes.py", "scontrol"),
     (r"pip install (-e )?'?[.\w-]*\[", "pyproject.toml", "optional-dependencies"),  # the extra is looked for
+    (r"pip install \.$", "pyproject.toml", "hatchling"),
     (r"pip install --no-deps --target DIR bfcl-eval", "tests/bfcl_eval_process.py", "STARLING_BFCL_EVAL"),
     (r"python -m pytest tests/\S+$", "tests/evals/test_bfcl_eval.py", ""),  # the file is looked for
     (r"python benchmarks/\S+\.py", "benchmarks", ""),  # likewise

@@ -175,7 +175,7 @@ LIMITS = {
         "Different questions have different answers. What half of them share does not answer any: the reward model "
         "likes it, that is all.",
         "Read the answers below: what they share is worth more to the reward model than what they say. Raise "
-        "algorithm.kl.coefficient, or add a term to the reward (reward.terms) that takes it away.",
+        "algorithm.kl.coefficient, or score with a function that takes it away (reward=function).",
     ),
     "length": Limit(
         "Length with reward",
