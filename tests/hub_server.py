@@ -97,7 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
             parts = parts[1:]
         name, rest = kind + "/".join(parts[:2]), parts[2:]
         repository = self.hub.repositories.get(name)
-        has_token = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        sent = self.headers.get("Authorization")
+        if sent not in (None, f"Bearer {TOKEN}"):
+            return self._refuse(401, "", "Invalid credentials in Authorization header")
+        has_token = sent is not None
         if repository is None or (repository.hidden and not has_token):
             return self._refuse(*NO_REPOSITORY)
         revision = rest[1] if len(rest) > 1 else "main"

@@ -42,7 +42,7 @@ def download(hub_id: str, revision: str | None, key: str, *, weights: bool | Non
     Raises UserError for what the hub does not give, for an adapter, and for a repository without the weights.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HFValidationError, HTTPError, RevisionNotFoundError
 
     def fetch(patterns: Collection[str], cached: bool = False) -> Path:
         exact = [glob.escape(name) for name in patterns]
@@ -51,9 +51,9 @@ def download(hub_id: str, revision: str | None, key: str, *, weights: bool | Non
     try:
         try:
             listed = HfApi().model_info(hub_id, revision=revision).siblings or []
+        except RevisionNotFoundError:
+            raise
         except (HTTPError, OSError) as error:
-            if not _is_unreachable(error):
-                raise
             return _in_cache(fetch([], cached=True), hub_id, key, error, weights=bool(weights), only=only)
         names = {file.rfilename for file in listed}
         directory = fetch(small(names))
@@ -94,9 +94,11 @@ def _shards(index: Path, names: Collection[str]) -> list[str]:
 
 
 def _in_cache(directory: Path, hub_id: str, key: str, error: Exception, *, weights: bool, only: str) -> Path:
-    """Return a snapshot of the cache, if it has what is needed; error: why the hub is not asked."""
+    """Return a snapshot of the cache, if it has what is needed; error: why the hub does not say what there is."""
     files = _complete_files(directory, only) if weights else None
     if weights and not (files and files.read) and not adapter_files.is_adapter(os.listdir(directory)):
+        if not _is_unreachable(error):
+            raise error
         raise UserError(f"{key}: the weights of '{hub_id}' are not all in this machine's hub cache, and {_why(error)}")
     return directory
 
@@ -169,13 +171,13 @@ def status_of(error: BaseException) -> int | None:
 
 def _is_unreachable(error: Exception) -> bool:
     """Return whether the hub gave no answer, or one that says it is down."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     return any(
         isinstance(one, OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError)
         or "LocalEntryNotFoundError" in str(one)
-        or (isinstance(one, HfHubHTTPError) and (status_of(one) or 0) >= 500)
-        or (isinstance(one, HTTPError) and not isinstance(one, HfHubHTTPError))  # no connection, no answer in time
+        or (status_of(one) or 0) >= 500
+        or (isinstance(one, HTTPError) and status_of(one) is None)  # no connection, no answer in time
         for one in chain(error)
     )
 

@@ -22,6 +22,7 @@ SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 # What may hold weights, whether it is read or not, and what a trainer leaves that never does.
 SUFFIXES = (".safetensors", ".bin", ".gguf", ".pth", ".h5", ".msgpack", f".safetensors{INDEX}", f".bin{INDEX}")
 NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "random_states", "scaler")
+BROKEN = " (a link to nothing)"
 POINTER = b"version https://git-lfs"  # what Git has of a large file until it is pulled
 POINTER_BYTES = 1024
 SHOWN = 3
@@ -68,11 +69,11 @@ def weight_files(directory: Path, only: str = "") -> WeightFiles:
     only: `safetensors` or `bin`, for a layout that has no other. Raises UserError for a damaged index, for one that
     names shards which are missing, and for files that are empty or were not pulled from Git LFS.
     """
-    names = {path.name for path in directory.iterdir() if path.is_file()} if directory.is_dir() else set()
+    names = names_in(directory)
     named = None if only else named_by_config(directory)
     first = choose(names, only, named)
     if first is None:
-        return WeightFiles(None, (), unread(names))
+        return WeightFiles(None, (), unread(names, directory))
     if named and not (directory / named).is_file():
         raise UserError(f"{directory}/config.json: transformers_weights names {named}, which is missing; download it")
     index = directory / first if first.endswith(INDEX) else None
@@ -81,7 +82,17 @@ def weight_files(directory: Path, only: str = "") -> WeightFiles:
         if not (directory / name).is_file():
             raise UserError(f"{index}: names {name} (tensor {tensor}), which is missing; download that shard")
         _check_file(directory / name, tensor)
-    return WeightFiles(index, tuple(directory / name for name in read), unread(names - {first} - read.keys()))
+    return WeightFiles(
+        index, tuple(directory / name for name in read), unread(names - {first} - read.keys(), directory)
+    )
+
+
+def names_in(directory: Path) -> set[str]:
+    """Return the names of a directory's files; none where it is not a directory. Raises UserError if it is closed."""
+    try:
+        return {path.name for path in directory.iterdir() if path.is_file()} if directory.is_dir() else set()
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read ({error.strerror}); change its permissions") from None
 
 
 def choose(names: Collection[str], only: str = "", named: str | None = None) -> str | None:
@@ -150,9 +161,11 @@ def _check_file(path: Path, tensor: str) -> None:
         raise UserError(f"{path}: a pointer of Git LFS in place of the weights; run `git lfs pull`, or download it")
 
 
-def unread(names: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the names that look like weights, sorted."""
-    return tuple(sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith(NO_WEIGHTS)))
+def unread(names: Iterable[str], directory: Path | None = None) -> tuple[str, ...]:
+    """Return those of the names that look like weights, sorted, and a directory's links to weights that are gone."""
+    links = [path.name for path in directory.glob("*") if not path.exists()] if directory else []
+    looking = [name for name in (*names, *links) if name.endswith(SUFFIXES) and not name.startswith(NO_WEIGHTS)]
+    return tuple(f"{name}{BROKEN}" if name in links else name for name in sorted(looking))
 
 
 def shortened(names: Collection[str]) -> str:
@@ -169,6 +182,8 @@ def without_weights(others: Collection[str], needed_by: str) -> str:
         return f"has no weights (*.safetensors or *.bin); {needed_by} needs them, download them"
     held = f"has no weights by a name that transformers reads ({', '.join(ORDER)}), only {shortened(others)}"
     first = next(iter(others))
+    if first.endswith(BROKEN):
+        return f"has no weights, only {shortened(others)}; download them again"
     if first.endswith(INDEX):
         return f"{held}; download the shards and name the index {INDEXES[0]}"
     if first.startswith("consolidated"):

@@ -50,6 +50,19 @@ def test_an_adapter_alone_is_told_with_its_base(tmp_path, files, of):
     assert line.startswith(f"model.path: {tmp_path} holds an adapter {of}") and "not a model; merge it first" in line
 
 
+@pytest.mark.parametrize(
+    ("file", "values", "way"),
+    [
+        ("adapters.safetensors", {"model": "org/mlx", "fine_tune_type": "lora"}, "first: `mlx_lm.fuse` of the package"),
+        ("adapter_model.safetensors", PEFT | {"peft_type": "PREFIX_TUNING"}, "type PREFIX_TUNING is no change of weig"),
+    ],
+)
+def test_adapters_that_peft_does_not_merge_are_told_so(tmp_path, file, values, way):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+    (tmp_path / file).write_text("")
+    assert way in told(tmp_path) and "AutoPeft" not in told(tmp_path)
+
+
 def test_weights_of_an_adapter_without_its_configuration_are_only_named_beside_a_model(tmp_path, tiny_mistral, capsys):
     tiny_mistral(layers=1).save_pretrained(tmp_path)
     save_file({"x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")

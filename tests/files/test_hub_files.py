@@ -152,9 +152,13 @@ def test_what_the_hub_refuses_is_one_line_with_what_to_do(hub, monkeypatch):
     assert f"is gated on the hub: accept its licence at {hub.url}/org/small, and set HF_TOKEN to a token" in refused()
     repository.gated, repository.hidden = False, True
     assert "if it is private, set HF_TOKEN to a token that may read it" in refused()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert f"is refused by the hub (401): set HF_TOKEN to a token that may read {hub.url}/org/small" in refused()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     repository.gated = True
     assert source(ID).entries
+    monkeypatch.delenv("HF_TOKEN")
+    assert source(ID).entries  # what is in the cache needs no permission
     assert "is neither a local directory nor a hub id, OWNER/NAME" in refused("org/sm all")
 
 

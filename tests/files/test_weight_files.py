@@ -144,6 +144,16 @@ def test_a_directory_without_weights_says_what_lies_there_instead(tmp_path, name
         check_weights(tmp_path)
 
 
+def test_a_link_to_weights_that_are_gone_is_named(tmp_path):
+    (tmp_path / SINGLES[0]).symlink_to(tmp_path / "blobs" / "gone")
+    with pytest.raises(UserError, match=r"no weights, only model\.safetensors \(a link to nothing\); download them ag"):
+        check_weights(tmp_path)
+    fill(tmp_path, SINGLES[1])
+    assert (
+        "reads pytorch_model.bin, not model.safetensors (a link to nothing) beside it" in weight_files(tmp_path).line()
+    )
+
+
 @pytest.mark.parametrize("name", SINGLES)
 @pytest.mark.parametrize(
     ("content", "message"),
