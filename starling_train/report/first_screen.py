@@ -172,20 +172,32 @@ def next_steps(run: RunFiles, found: Sequence[Finding]) -> list[tuple[str, str]]
 
 
 def _policy_steps(run: RunFiles, path: str, is_bad: bool) -> list[tuple[str, str]]:
-    steps = []
-    if is_finished(run) or (run.path / "checkpoints").is_dir():
-        best = " checkpoint=best" if is_bad else ""
-        why = (
-            "Export the checkpoint with the highest held-out score, not the last one" if is_bad else "Export the model"
-        )
-        arguments = f"{argument('run_dir', path)} {argument('output', f'{path}/export')}{best}"
-        steps.append((f"{why}: complete, with a card.", f"starling export {arguments}"))
+    """Return what a trained policy is good for; of a bad one, how to come to a better one first."""
+    saved = sorted(folder.name for folder in (run.path / "checkpoints").glob("step_*"))
+    export = f"starling export {argument('run_dir', path)} {argument('output', f'{path}/export')}"
+    steps = [_again(run)] if is_bad and is_finished(run) else []
+    if is_bad and len(saved) > 1:
+        earlier = f"Export the earliest checkpoint that was kept ({len(saved)} were: checkpoint.keep), and compare it."
+        steps.append((earlier, f"{export} checkpoint={saved[0]}"))
+    elif saved or is_finished(run):
+        steps.append(("Export the model: complete, with a card.", export))
     if is_finished(run):
         steps.append(("Measure it.", _evaluate(run, path)))
         if not is_bad:
             steps.append(("Serve it (docs/serving.md has more ways).", f"vllm serve {shlex.quote(f'{path}/policy')}"))
     steps.append(("Lay runs over one another.", f"starling report {shlex.quote(path)} OTHER_RUN"))
     return steps
+
+
+def _again(run: RunFiles) -> tuple[str, str]:
+    """Return how to train once more, beside this run."""
+    given = [str(argument) for argument in (run.starts[0].get("arguments") or [])] if run.starts else []
+    kept = [one for one in given if not one.startswith(("name=", "run_dir="))]
+    words = "Train again under another name, with what the judgement advises."
+    if not kept:
+        return words, ""
+    line = shlex.join(["starling", command(run), *kept])
+    return words, markup.redact(f"{line} {argument('name', f'{run_name(run)}-2')} ...")
 
 
 def _evaluate(run: RunFiles, path: str) -> str:

@@ -183,7 +183,12 @@ def test_next_steps_of_a_bad_run_an_unfinished_one_and_a_reward_model(two, tmp_p
 
     bad = read(two[1])
     lines = [line for _, line in first_screen.next_steps(bad, verdict.findings(bad))]
-    assert "checkpoint=best" in lines[0] and not any(line.startswith("vllm") for line in lines)
+    assert lines[0] == "starling ppo +recipe=small name=kl_blow_up-2 ..."
+    assert not any(line.startswith("vllm") or "checkpoint=" in line for line in lines)
+    for step in ("step_000030", "step_000040"):
+        (two[1] / "checkpoints" / step).mkdir(parents=True)
+    lines = [line for _, line in first_screen.next_steps(bad, verdict.findings(bad))]
+    assert lines[1].endswith(" checkpoint=step_000030")
     (two[1] / "summary.json").rename(tmp_path / "summary.json")
     words, line = first_screen.next_steps(read(two[1]), [])[0]
     (tmp_path / "summary.json").rename(two[1] / "summary.json")
