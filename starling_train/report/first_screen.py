@@ -8,7 +8,7 @@ from datetime import datetime
 from starling_train.report import markup
 from starling_train.report.judgement import verdict
 from starling_train.report.judgement.finding import Finding
-from starling_train.report.judgement.limits import BAD, LIMITS
+from starling_train.report.judgement.limits import BAD, GOOD, LIMITS, WATCH
 from starling_train.report.read_run import RunFiles, is_finished, is_number, setting, steps_done
 from starling_train.rewards import server_facts
 
@@ -122,16 +122,30 @@ def verdict_line(found: Sequence[Finding]) -> str:
 
 
 def findings_list(found: Sequence[Finding]) -> str:
-    """Return the findings, the worst first; a word and a sign carry the judgement, not the colour alone."""
+    """Return the findings, the worst first; what is good is folded where something is not.
+
+    A word and a sign carry the judgement, not the colour alone.
+    """
+    good = [one for one in found if one.state == GOOD]
+    other = [one for one in found if one.state != GOOD]
+    if not any(one.state in (BAD, WATCH) for one in other):
+        return (_items(found) or markup.note("Nothing was measured yet.")) + _limits()
+    passed = markup.details(f"{len(good)} checks passed", _items(good)) if good else ""
+    return _items(other) + passed + _limits()
+
+
+def _items(found: Sequence[Finding]) -> str:
     items = []
     for one in found:
         advice = f'<span class="advice">{markup.escape(one.advice)}</span>' if one.advice else ""
         text = f"<strong>{markup.escape(one.name)}.</strong> {markup.escape(one.text)}{advice}"
-        items.append(
-            f'<li data-state="{one.state}">{markup.badge(one.state, WORDS[one.state])}<span>{text}</span></li>'
-        )
-    listed = f'<ul class="findings">{"".join(items)}</ul>' if items else markup.note("Nothing was measured yet.")
-    return listed + markup.details("The limits of these judgements, and why", limits_table())
+        badge = markup.badge(one.state, WORDS[one.state])
+        items.append(f'<li data-state="{one.state}">{badge}<span>{text}</span></li>')
+    return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
+
+
+def _limits() -> str:
+    return markup.details("The limits of these judgements, and why", limits_table())
 
 
 def limits_table() -> str:

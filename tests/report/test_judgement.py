@@ -8,7 +8,7 @@ from made_up import FAULTS, write_made_up
 from synthetic_run import write_lines
 
 from starling_train.report import first_screen, page
-from starling_train.report.judgement import results, verdict
+from starling_train.report.judgement import limits, results, verdict
 from starling_train.report.judgement.limits import BAD, GOOD, LIMITS, NOTE, WATCH
 from starling_train.report.judgement.repetition import common_text, rank_correlation, repeated_share, sentences
 from starling_train.report.read_run import read
@@ -37,6 +37,18 @@ def made_up(tmp_path_factory) -> dict[str, Path]:
     return {fault: write_made_up(folder / fault, fault) for fault in FAULTS}
 
 
+def test_a_verdict_says_what_is_wrong_in_the_words_of_the_field(made_up):
+    said = {fault: verdict.summary(verdict.findings(read(made_up[fault])))[1] for fault in FAULTS}
+    assert said["entropy_collapse"] == "Bad: entropy collapse" and said["dead_critic"] == "Bad: dead critic"
+    assert said["length_hacking"] == "Bad: length with reward (length hacking)"
+    assert said["closing_sentence"] == "Bad: answers with the same text"
+    assert said["skill_lost"] == "Bad: function calling lost"
+    assert said["skill_by_chance"] == "Look at: function calling"
+    assert said["kl_blow_up"] == "Bad: far from the reference (KL)"
+    assert said["memorised"] == "Bad: better on training prompts only"
+    assert limits.FAULTS.keys() == LIMITS.keys()
+
+
 def test_every_fault_has_its_verdict():
     assert FAULTS.keys() == VERDICTS.keys() | {"good"}
 
@@ -48,9 +60,9 @@ def test_the_first_screen_of_a_bad_run_names_its_fault(made_up, fault):
     assert (worst.state, worst.name) == (state, name) and sentence in worst.text and worst.advice
     html = page.write(made_up[fault]).read_text()
     (line,) = re.findall(r'<p class="verdict (\w+)">(.*?)</p>', html)
-    assert line[0] == state and name in line[1]
+    assert line[0] == state and worst.fault in line[1]
     assert html.index('class="verdict') < html.index('class="findings"') < html.index("What to do next</h2>")
-    (first,) = re.findall(r'<ul class="findings"><li data-state="(\w+)">.*?<strong>(.*?)\.</strong>', html)
+    first, *_ = re.findall(r'<ul class="findings"><li data-state="(\w+)">.*?<strong>(.*?)\.</strong>', html)
     assert first == (state, name)
 
 
@@ -95,7 +107,6 @@ def judged(folder: Path, first: dict, last: dict, config: str = "{}") -> dict[st
 
 
 START = {"eval/score_mean": 1.0, "eval/score_std": 0.5}
-GUARDED = "guard: {skills: ['function_calling:8']}"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +121,6 @@ GUARDED = "guard: {skills: ['function_calling:8']}"
         ({"eval/gold_mean": 0.5}, {"eval/gold_mean": 0.4}, "{}", {"True quality": BAD}),
         ({"eval/function_calling": 90.0}, {"eval/function_calling": 87.5}, "{}", {"Skill: function calling": GOOD}),
         ({"eval/function_calling": 90.0}, {"eval/function_calling": 84.0}, "{}", {"Skill: function calling": BAD}),
-        ({"eval/function_calling": 90.0}, {"eval/function_calling": 84.0}, GUARDED, {"Skill: function calling": GOOD}),
         ({"eval/code_rate": 0.5}, {"eval/code_rate": 0.4}, "{}", {"Skill: code rate": BAD}),  # a share, in points
         ({}, {"kl/reference": -0.1}, "{}", {"Negative KL": WATCH}),
         ({}, {"kl/reference": -0.5}, "{}", {"Negative KL": BAD}),

@@ -335,3 +335,42 @@ def test_chromium_at_phone_width_does_not_scroll_sideways(html, tmp_path):
     frame.write_text(MEASURE.format(page=escape(html)), encoding="utf-8")
     done = chromium(tmp_path, frame)
     assert "inner=400 content=400" in done.stdout
+
+
+# Moves over the first plot, then drags over the middle half of it, then clicks twice; tells what the page shows.
+POINT = """<!DOCTYPE html>
+<body><iframe style="width:1200px;height:900px;border:0" srcdoc="{page}"></iframe>
+<script>
+onload = () => {{
+  const view = document.querySelector("iframe").contentWindow, page = view.document;
+  const chart = page.querySelector("svg.chart"), area = chart.querySelector("svg.area");
+  const frame = chart.getBoundingClientRect(), said = [];
+  const at = (part) => ({{
+    clientX: frame.left + frame.width * (44 + 340 * part) / 390, clientY: frame.top + 20, bubbles: true,
+    pointerType: "mouse",
+  }});
+  const ticks = () => [...chart.querySelectorAll(".xticks text")].map((text) => text.textContent).join(",");
+  chart.dispatchEvent(new view.PointerEvent("pointermove", at(0.5)));
+  said.push(page.querySelector(".tip").textContent.replaceAll("\\n", "; "));
+  chart.dispatchEvent(new view.PointerEvent("pointerdown", at(0.25)));
+  chart.dispatchEvent(new view.PointerEvent("pointermove", at(0.75)));
+  chart.dispatchEvent(new view.PointerEvent("pointerup", at(0.75)));
+  const zoomed = [...page.querySelectorAll("svg.area")].map((one) => one.getAttribute("viewBox"));
+  said.push(`zoomed=${{area.getAttribute("viewBox")}} ${{ticks()}} alike=${{new Set(zoomed).size}}`);
+  chart.dispatchEvent(new view.MouseEvent("dblclick", at(0.5)));
+  said.push(`back=${{area.getAttribute("viewBox")}} ${{ticks()}}`);
+  document.body.textContent = said.join("|");
+}};
+</script></body>"""
+
+
+def test_chromium_shows_values_under_the_pointer_and_zooms_all_plots_together(html, full_run, tmp_path):
+    frame = tmp_path / "frame.html"
+    frame.write_text(POINT.format(page=escape(html)), encoding="utf-8")
+    value = next(json.loads(line) for line in (full_run / "metrics.jsonl").read_text().splitlines()[20:])
+    assert value["step"] == 20
+    shown = chromium(tmp_path, frame).stdout
+    (said,) = re.findall(r"step 20; training prompts: ([\d.]+); held-out prompts: ([\d.]+)\|", shown)
+    values = [value["reward/score_mean"], value["eval/score_mean"]]
+    assert [float(number) for number in said] == pytest.approx(values, rel=1e-3)
+    assert "|zoomed=85 0 170 104 10,15,20,25,30 alike=1|back=0 0 340 104 0,10,20,30,40" in shown

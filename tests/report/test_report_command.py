@@ -85,7 +85,7 @@ def test_several_runs_share_each_plot(two, capsys):
     curves = re.findall(r'data-label="(good|kl_blow_up)"', page)
     assert curves.count("good") == curves.count("kl_blow_up") > 20
     assert {"reward", "kl", "length", "policy", "value"} <= set(parsed.plots())
-    assert "Bad: KL to the reference" in parsed.text and "Good: 13 of 13" in parsed.text
+    assert "Bad: far from the reference (KL)" in parsed.text and "Good: 13 of 13" in parsed.text
     assert "All settings are the same" in parsed.text  # but for their names
     (row,) = re.findall(r"<tr><td>KL to the reference</td>(.*?)</tr>", page)
     assert [float(value) for value in re.findall(r'value="([^"]*)"', row)] == [6.2, 114.9]

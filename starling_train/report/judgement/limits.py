@@ -5,7 +5,7 @@ from dataclasses import dataclass
 BAD, WATCH, NOTE, GOOD = "bad", "watch", "note", "good"
 SEVERITY = (BAD, WATCH, NOTE, GOOD)  # in the order in which a page shows them
 
-# The share of a skill, in percentage points, that a run may lose where `guard.skills` says nothing else
+# Percentage points of a skill that a run may lose
 POINTS_ALLOWED = 3.0
 # Steps before which a critic is not judged
 CRITIC_STEPS = 10
@@ -118,7 +118,7 @@ LIMITS = {
         0.05,
         "0 is what a constant explains; below 0.05 a critic cannot be told from one, and advantages are mostly noise.",
         "Raise optim.critic_learning_rate, give it algorithm.critic_warmup_steps, take algorithm.critic=twin, or train "
-        "without one: algorithm=rloo or grpo.",
+        "longer.",
         is_floor=True,
     ),
     "ratio_float32": Limit(
@@ -222,10 +222,10 @@ LIMITS = {
         "worth a look where chance may explain it",
         POINTS_ALLOWED,
         POINTS_ALLOWED,
-        f"{POINTS_ALLOWED:g} points are what a run may pay, or what guard.skills says. A hundred cases tell 6 points "
+        f"{POINTS_ALLOWED:g} points are what a run may pay. A hundred cases tell 6 points "
         "apart, so the interval belongs to the number (Agresti and Caffo 2000).",
         "Export an earlier checkpoint, train fewer matrices (freeze.top_percent), raise algorithm.kl.coefficient, or "
-        "let guard.skills watch it during the run.",
+        "evaluate more often.",
     ),
     "perplexity": Limit(
         "Perplexity of other text",
@@ -277,4 +277,33 @@ LIMITS = {
         "One is an accident; one in a hundred is a fault of the reward model or of the precision.",
         "Look at skipped.jsonl.",
     ),
+}
+
+# What a number beyond its limits is called, in the verdict at the top of a page
+FAULTS = {
+    "kl": "far from the reference (KL)",
+    "kl_target": "KL beyond its target",
+    "kl_negative": "negative KL",
+    "entropy": "entropy collapse",
+    "entropy_floor": "entropy collapse",
+    "entropy_rise": "rising entropy",
+    "clip": "ratios clipped",
+    "critic": "dead critic",
+    "ratio_float32": "rollout and training disagree",
+    "ratio_half": "rollout and training disagree",
+    "truncation": "truncated answers",
+    "empty": "empty answers",
+    "repeat_within": "answers that repeat themselves",
+    "repeat_across": "answers with the same text",
+    "length": "length with reward (length hacking)",
+    "score": "held-out score",
+    "generalisation": "better on training prompts only",
+    "gold": "true quality",
+    "skill": "lost",
+    "perplexity": "perplexity of other text",
+    "ranking": "held-out pairs",
+    "memorised": "memorised pairs",
+    "displaced": "better answers become unlikely",
+    "skipped": "skipped updates",
+    "left_out": "answers left out",
 }

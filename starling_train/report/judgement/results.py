@@ -1,11 +1,12 @@
 """What training was for, and what it cost: score, true quality, skills, pairs in the right order."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from starling_train.core.intervals import Interval, difference_of_shares, interval
 from starling_train.report.judgement.finding import Finding, finding
-from starling_train.report.judgement.limits import BAD, GOOD, LIMITS, NOTE, POINTS_ALLOWED, WATCH
+from starling_train.report.judgement.limits import BAD, GOOD, NOTE, POINTS_ALLOWED, WATCH
 from starling_train.report.markup import percent, plain, points
 from starling_train.report.metrics import CASES, is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.read_run import (
@@ -107,7 +108,7 @@ def _gold(run: RunFiles) -> Finding | None:
         if gain is None or gain <= 0:
             return None
         text = "Not measured: that answers became better, and not only better scored, is the reward model's word alone."
-        return Finding(NOTE, LIMITS["gold"].name, text, "")
+        return finding("gold", text, state=NOTE)
     first, last = first_last(run, "eval/gold_mean")
     assert first is not None and last is not None
     text = f"Gold {plain(float(first))} → {plain(float(last))}"
@@ -118,19 +119,6 @@ def _gold(run: RunFiles) -> Finding | None:
         text += f" while the score rose by {plain(gain)} deviations: the policy exploits the reward model"
         return finding("gold", f"{text}.", state=BAD)
     return finding("gold", f"{text}.", state=WATCH if known.verdict == "alike" else BAD)
-
-
-def points_allowed(run: RunFiles, key: str) -> float:
-    """Return the points that `guard.skills` allows a skill to lose, else POINTS_ALLOWED."""
-    rows = setting(run.config, "guard.skills")
-    for row in rows if isinstance(rows, list) else []:
-        name, _, points = str(row).rpartition(":")
-        try:
-            if name.removeprefix("eval/") == key.removeprefix("eval/"):
-                return abs(float(points))
-        except ValueError:
-            continue
-    return POINTS_ALLOWED
 
 
 def skill_interval(run: RunFiles, key: str) -> Interval | None:
@@ -159,21 +147,20 @@ def _skills(run: RunFiles) -> list[Finding]:
 
 
 def _skill(run: RunFiles, key: str, known: Interval) -> Finding:
-    allowed, scale = points_allowed(run, key), percent_scale(run, key)
+    scale = percent_scale(run, key)
     first, last = first_last(run, key)
     assert first is not None and last is not None
     text = f"{points(first * scale, False)} → {points(last * scale, False)} %, {points(known.mean)} points"
     if known.verdict != "unknown":
         text += f" (95 % interval {points(known.low)} to {points(known.high)}, {known.count:,} cases)"
     state = GOOD
-    if known.mean < -allowed:
+    if known.mean < -POINTS_ALLOWED:
         state = WATCH if known.verdict == "alike" else BAD
-        text += f"; {allowed:g} may be lost" + (", and chance may explain it" if state == WATCH else "")
+        text += f"; {POINTS_ALLOWED:g} may be lost" + (", and chance may explain it" if state == WATCH else "")
     elif known.verdict == "unknown":
         text += " (how many cases is not recorded, so no interval)"
-    name = suite_label(key)
-    row = finding("skill", f"{text}.", state=state)
-    return Finding(row.state, f"Skill: {name}", row.text, row.advice)
+    row, name = finding("skill", f"{text}.", state=state), suite_label(key)
+    return replace(row, name=f"Skill: {name}", fault=f"{name} {row.fault}" if state == BAD else name)
 
 
 def _perplexity(run: RunFiles) -> Finding | None:

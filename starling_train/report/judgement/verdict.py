@@ -19,7 +19,7 @@ def summary(found: Sequence[Finding]) -> tuple[str, str]:
     if not found:
         return "note", "Nothing to judge yet"
     for state, words in ((BAD, "Bad"), (WATCH, "Look at")):
-        names = list(dict.fromkeys(one.name for one in found if one.state == state))
+        names = list(dict.fromkeys(one.fault for one in found if one.state == state))
         if names:
             return state, f"{words}: {', '.join(names)}"
     good = sum(one.state == "good" for one in found)
