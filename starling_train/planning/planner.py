@@ -32,7 +32,7 @@ class Planner:
         """Plan from config.json, or from what is known of published models. Raises UserError."""
         policy = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
         device = "cpu" if config.cluster.device == "cpu" else "cuda"
-        table = what_trains_of(config.freeze, policy.config(), config.seed)
+        table = what_trains_of(config.freeze, policy.config(), config.seed, config.model.path)
         return cls(config, policy, reward_shape(config), table, device)
 
     def job(self, processes: int = 1) -> TrainingJob:

@@ -35,11 +35,11 @@ class SupervisedPlanner:
         """Plan from config.json, or from what is known of published models. Raises UserError."""
         shape = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
         if isinstance(config, DpoConfig):
-            table = what_trains_of(config.freeze, shape.config(), config.seed)
+            table = what_trains_of(config.freeze, shape.config(), config.seed, config.model.path)
             return cls(shape, dpo_job(config, table, shape.layers), table, config.dpo.prompts_per_step, False)
         # the reward head always trains, and has no use for an adapter
         freeze = replace(config.freeze, head=not config.freeze.adapter)
-        table = what_trains_in(freeze, _empty(config.rm.kind, shape.config()), config.seed)
+        table = what_trains_in(freeze, _empty(config.rm.kind, shape.config()), config.seed, config.model.path)
         return cls(shape, rm_job(config, table, shape.layers), table, config.rm.prompts_per_step, True)
 
     def memory(self, processes: int, stage: int) -> MemoryPlan:

@@ -11,6 +11,7 @@ from starling_train.planning.memory import MemoryPlan
 from starling_train.selection.freeze import FreezeTable, apply
 from starling_train.selection.listing import list_matrices, matrices_of, names_of
 from starling_train.selection.records import Record
+from starling_train.selection.scan_file import slug_of_path
 from starling_train.selection.scans import match_scan, scan_or_list
 from starling_train.selection.select import SCORED, needs_scan, select
 
@@ -23,17 +24,16 @@ def what_trains(freeze: FreezeConfig, source: ModelSource, seed: int) -> FreezeT
     return _table(freeze, build_empty(source.policy_config), records, seed)
 
 
-def what_trains_of(freeze: FreezeConfig, model_config: Any, seed: int) -> FreezeTable:
-    """Make the table of a policy from its configuration alone. Raises UserError."""
-    return what_trains_in(freeze, build_empty(model_config), seed)
+def what_trains_of(freeze: FreezeConfig, model_config: Any, seed: int, path: str | None = None) -> FreezeTable:
+    """Make the table of a policy from its configuration alone. path: `model.path`. Raises UserError."""
+    return what_trains_in(freeze, build_empty(model_config), seed, path)
 
 
-def what_trains_in(freeze: FreezeConfig, model: Network, seed: int) -> FreezeTable:
-    """Make the table of an empty model. Raises UserError."""
+def what_trains_in(freeze: FreezeConfig, model: Network, seed: int, path: str | None = None) -> FreezeTable:
+    """Make the table of an empty model. path: `model.path`, by whose name a scan is looked for. Raises UserError."""
     records = matrices_of(model)
     if freeze.method in SCORED and freeze.scan:
-        slug = str(model.config.name_or_path).rstrip("/").replace("/", "-").replace("_", "-")
-        records = match_scan(freeze, records, slug, lambda: names_of(model))
+        records = match_scan(freeze, records, slug_of_path(path or ""), lambda: names_of(model))
     return _table(freeze, model, records, seed)
 
 

@@ -1,5 +1,6 @@
 """The file of a scan: given by its path, or looked for in a directory under the model's name, as Spectrum does."""
 
+from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
 
@@ -12,9 +13,17 @@ DIRECTORIES = (".", "model_snr_results")  # the directory itself; in a copy of S
 
 def slug_of(source: ModelSource) -> str:
     """Return the model's name for the names of files, which Spectrum writes with `-` for `/` and `_`."""
-    directory = source.directory.resolve()
-    if not Path(source.path).expanduser().is_dir():
-        return _spelled(source.path)
+    return _of_directory(source.directory) if Path(source.path).expanduser().is_dir() else _spelled(source.path)
+
+
+def slug_of_path(path: str | Path) -> str:
+    """Return the name as `slug_of` does, of a directory or a hub id that has not been opened."""
+    directory = Path(path).expanduser()
+    return _of_directory(directory) if directory.is_dir() else _spelled(str(path))
+
+
+def _of_directory(directory: Path) -> str:
+    directory = directory.resolve()
     if directory.parent.name == "snapshots" and directory.parents[1].name.startswith("models--"):
         return _spelled(directory.parents[1].name.removeprefix("models--").replace("--", "/"))  # in the hub's cache
     return _spelled(directory.name)
@@ -54,4 +63,4 @@ def find_scan(path: str | Path, slug: str, key: str = "freeze.scan") -> Path:
 def _matches(file: Path, pattern: str) -> bool:
     """Compare the model's name in the name of a file, however its `_` is spelled and whatever the case."""
     name = _spelled(file.stem.removeprefix("snr_results_")).lower()
-    return Path(name).match(_spelled(pattern).lower())
+    return fnmatchcase(name, _spelled(pattern).lower())

@@ -17,6 +17,8 @@ from starling_train.selection.scan_file import find_scan, slug_of
 from starling_train.selection.scan_journal import JOURNAL, ScanJournal
 from starling_train.selection.select import SCORED
 
+_told: set[str] = set()  # lines on scans that this process has told: a run reads its scan for several purposes
+
 
 def match_scan(
     freeze: FreezeConfig, listing: dict[str, Record], slug: str, known: Known, *, tells: bool = True
@@ -30,8 +32,9 @@ def match_scan(
     """
     file = find_scan(given(freeze.scan), slug)
     matched = match(read_records(file), listing, str(file), known)
-    if tells and (notes := matched.notes()):
-        print(f"scan {file}: {'; '.join(notes)}")
+    if tells and (notes := matched.notes()) and (line := f"scan {file}: {'; '.join(notes)}") not in _told:
+        _told.add(line)
+        print(line)
     return matched.records
 
 

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 from model_directories import list_matrices, select_by, source
+from transformers import AutoConfig
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import FreezeConfig
@@ -365,6 +366,27 @@ def test_a_file_is_found_under_spectrums_spelling(tmp_path):
     there = scan_at(tmp_path / "snr_results_org-my-model.json")
     assert find_scan(tmp_path / "snr_results_org_my_model.json", "x") == there
     assert find_scan(tmp_path / "snr_results_none.json", "x") == tmp_path / "snr_results_none.json"
+
+
+def test_a_plan_looks_by_the_name_of_a_model_that_is_not_here(tmp_path, capsys):
+    """Of a known model's shape alone; a reward model's names differ from the scan's in their prefix only. Told once."""
+    from starling_train.models.causal_lm import build_empty
+    from starling_train.planning.what_trains import what_trains_in
+    from starling_train.selection.scan_file import slug_of_path
+
+    assert slug_of_path("org/my_model") == "org-my-model" and slug_of_path(tmp_path) == tmp_path.name.replace("_", "-")
+    scores = {name: {"snr": record.snr, "type": record.type} for name, record in _scan().items()}
+    file = tmp_path / "model_snr_results" / "snr_results_org-my-model.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({**scores, "model.norm": {"snr": 1.0, "type": "model.norm"}}))
+    config = AutoConfig.for_model(**TINY)
+    settings = FreezeConfig(scan=str(tmp_path), top_percent=50)
+    for _ in range(2):
+        table = what_trains_in(settings, build_empty(config), 0, "org/my_model")
+        assert table.names == tuple(f"model.layers.1.{kind}.weight" for kind in SEVEN)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    with pytest.raises(UserError, match=r"neither snr\.json nor snr_results_org-other\.json \(1 others"):
+        what_trains_in(settings, build_empty(config), 0, "org/other")
 
 
 def test_sorted_files_serve_where_there_is_no_other(tmp_path):
