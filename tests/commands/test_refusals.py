@@ -97,7 +97,7 @@ COMMAND_LINE = [
     row("laser", "laser.layers=[one]", "laser.layers", "--help|--cfg"),
     row("export", "model.dtype=float16", "model: no such key|model.dtype: no such key", "use one of: run_dir"),
     row("compare", "-m", "-m: ", "compare.seeds", after_loading=True),  # Hydra has made its directory by then
-    row("ppo", "-cd {here}/nowhere", "nowhere", "--help"),
+    row("ppo", "-cd {here}/nowhere", "-cd: there is no directory ", "nowhere; give"),
     row("ppo", "-cd {here} +recipe=bad", "bad.yaml:", "repair", make=text("recipe/bad.yaml", "name: x\na:\n  - [1\n")),
     row("ppo", "", "WORLD_SIZE", "start with torchrun", environment=TWO),
     row("evaluate laser compare", "", "WORLD_SIZE: ", "without a launcher", environment=TWO),
