@@ -20,10 +20,11 @@ class EncoderText:
     type for the model, which then wants to know.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, inputs: Sequence[str]):
+        """Find the frame. inputs: names of what the tokenizer gives a model, by its class or its files."""
         self._tokenizer = tokenizer
         self.is_pair = not tokenizer.chat_template
-        self.has_types = self.is_pair and "token_type_ids" in tokenizer.model_input_names
+        self.has_types = self.is_pair and "token_type_ids" in inputs
         first, second = (self._plain(text) for text in ("a", "b"))
         framed = list(tokenizer("a", "b").input_ids if self.is_pair else tokenizer("a").input_ids)
         start = _find(framed, first, 0)

@@ -8,6 +8,7 @@ from chat_tokenizers import FAMILIES
 from reward_server import Scripted
 from tokenizers import Tokenizer
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizerFast,
@@ -249,7 +250,9 @@ def encoder(tmp_path_factory):
     BertTokenizerFast(str(path / "vocab.txt")).save_pretrained(path)
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig(**size, vocab_size=60, num_labels=1)).save_pretrained(path)
+    BertForSequenceClassification(
+        BertConfig(**size, vocab_size=60, num_labels=1, initializer_range=0.5)
+    ).save_pretrained(path)
     return path
 
 
@@ -265,6 +268,20 @@ def test_an_encoder_is_sent_its_pair_of_texts(encoder):
     assert sent == [model.encode(messages) for messages in talks]  # a typed [SEP] goes as other text
     assert each == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert asked.shortened == 1
+    with pytest.raises(UserError, match="types of an encoder of pairs"):
+        client(server, encoder, "vllm")
+
+
+def test_a_pair_has_the_types_that_its_tokenizer_s_class_gives(encoder):
+    """In tokenizer_config.json of a BERT no types are named: they are its class's, in this process too."""
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    net = BertForSequenceClassification.from_pretrained(encoder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        read = tokenizer(USER["content"], "It is Paris.", return_tensors="pt")
+        expected = net(**read).logits.item()
+        without = net(**{name: value for name, value in read.items() if name != "token_type_ids"}).logits.item()
+    model = load_reward_model("sequence_classification", encoder, dtype="float32", max_length=40)
+    assert model.score(TALKS[:1]) == pytest.approx([expected], abs=1e-5) and abs(expected - without) > 1e-4
 
 
 def test_a_decoder_is_sent_the_text_of_its_template(directory, model):

@@ -98,7 +98,10 @@ class RewardSource:
     @cached_property
     def frame(self) -> EncoderText | None:
         """The special tokens around an encoder's text; None for a decoder."""
-        return EncoderText(self.tokenizer) if self.is_encoder else None
+        if not self.is_encoder:
+            return None
+        # as it is written, a tokenizer does not know what its class gives a model: BERT's names no types of tokens
+        return EncoderText(self.tokenizer, self.tokens.tokenizer.model_input_names)
 
     @cached_property
     def tokenizer(self) -> Any:
