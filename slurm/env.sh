@@ -17,7 +17,7 @@ EXTENSIONS_DIR=                         # empty: LOG_DIR/extensions; what DeepSp
 export HF_HUB_OFFLINE=1                 # compute nodes often have no way out; load models and data before
 # export HF_HOME=/shared/huggingface
 # export NCCL_SOCKET_IFNAME=ib0         # where the nodes' default interface is not the fast one
-# export GLOO_SOCKET_IFNAME=ib0
+# export GLOO_SOCKET_IFNAME=ib0         # also where a node's name is 127.0.1.1 in its /etc/hosts: node.sh refuses that
 
 # A reward model that is served by its own job, serve_reward.sbatch: yes or no
 REWARD_SERVER=no

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fault_jobs import JOBS, outcome, saved_step, step
-from jobs import STEPS, Job, settings, training
+from jobs import ENDED, STEPS, Job, settings, training
 
 pytestmark = pytest.mark.slurm
 
@@ -100,3 +100,35 @@ def test_another_command_that_trains(slurm, toy, tmp_path):
     facts = job.wait_until_finished()
     assert facts["NumNodes"] == "2" and "rm on 2 nodes" in job.out() and "ZeRO stage 1" in job.out()
     assert (job.run / "reward" / "pytorch_model.bin").is_file()
+
+
+def printing(slurm, folder: Path, processes: int, *options: str) -> Job:
+    """slurm/ppo.sbatch with a Python that only says how many cores its node has for it."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\necho "node $SLURM_NODEID has $SLURM_CPUS_ON_NODE cores"\n')
+    python.chmod(0o755)
+    environment = settings(folder, (), f"PYTHON={python} PROCESSES_PER_NODE={processes}")
+    job = Job(slurm, folder, "ppo.sbatch", os.environ | environment, *options)
+    job.wait_until(lambda: job.state() in ENDED)
+    return job
+
+
+@pytest.mark.parametrize(
+    "processes,cores,options", [(2, 1, ()), (3, 2, ("--gpus-per-node=2", "--cpus-per-gpu=1"))]
+)  # fmt: skip
+def test_fewer_cores_than_processes_are_refused(slurm, tmp_path, processes, cores, options):
+    """Without GPUs Slurm gives a core a task."""
+    job = printing(slurm, tmp_path, processes, *options)
+    assert job.state() == "FAILED" and slurm.job(job.number)["Restarts"] == "0"
+    refusals = [line for line in job.out().splitlines() if line.startswith("error: node ")]
+    assert 1 <= len(refusals) <= 2  # the first to refuse ends the other
+    assert all(f": {cores} core(s) for {processes} processes; ask for more" in line for line in refusals)
+    assert "has" not in job.out().split() and "failed with exit code 2" in job.out()
+
+
+@pytest.mark.parametrize("cores,options", [(16, ("--gpus-per-node=2",)), (8, ("--gpus-per-node=1",)), (1, ())])
+def test_eight_cores_a_gpu_are_asked_for_and_reach_the_processes(slurm, tmp_path, cores, options):
+    job = printing(slurm, tmp_path, 1, *options)
+    assert job.state() == "COMPLETED", job.out()
+    for node in (0, 1):
+        assert f"node {node} has {cores} cores" in job.out()

@@ -10,6 +10,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 # proctrack: signals and the final SIGKILL reach everything below a step, as with cgroups, which may not be there.
 # cred_expire: a requeued job starts after so many seconds, instead of 120.
+# config_overrides, Gres: 16 CPUs and two GPUs on paper; what nobody opens are the device files.
 # StateSaveLocation and the like are in the folder, so that another Slurm on the machine is left alone.
 CONFIGURATION = """
 ClusterName=starling
@@ -29,9 +30,11 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2
 ReturnToService=2
+GresTypes=gpu
+SlurmdParameters=config_overrides
 KillWait=30
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=1
-NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=1
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 Gres=gpu:2 RealMemory=1
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 Gres=gpu:2 RealMemory=1
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -65,8 +68,9 @@ class TwoNodes:
         """Raises TimeoutError if no job can be run within half a minute."""
         (self.folder / "state").mkdir()
         ports = _free_ports(3)
-        text = CONFIGURATION.format(folder=self.folder, ports=ports, cpus=max(os.cpu_count() or 1, 2))
-        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(folder=self.folder, ports=ports))
+        gpus = [f"NodeName=n1,n2 Name=gpu File=/dev/{device}\n" for device in ("null", "zero")]
+        (self.folder / "gres.conf").write_text("".join(gpus))
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(128))
