@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from starling_train.core.excluded import Exclusions
+
 # Logits held at a time: enough rows for full speed, few enough to stay small beside the model.
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
 
@@ -39,6 +41,7 @@ def token_logprobs(
     low_rank: tuple[Tensor, Tensor] | None = None,
     bias: Tensor | None = None,
     form: HeadForm = PLAIN,
+    excluded: Exclusions | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probability of each token and the entropy of the distribution it was drawn from.
 
@@ -53,16 +56,17 @@ def token_logprobs(
     low_rank: (A, B), (r, d) and (vocabulary, r): the head is head + B A, of which only A and B train.
     bias: (vocabulary,) of the head, if it has one.
     form: what becomes of the head's products.
+    excluded: ids that are left out of the distribution of each row; no token is one of them.
     """
     chunk = chunk or _rows_at_a_time(hidden, len(head))
     learns = head.requires_grad or low_rank is not None or (bias is not None and bias.requires_grad)
     if torch.is_grad_enabled() and hidden.requires_grad and not learns:
-        return _FrozenHead.apply(hidden, head, tokens, temperature, chunk, bias, form)
+        return _FrozenHead.apply(hidden, head, tokens, temperature, chunk, bias, form, excluded)
 
     def logits(rows: Tensor) -> Tensor:
         return form.logits(_products(rows, head, bias, low_rank).float())
 
-    return _in_chunks(logits, hidden, tokens, temperature, chunk, recompute=learns)
+    return _in_chunks(logits, hidden, tokens, temperature, chunk, learns, excluded)
 
 
 def token_logprobs_by(
@@ -72,13 +76,14 @@ def token_logprobs_by(
     tokens: Tensor,
     temperature: float = 1.0,
     chunk: int | None = None,
+    excluded: Exclusions | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the same as `token_logprobs` for any way of computing logits; they are computed again for the gradient.
 
     logits: hidden states (n, d) -> (n, vocabulary). vocabulary: how many there are.
     """
     chunk = chunk or _rows_at_a_time(hidden, vocabulary)
-    return _in_chunks(lambda rows: logits(rows).float(), hidden, tokens, temperature, chunk, recompute=True)
+    return _in_chunks(lambda rows: logits(rows).float(), hidden, tokens, temperature, chunk, True, excluded)
 
 
 def _rows_at_a_time(hidden: Tensor, vocabulary: int) -> int:
@@ -86,20 +91,31 @@ def _rows_at_a_time(hidden: Tensor, vocabulary: int) -> int:
 
 
 def _in_chunks(
-    logits: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, temperature: float, chunk: int, recompute: bool
+    logits: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    chunk: int,
+    recompute: bool,
+    excluded: Exclusions | None,
 ) -> tuple[Tensor, Tensor]:
-    def measure(rows: Tensor, next_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def measure(rows: Tensor, next_tokens: Tensor, without: Exclusions | None) -> tuple[Tensor, Tensor]:
         scores = logits(rows)
-        distribution = (scores if temperature == 1.0 else scores / temperature).log_softmax(-1)
+        scores = scores if temperature == 1.0 else scores / temperature
+        if without is not None:
+            scores = without.apply_(scores.clone())
+        distribution = scores.log_softmax(-1)
         logprob = distribution.gather(-1, next_tokens[:, None]).squeeze(-1)
         return logprob, -(distribution.exp() * distribution).sum(-1)
 
     logprobs, entropies = [], []
-    for rows, next_tokens in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+    parts, next_parts = hidden.split(chunk), tokens.split(chunk)
+    of_parts = [None] * len(parts) if excluded is None else excluded.split(chunk)
+    for rows, next_tokens, without in zip(parts, next_parts, of_parts, strict=True):
         if torch.is_grad_enabled() and recompute:
-            logprob, entropy = checkpoint(measure, rows, next_tokens, use_reentrant=False)
+            logprob, entropy = checkpoint(measure, rows, next_tokens, without, use_reentrant=False)
         else:
-            logprob, entropy = measure(rows, next_tokens)
+            logprob, entropy = measure(rows, next_tokens, without)
         logprobs.append(logprob)
         entropies.append(entropy)
     return torch.cat(logprobs), torch.cat(entropies)
@@ -145,11 +161,13 @@ class _FrozenHead(torch.autograd.Function):
         chunk: int,
         bias: Tensor | None,
         form: HeadForm,
+        excluded: Exclusions | None,
     ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(hidden)
         logprobs, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
         # two buffers for all chunks: fresh memory would cost a CPU a page fault every 4 KB
         room = [head.new_empty(min(chunk, len(hidden)), len(head), dtype=torch.float32) for _ in range(2)]
+        of_chunks = None if excluded is None else excluded.split(chunk)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, min(start + chunk, len(hidden)))
             probabilities, distribution = (buffer[: rows.stop - start] for buffer in room)
@@ -157,6 +175,8 @@ class _FrozenHead(torch.autograd.Function):
             slope = None if form.softcap is None else 1.0 - (probabilities / form.softcap).square_()
             if temperature != 1.0:
                 probabilities /= temperature
+            if of_chunks is not None:
+                of_chunks[start // chunk].apply_(probabilities)
             torch.ops.aten._log_softmax.out(probabilities, -1, False, out=distribution)
             logprobs[rows] = distribution.gather(-1, tokens[rows, None]).squeeze(-1)
             torch.exp(distribution, out=probabilities)
@@ -175,6 +195,6 @@ class _FrozenHead(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, of_logprobs: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
+    def backward(ctx: Any, of_logprobs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (of_logprobs[:, None] * gradient).to(gradient.dtype), None, None, None, None, None, None
+        return (of_logprobs[:, None] * gradient).to(gradient.dtype), *(None,) * 7

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from starling_train.core.excluded import NOTHING, ExcludedIds
 from starling_train.models import adapters
 from starling_train.models.causal_lm import CausalLM, Decoder
 from starling_train.models.families.ways import ways_of
@@ -34,6 +35,8 @@ class Actors(nn.Module):
         `separate` (own copies of everything, all trainable), `none`.
     lowest: index of the lowest decoder layer with a trainable tensor.
     has_reference: False if the reference is numbers that were computed before.
+    excluded: ids that responses are drawn without; all log-probabilities and entropies are of the distribution over
+        the others.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Actors(nn.Module):
         lowest: int,
         temperature: float = 1.0,
         has_reference: bool = True,
+        excluded: ExcludedIds = NOTHING,
     ):
         super().__init__()
         self.policy, self.ways = policy, ways_of(policy, lowest)
@@ -50,7 +54,7 @@ class Actors(nn.Module):
         self.critic = _critic_trunk(policy, critic)
         self._critic_kind, self.lowest = critic, lowest
         self.value_head = None if critic == "none" else ValueHead(policy.config.get_text_config().hidden_size)
-        self.temperature = temperature
+        self.temperature, self.excluded = temperature, excluded
         self.rebuild_views()
 
     def rebuild_views(self) -> None:
@@ -89,18 +93,19 @@ class Actors(nn.Module):
         states = self.shared_states(batch) if states is None else states
         with torch.set_grad_enabled(train_policy and torch.is_grad_enabled()):
             hidden = response_states(self._trunks.policy, batch, states)
-            logprobs, entropy = self._logprobs(hidden, batch)
+            logprobs, entropy = self._logprobs(self.policy, hidden, batch)
         if self.value_head is None:
             return Outputs(logprobs, entropy, None)
         values = self.value_head(hidden) if self.critic is None else self.values(batch, states)
         return Outputs(logprobs, entropy, values)
 
-    def _logprobs(self, hidden: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        return self.ways.head(self.policy).logprobs(hidden, batch.targets, self.temperature)
+    def _logprobs(self, model: CausalLM, hidden: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        excluded = self.excluded.at(batch.indices)
+        return self.ways.head(model).logprobs(hidden, batch.targets, self.temperature, excluded)
 
     def policy_outputs(self, batch: MicroBatch, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the log-probs and entropy of the response tokens alone: (n,) each."""
-        return self._logprobs(response_states(self._trunks.policy, batch, states), batch)
+        return self._logprobs(self.policy, response_states(self._trunks.policy, batch, states), batch)
 
     def values(self, batch: MicroBatch, states: Tensor | None = None) -> Tensor:
         """Return the values of the response tokens, (n,), by a critic with tensors of its own (not `head`)."""
@@ -116,7 +121,7 @@ class Actors(nn.Module):
         states = self.shared_states(batch) if states is None else states
         assert self.reference is not None and self._trunks.reference is not None, "its log-probs are numbers"
         hidden = response_states(self._trunks.reference, batch, states)
-        return self.ways.head(self.reference).logprobs(hidden, batch.targets, self.temperature)[0]
+        return self._logprobs(self.reference, hidden, batch)[0]
 
     def groups(self) -> Groups:
         """Return the trainable parameters of the policy and of the critic, each with a learning rate of its own."""

@@ -13,14 +13,15 @@ class MicroBatch(NamedTuple):
     """Sequences cut for one forward pass, one after the other.
 
     ids: (tokens,) prompt + response without its last token, which predicts nothing. packing: where each sequence lies.
-    source: (n,) tokens whose hidden state predicts a response token; targets: (n,) those response tokens. Sequence by
-    sequence, left to right.
+    source: (n,) tokens whose hidden state predicts a response token; targets: (n,) those response tokens; indices: (n,)
+    which token of its response each is, from 0. Sequence by sequence, left to right.
     """
 
     ids: Tensor
     packing: Packing
     source: Tensor
     targets: Tensor
+    indices: Tensor
 
 
 class Outputs(NamedTuple):
@@ -39,15 +40,16 @@ def micro_batch(prompts: Sequence[list[int]], responses: Sequence[list[int]], de
     ids: list[int] = []
     source: list[int] = []
     targets: list[int] = []
+    indices: list[int] = []
     for prompt, response in zip(prompts, responses, strict=True):
         first = len(ids) + len(prompt) - 1
         source.extend(range(first, first + len(response)))
         targets.extend(response)
+        indices.extend(range(len(response)))
         ids += (prompt + response)[:-1]
     packing = Packing([len(p) + len(r) - 1 for p, r in zip(prompts, responses, strict=True)], device)
-    return MicroBatch(
-        torch.tensor(ids).to(device), packing, torch.tensor(source).to(device), torch.tensor(targets).to(device)
-    )
+    token_ids, *others = (torch.tensor(numbers).to(device) for numbers in (ids, source, targets, indices))
+    return MicroBatch(token_ids, packing, *others)
 
 
 def response_mask(responses: Sequence[list[int]], device: torch.device | str) -> Tensor:

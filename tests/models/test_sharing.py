@@ -83,7 +83,8 @@ def test_a_cut_trunk_computes_what_the_whole_does(tiny_mistral, lowest, window):
 def micro_batch():
     ids = torch.randint(97, (30,), generator=torch.Generator().manual_seed(0))
     source = torch.tensor([3, 4, 5, 11, 12, 25, 26, 27, 28])
-    return MicroBatch(ids, Packing([10, 10, 10]), source, ids[source + 1])
+    indices = torch.tensor([0, 1, 2, 0, 1, 0, 1, 2, 3])
+    return MicroBatch(ids, Packing([10, 10, 10]), source, ids[source + 1], indices)
 
 
 @pytest.mark.parametrize("critic", ["head", "twin", "separate"])

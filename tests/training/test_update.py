@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from minibatch import add_gradients, optimizer_of
 
 from starling_train.config.sections import AlgorithmConfig, KLConfig
 from starling_train.core.advantages import gae, token_rewards
+from starling_train.core.excluded import ExcludedIds
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import ppo_policy_loss, value_loss
 from starling_train.models.actors import Actors
@@ -147,6 +149,45 @@ def test_the_first_ratio_is_one(tiny_mistral):
     assert stats["policy/ratio_first"] < 1e-5
     assert 0 <= stats["policy/clip_fraction"] <= 1
     assert stats["optim/skipped"] == 0
+
+
+WAYS = [("cut", True), ("whole", True), ("padded", True), ("alone", False)]
+
+
+@pytest.mark.parametrize("trunk, has_form", WAYS)
+@pytest.mark.parametrize("name", ["ppo", "apa"])
+def test_without_some_ids_every_way_gives_the_same_and_a_ratio_of_one(tiny_mistral, trunk, has_form, name):
+    # what the rollout has of it is: no id of `always`, and no end of turn among a response's first two tokens
+    found, drawn = [], rollout()
+    taken = {token for response in drawn.responses for token in response}
+    early = {token for response in drawn.responses for token in response[2:]}
+    early -= {token for response in drawn.responses for token in response[:2]}
+    ids = ExcludedIds(tuple(sorted(set(range(97)) - taken)[:30]), tuple(sorted(early)), 2)
+    for kind, form in (("cut", True), (trunk, has_form)):
+        model = actors(tiny_mistral, "head")
+        model.excluded, model.ways = ids, replace(model.ways, trunk=kind, form=model.ways.form if form else None)
+        model.rebuild_views()
+        experience = make_experience(model, drawn, SCORES, settings(name=name), kl_coefficient=0.1)
+        optimizer = optimizer_of(model, learning_rate=0.0)
+        order = torch.Generator().manual_seed(0)
+        metrics = update(model, optimizer, experience, settings(name=name), order).metrics
+        assert metrics["policy/ratio_first"] < 1e-5 and metrics["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+        found.append(experience)
+    for one in ("logprobs", "reference", "returns"):
+        torch.testing.assert_close(getattr(found[0], one), getattr(found[1], one), atol=1e-5, rtol=1e-5)
+    model.excluded = ExcludedIds()
+    plain = make_experience(model, drawn, SCORES, settings(name=name), kl_coefficient=0.1)
+    more = (found[1].logprobs - plain.logprobs)[plain.is_response]
+    assert (more > 0).all()  # what is left out is shared among the others
+
+
+def test_the_kl_of_an_untrained_policy_is_zero_without_some_ids(tiny_mistral):
+    policy = tiny_mistral()
+    for key, parameter in policy.named_parameters():
+        parameter.requires_grad_("layers.2" in key)
+    model = Actors(policy, "twin", lowest=2, excluded=ExcludedIds((90, 91), (3, 96), 5)).train()
+    experience = make_experience(model, rollout(), SCORES, settings(), kl_coefficient=0.1)
+    assert experience.kl_per_sequence().abs().max() == 0
 
 
 def update_once(model, config, learning_rate=2e-7, **options):

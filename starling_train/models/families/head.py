@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starling_train.core.excluded import Exclusions
 from starling_train.core.logprobs import PLAIN, HeadForm, token_logprobs, token_logprobs_by
 from starling_train.models import adapters
 from starling_train.models.causal_lm import CausalLM
@@ -37,14 +38,18 @@ class Head:
             return head(hidden)
         return own_logits(self._model, hidden) if self._form is None else self._form.logits(head(hidden))
 
-    def logprobs(self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def logprobs(
+        self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, excluded: Exclusions | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the log-probability of each token and the entropy, (n,) float32: see `core.logprobs`."""
         head: Any = self._model.get_output_embeddings()
         if self._own is not None:
-            return token_logprobs_by(self._own, len(head.weight), hidden, tokens, temperature)
+            return token_logprobs_by(self._own, len(head.weight), hidden, tokens, temperature, excluded=excluded)
         assert self._form is not None, "else the model's own way is used"
         low_rank, bias = adapters.low_rank(head), getattr(head, "bias", None)
-        return token_logprobs(hidden, head.weight, tokens, temperature, low_rank=low_rank, bias=bias, form=self._form)
+        return token_logprobs(
+            hidden, head.weight, tokens, temperature, None, low_rank, bias, form=self._form, excluded=excluded
+        )
 
 
 def own_logits(model: CausalLM, hidden: Tensor) -> Tensor:
