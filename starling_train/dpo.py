@@ -28,13 +28,13 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.evals.held_out import HeldOut, Measured
     from starling_train.models.actors import Actors
     from starling_train.report import page
+    from starling_train.training import start_check
     from starling_train.training.dpo import inputs as dpo_inputs
     from starling_train.training.dpo import update
     from starling_train.training.dpo.reference import FILE, chunks
     from starling_train.training.optimizer import make_optimizer
     from starling_train.training.policy import load_policy
     from starling_train.training.session import Session
-    from starling_train.training.start_check import fallbacks
 
     dpo = config.dpo
 
@@ -46,7 +46,8 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # One policy; it is compared with numbers, not with a second model.
     actors = Actors(policy.model, "none", policy.table.lowest_layer, has_reference=False).to(runtime.device)
-    notes = [inputs.data.report, *fallbacks(actors, config.rollout.engine if config.evaluation.responses else "")]
+    engine = config.rollout.engine if config.evaluation.responses else ""
+    notes = [inputs.data.report, *start_check.notes(actors, engine, inputs.chat)]
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.

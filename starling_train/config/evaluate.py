@@ -20,7 +20,13 @@ from starling_train.config.fields import (
     variable,
 )
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import FunctionCallingConfig, PerplexityConfig, SourceConfig, check_reward
+from starling_train.config.sections import (
+    FunctionCallingConfig,
+    PerplexityConfig,
+    SourceConfig,
+    check_reward,
+    check_rollout,
+)
 
 SUITES = ("reward", "preference", "function_calling", "perplexity", "mt_bench", "lm_eval")
 OF_THE_REWARD_MODEL = ("reward", "preference")
@@ -152,6 +158,7 @@ def _check_prompts(config: EvaluateConfig) -> None:
         raise UserError("reward_suite.path: not set, nor is data.path; give prompts: JSONL, or Nectar's parquet")
     if config.reward_suite.base == "":
         raise UserError("reward_suite.base: empty; give the model to compute the KL to, or null")
+    check_rollout(config.rollout)
 
 
 def _check_judge(judge: JudgeConfig) -> None:

@@ -131,6 +131,14 @@ class RewardConfig:
         doc="where the head is read: last_token, or card: the last of max_length padded positions",
     )
     trailing_newline: bool = setting(False, "starling_34b: end with a newline, as in its training, not in its PPO")
+    empty_response: float | None = number(
+        None, doc="score of an answer without text, in the reward's own units; null = what the reward gives it"
+    )
+    probe: bool = setting(
+        True,
+        "score empty, cut and repeated stand-ins for some of the first answers, once, and warn where they score well",
+        free=True,
+    )
     max_length: int = number(2048, 8, doc="tokens; longer conversations lose their beginning")
     tokens_per_batch: int = number(16384, 1, doc="padded tokens per forward pass")
     scale: str = choice("running", ("none", "running"), doc="running: by mean and deviation of all scores so far; none")
@@ -211,6 +219,11 @@ class RolloutConfig:
     )
     slots: int = number(64, 1, doc="sequences side by side; fewer where a GPU has no memory for their keys and values")
     max_new_tokens: int = number(1024, 1, doc="of a response")
+    min_new_tokens: int = number(
+        0,
+        0,
+        doc="of a response in training, held-out evaluation and the reward suite: none of the first ends the turn",
+    )
     temperature: float = number(1.0, 1e-3, doc="also divides the logits wherever log-probabilities are computed")
     top_p: float = number(1.0, 1e-3, 1.0, doc="below 1 the sampled distribution is not the scored one: expect odd KL")
     top_k: int = number(0, 0, doc="0 = off; as top_p")
@@ -423,10 +436,20 @@ def _check_model(reward: RewardConfig) -> None:
         raise UserError(f"reward.trailing_newline: the template of {reward.kind} does not have one; use false")
 
 
-def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> None:
-    """Check the suites and functions of an evaluation. Raises UserError."""
+def check_rollout(rollout: RolloutConfig) -> None:
+    """Check the keys of `rollout` against one another. Raises UserError."""
+    if rollout.min_new_tokens > rollout.max_new_tokens:
+        raise UserError(
+            f"rollout.min_new_tokens: {rollout.min_new_tokens} exceeds rollout.max_new_tokens="
+            f"{rollout.max_new_tokens}; lower it"
+        )
     if "" in (rollout.stop_strings or ()):
         raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")
+
+
+def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> None:
+    """Check the rollout, and the suites and functions of an evaluation. Raises UserError."""
+    check_rollout(rollout)
     for suite in evaluation.suites:
         if suite not in SUITES:
             meant = did_you_mean(suite, SUITES)

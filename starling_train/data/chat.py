@@ -66,6 +66,7 @@ class Chat:
     def __init__(self, tokenizer: Any, template: Template | None = None):
         self.tokenizer = tokenizer
         self.template = template or OpenchatTemplate(tokenizer)
+        self._without_token: dict[int, tuple[int, ...]] = {}
 
     @classmethod
     def checked(
@@ -137,11 +138,23 @@ class Chat:
         """Return the token ids of plain text, behind BOS where plain text has one; no string is special."""
         return self.template.plain(text)
 
-    def text(self, answer_ids: Sequence[int], stop_strings: Sequence[str] = ()) -> str:
-        """Return what the assistant said, cut before the first stop string (then without space at the end)."""
+    def ids_without_token(self, vocabulary: int) -> tuple[int, ...]:
+        """Return the ids below `vocabulary` that the tokenizer has no token for; reserved ones are tokens."""
+        if vocabulary not in self._without_token:
+            others = set(range(vocabulary)).difference(self.tokenizer.get_vocab().values())
+            self._without_token[vocabulary] = tuple(i for i in sorted(others) if not _is_token(self.tokenizer, i))
+        return self._without_token[vocabulary]
+
+    def text(self, answer_ids: Sequence[int], stop_strings: Sequence[str] = (), floor: int = 0) -> str:
+        """Return what the assistant said, cut before the first stop string (then without space at the end).
+
+        floor: the first tokens, within which a stop string is text like any other.
+        """
         text = self.template.decode(answer_ids)
+        begun = len(self.template.decode(answer_ids[:floor])) if floor and stop_strings else 0
         for stop in stop_strings:
-            text = text.split(stop)[0]
+            if (start := begin_of(stop, text, begun)) >= 0:
+                text = text[:start]
         return text.rstrip() if stop_strings else text
 
     def stop_strings(self, chosen: Sequence[str] | None) -> list[str]:
@@ -200,6 +213,20 @@ class Chat:
     def save(self, directory: str | Path) -> None:
         """Write the tokenizer with its template, so that loading it gives the same ids."""
         self.template.save(directory)
+
+
+def begin_of(stop: str, text: str, begun: int = 0) -> int:
+    """Return where a stop string that ends behind the first `begun` characters begins in a text; -1 without one."""
+    return text.find(stop, max(0, begun - len(stop) + 1))
+
+
+def _is_token(tokenizer: Any, index: int) -> bool:
+    """Whether an id that is not in the vocabulary by name is a token all the same, another of one name."""
+    try:
+        name = tokenizer.convert_ids_to_tokens(index)
+    except (IndexError, KeyError, OverflowError):  # of sentencepiece's and of Python's tokenizers
+        return False
+    return bool(name) and name != tokenizer.unk_token
 
 
 def _speaks_openchat(tokenizer: Any) -> bool:

@@ -186,6 +186,7 @@ def sampling(how: dict[str, Any], rollout: RolloutConfig, longest: int) -> tuple
     limits = replace(
         rollout,
         max_new_tokens=int(how.get("max_gen_toks") or how.get("max_new_tokens") or longest),
+        min_new_tokens=0,
         temperature=heat or 1.0,
         top_p=float(how.get("top_p") or 1.0),
         top_k=int(how.get("top_k") or 0),

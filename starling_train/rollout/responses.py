@@ -28,6 +28,10 @@ class Rollout:
         prompts, responses = [self.prompts[i] for i in rows], [self.responses[i] for i in rows]
         return Rollout(prompts, responses, [self.ended[i] for i in rows], entering)
 
+    def is_at_limit(self, max_new_tokens: int) -> list[bool]:
+        """Return, per sequence, whether its response was cut by the limit, and neither ended nor met a stop string."""
+        return [len(r) == max_new_tokens and not ended for r, ended in zip(self.responses, self.ended, strict=True)]
+
     def lengths(self) -> list[int]:
         """Count the tokens of prompt and response but for the last, which predicts nothing, per sequence."""
         return [len(p) + len(r) - 1 for p, r in zip(self.prompts, self.responses, strict=True)]

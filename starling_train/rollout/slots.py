@@ -19,6 +19,7 @@ from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import head_of
 from starling_train.rollout.decode_step import DecodeStep, GraphStep
+from starling_train.rollout.exclusions import exclusions
 from starling_train.rollout.hidden_states import StateRecorder
 from starling_train.rollout.responses import OnDone
 from starling_train.rollout.slot_cache import SlotCache
@@ -68,7 +69,8 @@ class _Decoder:
         self._recorder = StateRecorder(policy.get_decoder(), keep_layer, len(prompts))
         self._policy, self._prompts, self._config, self._on_done = policy, prompts, config, on_done
         self._head = head_of(policy)
-        self._end_ids, self._stops = chat.end_ids, StopStrings(chat, chat.stop_strings(config.stop_strings))
+        self._end_ids, self._excluded = chat.end_ids, exclusions(policy.config, chat, config.min_new_tokens)
+        self._stops = StopStrings(chat, chat.stop_strings(config.stop_strings), config.min_new_tokens)
         size = sum(parameter.numel() for parameter in policy.parameters())
         self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)
         self._on_gpu = policy.device.type == "cuda"
@@ -173,13 +175,15 @@ class _Decoder:
 
     def _draw(self, logits: Tensor, sequences: Sequence[int]) -> list[int]:
         """Draw a token for each row of logits; `sequences` says whose random numbers are used."""
-        if self._uniforms is None:
-            return logits.argmax(-1).tolist()
         config = self._config
-        probabilities = sampling.distribution(logits, config.temperature, config.top_p, config.top_k)
         # the k-th token of a prompt always takes its k-th number, whichever slot or step draws it; a free slot on a GPU
         # draws as well, and could run past the end
         count = [min(len(self._responses[sequence]), config.max_new_tokens - 1) for sequence in sequences]
+        if self._excluded and (left_out := self._excluded.at(torch.tensor(count, device=logits.device))):
+            left_out.apply_(logits)
+        if self._uniforms is None:
+            return logits.argmax(-1).tolist()
+        probabilities = sampling.distribution(logits, config.temperature, config.top_p, config.top_k)
         index = torch.tensor([list(sequences), count], device=logits.device)
         return sampling.draw(probabilities, self._uniforms[index[0], index[1]]).tolist()
 

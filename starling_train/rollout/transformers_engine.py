@@ -2,14 +2,17 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from starling_train.config.sections import RolloutConfig
+from starling_train.core.excluded import ExcludedIds
 from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
+from starling_train.rollout.exclusions import exclusions
 from starling_train.rollout.responses import OnDone
 
 
@@ -28,11 +31,11 @@ def respond(
         torch.manual_seed(torch.initial_seed() + indices[0])
     responses: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    policy.generation_config = _settings(config, chat, greedy)
+    policy.generation_config = _settings(config, chat, greedy, exclusions(policy.config, chat, config.min_new_tokens))
     for start in range(0, len(prompts), config.slots):
         rows = by_length[start : start + config.slots]
         ids, is_real = padded([prompts[i] for i in rows], chat.pad_id, "left")
-        stop = {"tokenizer": chat.tokenizer} if chat.stop_strings(config.stop_strings) else {}
+        stop = _stopping(config, chat, ids.shape[1])
         output = policy.generate(ids.to(policy.device), attention_mask=is_real.long().to(policy.device), **stop)
         for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
             responses[row] = trim(generated, chat.end_ids, chat.pad_id)
@@ -63,14 +66,39 @@ def generating(policy: CausalLM) -> Iterator[None]:
             policy.set_attn_implementation(attention)
 
 
-def _settings(config: RolloutConfig, chat: Chat, greedy: bool) -> GenerationConfig:
+class _LaterStops(StoppingCriteria):
+    """Stop strings that end a row only where they are complete behind its first tokens."""
+
+    def __init__(self, chat: Chat, strings: list[str], first: int):
+        self._stops, self._first = StopStringCriteria(chat.tokenizer, strings), first
+
+    def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Any:
+        if input_ids.shape[1] <= self._first:
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return self._stops(input_ids, scores, **more)
+
+
+def _stopping(config: RolloutConfig, chat: Chat, prompt_tokens: int) -> dict[str, Any]:
+    """Return what `generate` needs for stop strings: the tokenizer, or criteria that know the floor of a response."""
+    strings = chat.stop_strings(config.stop_strings)
+    if not strings:
+        return {}
+    if not config.min_new_tokens:
+        return {"tokenizer": chat.tokenizer}
+    later = _LaterStops(chat, strings, prompt_tokens + config.min_new_tokens)
+    return {"stopping_criteria": StoppingCriteriaList([later])}
+
+
+def _settings(config: RolloutConfig, chat: Chat, greedy: bool, excluded: ExcludedIds) -> GenerationConfig:
     sampling = {} if greedy else {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
     return GenerationConfig(
         do_sample=not greedy,
         max_new_tokens=config.max_new_tokens,
+        min_new_tokens=config.min_new_tokens or None,
+        suppress_tokens=list(excluded.always) or None,
         eos_token_id=sorted(chat.end_ids),
         pad_token_id=chat.pad_id,
-        stop_strings=chat.stop_strings(config.stop_strings) or None,
+        stop_strings=None if config.min_new_tokens else chat.stop_strings(config.stop_strings) or None,
         **sampling,
     )
 

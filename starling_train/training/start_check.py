@@ -3,9 +3,16 @@
 import torch
 
 from starling_train.config.fields import UserError
+from starling_train.data.chat import Chat
 from starling_train.models.actors import Actors
 from starling_train.models.families.ways import Comparison, plain_logits
-from starling_train.rollout import start_check
+from starling_train.rollout import exclusions, start_check
+
+
+def notes(actors: Actors, engine: str, chat: Chat) -> list[str]:
+    """Return the lines on ids that no response has, and on what falls back for this model; see `fallbacks`."""
+    odd_ids = exclusions.lines(actors.policy.config, chat) if engine else []
+    return [*odd_ids, *fallbacks(actors, engine)]
 
 
 def fallbacks(actors: Actors, engine: str) -> list[str]:

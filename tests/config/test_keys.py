@@ -149,6 +149,7 @@ AGAINST_EACH_OTHER = {
         (f"{SERVED}h reward.served_model=x", "reward.served_model: reward.protocol=starling has", "leave it out"),
         (f"{SERVED}h reward.token_header='a b'", "reward.token_header: 'a b' is not", "give Author"),
         ("algorithm.minibatches=65", "algorithm.minibatches: 65 exceeds", "lower it"),
+        ("rollout.min_new_tokens=13 rollout.max_new_tokens=12", "rollout.min_new_tokens: 13 exceeds", "lower it"),
         ("algorithm.critic_warmup_steps=1000", "algorithm.critic_warmup_steps: 1000", "lower it"),
         ("algorithm.kl.target=6 algorithm.kl.coefficient=0", "algorithm.kl.coefficient: 0", "start above 0"),
         (f"{LORA} freeze.lora.dropout=0.1", "freeze.lora.dropout: ", "use 0"),

@@ -64,6 +64,9 @@ class Ends:
     def stop_strings(self, chosen):
         return chosen
 
+    def ids_without_token(self, vocabulary):
+        return ()
+
 
 def respond(model, chosen, count, greedy=True, keep_layer=None, indices=None, **changes):
     """(responses, states) with so many slots, where no budget and no table is in between."""

@@ -23,7 +23,7 @@ def during_training(config: PpoConfig, chat: Chat) -> Skill:
     """Read the cases that `evaluation.function_calling` names, and return the skill, in percent; processes share it."""
     how = config.evaluation.function_calling
     cases = load_cases(given(how.path), limit=how.cases)
-    limits = replace(config.rollout, max_new_tokens=how.max_new_tokens)
+    limits = replace(config.rollout, max_new_tokens=how.max_new_tokens, min_new_tokens=0)
     stops = chat.stop_strings(limits.stop_strings)
 
     def measure(policy: CausalLM, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:

@@ -9,6 +9,7 @@ from starling_train.data import nectar, prompts
 from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt
 from starling_train.models import written
+from starling_train.models.actors import Actors
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
 from starling_train.planning.memory import MemoryPlan
@@ -16,11 +17,12 @@ from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import rendered, selection, what_trains
 from starling_train.rewards import kinds
+from starling_train.rollout.exclusions import exclusions
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
 from starling_train.selection.freeze import FreezeTable
 from starling_train.training import policy, preflight
-from starling_train.training.policy import check_share
+from starling_train.training.policy import SelectedPolicy, check_share
 
 REFUSED = "refused by the reward side"
 
@@ -54,6 +56,14 @@ class PpoInputs:
         check_shares(config, runtime)
         check_run(config, source, run.path, runtime)
         return cls(source, chat, load_data(config, chat, admits=True), baseline_gb)
+
+    def actors(self, config: PpoConfig, policy: SelectedPolicy, runtime: Runtime) -> Actors:
+        """Make policy, reference and critic, on the run's device, for training."""
+        runtime.seed_all("value head")
+        excluded = exclusions(policy.model.config, self.chat, config.rollout.min_new_tokens)
+        lowest, temperature = policy.table.lowest_layer, config.rollout.temperature
+        actors = Actors(policy.model, config.algorithm.critic, lowest, temperature, excluded=excluded)
+        return actors.to(runtime.device).train()
 
     def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
         """Return (planned peak of each process, decimal GB, a line that compares it with what the run took)."""
