@@ -27,16 +27,16 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.data.prompts import Stream
     from starling_train.evals.held_out import HeldOut, Measured, answered
     from starling_train.evals.held_out import evaluate as evaluate_held_out
-    from starling_train.models.actors import Actors
     from starling_train.models.budget import Budgets
     from starling_train.report import page
-    from starling_train.rewards import kinds
+    from starling_train.rewards import empty_answers
+    from starling_train.training import start_check
     from starling_train.training.optimizer import make_optimizer
     from starling_train.training.policy import load_policy
     from starling_train.training.ppo import experience, metrics, update
+    from starling_train.training.ppo.first_answers import FirstAnswers
     from starling_train.training.ppo.inputs import PpoInputs
     from starling_train.training.session import Session
-    from starling_train.training.start_check import fallbacks
 
     algorithm = config.algorithm
 
@@ -44,13 +44,11 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     inputs = PpoInputs.find(config, run, runtime)
     held_out = HeldOut.from_config(config, inputs.data.held_out, inputs.chat)
     policy = load_policy(config, inputs.source, inputs.chat, run.path, runtime)  # scan, select, load, freeze
-    reward_model = kinds.of(config.reward).load(config.reward, runtime)
+    reward_model = empty_answers.load(config.reward, runtime)
 
     # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.
-    runtime.seed_all("value head")
-    actors = Actors(policy.model, algorithm.critic, policy.table.lowest_layer, config.rollout.temperature)
-    actors.to(runtime.device).train()
-    notes = "\n".join([inputs.data.report, *fallbacks(actors, config.rollout.engine)])
+    actors = inputs.actors(config, policy, runtime)
+    notes = "\n".join([inputs.data.report, *start_check.notes(actors, config.rollout.engine, inputs.chat)])
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
@@ -79,6 +77,9 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     conversations = answered(asked, rollout, inputs.chat, config)
                     scores = experience.score(reward_model, conversations, runtime, [one.columns for one in asked])
                     moments.update(scores.of_all)
+                    if step.number == 1:  # before anything trains: are answers too long, does the reward like others?
+                        first = FirstAnswers(asked, conversations, scores.of_all)
+                        step.metrics |= first.look(reward_model, config, rollout, runtime, session.say)
                 with session.phase("update"):
                     # 4. log-probs, reference, values, advantages
                     normalised = experience.normalise(scores.own, moments, config.reward)
@@ -96,6 +97,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
             # 6. what the step measured, and what later steps depend on
             step.metrics |= metrics.step_metrics(learned, scores, kl.coefficient, runtime) | updated.metrics
+            step.metrics |= metrics.answer_metrics(conversations, rollout, config.rollout, runtime)
             step.skipped = metrics.skipped_rows(step.number, learned, scores, updated.skipped, conversations, runtime)
             step.count(len(batch), samples=len(batch), tokens=sum(learned.token_counts))
             kl.update(step.metrics["kl/reference"], len(batch))

@@ -35,3 +35,8 @@ def check(config: ServeConfig) -> None:
     check_reward(config.reward)
     if not config.reward.has_weights:
         raise UserError(f"reward.kind: a {config.reward.kind} is not served; give the kind and path of a model")
+    if config.reward.empty_response is not None:
+        raise UserError(
+            "reward.empty_response: the server gives the model's own scores; leave it out, and set it in the run that "
+            "asks the server"
+        )

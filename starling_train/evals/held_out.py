@@ -155,6 +155,7 @@ def described(
     means = {
         "eval/length_mean": sum(lengths) / len(rows),
         "eval/eos_fraction": sum(row["ended"] for row in rows) / len(rows),
+        "eval/empty_fraction": sum(not row["response"].strip() for row in rows) / len(rows),
     }
     return rows, means | {f"eval/{name}_mean": sum(row[name] for row in rows) / len(rows) for name in measured}
 
@@ -167,9 +168,9 @@ def answered(prompts: list[Prompt], rollout: Rollout, chat: Chat, config: PpoCon
     chat: the policy's template and tokenizer.
     config: its stop strings are cut off.
     """
-    stops = chat.stop_strings(config.rollout.stop_strings)
+    stops, floor = chat.stop_strings(config.rollout.stop_strings), config.rollout.min_new_tokens
     return [
-        with_answer(prompt.messages, chat.text(response, stops))
+        with_answer(prompt.messages, chat.text(response, stops, floor))
         for prompt, response in zip(prompts, rollout.responses, strict=True)
     ]
 

@@ -25,6 +25,8 @@ from starling_train.models import header_checks
 from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.models.source import ModelSource
 from starling_train.rewards import kinds
+from starling_train.rewards.empty_answers import is_empty
+from starling_train.rollout.exclusions import exclusions
 from starling_train.training import policy
 from starling_train.training.ppo import inputs
 
@@ -53,6 +55,8 @@ class Reward(Suite):
         requested, dropped = _prompts(config, subjects.chat)
         data = data_of(config.reward_suite.path or config.data.path, (prompt.messages for prompt in requested))
         settings = subjects.sampled_settings(config.rollout.max_new_tokens, config.rollout.temperature)
+        if floor := config.rollout.min_new_tokens:
+            settings["min_new_tokens"] = floor
         answered = subjects.identity_of(cls.name, data, settings)
         base = None
         if path := config.reward_suite.base:
@@ -110,6 +114,7 @@ class Reward(Suite):
             "score": distribution(scores),
             "length": distribution([len(row["ids"]) for row in rows]),
             "ended": sum(row["ended"] for row in rows) / len(rows),
+            "empty": sum(map(is_empty, conversations)) / len(rows),
             "truncated_answers": truncated,
             "kl": kl,
         }
@@ -126,7 +131,10 @@ class Reward(Suite):
         """Compute the log-probability of each answer, in nats."""
         sequences = [prompt.ids + ids for prompt, ids in zip(self.prompts, responses, strict=True)]
         answers = [range(len(p.ids), len(ids)) for p, ids in zip(self.prompts, sequences, strict=True)]
-        parts = sequence_logprobs(model, sequences, self.subjects.token_budget(), answers)
+        # what the answers were drawn without is left out of both distributions
+        chat, floor = self.subjects.chat, self.subjects.config.rollout.min_new_tokens
+        excluded = exclusions(self.subjects.source.policy_config, chat, floor)
+        parts = sequence_logprobs(model, sequences, self.subjects.token_budget(), answers, excluded)
         return [float(part.double().sum()) for part in parts]
 
     def lines(self, result: dict[str, Any]) -> list[ResultLine]:
@@ -139,6 +147,8 @@ class Reward(Suite):
             ResultLine("length, tokens", f"{length['mean']:.4g}", count),
             ResultLine("ended by itself", f"{100 * result['ended']:.2f} %", count),
         ]
+        if "empty" in result:  # results of former versions have none
+            lines.append(ResultLine("without text", f"{100 * result['empty']:.2f} %", count))
         if kl := result["kl"]:
             lines += [
                 ResultLine("KL to the base, nats an answer", f"{kl['mean']:.4g}", count),

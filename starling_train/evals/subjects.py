@@ -18,9 +18,9 @@ from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.positions import positions_of
 from starling_train.models.families.ways import ways_of
 from starling_train.models.source import ModelSource
-from starling_train.rewards import kinds
+from starling_train.rewards import empty_answers, kinds
 from starling_train.rewards.kinds import Scorer
-from starling_train.rollout import start_check
+from starling_train.rollout import exclusions, start_check
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
 from starling_train.training import policy
@@ -50,8 +50,10 @@ class Subjects:
         return policy.load_chat(self.source, self.config.model)
 
     def lines(self) -> list[str]:
-        """Say what the policy's chat template does, where a suite has needed it."""
-        return self.chat.lines() if "chat" in vars(self) else []
+        """Say what the policy's chat template does, and which ids no answer has, where a suite has needed it."""
+        if "chat" not in vars(self):
+            return []
+        return [*self.chat.lines(), *exclusions.lines(self.source.policy_config, self.chat)]
 
     def policy_identity(self) -> dict[str, Any]:
         return self.identify(self.source)
@@ -86,7 +88,9 @@ class Subjects:
         return {"kind": config.kind, "tokenizer": tokenizer, **who}
 
     def reward_settings(self) -> dict[str, Any]:
-        return {key: getattr(self.config.reward, key) for key in kinds.of(self.config.reward).SCORED_BY}
+        reward = self.config.reward
+        stated = {} if reward.empty_response is None else {"empty_response": reward.empty_response}
+        return {key: getattr(reward, key) for key in kinds.of(reward).SCORED_BY} | stated
 
     def check_policy(self) -> None:
         """Check everything about the policy that does not require loading it. Raises UserError."""
@@ -156,7 +160,7 @@ class Subjects:
         return self._load_reward()
 
     def _load_reward(self) -> Scorer:
-        return kinds.of(self.config.reward).load(self.config.reward, self.runtime)
+        return empty_answers.load(self.config.reward, self.runtime)
 
     def token_budget(self) -> Budget:
         """Return a new budget of tokens for forward passes that measure log-probabilities."""
@@ -200,7 +204,7 @@ class Subjects:
             key = keys[number]
             if key in journal:
                 return  # answered once more because memory ran out
-            text = chat.text(ids, stops)
+            text = chat.text(ids, stops, limits.min_new_tokens)
             journal.add(key, {"response": text, "ids": list(ids), "ended": ids[-1] in chat.end_ids})
             progress.step()
 
@@ -210,8 +214,8 @@ class Subjects:
         generate(model, chat, prompts, limits, greedy=greedy, indices=indices, on_done=take)
 
     def limits(self, max_new_tokens: int, **changed: Any) -> RolloutConfig:
-        """Return the rollout's settings with another limit."""
-        return replace(self.config.rollout, max_new_tokens=max_new_tokens, **changed)
+        """Return the rollout's settings with another limit, and no floor: a benchmark takes answers as they come."""
+        return replace(self.config.rollout, max_new_tokens=max_new_tokens, min_new_tokens=0, **changed)
 
     def greedy_settings(self, max_new_tokens: int) -> dict[str, Any]:
         """Return everything a greedy answer depends on, for an identity."""
@@ -221,7 +225,12 @@ class Subjects:
             **self.policy_settings(),
             "engine": rollout.engine,
             "stop_strings": self.chat.stop_strings(rollout.stop_strings),
+            # only where there are any: answers of former versions, which drew them, are as good without
+            **({"ids_without_token": without} if (without := self._ids_without_token()) else {}),
         }
+
+    def _ids_without_token(self) -> int:
+        return len(self.chat.ids_without_token(self.source.text_config.vocab_size))
 
     def sampled_settings(self, max_new_tokens: int, temperature: float | None) -> dict[str, Any]:
         """Return everything a sampled answer depends on, for an identity."""

@@ -21,6 +21,7 @@ def score(conversations, truth, weight=1.0, *, seen=None):
         for conversation, value in zip(conversations, truth)
     ]
 """
+SEEN = ["+reward.arguments.seen=seen", "reward.scale=none", "reward.probe=false"]
 FUNCTION = ["reward=function", "reward.function=verify.py:score", "+reward.arguments.weight=0.5"]
 
 
@@ -43,7 +44,7 @@ def lines(path) -> list:
 
 
 def test_two_steps_with_a_column_as_truth(here, small_run, run_command):
-    done = run_command("ppo", *arguments(small_run, "+reward.arguments.seen=seen", "reward.scale=none"))
+    done = run_command("ppo", *arguments(small_run, *SEEN))
     assert done.returncode == 0, done.stderr
     assert "scored by <code>verify.py:score</code>" in (here / "run" / "report.html").read_text()
     assert "not planned" not in done.stdout
@@ -59,7 +60,7 @@ def test_two_steps_with_a_column_as_truth(here, small_run, run_command):
     for row in samples:
         truth = int(re.findall(r"\d+", row["prompt"])[0])
         assert row["score"] == 0.5 * (len(row["response"]) + truth)
-    again = run_command("ppo", *arguments(small_run, "+reward.arguments.seen=seen", "reward.scale=none"))
+    again = run_command("ppo", *arguments(small_run, *SEEN))
     assert again.returncode == 0 and "is finished" in again.stdout
 
 

@@ -155,6 +155,8 @@ POLICY = [
         make=code_in("policy")),
     # what it is asked for
     row("ppo", "data.max_prompt_tokens=200000", "rollout.max_new_tokens: ", "positions", "lower"),
+    row("dpo", "rollout.min_new_tokens=13", "rollout.min_new_tokens: 13 exceeds rollout.max_new_tokens=12", "lower it"),
+    row("evaluate", PROMPTS + "rollout.min_new_tokens=9", "rollout.min_new_tokens: 9 exceeds", "lower it"),
     row("rm", "rm.max_length=200000", "rm.max_length: ", "positions", "lower"),
     row("dpo", "dpo.max_length=200000", "dpo.max_length: ", "positions", "lower"),
     row("ppo rm dpo", "model.attention=flash_attention_2", "model.attention: needs", "use sdpa"),
@@ -203,6 +205,7 @@ REWARD = [
     row("ppo", MINE, "mine.py:score raised KeyError: 'x' for conversation 0, 'What is 0 and 0?'", "debug=true",
         make=text("mine.py", "def score(asked): return {}['x']\n")),
     row("serve_reward", MINE, "reward.kind: a function is not served", "give the kind"),
+    row("serve_reward", "reward.empty_response=0", "reward.empty_response: the server gives", "leave it out"),
 ]  # fmt: skip
 
 TRAINING = "ppo rm dpo"

@@ -149,6 +149,14 @@ def test_limits(tmp_path, first, last, config, expected):
     assert judged(tmp_path, first, last, config) == expected
 
 
+def test_empty_answers_are_told_with_those_at_the_start_and_what_to_set(tmp_path):
+    lines = [{"step": 0, "eval/empty_fraction": 0.0}, {"step": 1, "eval/empty_fraction": 0.3125}]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    (found,) = (one for one in verdict.findings(read(tmp_path)) if one.name == "Empty answers")
+    assert found.state == BAD and found.text == "31 % of answers are empty at the end (0 % at the start)."
+    assert "rollout.min_new_tokens" in found.advice and "reward.empty_response" in found.advice
+
+
 def test_gold_that_falls_while_the_score_rises_is_named(tmp_path):
     write_lines(tmp_path / "metrics.jsonl", [
         {"step": 0, **START, "eval/gold_mean": 0.5},

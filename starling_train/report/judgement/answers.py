@@ -55,11 +55,13 @@ def _truncation(run: RunFiles) -> Finding | None:
 
 
 def _empty(run: RunFiles) -> Finding | None:
-    shares = [
-        value for key in ("eval/empty_fraction", "response/empty_fraction") if (value := latest(run, key)) is not None
-    ]
+    keys = ("eval/empty_fraction", "response/empty_fraction")
+    shares = [(value, key) for key in keys if (value := latest(run, key)) is not None]
     if shares:
-        return finding("empty", f"{percent(max(shares))} of answers are empty at the end.", max(shares))
+        share, key = max(shares)
+        first = first_last(run, key)[0]
+        start = "" if first is None else f" ({percent(first)} at the start)"
+        return finding("empty", f"{percent(share)} of answers are empty at the end{start}.", share)
     texts = _texts(last_samples(run))
     if not texts:
         return None

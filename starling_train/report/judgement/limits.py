@@ -153,8 +153,8 @@ LIMITS = {
         0.05,
         "Nobody asks for an empty answer: one in a hundred is no accident. Reward models have seldom seen any, and may "
         "like them: on a real model 5 of 16 answers became empty, with scores above the mean.",
-        "Look at what the reward model gives to an empty answer; lower algorithm.missing_eos_penalty, or raise "
-        "rollout.max_new_tokens.",
+        "Set rollout.min_new_tokens, or reward.empty_response; look at what the reward model gives to an empty answer "
+        "(reward/probe_empty); lower algorithm.missing_eos_penalty, or raise rollout.max_new_tokens.",
     ),
     "repeat_within": Limit(
         "Repetition within answers",

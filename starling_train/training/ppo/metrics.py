@@ -1,9 +1,13 @@
 """The numbers of a step, and what it could not learn from."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from starling_train.config.sections import RolloutConfig
+from starling_train.rewards.empty_answers import is_empty
+from starling_train.rollout.responses import Rollout
 from starling_train.run import skipped
 from starling_train.run.runtime import Runtime
 from starling_train.training.ppo.experience import Experience, Scores
@@ -33,6 +37,21 @@ def step_metrics(experience: Experience, scores: Scores, kl_coefficient: float, 
         "reward/truncated_prompts": scores.shortened,
         "optim/left_out": int((~fit).sum()),
     }
+
+
+def answer_metrics(
+    conversations: Sequence[Sequence[dict]], rollout: Rollout, config: RolloutConfig, runtime: Runtime
+) -> dict[str, float]:
+    """Return the shares of the answers of all processes without text, and at the limit of their length.
+
+    conversations: this process's, with their answers.
+    rollout: the answers' ids.
+    config: the limit.
+    runtime: the processes.
+    """
+    cut = sum(rollout.is_at_limit(config.max_new_tokens))
+    count, empty, at_limit = runtime.sum([len(rollout), sum(map(is_empty, conversations)), cut])
+    return {"response/empty_fraction": empty / count, "response/limit_fraction": at_limit / count}
 
 
 def skipped_rows(
