@@ -31,6 +31,7 @@ class StatedForEmpty:
         self._reward, self._stated = reward, stated
         self.budget, self.may_leave_out = reward.budget, reward.may_leave_out
         self.mark: Mark | None = reward.mark
+        self.facts = reward.facts
 
     @property
     def truncated(self) -> int:

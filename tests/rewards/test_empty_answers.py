@@ -56,7 +56,7 @@ def test_each_has_its_own_error(tmp_path):
 
 def test_it_is_the_reward_in_all_else(tmp_path):
     plain, stated = scorer(tmp_path), scorer(tmp_path, empty_response=0.0)
-    assert stated.mark.state_dict() == plain.mark.state_dict()
+    assert stated.mark.state_dict() == plain.mark.state_dict() and stated.facts == plain.facts
     assert (stated.truncated, stated.shortened, stated.budget, stated.may_leave_out) == (0, 0, None, True)
 
 
