@@ -7,7 +7,7 @@ from typing import Any
 from starling_train.report import first_screen, markup
 from starling_train.report.document import document
 from starling_train.report.judgement import verdict
-from starling_train.report.metrics import is_skill, percent_scale, suite_label, suites
+from starling_train.report.metrics import is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.plots import panels
 from starling_train.report.plots.draw import overlaid
 from starling_train.report.plots.panel import Panel
@@ -116,7 +116,7 @@ def figures_table(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
         for label, keys, unit in FIGURES
     ]
     known = list(dict.fromkeys(key for run in runs for key in suites(run) if is_skill(key) and "preference" not in key))
-    for key in known:
+    for key in (key for key in known if parent(key, known) is None):
         values = [latest(run, key) for run in runs]
         scaled = [None if v is None else v * percent_scale(run, key) for v, run in zip(values, runs, strict=True)]
         rows.append(_row(f"{suite_label(key).capitalize()}, right", scaled, "%"))

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from made_up import write_made_up
@@ -53,6 +55,20 @@ def test_it_loads_no_model_and_draws_without_matplotlib(tmp_path):
     code += "print(sorted({'torch', 'transformers', 'matplotlib', 'hydra'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == [f"report: {run / 'report.html'}", "[]"], done.stderr
+
+
+def test_every_command_of_its_document_runs(two, tmp_path, capsys, monkeypatch):
+    document = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    lines = re.findall(r"^    starling report (.*?)(?: +#.*)?$", document, re.M)
+    assert len(lines) == 3
+    (tmp_path / "runs").mkdir()
+    for name, run in zip(("toy", "other"), two, strict=True):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        report(capsys, *line.split())
+    assert Path("runs/runs-report.html").is_file() and Path("both.html").is_file()
+    assert (tmp_path / "runs" / "toy" / "report.html").is_file() and "runs/runs-report.html" in document
 
 
 def test_a_run_that_a_kill_has_left(tmp_path, capsys):

@@ -34,7 +34,8 @@ def overlaid(runs: Sequence[RunFiles], labels: Sequence[str], panel: Panel) -> s
                     colour, dashed = OVERLAID[index % len(OVERLAID)], index >= len(OVERLAID)
                     curves.append(Curve(label, colour, curve.xs, curve.ys, points=curve.points, dashed=dashed))
             if curves:
-                title = f"{row.ylabel}: {line.label}" if line.label else row.ylabel
+                is_named = not line.label or line.label in row.ylabel
+                title = row.ylabel if is_named else f"{row.ylabel}: {line.label}"
                 drawn.append(render(_chart(row, curves, last, None, title), panel.title))
     return "".join(drawn)
 

@@ -144,8 +144,8 @@ PANELS = (
     panel(
         "optimiser",
         "Optimiser",
-        "Good: a gradient norm without growing peaks. Bad: peaks that grow, or skipped steps (not-a- number "
-        "gradients).",
+        "Good: a gradient norm without growing peaks. Bad: peaks that grow, or skipped steps (gradients that "
+        "are not numbers).",
         row("gradient norm", PlotLine("optim/gradient_norm", "before clipping", BLUE), floor=0.0),
         row("learning rate", PlotLine("optim/learning_rate", "", ORANGE), floor=0.0),
     ),
