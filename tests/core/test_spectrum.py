@@ -301,4 +301,4 @@ def test_right_eigenvalues_are_believed(monkeypatch, recipe):
 )  # fmt: skip
 def test_cards_that_are_slow_in_float64(name, capability, rate):
     note = scan_note(name, capability)
-    assert note.startswith(f"{name} computes float64 at {rate} of its float32 rate: ") if rate else note == ""
+    assert note.startswith(f"{name} computes float64 at {rate} of its float32 rate, ") if rate else note == ""
