@@ -5,7 +5,17 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 # (label, key of the metrics, format) of the numbers on the line of a step, by command
 PPO = (
@@ -27,8 +37,21 @@ DPO = (
     ("held-out accuracy", "eval/preference_accuracy", "{:.1%}"),
     ("held-out margin", "eval/reward_margin", "{:.3f}"),
 )
+WIDE = 100  # columns of a terminal with room for a bar
 Watched = Sequence[tuple[str, str, str]]
 WATCHED = tuple(dict.fromkeys((*PPO, *RM[:2], *DPO[:3], *RM[2:], *DPO[3:])))  # of a command that names none
+
+
+class CutColumn(TextColumn):
+    """Text that is cut where the line is too long for the terminal, so that step and times always show."""
+
+    def __init__(self, text_format: str):
+        super().__init__(text_format, table_column=Column())  # whose width may shrink
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
 
 
 class Console:
@@ -43,13 +66,13 @@ class Console:
         self._numbers = ""
         self._progress = Progress(
             TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=12 if self._console.width >= WIDE else 4),
+            CutColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[phase]}"),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            CutColumn("[dim]{task.fields[phase]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )

@@ -192,7 +192,7 @@ class Runtime:
         name = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
-            else f"CPU, {torch.get_num_threads()} threads"
+            else f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
         )
         return name if self.world == 1 else f"{self.world} x {name}"
 

@@ -1,3 +1,8 @@
+import io
+
+import pytest
+from rich.console import Console as RichConsole
+
 from starling_train.run.console import Console, duration, numbers
 
 
@@ -21,3 +26,15 @@ def test_without_a_terminal_one_plain_line_per_step(capsys):
         "step 0/3  held-out -1.000",
         "step 1/3  reward 2.000  KL 0.250  length 7.0  left 0:01:01",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_step_and_times_are_seen_however_long_the_numbers_are(width):
+    console = Console(steps=1000)
+    watched = "reward 2.070  KL 3.606  length 22.7  held-out 2.162"
+    console._progress.update(console._task, completed=12, numbers=watched, phase="writing the model")
+    written = io.StringIO()
+    RichConsole(file=written, width=width, color_system=None).print(console._progress.get_renderable())
+    line = written.getvalue().rstrip("\n")
+    assert line.startswith("step   12/1000 ") and len(line) <= width and "\n" not in line
+    assert "0:00:00" in line and "-:--:--" in line and watched[:12] in line

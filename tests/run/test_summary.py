@@ -29,7 +29,7 @@ def finished(first, last):
     return {
         "first_eval": first, "last_eval": last, "steps": 30, "wall_time_s": 65.4, "peak_memory_gb": 0.4951,
         "throughput": {"samples_per_s": 78.25}, "trainable": {"parameters": 147456, "of": 581504},
-        "device": "CPU, 1 threads",
+        "device": "CPU, 1 thread",
     }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_before_and_after_side_by_side(run):
         "KL to the start, nats           0.00      6.12    +6.12",
         "gold                            0.07      1.19    +1.12",
         "time         0:01:05 for 30 steps, 78.2 samples a second",
-        "memory       0.495 GB at most, CPU, 1 threads",
+        "memory       0.495 GB at most, CPU, 1 thread",
         "trained      147,456 of 581,504 parameters",
         f"model        {run.policy}",
         f"metrics      {run.metrics}",
