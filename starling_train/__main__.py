@@ -21,7 +21,7 @@ def main() -> None:
     known = commands()
     if name in ("--help", "-h", "help"):
         _print(listed(known))
-    elif name == "--version":
+    elif name == "--version" or (name in known and "--version" in arguments):
         _print(f"starling {starling_train.__version__}")
     elif name in ("-sc", "--shell-completion"):
         _complete(arguments, known)

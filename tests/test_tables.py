@@ -5,7 +5,9 @@ from dataclasses import fields
 import pytest
 
 from starling_train.config import sections
-from starling_train.config.sections import REWARD_MODELS, RewardConfig, RolloutConfig
+from starling_train.config.sections import REWARD_MODELS, AlgorithmConfig, RewardConfig, RolloutConfig
+from starling_train.core.advantages import ADVANTAGES
+from starling_train.core.ppo import LOSSES
 from starling_train.rewards import kinds
 from starling_train.rollout.generate import ENGINES
 from starling_train.run.tracker import TRACKERS
@@ -21,6 +23,8 @@ def offered(section: type, key: str) -> set[str]:
     [
         (kinds.KINDS, RewardConfig, "kind"),
         (ENGINES, RolloutConfig, "engine"),
+        (LOSSES, AlgorithmConfig, "name"),
+        (ADVANTAGES, AlgorithmConfig, "name"),
     ],
 )
 def test_a_table_is_what_its_key_offers(table, section, key):

@@ -72,7 +72,7 @@ def test_a_list_takes_no_time():
     assert done.stdout.startswith("starling ") and not done.stderr.strip()
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["ppo", "--version"], ["export", "--version"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["ppo", "--version"], ["toy", "--version"]])
 def test_the_version_is_ours(arguments, monkeypatch, capsys):
     assert said(monkeypatch, capsys, *arguments) == (0, f"starling {starling_train.__version__}\n", "")
 
@@ -298,6 +298,7 @@ def test_another_pipe_that_breaks_is_an_error_of_ours(monkeypatch):
     ("starling ppo freeze=la", ["freeze=last_layers", "freeze=layers"]),
     ("starling ppo +recipe=toy_l", ["+recipe=toy_laser", "+recipe=toy_lora"]),
     ("starling dpo dpo.be", ["dpo.beta="]), ("starling nothing dpo.be", []), ("starling toy x", []),
+    ("starling report x", []),
 ])  # fmt: skip
 def test_a_line_is_completed(line, expected, monkeypatch, capsys):
     monkeypatch.setenv("COMP_LINE", line)
