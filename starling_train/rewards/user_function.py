@@ -56,7 +56,7 @@ class UserFunction:
             raise UserError(f"reward.function: {target} is a {type(call).__name__}, not a function; name a function")
         if inspect.iscoroutinefunction(call):
             raise UserError(f"reward.function: {target} is async; give a plain function")
-        file = inspect.getsourcefile(module) if place else None
+        file = inspect.getsourcefile(module) if hasattr(module, "__file__") else None  # none: built into Python
         needed, optional = _columns(target, call, arguments)
         return cls(target, call, Path(file) if file else None, arguments, needed, optional)
 

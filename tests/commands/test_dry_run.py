@@ -64,7 +64,8 @@ def test_memory_follows_the_settings(dry_run):
     assert gigabytes(twin, "critic (twin)") - gigabytes(shared, "critic (head)") == pytest.approx(1.74483 * 2, abs=0.01)
     everything = dry_run("freeze=none")
     assert "7,241,748,480" in everything
-    assert gigabytes(everything, "during step: gradients, float32") > 2 * 14.4
+    # the value head's are float32
+    assert gigabytes(everything, "during step: gradients") == pytest.approx(2 * 7.24175 + 4 * 0.03357, abs=0.01)
     large = dry_run("reward=starling_34b")
     assert gigabytes(large, "reward model") == pytest.approx(2 * 33.93, abs=0.1)
 

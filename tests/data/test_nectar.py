@@ -364,8 +364,10 @@ def test_hub_id_that_cannot_be_read(monkeypatch):
         asked.append((arguments, options))
         raise ConnectionError("no route\nto the hub")
 
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # which would be the reason told
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match=r"^somebody/Nectar: .*no route"):
+    with pytest.raises(UserError, match=r"^data.path: 'somebody/Nectar' .*no route"):
         load("somebody/Nectar")
     assert asked == [(("somebody/Nectar", None), {"split": "train"})]
 

@@ -12,6 +12,7 @@ import torch
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig, check_reward
 from starling_train.rewards import function, kinds
+from starling_train.rewards.user_function import UserFunction
 
 ASKED = [[{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": "a" * i}] for i in range(4)]
 
@@ -46,6 +47,13 @@ def test_it_is_called_with_whole_conversations(written):
     config = written("def score(asked):\n    return [len(c[-1]['content']) + 10 * len(c) for c in asked]\n")
     assert scores(config) == [20.0, 21.0, 22.0, 23.0]
     assert scores(config, asked=[]) == []
+
+
+def test_a_function_that_is_built_into_python_has_no_text():
+    found = UserFunction.find(RewardConfig(kind="function", path="", function="math:fsum"))
+    assert found.file is None and found.identity()["sha256"] is None
+    counted = UserFunction.find(RewardConfig(kind="function", path="", function="builtins:len"))
+    assert counted.call is len and counted.file is None and counted.columns == ()
 
 
 def test_what_it_does_to_the_messages_stays_with_it(written):
