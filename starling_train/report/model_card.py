@@ -94,13 +94,19 @@ def render(run: SavedRun, trained: TrainedModel, table: FreezeTable, base: Ident
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
 
+def is_of(text: str, run: SavedRun, trained: TrainedModel, base: Identity) -> bool:
+    """Return whether a card, edited perhaps, is of the model that this export would write."""
+    lines = text.splitlines()
+    return all(f"| {what} | {value} |" in lines for what, value in _origin(run, trained, base))
+
+
 def _origin(run: SavedRun, trained: TrainedModel, base: Identity) -> list[tuple[str, str]]:
     model = trained.model
     revision = f", revision `{model.revision}`" if model.revision else ""
     return [
         ("base model", f"`{model.path}`{revision}"),
         ("its identity", f"SHA-256 `{base.sha256}`, over names and bytes of `config.json` and weights"),
-        ("checkpoint", f"`{run.checkpoint.name}`"),
+        ("checkpoint", f"`{run.checkpoint.name}` of `{run.path.resolve().name}`"),
         ("type of the weights", f"{model.dtype}" + (f", layout `{trained.kind}`" if trained.kind else "")),
     ]
 

@@ -14,6 +14,7 @@ from fault_process import Started
 from reward_checkpoints import load as load_reward
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from upload_hub import READ_ONLY, TOKEN, UploadHub
 
 from starling_train import export, ppo, rm
 
@@ -286,3 +287,94 @@ def test_the_card_of_a_reward_model_and_its_example(ranked, tmp_path):
     assert "reward=starling_7b reward.path=DIR reward.max_length=64" in card and "eval/preference_accuracy" in card
     example = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     assert float(run_example(example, tmp_path / "model").strip("[]\n")) < 1e9
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on loopback, with the token of a user who may write."""
+    from huggingface_hub import constants
+
+    with UploadHub() as hub:
+        for variable in ("HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # LFS: Xet has a server of its own
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+        yield hub
+
+
+def test_push_uploads_what_was_written_and_a_failed_upload_is_made_good_by_the_same_command(
+    trained, hub, tmp_path, capsys
+):
+    arguments = [f"run_dir={trained / 'run'}", "output=model", "push=me/mine"]
+    hub.refuse["PUT", "stored"] = 403
+    with pytest.raises(SystemExit) as stopped:
+        run_here(export, tmp_path, *arguments)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    model = tmp_path / "model"
+    assert stopped.value.code == 2 and error.startswith("error: push: ")
+    assert error.endswith(f"{model} is whole: the same command uploads it")
+    written = {path.name: path.read_bytes() for path in model.iterdir()}
+    assert hub.private == {"me/mine": True} and hub.repositories["me/mine"] == {} and "README.md" in written
+
+    hub.refuse.clear()
+    (model / "README.md").write_text((model / "README.md").read_text() + "\nOne more line, by its owner.\n")
+    before = (model / "model.safetensors").stat().st_mtime_ns
+    run_here(export, tmp_path, *arguments)
+    assert f"uploaded to {hub.url}/me/mine" in capsys.readouterr().out
+    assert (model / "model.safetensors").stat().st_mtime_ns == before
+    held = hub.repositories["me/mine"]
+    assert held == {path.name: path.read_bytes() for path in model.iterdir()}
+    assert "by its owner" in held["README.md"].decode() and hub.commits == ["The policy of step 3 of the run run"]
+
+    sent = len([request for request in hub.said if request.startswith("PUT")])
+    run_here(export, tmp_path, *arguments)  # nothing has changed: nothing is sent
+    assert len([request for request in hub.said if request.startswith("PUT")]) == sent and len(hub.commits) == 1
+
+    said = refused(tmp_path, capsys, *arguments, "checkpoint=step_000002")
+    assert said.startswith(f"error: output: {model} ") and "not empty" in said
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "says"),
+    [
+        ("hf_unknown00", "me/mine", "the hub does not know the token (401)"),
+        (READ_ONLY, "me/mine", "the token may not write to 'me/mine' (403)"),
+        (TOKEN, "others/mine", "the token may not write to 'others/mine' (403)"),
+        ("", "me/mine", "no token of the hub; set HF_TOKEN"),
+        (TOKEN, "me/mine/more", "'me/mine/more' is not a name on the hub; give OWNER/NAME"),
+        (TOKEN, "me/-x..y", "'me/-x..y' is not a name on the hub; give OWNER/NAME"),
+    ],
+)
+def test_what_the_hub_would_refuse_is_told_before_anything_is_written(
+    trained, hub, tmp_path, capsys, monkeypatch, token, name, says
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("starling_train.run.saved.verify", lambda *run: pytest.fail("something expensive was begun"))
+    error = refused(tmp_path, capsys, f"run_dir={trained / 'run'}", "output=model", f"push={name}")
+    assert error.startswith("error: push: ") and says in error and (not token or token not in error)
+    assert hub.repositories == {}
+
+
+def test_a_hub_that_is_away_or_kept_away(trained, hub, tmp_path, capsys, monkeypatch):
+    from huggingface_hub import constants
+
+    arguments = [f"run_dir={trained / 'run'}", "output=model", "push=mine"]
+    run_here(export, tmp_path, *arguments, "dry_run=true")
+    assert "would upload it to mine on the hub" in capsys.readouterr().out and hub.said == []
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert "push: the hub does not answer" in refused(tmp_path, capsys, *arguments)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "push: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE keeps" in refused(tmp_path, capsys, *arguments)
+
+
+def test_a_public_repository_by_its_own_name_and_one_that_exists(ranked, hub, tmp_path, capsys):
+    """The reward model's card, too, is one that the hub takes."""
+    arguments = [f"run_dir={ranked / 'run'}", "output=model", "push=mine", "push_private=false"]
+    run_here(export, tmp_path, *arguments)
+    assert hub.private == {"me/mine": False}
+    held = hub.repositories["me/mine"]
+    assert held == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert f"uploaded to {hub.url}/me/mine" in capsys.readouterr().out
