@@ -22,7 +22,7 @@ CARD = "README.md"
 def main(config: ExportConfig) -> None:
     """Find the checkpoint, check base model and disk, write the model, upload it."""
     from starling_train.files import disk, hub_upload
-    from starling_train.report import model_card
+    from starling_train.report.card import model_card
     from starling_train.run import interruption, saved
     from starling_train.training.trained import plan
 

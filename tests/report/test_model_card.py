@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
 from starling_train.config.sections import LoraConfig, ModelConfig
-from starling_train.report import card_data, model_card
+from starling_train.report.card import metadata, model_card
 from starling_train.run.saved import SavedRun
 from starling_train.run.state import TrainState
 from starling_train.selection.freeze import FreezeTable, TableRow
@@ -140,24 +140,24 @@ def test_the_card_of_a_reward_model(tmp_path, kind, library, pipeline):
 )
 def test_a_name_on_the_hub_is_told_from_a_directory(path, known, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert card_data.hub_id(path) == known
+    assert metadata.hub_id(path) == known
     if known == path:
         (tmp_path / "org" / "model").mkdir(parents=True)
-        assert card_data.hub_id(path) is None
+        assert metadata.hub_id(path) is None
 
 
 @pytest.mark.parametrize(
     "content", ["", "# no metadata", "---\nlicense: [1\n---\n", "---\n- 1\n---\n", "---\nlicense: 3\n---\n", "\xff\x00"]
 )
 def test_a_base_whose_card_says_no_licence(tmp_path, content):
-    assert card_data.licence(tmp_path) == {}
+    assert metadata.licence(tmp_path) == {}
     (tmp_path / "README.md").write_text(content, encoding="latin-1")
-    assert card_data.licence(tmp_path) == {}
+    assert metadata.licence(tmp_path) == {}
 
 
 def test_adapters_are_a_tag(tmp_path):
     run = write_run(tmp_path, SETTINGS | {"dpo": {}})
     trained = SimpleNamespace(directory=tmp_path, kind=None, model=ModelConfig(path="org/model"), lora=LoraConfig())
-    assert card_data.card_data(run, trained, "mine", None).tags == [
+    assert metadata.card_data(run, trained, "mine", None).tags == [
         "starling_train", "dpo", "conversational", "lora", "freeze-snr",
     ]  # fmt: skip

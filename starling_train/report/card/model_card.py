@@ -11,7 +11,7 @@ from starling_train import __version__
 from starling_train.files.identity import Identity
 from starling_train.models.reward import classifier
 from starling_train.report import read_run
-from starling_train.report.card_data import algorithm, card_data, licence
+from starling_train.report.card.metadata import algorithm, card_data, licence
 from starling_train.report.markup import clean, markdown_table, redact
 from starling_train.report.read_run import setting
 from starling_train.run.saved import SavedRun
