@@ -28,6 +28,7 @@ EVALUATED = {"eval/score_mean", "eval/score_std", "eval/function_calling", "eval
 SAYS = re.compile(
     r"debug: /.*/policy on CPU, \d+ threads?; files go to run$|"
     r"\d+ rows read|module type |[a-z_.]+ +\d+ of +\d+ |CPU, |step \d+/\d+  |peak memory of a process: |"
+    r"reward: an empty answer scores |warning: an answer |warning: \d+ % of the first answers |"
     r" +step 0 +step 3 |[\w%, ]+?  +-?\d+\.\d+ +-?\d+\.\d+ +[+-]\d+\.\d+$|"
     r"(time|memory|trained|model|checkpoints|metrics|samples)  |report: "
 )
