@@ -53,8 +53,9 @@ def _of_groups(text: str, schema: type) -> str | None:
         return f"{group}: there is no '{name}'; {_options(group, name, listed.split(), schema, text)}"
     if match := re.search(r"Could not load '([\w/]+)/([^'/]+)'", text):
         group, name = match.groups()
-        folder = find("recipes") if group == "recipe" else find("conf") / group
-        listed = sorted(path.stem for path in folder.glob("*.yaml"))
+        folders = [Path(one) / group for one in re.findall(r"path=file://(\S+)", text)]
+        folders += [find("recipes")] if group == "recipe" else []
+        listed = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
         return f"{group}: there is no '{name}'; {_options(group, name, listed, schema, text)}"
     if match := re.search(r"config group '([\w/]+)' does not exist", text):
         return f"{match[1]}: there is no such folder; give -cd DIR, where DIR/{match[1]}/NAME.yaml is"
@@ -100,8 +101,10 @@ def _options(group: str, name: str, listed: list[str], schema: type, text: str) 
         command = next(file for file, one in FILES.items() if one is schema)
         others = {path.stem for path in find("recipes").glob("*.yaml")} - recipes_of(command).keys()
         listed = [option for option in listed if option not in others]
+        if group != "recipe" and name in recipes_of(command):
+            return f"write /recipe@_here_: {name} for one of ours"
         for folder in map(Path, re.findall(r"path=file://(\S+)", text)):
-            if (folder / f"{name}.yaml").is_file():
+            if folder != find("conf") and (folder / f"{name}.yaml").is_file():
                 return f"put {folder / name}.yaml into {folder / group}/"
     return f"{did_you_mean(name, listed)}use one of: {', '.join(listed)}"
 

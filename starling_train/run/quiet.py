@@ -12,6 +12,8 @@ import sys
 NOISE = (
     # said to everyone who has no GPU, in the middle of a run; a run's opening lines name its device
     ("DeepSpeed", "Setting accelerator to CPU"),
+    # of a published model's generation_config.json, which sampling here does not follow
+    ("transformers.generation.configuration_utils", "The following generation flags are not valid"),
 )
 # bars of the hub, transformers and datasets; in a file each step of a bar is a line
 BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")

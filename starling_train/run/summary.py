@@ -104,7 +104,8 @@ def in_words(summary: dict[str, Any], run: RunDirectory) -> str:
             for row in rows
         ]
     trained, speed = summary["trainable"], summary["throughput"]["samples_per_s"]
-    took = f"{duration(summary['wall_time_s'])} for {summary['steps']} steps, {speed:.3g} samples a second"
+    steps = f"{summary['steps']} step{'s' * (summary['steps'] != 1)}"
+    took = f"{duration(summary['wall_time_s'])} for {steps}, {speed:.3g} samples a second"
     facts = [("time", took), ("memory", f"{summary['peak_memory_gb']:.3g} GB at most, {summary['device']}")]
     facts += [("trained", f"{trained['parameters']:,} of {trained['of']:,} parameters")]
     facts += [("model", str(path)) for path in (run.policy, run.reward) if path.is_dir()]

@@ -1,5 +1,7 @@
 """Recipes: those of compare, recipes of one's own, and recipes given to another command."""
 
+import re
+
 import pytest
 
 from starling_train import cli
@@ -31,6 +33,9 @@ def own(tmp_path):
     (folder / "upon.yaml").write_text("defaults:\n  - plain\n  - _self_\nname: upon\nseed: 3\n")
     (folder / "upon_ours.yaml").write_text("defaults:\n  - toy\n  - override /freeze: none\n  - _self_\nname: ours\n")
     (folder / "team" / "deep.yaml").write_text("name: deep\nfreeze:\n  top_percent: 10\n")
+    (folder / "team" / "upon.yaml").write_text("defaults:\n  - deep\n  - _self_\nname: team\n")
+    (folder / "team" / "ours.yaml").write_text("defaults:\n  - /recipe@_here_: toy\n  - _self_\nname: ours\n")
+    (folder / "team" / "lost.yaml").write_text("defaults:\n  - toy\n  - _self_\n")
     (folder / "pairs.yaml").write_text("defaults:\n  - toy_dpo\n  - _self_\nname: pairs\ndpo:\n  beta: 0.3\n")
     (folder / "typo.yaml").write_text("algorithm:\n  stepss: 3\n")
     return folder.parent
@@ -41,16 +46,30 @@ def own(tmp_path):
 )
 @pytest.mark.parametrize("recipe,name", [
     ("recipe=plain", "plain"), ("recipe=marked", "marked"), ("recipe=upon", "upon"), ("recipe/team=deep", "deep"),
-    ("recipe=[toy,plain]", "plain"),
+    ("recipe=[toy,plain]", "plain"), ("recipe=team/deep", "deep"), ("recipe/team=upon", "team"),
+    ("recipe=[plain,team/deep]", "deep"),
 ])  # fmt: skip
 def test_a_recipe_of_one_s_own_needs_no_mark(own, flag, recipe, name):
     config = cli.configuration([*(part.format(own) for part in flag), f"+{recipe}", "algorithm.steps=7"])
     assert (config.name, config.freeze.top_percent, config.algorithm.steps) == (name, 10, 7)
 
 
+def test_the_recipe_that_the_documents_show(tmp_path):
+    """docs/command_line.md has it whole."""
+    page = (cli.find("recipes").parent / "docs" / "command_line.md").read_text()
+    (text,) = re.findall(r"^```yaml\n# DIR/recipe/mine.yaml\n(.*?)^```$", page, re.M | re.S)
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    config = cli.configuration(["-cd", str(tmp_path), "+recipe=mine"])
+    assert (config.name, config.freeze.method, config.freeze.last_layers) == ("mine", "last_layers", 2)
+    assert config.rollout == cli.configuration(["+recipe=small"]).rollout
+
+
 def test_a_recipe_of_one_s_own_builds_on_ours(own):
     config = cli.configuration(["-cd", str(own), "+recipe=upon_ours"])
     assert (config.name, config.freeze.method, config.prepare) == ("ours", "none", "toy")
+    config = cli.configuration(["-cd", str(own), "+recipe/team=ours"])
+    assert (config.name, config.prepare) == ("ours", "toy")
 
 
 def refused(monkeypatch, capsys, schema, name, *arguments):
@@ -84,6 +103,12 @@ def test_a_recipe_of_another_command_is_named_with_its_command(own, monkeypatch,
     ("config", PpoConfig, ["recipe=toy"], "recipe: no such key; write +recipe=NAME, with a plus"),
     ("config", PpoConfig, ["-cd", "{own}", "+recipe=nothing"], "recipe: there is no 'nothing'; use one of: "),
     ("rm", RmConfig, ["algorithm.steps=3"], "algorithm.steps: no such key"),
+    ("config", PpoConfig, ["-cd", "{own}", "+recipe=[toy,plan]"],
+     "recipe: there is no 'plan'; did you mean plain? use one of: debug, laser_beta, marked, pairs, plain, "),
+    ("config", PpoConfig, ["-cd", "{own}", "+recipe/team=lost"],
+     "recipe/team: there is no 'toy'; write /recipe@_here_: toy for one of ours"),
+    ("config", PpoConfig, ["-cd", "{own}", "+recipe/team=deap"],
+     "recipe/team: there is no 'deap'; did you mean deep? use one of: deep, lost, "),
 ])  # fmt: skip
 def test_other_mistakes_are_not_taken_for_it(own, monkeypatch, capsys, name, schema, arguments, says):
     given = [argument.format(own=own) for argument in arguments]
