@@ -125,21 +125,20 @@ class Session:
 
     def __enter__(self) -> "Session":
         run, state = self._run, self.state
-        if self._runtime.is_main:
-            write_selection(self._config.freeze, run, self._trainee)
-        self._samples_log = run.log(run.samples, state.logged)
-        self._skipped_log = run.log(run.skipped, state.logged)
-        tracking = self._config.logging if self._runtime.is_main else TrackingConfig()
-        tracked = TrackedRun(
-            self._config.name, run.path, run.settings, run.metrics, self._metrics_log.last, state.tracker
-        )
-        self._trackers = Trackers(tracking, tracked, self.say)
-        state.tracker = self._trackers.wandb_id
-        if self._runtime.is_main:
-            run.note_start(state.step)
         with ExitStack() as stack:
             stack.push(self._report_a_stop)
-            stack.enter_context(self._stop)
+            stack.enter_context(self._stop)  # before the first file: a run that has begun ends as a run does
+            if self._runtime.is_main:
+                write_selection(self._config.freeze, run, self._trainee)
+                run.note_start(state.step)
+            self._samples_log = run.log(run.samples, state.logged)
+            self._skipped_log = run.log(run.skipped, state.logged)
+            tracking = self._config.logging if self._runtime.is_main else TrackingConfig()
+            tracked = TrackedRun(
+                self._config.name, run.path, run.settings, run.metrics, self._metrics_log.last, state.tracker
+            )
+            self._trackers = Trackers(tracking, tracked, self.say)
+            state.tracker = self._trackers.wandb_id
             stack.enter_context(self._console)
             stack.enter_context(leave_saved(self._stop, self._keep, lambda: self._checkpoints.saved, self.say))
             self._exit = stack.pop_all()
