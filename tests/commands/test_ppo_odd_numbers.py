@@ -18,7 +18,8 @@ def run(small_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str):
-        monkeypatch.setattr("sys.argv", ["ppo", *small_run, f"data.path={prompts}", *arguments])
+        # no stand-ins for answers are scored: the tests count how often the reward model is asked
+        monkeypatch.setattr("sys.argv", ["ppo", *small_run, f"data.path={prompts}", "reward.probe=false", *arguments])
         ppo.main()
         return tmp_path / "run"
 
@@ -36,7 +37,7 @@ def test_a_score_that_is_not_finite_leaves_its_answer_out(run, monkeypatch):
     def odd(self, encoded):
         scores = plain(self, encoded)
         calls.append(len(scores))
-        if len(calls) == 4:  # before the first step come an evaluation and a look at what odd answers get
+        if len(calls) == 3:  # before the first step comes an evaluation
             scores[5] = float("nan")
         return scores
 
@@ -55,7 +56,7 @@ def test_only_odd_scores_end_the_run_with_the_state_saved(run, monkeypatch, caps
 
     def odd(self, encoded):
         calls.append(1)
-        return [float("inf")] * len(encoded) if len(calls) == 4 else plain(self, encoded)
+        return [float("inf")] * len(encoded) if len(calls) == 3 else plain(self, encoded)
 
     monkeypatch.setattr(RewardModel, "score_ids", odd)
     with pytest.raises(SystemExit) as stopped:
@@ -193,7 +194,7 @@ def test_the_page_is_written_at_each_evaluation_and_after_a_stop(run, monkeypatc
 
     def odd(self, encoded):
         calls.append(1)
-        return [float("inf")] * len(encoded) if len(calls) > 5 else plain(self, encoded)
+        return [float("inf")] * len(encoded) if len(calls) > 4 else plain(self, encoded)
 
     plain, calls = RewardModel.score_ids, []
     monkeypatch.setattr(page, "write", seen)
