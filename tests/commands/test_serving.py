@@ -9,15 +9,18 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import real_model
 import torch
 from chat_tokenizers import FAMILIES
+from safetensors.torch import load_file
 from served_model import ServedModel
 from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
@@ -174,3 +177,29 @@ def test_vllm_scores_as_the_classifier_in_this_process(vllm_classifier, monkeypa
         served_rewards.load(replace(config, max_length=513))
     with pytest.raises(UserError, match="does not serve other; it has rm"):
         served_rewards.load(replace(config, served_model="other"))
+
+
+@pytest.mark.slow
+def test_llama_cpp_converts_the_directory_with_its_template_and_every_weight(served, tmp_path):
+    folder = os.environ.get("STARLING_LLAMA_CPP")
+    if not folder:
+        pytest.skip("STARLING_LLAMA_CPP is not set: a checkout of llama.cpp, for its convert_hf_to_gguf.py")
+    gguf = pytest.importorskip("gguf", reason="gguf is installed by .ci/run alone")
+    directory, ours = served
+    file = tmp_path / "policy.gguf"
+    script = Path(folder) / "convert_hf_to_gguf.py"
+    command = [sys.executable, str(script), str(directory), "--outfile", str(file), "--outtype", "f32"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    held = gguf.GGUFReader(file)
+    template = held.get_field("tokenizer.chat_template").contents()
+    assert template == (directory / "chat_template.jinja").read_text()
+    config = json.loads((directory / "config.json").read_text())
+    assert held.get_field("tokenizer.ggml.eos_token_id").contents() == config["eos_token_id"]
+    tokens = held.get_field("tokenizer.ggml.tokens").contents()
+    assert any(answer["ended"] for answer in ours) and tokens[config["eos_token_id"]] == "<|im_end|>"
+    weights = load_file(directory / "model.safetensors")
+    tensors = {tensor.name: tensor.data for tensor in held.tensors}
+    assert len(tensors) == len(weights)
+    for theirs, name in (("token_embd", "embed_tokens"), ("blk.7.ffn_down", "layers.7.mlp.down_proj")):
+        assert np.array_equal(tensors[f"{theirs}.weight"], weights[f"model.{name}.weight"].float().numpy())
