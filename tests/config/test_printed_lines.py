@@ -54,7 +54,10 @@ ELSEWHERE = (
     (r"starling( --\w+)?$", "tests/config/test_entry.py", "--version"),
     (r'eval "\$\(starling -sc install=bash\)"', "tests/config/test_entry.py", "-sc install=bash"),
     (r"transformers serve", "tests/served_model.py", "serve"),
-    (r"vllm serve", "tests/commands/test_serving.py", "vllm"),
+    (r"vllm serve|python -m vllm\.entrypoints", "tests/commands/test_serving.py", "vllm"),
+    (r"python llama\.cpp/convert_hf_to_gguf\.py", "tests/commands/test_serving.py", "convert_hf_to_gguf.py"),
+    # not run, for no package has them: a test reads the file that they read
+    (r"llama-server -m|ollama (create|run)", "tests/commands/test_serving.py", "GGUFReader"),
     # not run: a server that answers as its documents say stands in for it
     (r"python -m sglang\.launch_server", "tests/rewards/test_protocols.py", "sglang"),
     # programs that show what a tracker has written: a test reads it with the tracker's own library
