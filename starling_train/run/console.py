@@ -1,5 +1,6 @@
 """What a person watches: a progress bar with the numbers that matter, or one plain line per step without a terminal."""
 
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+
+from starling_train.config.fields import UserError
 
 # (label, key of the metrics, format) of the numbers on the line of a step, by command
 PPO = (
@@ -42,6 +45,16 @@ Watched = Sequence[tuple[str, str, str]]
 WATCHED = tuple(dict.fromkeys((*PPO, *RM[:2], *DPO[:3], *RM[2:], *DPO[3:])))  # of a command that names none
 
 
+class _Screen(RichConsole):
+    """Where a run writes. When whoever read it has gone (`| head`), the run ends with its state saved."""
+
+    def on_broken_pipe(self) -> None:
+        """Write what still comes to nowhere, and raise UserError."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        raise UserError("stdout: nobody reads it any more; run the same command to go on, with its output in a file")
+
+
 class CutColumn(TextColumn):
     """Text that is cut where the line is too long for the terminal, so that step and times always show."""
 
@@ -61,7 +74,7 @@ class Console:
     """
 
     def __init__(self, steps: int, done: int = 0, is_quiet: bool = False, watched: Watched = WATCHED):
-        self._console = RichConsole(quiet=is_quiet)
+        self._console = _Screen(quiet=is_quiet)
         self._steps, self._done, self._watched = steps, done, watched
         self._numbers = ""
         self._progress = Progress(

@@ -1,8 +1,10 @@
 import io
+import os
 
 import pytest
 from rich.console import Console as RichConsole
 
+from starling_train.config.fields import UserError
 from starling_train.run.console import Console, duration, numbers
 
 
@@ -38,3 +40,16 @@ def test_step_and_times_are_seen_however_long_the_numbers_are(width):
     line = written.getvalue().rstrip("\n")
     assert line.startswith("step   12/1000 ") and len(line) <= width and "\n" not in line
     assert "0:00:00" in line and "-:--:--" in line and watched[:12] in line
+
+
+def test_a_run_whose_output_nobody_reads_ends_as_one_that_is_stopped(monkeypatch):
+    """A user's error, after which the state is saved; what is said then goes nowhere."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        console = Console(steps=3)
+        with pytest.raises(UserError, match=r"^stdout: nobody reads it any more; run the same command to go on"):
+            console.say("a line")
+        console.say("the state is saved")
+        print("and more", file=stdout, flush=True)
