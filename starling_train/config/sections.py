@@ -368,7 +368,8 @@ TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
 def _check_trackers(key: str, names: list[str]) -> None:
     for name in names:
         if name not in TRACKERS:
-            raise UserError(f"{key}: '{name}' is not an option; use some of: {', '.join(TRACKERS)}")
+            meant = did_you_mean(name, TRACKERS)
+            raise UserError(f"{key}: '{name}' is not an option; {meant}use some of: {', '.join(TRACKERS)}")
 
 
 @dataclass

@@ -110,6 +110,7 @@ AGAINST_EACH_OTHER = {
         ("name=' '", "name: empty", "give"),
         ("freeze.method=snr freeze.top_percent=0", "freeze.top_percent: 0 selects nothing"),
         ("freeze.method=layers", "freeze.layers: empty", "give layer numbers"),
+        ("logging.trackers=[tensorbord]", "logging.trackers: 'tensorbord' is not", "did you mean tensorboard? "),
         ("logging.trackers=[wandb,chess]", "logging.trackers: 'chess' is not an option", "use some of: wandb, tensorb"),
         ("optim.betas=[0.9]", "optim.betas: ", "give two numbers"),
         ("optim.betas=[0.9,1.0]", "optim.betas: ", "give two numbers"),
