@@ -144,7 +144,7 @@ def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False, sha
     update = {"gradients": share.of(job.trainable * size, 2), "activations": tokens * activations}
     update |= _gathered(job.parameters, size, share)
     if share.is_zero:
-        update["exchange with other processes"] = min(BUCKET, job.trainable) * size
+        update["exchange with other processes"] = _exchange(job, job.trainable, size, share)
     step = _step(model, job.trainable, 0, size, share)
     if scores:
         step = {part: amount for part, amount in step.items() if part != "one in its own type"}
@@ -233,7 +233,7 @@ def _update(
     parts = {"logits, one chunk": logits}
     if share.is_zero:
         gradients = share.of((trainable + trunk + head) * size, 2)
-        parts["exchange with other processes"] = min(BUCKET, trainable + trunk + head) * size
+        parts["exchange with other processes"] = _exchange(job, trainable + trunk + head, size, share)
         if share.stage == 3:
             parts["weights gathered"] = min(LIVE, job.parameters) * size
     else:
@@ -243,6 +243,12 @@ def _update(
         gradients = gradients - min(before, activations)
         return {"gradients": gradients, "activations": max(activations, min(before, activations))} | parts
     return {"gradients": gradients, "activations": activations, "a gradient to be added": largest} | parts
+
+
+def _exchange(job: TrainingJob, learning: int, size: int, share: Share) -> float:
+    """Count DeepSpeed's buffers of gradients: on a GPU one is filled while the other travels (stages 1 and 2)."""
+    buffers = 2 if job.device == "cuda" and share.stage < 3 else 1
+    return buffers * min(BUCKET, learning) * size
 
 
 def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> dict[str, float]:

@@ -70,7 +70,7 @@ class ZeroOptimizer:
         self.module = deepspeed.initialize(
             model=module,
             optimizer=adam,
-            config=_settings(config, cluster, dtype, runtime.world, sum(p.numel() for p in self._parameters.values())),
+            config=settings(config, cluster, dtype, runtime, sum(p.numel() for p in self._parameters.values())),
             dist_init_required=False,
         )[0]
         if buffers != {name: buffer.dtype for name, buffer in module.named_buffers()}:
@@ -265,15 +265,19 @@ class ZeroOptimizer:
             self.module.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _settings(
-    config: OptimConfig, cluster: ClusterConfig, dtype: torch.dtype, world: int, trained: int
+def settings(
+    config: OptimConfig, cluster: ClusterConfig, dtype: torch.dtype, runtime: Runtime, trained: int
 ) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
+    """Return DeepSpeed's settings. trained: parameters that train, in all."""
+    # gradients of one layer travel while those of the next are computed, from a second buffer (planning.memory); on a
+    # CPU gloo and the backward pass would only take cores from each other
+    overlaps = runtime.device.type == "cuda"
+    zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": overlaps, "contiguous_gradients": True}
     zero["reduce_bucket_size"] = min(BUCKET, trained)  # a buffer of that many elements is held: no more than there are
     if cluster.zero_stage == 3:
         zero |= {"stage3_param_persistence_threshold": 0}
     return {
-        "train_batch_size": world,
+        "train_batch_size": runtime.world,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_gradient_norm,

@@ -86,7 +86,8 @@ def test_a_recipe_that_has_no_plan_is_sent_to_its_command(arguments, command, pl
 
 
 def test_the_table_names_hardware():
-    assert {"small", "starling_alpha", "starling_beta", "laser_beta"} <= NAMED.keys()
+    assert {"small", "small_16gpu", "starling_alpha", "starling_beta", "laser_beta"} <= NAMED.keys()
+    assert NAMED["small_16gpu"] == (16, 80)
 
 
 @pytest.mark.parametrize("recipe", NAMED)

@@ -90,6 +90,15 @@ def test_stages_share_among_processes():
     assert four[3].rollout["weights of the other processes"] == (1352 + 576) * 4 * 3 / 4
 
 
+def test_a_gpu_fills_one_buffer_of_gradients_while_another_travels():
+    # 576 + 161 numbers of 4 bytes; stage 3 exchanges from one buffer, gloo waits
+    exchange = [
+        plan(TINY, None, job(device=device), Share(4, stage)).update["exchange with other processes"] / (737 * 4)
+        for device, stage in (("cuda", 1), ("cuda", 2), ("cuda", 3), ("cpu", 2))
+    ]
+    assert exchange == [2, 2, 1, 1]
+
+
 def test_the_peak_is_held_and_the_largest_phase():
     assert MemoryPlan({"a": 5}, {"b": 1}, {"c": 2, "d": 2}, {"e": 3}, {"f": 1}).total == 9
 

@@ -26,6 +26,7 @@ from starling_train.rollout.generate import generate
 from starling_train.rollout.hidden_states import SharedStates
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
+from starling_train.training.ppo.mini_batches import StepSequences
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Experience:
     total: Tensor  # (sequences,): score minus KL penalty, the reward of the policy
     row_at: dict[int, int]  # this process's fit sequences, by their index among those of all processes
     token_counts: list[int]  # of the fit responses of all processes, by index
+    sequences: StepSequences  # the fit ones of all processes, by index: what mini-batches are drawn from
     # hidden states below the lowest layer that trains; None where nothing is shared
     shared_states: SharedStates | None = None
 
@@ -186,15 +188,8 @@ def make_experience(
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
     rewards = token_rewards(scores, penalty, is_response, kl_coefficient)
     advantages, returns = ADVANTAGES[config.name](rewards, values, is_response, config)
-    # One order of the fit sequences, over all processes and alike on all: mini-batches are drawn from it. `gather`
-    # interleaves as `shard` dealt them out, so that it does not depend on the number of processes.
-    lengths = [len(response) for response in rollout.responses]
-    own = [
-        (runtime.rank, row, length, is_fit)
-        for row, (length, is_fit) in enumerate(zip(lengths, fit.tolist(), strict=True))
-    ]
-    everyones = runtime.gather(own)
-    fit_sequences = [(rank, row, length) for rank, row, length, is_fit in everyones if is_fit]
+    everyones = _of_all_processes(rollout, fit, runtime)
+    fit_sequences = [(number, one) for number, one in enumerate(everyones) if one.is_fit]
     return Experience(
         rollout=rollout,
         fit=fit,
@@ -205,10 +200,36 @@ def make_experience(
         advantages=whiten(advantages, is_response, runtime.moments(advantages, is_response)),
         returns=returns,
         total=rewards.sum(-1),
-        row_at={index: row for index, (rank, row, _) in enumerate(fit_sequences) if rank == runtime.rank},
-        token_counts=[length for _, _, length in fit_sequences],
+        row_at={index: one.row for index, (_, one) in enumerate(fit_sequences) if one.rank == runtime.rank},
+        token_counts=[one.response for _, one in fit_sequences],
+        sequences=StepSequences(
+            len(everyones), [number for number, _ in fit_sequences], [one.tokens for _, one in fit_sequences]
+        ),
         shared_states=shared_states,
     )
+
+
+class _Sequence(NamedTuple):
+    """A sequence as the other processes know it. response, tokens: its lengths without and with its prompt."""
+
+    rank: int
+    row: int
+    response: int
+    tokens: int
+    is_fit: bool
+
+
+def _of_all_processes(rollout: Rollout, fit: Tensor, runtime: Runtime) -> list[_Sequence]:
+    """Return the sequences of all processes in one order on all.
+
+    `gather` interleaves as `shard` dealt them out, so that it does not depend on the number of processes.
+    """
+    of_each = zip(rollout.responses, rollout.lengths(), fit.tolist(), strict=True)
+    own = [
+        _Sequence(runtime.rank, row, len(response), tokens, is_fit)
+        for row, (response, tokens, is_fit) in enumerate(of_each)
+    ]
+    return runtime.gather(own)
 
 
 def _recorded_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates | None:

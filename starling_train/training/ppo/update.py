@@ -18,6 +18,7 @@ from starling_train.models.micro_batch import MicroBatch, micro_batch
 from starling_train.run.runtime import Runtime
 from starling_train.training.accumulate import Losses, accumulate
 from starling_train.training.optimizer import Optimizer
+from starling_train.training.ppo import mini_batches
 from starling_train.training.ppo.experience import Experience, positions
 
 MiniBatchSums = dict[str, float]
@@ -48,14 +49,14 @@ def update(
 ) -> PpoUpdate:
     """Train on the experience.
 
-    generator: of the order of sequences.
+    generator: of the mini-batches.
     train_policy: False where only the critic learns (critic_warmup_steps).
     budget: of tokens per micro-batch (the configuration's if None); when memory runs out, the mini-batch begins again
         with half.
 
-    A mini-batch is drawn from the sequences of all processes, each process handles its own, and the loss is the mean
-    over all real tokens, however they are sharded and cut into micro-batches. An update whose loss or gradient is not
-    finite is skipped and counted.
+    A mini-batch has sequences of all processes, about as many tokens of each (`mini_batches`). Each process handles its
+    own, and the loss is the mean over all real tokens, however they are sharded and cut into micro-batches. An update
+    whose loss or gradient is not finite is skipped and counted.
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
@@ -63,12 +64,9 @@ def update(
     norms: list[float] = []
     skipped: list[list[int]] = []
     for _ in range(config.epochs):
-        # the generator is alike on all processes: they draw the same order, over the sequences of all of them
-        order = torch.randperm(len(experience.token_counts), generator=generator)
-        for minibatch in order.tensor_split(config.minibatches):
-            indices = minibatch.tolist()
-            if not indices:  # fewer sequences than mini-batches, after some were left out
-                continue
+        # the generator is alike on all processes: they draw the same, over the sequences of all of them; fewer than
+        # configured where there are fewer sequences, after some were left out
+        for indices in mini_batches.draw(experience.sequences, config.minibatches, generator):
             # this process's sequences of the mini-batch, perhaps none: it still takes part in every exchange
             rows = [experience.row_at[index] for index in indices if index in experience.row_at]
             # over all processes: every loss is divided by this, so that the sum of all gradients is that of the mean
