@@ -23,6 +23,7 @@ OF_PPO = (
     "algorithm.prompts_per_step", "algorithm.kl.coefficient", "algorithm.kl.target", "algorithm.critic",
 )  # fmt: skip
 REWARD = ("reward.kind", "reward.path", "reward.dtype", "reward.max_length", "reward.tokens_per_batch")
+OWN_MODEL = ("ppo", "dpo", "rm")  # commands that need no recipe where model and data are given
 # command -> the keys that people set, in the order of a job; --help-all has the others
 KEYS = {
     "ppo": (*MODEL, *OF_PPO, *TRAINED, "evaluation.suites", *OF_A_RUN),
@@ -71,6 +72,8 @@ def short(config_name: str, schema: type) -> str:
     lines = [f"starling {name}: {about.does}", "", f"Usage: starling {name} {takes} [section.key=value ...]"]
     if recipes and "+recipe" not in takes:
         lines.append(f"       starling {name} +recipe=NAME [section.key=value ...]")
+    if name in OWN_MODEL:
+        lines.append(f"       starling {name} model.path=DIR data.path=FILE [section.key=value ...]")
     if recipes:
         lines += ["", "Recipes: +recipe=NAME", *_table([(one, what) for one, what in recipes.items()])]
     lines += ["", f"Keys that people set, of {len(known)}"]

@@ -129,6 +129,11 @@ def test_help_lists_the_recipes_that_the_command_takes(name, first, others):
     assert listed[0] == first and set(listed[1:]) == others
 
 
+@pytest.mark.parametrize("name", help_page.OWN_MODEL)
+def test_help_says_that_a_recipe_is_not_needed(name):
+    assert f"       starling {name} model.path=DIR data.path=FILE [section.key=value ...]" in helped(name)
+
+
 def test_plan_takes_the_recipes_of_what_it_plans():
     lines = "\n".join(helped("plan"))
     assert all(f"\n  {name} " in lines for name in ("toy", "toy_dpo", "toy_rm", "starling_rm_7b"))
