@@ -8,7 +8,7 @@ from typing import Any
 
 from starling_train.config.fields import UserError
 from starling_train.data.reward_templates import check_conversation
-from starling_train.data.rows import forms, messages
+from starling_train.data.rows import cells, forms, messages
 
 ANSWERED = ("response", "completion")
 READ = ("prompt", "messages", "conversations", "system", *ANSWERED)
@@ -35,6 +35,7 @@ def of_row(row: Any, *, allow_empty: bool = False) -> list[dict]:
     if isinstance(row, list):
         return checked(row, allow_empty=allow_empty)
     given = {k: v for k, v in row.items() if v is not None and k in READ} if isinstance(row, dict) else {}
+    given = cells.parsed(given)
     is_answered = "prompt" in given and any(key in given for key in ANSWERED)
     if not is_answered and not ("messages" in given or "conversations" in given):
         raise UserError('no conversation; give {"messages": [...]}, a list of messages, or {"prompt", "response"}')

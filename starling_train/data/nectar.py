@@ -222,7 +222,7 @@ class Reader:
         beside = forms.Beside(names, self.key)
         form, known = forms.find(raw, beside, answers=self._answers)
         self.forms[form.name] += 1
-        talk = form.talk(known, beside)
+        talk = form.read(known, beside)
         reason = context.why_unusable(talk.context) or self._why_unwanted(raw, talk.context)
         if reason:
             raise Unusable(reason)
@@ -239,6 +239,9 @@ class Reader:
             self.noted.add(what, f"{where}: {mark!r}")
         if self._answers and (order := _order_of_scores(raw)):
             self.noted.add(order, where)
+        asked = said[-1]["content"].strip()
+        if ranked and all(answer.text.strip().startswith(asked) for answer in ranked):
+            self.noted.add("rows whose answers all begin with the whole prompt", where)
 
     def _why_unwanted(self, raw: dict, said: list[dict]) -> str:
         if beside := next((name for name in UNRENDERED if raw.get(name) not in (None, "", "[]", [], {})), ""):

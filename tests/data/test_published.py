@@ -116,6 +116,18 @@ SCHEMAS = {
         | pair([{"role": "ASSISTANT", "content": b}], [{"role": " Assistant", "content": w}]),
         WITH_SYSTEM,
     ),
+    "messages as JSON text": (
+        lambda c, b, w: {"prompt": json.dumps(c), "chosen": json.dumps(answered(c, b), indent=1)}
+        | {"rejected": json.dumps(answered(c, w))},
+        WITH_SYSTEM,
+    ),
+    "messages as Python prints them": (
+        lambda c, b, w: pair(str(answered(c, b)), str(sharegpt(answered(c, w)))), WITH_SYSTEM,
+    ),
+    "one message without a list": (
+        lambda c, b, w: {"conversations": c} | pair(*({"from": "gpt", "value": answer} for answer in (b, w))),
+        WITH_SYSTEM,
+    ),
     "messages with ranked answers": (
         lambda c, b, w: {"messages": c, "answers": [{"answer": b, "rank": 0.5}, {"answer": w, "rank": 3}]}, WITH_SYSTEM,
     ),
@@ -223,6 +235,9 @@ def test_prompts_preferences_and_documents_are_those_of_the_pairs(tmp_path, sche
     lambda talk: {"messages": talk}, lambda talk: {"messages": in_parts(talk), "prompt": talk[-2]["content"]},
     lambda talk: {"conversations": sharegpt(talk)}, lambda talk: {"prompt": talk[:-1], "completion": talk[-1:]},
     lambda talk: {"prompt": talk[:-1], "response": talk[-1]["content"]},
+    lambda talk: {"messages": talk[:-1], "response": talk[-1]["content"]},
+    lambda talk: {"messages": talk[:-1], "completion": talk[-1:]},
+    lambda talk: {"messages": json.dumps(talk)},
 ])  # fmt: skip
 def test_of_a_conversation_the_last_answer_is_no_part_of_the_prompt(tmp_path, form):
     talks = [answered(context, better) for context, better, _ in WITH_SYSTEM]
@@ -297,6 +312,13 @@ DROPPED = {
          "non_preferred_output": answered([], "b")},
         "does not end with a user turn",
     ),
+    "messages as numpy prints them": (
+        RIGHT | {"chosen": "[{'content': 'q', 'role': 'user'}\n {'content': 'a', 'role': 'assistant'}]"},
+        "chosen is messages as text that is no JSON",
+    ),
+    "messages of a cell that was cut off": (
+        RIGHT | {"prompt": json.dumps(CONTEXT)[:-9]}, "prompt is messages as text that is no JSON",
+    ),
     "nothing asked": ({"prompt": [{"role": "user", "content": None}]}, "empty turn"),
 }  # fmt: skip
 
@@ -318,6 +340,15 @@ def test_an_answer_that_is_null_or_empty_is_left_out(tmp_path, empty):
         data = nectar.load(jsonl(tmp_path, [RIGHT | {key: empty, "messages": None}]))
         assert [a.text for a in data.rows[0].answers] == [WORSE if key == "chosen" else BETTER]
         assert data.rows[0].messages == CONTEXT and data.answers_changed == {"left out: empty": 1}
+
+
+@pytest.mark.parametrize(
+    "answer", ['[{"name": "f", "arguments": {}}]', '{"role": "x"}', "[1, 2]", "[{'a': 1}]", "[{", "[]"]
+)
+@pytest.mark.parametrize("format", [jsonl, table])
+def test_an_answer_that_is_other_json_is_text(tmp_path, answer, format):
+    data = nectar.load(format(tmp_path, [{"prompt": "[1]", "chosen": answer, "rejected": "no"}]))
+    assert [a.text for a in data.rows[0].answers] == [answer, "no"] and data.rows[0].messages == turns("[1]")
 
 
 def test_a_contradiction_cannot_be_seen_in_the_ids_only_in_the_count(tmp_path, chat):
@@ -514,6 +545,7 @@ RENDERED = {
     "alpaca": "### Instruction:\nHi\n\n### Response:\n",
     "vicuna": "A chat. USER: Hi ASSISTANT:",
     "hh-rlhf, behind other text": "Continue.\n\nHuman: Hi\n\nAssistant:",
+    "hh-rlhf, a line each": "Human: Hi\nAssistant:",
     "a mark alone": "What does <|end_of_turn|> do?",
 }
 
@@ -573,6 +605,16 @@ def test_pairs_whose_scores_contradict_their_order_are_used_and_counted(tmp_path
     assert data.noted.counts == ({what: 1} if what else {})
     if what:
         assert f"used as they are: 1 {what} (first " in data.read()
+
+
+def test_answers_that_begin_with_the_prompt_are_counted(tmp_path):
+    """The same fact in two columns: `chosen` and `rejected` as whole texts, beside their prompt."""
+    path = jsonl(tmp_path, [
+        {"prompt": "What is it?", "chosen": "What is it? A tree.", "rejected": " What is it? No."},
+        {"prompt": "What is it?", "chosen": "What is it? you ask.", "rejected": "A tree."},
+    ])  # fmt: skip
+    data = nectar.load(path)
+    assert data.noted.counts == {"rows whose answers all begin with the whole prompt": 1} and len(data.rows) == 2
 
 
 def test_scores_that_are_no_numbers_say_nothing(tmp_path):

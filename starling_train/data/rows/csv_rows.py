@@ -1,7 +1,6 @@
 """Rows of a .csv file, whose first line names the columns: every cell is text, as it stands."""
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ def columns(file: Path) -> list[str]:
 
 
 def read(file: Path) -> Iterator[tuple[str, dict]]:
-    """Yield (file:line, row); the line is the row's last. See `_value` for cells that are not text.
+    """Yield (file:line, row); the line is the row's last. A cell is text, or None where it is empty.
 
     Raises UserError naming the line.
     """
@@ -31,7 +30,7 @@ def read(file: Path) -> Iterator[tuple[str, dict]]:
                 f"{where}: {len(cells)} cells, but the first line names {len(names)}; quote cells with commas"
             )
         else:
-            yield where, {name: _value(cell) for name, cell in zip(names, cells, strict=True)}
+            yield where, {name: cell or None for name, cell in zip(names, cells, strict=True)}
 
 
 def _records(file: Path) -> Iterator[tuple[str, list[str]]]:
@@ -48,15 +47,3 @@ def _records(file: Path) -> Iterator[tuple[str, list[str]]]:
         raise UserError(f"{file}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
-
-
-def _value(cell: str) -> object:
-    """Return None for an empty cell, messages or ranked answers for an array of objects as JSON, else the text."""
-    if not cell:
-        return None
-    if cell.startswith("[{"):
-        try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    return cell

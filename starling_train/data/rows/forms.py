@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.data.rows import context, marked_text, messages
+from starling_train.data.rows import cells, context, marked_text, messages
 from starling_train.data.rows.beginnings import shared_beginning
 from starling_train.data.rows.messages import Unusable
 
@@ -68,6 +68,10 @@ class Form:
     asked: tuple[str, ...]
     answered: tuple[str, ...]
     talk: Callable[[dict, Beside], Talk]
+
+    def read(self, known: dict, beside: Beside) -> Talk:
+        """Return what a row says, also where its messages are text. known: its columns, as `find` returns them."""
+        return self.talk(cells.parsed(known), beside)
 
 
 def _ranked(row: dict, beside: Beside) -> Talk:
@@ -148,9 +152,12 @@ def _single(key: str) -> Callable[[dict, Beside], Talk]:
 
 
 def _conversation(row: dict, beside: Beside) -> Talk:
-    """A conversation: its last turn, if the assistant's, is the answer."""
+    """A conversation: its last turn, if the assistant's, is the answer; else what a column beside it responds."""
     last = messages.read(row["messages"])[-1:] if row["messages"] is not None else []
     said = [{"answer": turn["content"], "rank": 1} for turn in last if turn["role"] == "assistant"]
+    beside_it = next((key for key in ("response", "completion") if row.get(key)), "")
+    if beside_it and not said:
+        return _single(beside_it)(row, beside)
     return Talk(context.of_row(row, []), said)
 
 
@@ -200,7 +207,7 @@ def find(row: dict, beside: Beside = Beside(), *, answers: bool = True) -> tuple
 def read(row: dict, beside: Beside = Beside(), *, answers: bool = True) -> Talk:
     """Read a row by its form; parameters as in `find`. Raises Unusable for a row to drop, UserError for a wrong one."""
     form, known = find(row, beside, answers=answers)
-    return form.talk(known, beside)
+    return form.read(known, beside)
 
 
 def unread(names: Collection[str], found: Collection[str]) -> list[str]:

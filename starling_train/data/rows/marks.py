@@ -13,7 +13,7 @@ MARKS = (
     "<｜Assistant｜>", "<|START_OF_TURN_TOKEN|>", "<|start_of_role|>", "<|start|>assistant", "### Response:",
     "### Assistant:", "\nASSISTANT:", " ASSISTANT:",
 )  # fmt: skip
-TURNS = ("\n\nHuman:", "\n\nAssistant:")  # of HH-RLHF and Nectar; in answers they are counted by themselves
+TURNS = ("\nHuman:", "\nAssistant:")  # of HH-RLHF and Nectar; in answers they are counted by themselves
 IN_PROMPTS = "rows with marks of a chat template in a prompt, kept as text"
 IN_ANSWERS = "rows with marks of a chat template in an answer, kept as text"
 
