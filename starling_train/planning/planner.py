@@ -10,6 +10,7 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.files import adapter_files
 from starling_train.planning import shapes
 from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan
+from starling_train.planning.schedule import Schedule, lengths, schedule
 from starling_train.planning.shapes import Shape
 from starling_train.planning.step_time import DEVICES, Work, nearest, scan_lines, seconds
 from starling_train.planning.what_trains import what_trains_of
@@ -124,7 +125,8 @@ def describe(config: Any) -> str:
     memory, device = planner.memory(count), nearest(settings.gpu_gb)
     prompt_tokens = min(settings.prompt_tokens, config.data.max_prompt_tokens)
     response_tokens = min(settings.response_tokens, config.rollout.max_new_tokens)
-    work = Work(prompts / count, prompt_tokens, response_tokens, config.algorithm.epochs)
+    rollouts = rollouts_of(config, prompt_tokens, response_tokens, count)
+    work = Work(prompts / count, prompt_tokens, response_tokens, config.algorithm.epochs, rollouts)
     job, shares = planner.job(count), (settings.matrix_share, settings.bandwidth_share)
     times = seconds(planner.policy, planner.reward, job, work, device, *shares)
     longest = prompts * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
@@ -157,6 +159,18 @@ def describe(config: Any) -> str:
         *(f"  {kind.gb:>3} GB  {in_words(planner.fewest(kind.gb), stage)}" for kind in DEVICES),
     ]
     return "\n".join(lines)
+
+
+def rollouts_of(config: PpoConfig, prompt_tokens: int, response_tokens: int, processes: int) -> tuple[Schedule, ...]:
+    """Count the rollout of each process, with lengths of these means; a process has every `processes`-th prompt."""
+    count, limit = config.algorithm.prompts_per_step, config.rollout.max_new_tokens
+    prompts = lengths(count, prompt_tokens, config.data.max_prompt_tokens, seed=0)
+    responses = lengths(count, response_tokens, limit, seed=1)
+    capacity = max(prompts) + limit
+    return tuple(
+        schedule(prompts[rank::processes], responses[rank::processes], config.rollout.slots, capacity)
+        for rank in range(processes)
+    )
 
 
 def in_words(counted: tuple[int, int] | None, stage: int) -> str:

@@ -1,7 +1,7 @@
 """Seconds of a step, estimated: operations and bytes by arithmetic, rates from vendors' data sheets.
 
 Estimates, not measurements: the achieved shares of the rates are assumptions (`plan.matrix_share`,
-`plan.bandwidth_share`), and generation is assumed to keep all its slots filled.
+`plan.bandwidth_share`), and so is how lengths vary (`planning.schedule`, which counts the steps of a rollout).
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from starling_train.config.sections import FreezeConfig
 from starling_train.core.float64 import scan_note
 from starling_train.planning.memory import TrainingJob
+from starling_train.planning.schedule import Schedule
 from starling_train.planning.shapes import Shape
 from starling_train.selection.select import needs_scan
+
+HOST_S = 1.2e-3  # seconds of a decoding step in which the GPU waits: for the next token's draw and for Python
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,17 @@ def scan_lines(freeze: FreezeConfig, gb: float, device: str = "cuda") -> list[st
 
 @dataclass(frozen=True)
 class Work:
-    """A step's work of one process. prompts, prompt_tokens, response_tokens: how many, and their mean lengths."""
+    """A step's work of one process.
+
+    prompts, prompt_tokens, response_tokens: how many, and their mean lengths.
+    rollouts: of all processes, which wait for the slowest.
+    """
 
     prompts: float
     prompt_tokens: float
     response_tokens: float
     epochs: int
+    rollouts: tuple[Schedule, ...]
 
     @property
     def tokens(self) -> float:
@@ -81,12 +89,13 @@ def seconds(
     above = job.layers_above_lowest * policy.layer_parameters()
     responses = work.prompts * work.response_tokens
 
-    # every decoding step reads all weights, and the keys and values so far
-    decoding = responses / min(job.slots, work.prompts)
-    context = min(job.slots, work.prompts) * (work.prompt_tokens + work.response_tokens / 2)
-    read = (layers + head + context * policy.kv_values()) * size / bandwidth
-    computed = 2 * (layers + head) * min(job.slots, work.prompts) / rate
-    rollout = decoding * max(read, computed) + 2 * layers * work.prompts * work.prompt_tokens / rate
+    # every decoding step reads all weights, and what its slots have of keys and values; then it is the host's turn
+    def decoding(rollout: Schedule) -> float:
+        read = (rollout.steps * (layers + head) + rollout.read * policy.kv_values()) * size / bandwidth
+        computed = 2 * (layers + head) * rollout.steps * min(job.slots, work.prompts) / rate
+        return max(read, computed) + rollout.steps * HOST_S
+
+    rollout = max(map(decoding, work.rollouts)) + 2 * layers * work.prompts * work.prompt_tokens / rate
 
     critics = 0 if job.critic == "head" else 1
     passes = 2 + critics  # policy, reference, and a critic of its own
