@@ -57,6 +57,11 @@ class Form:
     open_assistant: str = ""
     compiled: dict[str, re.Pattern] = field(default_factory=dict, compare=False)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no special token stands around a user's turn."""
+        return "<" not in self.user + self.assistant + self.ends_user
+
     def pattern(self, name: str) -> re.Pattern:
         """Return one of the expressions, compiled."""
         if name not in self.compiled:

@@ -31,7 +31,10 @@ SPECIAL = re.compile(r"<[|｜][^|｜<>\s]+[|｜]>|</?s>|<(?:bos|eos|unk|pad)>|<(
 # what looks like a mark of some template
 MARKED = re.compile(
     rf"{SPECIAL.pattern}|(?-i:\[/?[A-Z_]{{3,}}\])|<</?SYS>>|<\|?/?(?:system|user|assistant|human|bot)\|?>"
-    r"|^[ \t]*(?:#+ *)?(?:system|user|human|assistant|bot) *:|^#+ *(?:instruction|response|input) *:",
+    r"|^[ \t]*(?:#+ *)?(?:system|user|human|assistant|bot) *:|^#+ *(?:instruction|response|input) *:"
+    r"|(?-i:\b(?:USER|HUMAN|ASSISTANT|GPT|BOT):)|\[Round \d+\]"  # within a line, in capitals; ChatGLM's
+    r"|\[\|(?:system|user|assistant|endofturn)\|\]|<\|[\w:]+>|<[\w:]+\|>|</?role>"
+    r"|<(?:extra_id|reserved)_\d+>|<[a-z]+:[be]os>|\[e~\[|\]~!?b[\[\]]",
     re.IGNORECASE | re.MULTILINE,
 )
 SYSTEM_OF_LLAMA2 = re.compile(r"<<SYS>>\n(.*?)\n<</SYS>>\n\n", re.DOTALL)
@@ -165,6 +168,8 @@ def _turns(form: Form, text: str, at: int) -> list[dict] | None:
             return [*turns, {"role": role, "content": text[at:]}]
         if end is None or form.pattern("marks").search(text, at, end.start()):
             return None
+        if form.is_plain and SPECIAL.search(text, at, end.start()):
+            return None  # of another model, which says its turns in the same words
         turns.append({"role": role, "content": text[at : end.start()]})
         at = end.end()
     return None

@@ -111,6 +111,18 @@ def test_an_answer_is_what_the_policy_said(query, prompt, answer):
         # marks that are nobody's
         ("<|turn|>user hi<|turn|>bot hello", "<|turn|>user hi<|turn|>bot", "a prompt in no known template"),
         ("### Human: hi ### Assistant: hello", "### Human: hi ### Assistant:", "a prompt in no known template"),
+        ("[|user|]hi\n[|assistant|]hello", "[|user|]hi\n[|assistant|]", "a prompt in no known template"),  # EXAONE
+        ("<|turn>user\nhi<turn|>\nx", "<|turn>user\nhi<turn|>\n", "a prompt in no known template"),  # one side open
+        ("<extra_id_1>User\nhi\nx", "<extra_id_1>User\nhi\n", "a prompt in no known template"),  # Nemotron
+        ("<reserved_106>hi<reserved_107>x", "<reserved_106>hi<reserved_107>", "a prompt in no known template"),
+        ("<seed:bos>user\nhi<seed:eos>x", "<seed:bos>user\nhi<seed:eos>", "a prompt in no known template"),
+        ("]~b]user\nhi[e~[\nx", "]~b]user\nhi[e~[\n", "a prompt in no known template"),  # MiniMax
+        ("<role>HUMAN</role>hix", "<role>HUMAN</role>hi", "a prompt in no known template"),  # Ling
+        ("BEGINNING: USER: hi GPT: x", "BEGINNING: USER: hi GPT:", "a prompt in no known template"),  # Koala
+        ("[Round 1]\n\n问：hi\n\n答：x", "[Round 1]\n\n问：hi\n\n答：", "a prompt in no known template"),
+        # the words of a known template, around marks of another
+        ("Human: hi<|separator|>\n\nAssistant: x", "Human: hi<|separator|>\n\nAssistant:", "no known template"),
+        ("User: hi<|sep|>\n\nAssistant: x", "User: hi<|sep|>\n\nAssistant:", "no known template"),
         ("<|im_start|>tool\nhi<|im_end|>\n<|im_start|>assistant\nhello", None, "no known template"),
         # cut on the left
         (f"{CHATML[14:]}hello<|im_end|>", CHATML, "such as one that was cut"),
@@ -128,6 +140,21 @@ def test_what_cannot_be_read_for_certain_is_refused(query, prompt, says):
     with pytest.raises(UserError, match=says) as caught:
         to_conversation(query, prompt)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is a <b> tag |> bold?",
+        "f <| x |> g",
+        "xs: list[int] | None",
+        "Why? Answer:",
+        "let a = [|x|] in <xs:element>",
+        "GPT is: it",
+    ],
+)
+def test_text_of_people_is_a_prompt_without_marks(text):
+    assert to_conversation(f"{text} hello", text) == [{"role": "user", "content": text}, ANSWER]
 
 
 QUESTION = {"role": "user", "content": "What is the capital of France? [INST]\n\nOne: two"}
