@@ -23,6 +23,7 @@ def main(config: RmConfig) -> None:
 def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """Make all steps of one run, from wherever an earlier start left off."""
     from starling_train.data.prompts import Stream
+    from starling_train.models.reward.reading import cut_conversations
     from starling_train.report import page
     from starling_train.training.optimizer import make_optimizer
     from starling_train.training.reward_model import inputs as rm_inputs
@@ -35,7 +36,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     net = trainee.model
     model = rm_inputs.scorer(config, inputs.start, net, runtime)
     held_out = update.encode(inputs.data.held_out, model)
-    held_out_truncated = model.truncated
+    held_out_cut = cut_conversations(model.shortened, model.truncated, "rm.max_length", "held-out ")
     stream = Stream(inputs.data.training, config.rm.prompts_per_step, config.seed)
     optimizer = make_optimizer(net, trainee.groups(), config.optim, config.cluster, runtime)
 
@@ -50,12 +51,12 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     with session:
         session.say(inputs.data.report)
-        if held_out_truncated:
-            session.say(f"{held_out_truncated} held-out answers are longer than rm.max_length and lose their beginning")
+        if held_out_cut:
+            session.say(held_out_cut)
         for step in session.steps(evaluate):
             with session.abandonable(), session.phase("encode"):
                 # 1. this process's share of the ranked rows, in the reward model's own template
-                truncated = model.truncated
+                before = model.truncated, model.shortened
                 batch = stream.batch(step.number)
                 rows = update.encode(runtime.shard(batch), model)
 
@@ -66,8 +67,8 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 step.metrics |= update.update(optimizer, rows, config.rm, runtime, tokens)
 
             # 3. what the step measured
-            answers, seen, cut = update.counts(rows, model.truncated - truncated, runtime)
-            step.metrics["rm/truncated_answers"] = cut
+            answers, seen, *cut = update.counts(rows, model.truncated - before[0], model.shortened - before[1], runtime)
+            step.metrics |= dict(zip(("rm/truncated_answers", "rm/truncated_prompts"), cut, strict=True))
             if step.metrics["optim/skipped"]:
                 step.skipped = update.skipped_rows(step.number, batch)
             step.count(len(batch), samples=answers, tokens=seen)

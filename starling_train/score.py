@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @command(check, ScoreConfig, "score")
 def main(config: ScoreConfig) -> None:
     """Find where an earlier start left off, load the model, score the rest."""
+    from starling_train.models.reward.reading import cut_conversations
     from starling_train.rewards import kinds, score_file
 
     source, output = Path(given(config.input)).expanduser(), Path(given(config.output)).expanduser()
@@ -30,8 +31,8 @@ def main(config: ScoreConfig) -> None:
     if done < size or not output.exists():
         model = load_model(config)
         score(config, model, source, output, progress)
-        if model.truncated:
-            print(f"{model.truncated} answers longer than reward.max_length were scored without their beginning")
+        if line := cut_conversations(model.shortened, model.truncated, "reward.max_length"):
+            print(line)
     print(f"{progress.scored} scores: {output.resolve()}")
     if progress.wrong:
         raise UserError(

@@ -104,7 +104,7 @@ class Reward(Suite):
         columns = [prompt.columns for prompt in self.prompts]
         with self.journal(folder, "scores", scored) as journal, about("reward_suite"):
             counted = self.progress(say, "answers scored")
-            found, truncated = score(conversations, self.subjects, journal, counted, columns)
+            found, cut = score(conversations, self.subjects, journal, counted, columns)
         scores = [value for value in found if value is not None]
         if not scores:
             raise UserError(f"reward: none of {len(found)} answers was scored; try it with the command score")
@@ -115,7 +115,7 @@ class Reward(Suite):
             "length": distribution([len(row["ids"]) for row in rows]),
             "ended": sum(row["ended"] for row in rows) / len(rows),
             "empty": sum(map(is_empty, conversations)) / len(rows),
-            "truncated_answers": truncated,
+            **cut,
             "kl": kl,
         }
 

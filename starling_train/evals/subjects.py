@@ -250,28 +250,36 @@ def score(
     journal: Journal,
     progress: StartProgress,
     columns: Sequence[dict[str, Any]] | None = None,
-) -> tuple[list[float | None], int]:
-    """Return (a score for every conversation, how many answers were too long for the reward model).
+) -> tuple[list[float | None], dict[str, int]]:
+    """Return (a score for every conversation, what was too long for the reward model).
+
+    The second is a part of a suite's result: `truncated_answers` lost their beginning, `truncated_prompts` counts all
+    conversations that did.
 
     None: a reward function leaves the answer out. Raises UserError for another score that is not finite.
 
     conversations: the answers with their prompts.
     subjects: the reward model is loaded from here.
-    journal: {"score", "truncated"} by index; the first row of a group has the number of truncated answers in it.
+    journal: {"score", "truncated", "shortened"} by index; the first row of a group has the counts of all of it.
     progress: counts the scores.
     columns: of each conversation's row of the data, for a reward function.
     """
 
     def make(indices: list[int]) -> Iterator[dict[str, Any]]:
         model = subjects.reward()
-        before = model.truncated
+        before = model.truncated, model.shortened
         given = [columns[index] for index in indices] if columns else None
         scores = model.score([conversations[index] for index in indices], given)
         if not model.may_leave_out:
             check_finite(scores)
         for value in scores:
-            yield {"score": value if math.isfinite(value) else None, "truncated": model.truncated - before}
-            before = model.truncated
+            cut = {"truncated": model.truncated - before[0], "shortened": model.shortened - before[1]}
+            yield {"score": value if math.isfinite(value) else None} | cut
+            before = model.truncated, model.shortened
 
     rows = complete(journal, [str(index) for index in range(len(conversations))], make, progress)
-    return [row["score"] for row in rows], sum(row["truncated"] for row in rows)
+    cut = {"truncated_answers": "truncated", "truncated_prompts": "shortened"}
+    counts = {
+        name: sum(row.get(key, 0) for row in rows) for name, key in cut.items()
+    }  # older journals have one of them
+    return [row["score"] for row in rows], counts

@@ -16,6 +16,7 @@ from starling_train.config.fields import UserError
 from starling_train.files.journal import Journal
 from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
+from starling_train.models.reward.reading import cut_conversations
 from starling_train.run.runtime import Runtime
 
 Say = Callable[[str], None]
@@ -204,5 +205,6 @@ def shares(parts: list[tuple[str, float, int]]) -> list[ResultLine]:
 
 
 def truncation(result: dict[str, Any]) -> list[str]:
-    count = result.get("truncated_answers")
-    return [f"{count:,} answers were longer than reward.max_length and lost their beginning"] if count else []
+    answers = result.get("truncated_answers", 0)
+    line = cut_conversations(result.get("truncated_prompts", answers), answers, "reward.max_length")
+    return [line] if line else []

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.models.patient_http import address
+from starling_train.models.patient_http import address, message_of
 
 SHAPE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
@@ -68,7 +68,10 @@ class Protocol:
         try:
             values = [_alone(value) for value in self.values(answer)]
         except SHAPE as error:
-            raise UserError(f"reward.url: {url} gave no scores; is it a reward server? See reward.protocol") from error
+            said = f" ({' '.join(message.split())[:200]})" if (message := message_of(answer)) else ""
+            raise UserError(
+                f"reward.url: {url} gave no scores{said}; is it a reward server? See reward.protocol"
+            ) from error
         scores = [value for value in values if not isinstance(value, list)]
         if wide := next((len(value) for value in values if isinstance(value, list)), 0):
             raise UserError(

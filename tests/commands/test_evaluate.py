@@ -118,6 +118,7 @@ def test_pairs_counted_by_hand_and_a_tie_is_half(run, pairs, lengths, tmp_path):
             {"distance": 2.0, "accuracy": 1.0, "pairs": 1},
         ],
         "truncated_answers": 0,
+        "truncated_prompts": 0,
     }
     assert entry["identity"]["model"]["url"] == f"http://127.0.0.1:{lengths.server_port}"
     asked = len(lengths.requests)
@@ -148,6 +149,23 @@ def test_a_served_model_and_a_classifier_are_as_good_as_in_process(run, pairs, t
     kinds = [("starling_7b", "reward"), ("sequence_classification", "classifier")]
     now, classifier = (preference.evaluate(comparisons, load(k, tmp_path / name).score).accuracy for k, name in kinds)
     assert found[0] == found[2] and [found[1]["accuracy"], found[3]["accuracy"]] == [classifier, now]
+
+
+def test_prompts_that_the_reward_model_reads_without_their_beginning_are_told(run, tmp_path):
+    write_starling_7b(fresh_net(), tmp_path / "reward", small_tokenizer())
+    file = tmp_path / "long.jsonl"
+    rows = [{"prompt": f"hello {i} " * (60 * (i % 2) + 1), "chosen": "a", "rejected": "b"} for i in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    local = [f"reward.path={tmp_path / 'reward'}", "reward.dtype=float32", "reward.max_length=100"]
+    told = "4 conversations are longer than reward.max_length and lose their beginning\n"
+    code, out, _ = run("suites=[preference]", f"preference.path={file}", "run_dir=out", *local)
+    assert code == 0 and told in out
+    with Served(*local) as server:
+        asked = ["reward=server", f"reward.url={server.url}"]
+        assert told in run("suites=[preference]", f"preference.path={file}", "run_dir=out", *asked)[1]
+    for entry in results(tmp_path / "out"):
+        counts = {key: value for key, value in entry["result"].items() if key.startswith("truncated")}
+        assert counts == {"truncated_answers": 0, "truncated_prompts": 4}
 
 
 def test_a_dry_run_loads_and_writes_nothing(run, pairs, small_models, monkeypatch, tmp_path):

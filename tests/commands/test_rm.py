@@ -22,7 +22,8 @@ from starling_train.training.reward_model import update as ranking
 
 PROMISED = {
     "step", "episodes", "rm/loss", "rm/accuracy", "rm/score_mean", "rm/score_std", "rm/centring",
-    "rm/truncated_answers", "optim/learning_rate", "optim/gradient_norm", "optim/skipped", "time/encode_s",
+    "rm/truncated_answers", "rm/truncated_prompts", "optim/learning_rate", "optim/gradient_norm", "optim/skipped",
+    "time/encode_s",
     "time/update_s", "time/step_s", "throughput/samples_per_s", "throughput/tokens_per_s", "memory/peak_gb",
 }  # fmt: skip
 UNTRAINED = math.log(math.factorial(7)) / 6
@@ -120,7 +121,7 @@ def test_real_nectar_rows_are_learned(data_dir, tmp_path):
     assert lines[-1]["eval/preference_accuracy"] > 0.6
     keys = [key for key in lines[-1] if key.startswith("eval/preference_accuracy_distance_")]
     assert keys == [f"eval/preference_accuracy_distance_{d}" for d in range(1, 7)]
-    assert 0 < lines[-1]["rm/truncated_answers"] <= 19 * 7
+    assert 0 < lines[-1]["rm/truncated_answers"] <= lines[-1]["rm/truncated_prompts"] <= 19 * 7
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,19 @@ def rows(tmp_path: Path) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
 
 
+def test_conversations_that_lose_their_beginning_are_counted_prompts_too(run, tmp_path):
+    """Three are too long: one in its answer, one in an earlier turn, one in its only prompt."""
+    long = "hello " * 200
+    asked = [[["user", "hi"], ["assistant", "hello"]], [["user", "hi"], ["assistant", long]],
+             [["user", long], ["assistant", "hi"], ["user", "hi"], ["assistant", "hello"]],
+             [["user", long], ["assistant", "hello"]]]  # fmt: skip
+    write(tmp_path / "in.jsonl", [[{"role": role, "content": text} for role, text in talk] for talk in asked])
+    code, out, error = run()
+    assert (code, error) == (0, "") and len(rows(tmp_path)) == 4
+    says = "3 conversations are longer than reward.max_length and lose their beginning, 1 of them that of their answer"
+    assert says in out.splitlines()
+
+
 def test_one_score_a_line_in_order(run, model, tmp_path):
     asked = talks(30)
     forms = [{"messages": m} if i % 3 else m for i, m in enumerate(asked)]

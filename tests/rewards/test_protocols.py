@@ -148,6 +148,9 @@ def test_a_name_and_a_key_are_sent(directory, net, monkeypatch):
         ({"data": "x"}, "is it a reward server?"),
         ([[{"label": "x", "score": 1.0}]], "is it a reward server?"),
         (None, "is it a reward server?"),
+        ({"error": "CUDA out\nof memory"}, r"gave no scores (CUDA out of memory); is it a reward server?"),
+        ({"error": {"message": "not loaded", "code": 503}}, "gave no scores (not loaded); is it"),
+        ({"detail": "queue full"}, "gave no scores (queue full); is it"),
     ],
 )
 def test_an_answer_of_another_shape_is_one_line(directory, answer, says):

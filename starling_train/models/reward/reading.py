@@ -7,6 +7,19 @@ from starling_train.data import reward_templates
 from starling_train.data.encoder_text import EncoderText
 
 
+def cut_conversations(shortened: int, truncated: int, key: str, of: str = "") -> str:
+    """Say how many conversations were scored without their beginning; "" where none was.
+
+    shortened, truncated: as counted by a `Reader`.
+    key: what sets the length.
+    of: a word on which conversations they are, with a space behind it.
+    """
+    inside = f", {truncated:,} of them that of their answer" if truncated else ""
+    return (
+        f"{shortened:,} {of}conversations are longer than {key} and lose their beginning{inside}" if shortened else ""
+    )
+
+
 class Reader:
     """Encodes conversations for one reward model, and counts what it cuts.
 

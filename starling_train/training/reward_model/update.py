@@ -166,11 +166,19 @@ def _together(sums: Sequence[RankingSums]) -> RankingSums:
     )
 
 
-def counts(rows: Sequence[EncodedRankedRow], cut: int, runtime: Runtime) -> tuple[int, int, int]:
-    """Count (answers, tokens, answers that lost their beginning) of the rows of all processes. cut: this process's."""
-    own = [sum(len(row.sequences) for row in rows), sum(row.tokens() for row in rows), cut]
-    answers, tokens, truncated = map(int, runtime.sum(own))
-    return answers, tokens, truncated
+def counts(
+    rows: Sequence[EncodedRankedRow], truncated: int, shortened: int, runtime: Runtime
+) -> tuple[int, int, int, int]:
+    """Count (answers, tokens, answers that lost their beginning, conversations that did) of all processes' rows.
+
+    rows: this process's.
+    truncated: of its answers, likewise.
+    shortened: of its conversations.
+    runtime: adds up.
+    """
+    own = [sum(len(row.sequences) for row in rows), sum(row.tokens() for row in rows), truncated, shortened]
+    answers, tokens, truncated, shortened = map(int, runtime.sum(own))
+    return answers, tokens, truncated, shortened
 
 
 def skipped_rows(step: int, batch: Sequence[RankedRow]) -> list[dict[str, Any]]:
