@@ -76,10 +76,10 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     asked = runtime.shard(batch)
                     conversations = answered(asked, rollout, inputs.chat, config)
                     scores = experience.score(reward_model, conversations, runtime, [one.columns for one in asked])
-                    moments.update(scores.of_all)
                     if step.number == 1:  # before anything trains: are answers too long, does the reward like others?
                         first = FirstAnswers(asked, conversations, scores.of_all)
                         step.metrics |= first.look(reward_model, config, rollout, runtime, session.say)
+                    moments.update(scores.of_all)  # last: whoever leaves before it has changed nothing
                 with session.phase("update"):
                     # 4. log-probs, reference, values, advantages
                     normalised = experience.normalise(scores.own, moments, config.reward)

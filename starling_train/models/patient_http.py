@@ -21,6 +21,10 @@ PASSING = (408, 425, 429)  # and all from 500 on
 BEARER = "Authorization"
 
 
+class Unreachable(UserError):
+    """A server that has given no answer for all of its patience."""
+
+
 class HttpConfig(Protocol):
     """connections: at most; timeout_s: of a request; patience_s: see above."""
 
@@ -74,7 +78,7 @@ class PatientHttp:
         )
 
     def post(self, body: Any) -> "httpx.Response":
-        """Post until an answer is not a passing failure. Raises UserError when patience is at its end."""
+        """Post until an answer is not a passing failure. Raises Unreachable when patience is at its end."""
         import httpx
 
         began, pause = None, FIRST_PAUSE_S
@@ -92,7 +96,7 @@ class PatientHttp:
             began = began or time.monotonic()
             left = began + self._patience_s - time.monotonic()
             if left <= 0 or self._given_up.is_set():
-                raise UserError(
+                raise Unreachable(
                     f"{self._key}.url: {self.url} gave no {self._gives} for {self._patience_s:g} s ({reason}); start "
                     f"the server and run the same command again, or raise {self._key}.patience_s"
                 )

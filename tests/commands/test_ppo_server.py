@@ -64,14 +64,15 @@ def test_a_server_lost_while_scoring_or_evaluating_loses_nothing(train, tmp_path
         left = {8: scored, 6: evaluated}
         return answer
 
-    for scored, evaluated, step in ((1, 1, 1), (1, 0, 2)):
+    # of the first step the answers are scored, then three kinds of stand-ins; lost among these, it begins again
+    for scored, evaluated, step in ((2, 1, 0), (4, 1, 1), (1, 0, 2)):
         with Scripted(answer=answer_until(scored, evaluated)) as server:
             code, error = train(server.server_port)
         assert code == 2
         last = error.splitlines()[-1]
         assert last.startswith("error: reward.url: http://127.0.0.1:") and "503: gone" in last
-        assert (run / "checkpoints" / f"step_{step:06d}").is_dir()
-        assert [row["step"] for row in rows(run)] == [0, 1]
+        assert (run / "checkpoints" / f"step_{step:06d}").is_dir() or not step  # step 0 is the beginning itself
+        assert [row["step"] for row in rows(run)] == ([0, 1] if step else [0])
     with Scripted() as server:
         assert train(server.server_port)[0] == 0
     assert of_training(run) == of_training(tmp_path / "straight")

@@ -18,6 +18,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.data.conversations import with_answer
 from starling_train.data.prompts import Prompt
+from starling_train.models.patient_http import Unreachable
 from starling_train.rewards.kinds import Scorer
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
@@ -67,7 +68,7 @@ class FirstAnswers:
         runtime: Runtime,
         say: Callable[[str], object],
     ) -> dict[str, float]:
-        """Say what the answers show, and return `reward/probe_*` metrics; nothing is raised.
+        """Say what the answers show, and return `reward/probe_*` metrics; raises nothing but Unreachable.
 
         reward_model: scores stand-ins, unless reward.probe is off.
         config: the run's configuration.
@@ -112,9 +113,14 @@ def limit_lines(share: float, config: PpoConfig) -> list[str]:
 
 
 def _scored(reward_model: Scorer, asked: list[list[dict]], columns: list[dict[str, Any]]) -> list[float | str]:
-    """Return scores, or what is wrong in words, which any process can receive."""
+    """Return scores, or what is wrong in words, which any process can receive.
+
+    Raises Unreachable where the server is lost: the step begins again when the run does, and looks then.
+    """
     try:
         values = reward_model.score_each(asked, columns) if asked else []
+    except Unreachable:
+        raise
     except UserError as error:  # of one or of all; which one, it says
         return [str(error)] * len(asked)
     return [str(value) if isinstance(value, UserError) else float(value) for value in values]
