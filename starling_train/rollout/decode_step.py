@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import head_of
+from starling_train.rollout.lean_decoder import LeanDecoder
+from starling_train.rollout.products import Product
 from starling_train.rollout.slot_cache import SlotCache
 
 BUCKET = 256  # positions: a CUDA graph attends over a multiple of this
@@ -37,6 +39,29 @@ class DecodeStep:
             use_cache=True,
         ).last_hidden_state
         return self._head.logits(hidden[:, -1]), self._recorded()
+
+
+class LeanStep(DecodeStep):
+    """The same on a CPU, for a model that `LeanDecoder` computes; its weights may be a copy, of now.
+
+    watch: see `LeanDecoder`.
+    """
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        cache: SlotCache,
+        recorded: Callable[[], Tensor | None],
+        watch: Callable[[nn.Module, Tensor], None],
+    ):
+        super().__init__(policy, cache, recorded)
+        self._decoder, self._product = LeanDecoder(policy, watch), Product(policy.get_output_embeddings())
+
+    def _forward(self, ids: Tensor, positions: Tensor, used: int) -> tuple[Tensor, Tensor | None]:
+        self._cache.aim(torch.arange(len(ids)), positions, used)
+        masks = {kind: _added(mask, self._policy.dtype) for kind, mask in _seen(self._policy, positions, used).items()}
+        hidden = self._decoder(ids, positions, self._cache, masks)
+        return self._head.logits(hidden, self._product), self._recorded()
 
 
 class GraphStep(DecodeStep):
@@ -83,18 +108,23 @@ def _masks(policy: CausalLM, positions: Tensor, used: int) -> Tensor | dict[str,
 
     A dictionary by layer type where the decoder has layers of several types, as its own forward expects.
     """
-    config = policy.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    attended = torch.arange(used, device=positions.device)
-    full = attended <= positions[:, None]
-    near = full if window is None else full & (attended > positions[:, None] - window)
-    if kinds == {"full_attention"}:
-        near = full
-    shaped = {"full_attention": full[:, None, None], "sliding_attention": near[:, None, None]}
+    kinds = set(getattr(policy.config.get_text_config(), "layer_types", None) or ())
+    shaped = _seen(policy, positions, used)
     if policy.config._attn_implementation == "eager":  # adds its mask to the scores
         shaped = {kind: _added(mask, policy.dtype) for kind, mask in shaped.items()}
     return {kind: shaped[kind] for kind in kinds} if len(kinds) > 1 else shaped["sliding_attention"]
+
+
+def _seen(policy: CausalLM, positions: Tensor, used: int) -> dict[str, Tensor]:
+    """Mark them by the type of a layer; where there is one type, both have its mask."""
+    config = policy.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    attended = torch.arange(used, device=positions.device)
+    full = attended <= positions[:, None]
+    near = full if window is None else full & (attended > positions[:, None] - window)
+    if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
+        near = full
+    return {"full_attention": full[:, None, None], "sliding_attention": near[:, None, None]}
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -31,6 +31,11 @@ class StateRecorder:
         finally:
             hook.remove()
 
+    def watch(self, module: nn.Module, states: Tensor) -> None:
+        """Be told that these states, (rows, tokens, d), enter a layer or the norm whose forward is not called."""
+        if module is self._layer:
+            self._entered = states
+
     def _see(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         self._entered = inputs[0] if inputs else named["hidden_states"]
 

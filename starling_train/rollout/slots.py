@@ -18,11 +18,12 @@ from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import head_of
-from starling_train.rollout.decode_step import DecodeStep, GraphStep
+from starling_train.rollout.decode_step import DecodeStep, GraphStep, LeanStep
 from starling_train.rollout.exclusions import exclusions
 from starling_train.rollout.hidden_states import StateRecorder
 from starling_train.rollout.responses import OnDone
 from starling_train.rollout.slot_cache import SlotCache
+from starling_train.rollout.start_check import is_lean
 from starling_train.rollout.stop_strings import StopStrings
 
 PREFILL_TOKENS = 8192  # of prompts in one forward pass, padded
@@ -140,6 +141,8 @@ class _Decoder:
         self._slots = [None] * self._count
         if self._on_gpu:
             self._step = GraphStep(self._policy, self._cache, self._recorder.last, self._count, self._capacity)
+        elif is_lean(self._policy):
+            self._step = LeanStep(self._policy, self._cache, self._recorder.last, self._recorder.watch)
         else:
             self._step = DecodeStep(self._policy, self._cache, self._recorder.last)
 

@@ -11,13 +11,15 @@ from starling_train.core.padding import padded
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import REFUSALS, Comparison, Ways, probing
 from starling_train.models.source import first_line
-from starling_train.rollout.decode_step import DecodeStep
+from starling_train.rollout import lean_decoder
+from starling_train.rollout.decode_step import DecodeStep, LeanStep
 from starling_train.rollout.slot_cache import SlotCache
 from starling_train.run.out_of_memory import is_out_of_memory
 
 COST = "a batch of responses waits for its longest, and the frozen layers run once more to score it"
 DECODED = 4  # tokens of each sequence that are decoded one by one, after the others in one pass
 _known: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_lean: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def line(model: CausalLM, ways: Ways, engine: str, key: str = "model.path") -> str:
@@ -44,7 +46,22 @@ def why_not_slots(model: CausalLM) -> str:
     return _known[model]
 
 
-def _agrees(model: CausalLM) -> bool:
+def is_lean(model: CausalLM) -> bool:
+    """Return whether `LeanStep` may decode this model: its parts are the known ones, its logits the plain forward's."""
+    if not lean_decoder.fits(model):
+        return False
+    if model not in _lean:
+        with probing(model) as probed:
+            try:
+                _lean[model] = _agrees(probed, lean=True)
+            except REFUSALS as error:
+                if is_out_of_memory(error):
+                    raise
+                _lean[model] = False
+    return _lean[model]
+
+
+def _agrees(model: CausalLM, lean: bool = False) -> bool:
     """Decode the last tokens of sequences of different lengths side by side, and compare their logits."""
     comparison = Comparison(model)
     starts = dict(
@@ -57,7 +74,7 @@ def _agrees(model: CausalLM) -> bool:
     model.get_decoder()(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
     slots = SlotCache(cache, len(sequences), len(sequences[0]))
     slots.admit(cache, list(range(len(sequences))))
-    step = DecodeStep(model, slots, lambda: None)
+    step = LeanStep(model, slots, lambda: None, lambda *_: None) if lean else DecodeStep(model, slots, lambda: None)
     logits, positions = [], []
     for count in range(len(sequences[0]) - begun[0]):
         rows = [row for row, part in enumerate(sequences) if begun[row] + count < len(part)]

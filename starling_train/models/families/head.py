@@ -1,5 +1,6 @@
 """The output head of a causal LM: from last hidden states to logits, in the model's own way."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,9 +32,12 @@ class Head:
     def weight(self) -> Tensor:
         return self._model.get_output_embeddings().weight
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits (n, vocabulary) of hidden states (n, d), in the model's dtype."""
-        head = self._model.get_output_embeddings()
+    def logits(self, hidden: Tensor, product: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return logits (n, vocabulary) of hidden states (n, d), in the model's dtype.
+
+        product: takes the place of the output layer's own where a formula gives the logits.
+        """
+        head = product or self._model.get_output_embeddings()
         if self._form == PLAIN:
             return head(hidden)
         return own_logits(self._model, hidden) if self._form is None else self._form.logits(head(hidden))

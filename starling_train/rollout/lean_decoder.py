@@ -1,0 +1,122 @@
+"""A decoder of plain layers, computed one token a row on a CPU with fewer operations than its modules take.
+
+Queries, keys and values come from one product; keys and values are not repeated for the heads that share them; the
+rest of a layer is folded into its products. A model is admitted by its parts (`fits`) and by its logits
+(`start_check`), not by a list of names.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+
+from starling_train.models.causal_lm import CausalLM
+from starling_train.rollout.products import Product
+from starling_train.rollout.slot_cache import SlotCache
+
+FROM = 50_000_000  # parameters: in a smaller model all this is nothing beside what a run does otherwise
+LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+ATTENTION_NORMS = {"q_norm", "k_norm"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+
+
+def fits(policy: CausalLM) -> bool:
+    """Return whether a model may be computed like this, by its place, its size and the parts of its layers."""
+    decoder: Any = policy.get_decoder()
+    parameters = list(policy.parameters())
+    return (
+        policy.device.type == "cpu"
+        and policy.config._attn_implementation == "sdpa"
+        and not any(hasattr(parameter, "ds_id") for parameter in parameters)  # ZeRO's shards
+        and sum(parameter.numel() for parameter in parameters) >= FROM
+        and _parts(decoder) >= {"embed_tokens", "layers", "norm", "rotary_emb"}
+        and all(map(_is_plain, decoder.layers))
+    )
+
+
+def _is_plain(layer: Any) -> bool:
+    if _parts(layer) != LAYER or not _parts(layer.mlp) >= MLP or not _parts(layer.self_attn) >= ATTENTION:
+        return False
+    activation = getattr(layer.mlp, "act_fn", None)
+    return (
+        _parts(layer.mlp) - {"act_fn"} == MLP
+        and _parts(layer.self_attn) - ATTENTION in (set(), ATTENTION_NORMS)
+        and not [*layer.self_attn.parameters(recurse=False), *layer.mlp.parameters(recurse=False)]
+        and (isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation")
+    )
+
+
+def _parts(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+class LeanDecoder:
+    """A decoder from tokens to last hidden states. Weights may be copies of the moment at which it is made.
+
+    watch: is called with each layer, and with the last norm, and the states that enter it, (rows, 1, d).
+    """
+
+    def __init__(self, policy: CausalLM, watch: Callable[[nn.Module, Tensor], None]):
+        self._decoder: Any = policy.get_decoder()
+        self._watch = watch
+        kinds = getattr(policy.config.get_text_config(), "layer_types", None)
+        count = len(self._decoder.layers)
+        self._kinds = list(kinds) if kinds and len(set(kinds)) > 1 else ["sliding_attention"] * count
+        self._layers = [_Layer(layer, index) for index, layer in enumerate(self._decoder.layers)]
+
+    def __call__(self, ids: Tensor, positions: Tensor, cache: SlotCache, masks: Mapping[str, Tensor]) -> Tensor:
+        """Return the last hidden states, (rows, d), of a token in each row.
+
+        ids, positions: (rows,). masks: by the kind of a layer, (rows, 1, 1, used), to add to scores.
+        """
+        hidden = self._decoder.embed_tokens(ids)
+        cos, sin = self._decoder.rotary_emb(hidden[:, None], position_ids=positions[:, None])
+        for layer, kind in zip(self._layers, self._kinds, strict=True):
+            self._watch(layer.module, hidden[:, None])
+            hidden = layer(hidden, cos, sin, cache, masks[kind])
+        self._watch(self._decoder.norm, hidden[:, None])
+        return _normed(self._decoder.norm, hidden)
+
+
+class _Layer:
+    def __init__(self, layer: Any, index: int):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.module, self._index = layer, index
+        self._size, self._scale = attention.head_dim, attention.scaling
+        self._queries, self._keys = (part.out_features // self._size for part in (attention.q_proj, attention.k_proj))
+        self._norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+        self._projections = Product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._out = Product(attention.o_proj)
+        self._gate, self._up, self._down = Product(mlp.gate_proj), Product(mlp.up_proj), Product(mlp.down_proj)
+
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
+        projected = self._projections(_normed(self.module.input_layernorm, hidden))
+        heads = projected.view(len(hidden), -1, self._size)
+        turned, values = heads[:, : -self._keys], heads[:, -self._keys :]
+        if self._norms is not None:
+            parts = turned.split([self._queries, self._keys], 1)
+            turned = torch.cat([_normed(norm, part) for norm, part in zip(self._norms, parts, strict=True)], 1)
+        turned = _turned(turned, cos, sin)
+        queries, new_keys = turned[:, : self._queries, None], turned[:, self._queries :, None]
+        keys, values = cache.update(new_keys, values[:, :, None], self._index)
+        mixed = scaled_dot_product_attention(queries, keys, values, mask, scale=self._scale, enable_gqa=True)
+        hidden = self._out.plus(mixed.reshape(len(hidden), -1), hidden)
+        normed = _normed(self.module.post_attention_layernorm, hidden)
+        return self._down.plus(self._up.times(normed, self._gate.silu(normed)), hidden)
+
+
+def _normed(norm: Any, states: Tensor) -> Tensor:
+    epsilon = getattr(norm, "variance_epsilon", None)
+    if epsilon is None or not type(norm).__name__.endswith("RMSNorm"):
+        return norm(states)
+    return rms_norm(states, norm.weight.shape, norm.weight, epsilon)
+
+
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (rows, heads, size) by its positions' angles, (rows, 1, size)."""
+    assert cos.shape[-1] == heads.shape[-1], "all of a head is turned"
+    first, second = heads.chunk(2, -1)
+    return heads * cos + torch.cat([-second, first], -1) * sin

@@ -1,0 +1,162 @@
+"""The lean way through a decoder on a CPU, beside transformers' own: what it admits, and that it gives the same."""
+
+import families
+import openchat_tokenizer
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from starling_train.config.sections import LoraConfig, RolloutConfig
+from starling_train.data.chat import Chat
+from starling_train.models import adapters
+from starling_train.rollout import decode_step, lean_decoder
+from starling_train.rollout.generate import generate
+from starling_train.rollout.products import Product, can_pack
+from starling_train.rollout.start_check import is_lean
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+CONFIGS = {
+    "llama, tied, with biases": (LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "mistral with a short window": (MistralConfig, {"sliding_window": 6}),
+    "qwen2 with layers of two kinds": (
+        Qwen2Config, {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen3": (Qwen3Config, {"head_dim": 16}),
+}  # fmt: skip
+PROMPTS = [[1, 17, 23, 5], [1, 9], [1, 44, 3, 120, 7, 61, 88, 19, 30, 12, 50], [1, 2, 3], [4] * 9]
+BFLOAT16 = can_pack((nn.Linear(8, 8, dtype=torch.bfloat16),))
+
+
+@pytest.fixture(autouse=True)
+def every_size(monkeypatch):
+    monkeypatch.setattr(lean_decoder, "FROM", 0)
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return Chat(openchat_tokenizer.small())
+
+
+def model_of(name, chat, **more):
+    kind, changes = CONFIGS[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        kind(vocab_size=len(chat.tokenizer), **SIZES, **changes), attn_implementation="sdpa", **more
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # biases of 0 and norms of 1 prove nothing
+                parameter.add_(torch.randn_like(parameter) / 4)
+            else:
+                parameter.mul_(4)
+    return model.eval()
+
+
+def run(model, chat, monkeypatch, lean, greedy=True, **more):
+    with monkeypatch.context() as patch:
+        if not lean:
+            patch.setattr(lean_decoder, "FROM", 10**12)
+        torch.manual_seed(3)
+        config = RolloutConfig(slots=3, max_new_tokens=20, stop_strings=[])
+        return generate(model, chat, PROMPTS, config, greedy, **more)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_responses_and_kept_states_are_those_of_the_modules(name, chat, monkeypatch):
+    model = model_of(name, chat)
+    assert is_lean(model)
+    steps = []
+    call = decode_step.LeanStep.__call__
+    monkeypatch.setattr(decode_step.LeanStep, "__call__", lambda *given: steps.append(0) or call(*given))
+    for greedy in (True, False):
+        for layer in (1, 3):  # 3: what enters the last norm
+            lean = run(model, chat, monkeypatch, True, greedy, keep_layer=layer)
+            count = len(steps)
+            plain = run(model, chat, monkeypatch, False, greedy, keep_layer=layer)
+            assert count == len(steps) > 0 and lean.responses == plain.responses
+            for mine, theirs in zip(lean.entering, plain.entering, strict=True):
+                torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=2e-5)
+    assert len({tuple(response) for response in lean.responses}) > 2
+
+
+@pytest.mark.parametrize("name", list(families.FAMILIES))
+def test_any_family_gives_what_generate_gives_whether_or_not_it_is_lean(name, chat):
+    model = families.model_of(name, vocab_size=len(chat.tokenizer), seed=1)
+    config = {"slots": 2, "max_new_tokens": 10, "stop_strings": []}
+    ours = generate(model, chat, PROMPTS, RolloutConfig(engine="slots", **config), greedy=True)
+    theirs = generate(model, chat, PROMPTS, RolloutConfig(engine="hf", **config), greedy=True)
+    assert ours.responses == theirs.responses
+
+
+def test_what_differs_in_parts_or_in_numbers_is_not_lean(chat, monkeypatch):
+    model = model_of("qwen3", chat)
+    with monkeypatch.context() as patch:
+        patch.setattr(lean_decoder, "FROM", 50_000_000)
+        assert not is_lean(model)  # small
+    assert is_lean(model)
+    eager = model_of("qwen3", chat)
+    eager.set_attn_implementation("eager")
+    assert not is_lean(eager)
+    gated = model_of("qwen3", chat)
+    gated.model.layers[1].mlp.act_fn = nn.GELU()
+    assert not is_lean(gated)
+    scaled = model_of("qwen3", chat)
+    scaled.model.layers[0].register_forward_hook(lambda module, inputs, output: output * 1.5)
+    assert lean_decoder.fits(scaled) and not is_lean(scaled)  # only its logits tell
+
+
+def test_an_adapter_counts(chat, monkeypatch):
+    model = model_of("llama, tied, with biases", chat)
+    before = run(model, chat, monkeypatch, True).responses
+    adapters.add(model, ["model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight"], LoraConfig())
+    for _, layer in adapters.adapted(model):
+        nn.init.normal_(layer.lora_B["default"].weight, std=2.0)
+    assert is_lean(model)
+    lean = run(model, chat, monkeypatch, True).responses
+    assert lean == run(model, chat, monkeypatch, False).responses != before
+
+
+def test_weights_that_change_between_rollouts_are_seen(chat, monkeypatch):
+    model = model_of("qwen3", chat, dtype=torch.bfloat16)
+    assert is_lean(model)
+    before = run(model, chat, monkeypatch, True).responses
+    assert run(model, chat, monkeypatch, True).responses == before
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.neg_()
+    assert run(model, chat, monkeypatch, True).responses != before
+
+
+@pytest.mark.skipif(not BFLOAT16, reason="oneDNN has no bfloat16 products on this CPU")
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_packed_products_are_the_plain_ones_up_to_rounding(rows):
+    torch.manual_seed(0)
+    layers = [nn.Linear(48, size, bias=bias, dtype=torch.bfloat16) for size, bias in ((32, True), (16, False))]
+    assert can_pack(tuple(layers))
+    inputs, other = torch.randn(rows, 48).bfloat16(), torch.randn(rows, 48).bfloat16()
+    exact = torch.cat(
+        [inputs.double() @ layer.weight.double().T + (0 if layer.bias is None else layer.bias) for layer in layers], 1
+    )
+    product = Product(*layers)
+    found = {
+        "plain": (product(inputs), exact), "silu": (product.silu(inputs), exact * exact.sigmoid()),
+        "times": (product.times(inputs, other), exact * other), "plus": (product.plus(inputs, other), exact + other),
+    }  # fmt: skip
+    for name, (mine, right) in found.items():
+        torch.testing.assert_close(mine.double(), right.double(), atol=0.02, rtol=0.01, msg=name)
+
+
+def test_what_is_not_packed_is_the_layers_own():
+    layers = nn.Linear(8, 4), nn.Linear(8, 2)
+    assert not can_pack(layers)
+    inputs, other = torch.randn(3, 8), torch.randn(3, 6)
+    product, plain = Product(*layers), torch.cat([layer(inputs) for layer in layers], 1)
+    assert torch.equal(product(inputs), plain) and torch.equal(product.silu(inputs), nn.functional.silu(plain))
+    assert torch.equal(product.times(inputs, other), plain * other)
+    assert torch.equal(product.plus(inputs, other), plain + other)
+    with torch.no_grad():
+        layers[0].weight.neg_()  # live
+    assert not torch.equal(product(inputs), plain)
