@@ -1,5 +1,10 @@
-"""Measurements of a machine: matrix products and copies a second; and the peak memory of a process."""
+"""Measurements of a machine: matrix products and copies a second; and the peak memory of a process.
 
+python benchmarks/machine.py --device cuda        JSON out: the card, and what it can do
+"""
+
+import argparse
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,3 +74,26 @@ def plot_sweep(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes[1, 0].set_ylabel("peak memory, GB")
     axes[0, 0].legend()
     figure.savefig(path, dpi=100)
+
+
+def described(device: str) -> dict[str, Any]:
+    """Return what the device is, and its measured rates by dtype."""
+    found: dict[str, Any] = {"torch": torch.__version__, "device": device, "threads": torch.get_num_threads()}
+    if device == "cuda":
+        card = torch.cuda.get_device_properties(0)
+        found |= {
+            "card": card.name,
+            "memory_gb": card.total_memory / 1e9,
+            "capability": f"{card.major}.{card.minor}",
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    dtypes = (torch.bfloat16, torch.float32, torch.float64)
+    found["matrix_tflops"] = {str(dtype).removeprefix("torch."): matrix_rate(device, dtype) / 1e12 for dtype in dtypes}
+    return found | {"copy_gb_per_s": copy_bandwidth(device) / 1e9}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    print(json.dumps(described(parser.parse_args().device)))

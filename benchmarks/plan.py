@@ -121,7 +121,8 @@ def planned(job, arguments: argparse.Namespace, lengths: list[int]):
             gradient_checkpointing=arguments.gradient_checkpointing,
             reward_dtype=arguments.dtype,
             reward_tokens=arguments.tokens_per_microbatch,
-            device="cpu",
+            eight_bit=arguments.eight_bit,
+            device=arguments.device,
         ),
     )
 

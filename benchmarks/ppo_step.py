@@ -151,26 +151,42 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             machine.copy_bandwidth(arguments.device),
         )
     memory = machine.peak_memory(arguments.device)
+    torch.backends.cuda.enable_cudnn_sdp(arguments.cudnn_attention)
     job = Job(arguments)
     traffic = DecodeTraffic(job.actors.policy)
-    steps = models.Steps()
+    steps, lengths, peaks = models.Steps(), [], {"made": memory()}
     for step in range(arguments.steps + 1):
         if step == 1:
             watch_decoding(traffic)
         rollout = job.rollout(step)
         machine.wait(arguments.device)
         steps.clock.lap("rollout")
+        peaks[f"{step} rollout"] = memory()
         experience = job.score(rollout)
         machine.wait(arguments.device)
         steps.clock.lap("scoring")
+        peaks[f"{step} scoring"] = memory()
         job.update(experience)
         machine.wait(arguments.device)
         steps.clock.lap("update")
+        peaks[f"{step} update"] = memory()
+        lengths += rollout.lengths()
         steps.end(len(rollout), sum(map(len, rollout.responses)))
     found = steps.result(arguments.prompts)
     found |= {"peak_gb": memory(), "trainable": sum(p.numel() for p in job.actors.policy_parameters().values())}
+    found |= {"peaks_gb": peaks, "planned_gb": planned_gb(job, arguments, lengths)}  # each: the highest until then
     found["settings"] = {key: value for key, value in vars(arguments).items() if key != "out"}
     return found | ({"rates": rates(job, found, traffic, limits, arguments)} if limits else {})
+
+
+def planned_gb(job: Job, arguments: argparse.Namespace, lengths: list[int]) -> dict[str, Any]:
+    """Return what the plan says of these lengths, decimal GB by part."""
+    import plan
+
+    made = plan.planned(job, argparse.Namespace(**(vars(arguments) | {"steps": arguments.steps + 1})), lengths)
+    phases = {name: getattr(made, name) for name in ("held", "rollout", "scoring", "update", "step")}
+    parts = {name: {part: size / 1e9 for part, size in sizes.items()} for name, sizes in phases.items()}
+    return {"total": made.total / 1e9} | parts
 
 
 def rates(
@@ -263,6 +279,7 @@ def main() -> None:
     )
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--adapter", type=int, help="train LoRA adapters of this rank on what would train")
+    parser.add_argument("--cudnn-attention", action="store_true", help="let torch choose it, on a GPU")
     parser.add_argument("--eight-bit", action="store_true", help="Adam's moments, on a GPU")
     parser.add_argument("--out", type=Path, help="file for the JSON; with sweep, a directory")
     arguments = parser.parse_args()

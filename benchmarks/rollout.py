@@ -8,13 +8,16 @@ side (slots, rows of a batch, requests in flight), dtype, threads. Not equal: ra
 little from round to round; seconds are therefore given per 1,000 tokens. `generate` runs batch after batch, each until
 its longest response ends; `generate-all` is `generate` with all prompts in one batch, which takes the memory for it.
 Continuous batching is given no more cache than the requests in flight need, 1,024 tokens a step, and the same attention
-as the others. No stop strings anywhere.
+as the others. No stop strings anywhere. `vllm`, where it is installed, reads the same weights from a directory, and on a
+GPU has a copy of them there.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +67,31 @@ def continuous(policy: torch.nn.Module, prompts: Responses, arguments: argparse.
     return [output.generated_tokens for output in found.values()]
 
 
+def vllm(policy: torch.nn.Module, arguments: argparse.Namespace) -> Callable[[Responses], Responses]:
+    """Return vLLM with the policy's weights, as many requests at a time as we have slots."""
+    from vllm import LLM, SamplingParams
+
+    directory = tempfile.mkdtemp(prefix="rollout_vllm_")
+    try:
+        policy.save_pretrained(directory)
+        models.tokenizer(policy.config.vocab_size).save_pretrained(directory)
+        engine = LLM(
+            model=directory, dtype=arguments.dtype, max_num_seqs=arguments.slots, max_model_len=1024 + arguments.limit,
+            gpu_memory_utilization=0.5, enable_prefix_caching=False, seed=0,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(directory)
+    settings = SamplingParams(
+        temperature=1.0, max_tokens=arguments.limit, stop_token_ids=[models.END_ID], detokenize=False
+    )
+
+    def respond(prompts: Responses) -> Responses:
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        return [list(done.outputs[0].token_ids) for done in engine.generate(asked, settings, use_tqdm=False)]
+
+    return respond
+
+
 def main() -> None:
     """Run rounds of all engines in turn; print medians, and JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,6 +116,8 @@ def main() -> None:
         "generate-all": lambda chosen: ours("hf", policy, chosen, arguments, len(chosen)),
         "continuous": lambda chosen: continuous(policy, chosen, arguments),
     }
+    if "vllm" in arguments.engines:
+        engines["vllm"] = vllm(policy, arguments)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.engines}
     for name in arguments.engines:
         engines[name](prompts[: arguments.slots // 4])  # warm

@@ -3,11 +3,13 @@
 python benchmarks/snr.py kernel                      one 4096 x 4096 and one 4096 x 14336 matrix, beside svdvals
 python benchmarks/snr.py write DIR --layers 32       a checkpoint of Mistral-7B's shapes, random bf16 weights
 python benchmarks/snr.py scan DIR [--device cuda]    seconds and peak memory of a whole scan
+python benchmarks/snr.py random DIR --layers 2       write, scan and delete: what a layer costs, JSON in the last line
 """
 
 import argparse
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -22,16 +24,21 @@ from starling_train.models.source import ModelSource
 from starling_train.selection.listing import list_matrices
 from starling_train.selection.scan import scan_model
 
-HIDDEN, INTERMEDIATE, KEY_VALUE, VOCABULARY = 4096, 14336, 1024, 32000
-LAYER = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KEY_VALUE, HIDDEN),
-    "self_attn.v_proj": (KEY_VALUE, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
-}
+VOCABULARY = 32000
+
+
+def layer_shapes(hidden: int) -> dict[str, tuple[int, int]]:
+    """Return Mistral's matrices of a layer; hidden = 4096 is Mistral-7B."""
+    intermediate, key_value = hidden * 7 // 2, hidden // 4
+    return {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (key_value, hidden),
+        "self_attn.v_proj": (key_value, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (intermediate, hidden),
+        "mlp.up_proj": (intermediate, hidden),
+        "mlp.down_proj": (hidden, intermediate),
+    }
 
 
 def timed(work: Callable, repeats: int, device: str) -> tuple[float, object]:
@@ -69,6 +76,7 @@ def write(arguments: argparse.Namespace) -> None:
     """Write a checkpoint of Mistral-7B's shapes in shards of one layer, and its index."""
     from safetensors.torch import save_file
 
+    hidden = arguments.hidden
     arguments.directory.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
 
@@ -76,10 +84,10 @@ def write(arguments: argparse.Namespace) -> None:
         return (0.02 * torch.randn(*shape, generator=generator)).bfloat16()
 
     shards = [
-        {f"model.layers.{layer}.{name}.weight": shape for name, shape in LAYER.items()}
+        {f"model.layers.{layer}.{name}.weight": shape for name, shape in layer_shapes(hidden).items()}
         for layer in range(arguments.layers)
     ]
-    shards.append({"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN)})
+    shards.append({f"{name}.weight": (VOCABULARY, hidden) for name in ("model.embed_tokens", "lm_head")})
     weight_map = {}
     for number, shapes in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -89,8 +97,8 @@ def write(arguments: argparse.Namespace) -> None:
     (arguments.directory / "config.json").write_text(json.dumps({"model_type": "mistral"}))
 
 
-def whole(arguments: argparse.Namespace) -> None:
-    """Measure seconds, peak resident memory, and on a GPU the shares of copy bandwidth and arithmetic."""
+def whole(arguments: argparse.Namespace) -> dict[str, float]:
+    """Measure seconds, peak resident memory, and on a GPU the peak of its memory; print and return them."""
     source = ModelSource.open(arguments.directory, needs_config=False)
     listing = list_matrices(source)
     start = time.perf_counter()
@@ -108,6 +116,21 @@ def whole(arguments: argparse.Namespace) -> None:
     )
     if arguments.device == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 1e9:.2f} GB, {torch.cuda.get_device_name()}")
+    found = {
+        "matrices": len(records),
+        "seconds": seconds,
+        "fp64_gflops": work / seconds / 1e9,
+        "peak_host_gb": peak / 1e9,
+    }
+    return found | ({"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if arguments.device == "cuda" else {})
+
+
+def random(arguments: argparse.Namespace) -> None:
+    """Scan random layers, the second of two scans being timed warm, and delete them."""
+    write(arguments)
+    cold, warm = whole(arguments), whole(arguments)
+    shutil.rmtree(arguments.directory)
+    print(json.dumps({"layers": arguments.layers, "hidden": arguments.hidden, "cold": cold, "warm": warm}))
 
 
 def main() -> None:
@@ -120,10 +143,12 @@ def main() -> None:
     one.add_argument("--repeats", type=int, default=3)
     one.add_argument("--exact", action="store_true", help="error against svdvals in fp64 (minutes)")
     one.set_defaults(run=kernel)
-    writer = commands.add_parser("write")
-    writer.add_argument("directory", type=Path)
-    writer.add_argument("--layers", type=int, default=32)
-    writer.set_defaults(run=write)
+    for name, work in (("write", write), ("random", random)):
+        writer = commands.add_parser(name)
+        writer.add_argument("directory", type=Path)
+        writer.add_argument("--layers", type=int, default=32)
+        writer.add_argument("--hidden", type=int, default=4096)
+        writer.set_defaults(run=work)
     scanner = commands.add_parser("scan")
     scanner.add_argument("directory", type=Path)
     scanner.set_defaults(run=whole)

@@ -196,16 +196,3 @@ def test_kept_states_are_those_that_enter_the_layer(layer):
         torch.testing.assert_close(states, expected.detach(), atol=1e-5, rtol=1e-5)
     assert respond(model, chosen, 3)[1] is None
     assert not model.model.layers[layer]._forward_pre_hooks
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: graphs cannot be captured")
-@pytest.mark.parametrize("name", ["mistral", "mistral with a short window", "qwen2 with layers of two kinds"])
-def test_captured_steps_give_what_generate_gives_on_a_gpu(name, chat):
-    model = make(MODELS[name]).cuda()
-    for count in (3, 64):
-        found = generate(model, chat, prompts(30), settings(slots=count), greedy=True, keep_layer=1)
-        assert found == generate(model, chat, prompts(30), settings(engine="hf"), greedy=True)
-        for prompt, response, states in zip(found.prompts, found.responses, found.entering, strict=True):
-            ids = torch.tensor([(prompt + response)[:-1]], device="cuda")
-            expected = model(ids, output_hidden_states=True, use_cache=False).hidden_states[1][0]
-            torch.testing.assert_close(states, expected.detach(), atol=1e-4, rtol=1e-4)
