@@ -60,14 +60,10 @@ def parts(out: Path, miniature: bool) -> list[Part]:
         Part("machine", [str(HERE / "machine.py"), *device], 60),
         Part("tests", tests, 120),
         *steps,
-        Part(
-            "rollout", [str(HERE / "rollout.py"), *device, *_rollout(miniature), "--engines", "slots", "generate"], 120
-        ),
+        Part("rollout", [str(HERE / "rollout.py"), *device, *_rollout(miniature, "generate")], 120),
         Part("eight-bit moments", checkpoint, 90, None if miniature else "bitsandbytes"),
         Part("snr", scan, 90),
-        Part(
-            "vLLM", [str(HERE / "rollout.py"), *device, *_rollout(miniature), "--engines", "slots", "vllm"], 180, "vllm"
-        ),
+        Part("vLLM", [str(HERE / "rollout.py"), *device, *_rollout(miniature, "vllm")], 180, "vllm"),
     ]
 
 
@@ -83,10 +79,12 @@ def _small(miniature: bool) -> list[str]:
     return f"{shape} {job} --tokens-per-microbatch {256 if miniature else 8192}".split()
 
 
-def _rollout(miniature: bool) -> list[str]:
-    # not the toy: vLLM on a CPU has no attention for heads of 16
-    small, large = "20m --prompts 8 --slots 4 --limit 12 --mean 6", "7b --prompts 64 --slots 32 --limit 256 --mean 128"
-    return f"--dtype bfloat16 --rounds 1 --model-shape {small if miniature else large}".split()
+def _rollout(miniature: bool, other: str) -> list[str]:
+    """Return the options of a rollout with slots and another engine."""
+    # vLLM on a CPU has no attention for heads as small as the toy's
+    small = f"{'20m' if other == 'vllm' else 'toy'} --prompts 8 --slots 4 --limit 12 --mean 6"
+    shape = small if miniature else "7b --prompts 64 --slots 32 --limit 256 --mean 128"
+    return f"--dtype bfloat16 --rounds 1 --engines slots {other} --model-shape {shape}".split()
 
 
 def run(part: Part, out: Path, seconds: float) -> dict[str, Any]:
