@@ -7,7 +7,7 @@ python benchmarks/against_trl.py run DIR --side ours     one process, one line o
 Equal on both sides: policy (same random weights, lengths of responses close to geometric), reward model and its input
 (the prompt's and the response's ids, head on the last token), the prompts that steps draw from, the tensors that train (the
 matrices of the last --percent % of the layers, in policy and critic), critic's start (value 0 everywhere), samples a
-step, mini-batches, epochs, response limit, temperature 1, dtype float32, AdamW's settings, KL coefficient and
+step, mini-batches, epochs, response limit, temperature 1, dtype (--dtype, float32), AdamW's settings, KL coefficient and
 estimator, gamma, lambda, clipping, value coefficient, unscaled scores without penalties, threads, allocator settings.
 
 Not equal, because TRL has no choice there:
@@ -17,6 +17,7 @@ Not equal, because TRL has no choice there:
   over the epoch and saves it optimizer steps (`--trl-batches`; the fastest counts, which is in TRL's favour).
 - TRL draws other random numbers, so lengths differ by chance; it pads on the left and to the longest of the step, takes
   old log-probs from the generation's logits, never rescores, and puts the score one token later.
+- With --dtype bfloat16 TRL's AdamW updates bfloat16 weights; ours has float32 master copies, which cost time and memory.
 - Ours clips the gradient's norm, computes exact metrics from masks, and whitens over the whole batch.
 
 - Ours passes ids to the reward model as they are, as TRL must; in `ppo` they go through text and its own template.
@@ -120,9 +121,10 @@ def inputs(arguments: argparse.Namespace) -> tuple[Any, Any, Any, list[list[int]
 
     One batch of prompts more than steps: at its data's end TRL would step the optimizer without accumulating.
     """
+    dtype = getattr(torch, arguments.dtype)
     return (
-        models.policy(arguments.shape, arguments.mean_response, limit=arguments.limit),
-        models.reward_net(arguments.shape),
+        models.policy(arguments.shape, arguments.mean_response, dtype=dtype, limit=arguments.limit),
+        models.reward_net(arguments.shape, dtype=dtype),
         models.tokenizer(models.SHAPES[arguments.shape]["vocab_size"]),
         models.prompts(arguments.prompts * (arguments.steps + 2), arguments.shape),
     )
@@ -142,7 +144,7 @@ def trl(arguments: argparse.Namespace) -> Result:
         reward, value = LlamaForSequenceClassification(net.config), MistralForSequenceClassification(policy.config)
     reward.model, reward.score = net.transformer, net.v_head
     value.model = copy.deepcopy(policy.model)
-    value.score = nn.Linear(policy.config.hidden_size, 1, bias=False)
+    value.score = nn.Linear(policy.config.hidden_size, 1, bias=False, dtype=policy.dtype)
     nn.init.zeros_(value.score.weight)
     steps = models.Steps()
     with tempfile.TemporaryDirectory() as directory:
@@ -240,7 +242,7 @@ def process(arguments: argparse.Namespace, side: str, critic: str, number: int, 
 def table(results: list[Result], arguments: argparse.Namespace) -> str:
     """Return Markdown: medians over the rounds; the ratios are of the two processes of a pair."""
     lines = [
-        f"{arguments.shape}, {arguments.prompts} samples a step, {arguments.threads} threads, medians of rounds:\n",
+        f"{arguments.shape}, {arguments.dtype}, {arguments.prompts} samples a step, {arguments.threads} threads, medians of rounds:\n",
         "| critic | side | samples/s | s a step: rollout, scoring, update | mean response | peak MB |",
         "|---|---|---|---|---|---|",
     ]
@@ -286,6 +288,7 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=2, help="timed ones, after one that warms up")
     command.add_argument("--round", type=int, default=0, help="seed of what is drawn; weights and prompts stay")
     command.add_argument("--shape", default="20m", choices=models.SHAPES)
+    command.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     command.add_argument("--percent", type=float, default=25.0, help="of the layers that train")
     command.add_argument("--limit", type=int, default=128, help="tokens of a response")
     command.add_argument("--mean-response", type=float, default=48.0, help="tokens")
