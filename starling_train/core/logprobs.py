@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from starling_train.core.excluded import Exclusions
+from starling_train.core.float32_products import product, product_into
+from starling_train.core.row_blocks import ROWS, SHORT, filled_up, in_blocks
 
 # Logits held at a time: enough rows for full speed, few enough to stay small beside the model.
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
@@ -87,7 +89,9 @@ def token_logprobs_by(
 
 
 def _rows_at_a_time(hidden: Tensor, vocabulary: int) -> int:
-    return max(16, CHUNK_ELEMENTS.get(hidden.device.type, 2**21) // vocabulary)
+    rows = max(16, CHUNK_ELEMENTS.get(hidden.device.type, 2**21) // vocabulary)
+    # a last chunk is filled up there
+    return min(rows, ROWS) if in_blocks(hidden.dtype, hidden.device) else rows
 
 
 def _in_chunks(
@@ -100,7 +104,7 @@ def _in_chunks(
     excluded: Exclusions | None,
 ) -> tuple[Tensor, Tensor]:
     def measure(rows: Tensor, next_tokens: Tensor, without: Exclusions | None) -> tuple[Tensor, Tensor]:
-        scores = logits(rows)
+        scores = logits(filled_up(rows, chunk))[: len(rows)]
         scores = scores if temperature == 1.0 else scores / temperature
         if without is not None:
             scores = without.apply_(scores.clone())
@@ -125,7 +129,7 @@ LowRank = tuple[Tensor, Tensor] | None
 
 
 def _products(hidden: Tensor, head: Tensor, bias: Tensor | None, low_rank: LowRank) -> Tensor:
-    products = torch.nn.functional.linear(hidden, head, bias)
+    products = product(hidden, head, bias)
     if low_rank is not None:
         for factor in low_rank:
             hidden = torch.nn.functional.linear(hidden.to(factor.dtype), factor)
@@ -136,6 +140,10 @@ def _products(hidden: Tensor, head: Tensor, bias: Tensor | None, low_rank: LowRa
 def _logits_into(room: Tensor, hidden: Tensor, head: Tensor, bias: Tensor | None, form: HeadForm) -> None:
     if head.dtype == room.dtype and bias is None:
         torch.mm(hidden, head.T, out=room)
+    elif head.dtype in SHORT:
+        product_into(room, hidden, head)
+        if bias is not None:
+            room += bias
     else:
         room.copy_(torch.nn.functional.linear(hidden, head, bias))
     if form.scale != 1.0:
@@ -166,12 +174,14 @@ class _FrozenHead(torch.autograd.Function):
         gradient = torch.empty_like(hidden)
         logprobs, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
         # two buffers for all chunks: fresh memory would cost a CPU a page fault every 4 KB
-        room = [head.new_empty(min(chunk, len(hidden)), len(head), dtype=torch.float32) for _ in range(2)]
+        most = chunk if in_blocks(hidden.dtype, hidden.device) else min(chunk, len(hidden))
+        room = [head.new_empty(most, len(head), dtype=torch.float32) for _ in range(2)]
         of_chunks = None if excluded is None else excluded.split(chunk)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, min(start + chunk, len(hidden)))
+            filled = filled_up(hidden[rows], chunk)
+            _logits_into(room[0][: len(filled)], filled, head, bias, form)
             probabilities, distribution = (buffer[: rows.stop - start] for buffer in room)
-            _logits_into(probabilities, hidden[rows], head, bias, form)
             slope = None if form.softcap is None else 1.0 - (probabilities / form.softcap).square_()
             if temperature != 1.0:
                 probabilities /= temperature

@@ -3,6 +3,9 @@
 Matrix products then see as many rows as a micro-batch has tokens, however uneven the sequences are. Attention goes
 sequence by sequence, or on a GPU, where many small kernels are slow, pads to the longest sequence. What torch's kernel
 does not compute (capped scores, sinks) is computed by the model's own eager function.
+
+In 16-bit types on a CPU, products go over blocks of rows (`core.row_blocks`), so that the states of a sequence are the
+same to the bit whatever else is in the row. On a GPU they may differ by rounding.
 """
 
 import sys
@@ -16,8 +19,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from starling_train.core.row_blocks import RowBlocks
 from starling_train.models.sharing import Model
 
+CHECKPOINT = "_gradient_checkpointing_func"  # transformers calls a layer's forward by it
 NAME = "starling_packed"  # transformers makes no mask for a kind of attention whose masks it does not know
 
 
@@ -98,11 +103,26 @@ class PackedLayer:
         attention.config = config
         self.layer._modules = dict(original._modules) | {"self_attn": attention}
 
-    def follow(self) -> None:
-        """Take over the original's mode: training, and gradient checkpointing."""
-        for name in ("training", "gradient_checkpointing", "_gradient_checkpointing_func"):
+    def follow(self, blocks: bool) -> None:
+        """Take over the original's mode: training, and gradient checkpointing. blocks: see `core.row_blocks`."""
+        for name in ("training", "gradient_checkpointing", CHECKPOINT):
             if hasattr(self._original, name):
                 setattr(self.layer, name, getattr(self._original, name))
+        if blocks and hasattr(self.layer, CHECKPOINT):
+            setattr(self.layer, CHECKPOINT, _in_blocks(getattr(self.layer, CHECKPOINT)))
+
+
+def _in_blocks(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a layer that is computed again for its gradient, after the decoder's forward, do so in blocks as well."""
+
+    def checkpointed(forward: Callable[..., Any], *inputs: Any, **how: Any) -> Any:
+        def in_blocks(*given: Any, **named: Any) -> Any:
+            with RowBlocks():
+                return forward(*given, **named)
+
+        return checkpoint(in_blocks, *inputs, **how)
+
+    return checkpointed
 
 
 def packed_config(config: Any) -> Any:

@@ -5,11 +5,13 @@ states. The cut makes two views of the decoder: they hold the same weights, noth
 own layers and rotary embeddings, on packed sequences.
 """
 
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from starling_train.core.row_blocks import RowBlocks, in_blocks
 from starling_train.models.causal_lm import Decoder
 from starling_train.models.packing import PackedLayer, Packing, bare_copy, copy_of, packed_config
 
@@ -99,10 +101,12 @@ def _choose_positions(layers: list[PackedLayer]) -> "_ChosenPositions | None":
     return mlp
 
 
-def _run(view: nn.Module, layers: list[PackedLayer], packing: Packing, **inputs: Tensor) -> Tensor:
+def _run(view: Any, layers: list[PackedLayer], packing: Packing, **inputs: Tensor) -> Tensor:
+    blocks = in_blocks(view.dtype, packing.positions.device)
     for layer in layers:
-        layer.follow()
-    output = view(**inputs, position_ids=packing.positions[None], use_cache=False, packing=packing)
+        layer.follow(blocks)
+    with RowBlocks() if blocks else nullcontext():
+        output = view(**inputs, position_ids=packing.positions[None], use_cache=False, packing=packing)
     return output.last_hidden_state[0]
 
 

@@ -56,6 +56,13 @@ class Product:
         parts = [layer(inputs) for layer in self._layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
+    def float32(self, inputs: Tensor) -> Tensor:
+        """Return the product without rounding it, as `core.float32_products` does."""
+        if self._weight is None:
+            return self(inputs)
+        rounded = self(inputs)
+        return rounded.float().add_(self._with(inputs, rounded, "sub"))
+
     def silu(self, inputs: Tensor) -> Tensor:
         """Return silu of the product."""
         if self._weight is not None:

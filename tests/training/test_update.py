@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from minibatch import add_gradients, optimizer_of
+from transformers import MistralConfig, MistralForCausalLM
 
 from starling_train.config.sections import AlgorithmConfig, KLConfig
 from starling_train.core.advantages import gae, token_rewards
@@ -149,6 +150,28 @@ def test_the_first_ratio_is_one(tiny_mistral):
     assert stats["policy/ratio_first"] < 1e-5
     assert 0 <= stats["policy/clip_fraction"] <= 1
     assert stats["optim/skipped"] == 0
+
+
+def test_at_rate_0_in_bfloat16_ratios_are_1_between_micro_batch_sizes():
+    """Of sizes at which a CPU rounds products of other numbers of rows differently."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    policy = MistralForCausalLM(MistralConfig(vocab_size=97, num_hidden_layers=3, **shape)).bfloat16()
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_("layers.1.mlp" in name or "lm_head" in name)
+    model = Actors(policy, "twin", lowest=1).train()
+    random = torch.Generator().manual_seed(3)
+    draw = [
+        [torch.randint(97, (n,), generator=random).tolist() for n in pair]
+        for pair in [(20, 70), (9, 40), (50, 130)] * 2
+    ]
+    drawn = Rollout([p for p, _ in draw], [r for _, r in draw], [True] * 6)
+    config = settings(tokens_per_microbatch=8192, epochs=1, clip=1e-6)
+    experience = make_experience(model, drawn, torch.linspace(-1, 1, 6), config, kl_coefficient=0.1)
+    optimizer, order = optimizer_of(model, learning_rate=0.0), torch.Generator().manual_seed(0)
+    metrics = update(model, optimizer, experience, replace(config, tokens_per_microbatch=200), order).metrics
+    assert metrics["policy/ratio_first"] == 0 and metrics["policy/clip_fraction"] == 0
+    assert metrics["policy/approx_kl"] == 0 and metrics["optim/gradient_norm"] > 0
 
 
 WAYS = [("cut", True), ("whole", True), ("padded", True), ("alone", False)]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.core.excluded import Exclusions
+from starling_train.core.float32_products import InFloat32
 from starling_train.core.logprobs import PLAIN, HeadForm, token_logprobs, token_logprobs_by
 from starling_train.models import adapters
 from starling_train.models.causal_lm import CausalLM
@@ -33,14 +34,15 @@ class Head:
         return self._model.get_output_embeddings().weight
 
     def logits(self, hidden: Tensor, product: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return logits (n, vocabulary) of hidden states (n, d), in the model's dtype.
+        """Return logits (n, vocabulary) of hidden states (n, d): float32, of 16-bit weights too.
 
         product: takes the place of the output layer's own where a formula gives the logits.
         """
-        head = product or self._model.get_output_embeddings()
-        if self._form == PLAIN:
-            return head(hidden)
-        return own_logits(self._model, hidden) if self._form is None else self._form.logits(head(hidden))
+        if self._form is None:
+            return own_logits(self._model, hidden)
+        with InFloat32(self.weight):
+            products = (product or self._model.get_output_embeddings())(hidden)
+        return self._form.logits(products)
 
     def logprobs(
         self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, excluded: Exclusions | None = None
@@ -83,7 +85,12 @@ def _without_decoder(model: CausalLM) -> Any:
     """Return hidden states (n, d) -> logits by the model's forward, with everything below the head taken out."""
     view: Any = bare_copy(model)
     view._modules = dict(model._modules) | {view.base_model_prefix: _Given()}
-    return lambda hidden: view(inputs_embeds=hidden[None], use_cache=False).logits[0]
+
+    def logits(hidden: Tensor) -> Tensor:
+        with InFloat32(model.get_output_embeddings().weight):
+            return view(inputs_embeds=hidden[None], use_cache=False).logits[0]
+
+    return logits
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from starling_train.core.float32_products import InFloat32
 from starling_train.models.causal_lm import CausalLM, Decoder
 from starling_train.models.packing import Packing, can_pack
 from starling_train.models.trunk import Trunk
@@ -51,7 +52,12 @@ class RewardNet(nn.Module):
         position_ids: only for `position=card`, where padding is attended from.
         """
         last = self.last_states(input_ids, attention_mask, position_ids, read_at)
-        return self.v_head(last.to(self.v_head.weight.device)).squeeze(-1).float()
+        return self.scores(last.to(self.v_head.weight.device))
+
+    def scores(self, states: Tensor) -> Tensor:
+        """Score the hidden states that the head reads, (batch, d): (batch,), float32 from the product on."""
+        with InFloat32(self.v_head.weight):
+            return self.v_head(states).squeeze(-1).float()
 
     def last_states(
         self,
@@ -89,7 +95,7 @@ class PackedNet:
 
     def __call__(self, ids: Tensor, packing: Packing, read_at: Tensor) -> Tensor:
         """Score packed sequences: (sequences,), float32. ids: (tokens,); read_at: (sequences,) where the head reads."""
-        return self._net.v_head(self.last_states(ids, packing, read_at)).squeeze(-1).float()
+        return self._net.scores(self.last_states(ids, packing, read_at))
 
     def last_states(self, ids: Tensor, packing: Packing, read_at: Tensor) -> Tensor:
         """Return the hidden states that the head reads: (sequences, d)."""
@@ -117,4 +123,12 @@ class ClassifierNet(nn.Module):
     ) -> Tensor:
         """Score right-padded ids (batch, tokens): (batch,), float32. token_type_ids: 1 in the second text of a pair."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types).logits.squeeze(-1).float()
+        with InFloat32(*self._last_weights()):
+            output = self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types)
+        return output.logits.squeeze(-1).float()
+
+    def _last_weights(self) -> list[Tensor]:
+        """Return the matrix of the head that gives the score, whatever comes before it: a dense layer, a norm."""
+        base = self.classifier.base_model
+        heads = [child for child in self.classifier.children() if child is not base]
+        return [p for head in heads for p in head.parameters() if p.dim() == 2 and len(p) == 1]
