@@ -58,9 +58,13 @@ class LeanStep(DecodeStep):
         self._decoder, self._product = LeanDecoder(policy, watch), Product(policy.get_output_embeddings())
 
     def _forward(self, ids: Tensor, positions: Tensor, used: int) -> tuple[Tensor, Tensor | None]:
-        self._cache.aim(torch.arange(len(ids)), positions, used)
-        masks = {kind: _added(mask, self._policy.dtype) for kind, mask in _seen(self._policy, positions, used).items()}
-        hidden = self._decoder(ids, positions, self._cache, masks)
+        if self._decoder.kernels is not None:  # they read no position that a row does not have
+            hidden = self._decoder(ids, positions, self._cache, _windows(self._policy))
+        else:
+            self._cache.aim(torch.arange(len(ids)), positions, used)
+            seen = _seen(self._policy, positions, used)
+            masks = {kind: _added(mask, self._policy.dtype) for kind, mask in seen.items()}
+            hidden = self._decoder(ids, positions, self._cache, masks)
         return self._head.logits(hidden, self._product.float32), self._recorded()
 
 
@@ -117,14 +121,20 @@ def _masks(policy: CausalLM, positions: Tensor, used: int) -> Tensor | dict[str,
 
 def _seen(policy: CausalLM, positions: Tensor, used: int) -> dict[str, Tensor]:
     """Mark them by the type of a layer; where there is one type, both have its mask."""
-    config = policy.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
     attended = torch.arange(used, device=positions.device)
     full = attended <= positions[:, None]
-    near = full if window is None else full & (attended > positions[:, None] - window)
-    if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
-        near = full
-    return {"full_attention": full[:, None, None], "sliding_attention": near[:, None, None]}
+    return {
+        kind: (full & (attended > positions[:, None] - window) if window else full)[:, None, None]
+        for kind, window in _windows(policy).items()
+    }
+
+
+def _windows(policy: CausalLM) -> dict[str, int]:
+    """Return how many of the last positions a layer of each type attends to; 0: all."""
+    config = policy.config.get_text_config()
+    only_full = set(getattr(config, "layer_types", None) or ()) == {"full_attention"}
+    window = 0 if only_full else getattr(config, "sliding_window", None) or 0
+    return {"full_attention": 0, "sliding_attention": window}
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

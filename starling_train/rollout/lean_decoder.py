@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from starling_train.models.causal_lm import CausalLM
+from starling_train.rollout import kernels
 from starling_train.rollout.products import Product
 from starling_train.rollout.slot_cache import SlotCache
 
@@ -53,6 +54,18 @@ def _parts(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
 
+def kernels_of(policy: CausalLM) -> kernels.Kernels | None:
+    """Return the compiled kernels, where there are any and they compute what this model's layers do."""
+    decoder: Any = policy.get_decoder()
+    norms = [decoder.norm]
+    for layer in decoder.layers:
+        norms += [layer.input_layernorm, layer.post_attention_layernorm]
+        norms += [part for name, part in layer.self_attn.named_children() if name in ATTENTION_NORMS]
+    sizes = {layer.self_attn.head_dim for layer in decoder.layers}
+    fit = policy.dtype in kernels.TYPES and all(map(_is_rms, norms)) and max(sizes) <= kernels.LARGEST_HEAD
+    return kernels.compiled() if fit else None
+
+
 class LeanDecoder:
     """A decoder from tokens to last hidden states. Weights may be copies of the moment at which it is made.
 
@@ -62,61 +75,83 @@ class LeanDecoder:
     def __init__(self, policy: CausalLM, watch: Callable[[nn.Module, Tensor], None]):
         self._decoder: Any = policy.get_decoder()
         self._watch = watch
+        self.kernels = kernels_of(policy)
         kinds = getattr(policy.config.get_text_config(), "layer_types", None)
         count = len(self._decoder.layers)
         self._kinds = list(kinds) if kinds and len(set(kinds)) > 1 else ["sliding_attention"] * count
-        self._layers = [_Layer(layer, index) for index, layer in enumerate(self._decoder.layers)]
+        self._layers = [_Layer(layer, index, self.kernels) for index, layer in enumerate(self._decoder.layers)]
 
-    def __call__(self, ids: Tensor, positions: Tensor, cache: SlotCache, masks: Mapping[str, Tensor]) -> Tensor:
+    def __call__(
+        self, ids: Tensor, positions: Tensor, cache: SlotCache, seen: Mapping[str, Tensor] | Mapping[str, int]
+    ) -> Tensor:
         """Return the last hidden states, (rows, d), of a token in each row.
 
-        ids, positions: (rows,). masks: by the kind of a layer, (rows, 1, 1, used), to add to scores.
+        ids, positions: (rows,). seen: by the kind of a layer, with kernels how many of the last positions it attends
+        to, 0 for all; without, a mask (rows, 1, 1, used) to add to scores.
         """
         hidden = self._decoder.embed_tokens(ids)
         cos, sin = self._decoder.rotary_emb(hidden[:, None], position_ids=positions[:, None])
+        assert cos.shape[-1] == self._layers[0].size, "all of a head is turned"
         for layer, kind in zip(self._layers, self._kinds, strict=True):
             self._watch(layer.module, hidden[:, None])
-            hidden = layer(hidden, cos, sin, cache, masks[kind])
+            hidden = layer(hidden, positions, (cos, sin), cache, seen[kind])
         self._watch(self._decoder.norm, hidden[:, None])
-        return _normed(self._decoder.norm, hidden)
+        return _normed(self._decoder.norm, hidden, self.kernels)
 
 
 class _Layer:
-    def __init__(self, layer: Any, index: int):
+    def __init__(self, layer: Any, index: int, compiled: kernels.Kernels | None):
         attention, mlp = layer.self_attn, layer.mlp
-        self.module, self._index = layer, index
-        self._size, self._scale = attention.head_dim, attention.scaling
-        self._queries, self._keys = (part.out_features // self._size for part in (attention.q_proj, attention.k_proj))
+        self.module, self._index, self._kernels = layer, index, compiled
+        self.size, self._scale = attention.head_dim, attention.scaling
+        self._queries, self._keys = (part.out_features // self.size for part in (attention.q_proj, attention.k_proj))
         self._norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
         self._projections = Product(attention.q_proj, attention.k_proj, attention.v_proj)
         self._out = Product(attention.o_proj)
         self._gate, self._up, self._down = Product(mlp.gate_proj), Product(mlp.up_proj), Product(mlp.down_proj)
 
-    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
-        projected = self._projections(_normed(self.module.input_layernorm, hidden))
-        heads = projected.view(len(hidden), -1, self._size)
+    def __call__(
+        self, hidden: Tensor, positions: Tensor, angles: tuple[Tensor, Tensor], cache: SlotCache, seen: Any
+    ) -> Tensor:
+        projected = self._projections(_normed(self.module.input_layernorm, hidden, self._kernels))
+        if self._kernels is None:
+            mixed = self._attend(projected, angles, cache, seen)
+        else:
+            weights = None if self._norms is None else (self._norms[0].weight, self._norms[1].weight)
+            epsilon = 0.0 if self._norms is None else self._norms[0].variance_epsilon
+            whole = cache.whole(self._index)
+            mixed = self._kernels.attend(projected, weights, angles, whole, positions, seen, self._scale, epsilon)
+        hidden = self._out.plus(mixed, hidden)
+        normed = _normed(self.module.post_attention_layernorm, hidden, self._kernels)
+        return self._down.plus(self._up.times(normed, self._gate.silu(normed)), hidden)
+
+    def _attend(self, projected: Tensor, angles: tuple[Tensor, Tensor], cache: SlotCache, mask: Tensor) -> Tensor:
+        """Attend as `Kernels.attend`, over all positions that the longest row has. mask: see `LeanDecoder`."""
+        heads = projected.view(len(projected), -1, self.size)
         turned, values = heads[:, : -self._keys], heads[:, -self._keys :]
         if self._norms is not None:
             parts = turned.split([self._queries, self._keys], 1)
             turned = torch.cat([_normed(norm, part) for norm, part in zip(self._norms, parts, strict=True)], 1)
-        turned = _turned(turned, cos, sin)
+        turned = _turned(turned, *angles)
         queries, new_keys = turned[:, : self._queries, None], turned[:, self._queries :, None]
         keys, values = cache.update(new_keys, values[:, :, None], self._index)
         mixed = scaled_dot_product_attention(queries, keys, values, mask, scale=self._scale, enable_gqa=True)
-        hidden = self._out.plus(mixed.reshape(len(hidden), -1), hidden)
-        normed = _normed(self.module.post_attention_layernorm, hidden)
-        return self._down.plus(self._up.times(normed, self._gate.silu(normed)), hidden)
+        return mixed.reshape(len(projected), -1)
 
 
-def _normed(norm: Any, states: Tensor) -> Tensor:
-    epsilon = getattr(norm, "variance_epsilon", None)
-    if epsilon is None or not type(norm).__name__.endswith("RMSNorm"):
+def _is_rms(norm: Any) -> bool:
+    return hasattr(norm, "variance_epsilon") and type(norm).__name__.endswith("RMSNorm")
+
+
+def _normed(norm: Any, states: Tensor, compiled: kernels.Kernels | None = None) -> Tensor:
+    if not _is_rms(norm):
         return norm(states)
-    return rms_norm(states, norm.weight.shape, norm.weight, epsilon)
+    if compiled is not None:
+        return compiled.norm(states, norm.weight, norm.variance_epsilon)
+    return rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn (rows, heads, size) by its positions' angles, (rows, 1, size)."""
-    assert cos.shape[-1] == heads.shape[-1], "all of a head is turned"
     first, second = heads.chunk(2, -1)
     return heads * cos + torch.cat([-second, first], -1) * sin

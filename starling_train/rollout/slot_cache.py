@@ -64,6 +64,10 @@ class SlotCache:
             written.append(tensor[: len(new), :, : self._used])
         return written[0], written[1]
 
+    def whole(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values, (slots, heads, capacity, head size) each, unwritten places too."""
+        return self._keys[layer], self._values[layer]
+
 
 def _tensors(cache: Any) -> tuple[list[Tensor], list[Tensor]]:
     return [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]

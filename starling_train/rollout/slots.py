@@ -21,6 +21,7 @@ from starling_train.models.families.ways import head_of
 from starling_train.rollout.decode_step import DecodeStep, GraphStep, LeanStep
 from starling_train.rollout.exclusions import exclusions
 from starling_train.rollout.hidden_states import StateRecorder
+from starling_train.rollout.lean_decoder import kernels_of
 from starling_train.rollout.responses import OnDone
 from starling_train.rollout.slot_cache import SlotCache
 from starling_train.rollout.start_check import is_lean
@@ -75,6 +76,8 @@ class _Decoder:
         size = sum(parameter.numel() for parameter in policy.parameters())
         self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)
         self._on_gpu = policy.device.type == "cuda"
+        self._is_lean = not self._on_gpu and is_lean(policy)
+        self._kernels = kernels_of(policy) if self._is_lean else None
         self._capacity = max(map(len, prompts), default=0) + config.max_new_tokens
         self._count = min(config.slots, len(prompts))
         if self._on_gpu:
@@ -141,7 +144,7 @@ class _Decoder:
         self._slots = [None] * self._count
         if self._on_gpu:
             self._step = GraphStep(self._policy, self._cache, self._recorder.last, self._count, self._capacity)
-        elif is_lean(self._policy):
+        elif self._is_lean:
             self._step = LeanStep(self._policy, self._cache, self._recorder.last, self._recorder.watch)
         else:
             self._step = DecodeStep(self._policy, self._cache, self._recorder.last)
@@ -186,9 +189,13 @@ class _Decoder:
             left_out.apply_(logits)
         if self._uniforms is None:
             return logits.argmax(-1).tolist()
-        probabilities = sampling.distribution(logits, config.temperature, config.top_p, config.top_k)
         index = torch.tensor([list(sequences), count], device=logits.device)
-        return sampling.draw(probabilities, self._uniforms[index[0], index[1]]).tolist()
+        uniforms = self._uniforms[index[0], index[1]]
+        if self._kernels is not None and config.top_p == 1 and config.top_k == 0:
+            return self._kernels.draw(logits, uniforms, config.temperature).tolist()
+        return sampling.draw(
+            sampling.distribution(logits, config.temperature, config.top_p, config.top_k), uniforms
+        ).tolist()
 
     def _append(self, rows: Sequence[int], sequences: Sequence[int | None], tokens: list[int]) -> None:
         """Add a token to the response in each row; those that end with it leave their slots."""

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from starling_train.config.sections import LoraConfig, RolloutConfig
 from starling_train.data.chat import Chat
 from starling_train.models import adapters
-from starling_train.rollout import decode_step, lean_decoder
+from starling_train.rollout import decode_step, kernels, lean_decoder
 from starling_train.rollout.generate import generate
 from starling_train.rollout.products import Product, can_pack
 from starling_train.rollout.start_check import is_lean
@@ -65,9 +65,15 @@ def run(model, chat, monkeypatch, lean, greedy=True, **more):
         return generate(model, chat, PROMPTS, config, greedy, **more)
 
 
+@pytest.mark.parametrize("by", ["kernels", "torch"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_responses_and_kept_states_are_those_of_the_modules(name, chat, monkeypatch):
+def test_responses_and_kept_states_are_those_of_the_modules(name, by, chat, monkeypatch):
+    if by == "torch":
+        monkeypatch.setattr(kernels, "compiled", lambda: None)
+    elif kernels.compiled() is None:
+        pytest.skip("no g++ on this machine")
     model = model_of(name, chat)
+    assert (lean_decoder.kernels_of(model) is None) == (by == "torch")
     assert is_lean(model)
     steps = []
     call = decode_step.LeanStep.__call__
@@ -128,6 +134,17 @@ def test_weights_that_change_between_rollouts_are_seen(chat, monkeypatch):
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.neg_()
     assert run(model, chat, monkeypatch, True).responses != before
+
+
+def test_a_run_that_is_resumed_draws_the_same_to_the_bit(chat, monkeypatch, tmp_path):
+    model = model_of("qwen3", chat, dtype=torch.bfloat16)
+    first = run(model, chat, monkeypatch, True, greedy=False, keep_layer=2)
+    model.save_pretrained(tmp_path)
+    del model  # what was packed for it, and that it was compared, goes with it
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa", dtype=torch.bfloat16)
+    second = run(again, chat, monkeypatch, True, greedy=False, keep_layer=2)
+    assert first.responses == second.responses and is_lean(again)
+    assert all(torch.equal(one, other) for one, other in zip(first.entering, second.entering, strict=True))
 
 
 @pytest.mark.skipif(not BFLOAT16, reason="oneDNN has no bfloat16 products on this CPU")

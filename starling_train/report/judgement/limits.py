@@ -134,8 +134,8 @@ LIMITS = {
         "largest |ratio - 1| in a step's first micro-batch, 16-bit types",
         0.1,
         0.5,
-        "On a CPU packed passes over the same weights give the same bits. On a GPU the last bit of a product may depend "
-        "on the size of the micro-batch, and in bfloat16 that can grow to percents of a probability.",
+        "On a CPU packed passes over the same weights give the same bits. On a GPU the last bit of a product may "
+        "depend on the size of the micro-batch, and in bfloat16 that can grow to percents of a probability.",
         "Rollout and training do not see the same distribution: look at rollout.engine, temperature and stop strings.",
     ),
     "truncation": Limit(

@@ -1,0 +1,102 @@
+"""What a lean decoder does between its matrix products, compiled from C++ (`kernels.cpp`) when it is first needed.
+
+As operations of torch these steps take as long as the products: attention reads the padding behind short rows and a
+head's keys anew for each of its queries, a norm is eight passes over its input, a draw six over all logits. Where no
+g++ is found, or what it makes cannot be loaded, torch computes the same.
+"""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ["-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+SECONDS = 120  # that a compiler may take; it takes two
+LARGEST_HEAD = 512
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_WHOLE, _REAL, _AT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+SIGNATURES: dict[str, list[Any]] = {
+    "norm": [*[_AT] * 3, *[_WHOLE] * 2, _REAL, ctypes.c_int],
+    "draw": [*[_AT] * 3, *[_WHOLE] * 2, _REAL, ctypes.c_int],
+    "attend": [*[_AT] * 9, *[_WHOLE] * 6, *[_REAL] * 2, ctypes.c_int],
+}
+
+
+class Kernels:
+    """The compiled functions. Tensors are contiguous, on the CPU, in float32 or bfloat16; each row stands alone."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self._functions: dict[tuple[str, torch.dtype], Any] = {}
+        for name, arguments in SIGNATURES.items():
+            for dtype, suffix in TYPES.items():
+                function = self._functions[name, dtype] = library[f"{name}_{suffix}"]
+                function.argtypes, function.restype = arguments, None
+
+    def norm(self, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """Divide (n, d) by its root mean square and multiply by weight (d,), as the RMSNorm of Llama."""
+        out = torch.empty_like(states)
+        self._run("norm", states.dtype, out, states, weight, *states.shape, epsilon)
+        return out
+
+    def attend(
+        self,
+        projected: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        angles: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        positions: Tensor,
+        window: int,
+        scale: float,
+        epsilon: float,
+    ) -> Tensor:
+        """Write each row's new key and value into the cache and attend from its position back; (n, heads x size).
+
+        projected: (n, (heads + 2 shared) x size): queries, keys and values before their positions' turn.
+        norms: weights (size,) of the norms of queries and keys, where a model has them.
+        angles: cosine and sine, (n, size).
+        cache: keys and values, (at least n, shared, capacity, size) each; row i reads its first positions[i] + 1.
+        positions: (n,) int64. window: of the last positions that are read; 0: all.
+        """
+        keys, values = cache
+        shared, capacity, size = keys.shape[1:]
+        heads = projected.shape[1] // size - 2 * shared
+        out = projected.new_empty(len(projected), heads * size)
+        places = len(projected), heads, shared, size, capacity, window
+        tensors = [out, projected, *(norms or (None, None)), *angles, keys, values, positions]
+        self._run("attend", projected.dtype, *tensors, *places, scale, epsilon)
+        return out
+
+    def draw(self, logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+        """Draw tokens (n,) from logits (n, vocabulary) by inverting their distribution at uniforms (n,) in [0, 1)."""
+        tokens = torch.empty(len(logits), dtype=torch.long)
+        self._run("draw", logits.dtype, tokens, logits, uniforms, *logits.shape, 1 / temperature)
+        return tokens
+
+    def _run(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
+        assert all(value.is_contiguous() for value in arguments if isinstance(value, Tensor))
+        given = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
+        self._functions[name, dtype](*given, torch.get_num_threads())
+
+
+@lru_cache(maxsize=1)
+def compiled() -> Kernels | None:
+    """Compile the kernels, once a process, for this CPU; None where that cannot be done."""
+    compiler = shutil.which("g++")
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    with tempfile.TemporaryDirectory(prefix="starling-kernels-") as directory:
+        library = Path(directory) / "kernels.so"
+        try:
+            command = [compiler, *FLAGS, "-o", str(library), str(SOURCE)]
+            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
+            return Kernels(ctypes.CDLL(str(library)))
+        except (OSError, subprocess.SubprocessError):
+            return None
