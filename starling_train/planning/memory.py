@@ -7,6 +7,7 @@ allocator loses in fragments, and what libraries keep for themselves.
 from dataclasses import dataclass, field
 
 from starling_train.planning.shapes import Shape
+from starling_train.run.machine import LARGE
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOADED = {"8bit": 1.0, "4bit": 0.55}  # bytes of a quantised weight, scales included
@@ -210,7 +211,11 @@ def _rollout(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[st
         prefill * (policy.forward() + policy.kv_values()) * size,
         job.slots * policy.vocabulary * (size + 3 * 4),
     )
-    return {"prefix cache": kept + max(0.0, kept - cache - passing), "KV cache": cache, "activations": passing}
+    parts = {"prefix cache": kept + max(0.0, kept - cache - passing), "KV cache": cache, "activations": passing}
+    if job.device == "cpu" and job.dtype == "bfloat16" and job.load_in is None and job.parameters >= LARGE:
+        packed = policy.layers * policy.layer_parameters() + policy.vocabulary * policy.hidden
+        parts["weights packed for products, at most"] = packed * size  # rollout.products
+    return parts
 
 
 def _update(

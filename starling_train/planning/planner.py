@@ -12,7 +12,7 @@ from starling_train.planning import shapes
 from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan
 from starling_train.planning.schedule import Schedule, lengths, schedule
 from starling_train.planning.shapes import Shape
-from starling_train.planning.step_time import DEVICES, Work, nearest, scan_lines, seconds
+from starling_train.planning.step_time import DEVICES, Work, dtype_lines, nearest, scan_lines, seconds
 from starling_train.planning.what_trains import what_trains_of
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -154,6 +154,7 @@ def describe(config: Any) -> str:
         f"           for the {device.name}, {settings.matrix_share:.0%} of {device.tflops:g} TFLOP/s and "
         f"{settings.bandwidth_share:.0%} of {device.bandwidth_gb_s:g} GB/s",
         *scan_lines(config.freeze, settings.gpu_gb, planner.device),
+        *dtype_lines(job),
         "",
         "fewest devices that hold it",
         *(f"  {kind.gb:>3} GB  {in_words(planner.fewest(kind.gb), stage)}" for kind in DEVICES),

@@ -11,6 +11,7 @@ from starling_train.core.float64 import scan_note
 from starling_train.planning.memory import TrainingJob
 from starling_train.planning.schedule import Schedule
 from starling_train.planning.shapes import Shape
+from starling_train.run.machine import dtype_note
 from starling_train.selection.select import needs_scan
 
 HOST_S = 1.2e-3  # seconds of a decoding step in which the GPU waits: for the next token's draw and for Python
@@ -51,6 +52,12 @@ def scan_lines(freeze: FreezeConfig, gb: float, device: str = "cuda") -> list[st
     kind = nearest(gb)
     note = scan_note(kind.name, kind.capability)
     return [f"scan       {note}"] if note and needs_scan(freeze) and device == "cuda" else []
+
+
+def dtype_lines(job: TrainingJob) -> list[str]:
+    """Return the line of a plan that offers bfloat16 where this CPU is faster in it."""
+    note = dtype_note(job.dtype, job.parameters, job.device)
+    return [f"dtype      {note}"] if note else []
 
 
 @dataclass(frozen=True)

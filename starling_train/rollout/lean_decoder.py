@@ -5,6 +5,7 @@ rest of a layer is folded into its products. A model is admitted by its parts (`
 (`start_check`), not by a list of names.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,8 +17,10 @@ from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout import kernels
 from starling_train.rollout.products import Product
 from starling_train.rollout.slot_cache import SlotCache
+from starling_train.run import machine
 
-FROM = 50_000_000  # parameters: in a smaller model all this is nothing beside what a run does otherwise
+FROM = machine.LARGE  # parameters: in a smaller model all this is nothing beside what a run does otherwise
+COPY_SHARE = 0.25  # of the machine's memory, at most, for the packed copies of all its processes
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 ATTENTION_NORMS = {"q_norm", "k_norm"}
@@ -28,11 +31,15 @@ def fits(policy: CausalLM) -> bool:
     """Return whether a model may be computed like this, by its place, its size and the parts of its layers."""
     decoder: Any = policy.get_decoder()
     parameters = list(policy.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * 2 * count if policy.dtype == torch.bfloat16 else 0
     return (
         policy.device.type == "cpu"
         and policy.config._attn_implementation == "sdpa"
         and not any(hasattr(parameter, "ds_id") for parameter in parameters)  # ZeRO's shards
-        and sum(parameter.numel() for parameter in parameters) >= FROM
+        and count >= FROM
+        # by what the machine has, not by what is free: a run that is resumed decides the same
+        and copies <= COPY_SHARE * machine.memory_bytes()
         and _parts(decoder) >= {"embed_tokens", "layers", "norm", "rotary_emb"}
         and all(map(_is_plain, decoder.layers))
     )

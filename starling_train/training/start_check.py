@@ -7,12 +7,16 @@ from starling_train.data.chat import Chat
 from starling_train.models.actors import Actors
 from starling_train.models.families.ways import Comparison, plain_logits
 from starling_train.rollout import exclusions, start_check
+from starling_train.run.machine import dtype_note
 
 
 def notes(actors: Actors, engine: str, chat: Chat) -> list[str]:
-    """Return the lines on ids that no response has, and on what falls back for this model; see `fallbacks`."""
+    """Return the lines on ids that no response has, on a faster dtype, and on what falls back; see `fallbacks`."""
     odd_ids = exclusions.lines(actors.policy.config, chat) if engine else []
-    return [*odd_ids, *fallbacks(actors, engine)]
+    policy = actors.policy
+    size = sum(parameter.numel() for parameter in policy.parameters())
+    offered = dtype_note(str(policy.dtype).removeprefix("torch."), size, policy.device.type)
+    return [*odd_ids, *([offered] if offered else []), *fallbacks(actors, engine)]
 
 
 def fallbacks(actors: Actors, engine: str) -> list[str]:

@@ -73,6 +73,17 @@ def test_phases():
     assert found.step["gradients, float32"] == (576 + 161) * 4
 
 
+def test_a_rollout_on_a_cpu_packs_a_second_copy_of_the_weights_in_bfloat16():
+    base = KNOWN_POLICIES["openchat/openchat-3.5-0106"]
+    given = {"parameters": base.parameters(), "dtype": "bfloat16", "device": "cpu"}
+    name = "weights packed for products, at most"
+    # 32 layers of q, o 4096 x 4096, k, v 1024 x 4096 and three of 14336 x 4096; the head 32002 x 4096; 2 bytes
+    layer = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096
+    assert plan(base, None, job(**given)).rollout[name] == 2 * (32 * layer + 32002 * 4096)
+    for other in ({"dtype": "float32"}, {"device": "cuda"}, {"parameters": 10**7}, {"load_in": "4bit"}):
+        assert name not in plan(base, None, job(**(given | other))).rollout
+
+
 def test_one_micro_batch_has_activations_before_gradients():
     several, one = plan(TINY, None, job()), plan(TINY, None, job(tokens_per_microbatch=40))
     assert "a gradient to be added" not in one.update

@@ -98,6 +98,16 @@ def test_any_family_gives_what_generate_gives_whether_or_not_it_is_lean(name, ch
     assert ours.responses == theirs.responses
 
 
+def test_a_second_copy_that_is_too_large_for_the_machine_is_not_made(chat, monkeypatch):
+    model = model_of("qwen3", chat, dtype=torch.bfloat16)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr(lean_decoder.machine, "memory_bytes", lambda: 4 * 2 * size)  # a quarter of it
+    assert lean_decoder.fits(model)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert not lean_decoder.fits(model)
+    assert lean_decoder.fits(model.float())  # makes none
+
+
 def test_what_differs_in_parts_or_in_numbers_is_not_lean(chat, monkeypatch):
     model = model_of("qwen3", chat)
     with monkeypatch.context() as patch:
