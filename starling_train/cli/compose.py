@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException
 from yaml import YAMLError
 
-from starling_train.cli.mistakes import explain, wrong_flag, yaml_position
+from starling_train.cli.mistakes import explain, section_as_value, wrong_flag, yaml_position
 from starling_train.cli.packaged import find, store_recipes
 from starling_train.config.fields import UserError, former_names, walk
 from starling_train.config.ppo import PpoConfig
@@ -42,6 +42,9 @@ def compose(arguments: list[str], config_name: str, schema: type) -> list[DictCo
     store_recipes(arguments)
     arguments = _flags_last(arguments)
     arguments = [_with_new_name(argument, former_names(schema)) for argument in arguments]
+    for argument in arguments:
+        if told := section_as_value(argument, schema):
+            raise UserError(told)
     arguments = [_as_global(_with_plus(argument, schema)) for argument in arguments]
     written = io.StringIO()
     try:

@@ -42,6 +42,36 @@ def explain(error: Exception, schema: type) -> str:
     return text if isinstance(error, UserError) else f"{text}; see --help for how keys are set"
 
 
+def section_as_value(argument: str, schema: type) -> str | None:
+    """Return what is wrong with a plain value for a section, such as `algorithm.kl=0.1`; None: nothing is.
+
+    A section that has options, such as `freeze=snr`, is left to Hydra.
+    """
+    key, _, value = argument.lstrip("+").partition("=")
+    beside = schema
+    for name in key.split("."):
+        types: dict[str, Any] = {field.name: field.type for field in fields(beside)}
+        if not is_dataclass(types.get(name)):
+            return None
+        beside = types[name]
+    if not value or value[0] in "{$\"'" or find("conf").joinpath(*key.split(".")).is_dir():
+        return None
+    names = ", ".join(f"{key}.{field.name}" for field in fields(beside))
+    return f"{key}: is a section and takes no value; set one of its keys: {names}"
+
+
+def _path_instead(whole: str, schema: type) -> str | None:
+    """Return advice where a section got a file or directory in place of an option, such as `model=DIR`.
+
+    whole: section and value, `model/DIR`.
+    """
+    section, _, value = whole.partition("/")
+    is_path = "/" in value or "." in value or Path(value).exists()
+    if not is_path or f"{section}.path" not in _keys(schema):
+        return None
+    return f"{section}: there is no option '{value}'; write {section}.path={value}"
+
+
 def _of_groups(text: str, schema: type) -> str | None:
     """Return what is wrong where Hydra does not find a file: of a recipe, of a section's options, or a folder of them.
 
@@ -50,6 +80,8 @@ def _of_groups(text: str, schema: type) -> str | None:
     """
     if match := re.search(r"Could not find '([\w/]+)/([^']+)'\s+Available options in '[^']+':([^:]*)\n", text):
         group, name, listed = match.groups()
+        if told := _path_instead(f"{group}/{name}", schema):
+            return told
         return f"{group}: there is no '{name}'; {_options(group, name, listed.split(), schema, text)}"
     if match := re.search(r"Could not load '([\w/]+)/([^'/]+)'", text):
         group, name = match.groups()
@@ -106,6 +138,9 @@ def _options(group: str, name: str, listed: list[str], schema: type, text: str) 
         for folder in map(Path, re.findall(r"path=file://(\S+)", text)):
             if folder != find("conf") and (folder / f"{name}.yaml").is_file():
                 return f"put {folder / name}.yaml into {folder / group}/"
+    for key, field, _, _ in walk(schema()):  # freeze=lora: a word of another key of the section
+        if key.startswith(f"{group}.") and name in field.metadata.get("choices", ()):
+            return f"write {key}={name}; or use one of: {', '.join(listed)}"
     return f"{did_you_mean(name, listed)}use one of: {', '.join(listed)}"
 
 

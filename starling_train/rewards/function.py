@@ -65,6 +65,11 @@ def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[di
     function = UserFunction.find(config)
     everywhere = set().union(*rows)
     for name in function.needed:
+        if name not in everywhere and name in ("completions", "completion_ids"):
+            raise UserError(
+                f"reward.function: {function.target} needs `{name}`, as TRL's reward functions do: here it gets a "
+                "list of conversations, each a list of messages with the answer last; see docs/your_own.md"
+            )
         if name not in everywhere:
             has = f"the data has {', '.join(sorted(everywhere))}" if everywhere else "the data has no such column"
             raise UserError(

@@ -86,7 +86,7 @@ def _columns(target: str, call: Callable[..., Any], arguments: dict[str, Any]) -
         first, *others = inspect.signature(call).parameters.values()
     except ValueError as error:  # also none at all to unpack
         raise UserError(
-            f"reward.function: {target} takes no argument that can be told; its first must be the list of conversations"
+            f"reward.function: {target} has no parameters that can be read; its first must be the list of conversations"
         ) from error
     if first.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
         raise UserError(f"reward.function: {target} takes no list of conversations as its first argument; add one")

@@ -209,6 +209,12 @@ def test_a_key_given_as_a_flag_is_told_how_keys_are_written(flag, meant, monkeyp
     ("evaluate", "+recipe=debug suites=[mtbench]", "suites: 'mtbench' is not a suite; did you mean mt_bench? use"),
     ("compare", "+recipe=debug compare.only=[radom]",
      "compare.only: there is no strategy 'radom'; did you mean random? use snr, "),
+    ("ppo", "model=./mine", "model: there is no option './mine'; write model.path=./mine"),
+    ("ppo", "reward=/a/b", "reward: there is no option '/a/b'; write reward.path=/a/b"),
+    ("ppo", "data=prompts.jsonl", "data: there is no option 'prompts.jsonl'; write data.path=prompts.jsonl"),
+    ("ppo", "freeze=lora", "freeze: there is no 'lora'; write freeze.adapter=lora; or use one of: last_layers"),
+    ("ppo", "+recipe=debug optim=1e-3", "optim: is a section and takes no value; set one of its keys: optim.learning"),
+    ("ppo", "algorithm.kl=0.1", "algorithm.kl: is a section and takes no value; set one of its keys: algorithm.kl.c"),
 ])  # fmt: skip
 def test_a_mistyped_word_is_told_with_the_one_that_is_meant(command, arguments, says, monkeypatch, capsys):
     assert refused(monkeypatch, capsys, command, *arguments.split()).startswith(says)

@@ -244,6 +244,13 @@ def test_it_is_called_once_before_a_run_on_two_prompts_of_the_data(written):
         function.admit(config, prompts, [{}] * 3)
 
 
+def test_a_reward_function_as_trl_has_them_is_told_what_it_gets_here(tmp_path):
+    (tmp_path / "trl.py").write_text("def score(prompts, completions, **kwargs):\n    return [0.0]\n")
+    config = RewardConfig(kind="function", function=f"{tmp_path}/trl.py:score")
+    with pytest.raises(UserError, match="needs `completions`, as TRL's reward functions do: here it gets a list"):
+        function.admit(config, [[{"role": "user", "content": "a"}]], [{}])
+
+
 def test_no_gradient_is_kept(written):
     config = written(
         "import torch\nW = torch.ones(1, requires_grad=True)\n"

@@ -13,7 +13,7 @@ from starling_train.data.prompts import Prompt
 from starling_train.rewards import empty_answers
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
-from starling_train.training.ppo.first_answers import FirstAnswers, stand_ins
+from starling_train.training.ppo.first_answers import FirstAnswers, _described, stand_ins
 from starling_train.training.ppo.metrics import answer_metrics
 
 FUNCTION = """
@@ -79,7 +79,21 @@ def test_what_beats_most_answers_is_warned_about(tmp_path):
     metrics, lines = first_answers().probe(reward(tmp_path, empty=7.0), Runtime("cpu"))
     assert metrics["reward/probe_empty_above"] == pytest.approx(5 / 6)
     assert lines[1].startswith("warning: an empty answer beats most of the first answers")
-    assert "reward.empty_response" in lines[1] and len(lines) == 2
+    assert "reward.empty_response" in lines[1] and "repetition" not in lines[1] and len(lines) == 2
+
+
+def test_the_warning_names_what_helps_against_each_stand_in():
+    scores = [0.0, 1.0, 2.0]
+    _, lines = _described([("empty", 0.5), ("cut", 1.5), ("repeated", 3.0)], scores)  # above 1, 2 and 3 of three
+    assert lines[1] == (
+        "warning: an answer cut to a third and an answer that repeats a sentence beat most of the first answers, and "
+        "PPO may exploit that: set rollout.min_new_tokens, give repetition a penalty, or change the reward so that "
+        "such answers score low"
+    )
+    _, lines = _described([("repeated", 3.0)], scores)
+    assert lines[1].startswith("warning: an answer that repeats a sentence beats most") and "min_new" not in lines[1]
+    _, lines = _described([("empty", 3.0), ("cut", 3.0), ("repeated", 3.0)], scores)
+    assert "an empty answer, an answer cut to a third and an answer that repeats a sentence beat most" in lines[1]
 
 
 def test_an_error_of_a_stand_in_is_said_and_the_others_are_measured(tmp_path):

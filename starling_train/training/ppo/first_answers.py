@@ -140,16 +140,26 @@ def _described(rows: Sequence[tuple[str, float | str]], scores: Sequence[float])
         metrics |= {f"reward/probe_{name}": mean, f"reward/probe_{name}_above": above}
         parts.append(f"{what} scores {mean:.3g}, above {100 * above:.0f} % of the first answers")
     lines = [f"reward: {'; '.join(parts)}"] if parts else []
-    liked = [what for name, what in NAMES.items() if metrics.get(f"reward/probe_{name}_above", 0.0) > TOO_GOOD]
+    liked = [name for name in NAMES if metrics.get(f"reward/probe_{name}_above", 0.0) > TOO_GOOD]
     if liked:
-        lines.append(
-            f"warning: {' and '.join(liked)} beat{'s' if len(liked) == 1 else ''} most of the first answers, and PPO "
-            "will find that out: set rollout.min_new_tokens or reward.empty_response, or train the reward model on such"
-        )
+        lines.append(_warning(liked))
     errors = [value for _, value in rows if isinstance(value, str)]
     if errors:
         lines.append(f"warning: {len(errors)} of {len(rows)} stand-ins for answers were not scored: {errors[0]}")
     return metrics, lines
+
+
+def _warning(liked: list[str]) -> str:
+    """Return the warning about stand-ins that beat most answers, with what helps against each. liked: names."""
+    *others, last = [NAMES[name] for name in liked]
+    listed = f"{', '.join(others)} and {last}" if others else last
+    helps = ["set rollout.min_new_tokens"] if {"empty", "cut"} & set(liked) else []
+    helps += ["set reward.empty_response"] if "empty" in liked else []
+    helps += ["give repetition a penalty"] if "repeated" in liked else []
+    return (
+        f"warning: {listed} beat{'' if others else 's'} most of the first answers, and PPO may exploit that: "
+        f"{', '.join(helps)}, or change the reward so that such answers score low"
+    )
 
 
 @contextmanager
