@@ -32,7 +32,7 @@ from starling_train.data.chat import Chat
 from starling_train.models import adapters
 from starling_train.models.actors import Actors
 from starling_train.models.reward.model import RewardModel
-from starling_train.rollout import decode_step
+from starling_train.rollout import decode_step, graph_steps
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
 from starling_train.training.local import LocalOptimizer

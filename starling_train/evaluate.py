@@ -25,7 +25,8 @@ def main(config: EvaluateConfig) -> None:
     interruption.heed(signal.SIGTERM, signal.SIGUSR1)  # everything measured so far is in a file already
 
     # 1. What can be wrong, before anything is loaded.
-    runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
+    cluster = config.cluster
+    runtime = Runtime(cluster.device, cluster.threads, config.seed, cudnn_attention=cluster.cudnn_attention)
     file = results.path_of(config.directory())
     done = results.read(file)
     subjects = Subjects(config, runtime, results.files(file))

@@ -25,7 +25,8 @@ def main(config: LaserConfig) -> None:
     if not config.dry_run and run.is_finished(by_steps=False):
         print(f"{run.path} is finished, nothing to do; its model: {run.path / 'model'}")
         return
-    runtime = Runtime(config.cluster.device, config.cluster.threads, config.seed)
+    cluster = config.cluster
+    runtime = Runtime(cluster.device, cluster.threads, config.seed, cudnn_attention=cluster.cudnn_attention)
     if config.dry_run:
         print(Inputs.find(config, runtime, run).describe())
         return

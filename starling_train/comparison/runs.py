@@ -90,7 +90,8 @@ def look_over(missing: list[StrategyRun], is_dry: bool) -> None:
     if is_dry:
         inputs.describe(config)
         return
-    runtime = Runtime(config.cluster.device, config.cluster.threads)
+    cluster = config.cluster
+    runtime = Runtime(cluster.device, cluster.threads, cudnn_attention=cluster.cudnn_attention)
     source = ModelSource.open(config.model.path, "model.path", config.model.revision)
     for settings in first.values():
         inputs.check_run(settings, source, Path(given(settings.run_dir)), runtime)

@@ -312,6 +312,9 @@ class ClusterConfig:
 
     device: str = choice("auto", ("auto", "cpu", "cuda"), doc="auto (cuda if there is one), cpu, cuda; a process a GPU")
     threads: int | None = number(None, 1, 1024, doc="CPU threads of a process; null = torch's choice")
+    cudnn_attention: bool = setting(
+        False, "let torch use cuDNN's attention on a GPU: it builds a plan for every new shape, 20 to 500 ms each"
+    )
     zero_stage: int = number(0, 0, 3, doc="DeepSpeed ZeRO: shards of 0 nothing, 1 optimizer, 2 gradients, 3 weights")
     timeout_s: float = number(1800.0, 1.0, doc="seconds that a process waits for the others before it ends the run")
 

@@ -10,6 +10,7 @@ from starling_train.run.out_of_memory import REMEDY, OutOfMemory, first_line, in
 from starling_train.run.runtime import Runtime
 
 Result = TypeVar("Result")
+SPARES: list[Callable[[], bool]] = []  # each lets go of memory that can be made again, and says whether it had any
 LEAST = 1  # that is, a sequence at a time: one longer than the budget still goes through alone
 
 
@@ -31,6 +32,8 @@ class Budget:
     def halving(self, phase: Callable[[int], Result], undo: Callable[[], None] = lambda: None) -> Result:
         """Return `phase(amount)`; when memory runs out, halve the amount, call `undo` and repeat the phase.
 
+        Where something lets go of memory first (`SPARES`), it is repeated with the same amount.
+
         The phase must change nothing that `undo` does not restore: the result is then that of the smaller amount.
         Raises OutOfMemory, naming the key, when the least amount is still too much.
         """
@@ -42,13 +45,17 @@ class Budget:
                     raise
                 first = first_line(error)
             # outside of `except`: the error holds the frames, and with them the tensors, that filled the memory
-            if self.amount <= LEAST:
+            if sum(spare() for spare in SPARES):  # each, not only the first that has something
+                note = "what a rollout had kept for the next is given up"
+            elif self.amount <= LEAST:
                 raise OutOfMemory(f"{self.key}: out of memory even at {self.amount} ({first}); {REMEDY}")
-            self.amount = max(LEAST, self.amount // 2)
+            else:
+                self.amount = max(LEAST, self.amount // 2)
+                note = f"{self.key} is {self.amount} from here on"
             undo()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._say(f"out of memory ({first}): {self.key} is {self.amount} from here on")
+            self._say(f"out of memory ({first}): {note}")
 
     def once(self, phase: Callable[[int], Result]) -> Result:
         """Return `phase(amount)` where it cannot be repeated, because other processes wait in the middle of it.

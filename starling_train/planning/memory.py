@@ -12,6 +12,7 @@ from starling_train.run.machine import LARGE
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOADED = {"8bit": 1.0, "4bit": 0.55}  # bytes of a quantised weight, scales included
 LOGITS = {"cpu": 2**21, "cuda": 2**25}  # elements of a chunk (core.logprobs)
+CAPACITY = 512  # positions of a slot on a GPU are a multiple of this (rollout.slots)
 PREFILL_TOKENS = 8192  # of prompts in one forward pass (rollout.slots)
 BUCKET = 5 * 10**8  # elements of gradients that DeepSpeed exchanges at a time, at most
 STEP_ELEMENTS = 2**27  # of gradients that exist in float32 at a time while one process updates (training.local)
@@ -206,7 +207,8 @@ def _rollout(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[st
     The kept states are put together after that.
     """
     prefill = min(PREFILL_TOKENS, job.slots * job.prompt_tokens)
-    cache = job.slots * job.sequence_tokens * policy.kv_values() * size
+    unit = CAPACITY if job.device == "cuda" else 1
+    cache = job.slots * -(-job.sequence_tokens // unit) * unit * policy.kv_values() * size
     passing = max(
         prefill * (policy.forward() + policy.kv_values()) * size,
         job.slots * policy.vocabulary * (size + 3 * 4),

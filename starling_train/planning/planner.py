@@ -168,8 +168,9 @@ def rollouts_of(config: PpoConfig, prompt_tokens: int, response_tokens: int, pro
     prompts = lengths(count, prompt_tokens, config.data.max_prompt_tokens, seed=0)
     responses = lengths(count, response_tokens, limit, seed=1)
     capacity = max(prompts) + limit
+    by_length = config.model.dtype != "float32"  # of rollout.attention: the kernel takes 16 bits
     return tuple(
-        schedule(prompts[rank::processes], responses[rank::processes], config.rollout.slots, capacity)
+        schedule(prompts[rank::processes], responses[rank::processes], config.rollout.slots, capacity, by_length)
         for rank in range(processes)
     )
 

@@ -96,10 +96,10 @@ def seconds(
     above = job.layers_above_lowest * policy.layer_parameters()
     responses = work.prompts * work.response_tokens
 
-    # every decoding step reads all weights, and what its slots have of keys and values; then it is the host's turn
+    # every decoding step reads all weights, and keys and values of its rows; then it is the host's turn
     def decoding(rollout: Schedule) -> float:
         read = (rollout.steps * (layers + head) + rollout.read * policy.kv_values()) * size / bandwidth
-        computed = 2 * (layers + head) * rollout.steps * min(job.slots, work.prompts) / rate
+        computed = 2 * (layers + head) * rollout.rows / rate
         return max(read, computed) + rollout.steps * HOST_S
 
     rollout = max(map(decoding, work.rollouts)) + 2 * layers * work.prompts * work.prompt_tokens / rate

@@ -1,4 +1,4 @@
-"""A decoder of plain layers, computed one token a row on a CPU with fewer operations than its modules take.
+"""A decoder of plain layers, computed one token a row with fewer operations than its modules take.
 
 Queries, keys and values come from one product; keys and values are not repeated for the heads that share them; the
 rest of a layer is folded into its products. A model is admitted by its parts (`fits`) and by its logits
@@ -7,11 +7,11 @@ rest of a layer is folded into its products. A model is admitted by its parts (`
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import rms_norm
 
 from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout import kernels
@@ -19,7 +19,7 @@ from starling_train.rollout.products import Product
 from starling_train.rollout.slot_cache import SlotCache
 from starling_train.run import machine
 
-FROM = machine.LARGE  # parameters: in a smaller model all this is nothing beside what a run does otherwise
+FROM = machine.LARGE  # parameters: in a smaller model on a CPU all this is nothing beside what a run does otherwise
 COPY_SHARE = 0.25  # of the machine's memory, at most, for the packed copies of all its processes
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -34,12 +34,10 @@ def fits(policy: CausalLM) -> bool:
     count = sum(parameter.numel() for parameter in parameters)
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * 2 * count if policy.dtype == torch.bfloat16 else 0
     return (
-        policy.device.type == "cpu"
-        and policy.config._attn_implementation == "sdpa"
+        policy.config._attn_implementation == "sdpa"
         and not any(hasattr(parameter, "ds_id") for parameter in parameters)  # ZeRO's shards
-        and count >= FROM
         # by what the machine has, not by what is free: a run that is resumed decides the same
-        and copies <= COPY_SHARE * machine.memory_bytes()
+        and (policy.device.type != "cpu" or (count >= FROM and copies <= COPY_SHARE * machine.memory_bytes()))
         and _parts(decoder) >= {"embed_tokens", "layers", "norm", "rotary_emb"}
         and all(map(_is_plain, decoder.layers))
     )
@@ -69,8 +67,20 @@ def kernels_of(policy: CausalLM) -> kernels.Kernels | None:
         norms += [layer.input_layernorm, layer.post_attention_layernorm]
         norms += [part for name, part in layer.self_attn.named_children() if name in ATTENTION_NORMS]
     sizes = {layer.self_attn.head_dim for layer in decoder.layers}
-    fit = policy.dtype in kernels.TYPES and all(map(_is_rms, norms)) and max(sizes) <= kernels.LARGEST_HEAD
+    fit = (
+        policy.device.type == "cpu"
+        and policy.dtype in kernels.TYPES
+        and all(map(_is_rms, norms))
+        and max(sizes) <= kernels.LARGEST_HEAD
+    )
     return kernels.compiled() if fit else None
+
+
+class Attention(Protocol):
+    """Attention of a step in layers of one kind, as in `rollout.attention`: keeps new keys and values, and attends."""
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, layer: int, scale: float) -> Tensor:
+        """(rows, heads, 1, size) of queries -> the same shape."""
 
 
 class LeanDecoder:
@@ -89,12 +99,12 @@ class LeanDecoder:
         self._layers = [_Layer(layer, index, self.kernels) for index, layer in enumerate(self._decoder.layers)]
 
     def __call__(
-        self, ids: Tensor, positions: Tensor, cache: SlotCache, seen: Mapping[str, Tensor] | Mapping[str, int]
+        self, ids: Tensor, positions: Tensor, cache: SlotCache, seen: Mapping[str, Attention] | Mapping[str, int]
     ) -> Tensor:
         """Return the last hidden states, (rows, d), of a token in each row.
 
         ids, positions: (rows,). seen: by the kind of a layer, with kernels how many of the last positions it attends
-        to, 0 for all; without, a mask (rows, 1, 1, used) to add to scores.
+        to, 0 for all; without, its attention.
         """
         hidden = self._decoder.embed_tokens(ids)
         cos, sin = self._decoder.rotary_emb(hidden[:, None], position_ids=positions[:, None])
@@ -122,7 +132,7 @@ class _Layer:
     ) -> Tensor:
         projected = self._projections(_normed(self.module.input_layernorm, hidden, self._kernels))
         if self._kernels is None:
-            mixed = self._attend(projected, angles, cache, seen)
+            mixed = self._attend(projected, angles, seen)
         else:
             weights = None if self._norms is None else (self._norms[0].weight, self._norms[1].weight)
             epsilon = 0.0 if self._norms is None else self._norms[0].variance_epsilon
@@ -132,8 +142,8 @@ class _Layer:
         normed = _normed(self.module.post_attention_layernorm, hidden, self._kernels)
         return self._down.plus(self._up.times(normed, self._gate.silu(normed)), hidden)
 
-    def _attend(self, projected: Tensor, angles: tuple[Tensor, Tensor], cache: SlotCache, mask: Tensor) -> Tensor:
-        """Attend as `Kernels.attend`, over all positions that the longest row has. mask: see `LeanDecoder`."""
+    def _attend(self, projected: Tensor, angles: tuple[Tensor, Tensor], attend: Attention) -> Tensor:
+        """Do the same as `Kernels.attend`, with operations of torch."""
         heads = projected.view(len(projected), -1, self.size)
         turned, values = heads[:, : -self._keys], heads[:, -self._keys :]
         if self._norms is not None:
@@ -141,8 +151,7 @@ class _Layer:
             turned = torch.cat([_normed(norm, part) for norm, part in zip(self._norms, parts, strict=True)], 1)
         turned = _turned(turned, *angles)
         queries, new_keys = turned[:, : self._queries, None], turned[:, self._queries :, None]
-        keys, values = cache.update(new_keys, values[:, :, None], self._index)
-        mixed = scaled_dot_product_attention(queries, keys, values, mask, scale=self._scale, enable_gqa=True)
+        mixed = attend(queries, new_keys, values[:, :, None], self._index, self._scale)
         return mixed.reshape(len(projected), -1)
 
 

@@ -17,14 +17,26 @@ class SlotCache:
 
     is_compileable = False  # an attribute that transformers reads; nothing here is for torch.compile
 
-    def __init__(self, like: Any, slots: int, capacity: int):
-        """Take over the layers' shapes, dtype and device from `like`, a transformers cache that holds something."""
-        self._keys, self._values = (
-            [tensor.new_empty(slots, tensor.shape[1], capacity, tensor.shape[3]) for tensor in tensors]
-            for tensors in _tensors(like)
-        )
-        self._capacity, self._touched, self._used = capacity, 0, 0
+    def __init__(self, like: Any, slots: int, capacity: int, token_by_token: bool = False):
+        """Take over the layers' shapes, dtype and device from `like`, a transformers cache that holds something.
+
+        token_by_token: all heads of a token lie together in memory, as `by_token` needs, else all tokens of a head.
+        """
+
+        def empty(tensor: Tensor) -> Tensor:
+            heads, size = tensor.shape[1], tensor.shape[3]
+            if token_by_token:
+                return tensor.new_empty(slots, capacity, heads, size).transpose(1, 2)
+            return tensor.new_empty(slots, heads, capacity, size)
+
+        self._keys, self._values = ([empty(tensor) for tensor in tensors] for tensors in _tensors(like))
+        self.capacity, self._touched, self._used = capacity, 0, 0
         self._rows = self._positions = torch.empty(0, dtype=torch.long)
+
+    @property
+    def size_in_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in [*self._keys, *self._values])
 
     def admit(self, prompts: Any, rows: list[int]) -> None:
         """Take over `prompts` (a transformers cache of one right-padded batch), one into each of `rows`."""
@@ -46,7 +58,7 @@ class SlotCache:
         Memory that no position needs yet stays untouched, and on a CPU costs nothing.
         """
         if used > self._touched:
-            end = min(self._capacity, used + GROWTH)
+            end = min(self.capacity, used + GROWTH)
             for tensor in [*self._keys, *self._values]:
                 tensor[:, :, self._touched : end] = 0
             self._touched = end
@@ -56,13 +68,20 @@ class SlotCache:
         self.touch(used)
         self._rows, self._positions, self._used = rows, positions, used
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write one token a row, (n, heads, 1, head size); returns (n, heads, used, head size) of both."""
-        written = []
+    def write(self, keys: Tensor, values: Tensor, layer: int) -> None:
+        """Write one token a row, (n, heads, 1, head size) of both."""
         for tensor, new in ((self._keys[layer], keys), (self._values[layer], values)):
             tensor[self._rows, :, self._positions] = new[:, :, 0]
-            written.append(tensor[: len(new), :, : self._used])
-        return written[0], written[1]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one token a row, (n, heads, 1, head size); returns (n, heads, used, head size) of both."""
+        self.write(keys, values, layer)
+        return self._keys[layer][: len(keys), :, : self._used], self._values[layer][: len(keys), :, : self._used]
+
+    def by_token(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return views (slots x capacity, heads, head size) of a layer's keys and values: a token's heads together."""
+        keys, values = (part[layer].transpose(1, 2) for part in (self._keys, self._values))
+        return keys.view(-1, *keys.shape[2:]), values.view(-1, *values.shape[2:])
 
     def whole(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values, (slots, heads, capacity, head size) each, unwritten places too."""

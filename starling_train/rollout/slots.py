@@ -1,7 +1,7 @@
 """The rollout engine `slots`: a fixed number of sequences step together; a finished one's slot is refilled at once.
 
-On a CPU the running rows are kept together at the front, so that a step computes nothing for the others. On a GPU all
-slots take part in every step, so that its shapes never change: it is captured as a CUDA graph.
+The running rows are kept together at the front, so that a step computes nothing for the others. On a GPU a step takes
+one of a few numbers of rows, for each of which it is captured as a CUDA graph.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,20 @@ from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import head_of
-from starling_train.rollout.decode_step import DecodeStep, GraphStep, LeanStep
+from starling_train.rollout.decode_step import DecodeStep
 from starling_train.rollout.exclusions import exclusions
+from starling_train.rollout.graph_steps import GraphSteps
 from starling_train.rollout.hidden_states import StateRecorder
+from starling_train.rollout.kept_steps import KEEPER, Steps, Wanted, addresses
 from starling_train.rollout.lean_decoder import kernels_of
 from starling_train.rollout.responses import OnDone
 from starling_train.rollout.slot_cache import SlotCache
-from starling_train.rollout.start_check import is_lean
+from starling_train.rollout.start_check import step_of
 from starling_train.rollout.stop_strings import StopStrings
 
 PREFILL_TOKENS = 8192  # of prompts in one forward pass, padded
 REFILL_SHARE = 8  # slots are refilled once an eighth of them is free, so that prompts share a forward pass
+CAPACITY = 512  # on a GPU a slot holds a multiple of this, so that the longest prompt seldom changes where things lie
 CACHE_SHARE = 0.8  # of a GPU's free memory, at most, for keys and values
 
 
@@ -75,25 +78,36 @@ class _Decoder:
         self._stops = StopStrings(chat, chat.stop_strings(config.stop_strings), config.min_new_tokens)
         size = sum(parameter.numel() for parameter in policy.parameters())
         self._overhead = overhead_of(size, policy.config.get_text_config().num_hidden_layers, policy.device.type)
-        self._on_gpu = policy.device.type == "cuda"
-        self._is_lean = not self._on_gpu and is_lean(policy)
-        self._kernels = kernels_of(policy) if self._is_lean else None
+        self._kind = step_of(policy)
+        self._kernels = None if self._kind is DecodeStep else kernels_of(policy)
         self._capacity = max(map(len, prompts), default=0) + config.max_new_tokens
         self._count = min(config.slots, len(prompts))
-        if self._on_gpu:
-            hidden_size = policy.config.get_text_config().hidden_size
-            state_bytes = 0 if keep_layer is None else 2 * len(prompts) * self._capacity * hidden_size
-            self._count = max(
-                1, min(self._count, _rows_that_fit(policy, self._capacity, state_bytes * policy.dtype.itemsize))
-            )
+        self._kept: Steps | None = None
+        self._captures = captures(policy)
+        if self._captures:
+            self._size_for_graphs(keep_layer)
         self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # longest last: taken from the end
         self._responses: list[list[int]] = [[] for _ in prompts]
         self._slots: list[int | None] = []
-        self._step: DecodeStep | None = None
+        self._step: DecodeStep | GraphSteps | None = None
         self._cache: SlotCache | None = None
         self._uniforms: Tensor | None = None  # None: the likeliest token is taken
         if seeds is not None and prompts:
             self._uniforms = _uniforms(seeds, config.max_new_tokens).to(policy.device)
+
+    def _size_for_graphs(self, keep_layer: int | None) -> None:
+        """Choose rows and capacity on a GPU: those of steps that an earlier rollout has left, or as many as fit."""
+        policy, prompts = self._policy, len(self._prompts)
+        self._capacity = -(-self._capacity // CAPACITY) * CAPACITY
+        self._wanted = Wanted(self._count, self._capacity, keep_layer, self._kind)
+        self._kept = KEEPER.take(policy, self._wanted)
+        if self._kept is not None:
+            self._count = self._kept.rows
+            return
+        hidden_size = policy.config.get_text_config().hidden_size
+        state_bytes = 0 if keep_layer is None else 2 * prompts * self._capacity * hidden_size
+        room = rows_that_fit(policy, self._capacity, state_bytes * policy.dtype.itemsize)
+        self._count = max(1, min(self._count, room))
 
     def run(self) -> tuple[list[list[int]], list[Tensor] | None]:
         with self._recorder.watching():
@@ -104,8 +118,10 @@ class _Decoder:
                     self._prefill_slots(min(free, len(self._waiting)))
                 else:
                     self._advance()
-        # let go of graphs, keys and values at once: scoring needs the GPU's memory next
-        self._step = self._cache = None
+        if self._kept is not None:
+            KEEPER.offer(self._kept, self._policy)
+        # let go of graphs, keys and values at once, unless they are kept: scoring needs the GPU's memory next
+        self._step = self._cache = self._kept = None
         return self._responses, self._recorder.collect([self._length(i) - 1 for i in range(len(self._prompts))])
 
     def _running(self) -> int:
@@ -139,30 +155,30 @@ class _Decoder:
         return self._head.logits(hidden[torch.arange(len(ids), device=ids.device), ends]), cache
 
     def _make_cache(self, example: DynamicCache) -> None:
-        """Make the cache, in the shapes of the first prompts' own, and as many slots as it has rows."""
-        self._cache = SlotCache(example, self._count, self._capacity)
+        """Make cache and step, or take those that were kept; the cache has the shapes of the first prompts' own."""
         self._slots = [None] * self._count
-        if self._on_gpu:
-            self._step = GraphStep(self._policy, self._cache, self._recorder.last, self._count, self._capacity)
-        elif self._is_lean:
-            self._step = LeanStep(self._policy, self._cache, self._recorder.last, self._recorder.watch)
-        else:
-            self._step = DecodeStep(self._policy, self._cache, self._recorder.last)
+        recorded, watch = self._recorder.last, self._recorder.watch
+        if self._kept is not None:
+            self._cache, self._step = self._kept.cache, self._kept.steps
+            self._kept.steps.step.follow(recorded, watch)
+            return
+        self._cache = SlotCache(example, self._count, self._capacity, self._kind.by_length)
+        step = self._step = self._kind(self._policy, self._cache, recorded, watch)
+        if self._captures:
+            steps = self._step = GraphSteps(step, self._cache, self._count, self._policy.device)
+            self._kept = Steps(self._wanted, self._count, self._cache, steps, addresses(self._policy))
 
     def _advance(self) -> None:
         """Draw one more token for every response that grows."""
-        if not self._on_gpu:
-            self._compact()
-        rows = self._slots if self._on_gpu else self._slots[: self._running()]
-        # a free slot on a GPU takes part: it writes over its own first position
-        tokens = [0 if sequence is None else self._responses[sequence][-1] for sequence in rows]
+        self._compact()
+        running = [sequence for sequence in self._slots[: self._running()] if sequence is not None]
         # the newest token is not in the cache yet: this step writes it, at the last position so far
-        filled = [0 if sequence is None else self._length(sequence) - 1 for sequence in rows]
-        sequences = [0 if sequence is None else sequence for sequence in rows]
+        tokens = [self._responses[sequence][-1] for sequence in running]
+        filled = [self._length(sequence) - 1 for sequence in running]
         assert self._step is not None, "there is a row that runs"
         logits, entered = self._step(tokens, filled)
-        self._recorder.add(rows, entered, [1] * len(rows))
-        self._append(range(len(rows)), rows, self._draw(logits, sequences))
+        self._recorder.add(running, entered, [1] * len(running))
+        self._append(range(len(running)), running, self._draw(logits, running))
 
     def _length(self, sequence: int) -> int:
         return len(self._prompts[sequence]) + len(self._responses[sequence])
@@ -182,9 +198,8 @@ class _Decoder:
     def _draw(self, logits: Tensor, sequences: Sequence[int]) -> list[int]:
         """Draw a token for each row of logits; `sequences` says whose random numbers are used."""
         config = self._config
-        # the k-th token of a prompt always takes its k-th number, whichever slot or step draws it; a free slot on a GPU
-        # draws as well, and could run past the end
-        count = [min(len(self._responses[sequence]), config.max_new_tokens - 1) for sequence in sequences]
+        # the k-th token of a prompt always takes its k-th number, whichever slot or step draws it
+        count = [len(self._responses[sequence]) for sequence in sequences]
         if self._excluded and (left_out := self._excluded.at(torch.tensor(count, device=logits.device))):
             left_out.apply_(logits)
         if self._uniforms is None:
@@ -197,11 +212,9 @@ class _Decoder:
             sampling.distribution(logits, config.temperature, config.top_p, config.top_k), uniforms
         ).tolist()
 
-    def _append(self, rows: Sequence[int], sequences: Sequence[int | None], tokens: list[int]) -> None:
+    def _append(self, rows: Sequence[int], sequences: Sequence[int], tokens: list[int]) -> None:
         """Add a token to the response in each row; those that end with it leave their slots."""
         for row, sequence, token in zip(rows, sequences, tokens, strict=True):
-            if sequence is None:
-                continue
             response = self._responses[sequence]
             response.append(token)
             is_complete = token in self._end_ids or len(response) == self._config.max_new_tokens
@@ -215,7 +228,12 @@ class _Decoder:
                     self._on_done(sequence, response)
 
 
-def _rows_that_fit(policy: CausalLM, capacity: int, state_bytes: int) -> int:
+def captures(policy: CausalLM) -> bool:
+    """Return whether steps of this policy are captured: on a GPU."""
+    return policy.device.type == "cuda"
+
+
+def rows_that_fit(policy: CausalLM, capacity: int, state_bytes: int) -> int:
     """Count the sequences whose keys and values fit into CACHE_SHARE of a GPU's memory, free or cached by torch.
 
     state_bytes: of hidden states that need room besides, twice over while they are put together.

@@ -12,7 +12,8 @@ from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import REFUSALS, Comparison, Ways, probing
 from starling_train.models.source import first_line
 from starling_train.rollout import lean_decoder
-from starling_train.rollout.decode_step import DecodeStep, LeanStep
+from starling_train.rollout.attention import has_lengths
+from starling_train.rollout.decode_step import DecodeStep, LeanStep, LengthStep
 from starling_train.rollout.slot_cache import SlotCache
 from starling_train.run.out_of_memory import is_out_of_memory
 
@@ -61,6 +62,13 @@ def is_lean(model: CausalLM) -> bool:
     return _lean[model]
 
 
+def step_of(model: CausalLM) -> type[DecodeStep]:
+    """Return the kind of step that decodes this model here: the fastest whose logits are the plain forward's."""
+    if not is_lean(model):
+        return DecodeStep
+    return LengthStep if has_lengths(model) else LeanStep
+
+
 def _agrees(model: CausalLM, lean: bool = False) -> bool:
     """Decode the last tokens of sequences of different lengths side by side, and compare their logits."""
     comparison = Comparison(model)
@@ -74,7 +82,7 @@ def _agrees(model: CausalLM, lean: bool = False) -> bool:
     model.get_decoder()(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
     slots = SlotCache(cache, len(sequences), len(sequences[0]))
     slots.admit(cache, list(range(len(sequences))))
-    step = LeanStep(model, slots, lambda: None, lambda *_: None) if lean else DecodeStep(model, slots, lambda: None)
+    step = (LeanStep if lean else DecodeStep)(model, slots, lambda: None, lambda *_: None)
     logits, positions = [], []
     for count in range(len(sequences[0]) - begun[0]):
         rows = [row for row, part in enumerate(sequences) if begun[row] + count < len(part)]

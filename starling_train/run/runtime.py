@@ -34,11 +34,21 @@ class Runtime:
 
     Random numbers depend on the seed and on their purpose, neither on history nor on the process.
 
-    device: auto, cpu or cuda. threads: CPU threads of torch, None = torch's choice. timeout_s: seconds that a process
-    waits for the others before it gives up the run. Raises UserError for a device that does not exist.
+    device: auto, cpu or cuda.
+    threads: CPU threads of torch, None = torch's choice.
+    timeout_s: seconds that a process waits for the others before it gives up the run.
+    cudnn_attention: whether torch may choose cuDNN's attention on a GPU.
+    Raises UserError for a device that does not exist.
     """
 
-    def __init__(self, device: str = "auto", threads: int | None = None, seed: int = 0, timeout_s: float = 1800.0):
+    def __init__(
+        self,
+        device: str = "auto",
+        threads: int | None = None,
+        seed: int = 0,
+        timeout_s: float = 1800.0,
+        cudnn_attention: bool = False,
+    ):
         self.rank, self.world, local = (_count(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if self.world > 1 and missing:
@@ -54,6 +64,9 @@ class Runtime:
                 f"cluster.device: {local + 1} processes or more on this host, but {torch.cuda.device_count()} GPUs; "
                 "start one process a GPU"
             )
+        if kind == "cuda":
+            # it would come first on Hopper, and packed sequences have new shapes in every micro-batch: a plan for each
+            torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
         self.device = torch.device(kind, local) if kind == "cuda" and self.world > 1 else torch.device(kind)
         self._seed = seed
         self._patient: dist.ProcessGroup | None = None

@@ -18,6 +18,7 @@ from starling_train.files.json_lines import strict
 from starling_train.models.budget import Budget, RunBudgets
 from starling_train.rewards import server_facts
 from starling_train.rewards.kinds import Scorer
+from starling_train.rollout.kept_steps import KEEPER
 from starling_train.run import skipped, summary
 from starling_train.run.checkpoints import Checkpoint, Checkpoints, ExtraFiles, identify_base
 from starling_train.run.console import Console
@@ -127,6 +128,7 @@ class Session:
         run, state = self._run, self.state
         with ExitStack() as stack:
             stack.push(self._report_a_stop)
+            stack.enter_context(KEEPER.across_rollouts())
             stack.enter_context(self._stop)  # before the first file: a run that has begun ends as a run does
             if self._runtime.is_main:
                 write_selection(self._config.freeze, run, self._trainee)
@@ -218,6 +220,7 @@ class Session:
             self._step.metrics["optim/learning_rate"] = rate
             with self.phase("update"):
                 yield
+            KEEPER.after_update()
 
     def finish(
         self,

@@ -22,7 +22,7 @@ def start(config: C, describe: Callable[[C], str], train: Callable[[C, RunDirect
         print(f"{run.path} is finished, nothing to do; its report: {run.report}")
         return
     cluster = config.cluster
-    runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s)
+    runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s, cluster.cudnn_attention)
     with runtime.fails_together(), run.owned(runtime):
         train(config, run, runtime)
     if runtime.is_main:

@@ -53,8 +53,8 @@ def test_dpo_holds_one_policy():
     }  # fmt: skip
     found = plan_supervised(TINY, TrainingJob(**values))
     assert list(found.held.values()) == [1352 * 2, 576 * 12]  # weights; moments and master copies
-    # keys and values of 2 slots x 20 tokens, 2 layers x 2 x 4 numbers of 2 bytes
-    assert found.rollout["KV cache"] == 2 * 20 * 2 * 2 * 4 * 2
+    # keys and values of 2 slots x 20 tokens, 512 on a GPU, 2 layers x 2 x 4 numbers of 2 bytes
+    assert found.rollout["KV cache"] == 2 * 512 * 2 * 2 * 4 * 2
     assert found.update["gradients"] == 576 * 2 and found.update["logits, one chunk"] == 3 * 40 * 10 * 4
     alone = plan_supervised(TINY, TrainingJob(**values | {"slots": 0, "tokens_per_microbatch": 80}))
     assert alone.rollout == {} and alone.update["activations"] == 2 * found.update["activations"]  # 80 tokens, not 40
@@ -62,7 +62,7 @@ def test_dpo_holds_one_policy():
 
 def test_phases():
     found = plan(TINY, None, job())
-    assert found.rollout["KV cache"] == 2 * 20 * (2 * 2 * 1 * 4) * 4
+    assert found.rollout["KV cache"] == 2 * 512 * (2 * 2 * 1 * 4) * 4  # positions in multiples of 512
     assert found.scoring["prefix cache"] == 80 * 8 * 4
     # two micro-batches: gradients and activations at once, and a gradient to be added
     assert found.update["gradients"] == 576 * 4 + 161 * 4

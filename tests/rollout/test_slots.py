@@ -122,32 +122,6 @@ def test_the_shortest_limits(limit):
     assert max(map(len, found)) == limit and min(map(len, found)) >= 1
 
 
-def test_the_rows_of_a_gpu_step_are_fixed_and_give_the_same(monkeypatch):
-    """On a GPU all slots take part in every step, free ones too; here with the plain step in place of the graph."""
-    from starling_train.rollout.decode_step import DecodeStep
-
-    class FixedStep(DecodeStep):
-        def __init__(self, policy, cache, keep, count, capacity):
-            super().__init__(policy, cache, keep)
-            self.count = count
-
-        def __call__(self, tokens, positions):
-            assert len(tokens) == self.count
-            return super().__call__(tokens, positions)
-
-    model, chosen = make(MODELS["mistral"]), prompts(30)
-    expected = respond(model, chosen, 5)[0]
-    made = slots._Decoder.__init__
-
-    def on_gpu(self, policy, *rest):
-        made(self, policy, *rest)
-        self._on_gpu = True
-
-    monkeypatch.setattr(slots._Decoder, "__init__", on_gpu)
-    monkeypatch.setattr(slots, "GraphStep", FixedStep)
-    assert respond(model, chosen, 5)[0] == expected
-
-
 def test_what_was_never_written_does_not_poison_attention(monkeypatch):
     """Fresh memory may hold nan; nothing that a row attends to with weight 0 may reach it."""
     empty = torch.Tensor.new_empty
