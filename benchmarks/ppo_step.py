@@ -131,7 +131,7 @@ class DecodeTraffic:
 
 def watch_decoding(traffic: DecodeTraffic) -> None:
     """Count every decoding step from now on, captured in a graph or not."""
-    for kind in (decode_step.DecodeStep, decode_step.GraphStep):
+    for kind in (decode_step.DecodeStep, graph_steps.GraphSteps):
         plain = kind.__call__
 
         def call(self: Any, tokens: Any, positions: Any, plain: Any = plain) -> Any:

@@ -42,11 +42,15 @@ def check_acceleration(
     eight_bit: bool = False,
     policy_load_in: str | None = None,
 ) -> None:
-    """Raise UserError for a setting that needs a GPU or a package that is missing."""
+    """Raise UserError for a setting that needs a GPU or a package that is missing, or that would do nothing."""
     from importlib.util import find_spec
 
+    if attention == "flash_attention_2":
+        raise UserError(
+            "model.attention: flash_attention_2 would change nothing, packed sequences and rollouts have attention of "
+            "their own, which is torch's FlashAttention on a GPU; use sdpa"
+        )
     needing = (
-        ("model.attention", attention == "flash_attention_2", "flash_attn", "sdpa"),
         ("model.load_in", bool(policy_load_in), "bitsandbytes", "null"),
         ("reward.load_in", bool(load_in), "bitsandbytes", "null"),
         ("optim.eight_bit", eight_bit, "bitsandbytes", "false"),

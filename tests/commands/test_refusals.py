@@ -159,7 +159,7 @@ POLICY = [
     row("evaluate", PROMPTS + "rollout.min_new_tokens=9", "rollout.min_new_tokens: 9 exceeds", "lower it"),
     row("rm", "rm.max_length=200000", "rm.max_length: ", "positions", "lower"),
     row("dpo", "dpo.max_length=200000", "dpo.max_length: ", "positions", "lower"),
-    row("ppo rm dpo", "model.attention=flash_attention_2", "model.attention: needs", "use sdpa"),
+    row("ppo rm dpo", "model.attention=flash_attention_2", "model.attention: flash_attention_2", "use sdpa"),
     row("ppo dpo", "optim.eight_bit=true", "optim.eight_bit: needs", "use false"),
     row("plan", "optim.eight_bit=true cluster.zero_stage=1 plan.processes=2", "optim.eight_bit: ", "use"),
     row("ppo dpo", f"{LORA} model.load_in=4bit", "model.load_in: needs an NVIDIA GPU", "use null"),
