@@ -1,4 +1,4 @@
-"""python -m starling_train.plan +recipe=NAME plan.processes=N: what a run needs, before there is a GPU or a weight."""
+"""python -m starling_train.plan +recipe=NAME plan.processes=N: memory and time of a run, before any weights are there."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""python -m starling_train.report RUN [RUN ...]: the page of a run, or of several over one another, at any time."""
+"""python -m starling_train.report RUN [RUN ...]: the page of a run, or of several together, at any time."""
 
 import sys
 from collections.abc import Sequence
