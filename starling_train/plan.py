@@ -1,4 +1,4 @@
-"""python -m starling_train.plan +recipe=NAME plan.processes=N: memory and time of a run, before any weights are there."""
+"""python -m starling_train.plan +recipe=NAME plan.processes=N: memory and time of a run, before any download."""
 
 import sys
 
