@@ -14,6 +14,7 @@ from starling_train.config.sections import (
     OptimConfig,
     TrackingConfig,
     check_freeze,
+    check_offload,
 )
 
 
@@ -55,3 +56,4 @@ def check_run(config: Any, model: str, data: str) -> None:
     for key, value, what in (("model.path", config.model.path, model), ("data.path", config.data.path, data)):
         require(key, value, what)
     check_freeze(config.freeze)
+    check_offload(config.cluster, config.optim)

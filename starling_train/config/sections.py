@@ -125,6 +125,9 @@ class RewardConfig:
     dtype: str = choice("bfloat16", ("bfloat16", "float16", "float32"))
     load_in: str | None = choice(None, (None, "8bit", "4bit"), doc="null, 8bit, 4bit (GPUs, needs bitsandbytes)")
     device_map: str | None = choice(None, (None, "auto"), free=True, doc="null = one device; auto = over all GPUs")
+    offload: bool = setting(
+        False, "true: weights in host memory, on the device only while they score; false = always there", free=True
+    )
     position: str = choice(
         "last_token",
         ("last_token", "card"),
@@ -316,6 +319,11 @@ class ClusterConfig:
         False, "let torch use cuDNN's attention on a GPU: it builds a plan for every new shape, 20 to 500 ms each"
     )
     zero_stage: int = number(0, 0, 3, doc="DeepSpeed ZeRO: shards of 0 nothing, 1 optimizer, 2 gradients, 3 weights")
+    offload: str | None = choice(
+        None,
+        (None, "optimizer"),
+        doc="optimizer: Adam's moments and float32 copies in host memory, updated by the CPU; null = on the device",
+    )
     timeout_s: float = number(1800.0, 1.0, doc="seconds that a process waits for the others before it ends the run")
 
 
@@ -405,6 +413,8 @@ SUITES = {
 
 def check_reward(reward: RewardConfig) -> None:
     """Check the keys of `reward` against one another. Raises UserError."""
+    if reward.offload and not reward.has_weights:
+        raise UserError(f"reward.offload: set, but reward.kind={reward.kind} has no weights here; leave it out")
     for key in ("function", "arguments"):
         if getattr(reward, key) and reward.kind != "function":
             raise UserError(f"reward.{key}: set, but reward.kind={reward.kind} does not read it; use reward=function")
@@ -434,6 +444,9 @@ def _check_server(reward: RewardConfig) -> None:
 
 def _check_model(reward: RewardConfig) -> None:
     require("reward.path", reward.path, "the reward model: a Hugging Face directory or hub id")
+    for key in ("load_in", "device_map"):
+        if reward.offload and (value := getattr(reward, key)):
+            raise UserError(f"reward.offload: reward.{key}={value} needs its weights on the GPU; use one of the two")
     if reward.position == "card" and reward.kind != "starling_7b":
         raise UserError(f"reward.position: card is Starling-RM-7B-alpha's, not {reward.kind}'s; use last_token")
     if reward.trailing_newline and reward.kind != "starling_34b":
@@ -465,6 +478,14 @@ def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> No
     for name, target in evaluation.functions.items():
         if ":" not in target:
             raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")
+
+
+def check_offload(cluster: ClusterConfig, optim: OptimConfig) -> None:
+    """Check that what goes to host memory can be updated there. Raises UserError."""
+    if cluster.offload and optim.eight_bit:
+        raise UserError(
+            "cluster.offload: optim.eight_bit=true keeps moments in 8 bits, which a GPU alone updates; use one of both"
+        )
 
 
 def check_freeze(freeze: FreezeConfig) -> None:

@@ -1,7 +1,7 @@
 """Memory of a run by part, by arithmetic: no weights are loaded, and torch is not needed.
 
-All sizes are bytes on one device. Counted are tensors that live as long as a phase does; not the CUDA context, what an
-allocator loses in fragments, and what libraries keep for themselves.
+All sizes are bytes on one device, or for it in the memory of its host. Counted are tensors that live as long as a phase
+does; not the CUDA context, what an allocator loses in fragments, and what libraries keep for themselves.
 """
 
 from dataclasses import dataclass, field
@@ -21,13 +21,17 @@ LIVE = 10**9  # parameters that stage 3 holds gathered at a time, its default
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by part: `held` for the whole run, and what each phase of a step needs on top, one after the other."""
+    """Bytes by part: `held` for the whole run, and what each phase of a step needs on top, one after the other.
+
+    host: what a process keeps in host memory instead, all of it at once.
+    """
 
     held: dict[str, float]
     rollout: dict[str, float]
     update: dict[str, float]
     scoring: dict[str, float] = field(default_factory=dict)
     step: dict[str, float] = field(default_factory=dict)  # the optimizer's, when activations are gone
+    host: dict[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
@@ -41,6 +45,7 @@ class MemoryPlan:
         for name in ("rollout", "scoring", "update", "step"):
             rows += [(f"during {name}: {part}", size) for part, size in getattr(self, name).items()]
         rows.append(("peak", self.total))
+        rows += [(f"in host memory: {part}", size) for part, size in self.host.items()]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {size / 1e9:8.2f} GB" for name, size in rows)
 
@@ -73,6 +78,7 @@ class TrainingJob:
     kept_limit: bytes of hidden states that stay on the device.
     adapter: what trains lies beside the policy's parameters.
     load_in: 8bit or 4bit, of the policy's layers.
+    optimizer_offloaded, reward_offloaded: kept in host memory; on a CPU that is the device's, and copies come on top.
     """
 
     parameters: int
@@ -96,6 +102,8 @@ class TrainingJob:
     device: str = "cuda"
     adapter: bool = False
     load_in: str | None = None
+    optimizer_offloaded: bool = False
+    reward_offloaded: bool = False
 
 
 def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | None = None) -> MemoryPlan:
@@ -115,19 +123,25 @@ def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | N
     if reward is not None:
         tokens = _microbatch(job.step_tokens, job.reward_tokens, job.sequence_tokens)
         judging = kept | gathered | {"activations": tokens * reward.forward() * BYTES[job.reward_dtype]}
+        if job.reward_offloaded:
+            judging["reward model, while it scores"] = weights
+    optimizer, host = _state(job, learning, head, size, share)
+    if job.reward_offloaded and job.device != "cpu":
+        host, weights = host | {"reward model": weights}, 0.0
     return MemoryPlan(
         held={
             "policy weights": share.of(_policy_bytes(policy, job, size), 3),
             # adapters are simply taken off for it
             "reference: own copies of what trains": 0.0 if job.adapter else share.of(job.trainable * size, 3),
             f"critic ({job.critic})": share.of(trunk * size + head * (size if share.is_zero else 4), 3),
-            "optimizer: moments, master copies": _optimizer(learning, head, size, job.eight_bit, share),
+            "optimizer: moments, master copies": optimizer,
             "reward model": weights,
         },
         rollout=_rollout(policy, job, size, kept["prefix cache"]) | gathered,
         scoring=max(judging, scoring, key=lambda parts: sum(parts.values())),
         update=kept | _update(policy, job, (job.trainable, trunk, head), size, logits, share),
-        step=kept | _step(policy, learning, head, size, share),
+        step=kept | _step(policy, learning, head, size, share, job.optimizer_offloaded),
+        host=host,
     )
 
 
@@ -147,7 +161,8 @@ def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False, sha
     update |= _gathered(job.parameters, size, share)
     if share.is_zero:
         update["exchange with other processes"] = _exchange(job, job.trainable, size, share)
-    step = _step(model, job.trainable, 0, size, share)
+    step = _step(model, job.trainable, 0, size, share, job.optimizer_offloaded)
+    optimizer, host = _state(job, job.trainable, 0, size, share)
     if scores:
         step = {part: amount for part, amount in step.items() if part != "one in its own type"}
     else:
@@ -156,11 +171,12 @@ def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False, sha
     return MemoryPlan(
         held={
             "weights" if scores else "policy weights": share.of(_policy_bytes(model, job, size), 3),
-            "optimizer: moments, master copies": _optimizer(job.trainable, 0, size, job.eight_bit, share),
+            "optimizer: moments, master copies": optimizer,
         },
         rollout={part: amount for part, amount in rollout.items() if amount},
         update=update,
         step=step,
+        host=host,
     )
 
 
@@ -199,6 +215,19 @@ def _optimizer(learning: int, head: int, size: int, eight_bit: bool, share: Shar
         return share.of((learning + head) * 12, 1)
     moments = 2 if eight_bit else 8
     return learning * (moments + (0 if size == 4 else 4)) + head * moments
+
+
+def _state(job: TrainingJob, learning: int, head: int, size: int, share: Share) -> tuple[float, dict[str, float]]:
+    """Return the optimizer's bytes on the device, and what is in host memory, by part."""
+    if not job.optimizer_offloaded:
+        return _optimizer(learning, head, size, job.eight_bit, share), {}
+    state = share.of((learning + head) * 12, 1)  # float32 copies of what is float32, too
+    through = share.of((learning + head) * (4 + size), 1)  # DeepSpeed's, of a whole shard
+    if not share.is_zero:
+        through = min(learning + head, STEP_ELEMENTS) * (size + (0 if size == 4 else 4))
+    if job.device == "cpu":
+        return state + through, {}
+    return 0.0, {"optimizer: moments, master copies": state, "gradients and weights on their way": through}
 
 
 def _rollout(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[str, float]:
@@ -258,8 +287,13 @@ def _exchange(job: TrainingJob, learning: int, size: int, share: Share) -> float
     return buffers * min(BUCKET, learning) * size
 
 
-def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> dict[str, float]:
-    """Count the gradients, and what of them is in float32: all where they are summed over processes, else some."""
+def _step(policy: Shape, learning: int, head: int, size: int, share: Share, offloaded: bool) -> dict[str, float]:
+    """Count the gradients, and what of them is in float32: all where they are summed over processes, else some.
+
+    offloaded: those of one process become float32 in host memory.
+    """
+    if share.is_zero and offloaded:
+        return {"gradients": share.of((learning + head) * size, 2)}
     if share.is_zero:
         return {
             "gradients": share.of((learning + head) * size, 2),
@@ -272,6 +306,8 @@ def _step(policy: Shape, learning: int, head: int, size: int, share: Share) -> d
         return whole | one | {"sum over processes": max(2**25, largest) * 4}
     if size == 4:
         return whole
+    if offloaded:
+        return {"gradients": learning * size + head * 4.0}
     in_float32 = min(learning + head, max(STEP_ELEMENTS, largest)) * 4
     return {"gradients": learning * size + head * 4, "some of them in float32": in_float32}
 

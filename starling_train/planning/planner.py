@@ -64,6 +64,8 @@ class Planner:
             device=self.device,
             adapter=bool(config.freeze.adapter),
             load_in=config.model.load_in,
+            optimizer_offloaded=config.cluster.offload == "optimizer",
+            reward_offloaded=config.reward.offload,
         )
 
     def memory(self, processes: int = 1, stage: int | None = None) -> MemoryPlan:
@@ -126,7 +128,15 @@ def describe(config: Any) -> str:
     prompt_tokens = min(settings.prompt_tokens, config.data.max_prompt_tokens)
     response_tokens = min(settings.response_tokens, config.rollout.max_new_tokens)
     rollouts = rollouts_of(config, prompt_tokens, response_tokens, count)
-    work = Work(prompts / count, prompt_tokens, response_tokens, config.algorithm.epochs, rollouts)
+    algorithm = config.algorithm
+    work = Work(
+        prompts / count,
+        prompt_tokens,
+        response_tokens,
+        algorithm.epochs,
+        rollouts,
+        algorithm.epochs * algorithm.minibatches,
+    )
     job, shares = planner.job(count), (settings.matrix_share, settings.bandwidth_share)
     times = seconds(planner.policy, planner.reward, job, work, device, *shares)
     longest = prompts * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from starling_train.config.sections import FreezeConfig
 from starling_train.core.float64 import scan_note
-from starling_train.planning.memory import TrainingJob
+from starling_train.planning.memory import BYTES, TrainingJob
 from starling_train.planning.schedule import Schedule
 from starling_train.planning.shapes import Shape
 from starling_train.run.machine import dtype_note
 from starling_train.selection.select import needs_scan
 
+BUS_BYTES_S = 20e9  # assumed between host and GPU, from pinned memory: PCIe 4 with 16 lanes has 32e9 by its data sheet
+HOST_BYTES_S = 30e9  # assumed of a process's share of its host's memory, in Adam's pass over moments and copies
 HOST_S = 1.2e-3  # seconds of a decoding step in which the GPU waits: for the next token's draw and for Python
 
 
@@ -66,6 +68,7 @@ class Work:
 
     prompts, prompt_tokens, response_tokens: how many, and their mean lengths.
     rollouts: of all processes, which wait for the slowest.
+    updates: of the optimizer.
     """
 
     prompts: float
@@ -73,6 +76,7 @@ class Work:
     response_tokens: float
     epochs: int
     rollouts: tuple[Schedule, ...]
+    updates: int
 
     @property
     def tokens(self) -> float:
@@ -115,4 +119,21 @@ def seconds(
     policy_pass = (2 + 2 + again) * above + 2 * job.trainable
     critic_pass = {"head": 0, "twin": policy_pass, "separate": (6 + again) * layers}[job.critic]
     update = work.epochs * ((policy_pass + critic_pass) * work.tokens + 4 * head * responses)
-    return {"rollout": rollout, "scoring": (scoring + judging) / rate, "update": update / rate}
+    phases = {"rollout": rollout, "scoring": (scoring + judging) / rate, "update": update / rate}
+    return phases | _through_host_memory(policy, reward, job, work, size)
+
+
+def _through_host_memory(
+    policy: Shape, reward: Shape | None, job: TrainingJob, work: Work, size: int
+) -> dict[str, float]:
+    """Estimate what it takes longer because something is in host memory: copies over the bus, and Adam there."""
+    seconds = {}
+    if job.optimizer_offloaded:
+        trunk = {"head": 0, "twin": job.trainable, "separate": policy.decoder_parameters()}[job.critic]
+        learning = job.trainable + trunk
+        copies = 2 * size / BUS_BYTES_S  # a gradient comes, a weight goes
+        adam = (4 * 4 + 3 * 4 + 2 * (size + 4)) / HOST_BYTES_S  # read, written; gradient and weight change their types
+        seconds["optimizer in host memory"] = work.updates * learning * (copies + adam)
+    if job.reward_offloaded and reward is not None:
+        seconds["reward model to the device"] = reward.decoder_parameters() * BYTES[job.reward_dtype] / BUS_BYTES_S
+    return seconds

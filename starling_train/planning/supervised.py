@@ -73,6 +73,8 @@ def dpo_job(config: DpoConfig, table: FreezeTable, layers: int) -> TrainingJob:
         eight_bit=config.optim.eight_bit,
         adapter=bool(config.freeze.adapter),
         load_in=config.model.load_in,
+        optimizer_offloaded=config.cluster.offload == "optimizer",
+        device="cpu" if config.cluster.device == "cpu" else "cuda",
     )
 
 
@@ -87,6 +89,8 @@ def rm_job(config: RmConfig, table: FreezeTable, layers: int) -> TrainingJob:
         layers_above_lowest=layers - min(table.lowest_layer, config.freeze.lowest_layer),
         gradient_checkpointing=config.model.gradient_checkpointing,
         eight_bit=config.optim.eight_bit,
+        optimizer_offloaded=config.cluster.offload == "optimizer",
+        device="cpu" if config.cluster.device == "cpu" else "cuda",
     )
 
 

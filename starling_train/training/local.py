@@ -15,13 +15,17 @@ from starling_train.planning.memory import STEP_ELEMENTS as CHUNK
 from starling_train.run.out_of_memory import FRAGMENTS, in_one_line
 from starling_train.run.runtime import Runtime
 from starling_train.training.adam import adam_options, eight_bit_adam, fit_together, rates_of, shapes_of
+from starling_train.training.staging import Staging
 
 Result = TypeVar("Result")
 NO_ROOM_TO_STEP = (
     "optim: out of memory in the optimizer's step ({first}); train fewer matrices, shard the state over several "
-    "processes with cluster.zero_stage=2, or begin a run with optim.eight_bit=true; " + FRAGMENTS + "; a run that has "
-    "checkpoints goes on from the last"
+    "processes with cluster.zero_stage=2, {other}; " + FRAGMENTS + "; a run that has checkpoints goes on from the last"
 )
+OTHERS = {  # where the state is in host memory: what else there is
+    False: "keep it in host memory with cluster.offload=optimizer, or begin a run with optim.eight_bit=true",
+    True: "or use a node with more host memory, which holds it with cluster.offload=optimizer",
+}
 
 
 class LocalOptimizer:
@@ -30,18 +34,26 @@ class LocalOptimizer:
     All of its state is kept in this process; with several processes gradients are summed over them.
     groups: trainable parameters by name, of the policy and of the critic. Parameters in bfloat16 or float16 are updated
     through float32 master copies: at a learning rate of 2e-7 a bfloat16 weight would never move.
+    offloaded: moments and float32 copies, of float32 parameters too, are in host memory, and torch's AdamW updates them
+    there: the same operations on the same numbers, in the order of a CPU. What is saved is the same.
     See `training/optimizer.py` for what each method promises.
     """
 
-    def __init__(self, module: nn.Module, groups: Groups, config: OptimConfig, runtime: Runtime | None = None):
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Groups,
+        config: OptimConfig,
+        runtime: Runtime | None = None,
+        *,
+        offloaded: bool = False,
+    ):
         policy, self._critic = groups
         self.module, self._runtime = module, runtime or Runtime()
         self._parameters = policy | self._critic
         self._learning = self._parameters  # those that have gradients in this step
-        self._masters = {
-            name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True)
-            for name, p in self._parameters.items()
-        }
+        self._staging = Staging(self._runtime.device) if offloaded else None
+        self._masters = {name: self._master_of(p) for name, p in self._parameters.items()}
         self._config, self.applied = config, 0
         adam_groups = [{"params": [self._masters[n] for n in names], "lr": 0.0} for names in groups]
         options = adam_options(config)
@@ -50,6 +62,12 @@ class LocalOptimizer:
         else:
             # torch's other ways make temporary copies of all tensors, or a loop over them
             self._adam = torch.optim.AdamW(adam_groups, fused=True, **options)
+
+    def _master_of(self, parameter: Tensor) -> Tensor:
+        """Return what is updated in the parameter's place: a copy in float32, or itself."""
+        if self._staging:
+            return parameter.detach().to("cpu", torch.float32, copy=True).requires_grad_(True)
+        return parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_(True)
 
     def set_rates(self, step: int, steps: int, train_policy: bool = True) -> float:
         """Set the rates for one training step (counted from 1, of `steps`); returns the policy's rate.
@@ -82,48 +100,64 @@ class LocalOptimizer:
         if not is_finite:
             self.drop_gradients()
             return math.nan
-        with in_one_line(lambda first: NO_ROOM_TO_STEP.format(first=first)):
+        other = OTHERS[self._staging is not None]
+        with in_one_line(lambda first: NO_ROOM_TO_STEP.format(first=first, other=other)):
+            gradients = self._taken()
             if self._runtime.world > 1:
-                self._sum_over_processes()
-            norm = self._norm()
+                self._sum_over_processes(gradients)
+            norm = self._norm(gradients)
             if math.isfinite(norm):
                 self.applied += 1  # now: what is interrupted from here on belongs to no step
-                self._apply(norm)
+                self._apply(gradients, norm)
         self.drop_gradients()
         return float(norm)
 
-    def _sum_over_processes(self) -> None:
-        """Give each master the sum of all processes' gradients, in float32: here all of them exist at once."""
-        for name, parameter in self._parameters.items():
-            if (master := self._masters[name]) is not parameter:
-                master.grad = None if parameter.grad is None else parameter.grad.float()
-                parameter.grad = None
-        self._runtime.sum_tensors([self._gradient(name) for name in self._learning])
+    def _taken(self) -> dict[str, Tensor]:
+        """Take the gradients away from the parameters that have one: by name, in their own types."""
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        return gradients
 
-    def _norm(self) -> Tensor:
+    def _sum_over_processes(self, gradients: dict[str, Tensor]) -> None:
+        """Put in their places the sums of all processes' gradients, in float32: here all of them exist at once.
+
+        Zero stands for one where this process had no sequence of the mini-batch.
+        """
+        for name in gradients:
+            gradients[name] = gradients[name].float()
+        for name, parameter in self._learning.items():
+            if name not in gradients:
+                gradients[name] = torch.zeros_like(parameter, dtype=torch.float32)
+        self._runtime.sum_tensors([gradients[name] for name in self._learning])
+
+    def _norm(self, gradients: dict[str, Tensor]) -> Tensor:
         """Return the L2 norm of all gradients, each as float32 in its turn; 0 without any."""
-        gradients = (p.grad if p.grad is not None else self._masters[n].grad for n, p in self._parameters.items())
-        norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients if gradient is not None]
+        ordered = (gradients[name] for name in self._parameters if name in gradients)
+        norms = [torch.linalg.vector_norm(gradient.float()) for gradient in ordered]
         return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
 
-    def _apply(self, norm: Tensor) -> None:
+    def _apply(self, gradients: dict[str, Tensor], norm: Tensor) -> None:
         """Clip and update, some tensors at a time: gradients in float32 exist only for those, and go with them."""
-        gradients = {}
-        for name, parameter in self._parameters.items():
-            master = self._masters[name]
-            gradients[name] = master.grad if parameter.grad is None else parameter.grad
-            master.grad = parameter.grad = None  # Adam passes over what has none
+        norm = norm.cpu() if self._staging else norm
         for names in self._chunks():
+            self._hand_over(names, gradients)
             masters = [self._masters[name] for name in names]
-            for name, master in zip(names, masters, strict=True):
-                gradient = gradients.pop(name)
-                master.grad = None if gradient is None else gradient.float()
-            del gradient
             nn.utils.clip_grads_with_norm_(masters, self._config.max_gradient_norm, norm)
             self._adam.step()
             self._copy_back(names)
             for master in masters:
                 master.grad = None
+
+    def _hand_over(self, names: list[str], gradients: dict[str, Tensor]) -> None:
+        """Move the gradients of these to their masters, in float32; Adam passes over what has none."""
+        names = [name for name in names if name in gradients]
+        if self._staging:
+            for name, gradient in self._staging.fetch({name: gradients.pop(name) for name in names}).items():
+                self._masters[name].grad = gradient.float()
+            return
+        for name in names:
+            self._masters[name].grad = gradients.pop(name).float()
 
     def _chunks(self) -> Iterator[list[str]]:
         """Yield names of neighbours of at most CHUNK elements together, or of single tensors."""
@@ -138,13 +172,6 @@ class LocalOptimizer:
         if names:
             yield names
 
-    def _gradient(self, name: str) -> Tensor:
-        """Return a master's gradient; zero where this process had no sequence of the mini-batch."""
-        master = self._masters[name]
-        if master.grad is None:
-            master.grad = torch.zeros_like(master)
-        return master.grad
-
     def drop_gradients(self) -> None:
         """Forget gradients that were added up and not yet applied."""
         for parameter in [*self._parameters.values(), *self._masters.values()]:
@@ -152,9 +179,12 @@ class LocalOptimizer:
 
     @torch.no_grad()
     def _copy_back(self, names: list[str]) -> None:
-        for name in names:
-            if self._masters[name] is not self._parameters[name]:
-                self._parameters[name].copy_(self._masters[name])
+        copied = {name: self._parameters[name] for name in names if self._masters[name] is not self._parameters[name]}
+        if self._staging:
+            self._staging.send(self._masters, copied)
+            return
+        for name, parameter in copied.items():
+            parameter.copy_(self._masters[name])
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -167,11 +197,11 @@ class LocalOptimizer:
 
     def describe(self) -> str:
         """Describe where the state lies, and its size: `0.12 GB (whole)`."""
-        return f"{self._state_bytes() / 1e9:.3g} GB (whole)"
+        return f"{self._state_bytes() / 1e9:.3g} GB ({'whole, in host memory' if self._staging else 'whole'})"
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return everything a resume needs, as named tensors; parameters that are their own masters are left out."""
-        tensors = {f"{n}/master": m.detach() for n, m in self._masters.items() if m is not self._parameters[n]}
+        """Return everything a resume needs, as named tensors; masters of float32 parameters are these themselves."""
+        tensors = {f"{name}/master": self._masters[name].detach() for name in self._rounded()}
         for name, master in self._masters.items():
             for key, value in self._adam.state.get(master, {}).items():
                 tensors[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
@@ -179,19 +209,30 @@ class LocalOptimizer:
 
     def fits(self, trainable: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
         """Return whether these are `trainable_tensors` and `state_tensors` of an optimizer over the same parameters."""
-        copied = [name for name, master in self._masters.items() if master is not self._parameters[name]]
-        return shapes_of(trainable) == shapes_of(self._parameters) and fit_together(state, self._parameters, copied)
+        return shapes_of(trainable) == shapes_of(self._parameters) and fit_together(
+            state, self._parameters, self._rounded()
+        )
+
+    def _rounded(self) -> list[str]:
+        """Name the parameters that are in a shorter type than their masters."""
+        return [name for name, parameter in self._parameters.items() if parameter.dtype != torch.float32]
 
     def saved_bytes(self) -> int:
         """Count the bytes of a checkpoint, once every parameter has been updated."""
-        return sum(p.numel() * p.element_size() for p in self._parameters.values()) + self._state_bytes()
+        parameters = sum(p.numel() * p.element_size() for p in self._parameters.values())
+        return parameters + self._bytes_with(self._rounded())
 
     def _state_bytes(self) -> int:
-        moments = 2 if self._config.eight_bit else 8
-        return sum(
-            master.numel() * (moments + (0 if master is self._parameters[name] else 4))
-            for name, master in self._masters.items()
+        """Count the bytes that are held beside the parameters."""
+        return self._bytes_with(
+            [name for name, master in self._masters.items() if master is not self._parameters[name]]
         )
+
+    def _bytes_with(self, copied: list[str]) -> int:
+        """Count the bytes of all moments, and of the masters of these parameters."""
+        moments = 2 if self._config.eight_bit else 8
+        masters = sum(4 * self._masters[name].numel() for name in copied)
+        return moments * sum(master.numel() for master in self._masters.values()) + masters
 
     @torch.no_grad()
     def load(self, trainable: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -200,7 +241,7 @@ class LocalOptimizer:
             parameter.copy_(trainable[name])
         for name, master in self._masters.items():
             if master is not self._parameters[name]:
-                master.copy_(state[f"{name}/master"])
+                master.copy_(state.get(f"{name}/master", trainable[name]))
             prefix = f"{name}/"
             own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
             own.pop("master", None)

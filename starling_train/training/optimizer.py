@@ -54,7 +54,7 @@ def make_optimizer(
     Raises UserError without DeepSpeed, and for 8-bit moments in shards.
     """
     if cluster.zero_stage == 0 or runtime.world == 1:  # in one process the only shard is the whole
-        return LocalOptimizer(module, groups, config, runtime)
+        return LocalOptimizer(module, groups, config, runtime, offloaded=cluster.offload == "optimizer")
     if config.eight_bit:
         raise UserError("optim.eight_bit: 8-bit moments cannot be sharded; use cluster.zero_stage=0")
     zero.check_installed()

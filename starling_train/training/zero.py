@@ -33,8 +33,10 @@ from starling_train.training.adam import adam_options, fit_together, rates_of, s
 Result = TypeVar("Result")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NO_ROOM_TO_STEP = (
-    "cluster.zero_stage: out of memory in the optimizer's step ({first}); use more processes or a higher stage, or "
-    "train fewer matrices; " + FRAGMENTS + "; a run that has checkpoints goes on from the last"
+    "cluster.zero_stage: out of memory in the optimizer's step ({first}); use more processes or a higher stage, "
+    "cluster.offload=optimizer, or train fewer matrices; "
+    + FRAGMENTS
+    + "; a run that has checkpoints goes on from the last"
 )
 
 
@@ -57,6 +59,7 @@ class ZeroOptimizer:
         import deepspeed
 
         self._model, self._config, self._runtime, self.stage = module, config, runtime, cluster.zero_stage
+        self._is_offloaded = cluster.offload == "optimizer"
         self._groups = tuple(group for group in groups if group)  # DeepSpeed cannot shard nothing
         self._parameters = groups[0] | groups[1]
         # DeepSpeed casts all of them to the policy's type; what was float32 before stays float32 in checkpoints
@@ -182,7 +185,8 @@ class ZeroOptimizer:
 
     def describe(self) -> str:
         """See `LocalOptimizer.describe`."""
-        return f"{self.bytes_here() / 1e9:.3g} GB (ZeRO stage {self.stage})"
+        where = ", in host memory" if self._is_offloaded else ""
+        return f"{self.bytes_here() / 1e9:.3g} GB (ZeRO stage {self.stage}{where})"
 
     def bytes_here(self) -> int:
         """Count the bytes of moments and float32 copies that this process holds."""
@@ -274,6 +278,8 @@ def settings(
     overlaps = runtime.device.type == "cuda"
     zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": overlaps, "contiguous_gradients": True}
     zero["reduce_bucket_size"] = min(BUCKET, trained)  # a buffer of that many elements is held: no more than there are
+    if cluster.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": overlaps}
     if cluster.zero_stage == 3:
         zero |= {"stage3_param_persistence_threshold": 0}
     return {

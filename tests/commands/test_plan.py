@@ -86,7 +86,15 @@ def test_a_recipe_that_has_no_plan_is_sent_to_its_command(arguments, command, pl
 
 
 def test_the_table_names_hardware():
-    assert {"small", "small_16gpu", "starling_alpha", "starling_beta", "laser_beta"} <= NAMED.keys()
+    assert {
+        "small",
+        "small_16gpu",
+        "small_48gb",
+        "small_24gb",
+        "starling_alpha",
+        "starling_beta",
+        "laser_beta",
+    } <= NAMED.keys()
     assert NAMED["small_16gpu"] == (16, 80)
 
 
@@ -95,6 +103,29 @@ def test_a_recipe_fits_on_the_hardware_that_its_table_names(recipe, planned):
     count, gb = NAMED[recipe]
     text = planned(f"+recipe={recipe}", f"plan.processes={count}", f"plan.gpu_gb={gb}")
     assert f"\nfits on a device of {gb} GB" in text
+
+
+@pytest.mark.parametrize("recipe", ["small_48gb", "small_24gb"])
+def test_a_card_that_people_have_keeps_a_tenth_to_spare(recipe, planned):
+    """For the CUDA context, fragments and what libraries hold."""
+    _, gb = NAMED[recipe]
+    text = planned(f"+recipe={recipe}", f"plan.gpu_gb={gb}")
+    assert 0.5 * gb < gigabytes(text, "peak") <= 0.9 * gb
+
+
+def test_small_48gb_trains_what_small_trains(planned):
+    """And says what its host needs, and how long the copies take."""
+    small, here = planned("+recipe=small"), planned("+recipe=small_48gb")
+    table = re.compile(r"module type.*?\n\n", re.S)
+    assert table.search(small)[0] == table.search(here)[0]
+    moments = "optimizer: moments, master copies"
+    assert gigabytes(here, moments) == 0 and gigabytes(here, "reward model") == 0
+    # the value head's copies are float32 as it is, so the host keeps 4 bytes of each more
+    assert gigabytes(here, f"in host memory: {moments}") == pytest.approx(gigabytes(small, moments), rel=0.01)
+    assert gigabytes(here, "in host memory: reward model") == gigabytes(small, "reward model")
+    # 8 updates x 1.74e9 weights x (4 bytes at 20 GB/s + 40 bytes at 30 GB/s); 13.2 GB at 20 GB/s
+    assert "optimizer in host memory 21, reward model to the device 1" in here
+    assert "host memory" not in small
 
 
 def gigabytes(text: str, part: str) -> float:

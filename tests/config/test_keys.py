@@ -138,6 +138,9 @@ AGAINST_EACH_OTHER = {
         ("reward.kind=starling_34b reward.position=card", "reward.position: card", "use last_token"),
         ("reward.trailing_newline=true", "reward.trailing_newline: ", "use false"),
         ("reward.max_length=12", "reward.max_length: 12 leaves no room", "raise it"),
+        ("reward.offload=true reward.load_in=4bit", "reward.offload: reward.load_in=4bit needs", "use one of the two"),
+        ("reward.offload=true reward.device_map=auto", "reward.offload: reward.device_map=auto", "use one of the two"),
+        (f"{SERVED}h reward.offload=true", "reward.offload: set, but reward.kind=server", "leave it out"),
         ("reward.kind=server", "reward.url: not set; give"),
         ("reward.kind=server reward.url=localhost:8000", "reward.url: 'localhost:8000' is not an address", "give http://"),
         ("reward.kind=server reward.url=ftp://host", "reward.url: 'ftp://host' is not an address", "give http://"),
@@ -157,6 +160,7 @@ AGAINST_EACH_OTHER = {
         (f"{LORA} algorithm.critic=separate", "algorithm.critic: separate", "use head"),
         (f"{LORA} model.load_in=8bit", "model.load_in: bitsandbytes' 8-bit products", "use 4bit"),
     ),
+    "ppo dpo rm": (("cluster.offload=optimizer optim.eight_bit=true", "cluster.offload: optim", "use one of both"),),
     "rm": (
         ("model.load_in=4bit", "model.load_in: ", "leave it out"),
         ("rm.fresh=true freeze.method=snr", "rm.fresh: ", "use freeze=none"),

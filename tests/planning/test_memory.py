@@ -60,6 +60,37 @@ def test_dpo_holds_one_policy():
     assert alone.rollout == {} and alone.update["activations"] == 2 * found.update["activations"]  # 80 tokens, not 40
 
 
+def test_what_is_in_host_memory_is_not_on_the_gpu():
+    # float32 copies and two moments of 576 + 161 numbers; gradients on their way in bfloat16, and in float32 there
+    values = {"dtype": "bfloat16", "reward_tokens": 40}
+    on_device, away = (
+        plan(TINY, TINY, job(**values, optimizer_offloaded=offloaded, reward_offloaded=offloaded))
+        for offloaded in (False, True)
+    )
+    assert away.held | {"optimizer: moments, master copies": 0.0, "reward model": 0.0} == away.held
+    assert list(away.host.values()) == [737 * 12, 737 * (2 + 4), 1272 * 2] and on_device.host == {}
+    # 1,272 weights of the reward model lie beside its activations, and nowhere else
+    assert away.scoring["reward model, while it scores"] == 1272 * 2
+    assert away.step["gradients"] == 576 * 2 + 161 * 4 and "some of them in float32" not in away.step
+    assert "in host memory: reward model" in away.render() and away.total < on_device.total
+
+
+def test_in_shards_each_host_has_its_share():
+    found = plan(TINY, None, job(dtype="bfloat16", optimizer_offloaded=True), Share(4, 2))
+    assert list(found.host.values()) == [737 * 12 / 4, 737 * (4 + 2) / 4]
+    assert found.held["optimizer: moments, master copies"] == 0 and found.step["gradients"] == 737 * 2 / 4
+    whole = plan_supervised(TINY, job(dtype="bfloat16", optimizer_offloaded=True))
+    assert list(whole.host.values()) == [576 * 12, 576 * (2 + 4)]
+
+
+def test_a_cpu_has_one_memory():
+    """What is offloaded there stays in it, twice where it is copied."""
+    found = plan(TINY, TINY, job(reward_dtype="float32", reward_tokens=40, device="cpu", optimizer_offloaded=True,
+                                 reward_offloaded=True))  # fmt: skip
+    assert found.host == {} and found.held["optimizer: moments, master copies"] == 737 * (12 + 4)
+    assert found.held["reward model"] == found.scoring["reward model, while it scores"] == 1272 * 4
+
+
 def test_phases():
     found = plan(TINY, None, job())
     assert found.rollout["KV cache"] == 2 * 512 * (2 * 2 * 1 * 4) * 4  # positions in multiples of 512

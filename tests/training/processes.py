@@ -1,7 +1,7 @@
 """Some steps of PPO in several processes, started by torchrun: python -m torch.distributed.run ... processes.py
 
-Arguments: zero stage, critic, steps, output file, type, [step to go on after]. Writes the metrics of each step
-and the trained tensors.
+Arguments: zero stage, critic, steps, output file, type, step to go on after, [what lies in host memory].
+Writes the metrics of each step and the trained tensors.
 """
 
 import json
@@ -27,6 +27,7 @@ def main() -> None:
     stage, critic, steps, out = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
     dtype = getattr(torch, sys.argv[5])
     first = int(sys.argv[6]) if len(sys.argv) > 6 else 0
+    offload = sys.argv[7] if len(sys.argv) > 7 else None
     torch.set_num_threads(1)
     runtime = Runtime("cpu", timeout_s=60)
     with runtime.fails_together():
@@ -45,7 +46,8 @@ def main() -> None:
             epochs=2, minibatches=2, tokens_per_microbatch=40, critic=critic, kl=KLConfig(coefficient=0.1)
         )
         optim = OptimConfig(learning_rate=1e-2, schedule="constant")
-        optimizer = make_optimizer(actors, actors.groups(), optim, ClusterConfig("cpu", zero_stage=stage), runtime)
+        cluster = ClusterConfig("cpu", zero_stage=stage, offload=offload)
+        optimizer = make_optimizer(actors, actors.groups(), optim, cluster, runtime)
         if first:
             saved = torch.load(out.with_suffix(".state"), weights_only=True)
             optimizer.load(saved["trainable"], saved["optimizer"])

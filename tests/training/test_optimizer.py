@@ -9,6 +9,7 @@ from starling_train.config.sections import OptimConfig
 from starling_train.training import local
 from starling_train.training.adam import schedule
 from starling_train.training.local import LocalOptimizer
+from starling_train.training.staging import Staging
 
 
 def test_schedules_by_hand():
@@ -23,8 +24,8 @@ def parameters(dtype):
     return {"a": nn.Parameter(torch.randn(4, 3, dtype=dtype))}, {"b": nn.Parameter(torch.randn(5, dtype=dtype))}
 
 
-def optimizer_of(policy, critic, config) -> LocalOptimizer:
-    return LocalOptimizer(nn.Identity(), (policy, critic), config)
+def optimizer_of(policy, critic, config, offloaded=False) -> LocalOptimizer:
+    return LocalOptimizer(nn.Identity(), (policy, critic), config, offloaded=offloaded)
 
 
 def train(policy, critic, optimizer, steps, first=0):
@@ -117,9 +118,73 @@ def test_an_update_of_some_tensors_at_a_time_is_that_of_all_at_once(dtype, monke
         assert torch.equal(one, other)
 
 
-def test_out_of_memory_in_a_step_is_told_in_one_line():
+@pytest.mark.parametrize("chunk", [10**9, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_in_host_memory_is_that_on_the_device(dtype, chunk, monkeypatch):
+    """To the bit, with rates, clipping and a critic that learns alone; what is saved has the same names and bytes."""
+    monkeypatch.setattr(local, "CHUNK", chunk)
+
+    def trained(offloaded: bool):
+        torch.manual_seed(0)
+        policy = {f"p{i}": nn.Parameter(torch.randn(4, 3, dtype=dtype)) for i in range(5)}
+        critic = {"head": nn.Parameter(torch.randn(7))}  # float32 beside bfloat16
+        optimizer = optimizer_of(policy, critic, OptimConfig(learning_rate=1e-2, weight_decay=0.1), offloaded)
+        critic["head"].grad = torch.full((7,), 0.1)
+        optimizer.set_rates(1, 20, train_policy=False)
+        norms = [optimizer.step()]
+        train(policy, critic, optimizer, 4, first=1)
+        assert all(p.grad is None for p in [*policy.values(), *optimizer._masters.values()])
+        return optimizer, norms
+
+    (plain, norms), (elsewhere, others) = trained(False), trained(True)
+    assert norms == others and plain.saved_bytes() == elsewhere.saved_bytes()
+    assert elsewhere.describe().endswith("(whole, in host memory)")
+    for mine, expected in (
+        (elsewhere.trainable_tensors(), plain.trainable_tensors()),
+        (elsewhere.state_tensors(), plain.state_tensors()),
+    ):
+        assert mine.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(mine[name], tensor), name
+    # each loads what the other has saved
+    for optimizer, saver in ((plain, elsewhere), (elsewhere, plain)):
+        saved = [{n: t.clone() for n, t in of().items()} for of in (saver.trainable_tensors, saver.state_tensors)]
+        assert optimizer.fits(*saved)
+        optimizer.load(*saved)
+        assert all(torch.equal(t, saved[1][n]) for n, t in optimizer.state_tensors().items())
+
+
+def test_float32_weights_that_were_loaded_are_those_that_go_on():
+    """Their copies in host memory are in no checkpoint."""
+    (policy, critic), loaded = parameters(torch.float32), {}
+    optimizer = optimizer_of(policy, critic, OptimConfig(learning_rate=1e-2), offloaded=True)
+    loaded = {"a": torch.full((4, 3), 2.0), "b": torch.full((5,), 3.0)}
+    optimizer.load(loaded, {})
+    train(policy, critic, optimizer, 1)
+    assert (policy["a"] - 2).abs().max() < 0.1 and (critic["b"] - 3).abs().max() < 0.1
+
+
+def test_what_passes_through_host_memory_keeps_shape_type_and_value():
+    staging = Staging(torch.device("cpu"))
+    tensors = {
+        "odd": torch.tensor([1.5, -2.0, 3.25], dtype=torch.bfloat16),
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+        "scalar": torch.tensor(7.0),
+        "none": torch.empty(0, 4),
+    }
+    fetched = staging.fetch(tensors)
+    assert all(torch.equal(fetched[name], tensor) for name, tensor in tensors.items())
+    targets = {"odd": torch.zeros(3, dtype=torch.bfloat16), "turned": torch.zeros(3, 2)}
+    staging.send({"odd": torch.tensor([1.0 + 2**-9, 1.0, -1.0]), "turned": torch.full((3, 2), 0.1)}, targets)
+    assert targets["odd"].tolist() == [1.0, 1.0, -1.0] and torch.equal(targets["turned"], torch.full((3, 2), 0.1))
+
+
+@pytest.mark.parametrize(
+    "offloaded,words", [(False, "cluster.offload=optimizer, or begin"), (True, "more host memory")]
+)
+def test_out_of_memory_in_a_step_is_told_in_one_line(offloaded, words):
     policy, critic = parameters(torch.bfloat16)
-    optimizer = optimizer_of(policy, critic, OptimConfig())
+    optimizer = optimizer_of(policy, critic, OptimConfig(), offloaded)
     (a,) = policy.values()
     a.grad = torch.ones_like(a)
 
@@ -129,7 +194,8 @@ def test_out_of_memory_in_a_step_is_told_in_one_line():
     optimizer._adam.step = refuse
     with pytest.raises(UserError, match=r"^optim: out of memory in the optimizer's step \(CUDA out of memory") as told:
         optimizer.step()
-    assert "cluster.zero_stage=2" in str(told.value) and "\n" not in str(told.value)
+    assert "cluster.zero_stage=2" in str(told.value) and words in str(told.value)
+    assert "\n" not in str(told.value)
     assert optimizer.applied == 1  # some tensors may have been updated, so that what is in memory belongs to no step
 
 

@@ -21,13 +21,21 @@ def free_port() -> int:
 
 
 def run(
-    out: Path, world: int, stage: int, critic: str, steps: int, dtype="float32", after=0, script: Path = SCRIPT
+    out: Path,
+    world: int,
+    stage: int,
+    critic: str,
+    steps: int,
+    dtype="float32",
+    after=0,
+    script: Path = SCRIPT,
+    offload: str | None = None,
 ) -> dict:
     """Metrics of the steps and bytes of optimizer state by process; the state lies beside `out`.
 
     Stage 0 runs in forked processes, which have torch imported; DeepSpeed under torchrun, as users start it.
     """
-    arguments = [*map(str, (stage, critic, steps, out, dtype, after))]
+    arguments = [*map(str, (stage, critic, steps, out, dtype, after)), *([offload] if offload else [])]
     if stage == 0:
         for process in together(script, arguments, out.parent, world):
             assert process.wait() == 0, process.error()[-3000:]
@@ -190,3 +198,41 @@ def test_the_stages_agree_in_bfloat16(tmp_path):
             torch.testing.assert_close(
                 tensor, states[1][part][name], atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def same_state(one: Path, other: Path) -> None:
+    """To the bit."""
+    states = [torch.load(path.with_suffix(".state"), weights_only=True) for path in (one, other)]
+    for part in ("trainable", "optimizer"):
+        assert states[0][part].keys() == states[1][part].keys()
+        for name, tensor in states[0][part].items():
+            assert torch.equal(tensor, states[1][part][name]), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steps_in_host_memory_are_those_on_the_device(tmp_path, dtype):
+    """To the bit, whichever part of the run had the state where."""
+    plain, elsewhere = tmp_path / "plain.json", tmp_path / "elsewhere.json"
+    straight = run(plain, 2, 0, "twin", 4, dtype)["metrics"]
+    steps = run(elsewhere, 2, 0, "twin", 2, dtype, offload="optimizer")["metrics"]
+    steps += run(elsewhere, 2, 0, "twin", 1, dtype, after=2)["metrics"]
+    steps += run(elsewhere, 2, 0, "twin", 1, dtype, after=3, offload="optimizer")["metrics"]
+    assert repr(steps) == repr(straight)  # nan among them
+    same_state(plain, elsewhere)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("stage,dtype", [(2, "float32"), (2, "bfloat16"), (3, "float32")])
+def test_shards_in_host_memory_take_the_same_steps(tmp_path, stage, dtype):
+    """To the bit up to stage 2; at stage 3 DeepSpeed adds the squares for the norm in another order."""
+    pytest.importorskip("deepspeed")
+    plain, elsewhere = tmp_path / "plain.json", tmp_path / "elsewhere.json"
+    straight = run(plain, 2, stage, "twin", 3, dtype)["metrics"]
+    steps = run(elsewhere, 2, stage, "twin", 2, dtype, offload="optimizer")["metrics"]
+    steps += run(elsewhere, 2, stage, "twin", 1, dtype, after=2)["metrics"]
+    if stage == 3:
+        compare([{k: v for k, v in row.items() if v == v} for row in steps],
+                [{k: v for k, v in row.items() if v == v} for row in straight])  # fmt: skip
+        return
+    assert repr(steps) == repr(straight)
+    same_state(plain, elsewhere)

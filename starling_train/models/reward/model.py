@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from starling_train.models.budget import Budget
 from starling_train.models.families.positions import alone_above, check_dynamic
 from starling_train.models.packing import Packing
 from starling_train.models.reward import batching, loading
+from starling_train.models.reward.host_weights import HostWeights
 from starling_train.models.reward.net import ClassifierNet, PackedNet, RewardNet
 from starling_train.models.reward.reading import Reader
 from starling_train.models.reward.source import RewardSource
@@ -47,9 +49,11 @@ class RewardModel:
         trailing_newline: bool = False,
         skipped_id: int | None = None,
         frame: EncoderText | None = None,
+        home: HostWeights | None = None,
     ) -> None:
         """Wrap a network.
 
+        home: where the network's weights are while it does not score; None = on the device.
         skipped_id: a token id that the head skips at the end of a conversation (see `read_at`). frame: of an encoder.
         """
         assert position in ("last_token", "card"), position
@@ -62,7 +66,9 @@ class RewardModel:
         layers = getattr(net.config, "num_hidden_layers", 12)
         self._overhead = overhead_of(size, layers, torch.device(device).type)
         # the card's way reads from padding, which must then exist
-        way = batching.way_of(net, self._pad_id()) if position == "last_token" else "padded"
+        self._home = home
+        with self._on_device():
+            way = batching.way_of(net, self._pad_id()) if position == "last_token" else "padded"
         self._packed = PackedNet(net) if way == "packed" and isinstance(net, RewardNet) else None
         self._is_alone = way == "alone"
         self._alone_above = alone_above(net.config)
@@ -90,7 +96,13 @@ class RewardModel:
 
     def score_ids(self, encoded: Sequence[list[int]]) -> list[float]:
         """Score each of `encode`'s results, in order."""
-        return self.budget.halving(lambda tokens: self._score_ids(encoded, tokens))
+        if not encoded:
+            return []
+        with self._on_device():
+            return self.budget.halving(lambda tokens: self._score_ids(encoded, tokens))
+
+    def _on_device(self) -> AbstractContextManager[None]:
+        return self._home.on_device() if self._home else nullcontext()
 
     @property
     def tokens_per_batch(self) -> int:
@@ -233,8 +245,9 @@ def load(
         net = loading.load_classifier(source.directory, copy.deepcopy(source.config), options)
     else:
         net = loading.load_starling(kind, source.directory, copy.deepcopy(source.config), options)
+    home = HostWeights(net, torch.device(device)) if config.offload else None
     return RewardModel(
-        net if "device_map" in options else net.to(device),
+        net if home or "device_map" in options else net.to(device),
         source.tokenizer,
         kind,
         device="cuda" if device == "auto" else device,
@@ -244,4 +257,5 @@ def load(
         trailing_newline=config.trailing_newline,
         skipped_id=source.config.get_text_config().pad_token_id if kind == "sequence_classification" else None,
         frame=source.frame,
+        home=home,
     )
