@@ -18,7 +18,10 @@ from starling_train.config.ppo import PpoConfig, check
 from starling_train.config.rm import RmConfig
 
 RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
-OF_PPO = ["debug", "laser_beta", "small", "small_16gpu", "starling_alpha", "starling_beta", "toy", "toy_lora"]
+OF_PPO = [
+    "debug", "laser_beta", "small", "small_16gpu", "small_24gb", "small_48gb", "starling_alpha", "starling_beta", "toy",
+    "toy_lora",
+]  # fmt: skip
 # what a recipe's first line can begin with -> the command's configuration file, schema and check
 COMMANDS = {
     "ppo": ("config", PpoConfig, ppo.check),
