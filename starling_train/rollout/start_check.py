@@ -11,7 +11,7 @@ from starling_train.core.padding import padded
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import REFUSALS, Comparison, Ways, probing
 from starling_train.models.source import first_line
-from starling_train.rollout import lean_decoder
+from starling_train.rollout import kernels, lean_decoder
 from starling_train.rollout.attention import has_lengths
 from starling_train.rollout.decode_step import DecodeStep, LeanStep, LengthStep
 from starling_train.rollout.slot_cache import SlotCache
@@ -67,6 +67,19 @@ def step_of(model: CausalLM) -> type[DecodeStep]:
     if not is_lean(model):
         return DecodeStep
     return LengthStep if has_lengths(model) else LeanStep
+
+
+def compiler_line(model: CausalLM, engine: str) -> str:
+    """Render in one line that the kernels of rollouts on a CPU were not compiled, and what that costs; '' if they were.
+
+    Without them responses may differ by rounding, so that a run which goes on should have what it began with.
+    """
+    if engine != "slots" or model.device.type != "cpu" or step_of(model) is DecodeStep or kernels.compiled():
+        return ""
+    return (
+        "rollout.engine=slots: no g++ that works was found, without which a decoding step takes about 1.7 times as "
+        "long; install g++"
+    )
 
 
 def _agrees(model: CausalLM, lean: bool = False) -> bool:

@@ -11,12 +11,13 @@ from starling_train.run.machine import dtype_note
 
 
 def notes(actors: Actors, engine: str, chat: Chat) -> list[str]:
-    """Return the lines on ids that no response has, on a faster dtype, and on what falls back; see `fallbacks`."""
+    """Return the lines on ids that no response has, what would be faster, and what falls back (`fallbacks`)."""
     odd_ids = exclusions.lines(actors.policy.config, chat) if engine else []
     policy = actors.policy
     size = sum(parameter.numel() for parameter in policy.parameters())
     offered = dtype_note(str(policy.dtype).removeprefix("torch."), size, policy.device.type)
-    return [*odd_ids, *([offered] if offered else []), *fallbacks(actors, engine)]
+    faster = [line for line in (offered, start_check.compiler_line(policy, engine)) if line]
+    return [*odd_ids, *faster, *fallbacks(actors, engine)]
 
 
 def fallbacks(actors: Actors, engine: str) -> list[str]:

@@ -13,7 +13,7 @@ from starling_train.models import adapters
 from starling_train.rollout import decode_step, kernels, lean_decoder
 from starling_train.rollout.generate import generate
 from starling_train.rollout.products import Product, can_pack
-from starling_train.rollout.start_check import is_lean
+from starling_train.rollout.start_check import compiler_line, is_lean
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -191,3 +191,12 @@ def test_what_is_not_packed_is_the_layers_own():
     with torch.no_grad():
         layers[0].weight.neg_()  # live
     assert not torch.equal(product(inputs), plain)
+
+
+def test_a_start_without_a_compiler_says_what_it_costs(chat, monkeypatch):
+    model = model_of("llama, tied, with biases", chat, dtype=torch.float32)
+    monkeypatch.setattr(kernels, "compiled", lambda: None)
+    assert "no g++ that works was found" in compiler_line(model, "slots")
+    assert compiler_line(model, "hf") == compiler_line(model, "") == ""
+    monkeypatch.setattr(lean_decoder, "FROM", 10**9)  # a small model has no use for them
+    assert compiler_line(model, "slots") == ""
