@@ -145,7 +145,7 @@ def describe(config: Any) -> str:
     lines = [
         f"plan       {config.name}: {count} process{'es' if count > 1 else ''} of one device each, "
         f"{'ZeRO stage ' + str(stage) if count > 1 and stage else 'nothing sharded'}",
-        "trains     as many matrices as the SNR scan would select; which ones, it decides when the run starts"
+        "trains     as many matrices as the SNR scan will select; which ones, the scan decides when the run starts"
         if guessed
         else f"trains     by freeze.method={config.freeze.method}",
         "",
@@ -154,7 +154,7 @@ def describe(config: Any) -> str:
         "memory of each device, at the longest prompts and responses",
         memory.render(),
         f"{'fits' if fits else 'does not fit'} on a device of {settings.gpu_gb:g} GB; not counted: the CUDA context "
-        "and what allocators lose, for which a device has some 5 % more bytes than its nominal decimal GB",
+        "and what allocators lose; a device has some 5 % more bytes than its nominal GB, which is left for them",
         "",
         f"step       {prompts} prompts, {round(work.tokens * count):,} tokens at {prompt_tokens} of a prompt and "
         f"{response_tokens} of a response in the mean, {longest:,} at most",
@@ -188,7 +188,7 @@ def rollouts_of(config: PpoConfig, prompt_tokens: int, response_tokens: int, pro
 def in_words(counted: tuple[int, int] | None, stage: int) -> str:
     """Return what `fewest` found as text. stage: the configured one."""
     if counted is None:
-        return "not on any number that was tried"
+        return "no number that was tried"
     count, needed = counted
     return f"{count}" + (f" with cluster.zero_stage={needed}" if count > 1 and needed != stage else "")
 

@@ -113,7 +113,7 @@ def describe(config: DpoConfig | RmConfig, devices: DevicesConfig) -> str:
             f"memory of each device, at the longest {'conversations' if planner.scores else 'pairs'}",
             memory.render(),
             f"{'fits' if fits else 'does not fit'} on a device of {devices.gpu_gb:g} GB; not counted: the CUDA context "
-            "and what allocators lose, for which a device has some 5 % more bytes than its nominal decimal GB",
+            "and what allocators lose; a device has some 5 % more bytes than its nominal GB, which is left for them",
             "",
             f"step       {planner.prompts} prompts; its time is estimated for ppo alone",
             *scan_lines(config.freeze, devices.gpu_gb, "cpu" if config.cluster.device == "cpu" else "cuda"),
