@@ -15,8 +15,7 @@ LONGEST_VALUE = 22
 MODEL = ("model.path", "model.template")
 TRAINED = ("freeze.method", "freeze.top_percent", "freeze.adapter")
 OF_A_RUN = (
-    "optim.learning_rate", "cluster.device", "cluster.zero_stage", "checkpoint.every", "evaluation.every",
-    "logging.wandb", "run_dir", "seed",
+    "optim.learning_rate", "cluster.device", "cluster.zero_stage", "evaluation.every", "run_dir", "seed",
 )  # fmt: skip
 OF_PPO = (
     "reward.kind", "reward.path", "data.path", "rollout.max_new_tokens", "rollout.slots", "algorithm.steps",
