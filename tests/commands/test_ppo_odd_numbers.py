@@ -149,11 +149,11 @@ def test_out_of_memory_in_an_update_saves_the_last_step_unless_something_was_app
 
     plain, calls = LocalOptimizer._norm, []
 
-    def refuse(self):
+    def refuse(self, *given):
         calls.append(1)
         if len(calls) == 4 + mini_batch:
             raise RuntimeError("CUDA driver error: out of memory")
-        return plain(self)
+        return plain(self, *given)
 
     monkeypatch.setattr(LocalOptimizer, "_norm", refuse)
     with pytest.raises(SystemExit) as stopped:
