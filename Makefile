@@ -34,7 +34,8 @@ test-slow: $(STAMP) toy  ## what takes minutes: whole runs
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'slow and not faults and not families' -n 2 --dist loadfile -rP
 
 test-faults: $(STAMP) toy  ## runs killed, stopped and started again, dozens of times; STARLING_FAULT_RUNS=5 for fewer
-	STARLING_EXAMPLES=1000 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -n 2 --dist loadfile
+	STARLING_EXAMPLES=1000 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults \
+		tests/selection/test_scan.py tests/commands/test_compare.py -n 2 --dist loadfile
 
 test-processes: $(STAMP) toy  ## several processes under DeepSpeed, one killed, the network between two hosts cut
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m processes

@@ -126,7 +126,7 @@ def test_without_a_run_of_the_reference_there_is_no_comparison_yet(command, tmp_
     assert not (tmp_path / "there" / "compare.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_real_runs_that_are_stopped_and_started_again(toy, tmp_path):
     arguments = [*TWO, "compare.seeds=1", "algorithm.steps=1", "evaluation.every=1", "run_dir=a b,c"]
     arguments[-1] = "run_dir='a b,c'"

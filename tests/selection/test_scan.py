@@ -142,7 +142,7 @@ def test_infinite_scores_come_back(tmp_path):
     assert read_records(tmp_path / "snr.json") == {record.module: finite}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_killed_ten_times_ends_in_the_same_file(tmp_path):
     """Ten SIGKILLs at random moments; matrices are large enough that the scan takes seconds."""
     generator = torch.Generator().manual_seed(0)
