@@ -25,8 +25,7 @@ def main(config: EvaluateConfig) -> None:
     interruption.heed(signal.SIGTERM, signal.SIGUSR1)  # everything measured so far is in a file already
 
     # 1. What can be wrong, before anything is loaded.
-    cluster = config.cluster
-    runtime = Runtime(cluster.device, cluster.threads, config.seed, cudnn_attention=cluster.cudnn_attention)
+    runtime = Runtime.of(config.cluster, config.seed)
     file = results.path_of(config.directory())
     done = results.read(file)
     subjects = Subjects(config, runtime, results.files(file))

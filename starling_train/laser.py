@@ -25,8 +25,7 @@ def main(config: LaserConfig) -> None:
     if not config.dry_run and run.is_finished(by_steps=False):
         print(f"{run.path} is finished, nothing to do; its model: {run.path / 'model'}")
         return
-    cluster = config.cluster
-    runtime = Runtime(cluster.device, cluster.threads, config.seed, cudnn_attention=cluster.cudnn_attention)
+    runtime = Runtime.of(config.cluster, config.seed)
     if config.dry_run:
         print(Inputs.find(config, runtime, run).describe())
         return

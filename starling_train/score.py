@@ -62,9 +62,7 @@ def load_model(config: ScoreConfig) -> "Scorer":
     kind.check(config.reward, True)
     if not config.reward.has_weights:
         kind.admit(config.reward, *score_file.head(Path(given(config.input)).expanduser(), 2))
-    cluster = config.cluster
-    runtime = Runtime(cluster.device, cluster.threads, config.seed, cudnn_attention=cluster.cudnn_attention)
-    return kind.load(config.reward, runtime)
+    return kind.load(config.reward, Runtime.of(config.cluster, config.seed))
 
 
 def score(config: ScoreConfig, model: "Scorer", source: Path, output: Path, progress: "ScoreProgress") -> None:

@@ -40,9 +40,7 @@ def main(config: ServeConfig) -> None:
     directory.check(config.reward)
 
     # 2. The model, and the one thread that owns it.
-    cluster = config.cluster
-    runtime = Runtime(cluster.device, cluster.threads, config.seed, cudnn_attention=cluster.cudnn_attention)
-    model = directory.load(config.reward, runtime)
+    model = directory.load(config.reward, Runtime.of(config.cluster, config.seed))
     scores = RewardQueue(model, config.max_wait_ms / 1000)
     about = directory.about(config.reward)
     app = server_app.build(scores, token=token, max_body_bytes=int(config.max_body_mb * 1e6), about=about)

@@ -90,8 +90,7 @@ def look_over(missing: list[StrategyRun], is_dry: bool) -> None:
     if is_dry:
         inputs.describe(config)
         return
-    cluster = config.cluster
-    runtime = Runtime(cluster.device, cluster.threads, cudnn_attention=cluster.cudnn_attention)
+    runtime = Runtime.of(config.cluster)
     source = ModelSource.open(config.model.path, "model.path", config.model.revision)
     for settings in first.values():
         inputs.check_run(settings, source, Path(given(settings.run_dir)), runtime)

@@ -63,11 +63,12 @@ class LeanStep(DecodeStep):
         super().__init__(policy, cache, recorded, watch)
         self._decoder = LeanDecoder(policy, lambda module, states: self._watch(module, states))
         self._product = Product(policy.get_output_embeddings())
+        self._windows = windows_of(policy)
 
     def forward(self, ids: Tensor, positions: Tensor, used: int) -> tuple[Tensor, Tensor | None]:
         """Do the same as `DecodeStep`."""
         if self._decoder.kernels is not None:  # they read no position that a row does not have
-            windows = {kind: window or 0 for kind, window in windows_of(self._policy).items()}
+            windows = {kind: window or 0 for kind, window in self._windows.items()}
             hidden = self._decoder(ids, positions, self._cache, windows)
         else:
             self._cache.aim(torch.arange(len(ids), device=ids.device), positions, used)
@@ -86,7 +87,7 @@ class LengthStep(LeanStep):
 
     def _attention(self, positions: Tensor, used: int) -> Mapping[str, Attention]:
         rows = Rows(positions, self._cache.capacity)
-        return {kind: LengthAttention(self._cache, rows, window) for kind, window in windows_of(self._policy).items()}
+        return {kind: LengthAttention(self._cache, rows, window) for kind, window in self._windows.items()}
 
 
 def _masks(policy: CausalLM, positions: Tensor, used: int) -> Tensor | dict[str, Tensor]:

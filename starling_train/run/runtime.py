@@ -14,6 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from starling_train.config.fields import UserError
+from starling_train.config.sections import ClusterConfig
 from starling_train.core.masked import Moments, moments
 from starling_train.run.out_of_memory import OutOfMemory, is_out_of_memory, without_memory
 
@@ -40,6 +41,11 @@ class Runtime:
     cudnn_attention: whether torch may choose cuDNN's attention on a GPU.
     Raises UserError for a device that does not exist.
     """
+
+    @classmethod
+    def of(cls, cluster: ClusterConfig, seed: int = 0) -> "Runtime":
+        """Make the runtime that the section `cluster` asks for."""
+        return cls(cluster.device, cluster.threads, seed, cluster.timeout_s, cluster.cudnn_attention)
 
     def __init__(
         self,

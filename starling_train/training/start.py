@@ -21,8 +21,7 @@ def start(config: C, describe: Callable[[C], str], train: Callable[[C, RunDirect
     if run.is_finished():
         print(f"{run.path} is finished, nothing to do; its report: {run.report}")
         return
-    cluster = config.cluster
-    runtime = Runtime(cluster.device, cluster.threads, config.seed, cluster.timeout_s, cluster.cudnn_attention)
+    runtime = Runtime.of(config.cluster, config.seed)
     with runtime.fails_together(), run.owned(runtime):
         train(config, run, runtime)
     if runtime.is_main:

@@ -1,10 +1,10 @@
 """PPO that trains adapters: plain PEFT and plain transformers read what it leaves behind, and it resumes exactly."""
 
 import json
-import shutil
 
 import pytest
 import torch
+from cut_run import cut_after_the_first_step
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -47,14 +47,7 @@ def test_only_adapters_and_a_critic_of_its_own_are_saved(finished):
 def test_resume_is_exact(finished, tmp_path, monkeypatch):
     """A run as a kill after its first checkpoint leaves it."""
     again = tmp_path / "run"
-    shutil.copytree(finished, again)
-    for done in ("policy", "checkpoints/step_000002"):
-        shutil.rmtree(again / done)
-    for name in ("summary.json", "report.html"):
-        (again / name).unlink()
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        lines = (again / name).read_text().splitlines(keepends=True)
-        (again / name).write_text("".join(line for line in lines if json.loads(line)["step"] < 2))
+    cut_after_the_first_step(finished, again)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["ppo", *LORA, "run_dir=run", "optim.learning_rate=1e-2"])
     ppo.main()

@@ -2,11 +2,11 @@
 device, to the bit, wherever a part of the run had them."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from cut_run import cut_after_the_first_step
 from safetensors.torch import load_file
 
 from starling_train import ppo
@@ -37,19 +37,6 @@ def same(one: Path, other: Path) -> None:
         assert all(torch.equal(tensor, files[1][key]) for key, tensor in files[0].items())
 
 
-def cut_after_the_first_step(run: Path, folder: Path) -> None:
-    """Copy a run as a kill after its first checkpoint leaves it."""
-    again = folder / "run"
-    shutil.copytree(run, again)
-    for done in ("policy", "checkpoints/step_000002"):
-        shutil.rmtree(again / done)
-    for name in ("summary.json", "report.html"):
-        (again / name).unlink()
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        lines = (again / name).read_text().splitlines(keepends=True)
-        (again / name).write_text("".join(line for line in lines if json.loads(line)["step"] < 2))
-
-
 @pytest.mark.slow  # 4 runs of the toy for each type: the whole command's numbers, and the switch turned in between
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_switches_change_no_number_and_may_be_turned_between_two_starts(dtype, toy, tmp_path):
@@ -58,9 +45,9 @@ def test_the_switches_change_no_number_and_may_be_turned_between_two_starts(dtyp
         folder.mkdir()
     plain, elsewhere = train(folders[0], dtype), train(folders[1], dtype, *ELSEWHERE)
     same(plain, elsewhere)
-    cut_after_the_first_step(plain, folders[2])
+    cut_after_the_first_step(plain, folders[2] / "run")
     same(plain, train(folders[2], dtype, *ELSEWHERE))
-    cut_after_the_first_step(elsewhere, folders[3])
+    cut_after_the_first_step(elsewhere, folders[3] / "run")
     same(plain, train(folders[3], dtype))
 
 

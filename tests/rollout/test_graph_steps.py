@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import openchat_tokenizer
 import pytest
 import torch
+from test_slots import Ends
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, GemmaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -110,20 +111,10 @@ def prompts(count=11, longest=20):
     return [torch.randint(3, 60, (n,), generator=random).tolist() for n in lengths]
 
 
-class Ends:
-    end_ids = frozenset([END])
-
-    def stop_strings(self, chosen):
-        return chosen
-
-    def ids_without_token(self, vocabulary):
-        return ()
-
-
 def respond(model, chosen, count, greedy=True, keep_layer=None, limit=20):
     torch.manual_seed(7)
     config = RolloutConfig(max_new_tokens=limit, slots=count, stop_strings=[])
-    return slots.respond(model, Ends(), chosen, config, greedy, keep_layer, range(len(chosen)), lambda *done: None)
+    return slots.respond(model, Ends(END), chosen, config, greedy, keep_layer, range(len(chosen)), lambda *done: None)
 
 
 @pytest.mark.parametrize("name", MODELS)

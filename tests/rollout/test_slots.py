@@ -57,9 +57,10 @@ def settings(**changes):
 
 
 class Ends:
-    """Stands for a chat where no text is looked at."""
+    """Stands for a chat where no text is looked at. end: the token that ends a response."""
 
-    end_ids = frozenset([END])
+    def __init__(self, end=END):
+        self.end_ids = frozenset([end])
 
     def stop_strings(self, chosen):
         return chosen
