@@ -26,6 +26,13 @@ class _First:
     since = 0.0
 
 
+class _Held:
+    """Whether Interrupted may not be raised now, and the signal that waits for it."""
+
+    depth = 0
+    number: int | None = None
+
+
 def forget() -> None:
     """Wait for a first signal again: a command begins."""
     _First.since = 0.0
@@ -42,9 +49,25 @@ def is_first(number: int) -> bool:
 
 
 def interrupt(number: int, frame: FrameType | None = None) -> None:
-    """Handle a signal: the first raises Interrupted, wherever the command is."""
+    """Handle a signal: the first raises Interrupted, wherever the command is but in `held`."""
     if is_first(number):
-        raise Interrupted(number)
+        if _Held.depth:
+            _Held.number = number
+        else:
+            raise Interrupted(number)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Do in one piece what a signal must not tear apart; Interrupted is raised at its end. For moments only."""
+    _Held.depth += 1
+    try:
+        yield
+    finally:
+        _Held.depth -= 1
+        if _Held.number is not None and not _Held.depth:
+            number, _Held.number = _Held.number, None
+            raise Interrupted(number)
 
 
 def heed(*numbers: int) -> None:

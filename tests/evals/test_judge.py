@@ -1,6 +1,9 @@
 """The judge's client, against servers on loopback that fail in every way."""
 
+import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from reward_server import Scripted
@@ -8,6 +11,7 @@ from reward_server import Scripted
 from starling_train.config.evaluate import JudgeConfig
 from starling_train.config.fields import UserError
 from starling_train.evals.mt_bench.judge import Judge, Reply, endpoint, key_of
+from starling_train.run import interruption
 
 ASKED = [{"role": "user", "content": "Rate this."}]
 
@@ -275,6 +279,32 @@ def test_what_is_under_way_when_it_is_left_is_handed_over_and_nothing_else_begin
             judge(server, connections=4).ask_all(questions(40), take, 5.0)
         asked = [request["messages"][0]["content"] for *_, request in server.requests]
     assert sorted(set(found)) == sorted(asked) and len(asked) == len(set(asked)) < 12
+
+
+@pytest.mark.parametrize("number", [0, 1, 6])
+def test_a_signal_between_a_request_and_its_note_loses_no_judgment(monkeypatch, number):
+    """The first request too, on which the others wait."""
+    found: dict[str, str] = {}
+    sent: list[str] = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, function, messages):
+            future = super().submit(function, messages)
+            sent.append(messages[0]["content"])
+            if len(sent) == number + 1:
+                time.sleep(0.05)  # the request is under way
+                interruption.interrupt(signal.SIGTERM)
+            return future
+
+    monkeypatch.setattr("starling_train.evals.mt_bench.judge.ThreadPoolExecutor", Pool)
+    interruption.forget()
+    with Scripted(delay_s=0.2, answer=echo) as server:
+        with pytest.raises(interruption.Interrupted) as left:
+            judge(server, connections=3).ask_all(questions(20), lambda key, reply: found.update({key: reply.text}), 5.0)
+        asked = [request["messages"][0]["content"] for *_, request in server.requests]
+    interruption.forget()
+    assert left.value.exit_code == 143 and len(sent) == number + 1
+    assert sorted(found) == sorted(asked) == sorted(sent)
 
 
 def test_addresses_and_keys(monkeypatch):

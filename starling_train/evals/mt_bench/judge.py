@@ -11,6 +11,7 @@ from starling_train.config.evaluate import JudgeConfig
 from starling_train.config.fields import UserError
 from starling_train.evals.mt_bench.rating import CUT
 from starling_train.models.patient_http import PatientHttp, address, message_of, reason_of, token_of
+from starling_train.run import interruption
 
 FATAL = (401, 402, 403, 404)  # the next request would fare no better
 REFUSED = (400, 422)
@@ -82,27 +83,42 @@ class Judge:
 
         is_known: the judge has given judgments before; what fails is then the question's fault.
         """
-        keys = iter(questions) if is_known else self._try_out(questions, take)
-        with self._asking(take, grace_s) as submit:
-            running: dict[Future, str] = {}
+        running: dict[Future[Reply], str] = {}
+        with self._pool(running, take, grace_s) as pool:
+
+            def submit(key: str) -> "Future[Reply]":
+                with interruption.held():  # begun and not known would be lost
+                    future = pool.submit(self.ask, questions[key])
+                    running[future] = key
+                return future
+
+            keys = iter(questions) if is_known else self._try_out(questions, take, submit, running)
             while True:
                 # no more than the connections: a request that has not begun must not begin after a signal
                 while len(running) < self._config.connections and (key := next(keys, None)) is not None:
-                    running[submit(key, questions[key])] = key
+                    submit(key)
                 if not running:
                     return
                 done, _ = wait(running, return_when="FIRST_COMPLETED")
                 for future in done:
-                    take(running.pop(future), future.result())
+                    take(running[future], future.result())
+                    del running[future]
 
-    def _try_out(self, questions: dict[str, list[dict]], take: Take) -> Iterator[str]:
+    def _try_out(
+        self,
+        questions: dict[str, list[dict]],
+        take: Take,
+        submit: "Callable[[str], Future[Reply]]",
+        running: "dict[Future[Reply], str]",
+    ) -> Iterator[str]:
         """Request judgments until one succeeds; return the remaining keys."""
         keys = iter(questions)
         failed: dict[str, Reply] = {}
         for key in keys:
-            reply = self.ask(questions[key])
+            reply = (future := submit(key)).result()
             if reply.text is None:
                 failed[key] = reply
+                del running[future]
                 if len(failed) < min(TRIES, len(questions)):
                     continue
                 raise UserError(
@@ -111,26 +127,20 @@ class Judge:
                 )
             for name, given in (failed | {key: reply}).items():
                 take(name, given)
+            del running[future]
             break
         return keys
 
     @contextmanager
-    def _asking(self, take: Take, grace_s: float) -> Iterator[Callable[[str, list[dict]], Future]]:
+    def _pool(self, running: "dict[Future[Reply], str]", take: Take, grace_s: float) -> Iterator[ThreadPoolExecutor]:
         pool = ThreadPoolExecutor(self._config.connections, "judge")
-        begun: dict[Future, str] = {}
-
-        def submit(key: str, messages: list[dict]) -> Future:
-            future = pool.submit(self.ask, messages)
-            begun[future] = key
-            return future
-
         try:
-            yield submit
+            yield pool
         except BaseException:
             self._http.give_up()
-            for future in wait(begun, timeout=grace_s).done:
+            for future in wait(running, timeout=grace_s).done:
                 if future.exception() is None:
-                    take(begun[future], future.result())
+                    take(running[future], future.result())
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
