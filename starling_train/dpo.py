@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from starling_train.data.pairs import PairedRow
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
+    from starling_train.training.measured import Measured
 
 
 @command(check, DpoConfig, "dpo")
@@ -25,7 +26,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """Make all steps of one run, from wherever an earlier start left off; every process of the run does the same."""
     from starling_train.data.prompts import Stream
     from starling_train.evals import held_out_pairs
-    from starling_train.evals.held_out import HeldOut, Measured
+    from starling_train.evals.held_out import HeldOut
     from starling_train.models.actors import Actors
     from starling_train.report import page
     from starling_train.training import start_check
@@ -65,7 +66,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             actors.eval()
             return update.logprobs_of(actors, list(map(encode, rows)), tokens, runtime)
 
-    def evaluate() -> Measured:
+    def evaluate() -> "Measured":
         actors.eval()
         return held_out_pairs.evaluate(held_out, actors, held_out_rows, config, tokens, slots, runtime)
 

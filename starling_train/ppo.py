@@ -8,6 +8,7 @@ from starling_train.config.ppo import PpoConfig, check
 if TYPE_CHECKING:
     from starling_train.run.directory import RunDirectory
     from starling_train.run.runtime import Runtime
+    from starling_train.training.measured import Measured
 
 
 @command(check, PpoConfig)
@@ -25,7 +26,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.core.ppo import KLController
     from starling_train.core.running_moments import RunningMoments
     from starling_train.data.prompts import Stream
-    from starling_train.evals.held_out import HeldOut, Measured, answered
+    from starling_train.evals.held_out import HeldOut, answered
     from starling_train.evals.held_out import evaluate as evaluate_held_out
     from starling_train.models.budget import Budgets
     from starling_train.report import page
@@ -60,7 +61,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     moments = session.remember("scores", RunningMoments())
     prompts = Stream(inputs.data.training, algorithm.prompts_per_step, config.seed)
 
-    def evaluate() -> Measured:
+    def evaluate() -> "Measured":
         return evaluate_held_out(held_out, actors, reward_model, config, runtime, Budgets(tokens, slots))
 
     with session:

@@ -25,6 +25,7 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.data.prompts import Stream
     from starling_train.models.reward.reading import cut_conversations
     from starling_train.report import page
+    from starling_train.training.measured import Measured
     from starling_train.training.optimizer import make_optimizer
     from starling_train.training.reward_model import inputs as rm_inputs
     from starling_train.training.reward_model import update
@@ -45,9 +46,9 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     session = Session(config, run, runtime, optimizer, trainee, steps, "eval/preference_accuracy", page.write)
     tokens = session.budget("rm.tokens_per_microbatch", config.rm.tokens_per_microbatch)
 
-    def evaluate() -> tuple[dict[str, float], list]:
+    def evaluate() -> Measured:
         net.eval()
-        return update.evaluate(net, held_out, config.rm, runtime), []
+        return Measured(update.evaluate(net, held_out, config.rm, runtime))
 
     with session:
         session.say(inputs.data.report)

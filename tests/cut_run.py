@@ -12,6 +12,6 @@ def cut_after_the_first_step(run: Path, again: Path) -> None:
         shutil.rmtree(again / done)
     for name in ("summary.json", "report.html"):
         (again / name).unlink()
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "cases.jsonl"):
         lines = (again / name).read_text().splitlines(keepends=True)
         (again / name).write_text("".join(line for line in lines if json.loads(line)["step"] < 2))

@@ -77,6 +77,9 @@ class Job:
         assert not hidden, "half-written files or a lock stayed"
 
 
+KEPT = ("samples.jsonl", "cases.jsonl", "reference.jsonl")
+
+
 def outcome(run: Path) -> dict:
     """All that must not depend on what happened to a run on its way."""
     newest = sorted((run / "checkpoints").iterdir())[-1]
@@ -87,7 +90,7 @@ def outcome(run: Path) -> dict:
         "model": [path.read_bytes() for path in sorted(run.glob("policy/*.safetensors"))],
         "state": {key: value for key, value in state.items() if key not in MAY_DIFFER},
         "metrics": rows(run),
-        **{name: (run / name).read_text() for name in ("samples.jsonl", "reference.jsonl") if (run / name).exists()},
+        **{name: (run / name).read_text() for name in KEPT if (run / name).exists()},
         "summary": {key: summary[key] for key in ("steps", "best_step", "best_score", "first_eval", "last_eval")},
     }
 

@@ -23,10 +23,10 @@ from starling_train.rewards.kinds import Scorer
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
+from starling_train.training.measured import Measured
 from starling_train.training.ppo.experience import forward_all
 
 Measure = Callable[[list[list[dict]]], list[float]]
-Measured = tuple[dict[str, float], list[dict[str, Any]]]  # `eval/*` metrics, rows for samples.jsonl
 
 
 @dataclass
@@ -48,8 +48,8 @@ class HeldOut:
         measures = {name: _find(name, target) for name, target in config.evaluation.functions.items()}
         return cls(prompts, chat, measures, registry.skills(config, chat))
 
-    def skills(self, policy: CausalLM, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
-        """Measure the requested suites: `eval/*` metrics.
+    def skills(self, policy: CausalLM, slots: Budget, tokens: Budget, runtime: Runtime) -> Measured:
+        """Measure the requested suites: `eval/*` metrics, and which cases were right.
 
         policy: the model.
         slots: sequences side by side.
@@ -57,7 +57,8 @@ class HeldOut:
         runtime: the processes that share the work.
         """
         parts = [skill(policy, slots, tokens, runtime) for skill in self.suites]
-        return {name: value for part in parts for name, value in part.items()}
+        metrics = {name: value for part in parts for name, value in part.metrics.items()}
+        return Measured(metrics, cases={name: outcomes for part in parts for name, outcomes in part.cases.items()})
 
 
 def _find(name: str, target: str) -> Measure:
@@ -103,8 +104,8 @@ def evaluate(
         "eval/score_std": float(score.std(correction=0)),
         "eval/kl_reference": sum(row["kl"] for row in rows) / len(rows),
     }
-    metrics |= measured | held_out.skills(actors.policy, budgets.slots, budgets.tokens, runtime)
-    return metrics, rows[: config.logging.samples]
+    skills = held_out.skills(actors.policy, budgets.slots, budgets.tokens, runtime)
+    return Measured(metrics | measured | skills.metrics, rows[: config.logging.samples], skills.cases)
 
 
 def draw(

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 
 from starling_train.config.dpo import DpoConfig, DpoLossConfig
-from starling_train.evals.held_out import HeldOut, Measured, described, draw
+from starling_train.evals.held_out import HeldOut, described, draw
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
 from starling_train.training.dpo import update
 from starling_train.training.dpo.update import EncodedPairedRow, compared, means
+from starling_train.training.measured import Measured
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def evaluate(
     slots: Budget,
     runtime: Runtime,
 ) -> Measured:
-    """Measure the policy on held-out pairs, prompts and suites: (`eval/*` metrics, rows for samples.jsonl).
+    """Measure the policy on held-out pairs, prompts and suites.
 
     Prompts are answered as in `ppo`'s evaluation, with the same random numbers at every evaluation; only the user's own
     functions score the answers.
@@ -44,8 +45,8 @@ def evaluate(
         more: list[dict[str, Any]] = [{} for _ in conversations]
         rows, measured = described(held_out, rollout, conversations, more, runtime)
         metrics |= measured
-    metrics |= held_out.skills(actors.policy, slots, tokens, runtime)
-    return metrics, rows[: config.logging.samples]
+    skills = held_out.skills(actors.policy, slots, tokens, runtime)
+    return Measured(metrics | skills.metrics, rows[: config.logging.samples], skills.cases)
 
 
 def pair_metrics(

@@ -35,6 +35,7 @@ from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.run.runtime import Runtime
+from starling_train.training.measured import Measured
 
 WINDOWS_AT_A_TIME = 64
 LABEL = "label"  # KTO's: whether the answer of a prompt with one answer is a good one
@@ -233,7 +234,7 @@ def shared(
     slots: Budget,
     tokens: Budget,
     runtime: Runtime,
-) -> dict[str, float]:
+) -> Measured:
     """Measure `eval/perplexity` of windows that all processes share.
 
     windows: of the whole text.
@@ -245,7 +246,7 @@ def shared(
     mine = runtime.shard(windows)
     part = evaluate(policy, mine, tokens) if mine else TextPerplexity(0.0, 0)
     nats, count = runtime.sum([part.nats * part.tokens, part.tokens])
-    return {"eval/perplexity": TextPerplexity(nats / count, int(count)).perplexity}
+    return Measured({"eval/perplexity": TextPerplexity(nats / count, int(count)).perplexity})
 
 
 def during_training(config: PpoConfig, chat: Chat) -> Skill:

@@ -18,6 +18,7 @@ from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.reward.reading import cut_conversations
 from starling_train.run.runtime import Runtime
+from starling_train.training.measured import Measured
 
 Say = Callable[[str], None]
 Item = TypeVar("Item")
@@ -34,9 +35,9 @@ class ResultLine:
     count: int
 
 
-# A measurement during training: `eval/*` of the present policy, given a budget of sequences side by side, one of
-# tokens, and the processes that share the work.
-Skill = Callable[[CausalLM, Budget, Budget, Runtime], dict[str, float]]
+# A measurement during training: `eval/*` of the present policy, and which cases were right, given a budget of sequences
+# side by side, one of tokens, and the processes that share the work.
+Skill = Callable[[CausalLM, Budget, Budget, Runtime], Measured]
 
 
 @dataclass

@@ -31,6 +31,7 @@ class RunDirectory:
         self.path = config.directory()
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.cases = self.path / "cases.jsonl"
         self.skipped = self.path / "skipped.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"

@@ -31,10 +31,10 @@ from starling_train.run.tracker import TrackedRun, Trackers
 from starling_train.selection import freeze, scans, unfrozen_yaml
 from starling_train.selection.records import Record
 from starling_train.selection.select import SCORED
+from starling_train.training.measured import Measured
 from starling_train.training.optimizer import Optimizer
 
-# metrics, and rows for samples.jsonl
-Evaluate = Callable[[], tuple[dict[str, float], list[dict[str, Any]]]]
+Evaluate = Callable[[], Measured]
 
 
 class Trainee(Protocol):
@@ -134,6 +134,7 @@ class Session:
                 write_selection(self._config.freeze, run, self._trainee)
                 run.note_start(state.step)
             self._samples_log = run.log(run.samples, state.logged)
+            self._cases_log = run.log(run.cases)
             self._skipped_log = run.log(run.skipped, state.logged)
             tracking = self._config.logging if self._runtime.is_main else TrackingConfig()
             tracked = TrackedRun(
@@ -249,14 +250,16 @@ class Session:
     def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
         self._console.phase("evaluating")
         with self.abandonable():
-            measured, samples = evaluate()
-        rows = [{"step": self.state.step} | sample for sample in samples]
+            measured = evaluate()
+        rows = [{"step": self.state.step} | sample for sample in measured.samples]
         self._samples_log.write(rows)
+        if measured.cases:
+            self._cases_log.write([{"step": self.state.step} | measured.cases])
         self._trackers.log_samples(self.state.step, rows)
-        return measured
+        return measured.metrics
 
     def _end(self, step: Step, evaluate: Evaluate) -> None:
-        """Log and save a step that is done. Samples, metrics, checkpoint: in this order no kill leaves a gap."""
+        """Log and save a step that is done. Samples, cases, metrics, checkpoint: in this order no kill leaves a gap."""
         state, every = self.state, self._config.evaluation.every
         self._skipped_log.write(step.skipped)
         step.metrics["memory/peak_gb"] = self._runtime.peak_memory_gb()

@@ -54,4 +54,5 @@ def test_resume_is_exact(finished, tmp_path, monkeypatch):
     for name in ("trainable", "optimizer", "adapter_model"):
         file = f"checkpoints/step_000002/{name}.safetensors"
         assert (again / file).read_bytes() == (finished / file).read_bytes()
-    assert (again / "samples.jsonl").read_text() == (finished / "samples.jsonl").read_text()
+    for name in ("samples.jsonl", "cases.jsonl"):
+        assert (again / name).read_text() == (finished / name).read_text()

@@ -64,8 +64,8 @@ def start(folder: Path, *arguments: str) -> Started:
 def test_the_run_directory_holds_what_is_promised(straight):
     names = {p.name for p in straight.iterdir()}
     assert names == {
-        "config.yaml", "snr.json", "unfrozen.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "policy",
-        "summary.json", "report.html", "starts.jsonl",
+        "config.yaml", "snr.json", "unfrozen.yaml", "metrics.jsonl", "samples.jsonl", "cases.jsonl", "checkpoints",
+        "policy", "summary.json", "report.html", "starts.jsonl",
     }  # fmt: skip
     assert sorted(p.name for p in (straight / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
 
@@ -103,6 +103,17 @@ def test_samples_are_the_same_prompts_at_every_evaluation(straight):
     assert by_step[0] == by_step[2] == by_step[3] and len(by_step[0]) == 16
     assert {"step", "prompt", "response", "score", "kl"} <= rows[0].keys()
     assert all(row["kl"] == 0 for row in rows if row["step"] == 0)
+
+
+def test_what_counts_right_answers_says_which_were_right(straight):
+    rows = [json.loads(line) for line in (straight / "cases.jsonl").read_text().splitlines()]
+    measured = {row["step"]: row for row in metrics(straight)}
+    assert [row["step"] for row in rows] == [0, 2, 3]
+    for row in rows:
+        assert len(row["eval/function_calling"]) == 4
+        for key in row.keys() - {"step"}:  # the whole, and each category
+            share = row[key].count("1") / len(row[key])
+            assert measured[row["step"]][key] == pytest.approx(100 * share)
 
 
 def test_the_final_model_loads_and_only_the_selection_moved(straight, toy):
@@ -172,8 +183,8 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, tmp_path, sent, code):
     assert again.wait(280) == 0, again.error()
     assert weights(tmp_path / "run") == weights(straight)
     assert without_times(metrics(tmp_path / "run")) == without_times(metrics(straight))
-    samples = [(p / "samples.jsonl").read_text() for p in (tmp_path / "run", straight)]
-    assert samples[0] == samples[1]
+    for name in ("samples.jsonl", "cases.jsonl"):
+        assert (tmp_path / "run" / name).read_text() == (straight / name).read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from starling_train.config.fields import UserError
-from starling_train.evals.function_calling import Case, conversation, evaluate, load_cases
+from starling_train.evals.function_calling import Case, conversation, evaluate, load_cases, suite
 from starling_train.evals.function_calling.cases import INSTRUCTION
 from starling_train.evals.function_calling.parser import in_fence
 
@@ -160,6 +160,12 @@ def test_evaluate_by_hand(directory):
         "answer": "f(x=2)",
         "correct": False,
         "lenient": False,
+    }
+    assert suite.outcomes(result) == {
+        "eval/function_calling": "10001101",
+        "eval/function_calling_simple_python": "1000",
+        "eval/function_calling_multiple": "1",
+        "eval/function_calling_irrelevance": "101",
     }
     assert [record["correct"] for record in result.records] == [
         True,

@@ -10,6 +10,7 @@ from starling_train.data.chat import Chat
 from starling_train.evals import held_out, perplexity, registry
 from starling_train.models.budget import Budget
 from starling_train.run.runtime import Runtime
+from starling_train.training.measured import Measured
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, 
     slots, tokens = Budget("rollout.slots", 4), Budget("algorithm.tokens_per_microbatch", 4096)
 
     def measured() -> float:
-        return held.skills(policy, slots, tokens, Runtime("cpu"))["eval/perplexity"]
+        return held.skills(policy, slots, tokens, Runtime("cpu")).metrics["eval/perplexity"]
 
     alone = perplexity.evaluate(tiny_mistral(), windows, Budget("x", 4096))
     assert measured() == pytest.approx(alone.perplexity, rel=1e-5)
@@ -51,7 +52,7 @@ def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, 
 
 def test_without_the_suite_there_is_no_text(chat):
     held = held_out.HeldOut.from_config(PpoConfig(), [], chat)
-    assert held.suites == [] and held.skills(None, None, None, None) == {}
+    assert held.suites == [] and held.skills(None, None, None, None) == Measured({}, [], {})
 
 
 def test_the_table_of_suites_is_what_the_configuration_offers():

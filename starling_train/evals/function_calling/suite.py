@@ -8,13 +8,14 @@ from typing import Any
 from starling_train.config.fields import given
 from starling_train.config.ppo import PpoConfig
 from starling_train.data.chat import Chat
-from starling_train.evals.function_calling.cases import Case, evaluate, load_cases
+from starling_train.evals.function_calling.cases import Case, Result, evaluate, load_cases
 from starling_train.evals.subjects import Subjects
 from starling_train.evals.suite import ResultLine, Say, Skill, Suite, about, data_of, shares, unique
 from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
+from starling_train.training.measured import Measured
 
 VERDICT = "bfcl-eval"  # results from before the verdicts were the leaderboard's own are measured again
 
@@ -26,7 +27,7 @@ def during_training(config: PpoConfig, chat: Chat) -> Skill:
     limits = replace(config.rollout, max_new_tokens=how.max_new_tokens, min_new_tokens=0)
     stops = chat.stop_strings(limits.stop_strings)
 
-    def measure(policy: CausalLM, slots: Budget, tokens: Budget, runtime: Runtime) -> dict[str, float]:
+    def measure(policy: CausalLM, slots: Budget, tokens: Budget, runtime: Runtime) -> Measured:
         def answer(conversations: list[list[dict]]) -> list[str]:
             prompts = [chat.prompt(chat.adapted(messages)) for messages in runtime.shard(conversations)]
             rollout = generate(policy, chat, prompts, limits, greedy=True, budget=slots)
@@ -34,9 +35,19 @@ def during_training(config: PpoConfig, chat: Chat) -> Skill:
 
         result = evaluate(cases, answer)
         by_category = {f"eval/function_calling_{name}": value for name, value in result.by_category.items()}
-        return {"eval/function_calling": result.accuracy, "eval/function_calling_cases": len(cases)} | by_category
+        metrics = {"eval/function_calling": result.accuracy, "eval/function_calling_cases": len(cases)} | by_category
+        return Measured(metrics, cases=outcomes(result))
 
     return measure
+
+
+def outcomes(result: Result) -> dict[str, str]:
+    """Return which cases were right, as `Measured.cases`: of all, and of each category."""
+    digits = {"eval/function_calling": "".join("01"[record["correct"]] for record in result.records)}
+    for name in result.by_category:
+        of_category = [record["correct"] for record in result.records if record["category"] == name]
+        digits[f"eval/function_calling_{name}"] = "".join("01"[right] for right in of_category)
+    return digits
 
 
 @dataclass
