@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.core.intervals import Interval, first_reached, interval
+from starling_train.core.intervals import Interval, first_reaching, interval, value_at
 from starling_train.files import json_lines
 
 
@@ -152,7 +152,8 @@ def compare(curves: Sequence[Curve], reference: str, level: float | None = None)
     skills = list(curves[0].skills)
 
     def reached(curve: Curve, values: Sequence[float]) -> float | None:
-        return None if level is None else first_reached(curve.reward, values, level)
+        point = None if level is None else first_reaching(curve.reward, level)
+        return None if point is None else value_at(values, point)
 
     def differences(of: str, value: Any) -> list[Difference]:
         plain = {curve.seed: value(curve) for curve in by_name[reference]}
