@@ -49,7 +49,8 @@ def check_arguments(arguments: list[str]) -> None:
 
 def report(config: CompareConfig, directory: Path) -> None:
     """Write compare.json, compare.png and compare.md of all finished runs, if one is of the reference strategy."""
-    from starling_train.comparison.curves import compare, read
+    from starling_train.comparison.curves import read
+    from starling_train.comparison.strategies import compare
     from starling_train.report import comparison
 
     section, curves = config.compare, []
@@ -60,10 +61,10 @@ def report(config: CompareConfig, directory: Path) -> None:
     if not any(curve.strategy == section.reference for curve in curves):
         print(f"no comparison yet: no run of {section.reference}, compare.reference, is finished")
         return
-    compared = compare(curves, section.reference, section.level)
+    compared = compare(curves, section.reference, section.level, section.kl_level)
     text = json.dumps(compared.to_json(), indent=1, allow_nan=False) + "\n"
     comparison.write(directory, config.name, curves, compared, text)
-    print("\n".join([comparison.table(compared), *comparison.sentences(compared), *compared.notes]))
+    print(comparison.text(compared))
     print(f"comparison: {(directory / 'compare.md').resolve()}")
 
 

@@ -1,31 +1,74 @@
-"""What runs under several freeze strategies gained and lost: at their last step, and at an equal reward."""
+"""What one run gained and lost, evaluation by evaluation."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from starling_train.config.fields import UserError
-from starling_train.core.intervals import Interval, first_reaching, interval, value_at
+from starling_train.config.sections import KL
 from starling_train.files import json_lines
+
+Point = tuple[int, float]  # on a curve, for `core.intervals.value_at`
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Which cases of a skill were right at each evaluation.
+
+    digits: for each evaluation a 1 or a 0 for each case.
+    scale: the metric's value where all are right: 100 in percent, 1 as a share.
+    """
+
+    digits: list[str]
+    scale: float
+
+    @property
+    def count(self) -> int:
+        return len(self.digits[0])
+
+    def change(self, point: Point) -> list[float]:
+        """Return the change of each case since step 0, as a share."""
+        index, share = point
+        sides = zip(self.digits[0], self.digits[max(index - 1, 0)], self.digits[index], strict=True)
+        return [(1 - share) * int(before) + share * int(after) - int(first) for first, before, after in sides]
 
 
 @dataclass(frozen=True)
 class Curve:
     """One run: the evaluated steps, and at each the reward and every skill, as change since step 0.
 
+    trained: parameters.
+    skills: those asked for, and last the KL to the start where the run has it.
+    start: reward and skills at step 0.
     left_out: steps whose evaluation lacks a value or has one that is not finite.
+    shares: the skills that say of how many cases they are a share.
+    cases: of skills that are shares of cases, where the run kept them.
+    rate: the learning rate; None where the run does not say.
     """
 
     strategy: str
     seed: int
-    trained: int  # parameters
+    trained: int
     steps: list[int]
     reward: list[float]
     skills: dict[str, list[float]]
-    start: dict[str, float]  # reward and skills at step 0
+    start: dict[str, float]
     left_out: list[int]
+    shares: frozenset[str] = frozenset()
+    cases: dict[str, Cases] = field(default_factory=dict)
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy} seed {self.seed}"
+
+    @property
+    def last(self) -> Point:
+        return len(self.steps) - 1, 1.0
 
 
 def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]) -> Curve | None:
@@ -62,6 +105,8 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
             f"compare: {run}/metrics.jsonl lacks a finite {' or '.join(keys)} at step 0, from which changes count; "
             "give other metrics, or remove the run"
         )
+    if KL not in keys and all(row.get(KL) is not None for row in whole):
+        keys += (KL,)
 
     def change(key: str) -> list[float]:
         return [row[key] - whole[0][key] for row in whole]
@@ -72,135 +117,36 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
         trained,
         [row["step"] for row in whole],
         change(reward),
-        {skill: change(skill) for skill in skills},
+        {skill: change(skill) for skill in keys[1:]},
         {key: whole[0][key] for key in keys},
         [row["step"] for row in rows if row not in whole],
+        frozenset(skill for skill in skills if f"{skill}_cases" in whole[0]),
+        _cases(run / "cases.jsonl", whole, skills),
+        _rate(run / "config.yaml"),
     )
 
 
-@dataclass(frozen=True)
-class Side:
-    """One strategy over its seeds.
-
-    reward, skills: at the last step.
-    at_level: the skills where the reward first reached the level. Runs that never did are left out, here and in
-        steps_to_level, and show in the counts.
-    steps_to_level: when it did.
-    """
-
-    strategy: str
-    trained: int
-    reward: Interval
-    skills: dict[str, Interval]
-    at_level: dict[str, Interval]
-    steps_to_level: Interval
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A strategy's value minus the reference's, over the seeds that both have, seed by seed."""
-
-    strategy: str
-    of: str
-    value: Interval
-
-
-@dataclass(frozen=True)
-class StrategyComparison:
-    """The strategies side by side.
-
-    reference: the strategy that the others are compared with.
-    level: the gain of reward at which skills are compared; None if a run gained nothing, and then `equal_reward` is
-        empty.
-    sides: one for each strategy.
-    equal_steps, equal_reward: the differences to `reference`.
-    notes: what a reader must know of the runs, in sentences.
-    """
-
-    reference: str
-    level: float | None
-    sides: list[Side]
-    equal_steps: list[Difference]
-    equal_reward: list[Difference]
-    notes: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as strict JSON values: null for nan."""
-        return _strict(asdict(self))
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _strict(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(entry) for entry in value]
-    return None if isinstance(value, float) and value != value else value
-
-
-def compare(curves: Sequence[Curve], reference: str, level: float | None = None) -> StrategyComparison:
-    """Compare strategies, the reference first. level: of reward gained; None = the most that every run reached.
-
-    Where a run gained nothing, such a level would be at step 0, where all are equal: then a note says so instead. The
-    runs must not be empty, and one of them must have the reference strategy.
-    """
-    remarks = notes(curves, level)
-    if level is None:
-        level = min(max(curve.reward) for curve in curves)
-        level = level if level > 0 else None
-    names = [reference, *sorted({curve.strategy for curve in curves} - {reference})]
-    by_name = {name: [curve for curve in curves if curve.strategy == name] for name in names}
-    skills = list(curves[0].skills)
-
-    def reached(curve: Curve, values: Sequence[float]) -> float | None:
-        point = None if level is None else first_reaching(curve.reward, level)
-        return None if point is None else value_at(values, point)
-
-    def differences(of: str, value: Any) -> list[Difference]:
-        plain = {curve.seed: value(curve) for curve in by_name[reference]}
-        rows = []
-        for name in names[1:]:
-            pairs = [(value(curve), plain.get(curve.seed)) for curve in by_name[name]]
-            rows.append(Difference(name, of, interval([a - b for a, b in pairs if a is not None and b is not None])))
-        return rows
-
-    sides = [
-        Side(
-            name,
-            runs[0].trained,
-            interval([run.reward[-1] for run in runs]),
-            {skill: interval([run.skills[skill][-1] for run in runs]) for skill in skills},
-            {skill: interval(_known(reached(run, run.skills[skill]) for run in runs)) for skill in skills},
-            interval(_known(reached(run, run.steps) for run in runs)),
-        )
-        for name, runs in by_name.items()
-    ]
-    last = differences("reward", lambda curve: curve.reward[-1])
+def _cases(path: Path, evaluations: Sequence[dict[str, Any]], skills: Sequence[str]) -> dict[str, Cases]:
+    """Return the cases of each skill that has them at every evaluation, and in agreement with its value."""
+    by_step = {row["step"]: row for row in json_lines.read(path) if row and "step" in row}
+    known = {}
     for skill in skills:
-        last += differences(skill, lambda curve, skill=skill: curve.skills[skill][-1])
-    compared = skills if level is not None else []
-    equal = [d for skill in compared for d in differences(skill, lambda c, s=skill: reached(c, c.skills[s]))]
-    return StrategyComparison(reference, level, sides, last, equal, remarks)
+        kept = [by_step.get(row["step"], {}).get(skill) for row in evaluations]
+        digits = [one for one in kept if isinstance(one, str) and one and set(one) <= {"0", "1"}]
+        if len(digits) < len(kept):
+            continue
+        values = [row[skill] for row in evaluations]
+        shares = [one.count("1") / len(one) for one in digits]
+        for scale in (100.0, 1.0):
+            agree = all(abs(value - scale * share) < 1e-6 * scale for value, share in zip(values, shares, strict=True))
+            if agree and len(set(map(len, digits))) == 1 and skill not in known:
+                known[skill] = Cases(digits, scale)
+    return known
 
 
-def notes(curves: Sequence[Curve], level: float | None) -> list[str]:
-    """Return what a reader must know: runs without a gain, values left out, runs of unequal length."""
-    remarks = []
-    stuck = [f"{curve.strategy} seed {curve.seed}" for curve in curves if max(curve.reward) <= 0]
-    if stuck and level is None:
-        remarks.append(
-            f"No comparison at equal reward: {', '.join(stuck)} never gained any. Give compare.level to compare those "
-            "that reach it."
-        )
-    for curve in curves:
-        if curve.left_out:
-            steps = ", ".join(map(str, curve.left_out))
-            remarks.append(f"{curve.strategy} seed {curve.seed}: a value at step {steps} is not finite; left out.")
-    last = {max([*curve.steps, *curve.left_out]) for curve in curves}
-    if len(last) > 1:
-        steps = ", ".join(map(str, sorted(last)))
-        remarks.append(f"The runs end at different steps ({steps}): each counts at its own last.")
-    return remarks
-
-
-def _known(values: Any) -> list[float]:
-    return [value for value in values if value is not None]
+def _rate(path: Path) -> float | None:
+    """Return the learning rate of a run's configuration; None where it cannot be read."""
+    try:
+        return float(yaml.safe_load(path.read_text())["optim"]["learning_rate"])
+    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError):
+        return None

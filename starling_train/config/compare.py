@@ -15,9 +15,10 @@ from starling_train.config.fields import (
 )
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.ppo import check as check_ppo
+from starling_train.config.sections import KL
 
 # metrics that every evaluation has
-ALWAYS = ("eval/score_mean", "eval/score_std", "eval/kl_reference", "eval/length_mean", "eval/eos_fraction")
+ALWAYS = ("eval/score_mean", "eval/score_std", KL, "eval/length_mean", "eval/eos_fraction")
 OWN = ("compare.", "run_dir=", "name=", "dry_run=")  # arguments of compare itself, which the runs do not get
 PLAIN = "freeze.adapter=null"  # where the recipe has adapters
 STRATEGIES = {
@@ -54,6 +55,9 @@ class CompareSection:
         "far the policy has moved",
     )
     level: float | None = number(None, 1e-9, doc="gain of reward to compare skills at; null = what all runs reach")
+    kl_level: float | None = number(
+        None, 1e-9, doc="KL to the start, in nats an answer, to compare reward and skills at; null likewise"
+    )
     processes: int = number(1, 1, 1024, doc="runs side by side")
 
 
@@ -74,7 +78,7 @@ class CompareConfig(PpoConfig):
         """Return the metrics of the skills that are compared."""
         if self.compare.skills is not None:
             return self.compare.skills
-        return [f"eval/{suite}" for suite in dict.fromkeys(self.evaluation.suites)] or ["eval/kl_reference"]
+        return [f"eval/{suite}" for suite in dict.fromkeys(self.evaluation.suites)] or [KL]
 
 
 def check(config: CompareConfig) -> None:

@@ -405,6 +405,16 @@ class LoggingConfig(TrackingConfig):
     samples: int = number(16, 1, doc="held-out prompts whose responses are kept at each evaluation")
 
 
+KL = "eval/kl_reference"
+# beginnings of the names of metrics
+LESS_IS_BETTER = ("eval/perplexity", KL)
+
+
+def is_less_better(metric: str) -> bool:
+    """Whether a smaller value of an `eval/*` metric is the better one."""
+    return metric.startswith(LESS_IS_BETTER)
+
+
 SUITES = {
     "function_calling": "the directory of the leaderboard's BFCL_v4_*.json",
     "perplexity": "a text file, or JSONL with texts",

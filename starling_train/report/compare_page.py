@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from starling_train.core.intervals import Interval
 from starling_train.files.json_lines import parse
 from starling_train.report import comparison, markup, overlay
+from starling_train.report.plots import frontier
 from starling_train.report.read_run import RunFiles, read
 
 
@@ -29,19 +31,45 @@ def _named(run: RunFiles) -> RunFiles:
 
 
 def strategies(directory: Path, compared: dict[str, Any] | None) -> str:
-    """Return the table, the sentences and the plot of compare.json; a sentence where there is none yet."""
+    """Return the tables, the sentences and the plot of compare.json; a sentence where there is none yet."""
     try:
-        known = _objects(compared) if compared else None
-        rows = comparison.rows(known) if known else []
-        lines = [*comparison.sentences(known), *known.notes] if known else []
+        known = _objects(_completed(compared)) if compared else None
+        ways = comparison.tables(known) if known else []
+        runs = comparison.run_table(known) if known else None
+        explained = " ".join(comparison.explanation(known)) if known else ""
     except (AttributeError, LookupError, TypeError, ValueError):
         return markup.note("compare.json cannot be read as a comparison.")
     if known is None:
         return markup.note("No comparison yet: no run of the reference strategy is finished.")
-    head = [markup.escape(cell) for cell in comparison.head(known)]
-    table = markup.table(head, [[markup.escape(cell) for cell in row] for row in rows], frozenset(range(1, len(head))))
+    explained = markup.note(markup.escape(explained.replace("*", "")))
+    parts = [_list(known.notes), *map(_table, ways), explained, _picture(directory / "compare.png")]
+    if runs is not None and runs.rows:
+        parts.append(markup.details(runs.title, _table(runs)))
+    return "".join(parts)
+
+
+def _table(table: comparison.Table) -> str:
+    rows = [[markup.escape(cell) for cell in row] for row in table.rows]
+    head = [markup.escape(cell) for cell in table.head]
+    drawn = markup.table(head, rows, frozenset(range(1, len(head))))
+    return f"<h3>{markup.escape(table.title)}</h3>{drawn}{_list(table.says)}"
+
+
+def _list(lines: Sequence[str]) -> str:
     items = "".join(f"<li>{markup.escape(line)}</li>" for line in lines)
-    return f"{table}<ul>{items}</ul>{_picture(directory / 'compare.png')}"
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def _completed(compared: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of compare.json with what files of former versions lack."""
+    none: dict[str, Any] = {"mean": None, "half": None, "count": 0}
+    side = {"reward_at_kl": none, "at_kl": {}, "steps_to_kl": none, "rates": []}
+    difference = {"spread": None, "p_value": None, "p_holm": None}
+    whole = {"kl_level": None, "equal_kl": [], "cases": {}, "runs": []} | compared
+    whole["sides"] = [side | one for one in whole["sides"]]
+    for key in ("equal_steps", "equal_reward", "equal_kl"):
+        whole[key] = [difference | one for one in whole[key]]
+    return whole
 
 
 def _picture(path: Path) -> str:
@@ -50,12 +78,7 @@ def _picture(path: Path) -> str:
         return ""
     data = base64.b64encode(path.read_bytes()).decode()
     image = f'<img alt="Reward gained against skills" style="max-width: 100%" src="data:image/png;base64,{data}">'
-    return markup.card(
-        image,
-        "Reward gained (right is better) against the change of each skill (up is better): a line for each run, a cross "
-        "for each strategy.",
-        slug="compare",
-    )
+    return markup.card(image, f"{frontier.READING}.", slug="compare")
 
 
 def _objects(value: Any) -> Any:
@@ -67,7 +90,7 @@ def _objects(value: Any) -> Any:
     if value.keys() == {"mean", "half", "count"}:
         mean, half = (math.nan if value[key] is None else value[key] for key in ("mean", "half"))
         return Interval(mean, half, value["count"])
-    if any("/" in key for key in value):  # skills, by the names of metrics
+    if not value or any("/" in key for key in value):  # skills, by the names of metrics
         return {key: _objects(entry) for key, entry in value.items()}
     return SimpleNamespace(**{key: _objects(entry) for key, entry in value.items()})
 

@@ -1,20 +1,28 @@
-"""The table, the sentences and the plot of a comparison of freeze strategies."""
+"""The tables, the sentences and compare.md of a comparison of freeze strategies."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from starling_train.config.sections import KL, is_less_better
 from starling_train.files.whole import write_text, write_whole
 from starling_train.report.markup import markdown_table
+from starling_train.report.plots import frontier
 
-COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989")
-WORDS = {
-    "more": "better than",
-    "less": "worse than",
-    "alike": "not clearly different from",
-    "unknown": "not comparable with",
-}
-LESS_IS_BETTER = ("eval/perplexity", "eval/kl_reference")
+BETTER, WORSE, ALIKE, UNKNOWN = "better than", "worse than", "not clearly different from", "not comparable with"
+ORDER = (BETTER, f"perhaps {BETTER}", ALIKE, f"perhaps {WORSE}", WORSE, UNKNOWN)
+CLEAR = 0.05  # a corrected p-value below it
+REACH = ("steps to it", "runs that reach it")
+
+
+class Table(NamedTuple):
+    """A table with its heading, and what it says in sentences; all is plain text."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    says: Sequence[str] = ()
 
 
 def number(value: Any, digits: int = 2) -> str:
@@ -22,120 +30,209 @@ def number(value: Any, digits: int = 2) -> str:
     if value.count == 0:
         return "none"
     half = "" if math.isnan(value.half) else f" ± {value.half:.{digits}f}"
-    return f"{_signed(value.mean, digits)}{half}"
+    return f"{signed(value.mean, digits)}{half}"
 
 
-def _signed(value: float, digits: int = 2) -> str:
-    return f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: no negative zero
+def signed(value: float | None, digits: int = 2) -> str:
+    """Return a number with its sign; "none" for None."""
+    return "none" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: no negative zero
 
 
-def table(compared: Any) -> str:
-    """Return a Markdown table with a line for each strategy. compared: a `StrategyComparison`, as below."""
-    return markdown_table(head(compared), rows(compared))
+def short(key: str) -> str:
+    """Return the name of a metric as words."""
+    return "KL to the start" if key == KL else key.removeprefix("eval/").replace("_", " ")
 
 
-def head(compared: Any) -> list[str]:
-    """Return the names of the table's columns."""
-    skills, level = list(compared.sides[0].skills), compared.level
-    names = ["strategy", "parameters trained", "seeds", "reward gained"]
-    names += [f"{_short(skill)}, last step" for skill in skills]
-    if level is not None:
-        names += [f"{_short(skill)} at +{level:.2f} reward" for skill in skills]
-        names += ["steps to it", "runs that reach it"]
-    return names
+def leads(compared: Any) -> tuple[str, str, str]:
+    """Return what the three ways to compare are called: at equal reward, at equal KL, at the last step."""
+    reward = "" if compared.level is None else f" ({signed(compared.level)})"
+    kl = "" if compared.kl_level is None else f" ({compared.kl_level:.2f} nats)"
+    return f"At equal reward{reward}", f"At equal KL{kl}", "At the last step"
 
 
-def rows(compared: Any) -> list[list[str]]:
-    """Return the table's lines."""
-    skills, lines = list(compared.sides[0].skills), []
+def tables(compared: Any) -> list[Table]:
+    """Return a table for each way to compare, with a row for each strategy; equal reward, the fairest, comes first.
+
+    compared: a `StrategyComparison`.
+    """
+    made = [_at_equal_reward(compared), _at_equal_kl(compared), _at_the_last_step(compared)]
+    return [table for table in made if table is not None]
+
+
+def _at_the_last_step(compared: Any) -> Table:
+    skills = list(compared.sides[0].skills)
+    names = [short(skill) for skill in skills]
+    rates = any(side.rates for side in compared.sides)
+    head = ["strategy", "parameters trained", *(["learning rate"] if rates else []), "seeds", "reward gained", *names]
+    rows = []
     for side in compared.sides:
-        cells = [side.strategy, f"{side.trained:,}", str(side.reward.count), number(side.reward)]
-        cells += [number(side.skills[skill]) for skill in skills]
+        rate = [" and ".join(f"{rate:g}" for rate in side.rates) or "not known"] if rates else []
+        cells = [side.strategy, f"{side.trained:,}", *rate, str(side.reward.count), number(side.reward)]
+        rows.append(cells + [number(side.skills[skill]) for skill in skills])
+    lead = leads(compared)[2]
+    return Table(lead, head, rows, _sentences(compared, lead, compared.equal_steps))
+
+
+def _at_equal_reward(compared: Any) -> Table | None:
+    if compared.level is None:
+        return None
+    skills = list(compared.sides[0].skills)
+    rows = [
+        [side.strategy, *(number(side.at_level[skill]) for skill in skills), *_reached(side.steps_to_level, side)]
+        for side in compared.sides
+    ]
+    lead = leads(compared)[0]
+    return Table(
+        lead, ["strategy", *map(short, skills), *REACH], rows, _sentences(compared, lead, compared.equal_reward)
+    )
+
+
+def _at_equal_kl(compared: Any) -> Table | None:
+    if compared.kl_level is None:
+        return None
+    skills = list(compared.sides[0].at_kl)
+    rows = []
+    for side in compared.sides:
+        means = [number(side.reward_at_kl), *(number(side.at_kl[skill]) for skill in skills)]
+        rows.append([side.strategy, *means, *_reached(side.steps_to_kl, side)])
+    head, lead = ["strategy", "reward gained", *map(short, skills), *REACH], leads(compared)[1]
+    return Table(lead, head, rows, _sentences(compared, lead, compared.equal_kl))
+
+
+def _reached(steps: Any, side: Any) -> list[str]:
+    return [f"{steps.mean:.1f}" if steps.count else "none", f"{steps.count} of {side.reward.count}"]
+
+
+def run_table(compared: Any) -> Table:
+    """Return a table with a row for each run."""
+    equal_reward, equal_kl, _ = leads(compared)
+    skills, others = list(compared.sides[0].skills), list(compared.sides[0].at_kl)
+    head = ["strategy", "seed", "steps", "reward gained", *(short(skill) for skill in skills)]
+    if compared.level is not None:
+        head += [f"{short(skill)} {equal_reward[0].lower()}{equal_reward[1:]}" for skill in skills]
+    if compared.kl_level is not None:
+        head += [f"{name} {equal_kl[0].lower()}{equal_kl[1:]}" for name in ("reward gained", *map(short, others))]
+    rows = []
+    for run in compared.runs:
+        cells: list[float | None] = [run.reward, *(run.skills[skill] for skill in skills)]
         if compared.level is not None:
-            reaching = side.steps_to_level.count
-            cells += [number(side.at_level[skill]) for skill in skills]
-            cells += [f"{side.steps_to_level.mean:.1f}" if reaching else "none", f"{reaching} of {side.reward.count}"]
-        lines.append(cells)
-    return lines
+            cells += [run.at_level[skill] for skill in skills]
+        if compared.kl_level is not None:
+            cells += [run.reward_at_kl, *(run.at_kl[skill] for skill in others)]
+        rows.append([run.strategy, str(run.seed), str(run.steps), *map(signed, cells)])
+    return Table("Every run", head, rows)
 
 
 def sentences(compared: Any) -> list[str]:
-    """Return the differences in words: for each other strategy and skill, at equal reward and at the last step."""
-    lines = []
-    for difference in compared.equal_reward:
-        lines.append(f"At equal reward (+{compared.level:.2f}) {_sentence(compared.reference, difference)}")
-    for difference in compared.equal_steps:
-        lines.append(f"At equal steps {_sentence(compared.reference, difference)}")
+    """Return the reference against all others in words: a sentence for each value, at equal reward first."""
+    return [line for table in tables(compared) for line in table.says]
+
+
+def _sentences(compared: Any, lead: str, differences: Sequence[Any]) -> list[str]:
+    """Return a sentence for each value that was compared.
+
+    compared: all.
+    lead: what they begin with.
+    differences: of one way to compare.
+    """
+    return [
+        _sentence(compared.reference, lead, [difference for difference in differences if difference.of == of])
+        for of in dict.fromkeys(difference.of for difference in differences)
+    ]
+
+
+def _sentence(reference: str, lead: str, differences: Sequence[Any]) -> str:
+    of = differences[0].of
+    what = "reward gained" if of == "reward" else short(of) + (" (less is better)" if is_less_better(of) else "")
+    counts = {difference.value.count for difference in differences}
+    by_verdict: dict[str, list[str]] = {word: [] for word in ORDER}
+    for difference in differences:
+        figures = _figures(difference, with_seeds=len(counts) > 1)
+        by_verdict[verdict(difference)].append(f"{difference.strategy} ({figures})")
+    parts = [f"{word} {_listed(names)}" for word, names in by_verdict.items() if names]
+    seeds = f", {_seeds(*counts)}" if len(counts) == 1 and counts != {0} else ""
+    return f"{lead}, {what}{seeds}: {reference} is {'; '.join(parts)}."
+
+
+def verdict(difference: Any) -> str:
+    """Return how the reference compares with a strategy, one of `ORDER`.
+
+    Better and worse hold for all strategies of a sentence together (Holm's correction); where only the interval of the
+    one difference leaves out 0, it is "perhaps". A comparison from before the correction is judged by the interval.
+    """
+    sides = {"more": WORSE, "less": BETTER}  # of the strategy minus the reference
+    if is_less_better(difference.of):
+        sides = {"more": BETTER, "less": WORSE}
+    word = {"alike": ALIKE, "unknown": UNKNOWN}.get(difference.value.verdict) or sides[difference.value.verdict]
+    is_sure = difference.p_holm is None or not difference.p_holm > CLEAR
+    return word if is_sure or word in (ALIKE, UNKNOWN) else f"perhaps {word}"
+
+
+def _figures(difference: Any, with_seeds: bool) -> str:
+    """Return the reference's value minus the strategy's, its interval, and its size against the spread over seeds."""
+    value = difference.value
+    if value.count == 0:
+        return "no seed has both"
+    parts = [signed(-value.mean)]
+    if math.isnan(value.half):
+        parts.append("no interval")
+    else:
+        parts.append(f"{signed(-value.high)} to {signed(-value.low)}")
+        parts += [f"{abs(value.mean) / difference.spread:.1f} sd"] if difference.spread else []
+    return ", ".join([*parts, *([_seeds(value.count)] if with_seeds else [])])
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def explanation(compared: Any) -> list[str]:
+    """Return how the tables and sentences are to be read, in sentences."""
+    counted = [f"{short(skill)} ({count} cases)" for skill, count in compared.cases.items() if count]
+    together = f", for {_listed(counted)} by seeds and cases together" if counted else ""
+    others = len(compared.sides) - 1
+    lines = [f"Means over the seeds with 95 % intervals (Student's t){together}; changes since step 0."]
+    if others:
+        lines.append(
+            f"In brackets: {compared.reference} minus the other strategy, over the seeds of both; its 95 % interval; "
+            "its size in standard deviations (sd) over seeds."
+        )
+        lines.append("*Not clearly different* does not prove that two are alike: with few seeds, little is clear.")
+    if others > 1:
+        lines.append(
+            f"*Better* and *worse* hold for the {others} comparisons of a sentence together (Holm's correction, 5 %), "
+            "*perhaps* for the one alone; over all sentences one in twenty may still err."
+        )
     return lines
 
 
-def _sentence(reference: str, difference: Any) -> str:
-    """Return a difference, which is the strategy's minus the reference's, as seen from the reference."""
-    turned = {} if difference.of in LESS_IS_BETTER else {"more": "less", "less": "more"}
-    verdict = turned.get(difference.value.verdict, difference.value.verdict)
-    what = "gains a reward that is" if difference.of == "reward" else f"leaves {_short(difference.of)}"
-    value = difference.value
-    if value.count == 0:
-        return f"{reference} and {difference.strategy} cannot be compared in {_short(difference.of)}: no seed has both."
-    spread = (
-        "no interval" if math.isnan(value.half) else f"95 % interval {_signed(-value.high)} to {_signed(-value.low)}"
-    )
-    return (
-        f"{reference} {what} {WORDS[verdict]} {difference.strategy}'s: {_signed(-value.mean)} ({spread}, {value.count} "
-        "seeds)."
-    )
+def text(compared: Any) -> str:
+    """Return tables, sentences and notes for a terminal."""
+    parts = []
+    for table in tables(compared):
+        parts += [f"{table.title}\n{markdown_table(table.head, table.rows)}", *table.says]
+    return "\n".join([*parts, *compared.notes])
 
 
-def _short(key: str) -> str:
-    return key.removeprefix("eval/").replace("_", " ")
-
-
-def draw(curves: list[Any], compared: Any, path: Path) -> None:
-    """Plot reward gained (right is better) against each skill's change (up is better).
-
-    A line for each run, a cross for each strategy.
-    """
-    from matplotlib.figure import Figure
-
-    skills = list(compared.sides[0].skills)
-    figure = Figure(figsize=(6.4 * len(skills), 4.6), layout="constrained")
-    for axes, skill in zip(figure.subplots(1, len(skills), squeeze=False)[0], skills, strict=True):
-        for colour, side in zip(COLOURS * 3, compared.sides, strict=False):
-            for curve in (c for c in curves if c.strategy == side.strategy):
-                axes.plot(curve.reward, curve.skills[skill], color=colour, alpha=0.35, linewidth=0.9)
-            x, y = side.reward, side.skills[skill]
-            halves = [0.0 if math.isnan(v.half) else v.half for v in (x, y)]
-            axes.errorbar(x.mean, y.mean, xerr=halves[0], yerr=halves[1], fmt="o", color=colour, label=side.strategy)
-        if compared.level is not None:
-            axes.axvline(compared.level, color="#8c959f", linewidth=0.8, linestyle=":")
-        axes.axhline(0.0, color="#8c959f", linewidth=0.8)
-        axes.set_xlabel("held-out reward gained")
-        axes.set_ylabel(f"change of {_short(skill)}")
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
-
-
-def markdown(name: str, curves: list[Any], compared: Any) -> str:
+def markdown(name: str, compared: Any) -> str:
     """Return the text of `compare.md`."""
-    seeds = sorted({curve.seed for curve in curves})
-    return "\n".join(
-        [
-            f"# {name}: freeze strategies side by side",
-            "",
-            f"Seeds {', '.join(map(str, seeds))}; means over seeds with 95 % intervals (Student's t); changes since "
-            "step 0.",
-            "",
-            table(compared),
-            "",
-            "![reward gained against skill lost](compare.png)",
-            "",
-            *(f"- {line}" for line in [*sentences(compared), *compared.notes]),
-            "",
-        ]
-    )
+    seeds = sorted({run.seed for run in compared.runs})
+    parts = [f"# {name}: freeze strategies side by side", f"Seeds {', '.join(map(str, seeds))}."]
+    parts += ["\n".join(f"- {line}" for line in compared.notes)]
+    for table in tables(compared):
+        parts += [f"## {table.title}", markdown_table(table.head, table.rows)]
+        parts += ["\n".join(f"- {line}" for line in table.says)]
+    runs = run_table(compared)
+    parts += [" ".join(explanation(compared)), f"![{frontier.READING}](compare.png)"]
+    parts += [f"## {runs.title}", markdown_table(runs.head, runs.rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write(directory: Path, name: str, curves: list[Any], compared: Any, numbers: str) -> None:
+def write(directory: Path, name: str, curves: Sequence[Any], compared: Any, numbers: str) -> None:
     """Write compare.json, compare.png and compare.md, each whole or not at all: another process may write too.
 
     directory: of all runs.
@@ -144,6 +241,6 @@ def write(directory: Path, name: str, curves: list[Any], compared: Any, numbers:
     compared: a `StrategyComparison`.
     numbers: the content of compare.json.
     """
-    write_whole(directory / "compare.png", lambda partial: draw(curves, compared, partial), shared=True)
+    write_whole(directory / "compare.png", lambda partial: frontier.draw(curves, compared, partial), shared=True)
     write_text(directory / "compare.json", numbers, shared=True)
-    write_text(directory / "compare.md", markdown(name, curves, compared), shared=True)
+    write_text(directory / "compare.md", markdown(name, compared), shared=True)

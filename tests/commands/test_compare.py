@@ -90,7 +90,7 @@ def test_what_is_finished_is_not_run_again_but_compared(command, tmp_path, no_ru
         by_hand(place, "old", seed, gain=1.0)
     code, out, error = command(*TWO, "compare.seeds=3", 'run_dir="a b, it\'s"')
     assert (code, error) == (0, "")
-    assert out.startswith("6 runs in a b, it's, 6 of them finished\n| strategy |")
+    assert out.startswith("6 runs in a b, it's, 6 of them finished\nAt equal reward (+1.00)\n| strategy |")
     found = json.loads((place / "compare.json").read_text(), parse_constant=pytest.fail)
     assert [side["strategy"] for side in found["sides"]] == ["snr", "old", "random"]
     assert found["level"] == 1.0 and found["notes"] == []

@@ -14,7 +14,8 @@ from test_evaluation import bench, written
 from test_page import Page
 
 from starling_train import cli
-from starling_train.comparison.curves import Curve, compare
+from starling_train.comparison.curves import Curve
+from starling_train.comparison.strategies import compare
 from starling_train.config.evaluate import EvaluateConfig
 from starling_train.config.evaluate import check as check_evaluate
 from starling_train.config.export import ExportConfig
@@ -136,6 +137,26 @@ def test_a_directory_of_compare(tmp_path, capsys):
     assert "<td>snr</td><td class=num>10</td><td class=num>2</td>" in page
     assert "data:image/png;base64," in page and "At equal reward" in page
     assert len(set(re.findall(r'data-label="(snr, seed 0|snr, seed 1|none, seed 0|none, seed 1)"', page))) == 4
+    assert page.count("<td>none</td><td class=num>1</td><td class=num>2</td>") == 1  # every run
+
+
+def test_a_comparison_of_a_former_version_is_read(tmp_path, capsys):
+    write_made_up(tmp_path / "runs" / "snr" / "seed_0")
+    interval = {"mean": -2.0, "half": 1.0, "count": 3}
+    nothing = {"mean": None, "half": None, "count": 0}
+    of = {"eval/function_calling": interval}
+    sides = [
+        {"strategy": name, "trained": 10, "reward": interval, "skills": of, "at_level": of, "steps_to_level": interval}
+        for name in ("snr", "none")
+    ]
+    known = [{"strategy": "none", "of": "eval/function_calling", "value": value} for value in (interval, nothing)]
+    former = {"reference": "snr", "level": 1.5, "sides": sides, "notes": ["As it was."]}
+    former |= {"equal_steps": known[:1], "equal_reward": known[1:]}
+    (tmp_path / "compare.json").write_text(json.dumps(former))
+    page = report(capsys, str(tmp_path))
+    assert "At equal reward (+1.50), function calling: snr is not comparable with none (no seed has both)." in page
+    assert "3 seeds: snr is better than none (+2.00, +1.00 to +3.00)." in page and "As it was." in page
+    assert "Every run" not in page and "At equal KL" not in page
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"sides": [], "level": null}', '{"sides": [1]}'])
