@@ -110,6 +110,8 @@ def check_metrics(config: CompareConfig) -> None:
     evaluation = config.evaluation
     known = [*ALWAYS, *(f"eval/{suite}" for suite in evaluation.suites)]
     known += [f"eval/{name}_mean" for name in evaluation.functions]
+    if "perplexity" in evaluation.suites:
+        known += [f"eval/perplexity_{name}" for name in evaluation.perplexity.texts]
     for key, metrics in (("reward", [config.compare.reward]), ("skills", config.skills())):
         for metric in metrics:
             by_category = "function_calling" in evaluation.suites and metric.startswith("eval/function_calling_")

@@ -26,6 +26,7 @@ from starling_train.config.sections import (
     SourceConfig,
     check_reward,
     check_rollout,
+    check_texts,
 )
 
 SUITES = ("reward", "preference", "function_calling", "perplexity", "mt_bench", "lm_eval")
@@ -140,11 +141,12 @@ def check(config: EvaluateConfig) -> None:
     for suite, path, what in (
         ("preference", config.preference.path, "JSONL of chosen and rejected answers, or Nectar's parquet"),
         ("function_calling", config.function_calling.path, "the directory of the leaderboard's BFCL_v4_*.json"),
-        ("perplexity", config.perplexity.path, "a text file, or JSONL with texts"),
         ("mt_bench", config.mt_bench.path, "the directory of question.jsonl and judge_prompts.jsonl"),
     ):
         if suite in requested:
             require(f"{suite}.path", path, what)
+    if "perplexity" in requested:
+        check_texts(config.perplexity, "perplexity")
     if "reward" in requested:
         _check_prompts(config)
     if "mt_bench" in requested:

@@ -15,6 +15,7 @@ from starling_train.config.fields import (
     choice,
     did_you_mean,
     given,
+    local_path,
     number,
     path_to,
     require,
@@ -350,7 +351,10 @@ class PerplexityConfig(SourceConfig):
     """Perplexity of text."""
 
     path: str | None = path_to(None, "plain text, or rows (as data.path) with `text`, conversations or preferences")
-    tokens: int | None = number(None, 2, doc="only the first tokens; null = all")
+    texts: dict[str, str] = setting(
+        {}, "texts with a perplexity each, name: as path, or stdlib:FILE of Python's library -> eval/perplexity_<name>"
+    )
+    tokens: int | None = number(None, 2, doc="only the first tokens, of each text; null = all")
     window: int = number(2048, 2, doc="tokens that are read together, at most the model's positions")
 
 
@@ -482,12 +486,25 @@ def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> No
             meant = did_you_mean(suite, SUITES)
             raise UserError(f"evaluation.suites: '{suite}' is not a suite; {meant}use some of: {', '.join(SUITES)}")
     for suite, what in SUITES.items():
-        if suite in evaluation.suites:
+        if suite == "perplexity" in evaluation.suites:
+            check_texts(evaluation.perplexity, "evaluation.perplexity")
+        elif suite in evaluation.suites:
             path = getattr(evaluation, suite).path
             require(f"evaluation.{suite}.path", path, f"{what}, or leave {suite} out of evaluation.suites")
     for name, target in evaluation.functions.items():
         if ":" not in target:
             raise UserError(f"evaluation.functions.{name}: '{target}' is not of the form package.module:function")
+
+
+def check_texts(perplexity: PerplexityConfig, key: str) -> None:
+    """Check that there is a text, and that each name can be a metric's. Raises UserError. key: the section's name."""
+    if not perplexity.texts:
+        require(f"{key}.path", perplexity.path, f"{SUITES['perplexity']}, or leave perplexity out of the suites")
+    for name, path in perplexity.texts.items():
+        if not re.fullmatch(r"\w+", name):
+            raise UserError(f"{key}.texts: '{name}' becomes a metric's name; use letters, digits and _")
+        require(f"{key}.texts.{name}", path, SUITES["perplexity"])
+        local_path(path, f"{key}.texts.{name}")
 
 
 def check_offload(cluster: ClusterConfig, optim: OptimConfig) -> None:

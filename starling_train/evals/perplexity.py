@@ -9,9 +9,13 @@ last token of the window before it, so that every token but a document's first i
 window, from at most window - 1 tokens before it. With BOS, the first token is BOS itself, which is not part of the
 text. In a conversation only the assistant's tokens count, each answer's end of turn included, as in training; the
 others are context.
+
+Beside one text (`path`) there may be named ones (`texts`), each with a perplexity of its own. A file of Python's
+standard library, which every machine has, is `stdlib:FILE`.
 """
 
 import math
+import sysconfig
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,6 +42,7 @@ from starling_train.run.runtime import Runtime
 from starling_train.training.measured import Measured
 
 WINDOWS_AT_A_TIME = 64
+STDLIB = "stdlib:"  # before the path of a file in Python's standard library
 LABEL = "label"  # KTO's: whether the answer of a prompt with one answer is a good one
 
 Document = str | list[dict]  # plain text, or the messages of a conversation
@@ -208,15 +213,41 @@ def evaluate(model: CausalLM, windows: Sequence[Window], budget: Budget) -> Text
     return TextPerplexity(-math.fsum(sums) / tokens, tokens)
 
 
-def read(how: PerplexityConfig, chat: Chat, dropped: Dropped | None = None, key: str = "perplexity") -> list[Window]:
-    """Read the windows of the text that `how` names, up to `tokens` predicted tokens. Raises UserError.
+def read_all(
+    how: PerplexityConfig, chat: Chat, dropped: Dropped | None = None, key: str = "perplexity"
+) -> dict[str, list[Window]]:
+    """Read the windows of the text at `path` ("") and of the named ones. Raises UserError that names the key.
 
-    how: the text's source.
+    how, chat, dropped, key: as of `read`.
+    """
+    texts = {}
+    if how.path:
+        with about(f"{key}.path"):
+            texts[""] = read(how.path, how, chat, dropped, key)
+    for name, path in how.texts.items():
+        with about(f"{key}.texts.{name}"):
+            texts[name] = read(path, how, chat, dropped, key)
+    return texts
+
+
+def _local(path: str) -> str:
+    if not path.startswith(STDLIB):
+        return path
+    return str(Path(sysconfig.get_path("stdlib")) / path.removeprefix(STDLIB))
+
+
+def read(
+    path: str, how: PerplexityConfig, chat: Chat, dropped: Dropped | None = None, key: str = "perplexity"
+) -> list[Window]:
+    """Read a text's windows, up to `tokens` predicted tokens. Raises UserError.
+
+    path: the text's source.
+    how: how it is read.
     chat: the policy's template.
     dropped: takes the rows that hold no document.
     key: the section of the configuration that `how` is.
     """
-    documents = load(given(how.path), subset=how.subset, split=how.split, columns=how.columns, dropped=dropped, key=key)
+    documents = load(_local(path), subset=how.subset, split=how.split, columns=how.columns, dropped=dropped, key=key)
     chosen: list[Window] = []
     left = how.tokens
     for window in cut(documents, chat, how.window):
@@ -229,54 +260,85 @@ def read(how: PerplexityConfig, chat: Chat, dropped: Dropped | None = None, key:
 
 
 def shared(
-    windows: Sequence[Window],
+    texts: Mapping[str, Sequence[Window]],
     policy: CausalLM,
     slots: Budget,
     tokens: Budget,
     runtime: Runtime,
 ) -> Measured:
-    """Measure `eval/perplexity` of windows that all processes share.
+    """Measure `eval/perplexity` and `eval/perplexity_<name>` of windows that all processes share.
 
-    windows: of the whole text.
+    texts: the windows of each, by name; `whole` says which are of `eval/perplexity`.
     policy: the model.
     slots: not used; every skill has it.
     tokens: tokens per forward pass.
     runtime: the processes.
     """
-    mine = runtime.shard(windows)
-    part = evaluate(policy, mine, tokens) if mine else TextPerplexity(0.0, 0)
-    nats, count = runtime.sum([part.nats * part.tokens, part.tokens])
-    return Measured({"eval/perplexity": TextPerplexity(nats / count, int(count)).perplexity})
+    parts = {}
+    for name, windows in texts.items():
+        mine = runtime.shard(windows)
+        part = evaluate(policy, mine, tokens) if mine else TextPerplexity(0.0, 0)
+        nats, count = runtime.sum([part.nats * part.tokens, part.tokens])
+        parts[name] = TextPerplexity(nats / count, int(count))
+    metrics = {"eval/perplexity": whole(parts).perplexity}
+    return Measured(metrics | {f"eval/perplexity_{name}": part.perplexity for name, part in parts.items() if name})
+
+
+def whole(parts: Mapping[str, TextPerplexity]) -> TextPerplexity:
+    """Return the perplexity of the text at `path` or, without one, of all named texts together."""
+    return parts.get("") or together(list(parts.values()))
+
+
+def together(parts: Sequence[TextPerplexity]) -> TextPerplexity:
+    """Return the perplexity of several texts, every token counted the same."""
+    tokens = sum(part.tokens for part in parts)
+    return TextPerplexity(sum(part.nats * part.tokens for part in parts) / tokens, tokens)
 
 
 def during_training(config: PpoConfig, chat: Chat) -> Skill:
-    """Read the text that `evaluation.perplexity` names, and return the skill. Raises UserError."""
-    with about("evaluation.perplexity.path"):
-        return partial(shared, read(config.evaluation.perplexity, chat, key="evaluation.perplexity"))
+    """Read the texts that `evaluation.perplexity` names, and return the skill. Raises UserError."""
+    return partial(shared, read_all(config.evaluation.perplexity, chat, key="evaluation.perplexity"))
 
 
 @dataclass
 class Perplexity(Suite):
-    """The suite: exp of the mean negative log-likelihood of a token of the text."""
+    """The suite: exp of the mean negative log-likelihood of a token of each text.
 
-    windows: list[Window]
+    texts: the windows of each, by name; "" is that of `path`.
+    """
+
+    texts: dict[str, list[Window]]
     dropped: Dropped
 
     name = "perplexity"
     during_training = staticmethod(during_training)
 
+    @property
+    def windows(self) -> list[Window]:
+        """The windows of all texts."""
+        return [window for windows in self.texts.values() for window in windows]
+
     @classmethod
     def find(cls, subjects: Subjects) -> "Perplexity":
         how, dropped = subjects.config.perplexity, Dropped()
-        with about("perplexity.path"):
-            windows = read(how, subjects.chat, dropped)
-        data = data_of(given(how.path), ([window.ids, window.predicted] for window in windows))
+        texts = read_all(how, subjects.chat, dropped)
+        paths = {"": given(how.path)} if "" in texts else {}
+        read = {
+            name: data_of(path, ([window.ids, window.predicted] for window in texts[name]))
+            for name, path in (paths | how.texts).items()
+        }
+        data: dict[str, Any] = read.pop("", {})
+        if read:
+            data = data | {"texts": read}
         settings = {"window": how.window, **subjects.policy_settings()}
-        return cls(subjects, subjects.identity_of(cls.name, data, settings), windows, dropped)
+        return cls(subjects, subjects.identity_of(cls.name, data, settings), texts, dropped)
 
     def plan(self) -> str:
         tokens = sum(len(window.predicted) for window in self.windows)
-        where = f"{self.identity['data']['path']} with {self.subjects.config.model.path}"
+        data = self.identity["data"]
+        paths = [data["path"]] if "path" in data else []
+        paths += [text["path"] for text in data.get("texts", {}).values()]
+        where = f"{', '.join(paths)} with {self.subjects.config.model.path}"
         return f"{tokens:,} tokens in {len(self.windows):,} windows of {where}{self.dropped.told()}"
 
     def check(self, dry_run: bool) -> None:
@@ -285,22 +347,37 @@ class Perplexity(Suite):
 
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         budget = self.subjects.token_budget()
-        starts = range(0, len(self.windows), WINDOWS_AT_A_TIME)
-        groups = [self.windows[start : start + WINDOWS_AT_A_TIME] for start in starts]
+        groups = {  # by key of the journal
+            f"{name} {start}".lstrip(): windows[start : start + WINDOWS_AT_A_TIME]
+            for name, windows in self.texts.items()
+            for start in range(0, len(windows), WINDOWS_AT_A_TIME)
+        }
+        keys = list(groups)
 
         def make(indices: list[int]) -> Iterator[dict[str, Any]]:
             for index in indices:
-                yield asdict(evaluate(self.subjects.policy(), groups[index], budget))
+                yield asdict(evaluate(self.subjects.policy(), groups[keys[index]], budget))
 
         with self.journal(folder, "windows") as journal:
-            sizes = list(map(len, groups))
-            rows = complete(journal, list(map(str, starts)), make, self.progress(say, "windows"), 1, sizes)
-        tokens = sum(row["tokens"] for row in rows)
-        whole = TextPerplexity(sum(row["nats"] * row["tokens"] for row in rows) / tokens, tokens)
-        return {"nats": whole.nats, "perplexity": min(whole.perplexity, 1e300), "tokens": tokens}
+            sizes = [len(group) for group in groups.values()]
+            rows = complete(journal, keys, make, self.progress(say, "windows"), 1, sizes)
+        parts: dict[str, list[TextPerplexity]] = {name: [] for name in self.texts}
+        for key, row in zip(keys, rows, strict=True):
+            parts[key.rpartition(" ")[0]].append(TextPerplexity(row["nats"], row["tokens"]))
+        by_name = {name: together(part) for name, part in parts.items()}
+        texts = [{"name": name, **_as_json(part)} for name, part in by_name.items() if name]
+        return _as_json(whole(by_name)) | ({"texts": texts} if texts else {})
 
     def lines(self, result: dict[str, Any]) -> list[ResultLine]:
         return [
             ResultLine("", f"{result['perplexity']:.5g}", result["tokens"]),
             ResultLine("nats a token", f"{result['nats']:.5g}", result["tokens"]),
+            *(
+                ResultLine(text["name"], f"{text['perplexity']:.5g}", text["tokens"])
+                for text in result.get("texts", [])
+            ),
         ]
+
+
+def _as_json(part: TextPerplexity) -> dict[str, Any]:
+    return {"nats": part.nats, "perplexity": min(part.perplexity, 1e300), "tokens": part.tokens}

@@ -181,13 +181,16 @@ def test_perplexity_of_a_text_and_of_its_beginning(run, toy, tmp_path):
     (tmp_path / "text.txt").write_text(text)
     asked = ["suites=[perplexity]", "perplexity.path=text.txt", "perplexity.window=64"]
     run(*asked)
-    run(*asked, "perplexity.tokens=100")
+    told = run(*asked, "perplexity.tokens=100", "perplexity.texts={python:'stdlib:heapq.py',own:text.txt}")
+    assert "300 tokens in 6 windows of" in told and "  python" in told
     whole, start = (entry["result"] for entry in entries(tmp_path / "out"))
     tokenizer = load_tokenizer(toy / "policy")
     model = AutoModelForCausalLM.from_pretrained(toy / "policy")
     ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
     assert whole["tokens"] == len(ids) - 1 and start["tokens"] == 100
     assert start["nats"] == pytest.approx(nats(model, ids[:101], 64), rel=1e-5)
+    python, own = start["texts"]
+    assert (python["name"], python["tokens"]) == ("python", 100) and own["nats"] == start["nats"] != python["nats"]
     assert whole["nats"] == pytest.approx(nats(model, ids, 64), rel=1e-5)
     assert whole["perplexity"] == pytest.approx(math.exp(whole["nats"]))
 

@@ -33,7 +33,7 @@ def chat():
 def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, asked, chat):
     held = held_out.HeldOut.from_config(asked, [], chat)
     (skill,) = held.suites
-    (windows,) = skill.args
+    windows = skill.args[0][""]
     assert sum(len(window.predicted) for window in windows) == 50 and len(windows) == 4
     small = [[token % 97 for token in window.ids] for window in windows]  # the tiny model's vocabulary
     windows[:] = [perplexity.Window(ids, w.predicted) for ids, w in zip(small, windows, strict=True)]

@@ -1,3 +1,4 @@
+import heapq
 import json
 import math
 
@@ -5,10 +6,12 @@ import pytest
 import torch
 
 from starling_train.config.fields import UserError
+from starling_train.config.sections import PerplexityConfig, check_texts, is_less_better
 from starling_train.data import nectar, openchat
 from starling_train.data.chat import Chat
 from starling_train.evals import perplexity
 from starling_train.models.budget import Budget
+from starling_train.run.runtime import Runtime
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,52 @@ def test_what_is_no_text_is_told_with_its_file(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
         perplexity.load(tmp_path / name.replace("b.txt", "a.txt"))
+
+
+@pytest.fixture
+def of_texts(tmp_path) -> PerplexityConfig:
+    (tmp_path / "a.txt").write_text("Hello there. " * 40)
+    texts = {"english": "stdlib:LICENSE.txt", "python": "stdlib:heapq.py"}
+    return PerplexityConfig(path=str(tmp_path / "a.txt"), texts=texts, tokens=20, window=8)
+
+
+def test_named_texts_are_files_of_pythons_library_each_up_to_so_many_tokens(tokenizer, of_texts):
+    texts = perplexity.read_all(of_texts, Chat(tokenizer))
+    assert list(texts) == ["", "english", "python"]
+    assert [sum(len(window.predicted) for window in windows) for windows in texts.values()] == [20, 20, 20]
+    begin = tokenizer.decode([id_ for window in texts["python"] for id_ in window.ids[1:]])
+    assert heapq.__doc__.split("\n")[0] in begin
+
+
+def test_each_text_has_its_metric_and_the_path_is_the_whole(tiny_mistral):
+    """The mean over tokens of both texts is the whole where there is no path."""
+    policy, runtime = tiny_mistral().eval(), Runtime("cpu")
+    texts = {"a": whole([1, 9, 33]), "b": whole([7, 3], [4, 4, 4, 8])}
+    metrics = perplexity.shared(texts, policy, budget(), budget(), runtime).metrics
+    a, b = (perplexity.evaluate(policy, texts[name], budget()) for name in "ab")
+    assert (a.tokens, b.tokens) == (2, 4)
+    assert metrics == {
+        "eval/perplexity": pytest.approx(math.exp((2 * a.nats + 4 * b.nats) / 6)),
+        "eval/perplexity_a": pytest.approx(a.perplexity),
+        "eval/perplexity_b": pytest.approx(b.perplexity),
+    }
+    one = perplexity.shared({"": texts["b"], "a": texts["a"]}, policy, budget(), budget(), runtime).metrics
+    assert one == {"eval/perplexity": metrics["eval/perplexity_b"], "eval/perplexity_a": metrics["eval/perplexity_a"]}
+    assert all(map(is_less_better, one))
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ({"a": "stdlib:none.txt"}, r"x\.texts\.a: .*none\.txt: no such file"),
+        ({"a-b": "a.txt"}, r"x\.texts: 'a-b' becomes a metric's name"),
+        ({"a": ""}, r"x\.texts\.a: not set"),
+        ({"a": "x" * 5000}, r"x\.texts\.a: .*cannot be a path"),
+        ({}, r"x\.path: not set"),
+    ],
+)
+def test_a_text_that_is_none_is_told_by_its_key(tokenizer, texts, says):
+    how = PerplexityConfig(texts=texts)
+    with pytest.raises(UserError, match=f"^{says}"):
+        check_texts(how, "x")
+        perplexity.read_all(how, Chat(tokenizer), key="x")
