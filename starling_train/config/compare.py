@@ -114,7 +114,10 @@ def check_metrics(config: CompareConfig) -> None:
         known += [f"eval/perplexity_{name}" for name in evaluation.perplexity.texts]
     for key, metrics in (("reward", [config.compare.reward]), ("skills", config.skills())):
         for metric in metrics:
-            by_category = "function_calling" in evaluation.suites and metric.startswith("eval/function_calling_")
+            by_category = any(
+                suite in evaluation.suites and metric.startswith(f"eval/{suite}_")
+                for suite in ("function_calling", "instructions")
+            )
             if metric not in known and not by_category:
                 raise UserError(
                     f"compare.{key}: {metric} is not evaluated; add to evaluation.suites or evaluation.functions, or "

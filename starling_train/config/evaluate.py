@@ -22,6 +22,7 @@ from starling_train.config.fields import (
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import (
     FunctionCallingConfig,
+    InstructionsConfig,
     PerplexityConfig,
     SourceConfig,
     check_reward,
@@ -29,9 +30,9 @@ from starling_train.config.sections import (
     check_texts,
 )
 
-SUITES = ("reward", "preference", "function_calling", "perplexity", "mt_bench", "lm_eval")
+SUITES = ("reward", "preference", "function_calling", "instructions", "perplexity", "mt_bench", "lm_eval")
 OF_THE_REWARD_MODEL = ("reward", "preference")
-OF_THE_POLICY = ("reward", "function_calling", "perplexity", "mt_bench", "lm_eval")
+OF_THE_POLICY = ("reward", "function_calling", "instructions", "perplexity", "mt_bench", "lm_eval")
 
 
 @dataclass
@@ -102,8 +103,8 @@ class LmEvalConfig:
 
 @dataclass
 class EvaluateConfig(PpoConfig):
-    """`python -m starling_train.evaluate`: a run's keys (config.yaml), and what is measured. Function calling and
-    perplexity are a recipe's evaluation.* unless given.
+    """`python -m starling_train.evaluate`: a run's keys (config.yaml), and what is measured. Function calling,
+    instructions and perplexity are a recipe's evaluation.* unless given.
 
     Suites that evaluation.json has for the same models, data and settings are not measured again. The reward model
     is given by reward=KIND reward.path=DIR, or by reward=server reward.url=http://HOST:PORT.
@@ -112,12 +113,13 @@ class EvaluateConfig(PpoConfig):
     name: str = run_name("evaluate", "evaluation.json goes to runs/<name>, or to run_dir, which may be a run's")
     suites: list[str] = setting(
         [],
-        "of the policy (model.path): reward, function_calling, perplexity, mt_bench, lm_eval; of the reward model: "
-        "preference",
+        "of the policy (model.path): reward, function_calling, instructions, perplexity, mt_bench, lm_eval; of the "
+        "reward model: preference",
     )
     reward_suite: RewardSuiteConfig = section(RewardSuiteConfig)
     preference: PreferenceSuiteConfig = section(PreferenceSuiteConfig)
     function_calling: FunctionCallingConfig = section(FunctionCallingConfig, follows="evaluation.function_calling")
+    instructions: InstructionsConfig = section(InstructionsConfig, follows="evaluation.instructions")
     perplexity: PerplexityConfig = section(PerplexityConfig, follows="evaluation.perplexity")
     mt_bench: MtBenchConfig = section(MtBenchConfig)
     lm_eval: LmEvalConfig = section(LmEvalConfig)

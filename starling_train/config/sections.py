@@ -359,6 +359,14 @@ class PerplexityConfig(SourceConfig):
 
 
 @dataclass
+class InstructionsConfig:
+    """Instructions that a program can check (so many items, a word, an ending, JSON), on prompts that come along."""
+
+    prompts: int | None = number(None, 1, doc="in all, the first ones of each kind in turn; null = all, 144")
+    max_new_tokens: int = number(128, 1, doc="of an answer")
+
+
+@dataclass
 class HeldOutConfig:
     """On held-out prompts, before the first step, every `every` steps, and after the last."""
 
@@ -369,11 +377,14 @@ class HeldOutConfig:
 class EvaluationConfig(HeldOutConfig):
     """On held-out prompts, before the first step, every `every` steps, and after the last."""
 
-    suites: list[str] = setting([], "what to measure as well: function_calling (percent), perplexity (of text)")
+    suites: list[str] = setting(
+        [], "what to measure as well: function_calling (percent), instructions (percent), perplexity (of text)"
+    )
     functions: dict[str, str] = setting(
         {}, "own measures of a list of conversations, name: package.module:function -> eval/<name>_mean"
     )
     function_calling: FunctionCallingConfig = section(FunctionCallingConfig)
+    instructions: InstructionsConfig = section(InstructionsConfig)
     perplexity: PerplexityConfig = section(PerplexityConfig)
 
 
@@ -419,8 +430,10 @@ def is_less_better(metric: str) -> bool:
     return metric.startswith(LESS_IS_BETTER)
 
 
+# what each needs a path to; "": nothing
 SUITES = {
     "function_calling": "the directory of the leaderboard's BFCL_v4_*.json",
+    "instructions": "",
     "perplexity": "a text file, or JSONL with texts",
 }
 
@@ -488,7 +501,7 @@ def check_evaluation(rollout: RolloutConfig, evaluation: EvaluationConfig) -> No
     for suite, what in SUITES.items():
         if suite == "perplexity" in evaluation.suites:
             check_texts(evaluation.perplexity, "evaluation.perplexity")
-        elif suite in evaluation.suites:
+        elif what and suite in evaluation.suites:
             path = getattr(evaluation, suite).path
             require(f"evaluation.{suite}.path", path, f"{what}, or leave {suite} out of evaluation.suites")
     for name, target in evaluation.functions.items():

@@ -12,6 +12,7 @@ SUITES = {
     "reward": ("starling_train.evals.reward", "Reward"),
     "preference": ("starling_train.evals.preference", "Preference"),
     "function_calling": ("starling_train.evals.function_calling.suite", "FunctionCalling"),
+    "instructions": ("starling_train.evals.instructions.suite", "Instructions"),
     "perplexity": ("starling_train.evals.perplexity", "Perplexity"),
     "mt_bench": ("starling_train.evals.mt_bench", "MtBench"),
     "lm_eval": ("starling_train.evals.lm_eval", "LmEval"),

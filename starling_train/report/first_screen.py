@@ -221,7 +221,13 @@ def _evaluate(run: RunFiles, path: str) -> str:
     options = []
     for suite in named:
         where = setting(run.config, f"evaluation.{suite}.path")
-        options.append(argument(f"{suite}.path", str(where)) if where else f"{suite}.path=DIR")
+        texts = setting(run.config, f"evaluation.{suite}.texts")
+        if where:
+            options.append(argument(f"{suite}.path", str(where)))
+        if texts and isinstance(texts, dict):
+            options += [argument(f"+{suite}.texts.{name}", str(text)) for name, text in texts.items()]
+        if not where and not texts and suite != "instructions":
+            options.append(f"{suite}.path=DIR")
     return " ".join(
         [
             "starling evaluate",

@@ -3,7 +3,8 @@
 from starling_train.report.markup import clean
 from starling_train.report.read_run import RunFiles, series
 
-SKILL_WORDS = ("function_calling", "accuracy", "rate")
+SKILL_WORDS = ("function_calling", "instructions", "accuracy", "rate")
+IN_PERCENT = ("function_calling", "instructions")
 CASES = "_cases"  # what a skill's key with this at its end counts
 # measured at every evaluation of ppo; everything else is a suite's or the user's
 PLAIN = {
@@ -28,7 +29,7 @@ def is_skill(key: str) -> bool:
 
 def percent_scale(run: RunFiles, key: str) -> float:
     """Return the factor that turns a skill into percent: 1 if it is logged in percent, 100 if as a share."""
-    in_percent = "function_calling" in key or any(value > 1 for value in series(run, key)[1])
+    in_percent = any(word in key for word in IN_PERCENT) or any(value > 1 for value in series(run, key)[1])
     return 1.0 if in_percent else 100.0
 
 

@@ -22,6 +22,7 @@ SHOWN = (
     ("eval/preference_accuracy", "pairs in order, held out, %", 100, 1),
     ("eval/reward_margin", "reward margin, held out", 1, 2),
     ("eval/function_calling", "function calling, %", 1, 1),
+    ("eval/instructions", "instructions followed, %", 1, 1),
     ("eval/perplexity", "perplexity of text", 1, 2),
     ("eval/length_mean", "length of an answer, tokens", 1, 1),
     ("eval/eos_fraction", "answers that end, %", 100, 1),

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from starling_train import evaluate
 from starling_train.data.chat import Chat
 from starling_train.evals import subjects, suite
+from starling_train.evals.instructions import is_followed, load
 from starling_train.evals.lm_eval import sampling
 
 
@@ -161,6 +162,14 @@ def test_function_calling_asks_only_what_it_has_no_answer_to(run, tmp_path, gene
     said = run(*asked)
     assert generated == [20, 7] and "13 of 20 answers are there from an earlier start" in said
     assert rows(out, "function_calling.answers") == answers and entries(out)[0]["result"] == entry["result"]
+
+
+def test_instructions_are_asked_greedily_and_counted_by_kind(run, tmp_path, generated):
+    told = run("suites=[instructions]", "instructions.prompts=24", "instructions.max_new_tokens=8")
+    assert generated == [24] and "instructions: 24 prompts with" in told and "  upper_case" in told
+    (entry,), answers = entries(tmp_path / "out"), rows(tmp_path / "out", "instructions.answers")
+    followed = [is_followed(one.kind, one.argument, answers[one.id]["response"]) for one in load(24)]
+    assert entry["result"]["accuracy"] == sum(followed) / 24 and len(entry["result"]["by_kind"]) == 12
 
 
 def test_preference_scores_only_what_has_no_score(run, toy, tmp_path, monkeypatch):

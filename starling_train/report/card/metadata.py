@@ -18,9 +18,11 @@ from starling_train.training.trained import TrainedModel
 IN_CACHE = re.compile(r"(?:models|datasets)--([\w.-]+?)--([\w.-]+)/snapshots/")
 LICENSE = ("license", "license_name", "license_link")
 OWN = "data.path"
+BUILT_IN = ""  # prompts that come with the package
 # what an evaluation other than that of held-out data reads, by the beginning of its metrics
 PLACES = {
     "eval/function_calling": "evaluation.function_calling.path",
+    "eval/instructions": BUILT_IN,
     "eval/perplexity": "evaluation.perplexity.path",
 }
 NOT_RESULTS = ("eval/unscored",)  # a count of what could not be measured
@@ -93,11 +95,15 @@ def _tags(run: SavedRun, trained: TrainedModel) -> list[str]:
 
 def _results(run: SavedRun, trained: TrainedModel, measured: dict[str, Any], data: str | None) -> Iterator[EvalResult]:
     """Yield every number of an evaluation: of function calling, of the perplexity's text, of held-out prompts."""
-    names = {key: Path(str(setting(run.settings, key) or "")).name or "not named" for key in (*PLACES.values(), OWN)}
+    texts = setting(run.settings, "evaluation.perplexity.texts") or {}
+    places = {f"eval/perplexity_{text}": f"evaluation.perplexity.texts.{text}" for text in texts} | PLACES
+    keys = {*places.values(), OWN} - {BUILT_IN}
+    names = {key: Path(str(setting(run.settings, key) or "")).name or "not named" for key in keys}
+    names[BUILT_IN] = "instructions of starling_train"
     for key, value in measured.items():
         if not key.startswith("eval/") or key in NOT_RESULTS or not is_number(value):
             continue
-        place = next((place for start, place in PLACES.items() if key.startswith(start)), OWN)
+        place = next((place for start, place in places.items() if key.startswith(start)), OWN)
         yield EvalResult(
             task_type="text-classification" if trained.kind else "text-generation",
             dataset_type=(place == OWN and data) or names[place],

@@ -206,7 +206,8 @@ def _limits(settings: dict[str, Any], trained: TrainedModel, evaluations: list[d
     else:
         judge = "the data that it learned from" if "dpo" in settings else "the reward model that training maximised"
         measured = f"The held-out numbers are by {judge}, on prompts of the same data: they are no judgement of people."
-    skills = [key for key in (evaluations or [{}])[-1] if key.startswith(("eval/function_calling", "eval/perplexity"))]
+    suites = ("eval/function_calling", "eval/instructions", "eval/perplexity")
+    skills = [key for key in (evaluations or [{}])[-1] if key.startswith(suites)]
     lines = [measured]
     if not trained.kind and not skills:
         lines.append("Whether a skill of the base model was lost was not measured: `starling evaluate` does that.")
