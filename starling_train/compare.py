@@ -2,11 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starling_train.cli import command, configuration, quoted
 from starling_train.config.compare import CompareConfig, check
 from starling_train.config.fields import UserError
+
+if TYPE_CHECKING:
+    from starling_train.comparison.runs import StrategyRun
 
 
 def check_start(config: CompareConfig) -> None:
@@ -23,19 +29,39 @@ def main(config: CompareConfig) -> None:
     directory = config.directory()
 
     # 1. Mistakes in any run, before the first one trains.
-    requested = runs.find_runs(config, directory, sys.argv[1:], configuration, quoted)
-    missing = [run for run in requested if not run.finished]
-    runs.look_over(missing, config.dry_run)
-    print(f"{len(requested)} runs in {directory}, {len(requested) - len(missing)} of them finished", flush=True)
+    lines = runs.CommandLines(config, directory, sys.argv[1:], configuration, quoted)
+    tried = lines.search()
+    requested = lines.compared(find_rates(config, directory, tried))
+    runs.look_over(runs.missing(tried) or runs.missing(requested), config.dry_run)
+    for what, of in (("runs of the search for learning rates", tried), ("runs", requested)):
+        if of:
+            print(f"{len(of)} {what} in {directory}, {len(of) - len(runs.missing(of))} of them finished", flush=True)
     if config.dry_run:
-        runs.describe(requested)
+        runs.describe([*tried, *requested])
         return
 
-    # 2. The runs; an interrupted one resumes.
-    children.run([run.child for run in missing], config.compare.processes, lambda line: print(line, flush=True))
+    # 2. The search for learning rates, if there is one, then the runs; an interrupted one resumes.
+    start = partial(children.run, at_once=config.compare.processes, say=partial(print, flush=True))
+    if runs.missing(tried):
+        start([run.child for run in runs.missing(tried)])
+        requested = lines.compared(find_rates(config, directory, lines.search()))
+    start([run.child for run in runs.missing(requested)])
 
     # 3. All finished runs in the directory, those of other strategies too.
     report(config, directory)
+
+
+def find_rates(config: CompareConfig, directory: Path, tried: "list[StrategyRun]") -> dict[str, float] | None:
+    """Return the learning rate that the search has found for each strategy; None without one, or before its end."""
+    from starling_train.comparison import search
+
+    if not tried or not all(run.finished for run in tried):
+        return None
+    known = search.find(config, directory).rates()
+    rates = {run.strategy: known[run.strategy] for run in tried}
+    for strategy, rate in rates.items():
+        print(f"{strategy}: learning rate {rate:g}, by the search", flush=True)
+    return rates
 
 
 def check_arguments(arguments: list[str]) -> None:
@@ -49,6 +75,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 def report(config: CompareConfig, directory: Path) -> None:
     """Write compare.json, compare.png and compare.md of all finished runs, if one is of the reference strategy."""
+    from starling_train.comparison import search
     from starling_train.comparison.curves import read
     from starling_train.comparison.strategies import compare
     from starling_train.report import comparison
@@ -62,6 +89,9 @@ def report(config: CompareConfig, directory: Path) -> None:
         print(f"no comparison yet: no run of {section.reference}, compare.reference, is finished")
         return
     compared = compare(curves, section.reference, section.level, section.kl_level)
+    if section.search:
+        tried = search.find(config, directory)
+        compared = replace(compared, search=tried, notes=compared.notes + search.remarks(tried, section.search))
     text = json.dumps(compared.to_json(), indent=1, allow_nan=False) + "\n"
     comparison.write(directory, config.name, curves, compared, text)
     print(comparison.text(compared))

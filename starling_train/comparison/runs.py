@@ -13,48 +13,106 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.ppo import check as check_ppo
 from starling_train.run.directory import RunDirectory
 
+RATE = "optim.learning_rate"
+
 
 @dataclass
 class StrategyRun:
-    """One strategy with one seed: its settings, the process that runs it, and whether it is finished."""
+    """One strategy with one seed: its settings, the process that runs it, and whether it is finished.
 
+    is_known: False where its learning rate is still searched.
+    """
+
+    strategy: str
     config: PpoConfig
     child: Child
     finished: bool
+    is_known: bool = True
 
 
-def find_runs(
-    config: CompareConfig,
-    directory: Path,
-    arguments: list[str],
-    configuration: Callable[[list[str]], PpoConfig],
-    quoted: Callable[[str], str],
-) -> list[StrategyRun]:
-    """Return all requested runs, seed by seed. Raises UserError, also for a directory with runs of other settings.
+class CommandLines:
+    """The command lines of a comparison's runs. Raises UserError for a mistake in the settings of any strategy.
 
     config: the command's configuration.
     directory: of all runs.
     arguments: this command's own; a run has these, then the strategy's.
-    configuration: reads a command line as the run will read it, once for each strategy, so that a finished run need not
-        be started to be known.
+    configuration: reads a command line as the run will read it, so that a finished run need not be started to be known.
     quoted: writes a value so that a command line reads it back.
     """
-    section, layers = config.compare, count_layers(config)
-    given = [argument for argument in arguments if not argument.lstrip("+~").startswith(OWN)]
-    lines = {}
-    for strategy in section.only or section.strategies:
-        own = [re.sub("=LAYERS$", f"={layers}", override) for override in section.strategies[strategy]]
-        line = [*given, *own, f"name={quoted(f'{config.name}_{strategy}')}"]
-        lines[strategy] = (line, check_settings(strategy, own, configuration(line)))
-    runs = []
-    for seed in range(section.first_seed, section.first_seed + section.seeds):
-        for strategy, (line, settings) in lines.items():
-            path = directory / "runs" / strategy / f"seed_{seed}"
-            whole = ["starling_train.ppo", *line, f"seed={seed}", f"run_dir={quoted(str(path))}"]
-            child = Child(f"{strategy}/seed_{seed}", whole, directory / "logs" / f"{strategy}_seed_{seed}.log")
-            settings = replace(settings, seed=seed, run_dir=str(path))
-            runs.append(StrategyRun(settings, child, RunDirectory(settings).is_finished()))
-    return runs
+
+    def __init__(
+        self,
+        config: CompareConfig,
+        directory: Path,
+        arguments: list[str],
+        configuration: Callable[[list[str]], PpoConfig],
+        quoted: Callable[[str], str],
+    ):
+        self._section, self._name, self._directory = config.compare, config.name, directory
+        self._configuration, self._quoted = configuration, quoted
+        self._given = [argument for argument in arguments if not argument.lstrip("+~").startswith(OWN)]
+        self._lines: dict[tuple[str, float | None], tuple[list[str], PpoConfig]] = {}
+        section, layers = config.compare, count_layers(config)
+        self.strategies = {
+            strategy: [re.sub("=LAYERS$", f"={layers}", override) for override in section.strategies[strategy]]
+            for strategy in section.only or section.strategies
+        }
+
+    def search(self) -> list[StrategyRun]:
+        """Return the runs of the search for learning rates, seed by seed; none where nothing is searched."""
+        section = self._section
+        lines = {(name, rate): self._line(name, rate) for name in self.strategies for rate in section.search}
+        return [
+            self._run(name, *line, f"search/{name}/{rate!r}/seed_{seed}", seed)
+            for seed in section.searched_seeds()
+            for (name, rate), line in lines.items()
+        ]
+
+    def compared(self, rates: dict[str, float] | None = None) -> list[StrategyRun]:
+        """Return the runs that are compared, seed by seed. Raises UserError for a directory with other settings.
+
+        rates: the learning rates that the search has found, if it has ended.
+        """
+        is_known = not self._section.search or rates is not None
+        lines = {name: self._line(name, (rates or {}).get(name)) for name in self.strategies}
+        return [
+            self._run(name, *line, f"runs/{name}/seed_{seed}", seed, is_known)
+            for seed in self._section.compared_seeds()
+            for name, line in lines.items()
+        ]
+
+    def _line(self, strategy: str, rate: float | None) -> tuple[list[str], PpoConfig]:
+        """Return a strategy's command line, but for seed and directory, and its settings, which take time to read."""
+        if (strategy, rate) in self._lines:
+            return self._lines[strategy, rate]
+        own = [*self.strategies[strategy], *([f"{RATE}={rate!r}"] if rate is not None else [])]
+        line = [*self._given, *own, f"name={self._quoted(f'{self._name}_{strategy}')}"]
+        self._lines[strategy, rate] = line, check_settings(strategy, own, self._configuration(line))
+        return self._lines[strategy, rate]
+
+    def _run(
+        self, strategy: str, line: list[str], settings: PpoConfig, where: str, seed: int, is_known: bool = True
+    ) -> StrategyRun:
+        """Make a run.
+
+        strategy: its name.
+        line: its command line, but for seed and directory.
+        settings: likewise.
+        where: its directory within that of the comparison.
+        seed: its seed.
+        is_known: whether its learning rate is.
+        """
+        path, name = self._directory / where, where.removeprefix("runs/")
+        whole = ["starling_train.ppo", *line, f"seed={seed}", f"run_dir={self._quoted(str(path))}"]
+        child = Child(name, whole, self._directory / "logs" / f"{name.replace('/', '_')}.log")
+        settings = replace(settings, seed=seed, run_dir=str(path))
+        finished = is_known and RunDirectory(settings).is_finished()
+        return StrategyRun(strategy, settings, child, finished, is_known)
+
+
+def missing(runs: list[StrategyRun]) -> list[StrategyRun]:
+    """Return the runs that are not finished."""
+    return [run for run in runs if not run.finished]
 
 
 def check_settings(strategy: str, own: list[str], settings: PpoConfig) -> PpoConfig:
@@ -75,7 +133,7 @@ def count_layers(config: CompareConfig) -> int:
     return max(1, int(shape.layers * config.freeze.top_percent / 100))
 
 
-def look_over(missing: list[StrategyRun], is_dry: bool) -> None:
+def look_over(runs: list[StrategyRun], is_dry: bool) -> None:
     """Check what a run checks before it trains, for one run of each strategy. Raises UserError."""
     from starling_train.evals.held_out import HeldOut
     from starling_train.models.source import ModelSource
@@ -83,10 +141,10 @@ def look_over(missing: list[StrategyRun], is_dry: bool) -> None:
     from starling_train.training import policy
     from starling_train.training.ppo import inputs
 
-    first = {run.child.name.partition("/")[0]: run.config for run in reversed(missing)}
+    first = {run.strategy: run.config for run in reversed(runs)}
     if not first:
         return
-    config = missing[0].config
+    config = runs[0].config
     if is_dry:
         inputs.describe(config)
         return
@@ -106,9 +164,10 @@ def describe(runs: list[StrategyRun]) -> None:
 
     model = runs[0].config.model
     source = ModelSource.open(model.path, "model.path", model.revision, weights=False)
-    for strategy, config in {run.child.name.partition("/")[0]: run.config for run in runs}.items():
+    for strategy, config in {run.strategy: run.config for run in runs}.items():
         table, _ = inputs.planned(config, source)
         print(f"{strategy}: trains {table.parameters_trained:,} parameters")
     for run in runs:
         line = shlex.join(["python", "-m", *run.child.arguments])
-        print(f"{run.child.name}: {'finished' if run.finished else line}")
+        after = "" if run.is_known else f"after the search, with {RATE} as found there: "
+        print(f"{run.child.name}: {'finished' if run.finished else after + line}")

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from starling_train.comparison.curves import Curve, Point
+from starling_train.comparison.search import Search
 from starling_train.config.sections import KL
 from starling_train.core.intervals import (
     Estimate,
@@ -91,6 +92,7 @@ class StrategyComparison:
     equal_steps, equal_reward, equal_kl: the differences to `reference`.
     cases: how many cases the intervals of each skill count besides the seeds; 0: the seeds alone.
     runs: every run that was compared.
+    search: for learning rates, if there was one.
     notes: what a reader must know of the runs, in sentences.
     """
 
@@ -104,6 +106,7 @@ class StrategyComparison:
     equal_kl: list[Difference] = field(default_factory=list)
     cases: dict[str, int] = field(default_factory=dict)
     runs: list[RunResult] = field(default_factory=list)
+    search: Search | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as strict JSON values: null for nan."""

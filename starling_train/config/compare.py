@@ -34,6 +34,14 @@ STRATEGIES = {
 }  # fmt: skip
 
 
+def _check_rates(key: str, rates: list[float]) -> None:
+    for rate in rates:
+        if type(rate) not in (int, float) or not 0 < rate <= 1:
+            raise UserError(f"{key}: {rate} is not a learning rate; give numbers above 0, up to 1, e.g. [1e-4, 3e-4]")
+    if len(set(rates)) < len(rates):
+        raise UserError(f"{key}: a learning rate is there twice; leave one of the two out")
+
+
 @dataclass
 class CompareSection:
     """The runs, and what is compared."""
@@ -59,6 +67,20 @@ class CompareSection:
         None, 1e-9, doc="KL to the start, in nats an answer, to compare reward and skills at; null likewise"
     )
     processes: int = number(1, 1, 1024, doc="runs side by side")
+    search: list[float] = setting(
+        [],
+        "learning rates that every strategy is first tried with, on other seeds; it then runs with the one that gained "
+        "most reward at the last step; empty = no search",
+        check=_check_rates,
+    )
+    search_seeds: int = number(2, 1, 1000, doc="runs of each strategy and rate in the search")
+    search_first_seed: int = number(1000, 0, 2**31, doc="of them in a row, none of which is compared")
+
+    def compared_seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def searched_seeds(self) -> range:
+        return range(self.search_first_seed, self.search_first_seed + self.search_seeds)
 
 
 @dataclass
@@ -102,6 +124,13 @@ def check(config: CompareConfig) -> None:
     if not config.skills():
         raise UserError("compare.skills: empty; give metrics that are evaluated, e.g. [eval/function_calling]")
     check_metrics(config)
+    if section.search:
+        shared = sorted(set(section.compared_seeds()) & set(section.searched_seeds()))
+        if shared:
+            raise UserError(
+                f"compare.search_first_seed: seed {shared[0]} would be searched with and compared; give at least "
+                f"{section.compared_seeds().stop}"
+            )
     check_one_process("compare")
 
 

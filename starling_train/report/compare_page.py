@@ -35,7 +35,7 @@ def strategies(directory: Path, compared: dict[str, Any] | None) -> str:
     try:
         known = _objects(_completed(compared)) if compared else None
         ways = comparison.tables(known) if known else []
-        runs = comparison.run_table(known) if known else None
+        more = comparison.more_tables(known) if known else []
         explained = " ".join(comparison.explanation(known)) if known else ""
     except (AttributeError, LookupError, TypeError, ValueError):
         return markup.note("compare.json cannot be read as a comparison.")
@@ -43,9 +43,7 @@ def strategies(directory: Path, compared: dict[str, Any] | None) -> str:
         return markup.note("No comparison yet: no run of the reference strategy is finished.")
     explained = markup.note(markup.escape(explained.replace("*", "")))
     parts = [_list(known.notes), *map(_table, ways), explained, _picture(directory / "compare.png")]
-    if runs is not None and runs.rows:
-        parts.append(markup.details(runs.title, _table(runs)))
-    return "".join(parts)
+    return "".join([*parts, *(markup.details(table.title, _table(table)) for table in more)])
 
 
 def _table(table: comparison.Table) -> str:
@@ -65,7 +63,7 @@ def _completed(compared: dict[str, Any]) -> dict[str, Any]:
     none: dict[str, Any] = {"mean": None, "half": None, "count": 0}
     side = {"reward_at_kl": none, "at_kl": {}, "steps_to_kl": none, "rates": []}
     difference = {"spread": None, "p_value": None, "p_holm": None}
-    whole = {"kl_level": None, "equal_kl": [], "cases": {}, "runs": []} | compared
+    whole = {"kl_level": None, "equal_kl": [], "cases": {}, "runs": [], "search": None} | compared
     whole["sides"] = [side | one for one in whole["sides"]]
     for key in ("equal_steps", "equal_reward", "equal_kl"):
         whole[key] = [difference | one for one in whole[key]]

@@ -123,6 +123,30 @@ def run_table(compared: Any) -> Table:
     return Table("Every run", head, rows)
 
 
+def more_tables(compared: Any) -> list[Table]:
+    """Return the tables that a reader looks up: the search for learning rates, and every run."""
+    search = [search_table(compared.search)] if compared.search is not None and compared.search.tried else []
+    return [*search, *([run_table(compared)] if compared.runs else [])]
+
+
+def search_table(search: Any) -> Table:
+    """Return the table of a search for learning rates, everything that was tried, and what was chosen how."""
+    seeds = sorted({seed for one in search.tried for seed in one.seeds})
+    skills = [skill for skill in search.tried[0].skills if all(skill in one.skills for one in search.tried)]
+    head = ["strategy", "learning rate", *(f"reward gained, seed {seed}" for seed in seeds), "mean"]
+    rows = []
+    for one in search.tried:
+        by_seed = dict(zip(one.seeds, one.rewards, strict=True))
+        ends = [("not finite" if by_seed[s] is None else signed(by_seed[s])) if s in by_seed else "" for s in seeds]
+        rate, mean = f"{one.rate:g}{' (chosen)' if one.is_chosen else ''}", signed(one.reward)
+        rows.append([one.strategy, rate, *ends, mean, *(signed(one.skills[skill]) for skill in skills)])
+    says = [
+        "Every strategy was tried with the same learning rates, on seeds that are not compared. It runs with the one "
+        f"that gained most reward ({search.metric}) at the last step, on average over the seeds; skills did not count."
+    ]
+    return Table("Search for learning rates", [*head, *map(short, skills)], rows, says)
+
+
 def sentences(compared: Any) -> list[str]:
     """Return the reference against all others in words: a sentence for each value, at equal reward first."""
     return [line for table in tables(compared) for line in table.says]
@@ -226,9 +250,9 @@ def markdown(name: str, compared: Any) -> str:
     for table in tables(compared):
         parts += [f"## {table.title}", markdown_table(table.head, table.rows)]
         parts += ["\n".join(f"- {line}" for line in table.says)]
-    runs = run_table(compared)
     parts += [" ".join(explanation(compared)), f"![{frontier.READING}](compare.png)"]
-    parts += [f"## {runs.title}", markdown_table(runs.head, runs.rows)]
+    for table in more_tables(compared):
+        parts += [f"## {table.title}", *table.says, markdown_table(table.head, table.rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from starling_train import compare
+from starling_train.cli import configuration
+from starling_train.report import compare_page
 
 ROOT = Path(__file__).parents[2]
 TWO = ["+recipe=debug", "compare.only=[snr,random]"]
@@ -19,7 +21,10 @@ TWO = ["+recipe=debug", "compare.only=[snr,random]"]
 
 def by_hand(directory, strategy, seed, gain=2.0, loss=4.0):
     """A finished run of the debug recipe's two steps."""
-    run = directory / "runs" / strategy / f"seed_{seed}"
+    return write_finished(directory / "runs" / strategy / f"seed_{seed}", seed, gain, loss)
+
+
+def write_finished(run, seed, gain, loss):
     run.mkdir(parents=True)
     rows = [
         {"step": step, "eval/score_mean": gain * step / 2 + 0.1 * seed, "eval/function_calling": 90.0 - loss * step / 2}
@@ -124,6 +129,63 @@ def test_without_a_run_of_the_reference_there_is_no_comparison_yet(command, tmp_
     code, out, _ = command("+recipe=debug", "compare.only=[random]", "compare.seeds=1", "run_dir=there")
     assert code == 0 and "no comparison yet: no run of snr" in out
     assert not (tmp_path / "there" / "compare.json").exists()
+
+
+SEARCH = ("compare.search=[0.001,0.004]", "compare.search_seeds=2", "compare.seeds=2")
+
+
+def test_a_dry_run_lists_the_search_and_the_runs_that_follow_it(command, tmp_path, no_run_starts):
+    code, out, error = command(*TWO, *SEARCH, "dry_run=true")
+    assert (code, error) == (0, "") and not list(tmp_path.iterdir())
+    lines = out.splitlines()
+    assert lines[0] == "8 runs of the search for learning rates in runs/debug-compare, 0 of them finished"
+    assert lines[1] == "4 runs in runs/debug-compare, 0 of them finished"
+    named = dict(line.split(": ", 1) for line in lines[4:])
+    assert list(named)[:4] == [
+        f"search/{name}/{rate}/seed_1000" for name in ("snr", "random") for rate in (0.001, 0.004)
+    ]
+    assert " optim.learning_rate=0.004 " in named["search/random/0.004/seed_1001"]
+    assert "search/random/0.004/seed_1001'" in named["search/random/0.004/seed_1001"] and len(named) == 12
+    assert named["random/seed_1"].startswith(
+        "after the search, with optim.learning_rate as found there: python -m starling_train.ppo +recipe=debug "
+    )
+
+
+def test_each_strategy_runs_with_the_rate_that_the_search_found(command, tmp_path, monkeypatch):
+    """What trains is replaced: a run gains most with 0.001 of snr, with 0.004 of random."""
+    started = []
+
+    def train(children, at_once, say):
+        started.append(children)
+        for child in children:
+            run = Path(child.arguments[-1].partition("run_dir=")[2].strip("'"))
+            rate = [float(a.partition("=")[2]) for a in child.arguments if a.startswith("optim.learning_rate=")][-1]
+            gain = 3.0 if rate == {"snr": 0.001, "random": 0.004}[run.parts[2]] else 1.0
+            write_finished(run, int(run.name.removeprefix("seed_")), gain, 2.0)
+            (run / "config.yaml").write_text(yaml.safe_dump({"optim": {"learning_rate": rate}}))
+
+    monkeypatch.setattr("starling_train.comparison.children.run", train)
+    monkeypatch.setattr("starling_train.run.directory.RunDirectory._refuse_other_settings", lambda *_: None)
+    # a rate of the strategy's own gives way
+    own = "compare.strategies.random=['freeze.method=random','freeze.adapter=null','optim.learning_rate=0.5']"
+    code, out, error = command(*TWO, *SEARCH, own, "run_dir=there")
+    assert (code, error) == (0, ""), error
+    assert [len(children) for children in started] == [8, 4]
+    assert [child.name for child in started[1]] == ["snr/seed_0", "random/seed_0", "snr/seed_1", "random/seed_1"]
+    assert configuration(started[1][1].arguments[1:]).optim.learning_rate == 0.004
+    assert "snr: learning rate 0.001, by the search\nrandom: learning rate 0.004, by the search\n" in out
+    text = (tmp_path / "there" / "compare.md").read_text()
+    assert "| random | 1,000 | 0.004 | 2 | +3.00 ± 0.00 |" in text and "| snr | 1,000 | 0.001 | 2 |" in text
+    assert "| snr | 0.001 (chosen) | +3.00 | +3.00 | +3.00 | -2.00 |" in text and "| snr | 0.004 | +1.00 |" in text
+    assert "snr runs with the smallest learning rate that was tried (0.001)" in text
+    found = json.loads((tmp_path / "there" / "compare.json").read_text(), parse_constant=pytest.fail)
+    assert [(one["strategy"], one["rate"]) for one in found["search"]["tried"] if one["is_chosen"]] == [
+        ("random", 0.004), ("snr", 0.001),
+    ]  # fmt: skip
+    page = compare_page.render(tmp_path / "there")
+    assert "Search for learning rates" in page and "0.004 (chosen)" in page
+    again = command(*TWO, *SEARCH, own, "run_dir=there")
+    assert again[0] == 0 and started[2:] == [[]] and "4 runs in there, 4 of them finished" in again[1]
 
 
 @pytest.mark.faults
