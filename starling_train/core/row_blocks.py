@@ -13,6 +13,7 @@ from torch.nn.functional import linear, pad
 from torch.overrides import TorchFunctionMode
 
 ROWS = 512  # fewer cost time, the weights being laid out anew for each block; more are mostly padding in small batches
+STEP = 256  # of the number of rows that a weight's gradient is summed over
 SHORT = (torch.bfloat16, torch.float16)
 
 
@@ -40,22 +41,14 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class _Linear(torch.autograd.Function):
-    """The gradient needs no such care and goes through at once."""
+    """The gradients need no such care, but few shapes: oneDNN compiles a kernel for each and keeps a thousand."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.shape = inputs.shape
         # a frozen weight needs no inputs: they are most of what training holds
         ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, weight)
-        rows, columns = inputs.reshape(-1, inputs.shape[-1]), weight.T
-        out = rows.new_empty(len(rows), len(weight))
-        whole = len(rows) - len(rows) % ROWS
-        for start in range(0, whole, ROWS):
-            _product(rows[start : start + ROWS], columns, bias, out[start : start + ROWS])
-        if whole < len(rows):
-            last = rows.new_zeros(ROWS, rows.shape[1])
-            last[: len(rows) - whole] = rows[whole:]
-            out[whole:] = _product(last, columns, bias, rows.new_empty(ROWS, len(weight)))[: len(rows) - whole]
+        out = _blockwise(inputs.reshape(-1, inputs.shape[-1]), weight.T, bias)
         return out.view(*inputs.shape[:-1], len(weight))
 
     @staticmethod
@@ -64,10 +57,29 @@ class _Linear(torch.autograd.Function):
         rows = gradient.reshape(-1, len(weight))
         of_inputs, of_weight, of_bias = ctx.needs_input_grad
         return (
-            (rows @ weight).view(ctx.shape) if of_inputs else None,
-            rows.T @ inputs.reshape(-1, inputs.shape[-1]) if of_weight else None,
+            _blockwise(rows, weight).view(ctx.shape) if of_inputs else None,
+            _summed(rows, inputs.reshape(-1, inputs.shape[-1])) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
+
+
+def _blockwise(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return rows (n, d) times columns (d, m), plus bias (m,), ROWS rows at a time."""
+    out = rows.new_empty(len(rows), columns.shape[1])
+    whole = len(rows) - len(rows) % ROWS
+    for start in range(0, whole, ROWS):
+        _product(rows[start : start + ROWS], columns, bias, out[start : start + ROWS])
+    if whole < len(rows):
+        last = rows.new_zeros(ROWS, rows.shape[1])
+        last[: len(rows) - whole] = rows[whole:]
+        out[whole:] = _product(last, columns, bias, rows.new_empty(ROWS, columns.shape[1]))[: len(rows) - whole]
+    return out
+
+
+def _summed(gradients: Tensor, inputs: Tensor) -> Tensor:
+    """Return the weight's gradient (m, d) from (n, m) and (n, d): one product, n filled up to a multiple of STEP."""
+    missing = (0, 0, 0, -len(inputs) % STEP)
+    return pad(gradients, missing).T @ pad(inputs, missing) if missing[-1] else gradients.T @ inputs
 
 
 def _product(rows: Tensor, columns: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:

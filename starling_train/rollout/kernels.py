@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 SECONDS = 120  # that a compiler may take; it takes two
 LARGEST_HEAD = 512
+TILE_PAIR = 32  # rows, and outputs, that are multiplied together
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _WHOLE, _REAL, _AT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 SIGNATURES: dict[str, list[Any]] = {
@@ -31,10 +33,18 @@ SIGNATURES: dict[str, list[Any]] = {
 
 
 class Kernels:
-    """The compiled functions. Tensors are contiguous, on the CPU, in float32 or bfloat16; each row stands alone."""
+    """The compiled functions. Tensors are contiguous, on the CPU, in float32 or bfloat16; each row stands alone.
+
+    Attributes: `has_tiles`, whether this CPU multiplies tiles of bfloat16 (AMX), so that `project` can be called.
+    """
 
     def __init__(self, library: ctypes.CDLL):
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
+        self.has_tiles = hasattr(library, "may_use_tiles") and bool(library.may_use_tiles())
+        if self.has_tiles:
+            self._functions["project", torch.bfloat16] = library.project_bfloat16
+            library.project_bfloat16.argtypes = [*[_AT] * 3, *[_WHOLE] * 3, ctypes.c_int]
+            library.project_bfloat16.restype = None
         for name, arguments in SIGNATURES.items():
             for dtype, suffix in TYPES.items():
                 function = self._functions[name, dtype] = library[f"{name}_{suffix}"]
@@ -80,10 +90,28 @@ class Kernels:
         self._run("draw", logits.dtype, tokens, logits, uniforms, *logits.shape, 1 / temperature)
         return tokens
 
+    def project(self, states: Tensor, tiles: Tensor, columns: int) -> Tensor:
+        """Multiply bfloat16 states (n, d) with a weight (columns, d) that `tiled` laid out; float32, (n, columns)."""
+        rows = pad(states, (0, 0, 0, -len(states) % TILE_PAIR))
+        out = torch.empty(len(states), columns)
+        self._run("project", states.dtype, out, rows, tiles, len(states), states.shape[1], columns)
+        return out
+
     def _run(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
         assert all(value.is_contiguous() for value in arguments if isinstance(value, Tensor))
         given = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
         self._functions[name, dtype](*given, torch.get_num_threads())
+
+
+def tiled(weight: Tensor) -> Tensor:
+    """Lay out a bfloat16 weight (n, d), d a multiple of 32, for `Kernels.project`.
+
+    A tile holds 32 inputs of 16 outputs, pairs of inputs side by side: (outputs / 16, inputs / 32, 16 pairs of inputs,
+    16 outputs, 2), with zeros behind the last output, so that tiles come in pairs.
+    """
+    outputs = pad(weight.detach(), (0, 0, 0, -len(weight) % TILE_PAIR))
+    pairs = outputs.view(len(outputs) // 16, 16, weight.shape[1] // 32, 16, 2)
+    return pairs.permute(0, 2, 3, 1, 4).contiguous()
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starling_train.rollout.kernels import TILE_PAIR, Kernels, tiled
+
 ROWS = 64  # for which oneDNN chooses the layout; every number of rows can be multiplied with it
 
 
@@ -56,13 +58,6 @@ class Product:
         parts = [layer(inputs) for layer in self._layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
-    def float32(self, inputs: Tensor) -> Tensor:
-        """Return the product without rounding it, as `core.float32_products` does."""
-        if self._weight is None:
-            return self(inputs)
-        rounded = self(inputs)
-        return rounded.float().add_(self._with(inputs, rounded, "sub"))
-
     def silu(self, inputs: Tensor) -> Tensor:
         """Return silu of the product."""
         if self._weight is not None:
@@ -77,5 +72,34 @@ class Product:
         """Return the product plus `other` (n, out)."""
         return self(inputs) + other if self._weight is None else self._with(inputs, other, "add")
 
+    def unrounded(self, inputs: Tensor) -> Tensor:
+        """Return the product without rounding it, by a second one for what the first rounded away."""
+        rounded = self(inputs)
+        return rounded if self._weight is None else rounded.float().add_(self._with(inputs, rounded, "sub"))
+
     def _with(self, inputs: Tensor, other: Tensor, operation: str) -> Tensor:
         return self._operations._linear_pointwise.binary(inputs, other, self._weight, self._bias, operation)
+
+
+class Float32Product:
+    """W x + b of one layer without rounding it, as `core.float32_products` does.
+
+    compiled: kernels, which read the weights once where the CPU multiplies tiles; else they are read twice.
+    """
+
+    def __init__(self, layer: nn.Module, compiled: Kernels | None):
+        linear: Any = layer
+        self._tiles: Tensor | None = None
+        if compiled is not None and compiled.has_tiles and can_pack((layer,)) and linear.in_features % TILE_PAIR == 0:
+            self._kernels, self._columns = compiled, linear.out_features
+            self._tiles = tiled(linear.weight)
+            self._bias = None if linear.bias is None else linear.bias.detach().float()
+        else:
+            self._product = Product(layer)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """(n, in) -> (n, out), float32 where the weights are packed."""
+        if self._tiles is not None:
+            product = self._kernels.project(inputs.contiguous(), self._tiles, self._columns)
+            return product if self._bias is None else product.add_(self._bias)
+        return self._product.unrounded(inputs)

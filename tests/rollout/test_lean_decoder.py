@@ -12,7 +12,7 @@ from starling_train.data.chat import Chat
 from starling_train.models import adapters
 from starling_train.rollout import decode_step, kernels, lean_decoder
 from starling_train.rollout.generate import generate
-from starling_train.rollout.products import Product, can_pack
+from starling_train.rollout.products import Float32Product, Product, can_pack
 from starling_train.rollout.start_check import compiler_line, is_lean
 
 SIZES = {
@@ -174,10 +174,32 @@ def test_packed_products_are_the_plain_ones_up_to_rounding(rows):
     }  # fmt: skip
     for name, (mine, right) in found.items():
         torch.testing.assert_close(mine.double(), right.double(), atol=0.02, rtol=0.01, msg=name)
-    unrounded = product.float32(inputs)
+    unrounded = product.unrounded(inputs)
     assert unrounded.dtype == torch.float32
     torch.testing.assert_close(unrounded.double(), exact, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found["plain"][0].double(), exact, atol=1e-4, rtol=1e-4)
+
+
+TILES = kernels.compiled() is not None and kernels.compiled().has_tiles
+
+
+@pytest.mark.skipif(not BFLOAT16, reason="oneDNN has no bfloat16 products on this CPU")
+@pytest.mark.parametrize("tiles", [False, pytest.param(True, marks=pytest.mark.skipif(not TILES, reason="no AMX"))])
+@pytest.mark.parametrize(
+    ("rows", "size", "outputs", "bias"), [(1, 32, 5, True), (33, 96, 67, False), (64, 64, 128, True)]
+)
+def test_a_head_s_product_is_not_rounded_and_a_row_stands_alone(tiles, rows, size, outputs, bias):
+    torch.manual_seed(0)
+    layer = nn.Linear(size, outputs, bias, dtype=torch.bfloat16)
+    inputs = torch.randn(rows, size).bfloat16()
+    exact = inputs.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+    product = Float32Product(layer, kernels.compiled() if tiles else None)
+    found = product(inputs)
+    assert found.dtype == torch.float32 and found.shape == exact.shape
+    limit = 1e-6 if tiles else 1e-4
+    torch.testing.assert_close(found.double(), exact, atol=limit, rtol=limit)
+    if tiles:
+        assert torch.equal(product(inputs[-1:]), found[-1:])
 
 
 def test_what_is_not_packed_is_the_layers_own():
