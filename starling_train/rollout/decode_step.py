@@ -9,7 +9,7 @@ from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import head_of
 from starling_train.rollout.attention import SLIDING, LengthAttention, MaskedAttention, Rows, windows_of
 from starling_train.rollout.lean_decoder import Attention, LeanDecoder
-from starling_train.rollout.products import Float32Product
+from starling_train.rollout.products import Product
 from starling_train.rollout.slot_cache import SlotCache
 
 Watch = Callable[[nn.Module, Tensor], None]
@@ -62,7 +62,7 @@ class LeanStep(DecodeStep):
     def __init__(self, policy: CausalLM, cache: SlotCache, recorded: Callable[[], Tensor | None], watch: Watch):
         super().__init__(policy, cache, recorded, watch)
         self._decoder = LeanDecoder(policy, lambda module, states: self._watch(module, states))
-        self._logits = Float32Product(policy.get_output_embeddings(), self._decoder.kernels)
+        self._product = Product(policy.get_output_embeddings(), compiled=self._decoder.kernels)
         self._windows = windows_of(policy)
 
     def forward(self, ids: Tensor, positions: Tensor, used: int) -> tuple[Tensor, Tensor | None]:
@@ -73,7 +73,7 @@ class LeanStep(DecodeStep):
         else:
             self._cache.aim(torch.arange(len(ids), device=ids.device), positions, used)
             hidden = self._decoder(ids, positions, self._cache, self._attention(positions, used))
-        return self._head.logits(hidden, self._logits), self._recorded()
+        return self._head.logits(hidden, self._product.unrounded), self._recorded()
 
     def _attention(self, positions: Tensor, used: int) -> Mapping[str, Attention]:
         seen = _seen(self._policy, positions, used)

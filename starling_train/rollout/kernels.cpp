@@ -3,59 +3,15 @@
 // Numbers are kept as transformers' modules keep them: computed in float, rounded to the model's type (float or
 // bfloat16) where a module's result is. A row's result depends on nothing but the row: one thread computes it whole.
 
+#include "numbers.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#ifdef __AMX_BF16__
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace {
-
-struct Short {  // bfloat16
-    uint16_t bits;
-};
-
-inline float wide(float x) { return x; }
-
-inline float wide(Short x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
-}
-
-inline void put(float& to, float x) { to = x; }
-
-inline void put(Short& to, float x) {  // to the nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    to.bits = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : uint16_t(rounded);
-}
-
-template <class T>
-inline float as(float x) {
-    T y;
-    put(y, x);
-    return wide(y);
-}
-
-inline float exp_of(float x) {  // x <= 0; relative error below 3e-7
-    x = std::max(x, -87.0f);
-    float n = std::nearbyint(x * 1.44269504f);
-    float y = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // log 2 in two parts
-    float sum = 1 + y * (1 + y * (1 / 2.f + y * (1 / 6.f + y * (1 / 24.f + y * (1 / 120.f + y * (1 / 720.f))))));
-    int32_t bits = (int32_t(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return sum * power;
-}
 
 template <class T>
 void norm(T* out, const T* x, const T* weight, int64_t size, float epsilon) {
@@ -279,76 +235,7 @@ void norms(T* out, const T* x, const T* weight, int64_t rows, int64_t size, floa
     for (int64_t row = 0; row < rows; row++) norm(out + row * size, x + row * size, weight, size, epsilon);
 }
 
-#ifdef __AMX_BF16__
-
-constexpr int64_t SIDE = 16, DEPTH = 32;  // a tile of results; what one step adds up
-
-struct alignas(64) Palette {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
-// Multiply x (rows, filled up to a multiple of 32; size) with weights laid out as kernels.py says.
-void project(float* out, const Short* x, const Short* weight, int64_t rows, int64_t size, int64_t columns,
-             int threads) {
-    const int64_t steps = size / DEPTH, block = steps * SIDE * DEPTH, pairs = (columns + 2 * SIDE - 1) / (2 * SIDE);
-#pragma omp parallel num_threads(threads)
-    {
-        Palette palette;
-        alignas(64) float edge[4 * SIDE * SIDE];  // where a block of 2 x 2 tiles reaches beyond the results
-        for (int i = 0; i < 8; i++) palette.bytes[i] = 64, palette.rows[i] = SIDE;
-        _tile_loadconfig(&palette);
-#pragma omp for schedule(static)
-        for (int64_t pair = 0; pair < pairs; pair++) {
-            const Short *left = weight + 2 * pair * block, *right = left + block;
-            for (int64_t row = 0; row < rows; row += 2 * SIDE) {
-                const Short *upper = x + row * size, *lower = upper + SIDE * size;
-                _tile_zero(0);  // macros: statements of their own
-                _tile_zero(1);
-                _tile_zero(2);
-                _tile_zero(3);
-                for (int64_t k = 0; k < steps; k++) {
-                    _tile_loadd(4, upper + k * DEPTH, size * sizeof(Short));
-                    _tile_loadd(5, lower + k * DEPTH, size * sizeof(Short));
-                    _tile_loadd(6, left + k * SIDE * DEPTH, 64);
-                    _tile_loadd(7, right + k * SIDE * DEPTH, 64);
-                    _tile_dpbf16ps(0, 4, 6);
-                    _tile_dpbf16ps(1, 4, 7);
-                    _tile_dpbf16ps(2, 5, 6);
-                    _tile_dpbf16ps(3, 5, 7);
-                }
-                const int64_t column = 2 * pair * SIDE, down = rows - row, across = columns - column;
-                const bool is_whole = down >= 2 * SIDE && across >= 2 * SIDE;
-                float* to = out + row * columns + column;
-                float* at = is_whole ? to : edge;
-                const int64_t wide = is_whole ? columns : 2 * SIDE;
-                _tile_stored(0, at, wide * sizeof(float));
-                _tile_stored(1, at + SIDE, wide * sizeof(float));
-                _tile_stored(2, at + SIDE * wide, wide * sizeof(float));
-                _tile_stored(3, at + SIDE * wide + SIDE, wide * sizeof(float));
-                for (int64_t r = 0; !is_whole && r < std::min(down, 2 * SIDE); r++)
-                    std::copy_n(edge + r * wide, std::min(across, wide), to + r * columns);
-            }
-        }
-        _tile_release();
-    }
-}
-
-#endif
-
 }  // namespace
-
-#ifdef __AMX_BF16__
-extern "C" int may_use_tiles() {  // Linux grants their registers to a process on request: ARCH_REQ_XCOMP_PERM, 18
-    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-}
-
-extern "C" void project_bfloat16(void* out, const void* x, const void* weight, int64_t rows, int64_t size,
-                                 int64_t columns, int threads) {
-    project((float*)out, (const Short*)x, (const Short*)weight, rows, size, columns, threads);
-}
-#endif
 
 #define KERNELS(NAME, T)                                                                                              \
     extern "C" void norm_##NAME(void* out, const void* x, const void* weight, int64_t rows, int64_t size,            \

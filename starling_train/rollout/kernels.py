@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "tile_products.cpp")]
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 SECONDS = 120  # that a compiler may take; it takes two
 LARGEST_HEAD = 512
-TILE_PAIR = 32  # rows, and outputs, that are multiplied together
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _WHOLE, _REAL, _AT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 SIGNATURES: dict[str, list[Any]] = {
@@ -32,20 +31,20 @@ SIGNATURES: dict[str, list[Any]] = {
 }
 
 
+OF_TILES: dict[str, list[Any]] = {"product": [*[_AT] * 5, ctypes.c_int, *[_WHOLE] * 3, ctypes.c_int]}
+THEN = {"": 0, "silu": 1, "times": 2, "plus": 3}
+
+
 class Kernels:
     """The compiled functions. Tensors are contiguous, on the CPU, in float32 or bfloat16; each row stands alone.
 
-    Attributes: `has_tiles`, whether this CPU multiplies tiles of bfloat16 (AMX), so that `project` can be called.
+    Attributes: `has_tiles`, whether this CPU multiplies tiles of bfloat16 (AMX), so that `product` can be called.
     """
 
     def __init__(self, library: ctypes.CDLL):
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
         self.has_tiles = hasattr(library, "may_use_tiles") and bool(library.may_use_tiles())
-        if self.has_tiles:
-            self._functions["project", torch.bfloat16] = library.project_bfloat16
-            library.project_bfloat16.argtypes = [*[_AT] * 3, *[_WHOLE] * 3, ctypes.c_int]
-            library.project_bfloat16.restype = None
-        for name, arguments in SIGNATURES.items():
+        for name, arguments in (SIGNATURES | (OF_TILES if self.has_tiles else {})).items():
             for dtype, suffix in TYPES.items():
                 function = self._functions[name, dtype] = library[f"{name}_{suffix}"]
                 function.argtypes, function.restype = arguments, None
@@ -90,11 +89,25 @@ class Kernels:
         self._run("draw", logits.dtype, tokens, logits, uniforms, *logits.shape, 1 / temperature)
         return tokens
 
-    def project(self, states: Tensor, tiles: Tensor, columns: int) -> Tensor:
-        """Multiply bfloat16 states (n, d) with a weight (columns, d) that `tiled` laid out; float32, (n, columns)."""
-        rows = pad(states, (0, 0, 0, -len(states) % TILE_PAIR))
-        out = torch.empty(len(states), columns)
-        self._run("project", states.dtype, out, rows, tiles, len(states), states.shape[1], columns)
+    def product(
+        self,
+        states: Tensor,
+        weight: "TiledWeight",
+        then: str = "",
+        other: Tensor | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> Tensor:
+        """Return states (n, in) times a weight as (n, out), summed in float32. Only where `has_tiles`.
+
+        states: bfloat16.
+        weight: with its bias.
+        then: what is done with the sums: silu, times or plus `other`; "": nothing.
+        other: (n, out), bfloat16.
+        dtype: what the result is rounded to: bfloat16 or float32.
+        """
+        out = torch.empty(len(states), weight.outputs, dtype=dtype)
+        operands = out, states, weight.tiles, weight.bias, other
+        self._run("product", dtype, *operands, THEN[then], *states.shape, weight.outputs)
         return out
 
     def _run(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
@@ -103,15 +116,24 @@ class Kernels:
         self._functions[name, dtype](*given, torch.get_num_threads())
 
 
-def tiled(weight: Tensor) -> Tensor:
-    """Lay out a bfloat16 weight (n, d), d a multiple of 32, for `Kernels.project`.
+class TiledWeight:
+    """A copy of a bfloat16 weight (out, in), and of its bias, laid out for `Kernels.product`.
 
-    A tile holds 32 inputs of 16 outputs, pairs of inputs side by side: (outputs / 16, inputs / 32, 16 pairs of inputs,
-    16 outputs, 2), with zeros behind the last output, so that tiles come in pairs.
+    A tile holds 32 inputs of 16 outputs: (out / 16, in / 32, 16 pairs of inputs, 16 outputs, 2), with zeros behind the
+    last output, so that tiles come in pairs.
     """
-    outputs = pad(weight.detach(), (0, 0, 0, -len(weight) % TILE_PAIR))
-    pairs = outputs.view(len(outputs) // 16, 16, weight.shape[1] // 32, 16, 2)
-    return pairs.permute(0, 2, 3, 1, 4).contiguous()
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.outputs = len(weight)
+        self.bias = None if bias is None else bias.detach().float()
+        filled = pad(weight.detach(), (0, 0, 0, -len(weight) % 32))
+        pairs = filled.view(len(filled) // 16, 16, weight.shape[1] // 32, 16, 2)
+        self.tiles = pairs.permute(0, 2, 3, 1, 4).contiguous()
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Return whether a weight can be laid out so: whole tiles of inputs."""
+        return weight.dtype == torch.bfloat16 and weight.shape[1] % 32 == 0
 
 
 @lru_cache(maxsize=1)
@@ -123,7 +145,7 @@ def compiled() -> Kernels | None:
     with tempfile.TemporaryDirectory(prefix="starling-kernels-") as directory:
         library = Path(directory) / "kernels.so"
         try:
-            command = [compiler, *FLAGS, "-o", str(library), str(SOURCE)]
+            command = [compiler, *FLAGS, "-o", str(library), *map(str, SOURCES)]
             subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
             return Kernels(ctypes.CDLL(str(library)))
         except (OSError, subprocess.SubprocessError):

@@ -123,9 +123,9 @@ class _Layer:
         self.size, self._scale = attention.head_dim, attention.scaling
         self._queries, self._keys = (part.out_features // self.size for part in (attention.q_proj, attention.k_proj))
         self._norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
-        self._projections = Product(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._out = Product(attention.o_proj)
-        self._gate, self._up, self._down = Product(mlp.gate_proj), Product(mlp.up_proj), Product(mlp.down_proj)
+        self._projections = Product(attention.q_proj, attention.k_proj, attention.v_proj, compiled=compiled)
+        parts = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self._out, self._gate, self._up, self._down = (Product(part, compiled=compiled) for part in parts)
 
     def __call__(
         self, hidden: Tensor, positions: Tensor, angles: tuple[Tensor, Tensor], cache: SlotCache, seen: Any

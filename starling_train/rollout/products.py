@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starling_train.rollout.kernels import TILE_PAIR, Kernels, tiled
+from starling_train.rollout.kernels import Kernels, TiledWeight
 
 ROWS = 64  # for which oneDNN chooses the layout; every number of rows can be multiplied with it
 
@@ -31,75 +31,67 @@ class Product:
     """W x + b of layers that read the same input, their outputs side by side.
 
     Packed weights are a copy: they are those of the moment at which this was made.
+
+    compiled: kernels, which multiply faster where the CPU has tiles; else oneDNN does.
     """
 
-    def __init__(self, *layers: nn.Module):
+    def __init__(self, *layers: nn.Module, compiled: Kernels | None = None):
         self._layers = layers
         self._weight: Tensor | None = None
-        self._bias: Tensor | None = None
+        self._tiles: TiledWeight | None = None
         self._operations: Any = torch.ops.mkldnn
         if can_pack(layers):
-            linear: list[Any] = list(layers)
-            weights = [layer.weight.detach() for layer in linear]
-            joined = weights[0] if len(weights) == 1 else torch.cat(weights)
-            self._weight = self._operations._reorder_linear_weight(joined, ROWS)
-            if any(layer.bias is not None for layer in linear):
-                # where only some have one, the others' is 0
-                biases = [layer.weight.new_zeros(layer.out_features) for layer in linear]
-                biases = [
-                    zero if layer.bias is None else layer.bias for zero, layer in zip(biases, linear, strict=True)
-                ]
-                self._bias = torch.cat(biases).detach()
+            weight, self._bias = _joined(layers)
+            if compiled is not None and compiled.has_tiles and TiledWeight.fits(weight):
+                self._kernels, self._tiles = compiled, TiledWeight(weight, self._bias)
+            else:
+                self._weight = self._operations._reorder_linear_weight(weight, ROWS)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(n, in) -> (n, out of all layers)."""
+        if self._tiles is not None:
+            return self._kernels.product(inputs, self._tiles)
         if self._weight is not None:
             return self._operations._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
         parts = [layer(inputs) for layer in self._layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
+    def unrounded(self, inputs: Tensor) -> Tensor:
+        """Return the product in float32, as `core.float32_products` does: what oneDNN rounds away by a second one."""
+        if self._tiles is not None:
+            return self._kernels.product(inputs, self._tiles, dtype=torch.float32)
+        product = self(inputs)
+        return product if self._weight is None else product.float().add_(self._with(inputs, product, "sub"))
+
     def silu(self, inputs: Tensor) -> Tensor:
         """Return silu of the product."""
+        if self._tiles is not None:
+            return self._kernels.product(inputs, self._tiles, "silu")
         if self._weight is not None:
             return self._operations._linear_pointwise(inputs, self._weight, self._bias, "swish", [], "")
         return nn.functional.silu(self(inputs))
 
     def times(self, inputs: Tensor, other: Tensor) -> Tensor:
         """Return the product times `other` (n, out), element by element."""
+        if self._tiles is not None:
+            return self._kernels.product(inputs, self._tiles, "times", other)
         return self(inputs) * other if self._weight is None else self._with(inputs, other, "mul")
 
     def plus(self, inputs: Tensor, other: Tensor) -> Tensor:
         """Return the product plus `other` (n, out)."""
+        if self._tiles is not None:
+            return self._kernels.product(inputs, self._tiles, "plus", other)
         return self(inputs) + other if self._weight is None else self._with(inputs, other, "add")
-
-    def unrounded(self, inputs: Tensor) -> Tensor:
-        """Return the product without rounding it, by a second one for what the first rounded away."""
-        rounded = self(inputs)
-        return rounded if self._weight is None else rounded.float().add_(self._with(inputs, rounded, "sub"))
 
     def _with(self, inputs: Tensor, other: Tensor, operation: str) -> Tensor:
         return self._operations._linear_pointwise.binary(inputs, other, self._weight, self._bias, operation)
 
 
-class Float32Product:
-    """W x + b of one layer without rounding it, as `core.float32_products` does.
-
-    compiled: kernels, which read the weights once where the CPU multiplies tiles; else they are read twice.
-    """
-
-    def __init__(self, layer: nn.Module, compiled: Kernels | None):
-        linear: Any = layer
-        self._tiles: Tensor | None = None
-        if compiled is not None and compiled.has_tiles and can_pack((layer,)) and linear.in_features % TILE_PAIR == 0:
-            self._kernels, self._columns = compiled, linear.out_features
-            self._tiles = tiled(linear.weight)
-            self._bias = None if linear.bias is None else linear.bias.detach().float()
-        else:
-            self._product = Product(layer)
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """(n, in) -> (n, out), float32 where the weights are packed."""
-        if self._tiles is not None:
-            product = self._kernels.project(inputs.contiguous(), self._tiles, self._columns)
-            return product if self._bias is None else product.add_(self._bias)
-        return self._product.unrounded(inputs)
+def _joined(layers: tuple[nn.Module, ...]) -> tuple[Tensor, Tensor | None]:
+    """Return the layers' weights and biases, one below the other; 0 where only others have a bias."""
+    linear: list[Any] = list(layers)
+    weights = [layer.weight.detach() for layer in linear]
+    biases = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in linear]
+    has_bias = any(layer.bias is not None for layer in linear)
+    joined = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return joined, torch.cat(biases).detach() if has_bias else None
