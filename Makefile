@@ -40,8 +40,9 @@ test-faults: $(STAMP) toy  ## runs killed, stopped and started again, dozens of 
 test-processes: $(STAMP) toy  ## several processes under DeepSpeed, one killed, the network between two hosts cut
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m processes
 
-test-families: $(STAMP) toy  ## every family of models through every command, every part of benchmarks/gpu.sh; minutes
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/commands/test_every_family.py tests/test_gpu_benchmark.py -n 2
+test-families: $(STAMP) toy  ## every family of models through every command, the recipe toy_rm, benchmarks/gpu.sh; minutes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/commands/test_every_family.py tests/commands/test_rm_toy.py \
+		tests/test_gpu_benchmark.py -n 2
 
 test-slurm: $(STAMP) toy  ## the scripts of slurm/ on a real Slurm with two nodes on this machine (root; minutes)
 	$(RUN) -m pytest -m slurm -s

@@ -20,7 +20,7 @@ def measured(directory: Path, *arguments: str) -> tuple[int, str, dict]:
 
 
 @pytest.mark.parametrize("only", [
-    pytest.param(["step", "step, twin critic", "rollout", "snr"], marks=pytest.mark.slow),
+    pytest.param(["step", "rollout", "snr"], marks=pytest.mark.slow),
     pytest.param([], marks=pytest.mark.families),
 ])  # fmt: skip
 def test_parts_run(toy, tmp_path, only):

@@ -9,7 +9,7 @@ from starling_train.evals import preference
 from starling_train.models.reward.model import load_reward_model
 
 
-@pytest.mark.slow
+@pytest.mark.families
 def test_the_recipe_orders_more_than_80_percent_of_the_held_out_pairs(run_command, toy, tmp_path):
     done = run_command("rm", "+recipe=toy_rm", timeout=900)
     assert done.returncode == 0, done.stderr
