@@ -189,7 +189,9 @@ class SourceConfig:
 
     path: str | None = path_to(None, "file (.parquet, .jsonl, .json, .csv), directory or hub id")
     subset: str | None = setting(None, "of a data set that has several; null = it has one")
-    split: str = setting("train", "of the data set, e.g. train_prefs; a file is all of train")
+    split: str = setting(
+        "train", "of the data set, e.g. train_prefs, or train[:300] for its first rows; a file is all of train"
+    )
     columns: dict[str, str] = setting({}, "names that its columns have: ours: theirs, e.g. {prompt: question}")
 
 

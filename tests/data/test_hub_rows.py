@@ -9,6 +9,7 @@ from hub_server import TOKEN, Hub, Repository
 
 from starling_train.config.fields import UserError
 from starling_train.data.rows import hub_rows
+from starling_train.data.rows.table import Table
 
 
 def table(word: str, count: int) -> bytes:
@@ -54,6 +55,19 @@ def test_a_split_is_read(hub, name):
     assert read(name, split="test") == [(f"org/{name}, row {n + 1}", {"prompt": f"test {n}"}) for n in range(2)]
     line = refused(name, split="nonesuch")
     assert line.startswith(f"data.split: org/{name} has no split 'nonesuch'; use one of: ") and "test" in line
+
+
+@pytest.mark.parametrize(("rows", "numbers"), [("", [0, 1]), ("[:1]", [0]), ("[1:]", [1]), ("[0:9]", [0, 1])])
+def test_rows_of_a_split_are_cut_out_as_datasets_does_on_the_hub_and_here(hub, tmp_path, rows, numbers):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "train {number}"}}\n' for number in range(2)))
+    (tmp_path / "data").mkdir()
+    for number in range(2):  # of several files
+        part = pa.table({"prompt": [f"train {number}"]})
+        pq.write_table(part, tmp_path / "data" / f"train-0000{number}-of-00002.parquet")
+    for path in ("org/two", tmp_path / "rows.jsonl", tmp_path):
+        table = Table(path, ["prompt"], split=f"train{rows}")
+        assert [row["prompt"] for _, row in table] == [f"train {number}" for number in numbers]
+    assert "has no split 'nonesuch[:1]'" in refused("two", split="nonesuch[:1]")
 
 
 def test_one_of_several_subsets_is_read(hub):

@@ -13,6 +13,7 @@ SPLIT_IN_NAME = re.compile(
     r"\A(?P<shards>.*)-\d{5}-of-\d{5}|(?<![a-z])(?P<word>train|test|testing|valid|validation|val|dev|eval)(?![a-z])"
 )
 ONLY_SPLIT = "train"
+SLICE = re.compile(r"(?P<name>.*?)\[(?P<first>\d*):(?P<end>\d*)\]")  # as `datasets` writes it, in rows
 
 
 def suffix(path: Path) -> str:
@@ -23,6 +24,13 @@ def suffix(path: Path) -> str:
 def is_on_hub(path: str | Path) -> bool:
     """Return whether a path that does not exist here can be an id on the hub."""
     return not Path(path).expanduser().exists() and bool(HUB_ID.fullmatch(str(path))) and not suffix(Path(path))
+
+
+def sliced(split: str) -> tuple[str, slice]:
+    """Return a split's name and which of its rows are meant: `train[:300]`, as `datasets` writes it; else all."""
+    if (parts := SLICE.fullmatch(split)) is None:
+        return split, slice(None)
+    return parts["name"], slice(*(int(part) if part else None for part in (parts["first"], parts["end"])))
 
 
 def local_files(

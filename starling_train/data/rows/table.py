@@ -41,16 +41,17 @@ class Table:
         self.columns: set[str] = set()
         self._theirs = dict(columns or {})
         self._wanted = {self._theirs.get(name, name) for name in wanted} | set(self._theirs.values())
-        self._files = source.local_files(path, subset, split, key)
+        name, self._rows = source.sliced(split)
+        self._files = source.local_files(path, subset, name, key)
         self._hub = (self.path, subset, split)
         self._key = key
 
     def __iter__(self) -> Located:
         if self._files is None:
             names, rows = hub_rows.read(*self._hub, self._wanted, self._key)
-            yield from self._renamed(self.path, names, rows)
-        for file in self._files or []:
-            yield from self._renamed(str(file), *self._opened(file))
+            yield from self._renamed(self.path, names, rows)  # `datasets` has cut them
+        local = (row for file in self._files or [] for row in self._renamed(str(file), *self._opened(file)))
+        yield from islice(local, self._rows.start, self._rows.stop)
 
     def _opened(self, file: Path) -> tuple[list[str] | None, Located]:
         """Return (names of a file's columns, or None where every row has its own; its rows)."""
