@@ -57,6 +57,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     reference.check_complete(session.state.step, run.path / FILE)
     tokens = session.budget("dpo.tokens_per_microbatch", dpo.tokens_per_microbatch)
     slots = session.budget("rollout.slots", config.rollout.slots)
+    guard = session.watch(config)
 
     def encode(row: "PairedRow", index: int = 0) -> update.EncodedPairedRow:
         return update.encode(row, index, inputs.chat, dpo.max_length)
@@ -90,7 +91,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             with session.updating():
                 actors.train()
                 runtime.seed_all("dropout", step.number)  # of adapters
-                updated = update.update(actors, optimizer, rows, dpo, runtime, tokens)
+                updated = update.update(actors, optimizer, rows, dpo, runtime, tokens, guard.coefficient)
 
             # 3. what the step measured
             answers, seen, cut = update.counts(rows, runtime)

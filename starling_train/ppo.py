@@ -26,8 +26,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     from starling_train.core.ppo import KLController
     from starling_train.core.running_moments import RunningMoments
     from starling_train.data.prompts import Stream
-    from starling_train.evals.held_out import HeldOut, answered
-    from starling_train.evals.held_out import evaluate as evaluate_held_out
+    from starling_train.evals.held_out import HeldOut, answered, evaluate
     from starling_train.models.budget import Budgets
     from starling_train.report import page
     from starling_train.rewards import empty_answers
@@ -58,15 +57,16 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     slots = session.budget("rollout.slots", config.rollout.slots)
     session.follow(reward_model)
     kl = session.remember("kl", KLController(algorithm.kl.coefficient, algorithm.kl.target, algorithm.kl.horizon))
+    guard = session.watch(config, lambda: kl.coefficient)
     moments = session.remember("scores", RunningMoments())
     prompts = Stream(inputs.data.training, algorithm.prompts_per_step, config.seed)
 
-    def evaluate() -> "Measured":
-        return evaluate_held_out(held_out, actors, reward_model, config, runtime, Budgets(tokens, slots))
+    def measure() -> "Measured":
+        return evaluate(held_out, actors, reward_model, config, runtime, Budgets(tokens, slots))
 
     with session:
         session.say(notes)
-        for step in session.steps(evaluate):
+        for step in session.steps(measure):
             with session.abandonable():
                 with session.phase("rollout"):
                     # 1. prompts, this process's share of them, 2. responses drawn from the live weights
@@ -86,7 +86,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     normalised = experience.normalise(scores.own, moments, config.reward)
                     rewards = experience.sequence_rewards(normalised, rollout, algorithm)
                     learned = experience.make_experience(
-                        actors, rollout, rewards, algorithm, kl.coefficient, tokens, runtime
+                        actors, rollout, rewards, algorithm, guard.coefficient, tokens, runtime
                     )
 
             # 5. a few epochs of clipped PPO (or APA) on what trains
@@ -97,7 +97,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             learned.shared_states = None  # gigabytes that the next rollout can use
 
             # 6. what the step measured, and what later steps depend on
-            step.metrics |= metrics.step_metrics(learned, scores, kl.coefficient, runtime) | updated.metrics
+            step.metrics |= metrics.step_metrics(learned, scores, guard.coefficient, runtime) | updated.metrics
             step.metrics |= metrics.answer_metrics(conversations, rollout, config.rollout, runtime)
             step.skipped = metrics.skipped_rows(step.number, learned, scores, updated.skipped, conversations, runtime)
             step.count(len(batch), samples=len(batch), tokens=sum(learned.token_counts))

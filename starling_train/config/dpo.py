@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from starling_train.config.fields import UserError, choice, number, run_name, section
+from starling_train.config.guard import GuardConfig, check_guard
 from starling_train.config.run import RunConfig, check_run
 from starling_train.config.sections import (
     CheckpointConfig,
@@ -56,6 +57,7 @@ class DpoConfig(RunConfig):
     )
     checkpoint: CheckpointConfig = section(CheckpointConfig, free=True, every=100)
     evaluation: DpoEvaluationConfig = section(DpoEvaluationConfig, free=True)
+    guard: GuardConfig = section(GuardConfig)
     logging: LoggingConfig = section(LoggingConfig, free=True)
 
 
@@ -81,3 +83,4 @@ def check(config: DpoConfig) -> None:
             f"evaluation.responses: {config.evaluation.responses} exceeds data.eval_prompts="
             f"{config.data.eval_prompts}; lower it"
         )
+    check_guard(config.guard, config.evaluation, 0.0, config.evaluation.responses)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from starling_train.config.fields import UserError, run_name, section
+from starling_train.config.guard import GuardConfig, check_guard
 from starling_train.config.run import RunConfig, check_run
 from starling_train.config.sections import (
     AlgorithmConfig,
@@ -28,6 +29,7 @@ class PpoConfig(RunConfig):
     rollout: RolloutConfig = section(RolloutConfig, group="slots")
     algorithm: AlgorithmConfig = section(AlgorithmConfig, group="ppo")
     evaluation: EvaluationConfig = section(EvaluationConfig, free=True)
+    guard: GuardConfig = section(GuardConfig)
     logging: LoggingConfig = section(LoggingConfig, free=True)
 
 
@@ -70,3 +72,4 @@ def check(config: PpoConfig) -> None:
             f"{config.rollout.max_new_tokens}; raise it, or lower rollout.max_new_tokens"
         )
     check_evaluation(config.rollout, config.evaluation)
+    check_guard(config.guard, config.evaluation, config.algorithm.kl.coefficient)

@@ -209,3 +209,37 @@ def value_at(values: Sequence[float], point: tuple[int, float]) -> float:
     if share == 1.0:
         return float(values[index])
     return values[index - 1] + share * (values[index] - values[index - 1])
+
+
+def paired_difference_of_shares(lost: int, gained: int, of: int) -> Interval:
+    """Return the 95 % interval of the change of a share over the same cases; its mean is the plain change.
+
+    Agresti and Min (2005): half a case is added to each of the four cells (right or wrong, before and after), which
+    keeps the interval honest for few changes. With n = of + 2 and c = lost + gained + 1
+
+        (gained - lost) / n +- 1.96 sqrt(c - (gained - lost)^2 / n) / n
+
+    lost: how many were right and are wrong.
+    gained: the other way round.
+    of: how many cases there are, 1 or more.
+    """
+    change, n = gained - lost, of + 2
+    half = 1.959964 * math.sqrt(lost + gained + 1 - change**2 / n) / n
+    plain, centre = change / of, change / n
+    return Interval(plain, max(centre + half - plain, plain - centre + half), of)
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> Interval:
+    """Return the 95 % interval of a mean in which some values weigh more, such as long texts; values are independent.
+
+    The mean is sum(w x) / sum(w), a ratio of two sums; its variance is by the residuals e = w (x - mean),
+    n / (n - 1) sum(e^2) / sum(w)^2 (Cochran 1977, section 6.4). Equal weights give `interval`.
+    """
+    if not values:
+        return Interval(math.nan, math.nan, 0)
+    count, total = len(values), math.fsum(weights)
+    centre = math.fsum(w * x for x, w in zip(values, weights, strict=True)) / total
+    if count == 1:
+        return Interval(centre, math.nan, 1)
+    squares = math.fsum((w * (x - centre)) ** 2 for x, w in zip(values, weights, strict=True))
+    return Interval(centre, t_975(count - 1) * math.sqrt(count / (count - 1) * squares) / total, count)

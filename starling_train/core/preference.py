@@ -143,3 +143,18 @@ def dpo_losses(
         assert kind == "sigmoid", kind
         loss = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
     return PairLosses(loss, chosen_reward, rejected_reward)
+
+
+def drift(logprobs: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
+    """Return how far the policy has moved from the reference on each answer, (answers,), in nats; 0 where it has not.
+
+    logprobs, reference: (answers,) of whole answers, in nats.
+    tokens: (answers,) how many each answer has.
+
+        D = (log policy / reference)^2 / (2 tokens)
+
+    The estimator k2 of the KL divergence (Schulman 2020, 'Approximating KL divergence'), summed over an answer's
+    tokens, if all of them moved alike; if not, the sum is larger (Cauchy and Schwarz). The answers are the data's, not
+    the policy's own. The gradient leads back to the reference, on whichever side of it the policy is.
+    """
+    return (logprobs - reference).square() / (2 * tokens)

@@ -23,7 +23,7 @@ from starling_train.rewards.kinds import Scorer
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
-from starling_train.training.measured import Measured
+from starling_train.training.measured import CaseValue, CaseValues, Measured
 from starling_train.training.ppo.experience import forward_all
 
 Measure = Callable[[list[list[dict]]], list[float]]
@@ -49,7 +49,7 @@ class HeldOut:
         return cls(prompts, chat, measures, registry.skills(config, chat))
 
     def skills(self, policy: CausalLM, slots: Budget, tokens: Budget, runtime: Runtime) -> Measured:
-        """Measure the requested suites: `eval/*` metrics, and which cases were right.
+        """Measure the requested suites: `eval/*` metrics, and the cases that they are made of.
 
         policy: the model.
         slots: sequences side by side.
@@ -58,7 +58,15 @@ class HeldOut:
         """
         parts = [skill(policy, slots, tokens, runtime) for skill in self.suites]
         metrics = {name: value for part in parts for name, value in part.metrics.items()}
-        return Measured(metrics, cases={name: outcomes for part in parts for name, outcomes in part.cases.items()})
+        cases = {name: outcomes for part in parts for name, outcomes in part.cases.items()}
+        return Measured(metrics, [], cases, {name: values for part in parts for name, values in part.values.items()})
+
+    def values(self, rows: list[dict[str, Any]]) -> dict[str, CaseValues]:
+        """Return what the user's functions gave to each answer. rows: of all processes."""
+        return {
+            f"eval/{name}_mean": {str(i): CaseValue(float(row[name])) for i, row in enumerate(rows)}
+            for name in self.measures
+        }
 
 
 def _find(name: str, target: str) -> Measure:
@@ -105,7 +113,8 @@ def evaluate(
         "eval/kl_reference": sum(row["kl"] for row in rows) / len(rows),
     }
     skills = held_out.skills(actors.policy, budgets.slots, budgets.tokens, runtime)
-    return Measured(metrics | measured | skills.metrics, rows[: config.logging.samples], skills.cases)
+    values = held_out.values(rows) | skills.values
+    return Measured(metrics | measured | skills.metrics, rows[: config.logging.samples], skills.cases, values)
 
 
 def draw(

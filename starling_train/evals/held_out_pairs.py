@@ -46,7 +46,8 @@ def evaluate(
         rows, measured = described(held_out, rollout, conversations, more, runtime)
         metrics |= measured
     skills = held_out.skills(actors.policy, slots, tokens, runtime)
-    return Measured(metrics | skills.metrics, rows[: config.logging.samples], skills.cases)
+    values = held_out.values(rows) | skills.values
+    return Measured(metrics | skills.metrics, rows[: config.logging.samples], skills.cases, values)
 
 
 def pair_metrics(

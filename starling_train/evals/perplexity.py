@@ -16,6 +16,7 @@ standard library, which every machine has, is `stdlib:FILE`.
 
 import math
 import sysconfig
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -39,7 +40,7 @@ from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.sequence_logprobs import sequence_logprobs
 from starling_train.run.runtime import Runtime
-from starling_train.training.measured import Measured
+from starling_train.training.measured import CaseValue, Measured
 
 WINDOWS_AT_A_TIME = 64
 STDLIB = "stdlib:"  # before the path of a file in Python's standard library
@@ -207,10 +208,18 @@ def evaluate(model: CausalLM, windows: Sequence[Window], budget: Budget) -> Text
 
     The forward pass is in the model's dtype, log-probabilities are float32. budget: tokens per forward pass.
     """
+    return _of_windows(windows, _logprobs(model, windows, budget))
+
+
+def _logprobs(model: CausalLM, windows: Sequence[Window], budget: Budget) -> list[float]:
+    """Return the log-probability of the predicted tokens of each window, nats."""
     ids, predicted = [window.ids for window in windows], [window.predicted for window in windows]
-    sums = [float(part.sum(dtype=torch.float64)) for part in sequence_logprobs(model, ids, budget, predicted)]
-    tokens = sum(map(len, predicted))
-    return TextPerplexity(-math.fsum(sums) / tokens, tokens)
+    return [float(part.sum(dtype=torch.float64)) for part in sequence_logprobs(model, ids, budget, predicted)]
+
+
+def _of_windows(windows: Sequence[Window], logprobs: Sequence[float]) -> TextPerplexity:
+    tokens = sum(len(window.predicted) for window in windows)
+    return TextPerplexity(-math.fsum(logprobs) / tokens, tokens)
 
 
 def read_all(
@@ -274,14 +283,30 @@ def shared(
     tokens: tokens per forward pass.
     runtime: the processes.
     """
-    parts = {}
+    parts: dict[str, TextPerplexity] = {}
+    values: dict[str, dict[str, CaseValue]] = {}
     for name, windows in texts.items():
         mine = runtime.shard(windows)
-        part = evaluate(policy, mine, tokens) if mine else TextPerplexity(0.0, 0)
+        logprobs = _logprobs(policy, mine, tokens) if mine else []
+        part = _of_windows(mine, logprobs) if mine else TextPerplexity(0.0, 0)
         nats, count = runtime.sum([part.nats * part.tokens, part.tokens])
         parts[name] = TextPerplexity(nats / count, int(count))
+        values[name] = _values(name, windows, runtime.gather(logprobs))
     metrics = {"eval/perplexity": whole(parts).perplexity}
-    return Measured(metrics | {f"eval/perplexity_{name}": part.perplexity for name, part in parts.items() if name})
+    metrics |= {f"eval/perplexity_{name}": part.perplexity for name, part in parts.items() if name}
+    of_whole = values[""] if "" in values else {key: one for of_text in values.values() for key, one in of_text.items()}
+    of_texts = {f"eval/perplexity_{name}": of_text for name, of_text in values.items() if name}
+    return Measured(metrics, values={"eval/perplexity": of_whole, **of_texts})
+
+
+def _values(name: str, windows: Sequence[Window], logprobs: Sequence[float]) -> dict[str, CaseValue]:
+    """Return the windows of a text as a guard compares them: nats a token, by a key that depends on their tokens."""
+    return {
+        f"{name} {i} {zlib.crc32(repr(window).encode()):08x}": CaseValue(
+            -logprob / len(window.predicted), len(window.predicted)
+        )
+        for i, (window, logprob) in enumerate(zip(windows, logprobs, strict=True))
+    }
 
 
 def whole(parts: Mapping[str, TextPerplexity]) -> TextPerplexity:

@@ -35,8 +35,8 @@ class ResultLine:
     count: int
 
 
-# A measurement during training: `eval/*` of the present policy, and which cases were right, given a budget of sequences
-# side by side, one of tokens, and the processes that share the work.
+# A measurement during training: `eval/*` of the present policy, and the cases that it is made of, given a budget of
+# sequences side by side, one of tokens, and the processes that share the work.
 Skill = Callable[[CausalLM, Budget, Budget, Runtime], Measured]
 
 

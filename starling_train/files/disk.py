@@ -15,15 +15,21 @@ from starling_train.config.fields import UserError, local_path
 from starling_train.config.sections import CheckpointConfig
 
 
-def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.Module) -> None:
-    """Raise UserError if the checkpoints, `checkpoint` bytes each, and the final model do not fit on the disk of `run`.
+def check_room(run: Path, config: CheckpointConfig, checkpoint: int, model: nn.Module, more: int = 0) -> None:
+    """Raise UserError if the checkpoints and the final model do not fit on the disk of `run`.
 
     While a checkpoint is written, one more than `keep` exists. What an earlier start of the run has written is
     replaced, so its room counts as free.
+
+    run: the run's directory.
+    config: how many checkpoints are kept.
+    checkpoint: bytes of each.
+    model: the final model.
+    more: checkpoints that are kept beside those.
     """
     # under ZeRO-3 a parameter is empty here; ds_numel is its size
     final = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
-    count = config.keep + 1 if config.every else 1
+    count = (config.keep + 1 if config.every or more else 1) + more
     what = f"{count} checkpoints of {checkpoint / 1e9:.2f}, the final model {final / 1e9:.2f}"
     check_fits(run, count * checkpoint + final, what, "free some, give another run_dir, or lower checkpoint.keep")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starling_train.config import guard
 from starling_train.config.fields import UserError, no_path
 from starling_train.config.ppo import PpoConfig
 from starling_train.files import adapter_files
@@ -148,6 +149,7 @@ def describe(config: Any) -> str:
         "trains     as many matrices as the SNR scan will select; which ones, the scan decides when the run starts"
         if guessed
         else f"trains     by freeze.method={config.freeze.method}",
+        *guard.described(config),
         "",
         planner.table.render(),
         "",

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from starling_train.config import guard
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.config.plan import DevicesConfig
@@ -107,6 +108,7 @@ def describe(config: DpoConfig | RmConfig, devices: DevicesConfig) -> str:
             f"process{'es' if count > 1 else ''} of one device each, "
             f"{'ZeRO stage ' + str(stage) if count > 1 and stage else 'nothing sharded'}",
             f"trains     by freeze.method={config.freeze.method}",
+            *([] if isinstance(config, RmConfig) else guard.described(config)),
             "",
             planner.table.render(),
             "",

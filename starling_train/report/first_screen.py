@@ -9,7 +9,7 @@ from starling_train.report import markup
 from starling_train.report.judgement import verdict
 from starling_train.report.judgement.finding import Finding
 from starling_train.report.judgement.limits import BAD, GOOD, LIMITS, WATCH
-from starling_train.report.read_run import RunFiles, is_finished, is_number, setting, steps_done
+from starling_train.report.read_run import RunFiles, is_finished, is_number, policy_step, setting, steps_done
 from starling_train.rewards import server_facts
 
 WORDS = {"good": "✓ good", "watch": "! look", "bad": "✗ bad", "note": "note"}
@@ -58,6 +58,8 @@ def status(run: RunFiles) -> str:
     parts = [markup.badge("good", f"Finished, {done:,}{of} steps")]
     if not is_finished(run):
         parts = [markup.badge("watch", f"Not finished, {done:,}{of} steps so far")]
+    if (step := policy_step(run)) is not None:
+        parts.append(f"its guard went back to step {step:,}")
     if named := recipe(run):
         parts.append(f"recipe <strong>{markup.escape(named)}</strong>")
     parts += dates(run)

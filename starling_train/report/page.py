@@ -10,7 +10,7 @@ from starling_train.report.markup import card, clean, escape, note, section
 from starling_train.report.plots import panels
 from starling_train.report.plots.draw import panel_charts
 from starling_train.report.plots.heat_table import heat_table
-from starling_train.report.read_run import RunFiles, is_number, layer_in, read, selected_modules
+from starling_train.report.read_run import RunFiles, is_number, layer_in, of_policy, read, selected_modules
 
 
 def write(run_dir: Path) -> Path:
@@ -49,10 +49,10 @@ def is_training(run: RunFiles) -> bool:
 def training(run: RunFiles, remarks: list[str]) -> str:
     """Return the sections on a training command's files; `remarks` gets what they lack."""
     parts = {
-        "First evaluation against the last": f'<div class="tiles">{sections.tiles(run)}</div>',
+        "First evaluation against the last": f'<div class="tiles">{sections.tiles(of_policy(run))}</div>',
         "How training went": f'<div class="plots">\n{plot_cards(run, remarks)}\n</div>',
         "Which layers trained": f'<div class="columns">\n{heatmap(run)}\n{sections.trained_table(run)}\n</div>',
-        "Answers before and after": samples.section(run),
+        "Answers before and after": samples.section(of_policy(run)),
     }
     return "".join(section(title, body) for title, body in parts.items())
 

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,25 @@ def layer_in(module: str) -> int | None:
     """Return the layer number in a module's name, whatever the model calls its parts."""
     match = re.search(r"\.(\d+)\.", module)
     return int(match[1]) if match else None
+
+
+def policy_step(run: RunFiles) -> int | None:
+    """Return the step that the guard of a finished run went back to, 0 for the start; None where it gives its last."""
+    guard = run.summary.get("guard")
+    step = guard.get("policy_step") if isinstance(guard, dict) else None
+    return step if isinstance(step, int) and step < steps_done(run) else None
+
+
+def of_policy(run: RunFiles) -> RunFiles:
+    """Return the run as far as its model goes: without the steps after the one that its guard went back to.
+
+    Steps between two returns stay in it, although the model has not made them: there is one curve.
+    """
+    last = policy_step(run)
+    if last is None:
+        return run
+    metrics, samples = ([line for line in lines if line["step"] <= last] for lines in (run.metrics, run.samples))
+    return replace(run, metrics=metrics, samples=samples)
 
 
 def steps_done(run: RunFiles) -> int:

@@ -36,13 +36,15 @@ class Checkpoints:
 
     base: the model that the trainable tensors belong to; a checkpoint of another base is refused.
     extra_files: writes more files into a checkpoint's folder, for other programs, and returns their names.
-    saved: step of the newest checkpoint that is known to be good, or 0.
+    saved: step of the newest checkpoint that is known to be good; None before one.
+    pinned: step of a checkpoint that stays, however old it is; None without one.
     """
 
     def __init__(self, directory: Path, keep: int, base: Identity, extra_files: ExtraFiles | None = None):
         self._directory, self._keep, self._base, self._extra_files = directory, keep, base, extra_files
         self._bad: set[Path] = set()
-        self.saved = 0
+        self.saved: int | None = None
+        self.pinned: int | None = None
 
     def save(self, trainable: Tensors, optimizer: Tensors, state: TrainState) -> Path:
         """Write to a hidden folder, flush, rename; then drop what is damaged or older than the newest `keep`.
@@ -109,6 +111,14 @@ class Checkpoints:
         """Load the checkpoint of a step, which another process has found to be good: its bytes are not read twice."""
         return self._load(self._directory / manifest.folder_name(step), None, compared=())
 
+    def verify(self, step: int) -> None:
+        """Compare every byte of a step's checkpoint with its manifest. Raises UserError where it is not whole."""
+        directory = self._directory / manifest.folder_name(step)
+        try:
+            manifest.verify(directory, FILES)
+        except Damaged as problem:
+            raise UserError(f"{directory}: {problem}; put the file back, and run the same command again") from problem
+
     def _load(self, directory: Path, logged: int | None, compared: tuple[str, ...] | None = None) -> Checkpoint:
         """Load a checkpoint. Raises Damaged, and UserError for another base model.
 
@@ -136,10 +146,11 @@ class Checkpoints:
         return Checkpoint(tensors[0], tensors[1], state)
 
     def _prune(self) -> None:
-        """Drop what is known to be damaged, and what is older than the newest `keep` that look whole."""
+        """Drop what is known to be damaged, and what is older than the newest `keep` that look whole, but `pinned`."""
         intact = 0
         for directory in reversed(folders(self._directory)):
-            if directory in self._bad or intact >= self._keep:
+            is_pinned = self.pinned is not None and directory.name == manifest.folder_name(self.pinned)
+            if directory in self._bad or (intact >= self._keep and not is_pinned):
                 self._drop(directory)
             elif _looks_whole(directory):
                 intact += 1

@@ -50,6 +50,9 @@ class RunDirectory:
         # where the number of steps follows from fixed settings, no more of them can be requested
         requested = self.settings.get("algorithm", {}).get("steps", 0)
         steps = summary.get("steps")
+        guard = summary.get("guard")
+        if isinstance(guard, dict) and guard.get("stopped"):  # for good, however many steps are requested
+            return bool(summary.get("finished"))
         return bool(summary.get("finished")) and (not by_steps or (type(steps) is int and steps >= requested))
 
     @contextmanager

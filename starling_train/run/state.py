@@ -9,6 +9,7 @@ from typing import Any
 class TrainState:
     """Step and everything that later steps depend on; random numbers and data order follow from seed and step.
 
+    step: the last one; 0 is in checkpoints of runs whose guard goes back to it.
     algorithm: `state_dict` of what the command remembers from step to step, e.g. PPO's KL controller, by name.
     seconds: spent in steps so far.
     tracker: id of the W&B run.
@@ -67,7 +68,7 @@ def _is_algorithm(value: Any) -> bool:
 
 
 _IS_RIGHT = {
-    "step": lambda value: _is_count(value) and value > 0,
+    "step": lambda value: _is_count(value),
     "episodes": _is_count,
     "algorithm": _is_algorithm,
     "seconds": _is_number,

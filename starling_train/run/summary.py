@@ -40,8 +40,19 @@ def to_json(
     runtime: Runtime,
     command: str = "ppo",
     planned_gb: float | None = None,
+    guard: dict[str, Any] | None = None,
 ) -> str:
-    """Render summary.json for a run that has done all its steps. trainable: `FreezeTable.counts()`."""
+    """Render summary.json for a run that has done all its steps, or that its guard has stopped.
+
+    config: the run's configuration.
+    run: its directory.
+    trainable: `FreezeTable.counts()`.
+    state: after the last step.
+    runtime: the processes.
+    command: that ran.
+    planned_gb: the planned peak of a process, if there was a plan.
+    guard: `Guard.summary()`, of a run with one.
+    """
     rows = [row for row in json_lines.read(run.metrics) if row]  # none is damaged: `JsonLines` has read them
     evaluations = [{k: v for k, v in row.items() if k.startswith(("eval/", "step"))} for row in rows]
     evaluations = [row for row in evaluations if len(row) > 1]
@@ -68,6 +79,10 @@ def to_json(
         "versions": versions(),
         "git_commit": git_commit(),
     }
+    if guard:
+        lost_at = [row["step"] for row in rows if row.get("guard/kept") == 0]
+        policy_eval = next((row for row in evaluations if row["step"] == guard["policy_step"]), None)
+        summary["guard"] = guard | {"lost_at": lost_at, "policy_eval": policy_eval}
     return json.dumps(summary, indent=1, allow_nan=False)
 
 
@@ -96,6 +111,9 @@ def in_words(summary: dict[str, Any], run: RunDirectory) -> str:
     """
     lines = []
     first, last = summary.get("first_eval"), summary.get("last_eval")
+    guard = summary.get("guard") or {}
+    if guard and guard["policy_step"] != summary["steps"]:  # it went back
+        last = guard["policy_eval"]
     if first and last and first["step"] != last["step"]:
         head = ("", f"step {first['step']}", f"step {last['step']}", "change")
         rows = [head, *(_before_after(*row, first, last) for row in _compared(first, last))]
@@ -108,10 +126,24 @@ def in_words(summary: dict[str, Any], run: RunDirectory) -> str:
     steps = f"{summary['steps']} step{'s' * (summary['steps'] != 1)}"
     took = f"{duration(summary['wall_time_s'])} for {steps}, {speed:.3g} samples a second"
     facts = [("time", took), ("memory", f"{summary['peak_memory_gb']:.3g} GB at most, {summary['device']}")]
+    if guard:
+        facts += [("guard", _guarded(guard, summary["steps"]))]
     facts += [("trained", f"{trained['parameters']:,} of {trained['of']:,} parameters")]
     facts += [("model", str(path)) for path in (run.policy, run.reward) if path.is_dir()]
     facts += [(path.stem, str(path)) for path in (run.checkpoints, run.metrics, run.samples) if path.exists()]
     return "\n".join([*lines, *(f"{name:<13}{what}" for name, what in facts)])
+
+
+def _guarded(guard: dict[str, Any], steps: int) -> str:
+    """Return what the guard has seen and done. guard: the entry of summary.json. steps: that the run has made."""
+    lost_at, step = guard["lost_at"], guard["policy_step"]
+    if not lost_at:
+        return "no skill was lost at any evaluation"
+    at = f"step{'s' * (len(lost_at) > 1)} {', '.join(map(str, lost_at))}"
+    model = f"that of step {step}" if step else "the one that the run started from"
+    return f"a skill was lost at {at} (guard.then={guard['then']})" + (
+        f"; the model is {model}" if step < steps else ""
+    )
 
 
 def _compared(first: dict[str, Any], last: dict[str, Any]) -> list[tuple[str, str, float, int]]:

@@ -245,6 +245,7 @@ class LocalOptimizer:
             prefix = f"{name}/"
             own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
             own.pop("master", None)
+            self._adam.state.pop(master, None)  # nothing is left of what came after a checkpoint without moments
             if own:
                 self._adam.state[master] = {key: self._restored(key, t, master) for key, t in own.items()}
 

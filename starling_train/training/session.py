@@ -9,7 +9,10 @@ from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
-from starling_train.config.fields import UserError
+from starling_train.config.dpo import DpoConfig
+from starling_train.config.fields import UserError, given
+from starling_train.config.guard import measures
+from starling_train.config.ppo import PpoConfig
 from starling_train.config.run import RunConfig
 from starling_train.config.sections import FreezeConfig, TrackingConfig
 from starling_train.files import disk
@@ -31,6 +34,7 @@ from starling_train.run.tracker import TrackedRun, Trackers
 from starling_train.selection import freeze, scans, unfrozen_yaml
 from starling_train.selection.records import Record
 from starling_train.selection.select import SCORED
+from starling_train.training.guard import Guard
 from starling_train.training.measured import Measured
 from starling_train.training.optimizer import Optimizer
 
@@ -122,6 +126,7 @@ class Session:
         self.say = self._console.say
         self._budgets = RunBudgets(self.state.budgets, self.say)
         self._remembered: dict[str, Resumable] = {}
+        self._guard = Guard(None, {})
         self._fruitless = 0
 
     def __enter__(self) -> "Session":
@@ -143,7 +148,7 @@ class Session:
             self._trackers = Trackers(tracking, tracked, self.say)
             state.tracker = self._trackers.wandb_id
             stack.enter_context(self._console)
-            stack.enter_context(leave_saved(self._stop, self._keep, lambda: self._checkpoints.saved, self.say))
+            stack.enter_context(leave_saved(self._stop, self._keep, lambda: self._checkpoints.saved or 0, self.say))
             self._exit = stack.pop_all()
         return self
 
@@ -176,6 +181,22 @@ class Session:
         self._remembered[name] = thing
         return thing
 
+    def watch(self, config: PpoConfig | DpoConfig, own: Callable[[], float] = lambda: 0.0) -> Guard:
+        """Make the run's guard, which judges every evaluation; a resumed run goes on with it.
+
+        own: returns the KL coefficient that the run has without the guard.
+        """
+        self._guard = guard = Guard(config.guard, measures(config.evaluation), own)
+        if guard.is_active:
+            self.remember("guard", guard)
+            for first in guard.firsts:
+                self.remember(f"guard {first.metric}", first)
+        if guard.goes_back:  # the best checkpoint that keeps the skills is one more
+            what = self._config.checkpoint, self._optimizer.saved_bytes(), self._trainee.model
+            disk.check_room(self._run.path, *what, more=1)
+            self._checkpoints.pinned = self.state.best_step
+        return guard
+
     def steps(self, evaluate: Evaluate) -> Iterator[Step]:
         """Yield step after step; between two steps: evaluate, log and save what is due."""
         state = self.state
@@ -185,12 +206,16 @@ class Session:
             self.say(f"resumed after step {state.step}")
             if state.unlogged:
                 self._record(state.unlogged | self._evaluated(evaluate))
-                state.unlogged = {}
+                if self._guard.is_stopped:  # the checkpoint has the weights before the guard went back
+                    self._checkpoints.saved = None
+                    self._save()
         elif self._config.evaluation.every:
             self._record({"step": 0, "episodes": 0} | self._evaluated(evaluate))
-        while state.step < self.total:
+            if self._checkpoints.pinned == 0:
+                self._save()
+        while state.step < self.total and not self._guard.is_stopped:
             number = state.step + 1
-            self._step = Step(number, {"step": number, "episodes": state.episodes})
+            self._step = Step(number, {"step": number, "episodes": state.episodes} | self._guard.metrics())
             applied = self._optimizer.applied
             yield self._step
             self._end(self._step, evaluate)
@@ -231,7 +256,9 @@ class Session:
     ) -> None:
         """Write, after the last step, the model and the report.
 
+        command: the command's name.
         write_model: called on the first process alone, with all weights gathered.
+        planned_gb: peak memory that was planned, if it was.
         """
         runtime, run = self._runtime, self._run
         self._console.phase("writing the model")
@@ -240,7 +267,8 @@ class Session:
                 write_model()
         if runtime.is_main:
             table = self._trainee.table
-            text = summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb)
+            guard = self._guard.summary(self.state.step, self.state.best_step)
+            text = summary.to_json(self._config, run, table.counts(), self.state, runtime, command, planned_gb, guard)
             # the page of the run under way: beside a summary it would count as the last one
             run.report.unlink(missing_ok=True)
             run.write("summary.json", text)
@@ -256,7 +284,7 @@ class Session:
         if measured.cases:
             self._cases_log.write([{"step": self.state.step} | measured.cases])
         self._trackers.log_samples(self.state.step, rows)
-        return measured.metrics
+        return measured.metrics | self._guard.judge(measured, self._runtime)
 
     def _end(self, step: Step, evaluate: Evaluate) -> None:
         """Log and save a step that is done. Samples, cases, metrics, checkpoint: in this order no kill leaves a gap."""
@@ -265,17 +293,20 @@ class Session:
         step.metrics["memory/peak_gb"] = self._runtime.peak_memory_gb()
         state.step, state.episodes = step.number, state.episodes + step.episodes
         state.budgets = self._budgets.synchronise(self._runtime)
-        state.algorithm = {name: thing.state_dict() for name, thing in self._remembered.items()}
+        state.algorithm = self._states()
         is_last = step.number == self.total
         if every and (is_last or step.number % every == 0):
             state.unlogged = strict(step.metrics)
             step.metrics |= self._evaluated(evaluate)
-            state.unlogged = {}
         state.seconds += step.clock.total()
         self._record(step.metrics, left_s=state.seconds / step.number * (self.total - step.number))
         save_every = self._config.checkpoint.every
-        if is_last or (save_every and step.number % save_every == 0):
+        is_pinned = self._checkpoints.pinned == step.number
+        if is_last or is_pinned or self._guard.is_stopped or (save_every and step.number % save_every == 0):
             self._save()
+
+    def _states(self) -> dict[str, dict[str, float]]:
+        return {name: thing.state_dict() for name, thing in self._remembered.items()}
 
     def _stop_if_fruitless(self, is_applied: bool) -> None:
         """Raise UserError, with the state saved, after too many steps in a row in which no update was applied."""
@@ -294,11 +325,28 @@ class Session:
 
     def _record(self, metrics: dict[str, Any], left_s: float | None = None) -> None:
         self._metrics_log.write([metrics])
-        self.state.note(metrics["step"], metrics.get(self._best))
+        if metrics.get("guard/kept", 1):  # the best is one that keeps the skills
+            self.state.note(metrics["step"], metrics.get(self._best))
+        if self._guard.goes_back:
+            if self.state.best_step is None:  # without a finite score the start is the best there is
+                self.state.best_step = metrics["step"]
+            self._checkpoints.pinned = self.state.best_step
+            if not metrics.get("guard/kept", 1):
+                self._go_back()
+        self.state.unlogged, self.state.algorithm = {}, self._states()  # from here on this step is what is saved
+        for line in self._guard.news(self.state.best_step):
+            self.say(line)
         self._trackers.log(metrics)
         self._console.step(metrics, left_s)
         if self._runtime.is_main and any(key.startswith("eval/") for key in metrics):
             self._write_page()
+
+    def _go_back(self) -> None:
+        """Load weights and moments of the best checkpoint that kept the skills."""
+        step = given(self.state.best_step)
+        self._runtime.on_first(lambda: self._checkpoints.verify(step))
+        checkpoint = self._checkpoints.at(step)
+        self._optimizer.load(checkpoint.trainable, checkpoint.optimizer)
 
     def _write_page(self) -> None:
         """Write the page of a run that is not finished. What is wrong with it must not end the run."""

@@ -98,6 +98,7 @@ def test_a_value_of_another_kind_is_told_by_its_key(section):
             assert re.search(rf"\({name}[.:]", misread(section, {name: wrong})), name
 
 
+GUARD = "guard.skills=[eval/gold_mean:0.5] evaluation.functions.gold=a:b"
 SERVED = "reward.kind=server reward.url=http://"
 LORA = "freeze.adapter=lora freeze.norms=false freeze.embeddings=false "
 OF_MT_BENCH = "suites=[mt_bench] mt_bench.path=here mt_bench.judge.model=m "
@@ -127,6 +128,7 @@ AGAINST_EACH_OTHER = {
         ("rollout.stop_strings=['']", "rollout.stop_strings: ", "leave it out"),
         ("model.load_in=4bit", "model.load_in: weights in 4bit cannot train", "use freeze.adapter=lora"),
         (f"{LORA} model.load_in=4bit cluster.zero_stage=3", "model.load_in: quantised", "zero_stage=2"),
+        (f"{GUARD} evaluation.every=0", "guard.skills: evaluation.every=0 measures no skill", "give"),
     ),
     "ppo score compare": (
         ("reward.kind=function", "reward.function: not set; give package.module:name"),
@@ -159,8 +161,20 @@ AGAINST_EACH_OTHER = {
         (f"{LORA} freeze.lora.dropout=0.1", "freeze.lora.dropout: ", "use 0"),
         (f"{LORA} algorithm.critic=separate", "algorithm.critic: separate", "use head"),
         (f"{LORA} model.load_in=8bit", "model.load_in: bitsandbytes' 8-bit products", "use 4bit"),
+        (f"{GUARD} guard.then=anchor algorithm.kl.coefficient=1", "guard.most: 1 is not above algorithm", "give more"),
     ),
     "ppo dpo rm": (("cluster.offload=optimizer optim.eight_bit=true", "cluster.offload: optim", "use one of both"),),
+    "ppo dpo compare": (
+        ("guard.skills=[eval/function_calling]", "guard.skills: 'eval/function_calling' is not METRIC:POINTS", "ing:3"),
+        ("guard.skills=[eval/x:many]", "guard.skills: 'eval/x:many' is not METRIC:POINTS", "give for example eval/x:3"),
+        ("guard.skills=[eval/x:-1]", "guard.skills: 'eval/x:-1' is not METRIC:POINTS", "give"),
+        ("guard.skills=[eval/x:nan]", "guard.skills: 'eval/x:nan' is not METRIC:POINTS", "give"),
+        ("guard.skills=[eval/x:1,eval/x:2]", "guard.skills: eval/x is there twice", "leave one"),
+        ("guard.skills=[eval/perplexity:1]", "guard.skills: eval/perplexity is not measured", "evaluation.suites"),
+        ("guard.skills=[eval/god_mean:1] evaluation.functions.gold=a:b", "guard.skills: eval/god_mean is not measured",
+         "did you mean eval/gold_mean? ", "use some of: eval/gold_mean"),
+        (f"{GUARD} guard.then=anchor guard.least=2", "guard.most: 1 is below guard.least=2", "raise it"),
+    ),
     "rm": (
         ("model.load_in=4bit", "model.load_in: ", "leave it out"),
         ("rm.fresh=true freeze.method=snr", "rm.fresh: ", "use freeze=none"),
@@ -172,6 +186,7 @@ AGAINST_EACH_OTHER = {
         ("dpo.label_smoothing=0.5", "dpo.label_smoothing: ", "give less"),
         ("dpo.loss=ipo dpo.label_smoothing=0.1", "dpo.label_smoothing: ", "use 0"),
         ("evaluation.responses=999", "evaluation.responses: 999 exceeds", "lower it"),
+        (f"{GUARD} evaluation.responses=0", "guard.skills: eval/gold_mean is of answers", "raise it"),
     ),
     "plan": (("plan.processes=65", "plan.processes: 65 exceeds algorithm.prompts_per_step=64", "lower"),),
     "score": (("output=x", "input: not set; give"), ("input=x", "output: not set; give")),

@@ -10,8 +10,10 @@ from starling_train.core.intervals import (
     first_reaching,
     holm,
     interval,
+    paired_difference_of_shares,
     t_quantile,
     value_at,
+    weighted_mean,
 )
 
 
@@ -130,3 +132,42 @@ def test_first_reached_by_hand():
     assert at(2.0) == pytest.approx(-5.0 - 5.0 * 1.5 / 2.5)  # from the dip on
     assert at(3.5) is None
     assert first_reaching([2.0, 1.0], 1.5) == (0, 1.0)
+
+
+def test_a_share_of_the_same_cases_by_hand():
+    """10 of 100 cases were lost and 2 gained: (2 - 10) / 102 -+ 1.96 sqrt(13 - 64 / 102) / 102."""
+    found = paired_difference_of_shares(10, 2, 100)
+    half = 1.959964 * math.sqrt(13 - 64 / 102) / 102
+    assert found.mean == -0.08 and found.count == 100
+    assert found.low == pytest.approx(-0.16 + 8 / 102 - half)  # as far from the plain change as the other end
+    assert found.high == pytest.approx(-8 / 102 + half)
+    assert found.verdict == "less"
+
+
+def test_a_share_s_interval_is_honest_where_nothing_or_everything_changed():
+    still = paired_difference_of_shares(0, 0, 50)
+    assert still.mean == 0.0 and still.half == pytest.approx(1.959964 / 52) and still.verdict == "alike"
+    assert paired_difference_of_shares(1, 0, 1).verdict == "alike"  # one case tells nothing
+    lost = paired_difference_of_shares(50, 0, 50)
+    assert lost.mean == -1.0 and lost.half > 0.03
+    for changes in ((3, 1), (0, 4), (7, 7)):
+        there, back = (paired_difference_of_shares(*order, 20) for order in (changes, changes[::-1]))
+        assert there.mean == -back.mean and there.half == pytest.approx(back.half)
+
+
+def test_what_did_not_change_is_no_noise():
+    """The same cases, so that 90 which stay right add nothing: a fall of 10 of 100 is told from chance."""
+    assert paired_difference_of_shares(10, 0, 100).high < -0.03
+
+
+def test_a_weighted_mean_by_hand():
+    """Values 1 and 4 of weights 3 and 1: 7/4, residuals 3 (1 - 7/4) and 4 - 7/4, half 12.7062 sqrt(2 x 10.125) / 4."""
+    found = weighted_mean([1.0, 4.0], [3.0, 1.0])
+    assert (found.mean, found.count) == (1.75, 2)
+    assert found.half == pytest.approx(12.7062 * math.sqrt(2 * (2.25**2 + 2.25**2)) / 4)
+    values = [1.0, 2.0, 4.0, 8.0]
+    for weight in (1.0, 7.0):
+        even = weighted_mean(values, [weight] * 4)
+        assert (even.mean, even.half) == (pytest.approx(3.75), pytest.approx(interval(values).half))
+    assert math.isnan(weighted_mean([2.0], [5.0]).half) and weighted_mean([2.0], [5.0]).mean == 2.0
+    assert math.isnan(weighted_mean([], []).mean)

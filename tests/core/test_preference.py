@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from starling_train.core.preference import PairCounts, count_pairs, dpo_losses, kwise_loss, kwise_losses
+from starling_train.core.preference import PairCounts, count_pairs, dpo_losses, drift, kwise_loss, kwise_losses
 
 
 def test_seven_equal_scores_give_log_7_factorial_over_6():
@@ -134,3 +134,22 @@ def test_dpo_with_margins_beyond_floats():
     """log sigmoid, not log of sigmoid: at -1000 that would be infinite."""
     found = dpo_losses(torch.tensor([-1000.0]), *[torch.zeros(1)] * 3, beta=1.0)
     assert float(found.loss) == 1000.0
+
+
+def test_drift_by_hand_and_back_to_the_reference():
+    """(-6 + 4)^2 / (2 x 8), and 0 where nothing moved; the gradient is (log policy / reference) / tokens."""
+    logprobs = torch.tensor([-6.0, -4.0, -3.0], requires_grad=True)
+    moved = drift(logprobs, torch.tensor([-4.0, -4.0, -4.0]), torch.tensor([8, 8, 2]))
+    assert moved.tolist() == [0.25, 0.0, 0.25]
+    moved.sum().backward()
+    assert logprobs.grad.tolist() == [-0.25, 0.0, 0.5]  # descent goes up, nowhere, down
+
+
+def test_drift_is_k2_where_all_tokens_moved_alike_and_never_more():
+    from starling_train.core.ppo import kl_estimate
+
+    alike, apart = torch.tensor([0.3, 0.3, 0.3]), torch.tensor([0.9, -0.2, 0.2])
+    for per_token, exact in ((alike, True), (apart, False)):
+        k2 = kl_estimate(per_token, torch.zeros(3), "k2").sum()
+        summed = drift(per_token.sum()[None], torch.zeros(1), torch.tensor([3]))[0]
+        assert torch.isclose(summed, k2) if exact else summed < k2

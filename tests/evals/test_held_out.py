@@ -1,5 +1,7 @@
 """What is measured while a policy trains, against the same measured alone."""
 
+import math
+
 import pytest
 import torch
 
@@ -48,6 +50,9 @@ def test_perplexity_is_that_of_the_text_under_the_policy_as_it_is(tiny_mistral, 
     with torch.no_grad():
         policy.lm_head.weight.zero_()
     assert measured() == pytest.approx(97.0, rel=1e-4)
+    values = held.skills(policy, slots, tokens, Runtime("cpu")).values["eval/perplexity"]
+    assert [value.weight for value in values.values()] == [len(window.predicted) for window in windows]
+    assert all(value.value == pytest.approx(math.log(97.0), rel=1e-4) for value in values.values())
 
 
 def test_without_the_suite_there_is_no_text(chat):

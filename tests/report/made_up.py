@@ -215,6 +215,15 @@ def skill_by_chance(lines: Lines, samples: Lines) -> None:
             line["eval/function_calling_cases"] = 37
 
 
+def guard_lost(lines: Lines, samples: Lines) -> None:
+    """A guard that only warns saw the skill lost twice, by 9.5 points in the end."""
+    for line in lines:
+        if "eval/function_calling" in line:
+            line["guard/kept"] = int(line["step"] not in (20, STEPS))
+            if line["step"]:
+                line |= {"guard/function_calling_fall": 9.5, "guard/function_calling_fall_low": 4.25}
+
+
 def empty(lines: Lines, samples: Lines) -> None:
     """5 of 16 answers say nothing, as on a real model."""
     for sample in [sample for sample in samples if sample["step"] == STEPS][:5]:
@@ -248,7 +257,7 @@ FAULTS: dict[str, Callable[[Lines, Lines], None]] = {
     change.__name__: change
     for change in (
         good, kl_blow_up, kl_270, entropy_collapse, clipped, length_hacking, dead_critic, closing_sentence, skill_lost,
-        skill_by_chance, empty, looping, truncated, memorised,
+        skill_by_chance, empty, looping, truncated, memorised, guard_lost,
     )
 }  # fmt: skip
 
@@ -276,6 +285,9 @@ algorithm:
   kl:
     coefficient: 0.01
     target: null
+guard:
+  skills: ['eval/function_calling:3']
+  then: warn
 evaluation:
   suites: [function_calling]
   function_calling:

@@ -1,10 +1,11 @@
 """The page's judgement on made-up runs: each fault is named in the verdict, and a good run has none."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from made_up import FAULTS, write_made_up
+from made_up import FAULTS, STEPS, write_made_up
 from synthetic_run import write_lines
 
 from starling_train.report import first_screen, page
@@ -24,6 +25,7 @@ VERDICTS = {
     "closing_sentence": (BAD, "Repetition across answers", "16 of 16 answers to different prompts end in “Let me know"),
     "skill_lost": (BAD, "Skill: function calling", "−21.0 points"),
     "skill_by_chance": (WATCH, "Skill: function calling", "chance may explain it"),
+    "guard_lost": (BAD, "Guard", "Lost function calling by 9.50 (4.25 beyond chance), at steps 20, 40, the last"),
     "empty": (BAD, "Empty answers", "5 of the 16"),
     "looping": (BAD, "Repetition within answers", "77 %"),
     "truncated": (BAD, "Truncation", "60 % of held-out answers run into the limit of 512 tokens"),
@@ -246,3 +248,20 @@ def test_rank_correlation():
     # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 x 5)
     assert rank_correlation([1, 2, 2, 4], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None and rank_correlation([1, 2], [1, 2]) is None
+
+
+def test_a_run_that_its_guard_turned_back_is_judged_by_the_model_that_it_gives(tmp_path):
+    run = write_made_up(tmp_path / "run", "skill_lost")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "eval/score_mean" in line:
+            line["guard/kept"] = int(line["step"] < STEPS)
+    write_lines(run / "metrics.jsonl", lines)
+    assert {one.name: one.state for one in verdict.findings(read(run))}["Guard"] == BAD  # it is not finished yet
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"guard": {"policy_step": 10, "stopped": True}}))
+    found = {one.name: one for one in verdict.findings(read(run))}
+    assert found["Guard"].state == WATCH and found["Guard"].text.endswith("at step 40; the model is that of step 10.")
+    assert "92.0 → 86.8 %" in found["Skill: function calling"].text  # not 71, at step 40
+    html = page.render(read(run))
+    assert "its guard went back to step 10" in html and html.count('class="level mark"') == 2 and "guard acted" in html

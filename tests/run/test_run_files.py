@@ -35,6 +35,35 @@ def test_checkpoints_come_back_and_only_the_newest_are_kept(tmp_path):
     assert all(torch.equal(found.optimizer[k], v) for k, v in tensors(-3).items())
 
 
+def test_a_pinned_checkpoint_stays_until_another_is(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, base=BASE)
+    checkpoints.pinned = 0
+    for step in (0, 1, 2):
+        checkpoints.save(tensors(step), tensors(-step), TrainState(step=step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000", "step_000002"]
+    again = Checkpoints(tmp_path, keep=1, base=BASE)
+    assert again.newest().state.step == 2
+    again.verify(0)
+    assert torch.equal(again.at(0).trainable["w"], torch.zeros(2, 3))
+    again.pinned = 2
+    again.save(tensors(3), tensors(-3), TrainState(step=3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000002", "step_000003"]
+    (tmp_path / "step_000002" / "optimizer.safetensors").unlink()
+    with pytest.raises(UserError, match=r"step_000002: optimizer.safetensors is missing; put the file back, and run"):
+        again.verify(2)
+
+
+def test_what_a_guard_stopped_is_finished_whatever_is_asked_for(tmp_path):
+    config = PpoConfig(run_dir=str(tmp_path))
+    run = RunDirectory(config)
+    run.create()
+    run.write("summary.json", json.dumps({"finished": True, "steps": 4, "guard": {"stopped": True}}))
+    run.write("report.html", "<html></html>")
+    assert run.is_finished()
+    run.write("summary.json", json.dumps({"finished": True, "steps": 4, "guard": {"stopped": False}}))
+    assert not run.is_finished()
+
+
 @pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, capsys, name, damage):

@@ -45,17 +45,22 @@ def net(tiny_mistral) -> Actors:
     return Actors(policy, "none", lowest=1, has_reference=False)
 
 
-def gradients(net: Actors, given: list[EncodedPairedRow], config: DpoLossConfig) -> tuple[float, dict]:
+def gradients(
+    net: Actors, given: list[EncodedPairedRow], config: DpoLossConfig, anchor: float = 0.0
+) -> tuple[float, dict]:
     """Loss and gradients as a step computes them."""
     net.zero_grad(set_to_none=True)
     kept: dict[str, torch.Tensor] = {}
     optimizer = optimizer_of(net)
     optimizer.step = lambda is_finite: kept.update({n: p.grad for n, p in net.trainable().items()}) or 1.0
-    updated = update.update(net, optimizer, given, config)
+    updated = update.update(net, optimizer, given, config, anchor=anchor)
+    assert ("dpo/drift" in updated.metrics) == (anchor > 0)
     return updated.metrics["dpo/loss"], kept
 
 
-def by_hand(net: Actors, given: list[EncodedPairedRow], config: DpoLossConfig) -> tuple[float, dict]:
+def by_hand(
+    net: Actors, given: list[EncodedPairedRow], config: DpoLossConfig, anchor: float = 0.0
+) -> tuple[float, dict]:
     """The paper's formula, a whole forward pass of the plain model for each answer alone."""
     model = copy.deepcopy(net.policy)
 
@@ -63,10 +68,13 @@ def by_hand(net: Actors, given: list[EncodedPairedRow], config: DpoLossConfig) -
         logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         return logits.log_softmax(-1)[range(len(response)), response].sum()
 
-    losses = []
+    losses, drifts = [], []
     for row in given:
         values = [logprob(*pair) for pair in zip(row.prompts, row.responses, strict=True)]
         for better, worse in row.pairs:
+            drifts += [
+                (values[one] - row.reference[one]) ** 2 / (2 * len(row.responses[one])) / 2 for one in (better, worse)
+            ]
             h = (values[better] - values[worse]) - (row.reference[better] - row.reference[worse])
             if config.loss == "ipo":
                 losses.append((h - 1 / (2 * config.beta)) ** 2)
@@ -74,7 +82,7 @@ def by_hand(net: Actors, given: list[EncodedPairedRow], config: DpoLossConfig) -
                 e, margin = config.label_smoothing, config.beta * h
                 losses.append((1 - e) * (1 + (-margin).exp()).log() + e * (1 + margin.exp()).log())
     loss = torch.stack(losses).mean()
-    loss.backward()
+    (loss + anchor * torch.stack(drifts).sum() / len(losses)).backward()
     return float(loss.detach()), {f"policy.{n}": p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
@@ -92,6 +100,15 @@ def same(found: tuple[float, dict], expected: tuple[float, dict], tolerance: flo
 def test_loss_and_gradients_are_the_formula(net, settings):
     config = DpoLossConfig(tokens_per_microbatch=40, **settings)
     same(gradients(net, rows(), config), by_hand(net, rows(), config))
+
+
+@pytest.mark.parametrize("pairs,answers", [(None, 2), ([(0, 1), (0, 2), (1, 2)], 3)])
+def test_an_anchor_adds_the_mean_drift_of_a_pairs_answers_to_the_gradients(net, pairs, answers):
+    config, given = DpoLossConfig(beta=0.3, tokens_per_microbatch=60), rows(pairs, answers)
+    anchored = gradients(net, given, config, 0.2)
+    same(anchored, by_hand(net, given, config, 0.2))  # dpo/loss itself is without it
+    plain = gradients(net, given, config)
+    assert any(not torch.allclose(anchored[1][name], plain[1][name]) for name in plain[1])
 
 
 def test_all_pairs_of_an_answer_share_its_forward_pass(net):

@@ -37,6 +37,18 @@ def train(policy, critic, optimizer, steps, first=0):
         optimizer.step()
 
 
+def test_going_back_to_before_the_first_step_leaves_no_moments():
+    policy, critic = parameters(torch.float32)
+    optimizer = optimizer_of(policy, critic, OptimConfig())
+    start = [{k: t.clone() for k, t in of.items()} for of in (optimizer.trainable_tensors(), optimizer.state_tensors())]
+    train(policy, critic, optimizer, 3)
+    straight = {k: t.clone() for k, t in optimizer.trainable_tensors().items()}
+    optimizer.load(*start)
+    assert optimizer.state_tensors() == {}
+    train(policy, critic, optimizer, 3)
+    assert all(torch.equal(straight[k], t) for k, t in optimizer.trainable_tensors().items())
+
+
 def test_float32_equals_plain_adamw_with_clipping():
     policy, critic = parameters(torch.float32)
     config = OptimConfig(learning_rate=1e-2, critic_learning_rate=5e-2, schedule="constant", weight_decay=0.1)

@@ -228,6 +228,17 @@ LIMITS = {
         "Export an earlier checkpoint, train fewer matrices (freeze.top_percent), raise algorithm.kl.coefficient, or "
         "evaluate more often.",
     ),
+    "guard": Limit(
+        "Guard",
+        "guarded skills that are lost in the model that the run gives: at its last evaluation, or at the one that it "
+        "went back to (guard.then=stop, anchor); worth a look if one was lost at any other",
+        0.0,
+        0.0,
+        "Lost is what falls further than guard.skills allows, by more than chance: the whole 95 % interval of the "
+        "fall, case by case, is above it (Agresti and Min 2005).",
+        "Lower optim.learning_rate, train fewer matrices (freeze.top_percent), raise algorithm.kl.coefficient or "
+        "guard.most, or evaluate more often (evaluation.every).",
+    ),
     "perplexity": Limit(
         "Perplexity of other text",
         "last over first",
@@ -301,6 +312,7 @@ FAULTS = {
     "generalisation": "better on training prompts only",
     "gold": "true quality",
     "skill": "lost",
+    "guard": "a guarded skill was lost",
     "perplexity": "perplexity of other text",
     "ranking": "held-out pairs",
     "memorised": "memorised pairs",

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 
-from starling_train.report.judgement import answers, results, training
+from starling_train.report.judgement import answers, guard, results, training
 from starling_train.report.judgement.finding import Finding
 from starling_train.report.judgement.limits import BAD, SEVERITY, WATCH
-from starling_train.report.read_run import RunFiles
+from starling_train.report.read_run import RunFiles, of_policy
 
 
 def findings(run: RunFiles) -> list[Finding]:
-    """Return the findings of every check that the run has the numbers for, the worst first."""
-    found = [*results.findings(run), *training.findings(run), *answers.findings(run)]
+    """Return the findings of every check that the run has the numbers for, the worst first.
+
+    They are of the model that the run gives; what its guard has seen is of all evaluations.
+    """
+    judged = of_policy(run)
+    found = [*results.findings(judged), *training.findings(judged), *answers.findings(judged), *guard.findings(run)]
     return sorted(found, key=lambda one: SEVERITY.index(one.state))
 
 

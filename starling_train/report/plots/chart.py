@@ -55,6 +55,7 @@ class Chart:
     span: the least height of the axis, in its unit.
     stacked: curves lie on top of one another.
     xlabel: of the common axis.
+    marks: steps with an upright line, with their label.
     """
 
     ylabel: str
@@ -69,6 +70,8 @@ class Chart:
     span: float = 0.0
     stacked: bool = False
     xlabel: str = "step"
+    marks: Sequence[float] = ()
+    marks_label: str = ""
     limits: tuple[float, float] = field(init=False, default=(0.0, 1.0))
 
     def __post_init__(self) -> None:
@@ -138,6 +141,9 @@ def render(chart: Chart, title: str) -> str:
     if chart.level is not None:
         y = chart.y(chart.level)
         body += f'<path class="level" d="M0 {y}H{INNER_WIDTH:g}"/>'
+    if chart.marks:
+        lines = "".join(f"M{chart.x(step)} 0V{INNER_HEIGHT:g}" for step in chart.marks)
+        body += f'<path class="level mark" d="{lines}"/>'
     area = (
         f'<svg class="area" x="{LEFT:g}" y="{TOP:g}" width="{INNER_WIDTH:g}" height="{INNER_HEIGHT:g}" '
         f'viewBox="0 0 {INNER_WIDTH:g} {INNER_HEIGHT:g}" preserveAspectRatio="none">{body}</svg>'
@@ -158,6 +164,8 @@ def legend(chart: Chart) -> str:
     ]
     if chart.level is not None and chart.level_label:
         items.append(f'<span class="key ink dashed">{escape(chart.level_label)}</span>')
+    if chart.marks and chart.marks_label:
+        items.append(f'<span class="key ink dashed">{escape(chart.marks_label)}</span>')
     return f'<p class="legend"><strong>{escape(chart.ylabel)}</strong> {" ".join(items)}</p>'
 
 

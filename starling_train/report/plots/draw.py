@@ -18,7 +18,8 @@ def panel_charts(run: RunFiles, panel: Panel) -> str:
 def chart(run: RunFiles, row: PlotRow) -> Chart:
     """Return one axis of a run."""
     curves = [curve for line in row.lines if (curve := _curve(run, line)) is not None]
-    return _chart(row, stacked(run, curves) if row.stacked else curves, max(1, steps_done(run)), target_level(run, row))
+    drawn = stacked(run, curves) if row.stacked else curves
+    return _chart(row, drawn, max(1, steps_done(run)), target_level(run, row), marks=marked(run, row))
 
 
 def overlaid(runs: Sequence[RunFiles], labels: Sequence[str], panel: Panel) -> str:
@@ -40,7 +41,9 @@ def overlaid(runs: Sequence[RunFiles], labels: Sequence[str], panel: Panel) -> s
     return "".join(drawn)
 
 
-def _chart(row: PlotRow, curves: list[Curve], last: int, level: float | None, ylabel: str = "") -> Chart:
+def _chart(
+    row: PlotRow, curves: list[Curve], last: int, level: float | None, ylabel: str = "", marks: Sequence[int] = ()
+) -> Chart:
     return Chart(
         ylabel or row.ylabel,
         curves,
@@ -53,6 +56,8 @@ def _chart(row: PlotRow, curves: list[Curve], last: int, level: float | None, yl
         row.highest,
         row.span,
         row.stacked and not ylabel,
+        marks=marks,
+        marks_label=row.mark_label,
     )
 
 
@@ -81,6 +86,11 @@ def stacked(run: RunFiles, curves: Sequence[Curve]) -> list[Curve]:
     rest = [max(0.0, whole.get(int(step), part) - part) for step, part in zip(steps, parts, strict=True)]
     drawn = [Curve(curve.label, curve.colour, steps, ys) for curve, ys in zip(curves, heights, strict=True)]
     return [*drawn, Curve("other", "purple", steps, rest)] if any(rest) else drawn
+
+
+def marked(run: RunFiles, row: PlotRow) -> list[int]:
+    """Return the steps of a row's upright lines."""
+    return [step for step, value in zip(*series(run, row.mark), strict=True) if not value] if row.mark else []
 
 
 def target_level(run: RunFiles, row: PlotRow) -> float | None:

@@ -26,7 +26,8 @@ class PlotRow:
 
     `floor` and `ceiling` fix an end of the axis; it never reaches beyond `lowest` and `highest`, so that one outlier
     does not flatten the rest, and is at least `span` high. The dashed line is at the config's setting `target`; with a
-    `tolerance`, at that distance from the first value of the metric `target`.
+    `tolerance`, at that distance from the first value of the metric `target`. Upright lines mark the steps at which the
+    metric `mark` is 0.
     """
 
     ylabel: str
@@ -34,6 +35,8 @@ class PlotRow:
     target: str = ""
     target_label: str = ""
     tolerance: float | None = None
+    mark: str = ""
+    mark_label: str = ""
     floor: float | None = None
     ceiling: float | None = None
     lowest: float = -math.inf

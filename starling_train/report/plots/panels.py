@@ -22,6 +22,8 @@ from starling_train.report.plots.panel import (
 )
 from starling_train.report.read_run import RunFiles, series
 
+# upright lines where a guarded skill was lost
+GUARD: dict[str, Any] = {"mark": "guard/kept", "mark_label": "guard acted"}
 # an axis on which three points of difference are a third of the height, or more of it
 PERCENT: dict[str, Any] = {"lowest": -1.0, "highest": 101.0, "span": 9.0}
 
@@ -75,6 +77,7 @@ PREFERENCE = panel(
     row("loss", *_both("dpo/loss", "eval/loss")),
     row("pairs right, %", *_both("dpo/accuracy", "eval/preference_accuracy", 100.0)),
     row("margin", *_both("dpo/margin", "eval/reward_margin")),
+    row("anchor", PlotLine("guard/coefficient", "KL coefficient of the guard", ORANGE), floor=0.0, **GUARD),
     row(
         "reward",
         PlotLine("dpo/chosen_reward", "better, training", GREEN),
@@ -98,7 +101,7 @@ PANELS = (
             target="algorithm.kl.target",
             target_label="target",
         ),
-        row("coefficient", PlotLine("kl/coefficient", "coefficient", ORANGE), floor=0.0),
+        row("coefficient", PlotLine("kl/coefficient", "coefficient", ORANGE), floor=0.0, **GUARD),
     ),
     panel(
         "length",
@@ -180,7 +183,7 @@ def of(run: RunFiles) -> tuple[Panel, ...]:
 def skill_row(curves: Sequence[PlotLine]) -> PlotRow:
     """Make an axis of percent on which 3 points can be seen, with a line 3 points below the first result."""
     target = {"target": "eval/function_calling", "target_label": "3 points lost", "tolerance": -POINTS_ALLOWED}
-    return row("right, %", *curves, **target, **PERCENT)
+    return row("right, %", *curves, **target, **GUARD, **PERCENT)
 
 
 def eval_panels(run: RunFiles, drawn: Panel | None = None) -> list[Panel]:
@@ -201,7 +204,7 @@ def eval_panels(run: RunFiles, drawn: Panel | None = None) -> list[Panel]:
             panels.append(panel(_slug(skill), title, "", row("right, %", *curves, **PERCENT)))
     for key in (key for key in keys if key not in skills):
         curve = PlotLine(key, "held-out", PURPLE, points=True)
-        panels.append(panel(_slug(key), f"Held-out: {suite_label(key)}", "", row("value", curve)))
+        panels.append(panel(_slug(key), f"Held-out: {suite_label(key)}", "", row("value", curve, **GUARD)))
     return panels
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starling_train.config import guard
 from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
 from starling_train.data import nectar, pairs, prompts, ranked
@@ -185,6 +186,7 @@ def describe(config: DpoConfig) -> str:
             f"{source.text_config.num_hidden_layers} layers, {len(chat.tokenizer)} tokens), {config.model.dtype}",
             f"pairs      {config.data.path}{pairs_report}",
             f"trains     {what_trains.selection(config.freeze)}",
+            *guard.described(config),
             *what_trains.rendered(table, memory),
         ]
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from starling_train.config.dpo import DpoLossConfig
 from starling_train.core.micro_batches import cut_packed
-from starling_train.core.preference import count_pairs, dpo_losses
+from starling_train.core.preference import count_pairs, dpo_losses, drift
 from starling_train.data import pairs
 from starling_train.data.chat import Chat
 from starling_train.data.pairs import PairedRow
@@ -69,10 +69,16 @@ def update(
     config: DpoLossConfig,
     runtime: Runtime | None = None,
     budget: Budget | None = None,
+    anchor: float = 0.0,
 ) -> DpoUpdate:
     """Take one optimizer step on the mean over the pairs of all processes; one that is not finite is not applied.
 
+    actors: the policy.
+    optimizer: takes the step.
     rows: those of this process.
+    config: the loss.
+    runtime: the processes.
+    anchor: weight of `drift`, the mean over a pair's two answers, in the loss; 0 leaves it out.
     budget: of tokens per micro-batch (the configuration's if None); when memory runs out, the step begins again with
         half.
     """
@@ -82,16 +88,18 @@ def update(
     total = max(1.0, runtime.sum([sum(len(row.pairs) for row in rows)])[0])
 
     def losses(module: nn.Module, group: Sequence[EncodedPairedRow]) -> Iterator[tuple[Tensor, Tensor]]:
-        loss, lines = _loss(module, actors, group, config)
+        loss, lines = _loss(module, actors, group, config, anchor)
         yield loss / total, lines
 
     spare = [EncodedPairedRow(-1, [[0], [0]], [[0], [0]], [(0, 1)], [0.0, 0.0])]
     measured_pairs = accumulate(optimizer, partial(micro_batches, rows), losses, spare, budget)
     lines = runtime.gather([line for pairs in measured_pairs for line in pairs.tolist()])
-    measured = means([line[1:] for line in lines])
+    measured = means([line[1 : 1 + len(MEASURED)] for line in lines])
     norm = optimizer.step(math.isfinite(measured["loss"]))
     is_applied = math.isfinite(norm)
     metrics = {f"dpo/{name}": value for name, value in measured.items()}
+    if anchor:
+        metrics["dpo/drift"] = sum(line[-1] for line in lines) / total
     metrics |= {"optim/gradient_norm": norm, "optim/skipped": int(not is_applied)}
     return DpoUpdate(metrics, [] if is_applied else _suspects(lines))
 
@@ -103,11 +111,19 @@ def _suspects(lines: list[list[float]]) -> list[int]:
 
 
 def _loss(
-    module: nn.Module, actors: Actors, rows: Sequence[EncodedPairedRow], config: DpoLossConfig
+    module: nn.Module,
+    actors: Actors,
+    rows: Sequence[EncodedPairedRow],
+    config: DpoLossConfig,
+    anchor: float,
 ) -> tuple[Tensor, Tensor]:
     """Return (the sum of the pairs' losses, index and `MEASURED` of every pair (pairs, 6) float64).
 
     module: what forward passes go through, `Optimizer.module`.
+    actors: the policy.
+    rows: of the micro-batch.
+    config: the loss.
+    anchor: as in `update`; with one, the pairs' drift is a seventh column.
     """
     logprobs = _answers(module, actors, rows)
     offsets = torch.tensor([len(row.responses) for row in rows]).cumsum(0).tolist()
@@ -120,7 +136,14 @@ def _loss(
     reference = torch.tensor([value for row in rows for value in row.reference]).to(logprobs.device)
     measured = compared(logprobs, reference, chosen, rejected, config)
     indices = torch.tensor([row.index for row in rows for _ in row.pairs], dtype=torch.float64)
-    return measured[:, 0].sum(), torch.cat([indices[:, None], measured.detach().double().cpu()], 1)
+    loss, columns = measured[:, 0].sum(), [indices[:, None], measured.detach().double().cpu()]
+    if anchor:
+        tokens = torch.tensor([len(ids) for row in rows for ids in row.responses]).to(logprobs.device)
+        moved = drift(logprobs, reference, tokens)
+        of_pairs = (moved[chosen] + moved[rejected]) / 2
+        loss = loss + anchor * of_pairs.sum()
+        columns.append(of_pairs.detach().double().cpu()[:, None])
+    return loss, torch.cat(columns, 1)
 
 
 def compared(logprobs: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, config: DpoLossConfig) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from starling_train.config import guard
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.data import nectar, prompts
@@ -133,6 +134,7 @@ def describe(config: PpoConfig) -> str:
             f"prompts    {config.data.path}{_prompt_report(config, chat)}",
             f"reward     {kinds.described(config.reward)}",
             f"trains     {selection(config.freeze)}",
+            *guard.described(config),
             *rendered(table, memory),
         ]
     )
