@@ -135,7 +135,7 @@ def in_evaluation(call: int) -> None:
     ids=["step 1", "step 6", "the model", "the evaluation"],
 )
 def test_a_stop_is_the_same_after_a_kill(stopped, arguments, tmp_path, disturb, code):
-    """Before the first checkpoint, just before the guard acts, while it does, and after: two are slow, two runs each."""
+    """Before the first checkpoint, just before the guard acts, while it does, and after."""
     guarded = [*arguments["dpo"], "guard.then=stop"]
     run = run_in(tmp_path / "here", "dpo", guarded, disturb, code)
     assert not (run / "summary.json").exists()
