@@ -100,7 +100,12 @@ class CompareConfig(PpoConfig):
         """Return the metrics of the skills that are compared."""
         if self.compare.skills is not None:
             return self.compare.skills
-        return [f"eval/{suite}" for suite in dict.fromkeys(self.evaluation.suites)] or [KL]
+        skills = [f"eval/{suite}" for suite in dict.fromkeys(self.evaluation.suites)]
+        if "perplexity" in self.evaluation.suites and (texts := self.evaluation.perplexity.texts):
+            skills += [f"eval/perplexity_{name}" for name in texts]
+            if not self.evaluation.perplexity.path:
+                skills.remove("eval/perplexity")  # of all texts together
+        return skills or [KL]
 
 
 def check(config: CompareConfig) -> None:

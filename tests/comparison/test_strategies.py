@@ -246,5 +246,7 @@ def test_the_frontier_turns_the_axis_where_less_is_better(tmp_path, monkeypatch)
         "KL to the start, nats (less is better: axis turned)": True,
         "change of function calling": False,
     }
+    assert drawn[0].axes[0].get_xlim() == pytest.approx((-0.16, 2.16))  # the runs', however wide the intervals are
+    assert drawn[0].axes[0].get_ylim() == pytest.approx((4.32, -0.32))
     labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
     assert labels == ["snr", "none"]  # one line a strategy

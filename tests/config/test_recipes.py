@@ -21,6 +21,15 @@ def test_compare_takes_every_recipe_with_the_skills_that_it_measures(recipe, ski
     assert config.skills() == skills
 
 
+@pytest.mark.parametrize("path,skills", [(None, []), ("other.txt", ["eval/perplexity"])])
+def test_compare_takes_each_text_as_a_skill_of_its_own(path, skills):
+    config = compare.CompareConfig()
+    config.evaluation.suites = ["perplexity"]
+    config.evaluation.perplexity.path = path
+    config.evaluation.perplexity.texts = {"english": "a.txt", "python": "b.py"}
+    assert config.skills() == [*skills, "eval/perplexity_english", "eval/perplexity_python"]
+
+
 # recipes of one's own
 
 

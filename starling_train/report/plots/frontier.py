@@ -56,6 +56,8 @@ def draw(curves: Sequence[Any], compared: Any, path: Path) -> None:
         if compared.level is not None:
             axes.axvline(compared.level, color=GREY, linewidth=0.8, linestyle=":")
         axes.axhline(0.0, color=GREY, linewidth=0.8)
+        axes.set_xlim(_around([value for curve in curves for value in curve.reward]))
+        axes.set_ylim(_around([value for curve in curves for value in curve.skills[skill]]))
         axes.set_xlabel("held-out reward gained")
         name = "KL to the start, nats" if skill == KL else f"change of {skill.removeprefix('eval/').replace('_', ' ')}"
         if is_less_better(skill):
@@ -64,6 +66,13 @@ def draw(curves: Sequence[Any], compared: Any, path: Path) -> None:
         axes.set_ylabel(name)
     grid[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """Return an axis's ends: all runs are within them, the interval of a few seeds, which may be huge, is cut off."""
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _draw_strategy(axes: Any, runs: Sequence[Any], side: Any, skill: str, colour: str) -> None:
