@@ -106,6 +106,11 @@ class TrainingJob:
     reward_offloaded: bool = False
 
 
+def planned_device(device: str) -> str:
+    """Return the kind that a `cluster.device` is planned for: a GPU, unless it is the CPU by name."""
+    return "cpu" if device == "cpu" else "cuda"
+
+
 def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | None = None) -> MemoryPlan:
     """Plan the memory of PPO in one process. reward: None where the reward model is served elsewhere."""
     share, size, d = share or Share(), BYTES[job.dtype], policy.hidden

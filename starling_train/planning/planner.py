@@ -10,7 +10,7 @@ from starling_train.config.fields import UserError, no_path
 from starling_train.config.ppo import PpoConfig
 from starling_train.files import adapter_files
 from starling_train.planning import shapes
-from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan
+from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan, planned_device
 from starling_train.planning.schedule import Schedule, lengths, schedule
 from starling_train.planning.shapes import Shape
 from starling_train.planning.step_time import DEVICES, Work, dtype_lines, nearest, scan_lines, seconds
@@ -21,21 +21,20 @@ COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 @dataclass
 class Planner:
-    """The arithmetic for one configuration. table: what trains (`FreezeTable`)."""
+    """The arithmetic for one configuration. table: what trains (`FreezeTable`). device: cpu or cuda."""
 
     config: PpoConfig
     policy: Shape
     reward: Shape | None
     table: Any
-    device: str = "cuda"
+    device: str
 
     @classmethod
     def find(cls, config: PpoConfig) -> "Planner":
         """Plan from config.json, or from what is known of published models. Raises UserError."""
         policy = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
-        device = "cpu" if config.cluster.device == "cpu" else "cuda"
         table = what_trains_of(config.freeze, policy.config(), config.seed, config.model.path)
-        return cls(config, policy, reward_shape(config), table, device)
+        return cls(config, policy, reward_shape(config), table, planned_device(config.cluster.device))
 
     def job(self, processes: int = 1) -> TrainingJob:
         """Describe the work of one of the processes, at the longest prompts and responses."""

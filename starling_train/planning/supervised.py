@@ -13,7 +13,7 @@ from starling_train.config.rm import RmConfig
 from starling_train.models.reward import classifier
 from starling_train.models.reward.net import Network, RewardNet
 from starling_train.planning import shapes
-from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan_supervised
+from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan_supervised, planned_device
 from starling_train.planning.planner import fewest, in_words
 from starling_train.planning.shapes import Shape
 from starling_train.planning.step_time import DEVICES, scan_lines
@@ -75,7 +75,7 @@ def dpo_job(config: DpoConfig, table: FreezeTable, layers: int) -> TrainingJob:
         adapter=bool(config.freeze.adapter),
         load_in=config.model.load_in,
         optimizer_offloaded=config.cluster.offload == "optimizer",
-        device="cpu" if config.cluster.device == "cpu" else "cuda",
+        device=planned_device(config.cluster.device),
     )
 
 
@@ -91,7 +91,7 @@ def rm_job(config: RmConfig, table: FreezeTable, layers: int) -> TrainingJob:
         gradient_checkpointing=config.model.gradient_checkpointing,
         eight_bit=config.optim.eight_bit,
         optimizer_offloaded=config.cluster.offload == "optimizer",
-        device="cpu" if config.cluster.device == "cpu" else "cuda",
+        device=planned_device(config.cluster.device),
     )
 
 
@@ -118,7 +118,7 @@ def describe(config: DpoConfig | RmConfig, devices: DevicesConfig) -> str:
             "and what allocators lose; a device has some 5 % more bytes than its nominal GB, which is left for them",
             "",
             f"step       {planner.prompts} prompts; its time is estimated for ppo alone",
-            *scan_lines(config.freeze, devices.gpu_gb, "cpu" if config.cluster.device == "cpu" else "cuda"),
+            *scan_lines(config.freeze, devices.gpu_gb, planned_device(config.cluster.device)),
             "",
             "fewest devices that hold it",
             *(

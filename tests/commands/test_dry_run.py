@@ -68,6 +68,9 @@ def test_memory_follows_the_settings(dry_run):
     assert gigabytes(everything, "during step: gradients") == pytest.approx(2 * 7.24175 + 4 * 0.03357, abs=0.01)
     large = dry_run("reward=starling_34b")
     assert gigabytes(large, "reward model") == pytest.approx(2 * 33.93, abs=0.1)
+    packed = "during rollout: weights packed for products, at most"  # on a CPU alone
+    assert packed not in shared
+    assert gigabytes(dry_run("cluster.device=cpu"), packed) == pytest.approx(2 * (7.24175 - 0.13108), abs=0.01)
 
 
 def test_last_layers_names_exactly_those(dry_run):

@@ -13,7 +13,7 @@ from starling_train.models import written
 from starling_train.models.actors import Actors
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
-from starling_train.planning.memory import MemoryPlan
+from starling_train.planning.memory import MemoryPlan, planned_device
 from starling_train.planning.planner import Planner, reward_shape
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import rendered, selection, what_trains
@@ -151,4 +151,5 @@ def _prompt_report(config: PpoConfig, chat: Chat) -> str:
 def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
     """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains(config.freeze, source, config.seed)
-    return table, Planner(config, Shape.of(source.policy_config), reward_shape(config), table).memory()
+    device = planned_device(config.cluster.device)
+    return table, Planner(config, Shape.of(source.policy_config), reward_shape(config), table, device).memory()
