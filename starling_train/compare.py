@@ -80,15 +80,17 @@ def report(config: CompareConfig, directory: Path) -> None:
     from starling_train.comparison.strategies import compare
     from starling_train.report import comparison
 
-    section, curves = config.compare, []
-    for run in sorted((directory / "runs").glob("*/seed_*")):
-        seed = int(run.name.removeprefix("seed_"))
-        curve = read(run, run.parent.name, seed, section.reward, config.skills())
+    section, curves, notes = config.compare, [], []
+    found = [(run.parent.name, int(run.name.removeprefix("seed_")), run) for run in directory.glob("runs/*/seed_*")]
+    for strategy, seed, run in sorted(found):
+        curve = read(run, strategy, seed, section.reward, config.skills())
         curves += [curve] if curve else []
+        notes += [] if curve else [f"{strategy} seed {seed} is not finished, and is left out."]
     if not any(curve.strategy == section.reference for curve in curves):
         print(f"no comparison yet: no run of {section.reference}, compare.reference, is finished")
         return
     compared = compare(curves, section.reference, section.level, section.kl_level)
+    compared = replace(compared, notes=notes + compared.notes)
     if section.search:
         tried = search.find(config, directory)
         compared = replace(compared, search=tried, notes=compared.notes + search.remarks(tried, section.search))

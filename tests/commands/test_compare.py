@@ -93,12 +93,13 @@ def test_what_is_finished_is_not_run_again_but_compared(command, tmp_path, no_ru
         by_hand(place, "snr", seed)
         by_hand(place, "random", seed, loss=6.0)
         by_hand(place, "old", seed, gain=1.0)
+    (by_hand(place, "old", 10) / "summary.json").unlink()
     code, out, error = command(*TWO, "compare.seeds=3", 'run_dir="a b, it\'s"')
     assert (code, error) == (0, "")
     assert out.startswith("6 runs in a b, it's, 6 of them finished\nAt equal reward (+1.00)\n| strategy |")
     found = json.loads((place / "compare.json").read_text(), parse_constant=pytest.fail)
     assert [side["strategy"] for side in found["sides"]] == ["snr", "old", "random"]
-    assert found["level"] == 1.0 and found["notes"] == []
+    assert found["level"] == 1.0 and found["notes"] == ["old seed 10 is not finished, and is left out."]
     by_name = {side["strategy"]: side for side in found["sides"]}
     # random loses 6 for 2, so 3 for 1; old 4 for 1
     assert by_name["random"]["at_level"]["eval/function_calling"]["mean"] == pytest.approx(-3.0)
