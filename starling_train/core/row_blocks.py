@@ -13,7 +13,7 @@ from torch.nn.functional import linear, pad
 from torch.overrides import TorchFunctionMode
 
 ROWS = 512  # fewer cost time, the weights being laid out anew for each block; more are mostly padding in small batches
-STEP = 256  # of the number of rows that a weight's gradient is summed over
+STEP = 256  # a weight's gradient is summed over a multiple of so many rows
 SHORT = (torch.bfloat16, torch.float16)
 
 
@@ -41,7 +41,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class _Linear(torch.autograd.Function):
-    """The gradients need no such care, but few shapes: oneDNN compiles a kernel for each and keeps a thousand."""
+    """Gradients need no fixed order of summation, but few shapes: oneDNN compiles a kernel for each and keeps it."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -147,7 +147,7 @@ def load(
     if not rows:
         raise UserError(
             f"{path}: no usable row is left ({reader.dropped if reader.dropped.counts else 'it is empty'}); check the "
-            f"file, {key}.columns and data.exclude"
+            f"file, {f'{key}.split={split}, ' if '[' in split else ''}{key}.columns and data.exclude"
         )
     for name in (name for name in keep if name not in table.columns):
         for row in rows:

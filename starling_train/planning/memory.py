@@ -107,7 +107,7 @@ class TrainingJob:
 
 
 def planned_device(device: str) -> str:
-    """Return the kind that a `cluster.device` is planned for: a GPU, unless it is the CPU by name."""
+    """Return the kind of device to plan for: cpu if `cluster.device` says so, else cuda, for `auto` too."""
     return "cpu" if device == "cpu" else "cuda"
 
 

@@ -1,8 +1,9 @@
-"""What a lean decoder does between its matrix products, compiled from C++ (`kernels.cpp`) when it is first needed.
+"""What a lean decoder does between its matrix products, and on CPUs with AMX the products too, compiled from C++
+(`kernels.cpp`, `tile_products.cpp`) when it is first needed.
 
 As operations of torch these steps take as long as the products: attention reads the padding behind short rows and a
 head's keys anew for each of its queries, a norm is eight passes over its input, a draw six over all logits. Where no
-g++ is found, or what it makes cannot be loaded, torch computes the same.
+g++ is found, or what it makes cannot be loaded, torch computes the same; without tiles, oneDNN the products.
 """
 
 import ctypes
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "tile_products.cpp")]
+SOURCES = "kernels.cpp", "tile_products.cpp"  # beside this file; a library each, for not every assembler knows tiles
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
-SECONDS = 120  # that a compiler may take; it takes two
+SECONDS = 120  # that a compiler may take; it takes two for each
 LARGEST_HEAD = 512
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _WHOLE, _REAL, _AT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -29,8 +31,6 @@ SIGNATURES: dict[str, list[Any]] = {
     "draw": [*[_AT] * 3, *[_WHOLE] * 2, _REAL, ctypes.c_int],
     "attend": [*[_AT] * 9, *[_WHOLE] * 6, *[_REAL] * 2, ctypes.c_int],
 }
-
-
 OF_TILES: dict[str, list[Any]] = {"product": [*[_AT] * 5, ctypes.c_int, *[_WHOLE] * 3, ctypes.c_int]}
 THEN = {"": 0, "silu": 1, "times": 2, "plus": 3}
 
@@ -41,13 +41,27 @@ class Kernels:
     Attributes: `has_tiles`, whether this CPU multiplies tiles of bfloat16 (AMX), so that `product` can be called.
     """
 
-    def __init__(self, library: ctypes.CDLL):
+    def __init__(self, library: ctypes.CDLL, tiles: ctypes.CDLL | None):
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
-        self.has_tiles = hasattr(library, "may_use_tiles") and bool(library.may_use_tiles())
-        for name, arguments in (SIGNATURES | (OF_TILES if self.has_tiles else {})).items():
+        self._take(library, SIGNATURES)
+        self.has_tiles = False
+        # absent where the compiler knows no tiles; 0 where the system does not grant them
+        if tiles is not None and hasattr(tiles, "may_use_tiles") and tiles.may_use_tiles():
+            self._take(tiles, OF_TILES)
+            self.has_tiles = self._multiplies()
+
+    def _take(self, library: ctypes.CDLL, signatures: dict[str, list[Any]]) -> None:
+        for name, arguments in signatures.items():
             for dtype, suffix in TYPES.items():
                 function = self._functions[name, dtype] = library[f"{name}_{suffix}"]
                 function.argtypes, function.restype = arguments, None
+
+    def _multiplies(self) -> bool:
+        """Return whether a product by tiles is right here: a model's start check may not come across it."""
+        draw = torch.Generator().manual_seed(0)
+        states, weight = (torch.randn(count, 64, generator=draw).bfloat16() for count in (33, 35))
+        found = self.product(states, TiledWeight(weight, None), dtype=torch.float32)
+        return torch.allclose(found, states.float() @ weight.float().T, rtol=1e-4, atol=1e-4)
 
     def norm(self, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """Divide (n, d) by its root mean square and multiply by weight (d,), as the RMSNorm of Llama."""
@@ -105,6 +119,9 @@ class Kernels:
         other: (n, out), bfloat16.
         dtype: what the result is rounded to: bfloat16 or float32.
         """
+        assert states.dtype == torch.bfloat16 and states.shape[1] == weight.inputs
+        assert (other is None) == (then in ("", "silu"))
+        assert other is None or (other.dtype == torch.bfloat16 and other.shape == (len(states), weight.outputs))
         out = torch.empty(len(states), weight.outputs, dtype=dtype)
         operands = out, states, weight.tiles, weight.bias, other
         self._run("product", dtype, *operands, THEN[then], *states.shape, weight.outputs)
@@ -124,11 +141,12 @@ class TiledWeight:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.outputs = len(weight)
+        self.outputs, self.inputs = weight.shape
         self.bias = None if bias is None else bias.detach().float()
-        filled = pad(weight.detach(), (0, 0, 0, -len(weight) % 32))
-        pairs = filled.view(len(filled) // 16, 16, weight.shape[1] // 32, 16, 2)
-        self.tiles = pairs.permute(0, 2, 3, 1, 4).contiguous()
+        missing = -self.outputs % 32
+        filled = pad(weight.detach(), (0, 0, 0, missing)) if missing else weight.detach().contiguous()
+        pairs = filled.view(torch.int32).view(len(filled) // 16, 16, self.inputs // 32, 16)
+        self.tiles = pairs.permute(0, 2, 3, 1).contiguous()
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
@@ -142,11 +160,18 @@ def compiled() -> Kernels | None:
     compiler = shutil.which("g++")
     if compiler is None or not sys.platform.startswith("linux"):
         return None
-    with tempfile.TemporaryDirectory(prefix="starling-kernels-") as directory:
-        library = Path(directory) / "kernels.so"
-        try:
-            command = [compiler, *FLAGS, "-o", str(library), *map(str, SOURCES)]
-            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
-            return Kernels(ctypes.CDLL(str(library)))
-        except (OSError, subprocess.SubprocessError):
-            return None
+    with tempfile.TemporaryDirectory(prefix="starling-kernels-") as directory, ThreadPoolExecutor() as pool:
+        paths = [Path(__file__).with_name(name) for name in SOURCES]
+        kernels, tiles = pool.map(lambda path: _library(compiler, path, Path(directory)), paths)
+        return None if kernels is None else Kernels(kernels, tiles)
+
+
+def _library(compiler: str, source: Path, directory: Path) -> ctypes.CDLL | None:
+    """Compile a source and load it; None where that cannot be done."""
+    library = directory / f"{source.stem}.so"
+    command = [compiler, *FLAGS, "-o", str(library), str(source)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -57,7 +57,10 @@ class Product:
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def unrounded(self, inputs: Tensor) -> Tensor:
-        """Return the product in float32, as `core.float32_products` does: what oneDNN rounds away by a second one."""
+        """Return the product in float32, as `core.float32_products` does; layers that are not packed return their own.
+
+        oneDNN rounds, so there a second product recovers what was lost.
+        """
         if self._tiles is not None:
             return self._kernels.product(inputs, self._tiles, dtype=torch.float32)
         product = self(inputs)

@@ -27,7 +27,7 @@ struct alignas(64) Palette {
 // Add up a block of results from BLOCK rows of x and two columns of tiles.
 void add_up(float* block, const Short* x, int64_t size, const Short* left, const Short* right) {
     const Short* lower = x + SIDE * size;
-    _tile_zero(0);  // macros: statements of their own
+    _tile_zero(0);  // macros, so not in a comma expression
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);

@@ -35,7 +35,7 @@ class _Held:
 
 def forget() -> None:
     """Wait for a first signal again: a command begins."""
-    _First.since = 0.0
+    _First.since, _Held.number = 0.0, None
 
 
 def is_first(number: int) -> bool:
@@ -49,7 +49,7 @@ def is_first(number: int) -> bool:
 
 
 def interrupt(number: int, frame: FrameType | None = None) -> None:
-    """Handle a signal: the first raises Interrupted, wherever the command is but in `held`."""
+    """Handle a signal: the first raises Interrupted, wherever the command is, unless inside `held`."""
     if is_first(number):
         if _Held.depth:
             _Held.number = number
@@ -59,7 +59,10 @@ def interrupt(number: int, frame: FrameType | None = None) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Do in one piece what a signal must not tear apart; Interrupted is raised at its end. For moments only."""
+    """Do in one piece what `interrupt` must not tear apart; Interrupted is raised at its end.
+
+    For moments, in the main thread: that is where handlers run.
+    """
     _Held.depth += 1
     try:
         yield

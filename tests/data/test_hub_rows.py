@@ -67,6 +67,10 @@ def test_rows_of_a_split_are_cut_out_as_datasets_does_on_the_hub_and_here(hub, t
     for path in ("org/two", tmp_path / "rows.jsonl", tmp_path):
         table = Table(path, ["prompt"], split=f"train{rows}")
         assert [row["prompt"] for _, row in table] == [f"train {number}" for number in numbers]
+    for odd in ("train[-1:]", "train[10%:]", "train[:1]+train[1:]", "train[:99999999999999999999]"):
+        with pytest.raises(UserError, match=r"^data.split: 'train.* rows of files are counted from the start"):
+            Table(tmp_path, ["prompt"], split=odd)
+        assert [row["prompt"] for _, row in Table("org/two", ["prompt"], split=odd)]  # `datasets` reads them all
     assert "has no split 'nonesuch[:1]'" in refused("two", split="nonesuch[:1]")
 
 

@@ -13,7 +13,7 @@ SPLIT_IN_NAME = re.compile(
     r"\A(?P<shards>.*)-\d{5}-of-\d{5}|(?<![a-z])(?P<word>train|test|testing|valid|validation|val|dev|eval)(?![a-z])"
 )
 ONLY_SPLIT = "train"
-SLICE = re.compile(r"(?P<name>.*?)\[(?P<first>\d*):(?P<end>\d*)\]")  # as `datasets` writes it, in rows
+SLICE = re.compile(r"(?P<name>[^\[+]*)\[(?P<first>\d{0,18}):(?P<end>\d{0,18})\]")  # as `datasets` writes it
 
 
 def suffix(path: Path) -> str:
@@ -26,9 +26,14 @@ def is_on_hub(path: str | Path) -> bool:
     return not Path(path).expanduser().exists() and bool(HUB_ID.fullmatch(str(path))) and not suffix(Path(path))
 
 
-def sliced(split: str) -> tuple[str, slice]:
-    """Return a split's name and which of its rows are meant: `train[:300]`, as `datasets` writes it; else all."""
+def sliced(split: str, key: str) -> tuple[str, slice]:
+    """Return the name of a split of files and which of its rows are meant: `train[:300]`; without brackets all.
+
+    Raises UserError for what only `datasets` understands: percentages, numbers from the end, sums.
+    """
     if (parts := SLICE.fullmatch(split)) is None:
+        if "[" in split:
+            raise UserError(f"{key}.split: {split!r}: rows of files are counted from the start, e.g. train[100:400]")
         return split, slice(None)
     return parts["name"], slice(*(int(part) if part else None for part in (parts["first"], parts["end"])))
 

@@ -41,8 +41,10 @@ class Table:
         self.columns: set[str] = set()
         self._theirs = dict(columns or {})
         self._wanted = {self._theirs.get(name, name) for name in wanted} | set(self._theirs.values())
-        name, self._rows = source.sliced(split)
-        self._files = source.local_files(path, subset, name, key)
+        self._rows = slice(None)
+        if not source.is_on_hub(path):
+            split, self._rows = source.sliced(split, key)
+        self._files = source.local_files(path, subset, split, key)
         self._hub = (self.path, subset, split)
         self._key = key
 

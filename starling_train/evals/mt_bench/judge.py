@@ -79,14 +79,14 @@ class Judge:
 
         One at a time until one succeeds; UserError if the first few do not (a wrong name, a parameter that the server
         does not know). When this is left early (a signal), the requests under way are waited for and taken, for up to
-        grace_s seconds, because they are paid for.
+        grace_s seconds, because they are paid for; `take` may then get a key twice.
 
         is_known: the judge has given judgments before; what fails is then the question's fault.
         """
         running: dict[Future[Reply], str] = {}
         with self._pool(running, take, grace_s) as pool:
 
-            def submit(key: str) -> "Future[Reply]":
+            def submit(key: str) -> Future[Reply]:
                 with interruption.held():  # begun and not known would be lost
                     future = pool.submit(self.ask, questions[key])
                     running[future] = key
@@ -108,8 +108,8 @@ class Judge:
         self,
         questions: dict[str, list[dict]],
         take: Take,
-        submit: "Callable[[str], Future[Reply]]",
-        running: "dict[Future[Reply], str]",
+        submit: Callable[[str], Future[Reply]],
+        running: dict[Future[Reply], str],
     ) -> Iterator[str]:
         """Request judgments until one succeeds; return the remaining keys."""
         keys = iter(questions)
@@ -132,7 +132,7 @@ class Judge:
         return keys
 
     @contextmanager
-    def _pool(self, running: "dict[Future[Reply], str]", take: Take, grace_s: float) -> Iterator[ThreadPoolExecutor]:
+    def _pool(self, running: dict[Future[Reply], str], take: Take, grace_s: float) -> Iterator[ThreadPoolExecutor]:
         pool = ThreadPoolExecutor(self._config.connections, "judge")
         try:
             yield pool
