@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -178,3 +180,58 @@ def test_dpo_is_anchored_by_the_drift_of_its_pairs(arguments, tmp_path):
     said = (run.parent / "stdout").read_text()
     assert "guard: back to the starting model; KL coefficient 0 -> 0.2\n" in said
     assert "KL coefficient of the guard" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command,more",
+    [
+        ("dpo", ["freeze.adapter=lora", "freeze.lora.rank=4", "guard.skills=[eval/perplexity:0.01]"]),
+        ("ppo", ["algorithm.name=apa", "algorithm.critic=twin", "guard.then=anchor"]),
+    ],
+    ids=["adapters", "apa"],
+)
+def test_other_ways_to_train_go_back_too(arguments, tmp_path, command, more):
+    """Adapters go back to the start, which is no checkpoint of theirs that PEFT could not read."""
+    run = run_in(tmp_path / "here", command, [*arguments[command], *more])
+    rows = lines(run)
+    assert 0 in [row["guard/kept"] for row in rows if "guard/kept" in row]
+    step = json.loads((run / "summary.json").read_text())["guard"]["policy_step"]
+    folder = run / "checkpoints" / f"step_{step:06d}"
+    assert folder.is_dir() and (command == "ppo" or (folder / "adapter_model.safetensors").is_file())
+
+
+@pytest.mark.parametrize("command", ["ppo", "dpo", "plan"])
+def test_it_is_told_before_anything_is_done(arguments, command, run_command):
+    done = run_command(command, *arguments["dpo" if command == "dpo" else "ppo"], "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("guard ")]
+    assert line == (
+        "guard      eval/perplexity 7 may be lost, measured every 2 steps; else the run stops with the best checkpoint "
+        "that kept them"
+    )
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_processes_go_back_together(arguments, small_models, tmp_path, stage):
+    """What one of them decides both do, under ZeRO with shards of the moments, and of the weights: stop at step 6."""
+    if stage:
+        pytest.importorskip("deepspeed", reason="deepspeed is in the extra zero")
+    line = [*arguments["dpo"], "guard.then=stop", f"cluster.zero_stage={stage}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [*command, "starling_train.dpo", *line],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("guard: back to the model of step 4, the best that kept all skills; the run stops") == 1
+    base, policy = (load_file(folder / "policy" / "model.safetensors") for folder in (small_models, tmp_path / "run"))
+    kept, last = (
+        load_file(tmp_path / "run" / "checkpoints" / step / "trainable.safetensors")
+        for step in ("step_000004", "step_000006")
+    )
+    assert all(torch.equal(kept[name], last[name]) for name in kept)
+    trained = {name.removeprefix("policy."): tensor for name, tensor in kept.items()}
+    assert all(torch.equal(tensor, (base | trained)[name]) for name, tensor in policy.items())
