@@ -16,13 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from starling_train.core.row_blocks import RowBlocks
+from starling_train.core.row_blocks import RowBlocks, in_blocks
 from starling_train.models.sharing import Model
 
 CHECKPOINT = "_gradient_checkpointing_func"  # transformers calls a layer's forward by it
+# oneDNN compiles a kernel for each length of a sequence, and keeps it (benchmarks/RESULTS.md)
+STEP = 64
 NAME = "starling_packed"  # transformers makes no mask for a kind of attention whose masks it does not know
 
 
@@ -35,6 +38,7 @@ class Packing:
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu"):
         assert lengths and min(lengths) > 0, "an empty sequence cannot be packed"
         self.lengths, self.longest = list(lengths), max(lengths)
+        self._widest = self.longest + -self.longest % STEP
         self._device = torch.device(device)
         self.positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
         # where each token lies in a padded (sequences, longest) matrix, counted row by row
@@ -63,8 +67,8 @@ class Packing:
         """
         if window is None or window >= length:
             return None
-        if window not in self._masks:  # the longest sequence's mask; a shorter one's is its corner
-            position = torch.arange(self.longest, device=self._device)
+        if window not in self._masks:  # that of the longest sequence; a shorter one's is its corner
+            position = torch.arange(self._widest, device=self._device)
             distance = position[:, None] - position
             self._masks[window] = (distance >= 0) & (distance < window)
         return self._masks[window][None, None, :length, :length]
@@ -73,7 +77,7 @@ class Packing:
         """Return (1, 1, length, length) to add to scores: 0 where a token sees another, the lowest number elsewhere."""
         key = (window, dtype)
         if key not in self._added:
-            position = torch.arange(self.longest, device=self._device)
+            position = torch.arange(self._widest, device=self._device)
             distance = position[:, None] - position
             sees = distance >= 0 if window is None else (distance >= 0) & (distance < window)
             zeros = torch.zeros(sees.shape, dtype=dtype, device=self._device)
@@ -174,10 +178,18 @@ def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, 
 def attend_one_by_one(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any
 ) -> Tensor:
-    """Do the same with a call for each sequence: nothing is padded."""
-    kernel = _kernel(how)
-    alone = zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([kernel(module, q, k, v, packing, q.shape[2], **how) for q, k, v in alone], dim=1)
+    """Do the same with a call for each sequence; in 16-bit types with zeros behind it, up to a multiple of STEP.
+
+    No token sees what comes after it, and so none sees the zeros.
+    """
+    kernel, step = _kernel(how), STEP if in_blocks(query.dtype, query.device) else 1
+    mixed = []
+    for states in zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True):
+        length = states[0].shape[2]
+        missing = -length % step
+        q, k, v = (pad(part, (0, 0, 0, missing)) for part in states) if missing else states
+        mixed.append(kernel(module, q, k, v, packing, length + missing, **how)[:, :length])
+    return torch.cat(mixed, dim=1)
 
 
 def _kernel(how: dict[str, Any]) -> Callable[..., Tensor]:
