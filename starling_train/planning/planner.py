@@ -110,6 +110,8 @@ def reward_shape(config: PpoConfig) -> Shape | None:
     if not reward.has_weights:
         return None
     path = Path(reward.path).expanduser()
+    if reward.path in shapes.MADE and not path.exists():
+        return shapes.MADE[reward.path]
     lacks_config = no_path(path) is None and path.is_dir() and not (path / "config.json").is_file()
     if lacks_config:
         adapter_files.check(path, "reward.path")

@@ -142,7 +142,9 @@ class Shape:
 LLAMAS = ("mistral", "llama")
 WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # of a layer's inner states, as configurations call them
 LLAMA_2_7B = Shape(4096, 11008, 32, 32, 32, 32000)
+SMOLLM2_135M = Shape(576, 1536, 30, 9, 3, 49152, tied=True)
 KNOWN_POLICIES = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": SMOLLM2_135M,
     "openchat/openchat-3.5-0106": Shape(4096, 14336, 32, 32, 8, 32002),
     "berkeley-nest/Starling-LM-7B-alpha": Shape(4096, 14336, 32, 32, 8, 32002),
     "Nexusflow/Starling-LM-7B-beta": Shape(4096, 14336, 32, 32, 8, 32002),
@@ -151,6 +153,8 @@ KNOWN_POLICIES = {
 }
 # by reward.kind: Starling-RM-7B-alpha comes without config.json
 KNOWN_REWARD_MODELS = {"starling_7b": LLAMA_2_7B, "starling_34b": Shape(7168, 20480, 60, 56, 8, 64000)}
+# reward models that a recipe reads and another one of ours makes
+MADE = {"runs/smol_rm/reward": SMOLLM2_135M}
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 

@@ -117,11 +117,11 @@ def test_help_is_two_screens_that_say_how_to_begin(name):
 
 
 @pytest.mark.parametrize("name,first,others", [
-    ("ppo", "toy", {"debug", "small", "small_16gpu", "small_24gb", "small_48gb", "starling_alpha",
+    ("ppo", "toy", {"debug", "small", "small_16gpu", "small_24gb", "small_48gb", "smol", "starling_alpha",
                      "starling_beta", "laser_beta", "toy_lora"}),
-    ("dpo", "toy_dpo", {"laser_dpo", "laser_qlora"}), ("rm", "toy_rm", {"starling_rm_7b"}),
+    ("dpo", "toy_dpo", {"laser_dpo", "laser_qlora", "smol_dpo"}), ("rm", "toy_rm", {"smol_rm", "starling_rm_7b"}),
     ("laser", "toy_laser", {"rank_beta", "toy", "small", "small_16gpu", "small_24gb", "small_48gb", "toy_lora",
-                            "debug", "starling_alpha",
+                            "smol", "debug", "starling_alpha",
                             "starling_beta", "laser_beta"}),
 ])  # fmt: skip
 def test_help_lists_the_recipes_that_the_command_takes(name, first, others):
@@ -242,7 +242,8 @@ def test_the_nearest_word(word, likeness, expected):
 
 @pytest.mark.parametrize("command,arguments,key,recipes", [
     ("ppo", "", "model.path", "toy, toy_lora, debug, "), ("ppo", "reward.path=x", "model.path", "toy, toy_lora"),
-    ("dpo", "", "model.path", "toy_dpo, laser_dpo, laser_qlora"), ("rm", "seed=3", "model.path", "toy_rm, starling_rm"),
+    ("dpo", "", "model.path", "toy_dpo, laser_dpo, laser_qlora"),
+    ("rm", "seed=3", "model.path", "toy_rm, smol_rm, starling_rm"),
     ("plan", "", "model.path", "toy, toy_dpo, "), ("snr", "", "model.path", "toy, "),
     ("laser", "", "model.path", "toy_laser"), ("compare", "", "model.path", "toy, "),
     ("evaluate", "suites=[perplexity] perplexity.path=x", "model.path", "toy, "),
