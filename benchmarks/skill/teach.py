@@ -44,6 +44,7 @@ from starling_train.training.policy import load_chat
 # before the process starts: glibc then keeps the large blocks of a step for the next one, a quarter of the time
 MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 SIDE_BY_SIDE = 4  # rows that go through the model together; a step of 16 at once needs 14 GB more
+PADDED_TO = 64  # tokens: memory grows with every new length of a row, by kernels and blocks that are kept
 IGNORED = -100  # a label without loss
 MAX_PROMPT, MAX_ANSWER = 192, 128  # tokens, of the conversations that are mixed in
 SETTINGS = ("model", "training", "chat", "answers", "batch", "learning_rate", "seed", "steps")
@@ -127,7 +128,7 @@ def trainer(model: Any, chat: Chat, rows: list[dict[str, list[int]]], arguments:
         gradient_accumulation_steps=max(1, arguments.batch // SIDE_BY_SIDE),
         train_sampling_strategy="group_by_length", learning_rate=arguments.learning_rate, lr_scheduler_type="linear",
         warmup_steps=10, weight_decay=0.0, max_grad_norm=1.0, adam_beta2=0.95, gradient_checkpointing=False,
-        max_length=None, save_strategy="no", save_total_limit=2, logging_steps=10, report_to="none",
+        max_length=None, pad_to_multiple_of=PADDED_TO, save_strategy="no", save_total_limit=2, logging_steps=10, report_to="none",
         disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     made = SFTTrainer(
