@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,8 +51,13 @@ class CommandLines:
         self._section, self._name, self._directory = config.compare, config.name, directory
         self._configuration, self._quoted = configuration, quoted
         self._given = [argument for argument in arguments if not argument.lstrip("+~").startswith(OWN)]
-        self._lines: dict[tuple[str, float | None], tuple[list[str], PpoConfig]] = {}
+        self._lines: dict[tuple[str, ...], tuple[list[str], PpoConfig]] = {}
         section, layers = config.compare, count_layers(config)
+        # skills do not count in the search, and measuring them may take longer than training does
+        suites = [suite for suite in config.evaluation.suites if section.reward.startswith(f"eval/{suite}")]
+        self._of_search = [
+            f"evaluation.every={config.algorithm.steps}", f"evaluation.suites=[{','.join(suites)}]", "guard.skills=[]",
+        ]  # fmt: skip
         self.strategies = {
             strategy: [re.sub("=LAYERS$", f"={layers}", override) for override in section.strategies[strategy]]
             for strategy in section.only or section.strategies
@@ -61,7 +66,9 @@ class CommandLines:
     def search(self) -> list[StrategyRun]:
         """Return the runs of the search for learning rates, seed by seed; none where nothing is searched."""
         section = self._section
-        lines = {(name, rate): self._line(name, rate) for name in self.strategies for rate in section.search}
+        lines = {
+            (name, rate): self._line(name, rate, self._of_search) for name in self.strategies for rate in section.search
+        }
         return [
             self._run(name, *line, f"search/{name}/{rate!r}/seed_{seed}", seed)
             for seed in section.searched_seeds()
@@ -81,14 +88,19 @@ class CommandLines:
             for name, line in lines.items()
         ]
 
-    def _line(self, strategy: str, rate: float | None) -> tuple[list[str], PpoConfig]:
-        """Return a strategy's command line, but for seed and directory, and its settings, which take time to read."""
-        if (strategy, rate) in self._lines:
-            return self._lines[strategy, rate]
-        own = [*self.strategies[strategy], *([f"{RATE}={rate!r}"] if rate is not None else [])]
-        line = [*self._given, *own, f"name={self._quoted(f'{self._name}_{strategy}')}"]
-        self._lines[strategy, rate] = line, check_settings(strategy, own, self._configuration(line))
-        return self._lines[strategy, rate]
+    def _line(self, strategy: str, rate: float | None, more: Sequence[str] = ()) -> tuple[list[str], PpoConfig]:
+        """Return a strategy's command line, but for seed and directory, and its settings, which take time to read.
+
+        strategy: its name.
+        rate: its learning rate; None: as it is.
+        more: further settings.
+        """
+        key = (strategy, repr(rate), *more)
+        if key not in self._lines:
+            own = [*self.strategies[strategy], *([f"{RATE}={rate!r}"] if rate is not None else [])]
+            line = [*self._given, *own, *more, f"name={self._quoted(f'{self._name}_{strategy}')}"]
+            self._lines[key] = line, check_settings(strategy, own, self._configuration(line))
+        return self._lines[key]
 
     def _run(
         self, strategy: str, line: list[str], settings: PpoConfig, where: str, seed: int, is_known: bool = True

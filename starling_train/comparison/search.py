@@ -52,7 +52,7 @@ def find(config: CompareConfig, directory: Path) -> Search:
         curves = []
         for run in path.glob("seed_*"):
             seed = int(run.name.removeprefix("seed_"))
-            curve = read(run, strategy, seed, section.reward, config.skills())
+            curve = read(run, strategy, seed, section.reward, ())  # nothing else was measured
             curves += [curve] if curve else []
         if curves:
             curves.sort(key=lambda curve: curve.seed)

@@ -147,6 +147,9 @@ def test_a_dry_run_lists_the_search_and_the_runs_that_follow_it(command, tmp_pat
     ]
     assert " optim.learning_rate=0.004 " in named["search/random/0.004/seed_1001"]
     assert "search/random/0.004/seed_1001'" in named["search/random/0.004/seed_1001"] and len(named) == 12
+    # of the search only the reward counts, at the last step
+    measured = " evaluation.every=2 'evaluation.suites=[]' 'guard.skills=[]' "
+    assert all((measured in line) == name.startswith("search/") for name, line in named.items())
     assert named["random/seed_1"].startswith(
         "after the search, with optim.learning_rate as found there: python -m starling_train.ppo +recipe=debug "
     )
@@ -177,7 +180,7 @@ def test_each_strategy_runs_with_the_rate_that_the_search_found(command, tmp_pat
     assert "snr: learning rate 0.001, by the search\nrandom: learning rate 0.004, by the search\n" in out
     text = (tmp_path / "there" / "compare.md").read_text()
     assert "| random | 1,000 | 0.004 | 2 | +3.00 ± 0.00 |" in text and "| snr | 1,000 | 0.001 | 2 |" in text
-    assert "| snr | 0.001 (chosen) | +3.00 | +3.00 | +3.00 | -2.00 |" in text and "| snr | 0.004 | +1.00 |" in text
+    assert "| snr | 0.001 (chosen) | +3.00 | +3.00 | +3.00 |" in text and "| snr | 0.004 | +1.00 |" in text
     assert "snr runs with the smallest learning rate that was tried (0.001)" in text
     found = json.loads((tmp_path / "there" / "compare.json").read_text(), parse_constant=pytest.fail)
     assert [(one["strategy"], one["rate"]) for one in found["search"]["tried"] if one["is_chosen"]] == [

@@ -67,12 +67,12 @@ def test_everything_in_the_directory_is_listed(tmp_path):
     ]
     table = page.search_table(found)
     assert table.head == [
-        "strategy", "learning rate", "reward gained, seed 5", "reward gained, seed 1000", "mean", "function calling",
+        "strategy", "learning rate", "reward gained, seed 5", "reward gained, seed 1000", "mean",
     ]  # fmt: skip
     assert table.rows == [
-        ["snr", "0.0001", "", "+1.00", "+1.00", "-1.00"],
-        ["snr", "0.0003 (chosen)", "+9.00", "+3.00", "+3.00", "-6.00"],
-        ["snr", "0.001", "", "+8.00", "+8.00", "-8.00"],
+        ["snr", "0.0001", "", "+1.00", "+1.00"],
+        ["snr", "0.0003 (chosen)", "+9.00", "+3.00", "+3.00"],
+        ["snr", "0.001", "", "+8.00", "+8.00"],
     ]
 
 
