@@ -69,27 +69,30 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         for step in session.steps(measure):
             with session.abandonable():
                 with session.phase("rollout"):
-                    # 1. prompts, this process's share of them, 2. responses drawn from the live weights
+                    # 1. prompts, this process's share of them, 2. responses drawn from the live weights, so many to each
                     batch = prompts.batch(step.number)
                     rollout = experience.draw(actors, inputs.chat, batch, config, slots, step.number, runtime)
                 with session.phase("score"):
                     # 3. scores: decode, the reward model's own template and tokenizer, its head
-                    asked = runtime.shard(batch)
+                    asked = experience.repeated(runtime.shard(batch), algorithm.responses_per_prompt)
                     conversations = answered(asked, rollout, inputs.chat, config)
                     scores = experience.score(reward_model, conversations, runtime, [one.columns for one in asked])
                     if step.number == 1:  # before anything trains: are answers too long, does the reward like others?
-                        first = FirstAnswers(asked, conversations, scores.of_all)
+                        first = FirstAnswers.to_each(
+                            algorithm.responses_per_prompt, asked, conversations, scores.of_all
+                        )
                         step.metrics |= first.look(reward_model, config, rollout, runtime, session.say)
                     moments.update(scores.of_all)  # last: whoever leaves before it has changed nothing
                 with session.phase("update"):
                     # 4. log-probs, reference, values, advantages
                     normalised = experience.normalise(scores.own, moments, config.reward)
                     rewards = experience.sequence_rewards(normalised, rollout, algorithm)
+                    cut = rollout.is_at_limit(config.rollout.max_new_tokens) if algorithm.drop_truncated else None
                     learned = experience.make_experience(
-                        actors, rollout, rewards, algorithm, guard.coefficient, tokens, runtime
+                        actors, rollout, rewards, algorithm, guard.coefficient, tokens, runtime, cut
                     )
 
-            # 5. a few epochs of clipped PPO (or APA) on what trains
+            # 5. a few epochs of the algorithm's loss on what trains
             train_policy = step.number > algorithm.critic_warmup_steps
             with session.updating(train_policy):
                 order = runtime.generator("update", step.number)
@@ -100,8 +103,8 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             step.metrics |= metrics.step_metrics(learned, scores, guard.coefficient, runtime) | updated.metrics
             step.metrics |= metrics.answer_metrics(conversations, rollout, config.rollout, runtime)
             step.skipped = metrics.skipped_rows(step.number, learned, scores, updated.skipped, conversations, runtime)
-            step.count(len(batch), samples=len(batch), tokens=sum(learned.token_counts))
-            kl.update(step.metrics["kl/reference"], len(batch))
+            step.count(len(batch), samples=algorithm.responses_per_step, tokens=sum(learned.token_counts))
+            kl.update(step.metrics["kl/reference"], algorithm.responses_per_step)
 
         planned_gb, line = inputs.memory(config, policy.table, runtime)
         session.say(line)

@@ -49,6 +49,40 @@ def check_ppo_adapter(config: PpoConfig) -> None:
         raise UserError("freeze.lora.dropout: in PPO a probability must be the same each time it is computed; use 0")
 
 
+def check_algorithm(algorithm: AlgorithmConfig) -> None:
+    """Check the keys of the algorithm against each other. Raises UserError."""
+    name, minibatches, responses = algorithm.name, algorithm.minibatches, algorithm.responses_per_step
+    if minibatches > responses:
+        of = "prompts_per_step" if algorithm.responses_per_prompt == 1 else "prompts_per_step * responses_per_prompt"
+        raise UserError(f"algorithm.minibatches: {minibatches} exceeds algorithm.{of}={responses}; lower it")
+    if algorithm.has_groups and algorithm.responses_per_prompt < 2:
+        raise UserError(
+            f"algorithm.responses_per_prompt: {name} compares responses to the same prompt; give 2 or more, or take "
+            f"algorithm={name}, which sets what belongs to it"
+        )
+    if algorithm.has_groups and algorithm.critic != "none":
+        raise UserError(
+            f"algorithm.critic: {name} has no use for {algorithm.critic}; set none, or take algorithm={name}, which "
+            "sets what belongs to it"
+        )
+    if algorithm.critic == "none" and not algorithm.has_groups:
+        raise UserError(f"algorithm.critic: {name} needs one; take head, twin or separate, or algorithm=rloo or grpo")
+    if algorithm.critic == "none" and algorithm.critic_warmup_steps:
+        raise UserError("algorithm.critic_warmup_steps: there is no critic; leave it out")
+    if algorithm.critic_warmup_steps >= algorithm.steps:
+        raise UserError(
+            f"algorithm.critic_warmup_steps: {algorithm.critic_warmup_steps} of {algorithm.steps} steps "
+            "leave none in which the policy trains; lower it"
+        )
+    if algorithm.kl.target is not None and algorithm.kl.coefficient == 0:
+        raise UserError("algorithm.kl.coefficient: 0 stays 0 whatever algorithm.kl.target is; start above 0")
+    if algorithm.kl.where == "loss" and algorithm.kl.estimator == "k1":
+        raise UserError(
+            "algorithm.kl.estimator: the gradient of k1 in the loss is 0 in the mean; take k2 or k3, or "
+            "algorithm.kl.where=reward"
+        )
+
+
 def check(config: PpoConfig) -> None:
     """Check a run's configuration, single keys first, then across keys. Raises UserError."""
     model, data = "the policy: a Hugging Face directory or hub id", "the prompts: Nectar's parquet, JSONL, or a hub id"
@@ -56,16 +90,7 @@ def check(config: PpoConfig) -> None:
     check_reward(config.reward)
     check_adapter(config.model, config.freeze, config.cluster.zero_stage)
     check_ppo_adapter(config)
-    minibatches, prompts = config.algorithm.minibatches, config.algorithm.prompts_per_step
-    if minibatches > prompts:
-        raise UserError(f"algorithm.minibatches: {minibatches} exceeds algorithm.prompts_per_step={prompts}; lower it")
-    if config.algorithm.critic_warmup_steps >= config.algorithm.steps:
-        raise UserError(
-            f"algorithm.critic_warmup_steps: {config.algorithm.critic_warmup_steps} of {config.algorithm.steps} steps "
-            "leave none in which the policy trains; lower it"
-        )
-    if config.algorithm.kl.target is not None and config.algorithm.kl.coefficient == 0:
-        raise UserError("algorithm.kl.coefficient: 0 stays 0 whatever algorithm.kl.target is; start above 0")
+    check_algorithm(config.algorithm)
     if config.reward.has_weights and config.reward.max_length <= config.rollout.max_new_tokens:
         raise UserError(
             f"reward.max_length: {config.reward.max_length} leaves no room for a prompt and rollout.max_new_tokens="

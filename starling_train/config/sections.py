@@ -248,17 +248,20 @@ class KLConfig:
     target: float | None = number(None, 1e-6, doc="KL to the reference per response, nats; null = coefficient is fixed")
     horizon: float = number(10000.0, 1.0, doc="episodes, of the adaptive controller")
     estimator: str = choice("k1", ("k1", "k2", "k3"), doc="of the penalty: k1, k2, k3")
+    where: str = choice("reward", ("reward", "loss"), doc="reward (subtracted from it), loss (added to it: k2 or k3)")
     stop: float | None = number(None, 1e-6, doc="KL(rollout policy || policy) per token, nats, that ends the epochs")
 
 
 @dataclass
 class AlgorithmConfig:
-    """One step: prompts_per_step responses, then `epochs` passes over them in `minibatches` updates each."""
+    """One step: responses_per_prompt responses to each of prompts_per_step prompts, then `epochs` passes over them in
+    `minibatches` updates each."""
 
-    name: str = choice("ppo", ("ppo", "apa"))
+    name: str = choice("ppo", ("ppo", "apa", "rloo", "grpo"))
     # more steps make a run longer, and with it a schedule that falls to 0 at its end
     steps: int = number(1000, 1, free=True, doc="of rollout, scoring and update")
-    prompts_per_step: int = number(64, 1, doc="one response each")
+    prompts_per_step: int = number(64, 1, doc="different ones, as long as there are enough")
+    responses_per_prompt: int = number(1, 1, doc="the group that rloo and grpo compare a response with: 2 or more")
     epochs: int = number(2, 1, doc="passes over a step's responses")
     minibatches: int = number(4, 1, doc="optimizer updates per epoch")
     tokens_per_microbatch: int = number(8192, 1, free=True, doc="padded, of the update; changes memory, not the result")
@@ -270,14 +273,28 @@ class AlgorithmConfig:
     )
     gamma: float = number(1.0, 0.0, 1.0, doc="discount per token")
     gae_lambda: float = number(0.95, 0.0, 1.0, doc="generalised advantage estimation: 1 = rewards to go, 0 = one-step")
-    clip: float = number(0.2, 1e-6, doc="of the probability ratio, ppo")
+    scale_by_group: bool = setting(True, "grpo: advantages in deviations of their group; false: Dr. GRPO")
+    clip: float = number(0.2, 1e-6, doc="of the probability ratio; not in apa")
+    clip_high: float | None = number(None, 1e-6, doc="how far it may rise, DAPO's 0.28; null = as far as it may fall")
+    ratio: str = choice(
+        "token",
+        ("token", "sequence", "sequence_mean"),
+        doc="token, sequence (the product over a response), sequence_mean (its geometric mean: GSPO)",
+    )
+    loss_mean: str = choice(
+        "tokens",
+        ("tokens", "sequences", "length"),
+        doc="tokens (each counts alike), sequences (each response does), length (loss_length tokens a response)",
+    )
+    loss_length: int = number(1024, 1, follows="rollout.max_new_tokens", doc="tokens, for loss_mean=length")
+    drop_truncated: bool = setting(False, "leave responses that were cut at the limit out of the loss")
     value_clip: float = number(0.2, 0.0, doc="of the change of a value, score units; 0 = not")
     value_coefficient: float = number(1.0, 0.0, doc="weight of the value loss")
     apa_lambda: float = number(0.1, 1e-6, doc="apa's lambda: larger = smaller steps")
     critic: str = choice(
         "head",
-        ("head", "twin", "separate"),
-        doc="head on the policy, twin (own copies of the trainable tensors), separate (a whole model)",
+        ("head", "twin", "separate", "none"),
+        doc="head on the policy, twin (own copies of the trainable tensors), separate (a whole model); none: rloo, grpo",
     )
     critic_warmup_steps: int = number(0, 0, doc="first steps in which only the critic learns")
     missing_eos_penalty: float = number(
@@ -285,6 +302,15 @@ class AlgorithmConfig:
     )
     length_penalty: float = number(0.0, doc="subtracted from the scaled score per 100 response tokens")
     kl: KLConfig = section(KLConfig)
+
+    @property
+    def responses_per_step(self) -> int:
+        return self.prompts_per_step * self.responses_per_prompt
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether responses are compared with the others to their prompt, instead of with a critic's values."""
+        return self.name in ("rloo", "grpo")
 
 
 @dataclass

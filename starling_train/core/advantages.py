@@ -1,10 +1,12 @@
 """From scores to advantages: what each response token was worth, beyond what was expected of it."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+GROUP_EPS = 1e-4  # added to a group's deviation, reward units: where all answers are worth the same, it is 0
 
 
 def token_rewards(scores: Tensor, kl: Tensor, is_response: Tensor, kl_coefficient: float) -> Tensor:
@@ -57,15 +59,82 @@ def discounted_sums_by_doubling(x: Tensor, discount: float) -> Tensor:
     return sums
 
 
+def leave_one_out(totals: Tensor, is_fit: Tensor, group: int) -> Tensor:
+    """Return what each response was worth beyond the mean of the others to its prompt: (sequences,), 0 if not fit.
+
+    A_i = R_i - 1 / (G - 1) sum over j != i of R_j, over those of the group that are fit; 0 where only one is.
+
+    totals: (sequences,) rewards of whole responses; those of a prompt lie side by side.
+    is_fit: (sequences,) bool; the others count for nothing.
+    group: responses to a prompt.
+
+    Source: Ahmadian et al. 2024 (arXiv 2402.14740), section 3.3; Kool et al. 2019.
+    """
+    totals, is_fit = totals.where(is_fit, 0.0).view(-1, group), is_fit.view(-1, group)
+    count = is_fit.sum(1, keepdim=True)
+    others = (totals.sum(1, keepdim=True) - totals) / (count - 1).clamp(min=1)
+    return (totals - others).where(is_fit & (count > 1), 0.0).flatten()
+
+
+def within_group(totals: Tensor, is_fit: Tensor, group: int, scaled: bool) -> Tensor:
+    """Return what each response was worth beyond the mean of its group, in deviations of the group if `scaled`.
+
+    A_i = (R_i - mean) / (deviation + GROUP_EPS), over those of the group that are fit; 0 where only one is. The deviation
+    is the sample's (divided by G - 1), as in TRL and verl; the paper does not say which. Not scaled, it is Dr. GRPO's.
+
+    Arguments as of `leave_one_out`.
+
+    Sources: Shao et al. 2024 (arXiv 2402.03300), section 4.1.2; Liu et al. 2025 (arXiv 2503.20783), section 3.2.
+    """
+    totals, is_fit = totals.where(is_fit, 0.0).view(-1, group), is_fit.view(-1, group)
+    count = is_fit.sum(1, keepdim=True)
+    centred = (totals - totals.sum(1, keepdim=True) / count.clamp(min=1)).where(is_fit & (count > 1), 0.0)
+    if scaled:
+        centred = centred / ((centred**2).sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt().add(GROUP_EPS)
+    return centred.flatten()
+
+
 class AdvantageSettings(Protocol):
-    """Discount per token, and lambda of generalised advantage estimation."""
+    """Discount per token, lambda of generalised advantage estimation; responses to a prompt, and their scale."""
 
     gamma: float
     gae_lambda: float
+    responses_per_prompt: int
+    scale_by_group: bool
 
 
 AdvantagesOf = Callable[[Tensor, Tensor, Tensor, AdvantageSettings], tuple[Tensor, Tensor]]
-# by algorithm.name: (rewards, values, is_response, settings) -> (advantages, returns)
-ADVANTAGES: dict[str, AdvantagesOf] = dict.fromkeys(
-    ("ppo", "apa"), lambda rewards, values, real, how: gae(rewards, values, real, how.gamma, how.gae_lambda)
-)
+
+
+class Estimator(NamedTuple):
+    """How advantages are estimated.
+
+    of: (rewards, values, is_response, settings) -> (advantages, returns), all (sequences, tokens). The rewards of a token
+        are `token_rewards`; without a critic, values and returns are 0.
+    whitens: whether they are then brought to mean 0 and deviation 1 over the step.
+    """
+
+    of: AdvantagesOf
+    whitens: bool
+
+
+def _of_groups(worth: Callable[[Tensor, Tensor, AdvantageSettings], Tensor]) -> Estimator:
+    """Make an estimator of what a whole response is worth, the same for each of its tokens."""
+
+    def of(rewards: Tensor, values: Tensor, real: Tensor, how: AdvantageSettings) -> tuple[Tensor, Tensor]:
+        advantages = worth(rewards.where(real, 0.0).sum(-1), real.any(-1), how)
+        return torch.where(real, advantages[:, None], 0.0), torch.zeros_like(rewards)
+
+    return Estimator(of, whitens=False)
+
+
+GAE = Estimator(lambda rewards, values, real, how: gae(rewards, values, real, how.gamma, how.gae_lambda), whitens=True)
+# by algorithm.name
+ADVANTAGES: dict[str, Estimator] = {
+    "ppo": GAE,
+    "apa": GAE,
+    "rloo": _of_groups(lambda totals, fit, how: leave_one_out(totals, fit, how.responses_per_prompt)),
+    "grpo": _of_groups(
+        lambda totals, fit, how: within_group(totals, fit, how.responses_per_prompt, how.scale_by_group)
+    ),
+}

@@ -36,6 +36,11 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum()
 
 
+def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
+    """Sum of x times weights, a mask counting as 1 and 0: a scalar. Entries of weight 0 get no gradient."""
+    return masked_sum(x * weights, weights != 0)
+
+
 def whiten(x: Tensor, mask: Tensor, of: Moments | None = None, *, shift: bool = True, eps: float = 1e-8) -> Tensor:
     """Return x with mean 0 and deviation 1 over the mask, 0 outside it.
 

@@ -2,20 +2,20 @@
 
 Shapes: (sequences, tokens) over the positions of the responses, right-padded, with `is_response` True on real
 tokens, the end of turn included. Time index t; `v_tp1` is the value one token later. Units: rewards and values in
-the reward model's (scaled) score, KL in nats. Losses return a *sum* over real tokens divided by `count`, the number
-of real tokens of the whole global mini-batch, so that gradients added up over micro-batches and ranks do not depend
-on how the mini-batch was cut.
+the reward model's (scaled) score, KL in nats. Losses return a *sum* over real tokens, each with its weight, divided by
+`count` of the whole global mini-batch, so that gradients added up over micro-batches and ranks do not depend on how the
+mini-batch was cut. `weights` may be a mask: all real tokens then weigh 1, and `count` is their number (`MEANS`).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from starling_train.core.masked import masked_sum
+from starling_train.core.masked import masked_sum, weighted_sum
 
 # exp(20) is 5e8: past that a ratio says nothing more, and float32 soon overflows
 MAX_LOG_RATIO = 20.0
@@ -38,72 +38,131 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str = "k1") -> T
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """A loss and the sums, over the same tokens, that its metrics are made of (divide them by the token count)."""
+    """A loss, a scalar already divided by `count`, and the number of tokens whose ratio was clipped."""
 
-    loss: Tensor  # scalar, already divided by `count`
-    clipped: Tensor  # number of tokens whose ratio was clipped
-    approx_kl: Tensor  # sum of the k3 estimate of KL(rollout policy || current policy), nats
-    largest_ratio: Tensor  # largest |ratio - 1|
+    loss: Tensor
+    clipped: Tensor
 
 
 def ppo_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, is_response: Tensor, clip: float, count: Tensor | float
+    log_ratio: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    clip: float,
+    count: Tensor | float,
+    clip_high: float | None = None,
 ) -> PolicyLoss:
-    """Return the clipped surrogate: sum of max(-A ratio, -A clamp(ratio, 1 - clip, 1 + clip)) / count.
+    """Return the clipped surrogate: sum of w max(-A ratio, -A clamp(ratio, 1 - clip, 1 + clip_high)) / count.
 
-    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
+    log_ratio: log-probs minus those of the policy that drew the responses.
+    advantages: A, of the same shape.
+    weights: w, 0 on padding.
+    clip: how far a ratio may fall.
+    count: what the sum is divided by.
+    clip_high: how far it may rise; None: as far as it may fall.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7; two bounds: DAPO, Yu et al. 2025 (arXiv 2503.14476),
+    equation 10.
     """
-    log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    loss = masked_sum(torch.maximum(unclipped, clipped), is_response) / count
-    return _with_metrics(loss, log_ratio, clipped > unclipped, is_response)
+    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
+    loss = weighted_sum(torch.maximum(unclipped, clipped), weights) / count
+    return PolicyLoss(loss, ((clipped > unclipped) & (weights != 0)).sum())
 
 
 def apa_policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    is_response: Tensor,
-    kl_coefficient: float,
-    count: Tensor | float,
+    log_ratio: Tensor, advantages: Tensor, weights: Tensor, kl_coefficient: float, count: Tensor | float
 ) -> PolicyLoss:
-    """Return the loss of advantage-induced policy alignment: sum of (log pi - log pi_rollout - A / lambda)^2 / count.
+    """Return the loss of advantage-induced policy alignment: sum of w (log pi / pi_rollout - A / lambda)^2 / count.
 
-    kl_coefficient: the lambda of the paper, larger = smaller steps; must be positive.
+    kl_coefficient: the lambda of the paper, larger = smaller steps; must be positive. The others: `ppo_policy_loss`.
     Source: Zhu et al. 2023 (arXiv 2306.02231), equation 6, as in the Starling authors' training code.
     """
-    log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    loss = masked_sum((log_ratio - advantages / kl_coefficient) ** 2, is_response) / count
-    return _with_metrics(loss, log_ratio, torch.zeros_like(is_response), is_response)
+    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    loss = weighted_sum((log_ratio - advantages / kl_coefficient) ** 2, weights) / count
+    return PolicyLoss(loss, torch.zeros((), dtype=torch.long, device=loss.device))
 
 
-def _with_metrics(loss: Tensor, log_ratio: Tensor, clipped: Tensor, is_response: Tensor) -> PolicyLoss:
-    with torch.no_grad():
-        ratio = log_ratio.exp()
-        return PolicyLoss(
-            loss=loss,
-            clipped=(clipped & is_response).sum(),
-            approx_kl=masked_sum(ratio - 1 - log_ratio, is_response),
-            largest_ratio=torch.where(is_response, (ratio - 1).abs(), 0.0).max(),
-        )
+class Drift(NamedTuple):
+    """How far the policy is from the one that drew the responses, token by token.
+
+    approx_kl: sum of the k3 estimate of KL(rollout policy || current policy), nats.
+    largest_ratio: the largest |ratio - 1|.
+    """
+
+    approx_kl: Tensor
+    largest_ratio: Tensor
+
+
+@torch.no_grad()
+def drift(log_ratio: Tensor) -> Drift:
+    """Measure the drift of some tokens, none of which is padding. log_ratio: as in `ppo_policy_loss`."""
+    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    return Drift((ratio - 1 - log_ratio).sum(), (ratio - 1).abs().max())
+
+
+def _of_each_sequence(log_ratio: Tensor, lengths: Sequence[int], reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    # by parts, not by an index: on a GPU the sums of an index are added in any order
+    return torch.cat([reduce(part).expand(len(part)) for part in log_ratio.split(list(lengths))])
+
+
+# by algorithm.ratio: what a token's log ratio counts as, (tokens,) of sequences of these lengths -> (tokens,).
+# sequence: of a response as one action, the product of its tokens' (RLOO, arXiv 2402.14740, section 3.3);
+# sequence_mean: the geometric mean of its tokens' (GSPO, Zheng et al. 2025, arXiv 2507.18071, equation 7)
+RATIOS: dict[str, Callable[[Tensor, Sequence[int]], Tensor]] = {
+    "token": lambda log_ratio, lengths: log_ratio,
+    "sequence": lambda log_ratio, lengths: _of_each_sequence(log_ratio, lengths, torch.sum),
+    "sequence_mean": lambda log_ratio, lengths: _of_each_sequence(log_ratio, lengths, torch.mean),
+}
+
+
+class Mean(NamedTuple):
+    """How the losses of tokens become one.
+
+    weight: of each token of a response, by the response's length and `algorithm.loss_length`.
+    divisor: what the weighted sum is divided by, by the tokens and the sequences of the mini-batch.
+    """
+
+    weight: Callable[[int, int], float]
+    divisor: Callable[[int, int], int]
+
+
+# by algorithm.loss_mean.
+# tokens: PPO's, and DAPO's (arXiv 2503.14476, section 3.3); sequences: each response counts as much as any other, GRPO's
+# (arXiv 2402.03300, equation 3); length: divided by a constant, so that long answers weigh more and no token less for
+# being in one, Dr. GRPO's (arXiv 2503.20783, section 3.1)
+MEANS: dict[str, Mean] = {
+    "tokens": Mean(lambda length, limit: 1.0, lambda tokens, sequences: tokens),
+    "sequences": Mean(lambda length, limit: 1.0 / length, lambda tokens, sequences: sequences),
+    "length": Mean(lambda length, limit: 1.0 / limit, lambda tokens, sequences: sequences),
+}
 
 
 class LossSettings(Protocol):
-    """The settings of the policy losses: PPO's clip of the ratio, APA's lambda."""
+    """The settings of the policy losses: bounds of the ratio, APA's lambda."""
 
     clip: float
+    clip_high: float | None
     apa_lambda: float
 
 
-PolicyLossOf = Callable[[Tensor, Tensor, Tensor, Tensor, LossSettings, float], PolicyLoss]
-# by algorithm.name: (logprobs, old_logprobs, advantages, is_response, settings, count) -> PolicyLoss
+PolicyLossOf = Callable[[Tensor, Tensor, Tensor, LossSettings, float], PolicyLoss]
+
+
+def _clipped(log_ratio: Tensor, advantages: Tensor, weights: Tensor, how: LossSettings, count: float) -> PolicyLoss:
+    return ppo_policy_loss(log_ratio, advantages, weights, how.clip, count, how.clip_high)
+
+
+# by algorithm.name: (log_ratio, advantages, weights, settings, count) -> PolicyLoss
 LOSSES: dict[str, PolicyLossOf] = {
-    "ppo": lambda new, old, advantages, real, how, count: ppo_policy_loss(new, old, advantages, real, how.clip, count),
-    "apa": lambda new, old, advantages, real, how, count: apa_policy_loss(
-        new, old, advantages, real, how.apa_lambda, count
+    "ppo": _clipped,
+    "apa": lambda log_ratio, advantages, weights, how, count: apa_policy_loss(
+        log_ratio, advantages, weights, how.apa_lambda, count
     ),
+    "rloo": _clipped,
+    "grpo": _clipped,
 }
 
 

@@ -105,6 +105,10 @@ class TrainingJob:
     optimizer_offloaded: bool = False
     reward_offloaded: bool = False
 
+    def critics_trunk(self, policy: Shape) -> int:
+        """Count the parameters of the critic's own layers, all of which train."""
+        return {"none": 0, "head": 0, "twin": self.trainable, "separate": policy.decoder_parameters()}[self.critic]
+
 
 def planned_device(device: str) -> str:
     """Return the kind of device to plan for: cpu if `cluster.device` says so, else cuda, for `auto` too."""
@@ -114,8 +118,8 @@ def planned_device(device: str) -> str:
 def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | None = None) -> MemoryPlan:
     """Plan the memory of PPO in one process. reward: None where the reward model is served elsewhere."""
     share, size, d = share or Share(), BYTES[job.dtype], policy.hidden
-    head = 2 * d * d + 4 * d + 1  # the value head, float32
-    trunk = {"head": 0, "twin": job.trainable, "separate": policy.decoder_parameters()}[job.critic]
+    head = 0 if job.critic == "none" else 2 * d * d + 4 * d + 1  # the value head, float32
+    trunk = job.critics_trunk(policy)
     learning = job.trainable + trunk
     shares = job.layers_above_lowest < policy.layers
     kept = {"prefix cache": shares * min(job.step_tokens * d * size, job.kept_limit)}

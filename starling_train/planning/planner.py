@@ -8,6 +8,7 @@ from typing import Any
 from starling_train.config import guard
 from starling_train.config.fields import UserError, no_path
 from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import AlgorithmConfig
 from starling_train.files import adapter_files
 from starling_train.planning import shapes
 from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan, planned_device
@@ -40,18 +41,18 @@ class Planner:
         """Describe the work of one of the processes, at the longest prompts and responses."""
         config, policy = self.config, self.policy
         algorithm, longest = config.algorithm, config.data.max_prompt_tokens + config.rollout.max_new_tokens
-        prompts = -(-algorithm.prompts_per_step // processes)
+        responses = -(-algorithm.prompts_per_step // processes) * algorithm.responses_per_prompt
         above = policy.layers - min(self.table.lowest_layer, policy.layers)
         return TrainingJob(
             parameters=self.table.parameters_of,
             trainable=self.table.parameters_trained,
             dtype=config.model.dtype,
             critic=algorithm.critic,
-            slots=min(config.rollout.slots, prompts),
+            slots=min(config.rollout.slots, responses),
             sequence_tokens=longest,
             prompt_tokens=config.data.max_prompt_tokens,
-            step_tokens=prompts * longest,
-            minibatch_tokens=-(-prompts // algorithm.minibatches) * longest,
+            step_tokens=responses * longest,
+            minibatch_tokens=-(-responses // algorithm.minibatches) * longest,
             tokens_per_microbatch=algorithm.tokens_per_microbatch,
             layers_above_lowest=above,
             layers_trained=above,  # which ones a scan will pick is unknown, and it spreads them
@@ -132,7 +133,7 @@ def describe(config: Any) -> str:
     rollouts = rollouts_of(config, prompt_tokens, response_tokens, count)
     algorithm = config.algorithm
     work = Work(
-        prompts / count,
+        algorithm.responses_per_step / count,
         prompt_tokens,
         response_tokens,
         algorithm.epochs,
@@ -141,7 +142,7 @@ def describe(config: Any) -> str:
     )
     job, shares = planner.job(count), (settings.matrix_share, settings.bandwidth_share)
     times = seconds(planner.policy, planner.reward, job, work, device, *shares)
-    longest = prompts * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
+    longest = algorithm.responses_per_step * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     total, fits = sum(times.values()), memory.total <= settings.gpu_gb * 1e9
     guessed = config.freeze.method in ("snr", "lowest") and not config.freeze.scan
     lines = [
@@ -159,7 +160,7 @@ def describe(config: Any) -> str:
         f"{'fits' if fits else 'does not fit'} on a device of {settings.gpu_gb:g} GB; not counted: the CUDA context "
         "and what allocators lose; a device has some 5 % more bytes than its nominal GB, which is left for them",
         "",
-        f"step       {prompts} prompts, {round(work.tokens * count):,} tokens at {prompt_tokens} of a prompt and "
+        f"step       {prompts} prompts{of_each(algorithm)}, {round(work.tokens * count):,} tokens at {prompt_tokens} of a prompt and "
         f"{response_tokens} of a response in the mean, {longest:,} at most",
         f"time       about {total:.0f} s a step, {total * config.algorithm.steps / 3600:.1f} h for "
         f"{config.algorithm.steps} steps ({', '.join(f'{name} {value:.0f}' for name, value in times.items())}): "
@@ -177,15 +178,22 @@ def describe(config: Any) -> str:
 
 def rollouts_of(config: PpoConfig, prompt_tokens: int, response_tokens: int, processes: int) -> tuple[Schedule, ...]:
     """Count the rollout of each process, with lengths of these means; a process has every `processes`-th prompt."""
-    count, limit = config.algorithm.prompts_per_step, config.rollout.max_new_tokens
-    prompts = lengths(count, prompt_tokens, config.data.max_prompt_tokens, seed=0)
-    responses = lengths(count, response_tokens, limit, seed=1)
+    count, group = config.algorithm.prompts_per_step, config.algorithm.responses_per_prompt
+    limit = config.rollout.max_new_tokens
+    prompts = lengths(count, prompt_tokens, config.data.max_prompt_tokens, seed=0) * group
+    responses = lengths(count * group, response_tokens, limit, seed=1)
     capacity = max(prompts) + limit
     by_length = config.model.dtype != "float32"  # of rollout.attention: the kernel takes 16 bits
     return tuple(
         schedule(prompts[rank::processes], responses[rank::processes], config.rollout.slots, capacity, by_length)
         for rank in range(processes)
     )
+
+
+def of_each(algorithm: AlgorithmConfig) -> str:
+    """Say how many responses a prompt has, where it has several."""
+    group = algorithm.responses_per_prompt
+    return f" of {group} responses each" if group > 1 else ""
 
 
 def in_words(counted: tuple[int, int] | None, stage: int) -> str:

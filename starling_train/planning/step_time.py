@@ -108,7 +108,7 @@ def seconds(
 
     rollout = max(map(decoding, work.rollouts)) + 2 * layers * work.prompts * work.prompt_tokens / rate
 
-    critics = 0 if job.critic == "head" else 1
+    critics = 0 if job.critic in ("head", "none") else 1
     passes = 2 + critics  # policy, reference, and a critic of its own
     scoring = 2 * (passes * above * work.tokens + 2 * head * responses)
     if job.critic == "separate":
@@ -117,7 +117,7 @@ def seconds(
 
     again = 2 if job.gradient_checkpointing else 0
     policy_pass = (2 + 2 + again) * above + 2 * job.trainable
-    critic_pass = {"head": 0, "twin": policy_pass, "separate": (6 + again) * layers}[job.critic]
+    critic_pass = {"none": 0, "head": 0, "twin": policy_pass, "separate": (6 + again) * layers}[job.critic]
     update = work.epochs * ((policy_pass + critic_pass) * work.tokens + 4 * head * responses)
     phases = {"rollout": rollout, "scoring": (scoring + judging) / rate, "update": update / rate}
     return phases | _through_host_memory(policy, reward, job, work, size)
@@ -129,8 +129,7 @@ def _through_host_memory(
     """Estimate what it takes longer because something is in host memory: copies over the bus, and Adam there."""
     seconds = {}
     if job.optimizer_offloaded:
-        trunk = {"head": 0, "twin": job.trainable, "separate": policy.decoder_parameters()}[job.critic]
-        learning = job.trainable + trunk
+        learning = job.trainable + job.critics_trunk(policy)
         copies = 2 * size / BUS_BYTES_S  # a gradient comes, a weight goes
         adam = (4 * 4 + 3 * 4 + 2 * (size + 4)) / HOST_BYTES_S  # read, written; gradient and weight change their types
         seconds["optimizer in host memory"] = work.updates * learning * (copies + adam)

@@ -92,14 +92,17 @@ class Runtime:
         """Return this process's share of the items: every `world`-th one."""
         return list(items[self.rank :: self.world])
 
-    def gather(self, items: Sequence[Item]) -> list[Item]:
-        """Collect the items of all processes, in one order on all: `gather(shard(x)) == x`, also for results of x."""
+    def gather(self, items: Sequence[Item], group: int = 1) -> list[Item]:
+        """Collect the items of all processes, in one order on all: `gather(shard(x)) == x`, also for results of x.
+
+        group: results of each of x, side by side.
+        """
         if self.world == 1:
             return list(items)
         shards: list[Any] = [None] * self.world
         dist.all_gather_object(shards, list(items))
         longest = max(map(len, shards))
-        return [shard[i] for i in range(longest) for shard in shards if i < len(shard)]
+        return [item for i in range(0, longest, group) for shard in shards for item in shard[i : i + group]]
 
     def on_first(self, make: Callable[[], Item]) -> Item:
         """Return, on all processes, what `make` gives on the first; it may take longer than `timeout_s`.

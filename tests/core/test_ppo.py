@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from starling_train.core import advantages as formulas
 from starling_train.core.advantages import gae, token_rewards
-from starling_train.core.ppo import KLController, apa_policy_loss, kl_estimate, ppo_policy_loss, value_loss
+from starling_train.core.ppo import KLController, apa_policy_loss, drift, kl_estimate, ppo_policy_loss, value_loss
 
 # two responses of 3 and 2 tokens; the last entry of the second is padding
 IS_RESPONSE = torch.tensor([[True, True, True], [True, True, False]])
@@ -89,18 +89,19 @@ def test_gae_does_not_change_with_padding_or_row_order():
 def test_ppo_loss_by_hand():
     # ratios 1.5 and 0.5, clip 0.2, advantages +1 and +1: the first is clipped to 1.2, the second counts as it is
     logprobs = torch.tensor([1.5, 0.5]).log()
-    loss = ppo_policy_loss(logprobs, torch.zeros(2), torch.ones(2), torch.tensor([True, True]), 0.2, count=2)
+    loss = ppo_policy_loss(logprobs, torch.ones(2), torch.tensor([True, True]), 0.2, count=2)
     assert loss.loss.item() == pytest.approx(-(1.2 + 0.5) / 2)
     assert loss.clipped.item() == 1
-    assert loss.largest_ratio.item() == pytest.approx(0.5)
+    drifted = drift(logprobs)
+    assert drifted.largest_ratio.item() == pytest.approx(0.5)
     expected_kl = (1.5 - 1 - math.log(1.5)) + (0.5 - 1 - math.log(0.5))
-    assert loss.approx_kl.item() == pytest.approx(expected_kl)
+    assert drifted.approx_kl.item() == pytest.approx(expected_kl)
 
 
 def test_ppo_loss_with_negative_advantage_is_pessimistic():
     # A = -1: max(ratio, clamped ratio): 1.5 stays 1.5, 0.5 is clipped to 0.8
     logprobs = torch.tensor([1.5, 0.5]).log()
-    loss = ppo_policy_loss(logprobs, torch.zeros(2), -torch.ones(2), torch.tensor([True, True]), 0.2, count=2)
+    loss = ppo_policy_loss(logprobs, -torch.ones(2), torch.tensor([True, True]), 0.2, count=2)
     assert loss.loss.item() == pytest.approx((1.5 + 0.8) / 2)
     assert loss.clipped.item() == 1
 
@@ -108,13 +109,13 @@ def test_ppo_loss_with_negative_advantage_is_pessimistic():
 def test_a_clipped_token_has_no_gradient():
     logprobs = torch.tensor([1.5, 1.1]).log().requires_grad_()
     real = torch.tensor([True, True])
-    ppo_policy_loss(logprobs, torch.zeros(2), torch.ones(2), real, 0.2, count=2).loss.backward()
+    ppo_policy_loss(logprobs, torch.ones(2), real, 0.2, count=2).loss.backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, -1.1 / 2]))
 
 
 def test_extreme_log_ratios_stay_finite():
     logprobs = torch.tensor([200.0], requires_grad=True)
-    loss = ppo_policy_loss(logprobs, torch.zeros(1), -torch.ones(1), torch.tensor([True]), 0.2, count=1)
+    loss = ppo_policy_loss(logprobs, -torch.ones(1), torch.tensor([True]), 0.2, count=1)
     loss.loss.backward()
     assert loss.loss.item() == pytest.approx(math.exp(20), rel=1e-5)
     assert logprobs.grad.isfinite().all()
@@ -122,7 +123,7 @@ def test_extreme_log_ratios_stay_finite():
 
 def test_apa_loss_by_hand():
     logprobs, old, advantages = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -2.0]), torch.tensor([0.1, -0.2])
-    loss = apa_policy_loss(logprobs, old, advantages, torch.tensor([True, True]), kl_coefficient=0.5, count=2)
+    loss = apa_policy_loss(logprobs - old, advantages, torch.tensor([True, True]), kl_coefficient=0.5, count=2)
     assert loss.loss.item() == pytest.approx(((0.5 - 0.2) ** 2 + (0.0 + 0.4) ** 2) / 2)
     assert loss.clipped.item() == 0
 
@@ -157,9 +158,9 @@ def test_losses_do_not_change_with_padding_order_or_micro_batches(name):
 
 def _loss(name, a, b, c, mask, count):
     if name == "ppo":
-        return ppo_policy_loss(a, b, c, mask, 0.2, count)
+        return ppo_policy_loss(a - b, c, mask, 0.2, count)
     if name == "apa":
-        return apa_policy_loss(a, b, c, mask, 0.5, count)
+        return apa_policy_loss(a - b, c, mask, 0.5, count)
     return value_loss(a, b, c, mask, 0.2, count)
 
 

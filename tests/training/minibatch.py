@@ -16,7 +16,7 @@ def add_gradients(
     actors: Actors, experience: Experience, rows: list[int], config: AlgorithmConfig
 ) -> update.MiniBatchSums:
     """Add the gradients of the mini-batch `rows`; returns its sums."""
-    count = int(experience.is_response[rows].sum())
+    count = update.Counts(int(experience.is_response[rows].sum()), len(rows))
     optimizer = LocalOptimizer(actors, actors.groups(), OptimConfig())
     budget = Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     losses = update.losses_of(actors, experience, config, True, count)

@@ -110,7 +110,7 @@ def test_one_update_equals_a_padded_batch_written_out(tiny_mistral):
         values.append(model.value_head(model.critic(ids).last_hidden_state[0, positions]))
     count = experience.is_response.sum()
     loss = ppo_policy_loss(
-        torch.stack(logprobs), experience.logprobs, experience.advantages, experience.is_response, 0.2, count
+        torch.stack(logprobs) - experience.logprobs, experience.advantages, experience.is_response, 0.2, count
     ).loss
     loss = (
         loss

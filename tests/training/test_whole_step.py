@@ -109,7 +109,7 @@ def test_responses_losses_and_gradients_are_those_of_the_plain_way(tiny_mistral,
         against = aligned(logprobs_of(reference, ids, excluded), predicts, width)
     rewards = token_rewards(SCORES, old - against, mask, KL)
     advantages, returns = gae(rewards, old_values, mask, 1.0, 0.95)
-    policy_part = ppo_policy_loss(new, old, whiten(advantages, mask), mask, 0.2, mask.sum()).loss
+    policy_part = ppo_policy_loss(new - old, whiten(advantages, mask), mask, 0.2, mask.sum()).loss
     value_part = value_loss(values, old_values, returns, mask, 0.1, mask.sum()).loss
     (policy_part + value_part).backward()
 

@@ -1,9 +1,12 @@
-"""From responses and scores to what PPO learns from: log-probs, values, rewards, advantages, per response token."""
+"""From responses and scores to what a step learns from: log-probs, values, rewards, advantages, per response token.
+
+A prompt's responses are its group, `algorithm.responses_per_prompt` of them, which lie side by side on one process.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +31,8 @@ from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 from starling_train.training.ppo.mini_batches import StepSequences
 
+Item = TypeVar("Item")
+
 
 @dataclass
 class Experience:
@@ -38,13 +43,16 @@ class Experience:
     is_response: Tensor  # bool; all False for a sequence that is not fit
     logprobs: Tensor  # of the policy that drew the responses, rescored by the training forward
     reference: Tensor  # log-probs under the reference
-    values: Tensor
-    advantages: Tensor  # whitened over the whole batch
+    values: Tensor  # 0 without a critic, as the returns
+    advantages: Tensor  # whitened over the whole batch, if the algorithm does
     returns: Tensor
     total: Tensor  # (sequences,): score minus KL penalty, the reward of the policy
-    row_at: dict[int, int]  # this process's fit sequences, by their index among those of all processes
-    token_counts: list[int]  # of the fit responses of all processes, by index
-    sequences: StepSequences  # the fit ones of all processes, by index: what mini-batches are drawn from
+    kl_coefficient: float  # of the penalty in the loss, score units per nat; 0 where it is in the reward
+    row_at: dict[
+        int, int
+    ]  # this process's sequences that are learned from, by their index among those of all processes
+    token_counts: list[int]  # of the responses of all processes that are learned from, by index
+    sequences: StepSequences  # those of all processes, by index: what mini-batches are drawn from
     # hidden states below the lowest layer that trains; None where nothing is shared
     shared_states: SharedStates | None = None
 
@@ -62,9 +70,13 @@ def draw(
     step: int,
     runtime: Runtime,
 ) -> Rollout:
-    """Draw one response to each prompt of this process's share of a step, from the live weights."""
+    """Draw the responses to each prompt of this process's share of a step, from the live weights.
+
+    A prompt's are side by side.
+    """
     runtime.seed_all("rollout", step)
-    ids = [prompt.ids for prompt in runtime.shard(batch)]
+    group = config.algorithm.responses_per_prompt
+    ids = [prompt.ids for prompt in repeated(runtime.shard(batch), group)]
     return generate(
         actors.policy,
         chat,
@@ -72,8 +84,13 @@ def draw(
         config.rollout,
         keep_layer=layer_to_keep(actors, ids, config),
         budget=slots,
-        indices=runtime.shard(range(len(batch))),
+        indices=[group * one + of for one in runtime.shard(range(len(batch))) for of in range(group)],
     )
+
+
+def repeated(items: Sequence[Item], group: int) -> list[Item]:
+    """Return each item `group` times, side by side."""
+    return [item for item in items for _ in range(group)]
 
 
 def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfig) -> int | None:
@@ -161,6 +178,7 @@ def make_experience(
     kl_coefficient: float,
     budget: Budget | None = None,
     runtime: Runtime | None = None,
+    left_out: Sequence[bool] | None = None,
 ) -> Experience:
     """Rescore a rollout under policy, reference and critic, and estimate advantages, whitened over all processes.
 
@@ -168,6 +186,7 @@ def make_experience(
         number that is not finite would make all advantages of the step nan: its sequence is left out.
     kl_coefficient: weight of the KL penalty, score units per nat.
     budget: of tokens per micro-batch (the configuration's if None); out of memory, all is scored again with half.
+    left_out: sequences that are not learned from, though they count among the others to their prompt.
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
@@ -186,10 +205,15 @@ def make_experience(
     fit = torch.stack([x.isfinite().all(-1) for x in (scores[:, None], logprobs, reference, values)]).all(0)
     is_response, scores = is_response & fit[:, None], torch.where(fit, scores, 0.0)
     penalty = kl_estimate(logprobs, reference, config.kl.estimator)
-    rewards = token_rewards(scores, penalty, is_response, kl_coefficient)
-    advantages, returns = ADVANTAGES[config.name](rewards, values, is_response, config)
-    everyones = _of_all_processes(rollout, fit, runtime)
-    fit_sequences = [(number, one) for number, one in enumerate(everyones) if one.is_fit]
+    in_loss = config.kl.where == "loss"
+    rewards = token_rewards(scores, penalty, is_response, 0.0 if in_loss else kl_coefficient)
+    estimator = ADVANTAGES[config.name]
+    advantages, returns = estimator.of(rewards, values, is_response, config)
+    if estimator.whitens:
+        advantages = whiten(advantages, is_response, runtime.moments(advantages, is_response))
+    learned = fit & ~torch.tensor(left_out or [False] * len(rollout), device=fit.device)
+    everyones = _of_all_processes(rollout, learned, config.responses_per_prompt, runtime)
+    learned_from = [one for one in everyones if one.is_learned_from]
     return Experience(
         rollout=rollout,
         fit=fit,
@@ -197,13 +221,14 @@ def make_experience(
         logprobs=logprobs,
         reference=reference,
         values=values,
-        advantages=whiten(advantages, is_response, runtime.moments(advantages, is_response)),
+        advantages=advantages,
         returns=returns,
         total=rewards.sum(-1),
-        row_at={index: one.row for index, (_, one) in enumerate(fit_sequences) if one.rank == runtime.rank},
-        token_counts=[one.response for _, one in fit_sequences],
+        kl_coefficient=kl_coefficient if in_loss else 0.0,
+        row_at={index: one.row for index, one in enumerate(learned_from) if one.rank == runtime.rank},
+        token_counts=[one.response for one in learned_from],
         sequences=StepSequences(
-            len(everyones), [number for number, _ in fit_sequences], [one.tokens for _, one in fit_sequences]
+            len(everyones), [one.number for one in learned_from], [one.tokens for one in learned_from]
         ),
         shared_states=shared_states,
     )
@@ -216,20 +241,24 @@ class _Sequence(NamedTuple):
     row: int
     response: int
     tokens: int
-    is_fit: bool
+    is_learned_from: bool
+    number: int = 0
 
 
-def _of_all_processes(rollout: Rollout, fit: Tensor, runtime: Runtime) -> list[_Sequence]:
-    """Return the sequences of all processes in one order on all.
+def _of_all_processes(rollout: Rollout, learned_from: Tensor, group: int, runtime: Runtime) -> list[_Sequence]:
+    """Return the sequences of all processes, numbered, in one order on all.
 
-    `gather` interleaves as `shard` dealt them out, so that it does not depend on the number of processes.
+    `gather` interleaves as `shard` dealt the prompts out, so that it does not depend on the number of processes. Numbers
+    are prompt by prompt for each place in a group, so that a process of n has those of the same remainder by n.
     """
-    of_each = zip(rollout.responses, rollout.lengths(), fit.tolist(), strict=True)
+    of_each = zip(rollout.responses, rollout.lengths(), learned_from.tolist(), strict=True)
     own = [
-        _Sequence(runtime.rank, row, len(response), tokens, is_fit)
-        for row, (response, tokens, is_fit) in enumerate(of_each)
+        _Sequence(runtime.rank, row, len(response), tokens, is_learned_from)
+        for row, (response, tokens, is_learned_from) in enumerate(of_each)
     ]
-    return runtime.gather(own)
+    everyones = runtime.gather(own, group)
+    prompts = len(everyones) // group
+    return [one._replace(number=index % group * prompts + index // group) for index, one in enumerate(everyones)]
 
 
 def _recorded_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates | None:
@@ -254,6 +283,8 @@ def forward_all(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Score every response token: (is_response, log-probs, reference log-probs, values), (sequences, longest response).
 
+    Values are 0 without a critic.
+
     shared_states: takes up the hidden states that policy, reference and critic share.
     """
     is_response = response_mask(rollout.responses, actors.device)
@@ -270,7 +301,8 @@ def forward_all(
         outputs = actors(batch, states)
         index = positions(rollout, rows, actors.device)
         logprobs[index] = outputs.logprobs
-        values[index] = outputs.values
+        if outputs.values is not None:
+            values[index] = outputs.values
         reference[index] = actors.reference_logprobs(batch, states)
     return is_response, logprobs, reference, values
 

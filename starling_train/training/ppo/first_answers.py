@@ -60,6 +60,13 @@ class FirstAnswers:
     conversations: Sequence[list[dict]]
     scores: Sequence[float]
 
+    @classmethod
+    def to_each(
+        cls, group: int, prompts: Sequence[Prompt], conversations: Sequence[list[dict]], scores: Sequence[float]
+    ) -> "FirstAnswers":
+        """Take the first answer of each group of so many to the same prompt; scores of all."""
+        return cls(prompts[::group], conversations[::group], scores)
+
     def look(
         self,
         reward_model: Scorer,

@@ -14,7 +14,7 @@ from starling_train.models.actors import Actors
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
 from starling_train.planning.memory import MemoryPlan, planned_device
-from starling_train.planning.planner import Planner, reward_shape
+from starling_train.planning.planner import Planner, of_each, reward_shape
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import rendered, selection, what_trains
 from starling_train.rewards import kinds
@@ -128,7 +128,7 @@ def describe(config: PpoConfig) -> str:
     return "\n".join(
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
-            f"{config.algorithm.prompts_per_step} prompts, up to {config.rollout.max_new_tokens} new tokens",
+            f"{config.algorithm.prompts_per_step} prompts{of_each(config.algorithm)}, up to {config.rollout.max_new_tokens} new tokens",
             f"policy     {config.model.path} ({model_config.model_type}, "
             f"{source.text_config.num_hidden_layers} layers, {len(chat.tokenizer)} tokens), {config.model.dtype}",
             f"prompts    {config.data.path}{_prompt_report(config, chat)}",

@@ -1,4 +1,4 @@
-"""The update of one step: a few epochs of clipped PPO, or APA, over the experience."""
+"""The update of one step: a few epochs of the algorithm's loss over the experience."""
 
 import math
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.sections import AlgorithmConfig
-from starling_train.core.masked import explained_variance
+from starling_train.core.masked import explained_variance, weighted_sum
 from starling_train.core.micro_batches import cut_packed
-from starling_train.core.ppo import LOSSES, value_loss
+from starling_train.core.ppo import LOSSES, MEANS, RATIOS, drift, kl_estimate, value_loss
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.micro_batch import MicroBatch, micro_batch
@@ -23,7 +23,15 @@ from starling_train.training.ppo.experience import Experience, positions
 
 MiniBatchSums = dict[str, float]
 Index = tuple[Tensor, Tensor]  # (row, token) of response tokens in the experience's tensors
-NAMES = ("policy_loss", "entropy", "clipped", "approx_kl", "value_loss", "value_clipped")
+OF_POLICY = ("policy_loss", "entropy", "clipped", "approx_kl", "kl_loss")
+NAMES = (*OF_POLICY, "value_loss", "value_clipped")
+
+
+class Counts(NamedTuple):
+    """What losses are means over: response tokens, and responses, of a whole mini-batch, of all processes."""
+
+    tokens: int
+    sequences: int
 
 
 class PpoUpdate(NamedTuple):
@@ -70,11 +78,11 @@ def update(
             # this process's sequences of the mini-batch, perhaps none: it still takes part in every exchange
             rows = [experience.row_at[index] for index in indices if index in experience.row_at]
             # over all processes: every loss is divided by this, so that the sum of all gradients is that of the mean
-            count = sum(experience.token_counts[index] for index in indices)
+            count = Counts(sum(experience.token_counts[index] for index in indices), len(indices))
             losses = losses_of(actors, experience, config, train_policy, count)
             nothing: list[int] = []
             sums = accumulate(optimizer, partial(_micro_batches, experience, rows), losses, nothing, budget)
-            minibatches.append(_over_processes(sums, runtime) | {"tokens": count})
+            minibatches.append(_over_processes(sums, runtime) | {"tokens": count.tokens})
             # a loss that is not finite poisons every gradient; so does a gradient that overflows, which `step` sees
             norms.append(optimizer.step(math.isfinite(minibatches[-1]["policy_loss"] + minibatches[-1]["value_loss"])))
             if not math.isfinite(norms[-1]):
@@ -82,27 +90,35 @@ def update(
         # the policy has moved far enough from the one that drew the responses: further epochs would fit noise
         if config.kl.stop is not None and minibatches and _kl_per_token(minibatches[-1]) > config.kl.stop:
             break
-    if not minibatches:  # not one sequence had finite numbers
+    if not minibatches and not runtime.sum([float(experience.fit.sum())])[0]:  # not one sequence had finite numbers
         norms, skipped = [math.nan], [[]]
-    metrics = _metrics(minibatches, experience, runtime) | {
+    metrics = _metrics(minibatches, experience, actors.value_head is not None, runtime) | {
         "policy/ratio_first": minibatches[0]["first_ratio"] if minibatches else math.nan,
-        "optim/gradient_norm": max(norms),
+        "optim/gradient_norm": max(norms, default=0.0),  # 0: none was learned from
         "optim/skipped": len(skipped),
     }
     return PpoUpdate(metrics, skipped)
 
 
-def _metrics(minibatches: list[MiniBatchSums], experience: Experience, runtime: Runtime) -> dict[str, float]:
-    """Return the means over all mini-batches, nan without any, and how well the values fit."""
+def _metrics(
+    minibatches: list[MiniBatchSums], experience: Experience, has_critic: bool, runtime: Runtime
+) -> dict[str, float]:
+    """Return the means over all mini-batches, nan without any, and how well the values of a critic fit."""
     totals = {name: _total(minibatches, name) for name in (*NAMES, "tokens")}
     updates, tokens = len(minibatches) or math.nan, totals["tokens"]
-    returns, mask = experience.returns, experience.is_response
-    fit = explained_variance(runtime.moments(returns - experience.values, mask), runtime.moments(returns, mask))
-    return {
+    metrics = {
         "policy/loss": totals["policy_loss"] / updates,
         "policy/entropy": totals["entropy"] / tokens,
         "policy/clip_fraction": totals["clipped"] / tokens,
         "policy/approx_kl": totals["approx_kl"] / tokens,
+    }
+    if experience.kl_coefficient:
+        metrics["policy/kl_loss"] = totals["kl_loss"] / updates
+    if not has_critic:
+        return metrics
+    returns, mask = experience.returns, experience.is_response
+    fit = explained_variance(runtime.moments(returns - experience.values, mask), runtime.moments(returns, mask))
+    return metrics | {
         "value/loss": totals["value_loss"] / updates,
         "value/explained_variance": float(fit),
         "value/clip_fraction": totals["value_clipped"] / tokens,
@@ -142,53 +158,68 @@ def losses_of(
     experience: Experience,
     config: AlgorithmConfig,
     train_policy: bool,
-    count: int,
+    count: Counts,
 ) -> Losses[list[int], dict[str, Tensor]]:
     """Return the losses of a micro-batch of sequences (rows of the rollout), for `accumulate`.
 
-    count: real response tokens of the whole mini-batch, of all processes, which the losses are a mean over.
+    count: of the whole mini-batch, which the losses are a mean over.
     """
-    loss_of, weight = LOSSES[config.name], config.value_coefficient
+    loss_of, value_weight, mean = LOSSES[config.name], config.value_coefficient, MEANS[config.loss_mean]
+    lengths, divisor = [len(response) for response in experience.rollout.responses], mean.divisor(*count)
+    weights = torch.tensor([mean.weight(length, config.loss_length) for length in lengths])
 
-    def policy_loss(logprobs: Tensor, entropy: Tensor, index: Index) -> tuple[Tensor, dict[str, Tensor]]:
-        # flat, (response tokens,), as the model gives them: no padding, so the mask of the loss is all True
-        old, advantages = experience.logprobs[index], experience.advantages[index]
-        result = loss_of(logprobs, old, advantages, torch.ones_like(logprobs, dtype=torch.bool), config, count)
-        return result.loss, {
-            "policy_loss": result.loss.detach(),
+    # flat, (response tokens,), as the model gives them: no padding
+    def policy_loss(logprobs: Tensor, entropy: Tensor, rows: list[int], at: Index) -> tuple[Tensor, dict[str, Tensor]]:
+        of_rows = [lengths[row] for row in rows]
+        log_ratio = logprobs - experience.logprobs[at]
+        weight = weights[rows].repeat_interleave(torch.tensor(of_rows)).to(logprobs.device)
+        ratio = RATIOS[config.ratio](log_ratio, of_rows)
+        surrogate = loss_of(ratio, experience.advantages[at], weight, config, divisor)
+        loss = surrogate.loss
+        drifted = drift(log_ratio)
+        sums = {
             "entropy": entropy.detach().sum(),
-            "clipped": result.clipped,
-            "approx_kl": result.approx_kl,
-            "largest_ratio": result.largest_ratio,
+            "clipped": surrogate.clipped,
+            "approx_kl": drifted.approx_kl,
+            "largest_ratio": drifted.largest_ratio,
         }
+        if experience.kl_coefficient:
+            penalty = kl_estimate(logprobs, experience.reference[at], config.kl.estimator)
+            kl_loss = experience.kl_coefficient * weighted_sum(penalty, weight) / divisor
+            loss, sums["kl_loss"] = loss + kl_loss, kl_loss.detach()
+        return loss, sums | {"policy_loss": loss.detach()}
 
-    def critic_loss(values: Tensor, index: Index) -> tuple[Tensor, dict[str, Tensor]]:
-        old, returns = experience.values[index], experience.returns[index]
+    def critic_loss(values: Tensor, at: Index) -> tuple[Tensor, dict[str, Tensor]]:
+        old, returns = experience.values[at], experience.returns[at]
         is_real = torch.ones_like(values, dtype=torch.bool)
-        result = value_loss(values, old, returns, is_real, config.value_clip, count)
-        return weight * result.loss, {"value_loss": result.loss.detach(), "value_clipped": result.clipped}
+        result = value_loss(values, old, returns, is_real, config.value_clip, count.tokens)
+        return value_weight * result.loss, {"value_loss": result.loss.detach(), "value_clipped": result.clipped}
 
     def losses(module: nn.Module, rows: list[int]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         if not rows:  # `accumulate` weighs it zero: a graph through all trainable tensors, for the others' exchange
             outputs = module(*_spare(actors, experience), train_policy)
-            yield float(train_policy) * outputs.logprobs.sum() + outputs.values.sum(), {}
+            values = 0.0 if outputs.values is None else outputs.values.sum()
+            yield float(train_policy) * outputs.logprobs.sum() + values, {}
             return
         batch, states = _prepared(actors, experience, rows)
-        index = positions(experience.rollout, rows, experience.logprobs.device)
+        at = positions(experience.rollout, rows, experience.logprobs.device)
         if actors.critic is not None and module is actors:
             # A critic of its own comes after the policy is done, so that the activations of only one are held.
             # DeepSpeed's wrapper needs one forward and one backward pass a micro-batch instead.
             with torch.set_grad_enabled(train_policy):
-                loss, sums = policy_loss(*actors.policy_outputs(batch, states), index)
+                loss, sums = policy_loss(*actors.policy_outputs(batch, states), rows, at)
             if train_policy:
                 yield loss, sums  # `accumulate` back-propagates it before it asks for the next
             del loss  # and with it the policy's graph, before the critic makes its own
-            loss, value_sums = critic_loss(actors.values(batch, states), index)
+            loss, value_sums = critic_loss(actors.values(batch, states), at)
             yield loss, value_sums if train_policy else sums | value_sums
             return
         outputs = module(batch, states, train_policy)
-        loss, sums = policy_loss(outputs.logprobs, outputs.entropy, index)
-        critic, value_sums = critic_loss(outputs.values, index)
+        loss, sums = policy_loss(outputs.logprobs, outputs.entropy, rows, at)
+        if outputs.values is None:
+            yield loss, sums
+            return
+        critic, value_sums = critic_loss(outputs.values, at)
         yield critic + loss if train_policy else critic, sums | value_sums
 
     return losses
