@@ -69,7 +69,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
         for step in session.steps(measure):
             with session.abandonable():
                 with session.phase("rollout"):
-                    # 1. prompts, this process's share of them, 2. responses drawn from the live weights, so many to each
+                    # 1. prompts, this process's share of them, 2. responses to each, drawn from the live weights
                     batch = prompts.batch(step.number)
                     rollout = experience.draw(actors, inputs.chat, batch, config, slots, step.number, runtime)
                 with session.phase("score"):

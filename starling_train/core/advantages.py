@@ -79,8 +79,8 @@ def leave_one_out(totals: Tensor, is_fit: Tensor, group: int) -> Tensor:
 def within_group(totals: Tensor, is_fit: Tensor, group: int, scaled: bool) -> Tensor:
     """Return what each response was worth beyond the mean of its group, in deviations of the group if `scaled`.
 
-    A_i = (R_i - mean) / (deviation + GROUP_EPS), over those of the group that are fit; 0 where only one is. The deviation
-    is the sample's (divided by G - 1), as in TRL and verl; the paper does not say which. Not scaled, it is Dr. GRPO's.
+    A_i = (R_i - mean) / (deviation + GROUP_EPS), over those of the group that are fit; 0 where only one is. The
+    deviation is the sample's (divided by G - 1), as in TRL and verl; the paper does not say which. Not scaled: Dr. GRPO.
 
     Arguments as of `leave_one_out`.
 
@@ -109,8 +109,8 @@ AdvantagesOf = Callable[[Tensor, Tensor, Tensor, AdvantageSettings], tuple[Tenso
 class Estimator(NamedTuple):
     """How advantages are estimated.
 
-    of: (rewards, values, is_response, settings) -> (advantages, returns), all (sequences, tokens). The rewards of a token
-        are `token_rewards`; without a critic, values and returns are 0.
+    of: (rewards, values, is_response, settings) -> (advantages, returns), all (sequences, tokens). Rewards are
+        `token_rewards`; without a critic, values and returns are 0.
     whitens: whether they are then brought to mean 0 and deviation 1 over the step.
     """
 

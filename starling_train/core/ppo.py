@@ -130,8 +130,8 @@ class Mean(NamedTuple):
 
 
 # by algorithm.loss_mean.
-# tokens: PPO's, and DAPO's (arXiv 2503.14476, section 3.3); sequences: each response counts as much as any other, GRPO's
-# (arXiv 2402.03300, equation 3); length: divided by a constant, so that long answers weigh more and no token less for
+# tokens: PPO's, and DAPO's (arXiv 2503.14476, section 3.3); sequences: each response counts as much as any other,
+# GRPO's (arXiv 2402.03300, equation 3); length: divided by a constant, so that long answers weigh more and no token less for
 # being in one, Dr. GRPO's (arXiv 2503.20783, section 3.1)
 MEANS: dict[str, Mean] = {
     "tokens": Mean(lambda length, limit: 1.0, lambda tokens, sequences: tokens),

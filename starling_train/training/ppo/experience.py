@@ -248,8 +248,8 @@ class _Sequence(NamedTuple):
 def _of_all_processes(rollout: Rollout, learned_from: Tensor, group: int, runtime: Runtime) -> list[_Sequence]:
     """Return the sequences of all processes, numbered, in one order on all.
 
-    `gather` interleaves as `shard` dealt the prompts out, so that it does not depend on the number of processes. Numbers
-    are prompt by prompt for each place in a group, so that a process of n has those of the same remainder by n.
+    `gather` interleaves as `shard` dealt the prompts out, so that it does not depend on the number of processes.
+    Numbers are prompt by prompt for each place in a group, so that one of n processes has those of a remainder by n.
     """
     of_each = zip(rollout.responses, rollout.lengths(), learned_from.tolist(), strict=True)
     own = [

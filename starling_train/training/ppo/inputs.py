@@ -128,7 +128,8 @@ def describe(config: PpoConfig) -> str:
     return "\n".join(
         [
             f"run        {config.name}: {config.algorithm.name}, {config.algorithm.steps} steps of "
-            f"{config.algorithm.prompts_per_step} prompts{of_each(config.algorithm)}, up to {config.rollout.max_new_tokens} new tokens",
+            f"{config.algorithm.prompts_per_step} prompts{of_each(config.algorithm)}, up to "
+            f"{config.rollout.max_new_tokens} new tokens",
             f"policy     {config.model.path} ({model_config.model_type}, "
             f"{source.text_config.num_hidden_layers} layers, {len(chat.tokenizer)} tokens), {config.model.dtype}",
             f"prompts    {config.data.path}{_prompt_report(config, chat)}",
