@@ -294,7 +294,7 @@ class AlgorithmConfig:
     critic: str = choice(
         "head",
         ("head", "twin", "separate", "none"),
-        doc="head on the policy, twin (own copies of the trainable tensors), separate (a whole model), none (rloo, grpo)",
+        doc="head on the policy, twin (own copies of what trains), separate (a whole model), none (rloo, grpo)",
     )
     critic_warmup_steps: int = number(0, 0, doc="first steps in which only the critic learns")
     missing_eos_penalty: float = number(

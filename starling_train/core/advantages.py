@@ -80,7 +80,7 @@ def within_group(totals: Tensor, is_fit: Tensor, group: int, scaled: bool) -> Te
     """Return what each response was worth beyond the mean of its group, in deviations of the group if `scaled`.
 
     A_i = (R_i - mean) / (deviation + GROUP_EPS), over those of the group that are fit; 0 where only one is. The
-    deviation is the sample's (divided by G - 1), as in TRL and verl; the paper does not say which. Not scaled: Dr. GRPO.
+    deviation is the sample's (divided by G - 1), as in TRL and verl (the paper is silent). Not scaled: Dr. GRPO.
 
     Arguments as of `leave_one_out`.
 

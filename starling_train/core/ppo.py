@@ -129,10 +129,9 @@ class Mean(NamedTuple):
     divisor: Callable[[int, int], int]
 
 
-# by algorithm.loss_mean.
-# tokens: PPO's, and DAPO's (arXiv 2503.14476, section 3.3); sequences: each response counts as much as any other,
-# GRPO's (arXiv 2402.03300, equation 3); length: divided by a constant, so that long answers weigh more and no token less for
-# being in one, Dr. GRPO's (arXiv 2503.20783, section 3.1)
+# by algorithm.loss_mean: tokens, PPO's, and DAPO's (arXiv 2503.14476, section 3.3); sequences, GRPO's, of which each
+# counts as much as any other (arXiv 2402.03300, equation 3); length, Dr. GRPO's constant, with which a token weighs the
+# same in a response of any length (arXiv 2503.20783, section 3.1)
 MEANS: dict[str, Mean] = {
     "tokens": Mean(lambda length, limit: 1.0, lambda tokens, sequences: tokens),
     "sequences": Mean(lambda length, limit: 1.0 / length, lambda tokens, sequences: sequences),

@@ -160,8 +160,8 @@ def describe(config: Any) -> str:
         f"{'fits' if fits else 'does not fit'} on a device of {settings.gpu_gb:g} GB; not counted: the CUDA context "
         "and what allocators lose; a device has some 5 % more bytes than its nominal GB, which is left for them",
         "",
-        f"step       {prompts} prompts{of_each(algorithm)}, {round(work.tokens * count):,} tokens at {prompt_tokens} of "
-        f"a prompt and {response_tokens} of a response in the mean, {longest:,} at most",
+        f"step       {prompts} prompts{of_each(algorithm)}, {round(work.tokens * count):,} tokens at {prompt_tokens} "
+        f"of a prompt and {response_tokens} of a response in the mean, {longest:,} at most",
         f"time       about {total:.0f} s a step, {total * config.algorithm.steps / 3600:.1f} h for "
         f"{config.algorithm.steps} steps ({', '.join(f'{name} {value:.0f}' for name, value in times.items())}): "
         "an estimate, not a measurement,",
