@@ -19,7 +19,7 @@ OF_A_RUN = (
 )  # fmt: skip
 OF_PPO = (
     "reward.kind", "reward.path", "data.path", "rollout.max_new_tokens", "rollout.slots", "algorithm.steps",
-    "algorithm.prompts_per_step", "algorithm.kl.coefficient", "algorithm.critic",
+    "algorithm.prompts_per_step", "algorithm.kl.coefficient",
 )  # fmt: skip
 REWARD = ("reward.kind", "reward.path", "reward.dtype", "reward.max_length", "reward.tokens_per_batch")
 OWN_MODEL = ("ppo", "dpo", "rm")  # commands that need no recipe where model and data are given
@@ -33,7 +33,7 @@ KEYS = {
     "rm": (*MODEL, "data.path", *TRAINED, "rm.kind", "rm.epochs", "rm.prompts_per_step", *OF_A_RUN),
     "plan": (
         *MODEL[:1], "reward.kind", "rollout.slots", "rollout.max_new_tokens", "algorithm.prompts_per_step",
-        "algorithm.critic", "model.gradient_checkpointing", *TRAINED[1:], "plan.processes", "plan.gpu_gb",
+        "model.gradient_checkpointing", *TRAINED[1:], "plan.processes", "plan.gpu_gb",
     ),
     "compare": (
         "compare.only", "compare.seeds", "compare.processes", "compare.reference", "compare.skills", *MODEL, *OF_PPO,

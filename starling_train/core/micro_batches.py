@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 OVERHEAD = 64  # tokens of padding that are worth having to avoid one more micro-batch, where nothing is known
 # Seconds that a layer costs however few tokens it gets (launching its kernels), and about how many operations a second.
@@ -58,35 +59,58 @@ def cut_bundles_by_tokens(bundles: Sequence[Sequence[int]], budget: int, overhea
 PADDED_LIMIT = 2  # times the budget: what attention may pad to, which alone pads in a packed pass
 
 
-def cut_packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+class Beginning(NamedTuple):
+    """What a sequence has in common with others that name the same number. tokens: of its own length."""
+
+    number: int
+    tokens: int
+
+
+def cut_packed(lengths: Sequence[int], budget: int, beginnings: Sequence[Beginning] | None = None) -> list[list[int]]:
     """Group indices, longest sequences first, so that the tokens of a group stay within the budget.
 
     The fewest groups that sequences in this order can be cut into, and among those cuts one whose largest group is
     smallest. (sequences x longest) of a group stays within twice the budget. A sequence longer than the budget gets a
     group of its own. Every index appears exactly once.
+
+    beginnings: of each sequence; those of the same one stay together, and its tokens count once in each group.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    fewest = len(_fill(lengths, order, budget, budget))
+    if beginnings:
+        longest: dict[int, int] = {}
+        for index in order:
+            longest.setdefault(beginnings[index].number, len(longest))
+        order.sort(key=lambda i: longest[beginnings[i].number])
+    fewest = len(_fill(lengths, order, budget, budget, beginnings))
     low, high = 1, budget  # in between lies the smallest limit at which the fewest groups suffice
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(lengths, order, middle, budget)) > fewest:
+        if len(_fill(lengths, order, middle, budget, beginnings)) > fewest:
             low = middle + 1
         else:
             high = middle
-    return _fill(lengths, order, high, budget)
+    return _fill(lengths, order, high, budget, beginnings)
 
 
-def _fill(lengths: Sequence[int], order: Sequence[int], most: int, budget: int) -> list[list[int]]:
+def _fill(
+    lengths: Sequence[int],
+    order: Sequence[int],
+    most: int,
+    budget: int,
+    beginnings: Sequence[Beginning] | None = None,
+) -> list[list[int]]:
     """Group neighbours, filling each group up to `most` tokens."""
     groups: list[list[int]] = []
-    tokens = 0
+    tokens = widest = 0
     for index in order:
         group = groups[-1] if groups else []
-        padded = (len(group) + 1) * lengths[group[0]] if group else 0
-        if not group or tokens + lengths[index] > most or padded > PADDED_LIMIT * budget:
+        own = lengths[index]
+        if beginnings and group and beginnings[group[-1]].number == beginnings[index].number:
+            own -= beginnings[index].tokens
+        padded = (len(group) + 1) * max(widest, lengths[index]) if group else 0
+        if not group or tokens + own > most or padded > PADDED_LIMIT * budget:
             groups.append([])
-            tokens = 0
+            tokens, widest, own = 0, 0, lengths[index]
         groups[-1].append(index)
-        tokens += lengths[index]
+        tokens, widest = tokens + own, max(widest, lengths[index])
     return groups

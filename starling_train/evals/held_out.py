@@ -24,6 +24,7 @@ from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 from starling_train.training.measured import CaseValue, CaseValues, Measured
+from starling_train.training.ppo.batches import Batches
 from starling_train.training.ppo.experience import forward_all
 
 Measure = Callable[[list[list[dict]]], list[float]]
@@ -186,5 +187,5 @@ def answered(prompts: list[Prompt], rollout: Rollout, chat: Chat, config: PpoCon
 
 
 def _reference_kl(actors: Actors, rollout: Rollout, tokens_per_microbatch: int) -> torch.Tensor:
-    is_response, logprobs, reference, _ = forward_all(actors, rollout, tokens_per_microbatch)
+    is_response, logprobs, reference, _ = forward_all(actors, Batches(rollout, actors.device), tokens_per_microbatch)
     return kl_estimate(logprobs, reference).where(is_response, 0.0).sum(-1).cpu()

@@ -76,6 +76,11 @@ class Actors(nn.Module):
         """Whether policy, reference and twin critic have layers below the lowest that trains in common."""
         return self.lowest > 0 and self.ways.cuts and not self.policy.get_input_embeddings().weight.requires_grad
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt with several responses may go through the networks once."""
+        return self.ways.continues
+
     @torch.no_grad()
     def shared_states(self, batch: MicroBatch) -> Tensor | None:
         """Return the hidden states (tokens, d) entering layer `lowest`, alike in policy, reference and twin critic.
@@ -151,7 +156,8 @@ def response_states(trunk: AnyTrunk, batch: MicroBatch, states: Tensor | None) -
     states: what enters the trunk's lowest layer, computed here if None.
     """
     states = trunk.prefix(batch.ids, batch.packing) if states is None else states
-    return trunk.suffix(states, batch.packing, batch.source)
+    read = trunk.suffix(states, batch.packing, batch.source)
+    return read if batch.among is None else read.index_select(0, batch.among)
 
 
 def _critic_trunk(policy: CausalLM, kind: str) -> Decoder | None:

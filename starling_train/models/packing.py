@@ -1,5 +1,7 @@
 """Sequences side by side in one row, without padding: everything in a decoder but attention goes token by token.
 
+Sequences that begin alike, such as the answers to one prompt, may have their beginning once: each goes on from it.
+
 Matrix products then see as many rows as a micro-batch has tokens, however uneven the sequences are. Attention goes
 sequence by sequence, or on a GPU, where many small kernels are slow, pads to the longest sequence. What torch's kernel
 does not compute (capped scores, sinks) is computed by the model's own eager function.
@@ -30,21 +32,36 @@ NAME = "starling_packed"  # transformers makes no mask for a kind of attention w
 
 
 class Packing:
-    """Where each sequence lies in a row of tokens. lengths: tokens of each, none empty; they follow one another.
+    """Where each sequence lies in a row of tokens.
 
-    Attributes: `positions` (tokens,), each token's index in its own sequence.
+    lengths: tokens of each, none empty; they follow one another.
+    device: where masks and positions are needed.
+    begins: of each sequence, the index of the one whose end it goes on from: it sees all of that, too, which itself
+        goes on from none. None: where it begins anew; None instead of a list: all do.
+
+    Attributes: `positions` (tokens,), each token's index in its own sequence, counted on from where it begins.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        begins: Sequence[int | None] | None = None,
+    ):
         assert lengths and min(lengths) > 0, "an empty sequence cannot be packed"
         self.lengths, self.longest = list(lengths), max(lengths)
-        self._widest = self.longest + -self.longest % STEP
+        self.begins = list(begins) if begins and any(one is not None for one in begins) else None
+        self.offsets = [0 if one is None else lengths[one] for one in self.begins or [None] * len(lengths)]
+        self._whole = max(offset + length for offset, length in zip(self.offsets, lengths, strict=True))
+        self._widest = self._whole + -self._whole % STEP + (0 if self.begins is None else STEP)
         self._device = torch.device(device)
-        self.positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        spans = zip(self.offsets, lengths, strict=True)
+        self.positions = torch.cat([torch.arange(start, start + length) for start, length in spans]).to(device)
         # where each token lies in a padded (sequences, longest) matrix, counted row by row
         rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(self.lengths))
-        self._padded_index = rows.to(device) * self.longest + self.positions
-        self._masks: dict[int, Tensor] = {}
+        own = torch.cat([torch.arange(length) for length in lengths])
+        self._padded_index = (rows * self.longest + own).to(device)
+        self._masks: dict[int | None, Tensor] = {}
         self._added: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     def pad(self, tensor: Tensor) -> Tensor:
@@ -60,29 +77,89 @@ class Packing:
         """Pack (sequences, longest, heads, size) to (1, tokens, heads, size)."""
         return tensor if len(self.lengths) == 1 else tensor.flatten(0, 1).index_select(0, self._padded_index)[None]
 
-    def mask(self, window: int | None, length: int) -> Tensor | None:
-        """Return (1, 1, length, length), True where a token sees another; None where plain causal attention is enough.
+    def pad_seen(self, tensor: Tensor) -> Tensor:
+        """Spread (1, heads, tokens, size) out to what each sequence sees, its beginning and itself, as `pad` does."""
+        if self.begins is None:
+            return self.pad(tensor)
+        parts = tensor.split(self.lengths, dim=2)
+        seen = [self.with_beginning(parts, index) for index in range(len(parts))]
+        return torch.cat([pad(part, (0, 0, 0, self._whole - part.shape[2])) for part in seen])
+
+    def with_beginning(self, parts: Sequence[Tensor], index: int) -> Tensor:
+        """Return one of (1, heads, tokens, size) of each sequence, with what it goes on from in front of it."""
+        begins = None if self.begins is None else self.begins[index]
+        return parts[index] if begins is None else torch.cat([parts[begins], parts[index]], dim=2)
+
+    def mask(self, window: int | None, rows: int, length: int, offset: int = 0) -> Tensor | None:
+        """Return (1, 1, rows, length), True where a token sees another; None where plain causal attention is enough.
 
         window: of a sliding window, in tokens, the token itself counted.
+        rows: tokens that look.
+        length: tokens that are seen.
+        offset: of those, the ones before the first that looks.
         """
-        if window is None or window >= length:
+        if (window is None or window >= length) and not offset:
             return None
-        if window not in self._masks:  # that of the longest sequence; a shorter one's is its corner
-            position = torch.arange(self._widest, device=self._device)
-            distance = position[:, None] - position
-            self._masks[window] = (distance >= 0) & (distance < window)
-        return self._masks[window][None, None, :length, :length]
+        return self._sees(window)[None, None, offset : offset + rows, :length]
 
-    def added_mask(self, window: int | None, length: int, dtype: torch.dtype) -> Tensor:
-        """Return (1, 1, length, length) to add to scores: 0 where a token sees another, the lowest number elsewhere."""
+    def added_mask(self, window: int | None, rows: int, length: int, offset: int, dtype: torch.dtype) -> Tensor:
+        """Return (1, 1, rows, length) to add to scores: 0 where a token sees another, the lowest number elsewhere."""
         key = (window, dtype)
         if key not in self._added:
-            position = torch.arange(self._widest, device=self._device)
-            distance = position[:, None] - position
-            sees = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-            zeros = torch.zeros(sees.shape, dtype=dtype, device=self._device)
-            self._added[key] = zeros.masked_fill(~sees, torch.finfo(dtype).min)
-        return self._added[key][None, None, :length, :length]
+            self._added[key] = _to_add(self._sees(window), dtype)
+        return self._added[key][None, None, offset : offset + rows, :length]
+
+    def masks(self, window: int | None) -> Tensor | None:
+        """Return `mask` of all sequences at once, padded, (sequences, 1, longest, most that one sees)."""
+        if self.begins is None:
+            return self.mask(window, self.longest, self.longest)
+        starts = torch.tensor(self.offsets, device=self._device)
+        rows = starts[:, None] + torch.arange(self.longest, device=self._device)
+        return self._sees(window, rows.flatten(), self._whole).view(len(self.lengths), 1, self.longest, self._whole)
+
+    def _sees(self, window: int | None, rows: Tensor | None = None, length: int = 0) -> Tensor:
+        """Return (rows, length), True where a position sees another; of all that there are if None, kept."""
+        if rows is None and window in self._masks:  # that of the longest sequence; another's is a part of it
+            return self._masks[window]
+        position = torch.arange(length or self._widest, device=self._device)
+        distance = (position if rows is None else rows)[:, None] - position
+        sees = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        if rows is None:
+            self._masks[window] = sees
+        return sees
+
+
+class Layout:
+    """Parts of a row of tokens, named by numbers, as they are put one after the other.
+
+    Attributes: `ids`, the tokens; `parts`, where each lies; `reads`, positions that are to be read.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.parts: dict[int, range] = {}
+        self.reads: list[int] = []
+        self._begins: list[int | None] = []
+        self._index: dict[int, int] = {}
+
+    def add(self, part: int, tokens: Sequence[int], behind: int | None = None) -> None:
+        """Put a part at the end. behind: the part that it goes on from, if any."""
+        self._index[part] = len(self.parts)
+        self.parts[part] = range(len(self.ids), len(self.ids) + len(tokens))
+        self._begins.append(None if behind is None else self._index[behind])
+        self.ids += tokens
+
+    def end(self, part: int) -> int:
+        """Return the position after a part."""
+        return self.parts[part].stop
+
+    def read(self, first: int, count: int = 1) -> None:
+        """Have neighbouring positions read."""
+        self.reads.extend(range(first, first + count))
+
+    def packing(self, device: torch.device | str) -> Packing:
+        """Return where the parts lie."""
+        return Packing([len(part) for part in self.parts.values()], device, self._begins)
 
 
 def can_pack(layers: Sequence[nn.Module]) -> bool:
@@ -171,8 +248,15 @@ def copy_of(thing: Any) -> Any:
 
 def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any) -> Tensor:
     """Attend causally within each sequence, in one call: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
-    query, key, value = (packing.pad(tensor) for tensor in (query, key, value))
-    return packing.unpad(_kernel(how)(module, query, key, value, packing, packing.longest, **how))
+    window = how.pop("window")
+    if packing.begins is None:
+        mask = _mask_for(how, packing, window, query.dtype, packing.longest, packing.longest)
+    else:
+        mask = packing.masks(window)
+        if not _torch_computes(how) and mask is not None:
+            mask = _to_add(mask, query.dtype)
+    query, key, value = packing.pad(query), packing.pad_seen(key), packing.pad_seen(value)
+    return packing.unpad(_kernel(how)(module, query, key, value, mask, **how))
 
 
 def attend_one_by_one(
@@ -182,49 +266,64 @@ def attend_one_by_one(
 
     No token sees what comes after it, and so none sees the zeros.
     """
-    kernel, step = _kernel(how), STEP if in_blocks(query.dtype, query.device) else 1
+    window, kernel, step = how.pop("window"), _kernel(how), STEP if in_blocks(query.dtype, query.device) else 1
+    queries, keys, values = (tensor.split(packing.lengths, dim=2) for tensor in (query, key, value))
     mixed = []
-    for states in zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True):
-        length = states[0].shape[2]
-        missing = -length % step
-        q, k, v = (pad(part, (0, 0, 0, missing)) for part in states) if missing else states
-        mixed.append(kernel(module, q, k, v, packing, length + missing, **how)[:, :length])
+    for index, (length, offset) in enumerate(zip(packing.lengths, packing.offsets, strict=True)):
+        q = _whole_steps(queries[index], step)
+        k, v = (_whole_steps(packing.with_beginning(parts, index), step) for parts in (keys, values))
+        mask = _mask_for(how, packing, window, q.dtype, q.shape[2], k.shape[2], offset)
+        mixed.append(kernel(module, q, k, v, mask, **how)[:, :length])
     return torch.cat(mixed, dim=1)
 
 
+def _whole_steps(states: Tensor, step: int) -> Tensor:
+    """Put zeros behind (1, heads, tokens, size), up to a multiple of `step` tokens."""
+    missing = -states.shape[2] % step
+    return pad(states, (0, 0, 0, missing)) if missing else states
+
+
+def _torch_computes(how: dict[str, Any]) -> bool:
+    """Whether torch's kernel knows all of `how`: nothing of it must be left out without a word."""
+    return how.keys() <= TORCH_KNOWS
+
+
 def _kernel(how: dict[str, Any]) -> Callable[..., Tensor]:
-    """Choose torch's kernel, unless `how` has more than it knows: it must not be left out without a word."""
-    return _by_torch if how.keys() <= TORCH_KNOWS else _by_the_model
+    return _by_torch if _torch_computes(how) else _by_the_model
 
 
-def _by_torch(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+def _mask_for(
+    how: dict[str, Any],
     packing: Packing,
-    length: int,
     window: int | None,
-    **how: Any,
-) -> Tensor:
-    return sdpa_attention_forward(module, query, key, value, packing.mask(window, length), **how)[0]
+    dtype: torch.dtype,
+    rows: int,
+    length: int,
+    offset: int = 0,
+) -> Tensor | None:
+    """Return the mask for the kernel that computes `how`."""
+    if _torch_computes(how):
+        return packing.mask(window, rows, length, offset)
+    return packing.added_mask(window, rows, length, offset, dtype)
+
+
+def _to_add(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to scores: 0 where a token sees another, the lowest number elsewhere."""
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
+
+
+def _by_torch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any) -> Tensor:
+    return sdpa_attention_forward(module, query, key, value, mask, **how)[0]
 
 
 def _by_the_model(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    length: int,
-    window: int | None,
-    **how: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any
 ) -> Tensor:
     """Attend as the model's own file does where no library kernel is used. Raises NotImplementedError without one."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None:
         raise NotImplementedError(f"attention with {', '.join(sorted(how.keys() - TORCH_KNOWS))}")
-    return eager(module, query, key, value, packing.added_mask(window, length, query.dtype), **how)[0]
+    return eager(module, query, key, value, mask, **how)[0]
 
 
 def _attend(
@@ -251,7 +350,7 @@ def _attend(
     ), None
 
 
-TORCH_KNOWS = {"window", "dropout", "scaling"}
+TORCH_KNOWS = {"dropout", "scaling"}
 # what decoders hand through to attention that does not change it
 NOT_OF_SCORES = {
     "position_ids", "cache_position", "use_cache", "past_key_values", "output_attentions", "output_hidden_states",

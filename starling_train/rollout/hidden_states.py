@@ -2,12 +2,33 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from starling_train.models.causal_lm import Decoder
+
+
+class Entered(NamedTuple):
+    """The states of a sequence's tokens that entered a layer, (tokens, d) each: of its prompt, and of the others.
+
+    Sequences that were prefilled together may have their prompt's in common: one tensor, held once.
+    """
+
+    prompt: Tensor
+    rest: Tensor
+
+    @classmethod
+    def cut(cls, pieces: list[Tensor], length: int) -> "Entered":
+        """Keep the first `length` states of these pieces, of which the first is the prompt's."""
+        prompt = pieces[0][:length]
+        rest = torch.cat([prompt[:0], *pieces[1:]])
+        return cls(prompt, rest[: length - len(prompt)])
+
+    def whole(self) -> Tensor:
+        """Return all of them."""
+        return torch.cat(self)
 
 
 class StateRecorder:
@@ -43,47 +64,56 @@ class StateRecorder:
         """Return (rows, tokens, d) of the last forward pass."""
         return self._entered
 
-    def add(self, sequences: Sequence[int | None], states: Tensor | None, lengths: Sequence[int]) -> None:
-        """Append the first lengths[i] states of row i to sequences[i]; rows whose sequence is None are padding."""
+    def add(
+        self,
+        sequences: Sequence[int | None],
+        states: Tensor | None,
+        lengths: Sequence[int],
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        """Append the first lengths[i] states of a row to sequences[i]; those that are None are padding.
+
+        rows: of each sequence; 0, 1, ... if None.
+        """
         if states is None:
             return
-        for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
+        for row, sequence, length in zip(rows or range(len(sequences)), sequences, lengths, strict=True):
             if sequence is not None:
                 self._by_sequence[sequence].append(states[row, :length])
 
-    def collect(self, lengths: Sequence[int]) -> list[Tensor] | None:
-        """Return the first lengths[i] states of every sequence, (lengths[i], d) each; None if nothing was recorded."""
+    def collect(self, lengths: Sequence[int]) -> list[Entered] | None:
+        """Return the first lengths[i] states of every sequence; None if nothing was recorded."""
         if self._layer is None:
             return None
-        return [torch.cat(states)[:length] for states, length in zip(self._by_sequence, lengths, strict=True)]
+        return [Entered.cut(states, length) for states, length in zip(self._by_sequence, lengths, strict=True)]
 
 
 class SharedStates:
     """The states that enter the lowest trained layer, for every real token of a rollout, without padding.
 
-    lengths: tokens of each sequence. They stay on `device` up to `device_gb` (decimal) and lie in pinned host memory
-    beyond that. At d = 4096 in bfloat16 a token takes 8 KB.
+    lengths: tokens of each part, a sequence or a piece of one. They stay on `device` up to `device_gb` (decimal) and
+    lie in pinned host memory beyond that. At d = 4096 in bfloat16 a token takes 8 KB.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device, device_gb: float):
         self._lengths, self._device, self._limit = list(lengths), device, device_gb * 1e9
         self._ends = torch.tensor(self._lengths).cumsum(0).tolist()
         self._states: Tensor | None = None
-        self._missing = len(self._lengths)
+        self._missing = {part for part, length in enumerate(self._lengths) if length}
 
-    def put(self, rows: Sequence[int], states: Tensor) -> None:
-        """Keep states (tokens, d) of the sequences `rows`, one after the other; each sequence once."""
-        self._missing -= len(rows)
+    def put(self, parts: Sequence[int], states: Tensor) -> None:
+        """Keep states (tokens, d) of these parts, one after the other; those that are there already stay."""
         if self._states is None:
             self._states = self._allocate(states)
-        by_row = states.split([self._lengths[row] for row in rows])
-        for row, own in zip(rows, by_row, strict=True):
-            self._states[self._span(row)].copy_(own, non_blocking=True)
+        for part, own in zip(parts, states.split([self._lengths[part] for part in parts]), strict=True):
+            if part in self._missing:
+                self._missing.remove(part)
+                self._states[self._span(part)].copy_(own, non_blocking=True)
 
     @property
     def is_full(self) -> bool:
-        """Whether every sequence was put in."""
-        return self._missing == 0
+        """Whether every part was put in."""
+        return not self._missing
 
     def _allocate(self, like: Tensor) -> Tensor:
         shape = (self._ends[-1], like.shape[-1])
@@ -92,13 +122,13 @@ class SharedStates:
             return torch.empty(shape, dtype=like.dtype, pin_memory=True)
         return like.new_empty(shape)
 
-    def get(self, rows: Sequence[int]) -> Tensor:
-        """Return (tokens, d) of the sequences `rows`, one after the other, on the device."""
+    def get(self, parts: Sequence[int]) -> Tensor:
+        """Return (tokens, d) of these parts, one after the other, on the device."""
         assert self._states is not None, "nothing was put in"
-        by_row = [self._states[self._span(row)] for row in rows]
+        each = [self._states[self._span(part)] for part in parts]
         if self._states.device == self._device:
-            return torch.cat(by_row)
-        return torch.cat([states.to(self._device, non_blocking=True) for states in by_row])
+            return torch.cat(each)
+        return torch.cat([states.to(self._device, non_blocking=True) for states in each])
 
-    def _span(self, row: int) -> slice:
-        return slice(self._ends[row] - self._lengths[row], self._ends[row])
+    def _span(self, part: int) -> slice:
+        return slice(self._ends[part] - self._lengths[part], self._ends[part])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from starling_train.rollout.hidden_states import Entered
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Rollout:
     prompts: list[list[int]]
     responses: list[list[int]]
     ended: list[bool]
-    entering: list[Tensor] | None = field(default=None, repr=False, compare=False)
+    entering: list[Entered] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -40,4 +40,4 @@ class Rollout:
 OnDone = Callable[[int, list[int]], None]
 # (policy, chat, prompts, config, greedy, keep_layer, indices, on_done), as `generate` takes them
 # -> (responses, hidden states that entered keep_layer or None)
-Engine = Callable[..., tuple[list[list[int]], list[Tensor] | None]]
+Engine = Callable[..., tuple[list[list[int]], list[Entered] | None]]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 GROWTH = 32  # tokens by which the part of the cache that is touched grows
 
@@ -38,14 +39,17 @@ class SlotCache:
         """Bytes of all keys and values."""
         return sum(tensor.numel() * tensor.element_size() for tensor in [*self._keys, *self._values])
 
-    def admit(self, prompts: Any, rows: list[int]) -> None:
-        """Take over `prompts` (a transformers cache of one right-padded batch), one into each of `rows`."""
+    def admit(self, prompts: Any, rows: list[int], sources: list[int] | None = None) -> None:
+        """Take over `prompts` (a transformers cache of one right-padded batch), one into each of `rows`.
+
+        sources: which of them; 0, 1, ... if None.
+        """
         keys, values = _tensors(prompts)
         longest = keys[0].shape[2]
         self.touch(longest)
         index = torch.tensor(rows, device=keys[0].device)
         for mine, theirs in zip([*self._keys, *self._values], [*keys, *values], strict=True):
-            mine[index, :, :longest] = theirs
+            mine[index, :, :longest] = theirs if sources is None else theirs[sources]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one row over another."""
@@ -86,6 +90,14 @@ class SlotCache:
     def whole(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values, (slots, heads, capacity, head size) each, unwritten places too."""
         return self._keys[layer], self._values[layer]
+
+
+def only_row(cache: Any, row: int) -> DynamicCache:
+    """Copy the keys and values of one row of a transformers cache."""
+    copied = DynamicCache()
+    for layer, (keys, values) in enumerate(zip(*_tensors(cache), strict=True)):
+        copied.update(keys[row : row + 1].clone(), values[row : row + 1].clone(), layer)
+    return copied
 
 
 def _tensors(cache: Any) -> tuple[list[Tensor], list[Tensor]]:

@@ -5,6 +5,7 @@ one of a few numbers of rows, for each of which it is captured as a CUDA graph.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +22,11 @@ from starling_train.models.families.ways import head_of
 from starling_train.rollout.decode_step import DecodeStep
 from starling_train.rollout.exclusions import exclusions
 from starling_train.rollout.graph_steps import GraphSteps
-from starling_train.rollout.hidden_states import StateRecorder
+from starling_train.rollout.hidden_states import Entered, StateRecorder
 from starling_train.rollout.kept_steps import KEEPER, Steps, Wanted, addresses
 from starling_train.rollout.lean_decoder import kernels_of
 from starling_train.rollout.responses import OnDone
-from starling_train.rollout.slot_cache import SlotCache
+from starling_train.rollout.slot_cache import SlotCache, only_row
 from starling_train.rollout.start_check import step_of
 from starling_train.rollout.stop_strings import StopStrings
 
@@ -45,17 +46,30 @@ def respond(
     keep_layer: int | None,
     indices: Sequence[int],
     on_done: OnDone,
-) -> tuple[list[list[int]], list[Tensor] | None]:
+) -> tuple[list[list[int]], list[Entered] | None]:
     """Draw a response for each prompt, as `generate.Engine`.
 
     A response depends on its prompt, its index, the global seed and the weights, not on `config.slots` or on what is
     generated beside it (but for rounding: a matrix product of another shape differs in its last bits). There are fewer
     slots where a GPU has no room for their keys and values. The states of a sequence are those of all its tokens but
-    the last, (tokens, d).
+    the last, (tokens, d). Neighbours with equal prompts, such as a group's, have theirs computed once.
     """
     seed = int(torch.randint(2**62, ()))
     seeds = None if greedy else [(seed, index) for index in indices]
     return _Decoder(policy, chat, prompts, config, seeds, keep_layer, on_done).run()
+
+
+class _Prefilled(NamedTuple):
+    """Prompts after a forward pass: the logits after each, (n, vocabulary), their keys and values, what is recorded."""
+
+    logits: Tensor
+    cache: DynamicCache
+    states: Tensor | None
+
+    def only(self, row: int) -> "_Prefilled":
+        """Copy what belongs to one of them."""
+        states = None if self.states is None else self.states[row : row + 1]
+        return _Prefilled(self.logits[row : row + 1].clone(), only_row(self.cache, row), states)
 
 
 class _Decoder:
@@ -89,6 +103,7 @@ class _Decoder:
         self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # longest last: taken from the end
         self._responses: list[list[int]] = [[] for _ in prompts]
         self._slots: list[int | None] = []
+        self._begun: _Prefilled | None = None  # the prompt of the next that wait, where others of its group do not
         self._step: DecodeStep | GraphSteps | None = None
         self._cache: SlotCache | None = None
         self._uniforms: Tensor | None = None  # None: the likeliest token is taken
@@ -109,7 +124,7 @@ class _Decoder:
         room = rows_that_fit(policy, self._capacity, state_bytes * policy.dtype.itemsize)
         self._count = max(1, min(self._count, room))
 
-    def run(self) -> tuple[list[list[int]], list[Tensor] | None]:
+    def run(self) -> tuple[list[list[int]], list[Entered] | None]:
         with self._recorder.watching():
             while self._waiting or self._running():
                 free = self._count - self._running()
@@ -121,7 +136,7 @@ class _Decoder:
         if self._kept is not None:
             KEEPER.offer(self._kept, self._policy)
         # let go of graphs, keys and values at once, unless they are kept: scoring needs the GPU's memory next
-        self._step = self._cache = self._kept = None
+        self._step = self._cache = self._kept = self._begun = None
         return self._responses, self._recorder.collect([self._length(i) - 1 for i in range(len(self._prompts))])
 
     def _running(self) -> int:
@@ -130,29 +145,52 @@ class _Decoder:
     def _prefill_slots(self, count: int) -> None:
         """Put prompts into free slots, a forward pass at a time, and draw the first token of each response."""
         chosen = [self._waiting.pop() for _ in range(count)]
-        for group in cut_by_tokens([len(self._prompts[i]) for i in chosen], PREFILL_TOKENS, self._overhead):
-            sequences = [chosen[index] for index in group]
-            logits, keys_and_values = self._prefill(sequences)
-            self._recorder.add(sequences, self._recorder.last(), [len(self._prompts[i]) for i in sequences])
-            if self._step is None:
-                self._make_cache(keys_and_values)
-            free = [slot for slot, holds in enumerate(self._slots) if holds is None][: len(sequences)]
-            assert self._cache is not None, "made with the step"
-            self._cache.admit(keys_and_values, free)
-            for slot, sequence in zip(free, sequences, strict=True):
-                self._slots[slot] = sequence
-            # the prompt's last logits already give the first token: a prefill draws, too
-            self._append(free, sequences, self._draw(logits, sequences))
+        of_prompts = self._by_prompt(chosen)
+        if self._begun is not None:  # others that were asked the same came before
+            self._admit(self._begun, [of_prompts.pop(0)])
+        waits = bool(self._waiting) and self._prompts[self._waiting[-1]] is self._prompts[chosen[-1]]
+        begun = self._begun if waits and not of_prompts else None
+        for group in cut_by_tokens([len(self._prompts[s[0]]) for s in of_prompts], PREFILL_TOKENS, self._overhead):
+            prefilled = self._prefill([self._prompts[of_prompts[index][0]] for index in group])
+            self._admit(prefilled, [of_prompts[index] for index in group])
+            if waits and len(of_prompts) - 1 in group:
+                begun = prefilled.only(group.index(len(of_prompts) - 1))
+        self._begun = begun
 
-    def _prefill(self, sequences: list[int]) -> tuple[Tensor, DynamicCache]:
-        """Compute the logits after each prompt, (n, vocabulary), and the prompts' keys and values, right-padded."""
-        prompts = [self._prompts[i] for i in sequences]
+    def _by_prompt(self, sequences: list[int]) -> list[list[int]]:
+        """Put neighbours that are asked the same together."""
+        together: list[list[int]] = []
+        for sequence in sequences:
+            if together and self._prompts[together[-1][0]] is self._prompts[sequence]:
+                together[-1].append(sequence)
+            else:
+                together.append([sequence])
+        return together
+
+    def _admit(self, prefilled: _Prefilled, of_prompts: list[list[int]]) -> None:
+        """Put the sequences of each prompt that was prefilled into free slots, and draw their first tokens."""
+        sequences = [sequence for of_prompt in of_prompts for sequence in of_prompt]
+        rows = [row for row, of_prompt in enumerate(of_prompts) for _ in of_prompt]
+        self._recorder.add(sequences, prefilled.states, [len(self._prompts[i]) for i in sequences], rows)
+        if self._step is None:
+            self._make_cache(prefilled.cache)
+        free = [slot for slot, holds in enumerate(self._slots) if holds is None][: len(sequences)]
+        assert self._cache is not None, "made with the step"
+        self._cache.admit(prefilled.cache, free, rows)
+        for slot, sequence in zip(free, sequences, strict=True):
+            self._slots[slot] = sequence
+        # the prompt's last logits already give the first token: a prefill draws, too
+        self._append(free, sequences, self._draw(prefilled.logits[rows], sequences))
+
+    def _prefill(self, prompts: list[list[int]]) -> _Prefilled:
+        """Run prompts through the model, right-padded."""
         # attention is causal and padding lies to the right: no real position sees it, whatever it is
         ids = padded(prompts)[0].to(self._policy.device)
         cache = DynamicCache()
         hidden = self._policy.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)
-        return self._head.logits(hidden[torch.arange(len(ids), device=ids.device), ends]), cache
+        logits = self._head.logits(hidden[torch.arange(len(ids), device=ids.device), ends])
+        return _Prefilled(logits, cache, self._recorder.last())
 
     def _make_cache(self, example: DynamicCache) -> None:
         """Make cache and step, or take those that were kept; the cache has the shapes of the first prompts' own."""

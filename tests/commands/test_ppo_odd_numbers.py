@@ -34,8 +34,8 @@ def test_a_score_that_is_not_finite_leaves_its_answer_out(run, monkeypatch):
     plain = RewardModel.score_ids
     calls = []
 
-    def odd(self, encoded):
-        scores = plain(self, encoded)
+    def odd(self, encoded, *rest):
+        scores = plain(self, encoded, *rest)
         calls.append(len(scores))
         if len(calls) == 3:  # before the first step comes an evaluation
             scores[5] = float("nan")
@@ -54,9 +54,9 @@ def test_a_score_that_is_not_finite_leaves_its_answer_out(run, monkeypatch):
 def test_only_odd_scores_end_the_run_with_the_state_saved(run, monkeypatch, capsys, tmp_path):
     plain, calls = RewardModel.score_ids, []
 
-    def odd(self, encoded):
+    def odd(self, encoded, *rest):
         calls.append(1)
-        return [float("inf")] * len(encoded) if len(calls) == 3 else plain(self, encoded)
+        return [float("inf")] * len(encoded) if len(calls) == 3 else plain(self, encoded, *rest)
 
     monkeypatch.setattr(RewardModel, "score_ids", odd)
     with pytest.raises(SystemExit) as stopped:
@@ -192,9 +192,9 @@ def test_the_page_is_written_at_each_evaluation_and_after_a_stop(run, monkeypatc
         written.append(len(lines(directory / "metrics.jsonl")))
         return write(directory)
 
-    def odd(self, encoded):
+    def odd(self, encoded, *rest):
         calls.append(1)
-        return [float("inf")] * len(encoded) if len(calls) > 4 else plain(self, encoded)
+        return [float("inf")] * len(encoded) if len(calls) > 4 else plain(self, encoded, *rest)
 
     plain, calls = RewardModel.score_ids, []
     monkeypatch.setattr(page, "write", seen)

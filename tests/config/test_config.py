@@ -19,7 +19,7 @@ from starling_train.config.rm import RmConfig
 
 RECIPES = sorted(path.stem for path in cli.find("recipes").glob("*.yaml"))
 OF_PPO = [
-    "debug", "laser_beta", "small", "small_16gpu", "small_24gb", "small_48gb", "smol", "starling_alpha",
+    "debug", "laser_beta", "small", "small_16gpu", "small_24gb", "small_48gb", "smol", "smol_grpo", "starling_alpha",
     "starling_beta", "toy", "toy_lora",
 ]  # fmt: skip
 # what a recipe's first line can begin with -> the command's configuration file, schema and check

@@ -117,11 +117,11 @@ def test_help_is_two_screens_that_say_how_to_begin(name):
 
 
 @pytest.mark.parametrize("name,first,others", [
-    ("ppo", "toy", {"debug", "small", "small_16gpu", "small_24gb", "small_48gb", "smol", "starling_alpha",
-                     "starling_beta", "laser_beta", "toy_lora"}),
+    ("ppo", "toy", {"debug", "small", "small_16gpu", "small_24gb", "small_48gb", "smol", "smol_grpo",
+                     "starling_alpha", "starling_beta", "laser_beta", "toy_lora"}),
     ("dpo", "toy_dpo", {"laser_dpo", "laser_qlora", "smol_dpo"}), ("rm", "toy_rm", {"smol_rm", "starling_rm_7b"}),
     ("laser", "toy_laser", {"rank_beta", "toy", "small", "small_16gpu", "small_24gb", "small_48gb", "toy_lora",
-                            "smol", "debug", "starling_alpha",
+                            "smol", "smol_grpo", "debug", "starling_alpha",
                             "starling_beta", "laser_beta"}),
 ])  # fmt: skip
 def test_help_lists_the_recipes_that_the_command_takes(name, first, others):

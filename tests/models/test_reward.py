@@ -17,9 +17,12 @@ from transformers import (
     LlamaModel,
 )
 
+from starling_train.core.micro_batches import Beginning
 from starling_train.core.preference import kwise_loss
 from starling_train.models.reward import RewardNet, encode_conversation, write_starling_7b, write_starling_34b
+from starling_train.models.reward.batching import common_beginnings
 from starling_train.models.reward.model import load_reward_model
+from starling_train.models.reward.net import PackedNet
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +197,30 @@ def check_classifier(reference, tokenizer, directory, framed=False):
             expected.append(reference(ids, attention_mask=torch.ones_like(ids)).logits.item())
     model = load("sequence_classification", directory, tokens_per_batch=100)
     assert model.score(several) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("budget", [16384, 40])
+@pytest.mark.parametrize("kind", ["starling_7b", "starling_34b"])
+def test_a_prompt_that_several_answers_share_is_computed_once(seven_b, thirty_four_b, monkeypatch, kind, budget):
+    model = load(kind, {"starling_7b": seven_b, "starling_34b": thirty_four_b}[kind], tokens_per_batch=budget)
+    prompts = [messages[:-1] for messages in conversations()]
+    answers = ["Yes.", "No, and here is why: because.", "", "Yes. Or so."]
+    asked = [[*prompt, {"role": "assistant", "content": answer}] for prompt in prompts for answer in answers]
+    alone = [score for messages in asked for score in model.score([messages])]
+    tokens, call = [], PackedNet.__call__
+    monkeypatch.setattr(
+        PackedNet, "__call__", lambda self, ids, *rest: tokens.append(len(ids)) or call(self, ids, *rest)
+    )
+    assert model.score(asked) == pytest.approx(alone, abs=1e-5)
+    assert sum(tokens) < 0.8 * sum(len(model.encode(messages)) for messages in asked)
+
+
+def test_what_answers_have_in_common_by_hand():
+    askers = ["a", "a", "b", "c", "c", "c"]
+    begin = list(range(10))
+    encoded = [[*begin, 20, 21], [*begin, 20, 22, 23], [1, 2], [*begin, 5], [*begin[:9], 6, 7], [*begin, 6]]
+    found = common_beginnings(askers, encoded, [len(ids) - 1 for ids in encoded])
+    assert found == [Beginning(0, 11)] * 2 + [Beginning(2, 0)] + [Beginning(3, 9)] * 3
+    # what is read stays out of it, and a short beginning is not worth it
+    assert common_beginnings("aa", [begin, begin], [9, 8]) == [Beginning(0, 8)] * 2
+    assert common_beginnings("aa", [begin, [*begin[:7], 90, 91, 92]], [9, 9]) == [Beginning(0, 0)] * 2

@@ -168,6 +168,26 @@ def test_kept_states_are_those_that_enter_the_layer(layer):
     for prompt, response, states in zip(chosen, responses, entering, strict=True):
         ids = torch.tensor([(prompt + response)[:-1]])
         expected = model(ids, output_hidden_states=True, use_cache=False).hidden_states[layer][0]
-        torch.testing.assert_close(states, expected.detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(states.whole(), expected.detach(), atol=1e-5, rtol=1e-5)
     assert respond(model, chosen, 3)[1] is None
     assert not model.model.layers[layer]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 64])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_prompt_that_several_share_is_computed_once(count, greedy, monkeypatch):
+    model, group = make(MODELS["mistral"]), 5
+    shared = [prompt for prompt in prompts(4) for _ in range(group)]
+    apart = [list(prompt) for prompt in shared]
+    prefills, prefill = [], slots._Decoder._prefill
+    monkeypatch.setattr(slots._Decoder, "_prefill", lambda self, asked: prefills.extend(asked) or prefill(self, asked))
+    torch.manual_seed(7)
+    responses, entering = respond(model, shared, count, greedy=greedy, keep_layer=1)
+    assert sorted(prefills) == sorted(prompts(4))
+    torch.manual_seed(7)
+    plain, states = respond(model, apart, count, greedy=greedy, keep_layer=1)
+    assert len(prefills) == 4 + 4 * group and responses == plain
+    for mine, theirs in zip(entering, states, strict=True):
+        torch.testing.assert_close(mine.whole(), theirs.whole(), atol=1e-5, rtol=1e-5)
+    if count >= group:  # those of a group that were admitted together hold one tensor
+        assert entering[0].prompt.data_ptr() == entering[1].prompt.data_ptr()

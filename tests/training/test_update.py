@@ -16,6 +16,7 @@ from starling_train.core.masked import whiten
 from starling_train.core.ppo import ppo_policy_loss, value_loss
 from starling_train.models.actors import Actors
 from starling_train.models.micro_batch import micro_batch
+from starling_train.rollout.hidden_states import Entered
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 from starling_train.training.ppo import experience as experience_module
@@ -133,7 +134,7 @@ def test_states_kept_in_the_rollout_give_the_same_experience_and_gradients(tiny_
         drawn = rollout()
         if keeps:
             alone = [micro_batch([p], [r], "cpu") for p, r in zip(drawn.prompts, drawn.responses, strict=True)]
-            drawn.entering = [model.shared_states(batch) for batch in alone]
+            drawn.entering = [Entered.cut([model.shared_states(batch)], len(batch.ids)) for batch in alone]
         experience = make_experience(model, drawn, SCORES, config, kl_coefficient=0.1)
         model.zero_grad()
         add_gradients(model, experience, [3, 0, 4, 1], config)

@@ -42,11 +42,13 @@ class Ways:
     trunk: `cut` (prefix and suffix), `whole` (packed, all layers), `padded`, `alone` (a sequence at a time).
     form: of its head; None where logits are computed by its own forward.
     reason: why the trunk is not cut; '' if it is.
+    continues: whether sequences that begin alike may have their beginning once.
     """
 
     trunk: str
     form: HeadForm | None
     reason: str = ""
+    continues: bool = False
 
     @property
     def cuts(self) -> bool:
@@ -78,6 +80,7 @@ MAKE: dict[str, Callable[[Any, int], AnyTrunk]] = {
     "padded": lambda decoder, _: PaddedTrunk(decoder),
     "alone": lambda decoder, _: PaddedTrunk(decoder, alone=True),
 }
+PACKED = ("cut", "whole")
 COSTS = {
     "whole": "policy, reference and critic each run all {layers} layers",
     "padded": "policy, reference and critic each run all {layers} layers, and padding costs as much as tokens",
@@ -178,12 +181,21 @@ def _find(model: CausalLM, lowest: int) -> Ways:
     for kind in _candidates(decoder):
         reason = _differs(comparison, head, decoder, kind, lowest)
         if not reason:
-            return Ways(kind, form, reasons[0] if reasons else _unfit(decoder))
+            continues = kind in PACKED and not _differs(comparison, head, decoder, kind, lowest, begun=True)
+            return Ways(kind, form, reasons[0] if reasons else _unfit(decoder), continues)
         reasons.append(reason)
     raise UserError(
         f"model.path: the hidden states of {type(model).__name__} do not give its logits ({reasons[-1]}); give another "
         "model"
     )
+
+
+def _begun(device: torch.device) -> Packing:
+    """Cut the longest of the probes in two, of which the second goes on from the first."""
+    longest = LENGTHS.index(max(LENGTHS))
+    half = LENGTHS[longest] // 2
+    lengths = [*LENGTHS[:longest], half, LENGTHS[longest] - half, *LENGTHS[longest + 1 :]]
+    return Packing(lengths, device, [longest if index == longest + 1 else None for index in range(len(lengths))])
 
 
 def _candidates(decoder: Decoder) -> list[str]:
@@ -201,10 +213,13 @@ def _unfit(decoder: Decoder) -> str:
     return f"it has layers of {sorted(kinds)[0]}" if kinds else ""
 
 
-def _differs(comparison: Comparison, head: Head, decoder: Decoder, kind: str, lowest: int) -> str:
-    """Return why a kind of trunk is not taken; '' where its logits are the plain ones."""
+def _differs(comparison: Comparison, head: Head, decoder: Decoder, kind: str, lowest: int, begun: bool = False) -> str:
+    """Return why a kind of trunk is not taken; '' where its logits are the plain ones.
+
+    begun: have the longest sequence's beginning in front, and let the rest of it go on from there.
+    """
     ids = torch.cat(comparison.sequences)
-    packing = Packing([len(part) for part in comparison.sequences], ids.device)
+    packing = _begun(ids.device) if begun else Packing(LENGTHS, ids.device)
     read = torch.arange(len(ids), device=ids.device)
     try:
         trunk = make_trunk(kind, decoder, lowest)

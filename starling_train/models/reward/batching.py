@@ -1,20 +1,28 @@
-"""How a reward network takes several conversations at once: packed, padded, or one by one, found by comparing them."""
+"""How a reward network takes several conversations at once: packed, padded, or one by one, found by comparing them.
 
+Answers to one prompt begin alike, and where they are packed, that beginning may be there once.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from starling_train.core.micro_batches import Beginning
 from starling_train.models.families.ways import LENGTHS, REFUSALS, ROUNDING, probing
-from starling_train.models.packing import Packing
+from starling_train.models.packing import Layout, Packing
 from starling_train.models.reward.net import ClassifierNet, PackedNet, RewardNet
 
 Net = RewardNet | ClassifierNet
+WORTH = 8  # tokens of a beginning from which on it is computed apart
 
 
 @torch.no_grad()
 def way_of(net: Net, pad_id: int) -> str:
-    """Return `packed`, `padded` or `alone`: the first that gives what sequences by themselves give.
+    """Return `shared`, `packed`, `padded` or `alone`: the first that gives what sequences by themselves give.
+
+    shared: packed, with a common beginning once.
 
     pad_id: stands behind shorter sequences.
     """
@@ -29,8 +37,8 @@ def way_of(net: Net, pad_id: int) -> str:
             expected = torch.cat([_padded(like, [ids], pad_id) for ids in sequences])
         except REFUSALS:
             return "padded"  # whatever it refuses is told when it is used
-        ways: dict[str, Any] = {"packed": _packed, "padded": _padded} if PackedNet.fits(net) else {"padded": _padded}
-        for name, way in ways.items():
+        ways: dict[str, Any] = {"shared": _shared, "packed": _packed, "padded": _padded}
+        for name, way in list(ways.items())[0 if PackedNet.fits(net) else 2 :]:
             try:
                 if _agree(way(like, sequences, pad_id), expected, probed.dtype):
                     return name
@@ -83,6 +91,56 @@ def _packed(net: RewardNet, sequences: list[Tensor], pad_id: int) -> Tensor:
     packing = Packing([len(sequence) for sequence in sequences], sequences[0].device)
     ends = torch.tensor(packing.lengths, device=sequences[0].device).cumsum(0) - 1
     return PackedNet(net).last_states(torch.cat(sequences), packing, ends)
+
+
+def _shared(net: RewardNet, sequences: list[Tensor], pad_id: int) -> Tensor:
+    """Let the longest sequence go on from its first half."""
+    encoded = [sequence.tolist() for sequence in sequences]
+    longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
+    beginnings = [Beginning(i, len(ids) // 2 if i == longest else 0) for i, ids in enumerate(encoded)]
+    layout = laid_out(encoded, [len(ids) - 1 for ids in encoded], beginnings)
+    device = sequences[0].device
+    ids, ends = torch.tensor(layout.ids, device=device), torch.tensor(layout.reads, device=device)
+    return PackedNet(net).last_states(ids, layout.packing(device), ends)
+
+
+def laid_out(encoded: Sequence[list[int]], read_at: Sequence[int], beginnings: Sequence[Beginning] | None) -> Layout:
+    """Lay sequences one after the other; where several have a beginning in common, it is there once.
+
+    encoded: their ids.
+    read_at: which position of each is read, behind its beginning.
+    beginnings: of each; those without tokens stand for none.
+    """
+    layout = Layout()
+    for index, ids in enumerate(encoded):
+        number, tokens = beginnings[index] if beginnings else (0, 0)
+        if tokens and -1 - number not in layout.parts:
+            layout.add(-1 - number, ids[:tokens])
+        layout.add(index, ids[tokens:], -1 - number if tokens else None)
+        layout.read(layout.parts[index].start + read_at[index] - tokens)
+    return layout
+
+
+def common_beginnings(askers: Sequence[Any], encoded: Sequence[list[int]], read_at: Sequence[int]) -> list[Beginning]:
+    """Find what neighbours that were asked the same have in common: the ids that all of them begin with.
+
+    askers: equal for those that were asked the same.
+    encoded: the ids of each.
+    read_at: the position of each that is read, which stays out of it.
+    """
+    found: list[Beginning] = []
+    first = 0
+    while first < len(encoded):
+        last = first + 1
+        while last < len(encoded) and askers[last] == askers[first]:
+            last += 1
+        tokens = min(read_at[first:last]) if last - first > 1 else 0
+        for ids in encoded[first + 1 : last]:
+            pairs = zip(encoded[first][:tokens], ids[:tokens], strict=False)
+            tokens = next((index for index, (one, other) in enumerate(pairs) if one != other), tokens)
+        found += [Beginning(first, tokens if tokens >= WORTH else 0)] * (last - first)
+        first = last
+    return found
 
 
 def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:

@@ -1,7 +1,6 @@
 """A reward model: conversations in, scores out, and how it is loaded."""
 
 import copy
-import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
-from starling_train.core.micro_batches import cut_by_tokens, cut_packed, overhead_of
+from starling_train.core.micro_batches import Beginning, cut_by_tokens, cut_packed, overhead_of
 from starling_train.core.padding import padded
 from starling_train.data import reward_templates
 from starling_train.data.encoder_text import EncoderText
 from starling_train.models import quantisation
 from starling_train.models.budget import Budget
 from starling_train.models.families.positions import alone_above, check_dynamic
-from starling_train.models.packing import Packing
 from starling_train.models.reward import batching, loading
 from starling_train.models.reward.host_weights import HostWeights
 from starling_train.models.reward.net import ClassifierNet, PackedNet, RewardNet
@@ -69,15 +67,20 @@ class RewardModel:
         self._home = home
         with self._on_device():
             way = batching.way_of(net, self._pad_id()) if position == "last_token" else "padded"
-        self._packed = PackedNet(net) if way == "packed" and isinstance(net, RewardNet) else None
+        self._packed = PackedNet(net) if way in ("shared", "packed") and isinstance(net, RewardNet) else None
+        self._shares = way == "shared"
         self._is_alone = way == "alone"
         self._alone_above = alone_above(net.config)
 
     def score(
         self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
     ) -> list[float]:
-        """Score conversations, in order; each ends with the assistant's answer."""
-        return self.score_ids([self.encode(messages) for messages in conversations])
+        """Score conversations, in order; each ends with the assistant's answer.
+
+        Neighbours that are answers to the same prompt have it computed once, where the network and the template allow.
+        """
+        encoded = [self.encode(messages) for messages in conversations]
+        return self.score_ids(encoded, [messages[:-1] for messages in conversations])
 
     def score_each(
         self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
@@ -94,12 +97,15 @@ class RewardModel:
             results[index] = score
         return results
 
-    def score_ids(self, encoded: Sequence[list[int]]) -> list[float]:
-        """Score each of `encode`'s results, in order."""
+    def score_ids(self, encoded: Sequence[list[int]], askers: Sequence[Any] | None = None) -> list[float]:
+        """Score each of `encode`'s results, in order. askers: equal for those that answer the same prompt."""
         if not encoded:
             return []
+        beginnings = None
+        if askers is not None and self._shares:
+            beginnings = batching.common_beginnings(askers, encoded, [self.read_at(ids) for ids in encoded])
         with self._on_device():
-            return self.budget.halving(lambda tokens: self._score_ids(encoded, tokens))
+            return self.budget.halving(lambda tokens: self._score_ids(encoded, tokens, beginnings))
 
     def _on_device(self) -> AbstractContextManager[None]:
         return self._home.on_device() if self._home else nullcontext()
@@ -108,33 +114,39 @@ class RewardModel:
     def tokens_per_batch(self) -> int:
         return self.budget.amount
 
-    def _score_ids(self, encoded: Sequence[list[int]], budget: int) -> list[float]:
+    def _score_ids(
+        self, encoded: Sequence[list[int]], budget: int, beginnings: Sequence[Beginning] | None
+    ) -> list[float]:
         scores = [0.0] * len(encoded)
-        for group in self._groups([len(ids) for ids in encoded], budget):
+        for group in self._groups([len(ids) for ids in encoded], budget, beginnings):
             with torch.inference_mode():
-                values = self._forward([encoded[index] for index in group])
+                common = [beginnings[index] for index in group] if beginnings else None
+                values = self._forward([encoded[index] for index in group], common)
             for index, value in zip(group, values.tolist(), strict=True):
                 scores[index] = value
         return scores
 
-    def _groups(self, lengths: list[int], budget: int) -> list[list[int]]:
+    def _groups(
+        self, lengths: list[int], budget: int, beginnings: Sequence[Beginning] | None = None
+    ) -> list[list[int]]:
         """Group indices of sequences that go through the model together; who would change the others goes alone."""
         alone = [index for index, length in enumerate(lengths) if length > self._alone_above]
         together = [index for index, length in enumerate(lengths) if length <= self._alone_above]
         shorter = [lengths[index] for index in together]
-        cut = cut_by_tokens(shorter, budget, self._overhead) if self._packed is None else cut_packed(shorter, budget)
+        if self._packed is None:
+            cut = cut_by_tokens(shorter, budget, self._overhead)
+        else:
+            cut = cut_packed(shorter, budget, beginnings and [beginnings[index] for index in together])
         return [[index] for index in alone] + [[together[index] for index in group] for group in cut]
 
-    def _forward(self, encoded: list[list[int]]) -> Tensor:
+    def _forward(self, encoded: list[list[int]], beginnings: Sequence[Beginning] | None = None) -> Tensor:
         if self._is_alone:
             return torch.cat([self.net(**self._inputs([ids])) for ids in encoded])
         if self._packed is None:
             return self.net(**self._inputs(encoded))
-        starts = [0, *itertools.accumulate(len(ids) for ids in encoded)]
-        read_at = [start + self.read_at(ids) for start, ids in zip(starts, encoded, strict=False)]
-        flat = torch.tensor(list(itertools.chain.from_iterable(encoded)))
-        packing = Packing([len(ids) for ids in encoded], self.device)
-        return self._packed(flat.to(self.device), packing, torch.tensor(read_at).to(self.device))
+        layout = batching.laid_out(encoded, [self.read_at(ids) for ids in encoded], beginnings)
+        ids, read_at = (torch.tensor(numbers).to(self.device) for numbers in (layout.ids, layout.reads))
+        return self._packed(ids, layout.packing(self.device), read_at)
 
     def encode(self, messages: list[dict]) -> list[int]:
         """Encode messages in the model's template; above max_length the beginning is cut (not BOS) and counted."""

@@ -16,19 +16,19 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import AlgorithmConfig, RewardConfig
 from starling_train.core.advantages import ADVANTAGES, token_rewards
 from starling_train.core.masked import whiten
-from starling_train.core.micro_batches import cut_packed
 from starling_train.core.ppo import kl_estimate
 from starling_train.core.running_moments import RunningMoments
 from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
-from starling_train.models.micro_batch import micro_batch, response_mask
+from starling_train.models.micro_batch import response_mask
 from starling_train.rewards.kinds import Scorer
 from starling_train.rollout.generate import generate
 from starling_train.rollout.hidden_states import SharedStates
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
+from starling_train.training.ppo.batches import Batches
 from starling_train.training.ppo.mini_batches import StepSequences
 
 Item = TypeVar("Item")
@@ -39,6 +39,7 @@ class Experience:
     """A scored rollout. Tensors are (sequences, longest response) float32 on the device, 0 on padding."""
 
     rollout: Rollout
+    batches: Batches  # its micro-batches
     fit: Tensor  # (sequences,) bool: score, log-probs and values are finite; the step learns nothing from the others
     is_response: Tensor  # bool; all False for a sequence that is not fit
     logprobs: Tensor  # of the policy that drew the responses, rescored by the training forward
@@ -190,14 +191,13 @@ def make_experience(
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
-    recorded = _recorded_in_rollout(actors, rollout, config)
+    batches = Batches(rollout, actors.device, config.responses_per_prompt if actors.shares_prompts else 1)
+    recorded = _recorded_in_rollout(actors, batches, config)
 
     def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, SharedStates | None]:
         # recorded states are read only and serve a repetition too; computed ones start anew, each sequence goes in once
-        shared_states = (
-            recorded if recorded is not None or not actors.shares_states else _empty_states(actors, rollout, config)
-        )
-        return *forward_all(actors, rollout, tokens, shared_states), shared_states
+        shared_states = recorded if recorded is not None or not actors.shares_states else _empty_states(batches, config)
+        return *forward_all(actors, batches, tokens, shared_states), shared_states
 
     is_response, logprobs, reference, values, shared_states = budget.halving(score)
     scores = scores.to(logprobs)
@@ -216,6 +216,7 @@ def make_experience(
     learned_from = [one for one in everyones if one.is_learned_from]
     return Experience(
         rollout=rollout,
+        batches=batches,
         fit=fit,
         is_response=is_response,
         logprobs=logprobs,
@@ -261,25 +262,31 @@ def _of_all_processes(rollout: Rollout, learned_from: Tensor, group: int, runtim
     return [one._replace(number=index % group * prompts + index // group) for index, one in enumerate(everyones)]
 
 
-def _recorded_in_rollout(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates | None:
+def _recorded_in_rollout(actors: Actors, batches: Batches, config: AlgorithmConfig) -> SharedStates | None:
     """Take the hidden states that were recorded during the rollout out of it; None without any."""
+    rollout = batches.rollout
     if not rollout.entering or not actors.shares_states:
         return None
-    shared_states = _empty_states(actors, rollout, config)
+    shared_states = _empty_states(batches, config)
     while rollout.entering:  # one by one from the end: no state is held twice for long
         states = rollout.entering.pop()
-        shared_states.put([len(rollout.entering)], states)
+        row = len(rollout.entering)
+        if batches.group == 1:
+            shared_states.put([row], states.whole())
+            continue
+        shared_states.put([row // batches.group], states.prompt)
+        shared_states.put([batches.part_of(row)], states.rest)
     rollout.entering = None
     return shared_states
 
 
-def _empty_states(actors: Actors, rollout: Rollout, config: AlgorithmConfig) -> SharedStates:
-    return SharedStates(rollout.lengths(), actors.device, config.prefix_device_gb)
+def _empty_states(batches: Batches, config: AlgorithmConfig) -> SharedStates:
+    return SharedStates(batches.lengths(), batches.device, config.prefix_device_gb)
 
 
 @torch.no_grad()
 def forward_all(
-    actors: Actors, rollout: Rollout, tokens_per_microbatch: int, shared_states: SharedStates | None = None
+    actors: Actors, batches: Batches, tokens_per_microbatch: int, shared_states: SharedStates | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Score every response token: (is_response, log-probs, reference log-probs, values), (sequences, longest response).
 
@@ -287,17 +294,18 @@ def forward_all(
 
     shared_states: takes up the hidden states that policy, reference and critic share.
     """
+    rollout = batches.rollout
     is_response = response_mask(rollout.responses, actors.device)
     logprobs, reference, values = (torch.zeros(is_response.shape, device=actors.device) for _ in range(3))
-    for rows in cut_packed(rollout.lengths(), tokens_per_microbatch):
-        batch = micro_batch([rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows], actors.device)
+    for rows in batches.cut(range(len(rollout)), tokens_per_microbatch):
+        batch = batches.make(rows)
         if shared_states is not None and shared_states.is_full:
-            states: Tensor | None = shared_states.get(rows)
+            states: Tensor | None = shared_states.get(batches.parts(rows, batch))
         else:
             states = actors.shared_states(batch)
             if shared_states is not None:
                 assert states is not None, "there is a prefix only where layers are shared"
-                shared_states.put(rows, states)
+                shared_states.put(batches.parts(rows, batch), states)
         outputs = actors(batch, states)
         index = positions(rollout, rows, actors.device)
         logprobs[index] = outputs.logprobs

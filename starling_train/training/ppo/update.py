@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from starling_train.config.sections import AlgorithmConfig
 from starling_train.core.masked import explained_variance, weighted_sum
-from starling_train.core.micro_batches import cut_packed
 from starling_train.core.ppo import LOSSES, MEANS, RATIOS, drift, kl_estimate, value_loss
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
@@ -235,14 +234,13 @@ def _spare(actors: Actors, experience: Experience) -> tuple[MicroBatch, Tensor |
 
 
 def _micro_batches(experience: Experience, rows: list[int], tokens: int) -> Iterator[list[int]]:
-    lengths = experience.rollout.lengths()
-    for group in cut_packed([lengths[i] for i in rows], tokens):
-        yield [rows[i] for i in group]
+    yield from experience.batches.cut(rows, tokens)
 
 
 def _prepared(actors: Actors, experience: Experience, rows: list[int]) -> tuple[MicroBatch, Tensor | None]:
     """Make the micro-batch of some rows, and the hidden states that its passes start from."""
-    rollout, shared_states = experience.rollout, experience.shared_states
-    prompts, responses = [rollout.prompts[i] for i in rows], [rollout.responses[i] for i in rows]
-    batch = micro_batch(prompts, responses, experience.logprobs.device)
-    return batch, shared_states.get(rows) if shared_states is not None else actors.shared_states(batch)
+    batches, shared_states = experience.batches, experience.shared_states
+    batch = batches.make(rows)
+    if shared_states is None:
+        return batch, actors.shared_states(batch)
+    return batch, shared_states.get(batches.parts(rows, batch))
