@@ -6,6 +6,7 @@ at every token, so that lengths are close to geometric, with the requested mean.
 
 import contextlib
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ BOS_ID, END_ID = SPECIALS.index("<s>"), SPECIALS.index(END_OF_TURN)
 # layers, hidden, intermediate, heads, key-value heads, vocabulary
 _SIZES = {
     "toy": (2, 64, 224, 4, 2, 512),
-    "20m": (8, 384, 1344, 6, 2, 8192),  # 21.8 M parameters
+    "9m": (8, 256, 896, 4, 2, 4096),  # 9.2 M parameters
+    "20m": (8, 384, 1344, 6, 2, 8192),  # 21.8 M
     "100m": (12, 768, 2688, 12, 4, 8192),  # 106 M
     "7b": (32, 4096, 14336, 32, 8, 32000),  # 7.24 B
 }
@@ -130,10 +132,14 @@ def reward_net(
 def train_last_layers(model: nn.Module, percent: float = 25.0) -> freeze.FreezeTable:
     """Let only the seven matrices of each of the last `percent` % of the layers train; norms, embeddings, head do not."""
     layers = model.config.num_hidden_layers
-    first = layers - max(1, round(layers * percent / 100))
+    return train_layers(model, range(layers - max(1, round(layers * percent / 100)), layers))
+
+
+def train_layers(model: nn.Module, layers: Iterable[int]) -> freeze.FreezeTable:
+    """Let only the seven matrices of each of these layers train, counted from 0."""
     names = [
         name
-        for layer in range(first, layers)
+        for layer in layers
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(f"model.layers.{layer}.")
     ]
