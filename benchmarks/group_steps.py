@@ -10,7 +10,8 @@ Scores come from the same code: a function of the response's ids (--reward funct
 size, in micro-batches of --tokens-per-microbatch (--reward model); TRL calls either as a custom reward function.
 
 Not equal, because each works in its own way:
-- TRL draws all of a step at once, until the longest response ends; it pads every pass to the longest of the step.
+- TRL draws all of a step at once, until the longest response ends; it pads every pass to the longest of the step, and
+  computes a prompt for each response to it. In the reward model it has what ours has: the prompt once.
 - TRL's reference is a second whole model, read from disk; ours shares what is frozen.
 - TRL's GRPO with one pass and one mini-batch takes the old log-probabilities from the update's own forward; its RLOO, and
   ours always, score the responses again.
