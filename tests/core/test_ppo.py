@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -6,7 +7,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from starling_train.core import advantages as formulas
 from starling_train.core.advantages import gae, token_rewards
-from starling_train.core.ppo import KLController, apa_policy_loss, drift, kl_estimate, ppo_policy_loss, value_loss
+from starling_train.core.masked import weighted_sum
+from starling_train.core.ppo import (
+    LOSSES,
+    MEANS,
+    RATIOS,
+    KLController,
+    apa_policy_loss,
+    drift,
+    kl_estimate,
+    ppo_policy_loss,
+    value_loss,
+)
 
 # two responses of 3 and 2 tokens; the last entry of the second is padding
 IS_RESPONSE = torch.tensor([[True, True, True], [True, True, False]])
@@ -113,6 +125,102 @@ def test_a_clipped_token_has_no_gradient():
     torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, -1.1 / 2]))
 
 
+def test_two_bounds_by_hand():
+    # ratio, advantage, bounds 0.8 and 1.28: the third is clipped at 1.28 and the fourth at 0.8, the others count
+    ratios, advantages = [1.25, 0.7, 1.5, 0.5, 1.5], [2.0, 2.0, 2.0, -2.0, -2.0]
+    log_ratio = torch.tensor(ratios).log().requires_grad_()
+    loss = ppo_policy_loss(log_ratio, torch.tensor(advantages), torch.ones(5), 0.2, 5, clip_high=0.28)
+    assert loss.loss.item() == pytest.approx((-2.5 - 1.4 - 2.56 + 1.6 + 3.0) / 5)
+    assert loss.clipped.item() == 2
+    loss.loss.backward()
+    # of what is not clipped: -A ratio / count
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([-2.5, -1.4, 0.0, 0.0, 3.0]) / 5)
+    below = ppo_policy_loss(log_ratio, torch.tensor(advantages), torch.ones(5), 0.2, 5)  # 1.2 above, as below
+    assert below.loss.item() == pytest.approx((-2.4 - 1.4 - 2.4 + 1.6 + 3.0) / 5) and below.clipped.item() == 3
+
+
+LOG_RATIO, LENGTHS = torch.tensor([0.1, 0.3, -0.2, 0.5]), [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "kind,expected", [("token", [0.1, 0.3, -0.2, 0.5]), ("sequence", [0.4, 0.4, -0.2, 0.5]),
+                      ("sequence_mean", [0.2, 0.2, -0.2, 0.5])]
+)  # fmt: skip
+def test_ratios_by_hand(kind, expected):
+    torch.testing.assert_close(RATIOS[kind](LOG_RATIO, LENGTHS), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("kind", RATIOS)
+def test_gradients_of_ratios_by_hand(kind):
+    """Of the loss over sequences: the ratios are exp of the sums, or of the means, over the tokens of a response."""
+    log_ratio = torch.tensor([0.1, 0.3], requires_grad=True)
+    clip, advantages = 0.3, torch.tensor([-2.0, -2.0])
+    ppo_policy_loss(RATIOS[kind](log_ratio, [2]), advantages, torch.full((2,), 1 / 2), clip, count=1).loss.backward()
+    by_hand = {
+        "token": [math.exp(0.1), math.exp(0.3)],  # -A ratio_t / length
+        "sequence": [2 * math.exp(0.4)] * 2,  # the loss is -A exp(a + b), which both tokens change alike
+        "sequence_mean": [math.exp(0.2)] * 2,  # -A exp((a + b) / 2)
+    }
+    torch.testing.assert_close(log_ratio.grad, torch.tensor(by_hand[kind]))
+
+
+@pytest.mark.parametrize("kind,clipped", [("token", 1), ("sequence", 2), ("sequence_mean", 0)])
+def test_a_response_is_clipped_as_a_whole_where_its_ratio_is_its_own(kind, clipped):
+    """0.1 and 0.3 at a bound of log 1.3 = 0.262: the second token's is beyond it, the sum, not the mean."""
+    log_ratio = torch.tensor([0.1, 0.3], requires_grad=True)
+    loss = ppo_policy_loss(RATIOS[kind](log_ratio, [2]), torch.ones(2), torch.ones(2), 0.3, count=2)
+    loss.loss.backward()
+    assert loss.clipped.item() == clipped and (log_ratio.grad == 0).sum() == clipped
+
+
+@pytest.mark.parametrize(
+    "kind,expected",
+    [
+        ("tokens", (1 + 2 + 3 + 10) / 4),
+        ("sequences", ((1 + 2 + 3) / 3 + 10) / 2),
+        ("length", (1 + 2 + 3 + 10) / 8 / 2),
+    ],
+)
+def test_means_by_hand(kind, expected):
+    """Of responses of three tokens and of one; the constant length is 8."""
+    losses, lengths = torch.tensor([1.0, 2.0, 3.0, 10.0]), [3, 1]
+    mean = MEANS[kind]
+    weights = torch.tensor([mean.weight(length, 8) for length in lengths for _ in range(length)])
+    assert weighted_sum(losses, weights).item() / mean.divisor(4, 2) == pytest.approx(expected)
+
+
+def test_a_sequences_ratio_over_sequences_is_the_loss_of_whole_responses():
+    """RLOO's, of log-probs summed up: each response counts once, as one action."""
+    log_ratio, lengths = torch.tensor([0.1, 0.3, -0.2, 0.5, 0.0]), [2, 3]
+    of_responses, advantages = torch.tensor([0.4, 0.3]), torch.tensor([1.0, -2.0])
+    whole = ppo_policy_loss(of_responses, advantages, torch.ones(2), 0.2, count=2)
+    repeats = torch.tensor(lengths)
+    weights = torch.tensor([MEANS["sequences"].weight(length, 1) for length in lengths]).repeat_interleave(repeats)
+    found = ppo_policy_loss(
+        RATIOS["sequence"](log_ratio, lengths), advantages.repeat_interleave(repeats), weights, 0.2, count=2
+    )
+    torch.testing.assert_close(found.loss, whole.loss)
+
+
+@pytest.mark.parametrize(
+    "estimator,loss,slope", [("k2", math.log(2) ** 2 / 2, math.log(2)), ("k3", 0.5 - 1 + math.log(2), 1 - 0.5)]
+)
+def test_the_kl_in_the_loss_by_hand(estimator, loss, slope):
+    """p = 0.5, q = 0.25; with r = log p/q, the slope of k2 is r, and of k3 1 - exp(-r)."""
+    logprobs = torch.tensor([0.5, 0.25]).log().requires_grad_()
+    penalty = weighted_sum(kl_estimate(logprobs, torch.tensor([0.25, 0.25]).log(), estimator), torch.tensor([0.5, 9.0]))
+    penalty.backward()
+    assert penalty.item() == pytest.approx(0.5 * loss)
+    torch.testing.assert_close(logprobs.grad, torch.tensor([0.5 * slope, 0.0]))
+
+
+def test_a_weight_of_nothing_lets_nothing_through():
+    x = torch.tensor([2.0, math.nan], requires_grad=True)
+    total = weighted_sum(x, torch.tensor([3.0, 0.0]))
+    total.backward()
+    assert total.item() == 6.0 and x.grad.tolist() == [3.0, 0.0]
+
+
 def test_extreme_log_ratios_stay_finite():
     logprobs = torch.tensor([200.0], requires_grad=True)
     loss = ppo_policy_loss(logprobs, -torch.ones(1), torch.tensor([True]), 0.2, count=1)
@@ -162,6 +270,37 @@ def _loss(name, a, b, c, mask, count):
     if name == "apa":
         return apa_policy_loss(a - b, c, mask, 0.5, count)
     return value_loss(a, b, c, mask, 0.2, count)
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_losses_of_groups_do_not_change_with_order_or_micro_batches(name, ratio, mean):
+    random, lengths = torch.Generator().manual_seed(1), [4, 1, 3, 2, 4, 2]
+    log_ratios = [0.5 * torch.randn(length, generator=random, dtype=torch.float64) for length in lengths]
+    advantages = torch.randn(len(lengths), generator=random, dtype=torch.float64)
+    settings = Bounds(clip=0.1, clip_high=0.3)
+    divisor = MEANS[mean].divisor(sum(lengths), len(lengths))
+
+    def loss(rows):
+        of_rows = [lengths[row] for row in rows]
+        weights = torch.tensor([MEANS[mean].weight(length, 8) for length in of_rows], dtype=torch.float64)
+        repeats = torch.tensor(of_rows)
+        of_tokens = (one.repeat_interleave(repeats) for one in (advantages[rows], weights))
+        return LOSSES[name](
+            RATIOS[ratio](torch.cat([log_ratios[row] for row in rows]), of_rows), *of_tokens, settings, divisor
+        )
+
+    whole, cut = loss([0, 1, 2, 3, 4, 5]), [loss([5, 0]), loss([3]), loss([1, 4, 2])]
+    torch.testing.assert_close(sum(part.loss for part in cut), whole.loss)
+    assert sum(part.clipped for part in cut) == whole.clipped > 0
+
+
+@dataclass
+class Bounds:
+    clip: float
+    clip_high: float | None
+    apa_lambda: float = 0.1
 
 
 def test_adaptive_kl_by_hand():
