@@ -1,11 +1,13 @@
 """Some steps of PPO in several processes, started by torchrun: python -m torch.distributed.run ... processes.py
 
-Arguments: zero stage, critic, steps, output file, type, step to go on after, [what lies in host memory].
+Arguments: zero stage, critic, steps, output file, type, step to go on after, [what lies in host memory]. For rloo and
+grpo, which have no critic, their name stands in its place.
 Writes the metrics of each step and the trained tensors.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +23,17 @@ from starling_train.training.optimizer import Optimizer, make_optimizer
 from starling_train.training.ppo.experience import make_experience
 from starling_train.training.ppo.update import update
 from starling_train.training.zero import ZeroOptimizer
+
+# in the place of a critic: two responses to each of five prompts
+GROUPS = {
+    "rloo": AlgorithmConfig(name="rloo", ratio="sequence", loss_mean="sequences", kl=KLConfig(coefficient=0.1)),
+    "grpo": AlgorithmConfig(
+        name="grpo",
+        ratio="sequence_mean",
+        loss_mean="tokens",
+        kl=KLConfig(coefficient=0.1, estimator="k3", where="loss"),
+    ),
+}
 
 
 def main() -> None:
@@ -40,11 +53,15 @@ def main() -> None:
             critic = "twin"
             names = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
             adapters.add(policy, [*names, "lm_head.weight"], LoraConfig(rank=4))
-        actors = Actors(policy, critic, lowest=1).train()
-        torch.nn.init.normal_(actors.value_head.out.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-        algorithm = AlgorithmConfig(
-            epochs=2, minibatches=2, tokens_per_microbatch=40, critic=critic, kl=KLConfig(coefficient=0.1)
-        )
+        has_critic, group = critic not in GROUPS, 2 if critic in GROUPS else 1
+        kind = critic if has_critic else "none"
+        actors = Actors(policy, kind, lowest=1).train()
+        if has_critic:
+            torch.nn.init.normal_(actors.value_head.out.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+        algorithm = replace(
+            GROUPS.get(critic, AlgorithmConfig(kl=KLConfig(coefficient=0.1))),
+            epochs=2, minibatches=2, tokens_per_microbatch=40, responses_per_prompt=group, critic=kind,
+        )  # fmt: skip
         optim = OptimConfig(learning_rate=1e-2, schedule="constant")
         cluster = ClusterConfig("cpu", zero_stage=stage, offload=offload)
         optimizer = make_optimizer(actors, actors.groups(), optim, cluster, runtime)
@@ -53,15 +70,16 @@ def main() -> None:
             optimizer.load(saved["trainable"], saved["optimizer"])
         rows = []
         for step in range(first + 1, first + steps + 1):
-            everyones = rollout(step)
-            mine = everyones.only(runtime.shard(range(len(everyones))))
-            everyones_scores = torch.linspace(-1, 1, len(everyones))
+            everyones = rollout(step, group)
+            own = runtime.shard(range(len(everyones) // group))  # prompts
+            mine = everyones.only([prompt * group + place for prompt in own for place in range(group)])
+            everyones_scores = torch.linspace(-1, 1, len(everyones)).view(-1, group)
             if step == 3:  # all those of a second process are not finite
                 everyones_scores[1::2] = torch.nan
-            scores = torch.tensor(runtime.shard(everyones_scores.tolist()))
+            scores = everyones_scores[own].flatten()
             with optimizer.gathered():
                 experience = make_experience(actors, mine, scores, algorithm, 0.1, runtime=runtime)
-            train_policy = step > 1
+            train_policy = step > 1 or not has_critic
             optimizer.set_rates(step, 100, train_policy)
             order = runtime.generator("update", step)
             rows.append(update(actors, optimizer, experience, algorithm, order, train_policy, None, runtime).metrics)
@@ -79,11 +97,13 @@ def bytes_of(optimizer: Optimizer) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in optimizer.state_tensors().values())
 
 
-def rollout(step: int) -> Rollout:
+def rollout(step: int, group: int) -> Rollout:
+    """The responses of all processes, one to each of seven prompts, or two to each of five."""
     random = torch.Generator().manual_seed(step)
-    sizes = [(4, 6), (7, 2), (3, 9), (5, 1), (2, 4), (6, 6), (3, 3)]
+    sizes = [(4, 6), (7, 2), (3, 9), (5, 1), (2, 4), (6, 6), (3, 3)] + (group - 1) * [(4, 5), (2, 8), (3, 1)]
     draw = [[torch.randint(97, (n,), generator=random).tolist() for n in pair] for pair in sizes]
-    return Rollout([p for p, _ in draw], [r for _, r in draw], [True] * len(draw))
+    prompts = [draw[index - index % group][0] for index in range(len(draw))]
+    return Rollout(prompts, [response for _, response in draw], [True] * len(draw))
 
 
 if __name__ == "__main__":

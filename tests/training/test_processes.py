@@ -76,6 +76,13 @@ def test_two_processes_take_the_steps_of_one(alone, tmp_path):
     assert found["bytes"] == 2 * alone("twin")["bytes"]  # whole on each
 
 
+@pytest.mark.parametrize("world,name", [(2, "rloo"), (3, "grpo")])
+def test_groups_stay_whole_on_a_process_and_the_steps_are_those_of_one(alone, tmp_path, world, name):
+    """Five prompts of two responses, of which two are without a score in one step, on two processes and on three."""
+    found = run(tmp_path / "groups.json", world, 0, name, 3)
+    compare(found["metrics"], alone(name)["metrics"][:3])
+
+
 def torchrun(script: Path, timeout_s: float = 120) -> subprocess.CompletedProcess:
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     command = [sys.executable, *launcher, str(script)]
@@ -145,8 +152,12 @@ with runtime.fails_together():
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    "stage,critic", [(1, "twin"), (2, "head"), (2, "twin"), (3, "twin"), (2, "adapters"), (3, "adapters")]
-)
+    "stage,critic",
+    [
+        (1, "twin"), (2, "head"), (2, "twin"), (3, "twin"), (2, "adapters"), (3, "adapters"), (1, "rloo"), (2, "grpo"),
+        (3, "rloo"), (3, "grpo"),
+    ],
+)  # fmt: skip
 def test_zero_takes_the_steps_of_one_process_and_keeps_half_of_the_state(alone, tmp_path, stage, critic):
     pytest.importorskip("deepspeed")
     found = run(tmp_path / "zero.json", 2, stage, critic, 5)
