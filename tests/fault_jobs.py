@@ -25,6 +25,14 @@ JOBS = {
         "evaluation.responses=4", "evaluation.every=2", "evaluation.suites=[]",
     ],
 }  # fmt: skip
+# Other runs of `ppo`, three responses to each of three prompts, which only `make test-faults` disturbs
+GROUPS = {
+    name: [*JOBS["ppo"], f"algorithm={name}", "algorithm.prompts_per_step=3", "algorithm.responses_per_prompt=3", *more]
+    for name, more in (
+        ("rloo", ["algorithm.kl.target=2", "algorithm.kl.horizon=50"]),
+        ("grpo", ["algorithm.drop_truncated=true", "rollout.max_new_tokens=12"]),
+    )
+}
 EVERY_STEP = ["checkpoint.every=1"]
 # What a run hides while it is half written or half deleted
 WRITES = {"saving": "checkpoints/.step_*.partial", "deleting": "checkpoints/.step_*.old", "ending": ".*.partial"}
@@ -34,10 +42,11 @@ UNTIMED = ("time/", "throughput/", "memory/")
 
 
 class Job:
-    """One command on the toy, and how it comes out undisturbed; `start_s`, `step_s`: seconds of start and of a step."""
+    """One run on the toy, and how it comes out undisturbed; `start_s`, `step_s`: seconds of start and of a step."""
 
-    def __init__(self, command: str, straight: Path):
-        self.command, self.straight = command, straight
+    def __init__(self, name: str, straight: Path):
+        self.name, self.straight = name, straight
+        self.command, self.arguments = ("ppo", GROUPS[name]) if name in GROUPS else (name, JOBS[name])
         self.steps, self.start_s, self.step_s = 0, 0.0, 0.0
 
     def measure(self) -> None:
@@ -53,7 +62,7 @@ class Job:
     def _run_straight(self) -> None:
         ready()
         began = time.monotonic()
-        arguments = ["run_dir=run", *JOBS[self.command], *EVERY_STEP]
+        arguments = ["run_dir=run", *self.arguments, *EVERY_STEP]
         process = Started(self.command, arguments, self.straight.parent)
         process.wait_until(lambda: step(self.straight) == 0)
         trains = time.monotonic()
@@ -62,7 +71,7 @@ class Job:
         self.start_s, self.step_s = trains - began, (time.monotonic() - trains) / (self.steps + 1)
 
     def start(self, folder: Path, *more: str) -> Started:
-        arguments = ["run_dir=run", *JOBS[self.command], *more]
+        arguments = ["run_dir=run", *self.arguments, *more]
         return Started(self.command, arguments, folder)
 
     def finish(self, folder: Path, *more: str) -> None:

@@ -219,7 +219,8 @@ class Session:
             applied = self._optimizer.applied
             yield self._step
             self._end(self._step, evaluate)
-            self._stop_if_fruitless(self._optimizer.applied > applied)
+            # without an update because there was nothing to learn from is another matter than with all of them skipped
+            self._stop_if_fruitless(self._optimizer.applied > applied or not self._step.metrics["optim/skipped"])
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
@@ -308,9 +309,9 @@ class Session:
     def _states(self) -> dict[str, dict[str, float]]:
         return {name: thing.state_dict() for name, thing in self._remembered.items()}
 
-    def _stop_if_fruitless(self, is_applied: bool) -> None:
-        """Raise UserError, with the state saved, after too many steps in a row in which no update was applied."""
-        self._fruitless = 0 if is_applied else self._fruitless + 1
+    def _stop_if_fruitless(self, is_fine: bool) -> None:
+        """Raise UserError, with the state saved, after too many steps in a row in which every update was skipped."""
+        self._fruitless = 0 if is_fine else self._fruitless + 1
         if self._fruitless >= skipped.STEPS_IN_A_ROW:
             self._keep()
             raise skipped.too_many(self._run.skipped)

@@ -4,12 +4,13 @@ import os
 from collections import Counter
 
 import pytest
-from fault_jobs import JOBS, Job
+from fault_jobs import GROUPS, JOBS, Job
 
 
-@pytest.fixture(scope="session", params=JOBS)
+@pytest.fixture(scope="session", params=[*JOBS, *(pytest.param(name, marks=pytest.mark.faults) for name in GROUPS)])
 def job(request, toy, tmp_path_factory) -> Job:
-    """Each command in turn, with the run that nothing disturbed: one for all workers, which share a folder."""
+    """Each command in turn, and `ppo` with groups, with the run that nothing disturbed: one for all workers, which
+    share a folder."""
     ours = tmp_path_factory.getbasetemp()
     shared = ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours
     straight = Job(request.param, shared / f"straight-{request.param}" / "run")

@@ -17,7 +17,7 @@ def killed_and_started_again(job, folder, seed, record):
         process.send(signal.SIGKILL)
         code = process.wait()
         assert code in (-signal.SIGKILL, 0), process.error()
-        record("done", f"{job.command} {where(process.run) if code else 'had ended before it was to be killed'}")
+        record("done", f"{job.name} {where(process.run) if code else 'had ended before it was to be killed'}")
     job.finish(folder, *EVERY_STEP)
 
 

@@ -27,7 +27,7 @@ def stopped_and_started_again(job, folder, seed, record):
         assert saved_step(process.run) >= last and not (process.run / "summary.json").exists()
         assert process.error() == ""
         assert not list(process.run.rglob(".*"))
-    record("done", f"{job.command} {'stopped' if code else 'had ended before it was to be stopped'}")
+    record("done", f"{job.name} {'stopped' if code else 'had ended before it was to be stopped'}")
     record("seconds", took)
     job.finish(folder, *NEVER)
 
