@@ -53,8 +53,10 @@ def check_algorithm(algorithm: AlgorithmConfig) -> None:
     """Check the keys of the algorithm against each other. Raises UserError."""
     name, minibatches, responses = algorithm.name, algorithm.minibatches, algorithm.responses_per_step
     if minibatches > responses:
-        of = "prompts_per_step" if algorithm.responses_per_prompt == 1 else "prompts_per_step * responses_per_prompt"
-        raise UserError(f"algorithm.minibatches: {minibatches} exceeds algorithm.{of}={responses}; lower it")
+        of = "=" if algorithm.responses_per_prompt == 1 else " * algorithm.responses_per_prompt = "
+        raise UserError(
+            f"algorithm.minibatches: {minibatches} exceeds algorithm.prompts_per_step{of}{responses}; lower it"
+        )
     if algorithm.has_groups and algorithm.responses_per_prompt < 2:
         raise UserError(
             f"algorithm.responses_per_prompt: {name} compares responses to the same prompt; give 2 or more, or take "

@@ -101,6 +101,7 @@ def test_a_value_of_another_kind_is_told_by_its_key(section):
 GUARD = "guard.skills=[eval/gold_mean:0.5] evaluation.functions.gold=a:b"
 SERVED = "reward.kind=server reward.url=http://"
 LORA = "freeze.adapter=lora freeze.norms=false freeze.embeddings=false "
+GROUPS = "algorithm.name=grpo algorithm.responses_per_prompt=4 algorithm.critic=none "
 OF_MT_BENCH = "suites=[mt_bench] mt_bench.path=here mt_bench.judge.model=m "
 
 # command -> (what is set, what the line begins with, and what else it says)
@@ -158,6 +159,15 @@ AGAINST_EACH_OTHER = {
         ("rollout.min_new_tokens=13 rollout.max_new_tokens=12", "rollout.min_new_tokens: 13 exceeds", "lower it"),
         ("algorithm.critic_warmup_steps=1000", "algorithm.critic_warmup_steps: 1000", "lower it"),
         ("algorithm.kl.target=6 algorithm.kl.coefficient=0", "algorithm.kl.coefficient: 0", "start above 0"),
+        ("algorithm.name=grpo algorithm.critic=none", "algorithm.responses_per_prompt: grpo compares", "2 or more"),
+        (f"{GROUPS}algorithm.critic=head", "algorithm.critic: grpo has no use for head", "set none"),
+        ("algorithm.critic=none", "algorithm.critic: ppo needs one", "algorithm=rloo or grpo"),
+        ("algorithm.name=apa algorithm.critic=none", "algorithm.critic: apa needs one", "take head"),
+        (f"{GROUPS}algorithm.critic_warmup_steps=2", "algorithm.critic_warmup_steps: there is no critic", "leave it"),
+        (f"{GROUPS}algorithm.kl.where=loss", "algorithm.kl.estimator: the gradient of k1", "k2 or k3"),
+        ("algorithm.kl.where=loss", "algorithm.kl.estimator: the gradient of k1", "algorithm.kl.where=reward"),
+        (f"{GROUPS}algorithm.minibatches=257",
+         "algorithm.minibatches: 257 exceeds algorithm.prompts_per_step * algorithm.responses_per_prompt = 256; lower"),
         (f"{LORA} freeze.lora.dropout=0.1", "freeze.lora.dropout: ", "use 0"),
         (f"{LORA} algorithm.critic=separate", "algorithm.critic: separate", "use head"),
         (f"{LORA} model.load_in=8bit", "model.load_in: bitsandbytes' 8-bit products", "use 4bit"),

@@ -118,13 +118,19 @@ def _training(settings: dict[str, Any], run: SavedRun) -> list[tuple[str, str]]:
     known = {
         "algorithm": (name := algorithm(run)) and f"`{name}`",
         "steps": f"{run.step}" + (f" of {steps}" if (steps := setting(settings, "algorithm.steps")) else ""),
-        "prompts": f"{run.state.episodes:,}",
+        "prompts": f"{run.state.episodes:,}" + _of_each(settings),
         "data": (data := setting(settings, "data.path")) and f"`{data}`",
         "reward model": reward and f"`{reward}` (`{setting(settings, 'reward.kind')}`)",
         "selection": (method := setting(settings, "freeze.method")) and f"`freeze.method={method}`",
         "seed": f"{settings.get('seed')}",
     }
     return [(what, value) for what, value in known.items() if value]
+
+
+def _of_each(settings: dict[str, Any]) -> str:
+    """Return how many responses a prompt had, where it had several; dpo and rm do not draw any."""
+    group = setting(settings, "algorithm.responses_per_prompt")
+    return f", {group} responses to each" if group and group > 1 else ""
 
 
 def _share(trained: TrainedModel, table: FreezeTable) -> str:

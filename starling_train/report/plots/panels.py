@@ -20,7 +20,7 @@ from starling_train.report.plots.panel import (
     panel,
     row,
 )
-from starling_train.report.read_run import RunFiles, series
+from starling_train.report.read_run import RunFiles, series, setting
 
 # upright lines where a guarded skill was lost
 GUARD: dict[str, Any] = {"mark": "guard/kept", "mark_label": "guard acted"}
@@ -102,6 +102,7 @@ PANELS = (
             target_label="target",
         ),
         row("coefficient", PlotLine("kl/coefficient", "coefficient", ORANGE), floor=0.0, **GUARD),
+        row("penalty in the loss", PlotLine("policy/kl_loss", "coefficient times KL", PURPLE), floor=0.0),
     ),
     panel(
         "length",
@@ -177,7 +178,9 @@ def of(run: RunFiles) -> tuple[Panel, ...]:
     if series(run, "dpo/loss")[1]:
         shared = [panel for panel in PANELS if panel.slug in ("length", "optimiser", "time")]
         return (PREFERENCE, *eval_panels(run, drawn=PREFERENCE), *shared)
-    return (PANELS[0], *eval_panels(run), *PANELS[1:])
+    has_critic = setting(run.config, "algorithm.critic") != "none"
+    rest = [panel for panel in PANELS[1:] if has_critic or panel.slug != "value"]
+    return (PANELS[0], *eval_panels(run), *rest)
 
 
 def skill_row(curves: Sequence[PlotLine]) -> PlotRow:
