@@ -78,9 +78,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     conversations = answered(asked, rollout, inputs.chat, config)
                     scores = experience.score(reward_model, conversations, runtime, [one.columns for one in asked])
                     if step.number == 1:  # before anything trains: are answers too long, does the reward like others?
-                        first = FirstAnswers.to_each(
-                            algorithm.responses_per_prompt, asked, conversations, scores.of_all
-                        )
+                        first = FirstAnswers.of(asked, conversations, scores.of_all, algorithm.responses_per_prompt)
                         step.metrics |= first.look(reward_model, config, rollout, runtime, session.say)
                     moments.update(scores.of_all)  # last: whoever leaves before it has changed nothing
                 with session.phase("update"):

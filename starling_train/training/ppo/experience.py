@@ -196,7 +196,7 @@ def make_experience(
 
     def score(tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, SharedStates | None]:
         # recorded states are read only and serve a repetition too; computed ones start anew, each sequence goes in once
-        shared_states = recorded if recorded is not None or not actors.shares_states else _empty_states(batches, config)
+        shared_states = _empty_states(batches, config) if recorded is None and actors.shares_states else recorded
         return *forward_all(actors, batches, tokens, shared_states), shared_states
 
     is_response, logprobs, reference, values, shared_states = budget.halving(score)
@@ -204,15 +204,14 @@ def make_experience(
     # whatever is not finite stays within its sequence until here; whitening would spread it to all
     fit = torch.stack([x.isfinite().all(-1) for x in (scores[:, None], logprobs, reference, values)]).all(0)
     is_response, scores = is_response & fit[:, None], torch.where(fit, scores, 0.0)
-    penalty = kl_estimate(logprobs, reference, config.kl.estimator)
-    in_loss = config.kl.where == "loss"
+    penalty, in_loss = kl_estimate(logprobs, reference, config.kl.estimator), config.kl.where == "loss"
     rewards = token_rewards(scores, penalty, is_response, 0.0 if in_loss else kl_coefficient)
     estimator = ADVANTAGES[config.name]
     advantages, returns = estimator.of(rewards, values, is_response, config)
     if estimator.whitens:
         advantages = whiten(advantages, is_response, runtime.moments(advantages, is_response))
-    learned = fit & ~torch.tensor(left_out or [False] * len(rollout), device=fit.device)
-    everyones = _of_all_processes(rollout, learned, config.responses_per_prompt, runtime)
+    is_used = fit if left_out is None else fit & ~torch.tensor(left_out, device=fit.device)
+    everyones = _of_all_processes(rollout, is_used, config.responses_per_prompt, runtime)
     learned_from = [one for one in everyones if one.is_learned_from]
     return Experience(
         rollout=rollout,

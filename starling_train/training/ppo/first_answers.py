@@ -61,10 +61,10 @@ class FirstAnswers:
     scores: Sequence[float]
 
     @classmethod
-    def to_each(
-        cls, group: int, prompts: Sequence[Prompt], conversations: Sequence[list[dict]], scores: Sequence[float]
+    def of(
+        cls, prompts: Sequence[Prompt], conversations: Sequence[list[dict]], scores: Sequence[float], group: int
     ) -> "FirstAnswers":
-        """Take the first answer of each group of so many to the same prompt; scores of all."""
+        """Take the first of each group of so many answers to the same prompt; scores are of all."""
         return cls(prompts[::group], conversations[::group], scores)
 
     def look(

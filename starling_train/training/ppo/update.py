@@ -1,7 +1,7 @@
 """The update of one step: a few epochs of the algorithm's loss over the experience."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from starling_train.training.ppo.experience import Experience, positions
 
 MiniBatchSums = dict[str, float]
 Index = tuple[Tensor, Tensor]  # (row, token) of response tokens in the experience's tensors
+OfLoss = tuple[Tensor, dict[str, Tensor]]  # a loss, and the sums that metrics are made of
 OF_POLICY = ("policy_loss", "entropy", "clipped", "approx_kl", "kl_loss")
 NAMES = (*OF_POLICY, "value_loss", "value_clipped")
 
@@ -163,36 +164,7 @@ def losses_of(
 
     count: of the whole mini-batch, which the losses are a mean over.
     """
-    loss_of, value_weight, mean = LOSSES[config.name], config.value_coefficient, MEANS[config.loss_mean]
-    lengths, divisor = [len(response) for response in experience.rollout.responses], mean.divisor(*count)
-    weights = torch.tensor([mean.weight(length, config.loss_length) for length in lengths])
-
-    # flat, (response tokens,), as the model gives them: no padding
-    def policy_loss(logprobs: Tensor, entropy: Tensor, rows: list[int], at: Index) -> tuple[Tensor, dict[str, Tensor]]:
-        of_rows = [lengths[row] for row in rows]
-        log_ratio = logprobs - experience.logprobs[at]
-        weight = weights[rows].repeat_interleave(torch.tensor(of_rows)).to(logprobs.device)
-        ratio = RATIOS[config.ratio](log_ratio, of_rows)
-        surrogate = loss_of(ratio, experience.advantages[at], weight, config, divisor)
-        loss = surrogate.loss
-        drifted = drift(log_ratio)
-        sums = {
-            "entropy": entropy.detach().sum(),
-            "clipped": surrogate.clipped,
-            "approx_kl": drifted.approx_kl,
-            "largest_ratio": drifted.largest_ratio,
-        }
-        if experience.kl_coefficient:
-            penalty = kl_estimate(logprobs, experience.reference[at], config.kl.estimator)
-            kl_loss = experience.kl_coefficient * weighted_sum(penalty, weight) / divisor
-            loss, sums["kl_loss"] = loss + kl_loss, kl_loss.detach()
-        return loss, sums | {"policy_loss": loss.detach()}
-
-    def critic_loss(values: Tensor, at: Index) -> tuple[Tensor, dict[str, Tensor]]:
-        old, returns = experience.values[at], experience.returns[at]
-        is_real = torch.ones_like(values, dtype=torch.bool)
-        result = value_loss(values, old, returns, is_real, config.value_clip, count.tokens)
-        return value_weight * result.loss, {"value_loss": result.loss.detach(), "value_clipped": result.clipped}
+    policy_loss, critic_loss = _policy_loss(experience, config, count), _critic_loss(experience, config, count)
 
     def losses(module: nn.Module, rows: list[int]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         if not rows:  # `accumulate` weighs it zero: a graph through all trainable tensors, for the others' exchange
@@ -222,6 +194,50 @@ def losses_of(
         yield critic + loss if train_policy else critic, sums | value_sums
 
     return losses
+
+
+def _policy_loss(experience: Experience, config: AlgorithmConfig, count: Counts) -> Callable[..., OfLoss]:
+    """Return the policy's loss: (log-probs, entropy, rows, their positions) -> loss and sums.
+
+    Log-probs and entropy are flat, (response tokens,), as the model gives them: no padding.
+    """
+    loss_of, mean = LOSSES[config.name], MEANS[config.loss_mean]
+    lengths, divisor = [len(response) for response in experience.rollout.responses], mean.divisor(*count)
+    weights = torch.tensor([mean.weight(length, config.loss_length) for length in lengths])
+
+    def policy_loss(logprobs: Tensor, entropy: Tensor, rows: list[int], at: Index) -> OfLoss:
+        of_rows = [lengths[row] for row in rows]
+        log_ratio = logprobs - experience.logprobs[at]
+        weight = weights[rows].repeat_interleave(torch.tensor(of_rows)).to(logprobs.device)
+        ratio = RATIOS[config.ratio](log_ratio, of_rows)
+        surrogate = loss_of(ratio, experience.advantages[at], weight, config, divisor)
+        loss, drifted = surrogate.loss, drift(log_ratio)
+        sums = {
+            "entropy": entropy.detach().sum(),
+            "clipped": surrogate.clipped,
+            "approx_kl": drifted.approx_kl,
+            "largest_ratio": drifted.largest_ratio,
+        }
+        if experience.kl_coefficient:
+            penalty = kl_estimate(logprobs, experience.reference[at], config.kl.estimator)
+            kl_loss = experience.kl_coefficient * weighted_sum(penalty, weight) / divisor
+            loss, sums["kl_loss"] = loss + kl_loss, kl_loss.detach()
+        return loss, sums | {"policy_loss": loss.detach()}
+
+    return policy_loss
+
+
+def _critic_loss(experience: Experience, config: AlgorithmConfig, count: Counts) -> Callable[..., OfLoss]:
+    """Return the critic's loss: (values, their positions) -> loss and sums; values are flat, too."""
+
+    def critic_loss(values: Tensor, at: Index) -> OfLoss:
+        old, returns = experience.values[at], experience.returns[at]
+        is_real = torch.ones_like(values, dtype=torch.bool)
+        result = value_loss(values, old, returns, is_real, config.value_clip, count.tokens)
+        sums = {"value_loss": result.loss.detach(), "value_clipped": result.clipped}
+        return config.value_coefficient * result.loss, sums
+
+    return critic_loss
 
 
 def _spare(actors: Actors, experience: Experience) -> tuple[MicroBatch, Tensor | None]:
