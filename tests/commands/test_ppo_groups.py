@@ -166,7 +166,7 @@ def test_a_run_goes_on_where_every_response_was_cut(run, small_models):
         ["algorithm=rloo", "freeze.adapter=lora", "freeze.lora.rank=4", "freeze.method=none"],
         ["algorithm=grpo", "algorithm.ratio=sequence_mean", "algorithm.clip=3e-4", "algorithm.clip_high=4e-4"],
         ["algorithm=grpo", "algorithm.scale_by_group=false", "algorithm.loss_mean=length", "model.dtype=bfloat16"],
-        ["algorithm=grpo", "algorithm.loss_mean=tokens", "algorithm.kl.coefficient=0", "algorithm.drop_truncated=true"],
+        ["algorithm=grpo", "algorithm.loss_mean=tokens", "algorithm.kl.coefficient=0", "algorithm.clip_high=0.28"],
         ["algorithm=grpo", "algorithm.kl.estimator=k2", "algorithm.epochs=3", "algorithm.kl.stop=0.1", "rollout=hf"],
         ["algorithm=rloo", "algorithm.minibatches=9", "reward.scale=none", "freeze=none", "algorithm.length_penalty=1"],
         ["algorithm=ppo", "algorithm.responses_per_prompt=2", "algorithm.kl.where=loss", "algorithm.kl.estimator=k3"],
@@ -184,13 +184,18 @@ def test_other_settings_run(run, changes):
 
 @pytest.mark.slow
 def test_the_kl_target_pulls_at_a_penalty_in_the_loss(run):
-    more = ["algorithm.kl.target=0.01", "algorithm.kl.horizon=9", "algorithm.steps=4", "optim.learning_rate=0.02"]
+    more = [
+        "algorithm.kl.target=0.01", "algorithm.kl.horizon=9", "algorithm.steps=4", "algorithm.minibatches=1",
+        "optim.learning_rate=0.02",
+    ]  # fmt: skip
     rows = lines(run("algorithm=grpo", *GROUPS, *more) / "metrics.jsonl")[1:]
-    assert rows[0]["policy/kl_loss"] == pytest.approx(0, abs=1e-6)
-    coefficients = [row["kl/coefficient"] for row in rows]
-    # nine episodes of a horizon of nine: a fifth less after the KL of 0 of the first step, then a fifth more
-    assert coefficients == pytest.approx([0.04, 0.04 * 0.8, 0.04 * 0.8 * 1.2, 0.04 * 0.8 * 1.2 * 1.2])
-    assert all(row["policy/kl_loss"] > 0 for row in rows[1:])
+    assert rows[0]["policy/kl_loss"] == pytest.approx(0, abs=1e-6) and all(
+        row["policy/kl_loss"] > 0 for row in rows[1:]
+    )
+    expected = [0.04]
+    for row in rows[:-1]:  # nine episodes of a horizon of nine: by the whole error, of a fifth at most
+        expected.append(expected[-1] * (1 + min(max(row["kl/reference"] / 0.01 - 1, -0.2), 0.2)))
+    assert [row["kl/coefficient"] for row in rows] == pytest.approx(expected) and expected[1] == pytest.approx(0.032)
 
 
 @pytest.mark.slow
@@ -217,7 +222,7 @@ def test_out_of_memory_goes_on_with_less(run, monkeypatch, capsys, name):
     directory = run(f"algorithm={name}", *GROUPS)
     state = json.loads((directory / "checkpoints" / "step_000002" / "state.json").read_text())
     assert {"algorithm.tokens_per_microbatch", "rollout.slots"} <= state["budgets"].keys()
-    assert capsys.readouterr().out.count("out of memory") == 3
+    assert sum("out of memory" in line for line in capsys.readouterr().out.splitlines()) == 3
 
 
 @pytest.mark.slow
@@ -234,7 +239,7 @@ def test_a_guard_raises_the_coefficient_of_the_penalty_in_the_loss(run, tmp_path
     lost = [row["step"] for row in rows if row.get("guard/kept") == 0]
     assert lost and lost[0] < 6
     after = rows[lost[0] + 1]
-    assert after["kl/coefficient"] == after["guard/coefficient"] == 0.05 > rows[1]["kl/coefficient"] == 0.04
+    assert after["kl/coefficient"] == after["guard/coefficient"] == 0.08 > rows[1]["kl/coefficient"] == 0.04
     # back at the model that it went back to: the KL is that of the step after it
     assert after["kl/reference"] < rows[lost[0]]["kl/reference"]
 
