@@ -92,8 +92,8 @@ def _step(job, step: int, phases: dict | None = None, peak=None) -> list[int]:
 
 def planned(job, arguments: argparse.Namespace, lengths: list[int]):
     """Plan the run. lengths: tokens of its sequences."""
+    from starling_train.planning.memory import Judge, plan
     from starling_train.planning.memory import TrainingJob as Planned
-    from starling_train.planning.memory import plan
     from starling_train.planning.shapes import Shape
 
     policy = job.actors.policy
@@ -104,7 +104,7 @@ def planned(job, arguments: argparse.Namespace, lengths: list[int]):
     longest = max(lengths)
     return plan(
         shape,
-        shape,
+        [Judge(shape, dtype=arguments.dtype, tokens=arguments.tokens_per_microbatch)],
         Planned(
             parameters=job.table.parameters_of,
             trainable=job.table.parameters_trained,
@@ -119,8 +119,6 @@ def planned(job, arguments: argparse.Namespace, lengths: list[int]):
             layers_above_lowest=shape.layers - job.table.lowest_layer,
             layers_trained=len(layers),
             gradient_checkpointing=arguments.gradient_checkpointing,
-            reward_dtype=arguments.dtype,
-            reward_tokens=arguments.tokens_per_microbatch,
             eight_bit=arguments.eight_bit,
             device=arguments.device,
         ),

@@ -24,12 +24,11 @@ def main(config: PpoConfig) -> None:
 def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     """Make all steps of one run, from wherever an earlier start left off; every process of the run does the same."""
     from starling_train.core.ppo import KLController
-    from starling_train.core.running_moments import RunningMoments
     from starling_train.data.prompts import Stream
     from starling_train.evals.held_out import HeldOut, answered, evaluate
     from starling_train.models.budget import Budgets
     from starling_train.report import page
-    from starling_train.rewards import empty_answers
+    from starling_train.rewards import kinds
     from starling_train.training import start_check
     from starling_train.training.optimizer import make_optimizer
     from starling_train.training.policy import load_policy
@@ -44,7 +43,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     inputs = PpoInputs.find(config, run, runtime)
     held_out = HeldOut.from_config(config, inputs.data.held_out, inputs.chat)
     policy = load_policy(config, inputs.source, inputs.chat, run.path, runtime)  # scan, select, load, freeze
-    reward_model = empty_answers.load(config.reward, runtime)
+    reward_model = kinds.load(config.reward, runtime)
 
     # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.
     actors = inputs.actors(config, policy, runtime)
@@ -58,7 +57,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
     session.follow(reward_model)
     kl = session.remember("kl", KLController(algorithm.kl.coefficient, algorithm.kl.target, algorithm.kl.horizon))
     guard = session.watch(config, lambda: kl.coefficient)
-    moments = session.remember("scores", RunningMoments())
+    scale = experience.RewardScale(config.reward, session.remember)
     prompts = Stream(inputs.data.training, algorithm.prompts_per_step, config.seed)
 
     def measure() -> "Measured":
@@ -80,11 +79,10 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     if step.number == 1:  # before anything trains: are answers too long, does the reward like others?
                         first = FirstAnswers.of(asked, conversations, scores.of_all, algorithm.responses_per_prompt)
                         step.metrics |= first.look(reward_model, config, rollout, runtime, session.say)
-                    moments.update(scores.of_all)  # last: whoever leaves before it has changed nothing
+                    scale.update(scores)  # last: whoever leaves before it has changed nothing
                 with session.phase("update"):
                     # 4. log-probs, reference, values, advantages
-                    normalised = experience.normalise(scores.own, moments, config.reward)
-                    rewards = experience.sequence_rewards(normalised, rollout, algorithm)
+                    rewards = experience.sequence_rewards(scale.rewards(scores), rollout, algorithm)
                     cut = rollout.is_at_limit(config.rollout.max_new_tokens) if algorithm.drop_truncated else None
                     learned = experience.make_experience(
                         actors, rollout, rewards, algorithm, guard.coefficient, tokens, runtime, cut

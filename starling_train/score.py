@@ -9,8 +9,8 @@ from starling_train.config.fields import UserError, given
 from starling_train.config.score import ScoreConfig, check
 
 if TYPE_CHECKING:
-    from starling_train.rewards.kinds import Scorer
     from starling_train.rewards.score_file import ScoreProgress
+    from starling_train.rewards.scorer import Scorer
 
 
 @command(check, ScoreConfig, "score")
@@ -31,7 +31,7 @@ def main(config: ScoreConfig) -> None:
     if done < size or not output.exists():
         model = load_model(config)
         score(config, model, source, output, progress)
-        if line := cut_conversations(model.shortened, model.truncated, "reward.max_length"):
+        if line := cut_conversations(model.shortened, model.truncated, config.reward.length_key):
             print(line)
     print(f"{progress.scored} scores: {output.resolve()}")
     if progress.wrong:
@@ -60,8 +60,8 @@ def load_model(config: ScoreConfig) -> "Scorer":
     disk.check_directory(Path(given(config.output)).expanduser().parent, "output")
     kind = kinds.of(config.reward)
     kind.check(config.reward, True)
-    if not config.reward.has_weights:
-        kind.admit(config.reward, *score_file.head(Path(given(config.input)).expanduser(), 2))
+    head = score_file.head(Path(given(config.input)).expanduser(), 2)
+    kinds.admit(config.reward, *head, kinds.without_weights)
     return kind.load(config.reward, Runtime.of(config.cluster, config.seed))
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from starling_train.config import sections
-from starling_train.config.sections import REWARD_MODELS, AlgorithmConfig, RewardConfig, RolloutConfig
+from starling_train.config.sections import REWARD_MODELS, AlgorithmConfig, RewardConfig, RolloutConfig, TermConfig
 from starling_train.core.advantages import ADVANTAGES
 from starling_train.core.ppo import LOSSES
 from starling_train.rewards import kinds
@@ -41,6 +41,9 @@ def test_a_reward_kind_has_all_that_is_asked_of_one():
         assert kinds.of(config) is kind and callable(kind.check) and callable(kind.load) and callable(kind.identity)
         assert callable(kind.columns) and callable(kind.admit)
         assert set(kind.SCORED_BY) | {kind.LOCATION} <= {field.name for field in fields(RewardConfig)}
-        assert config.has_weights == (name in REWARD_MODELS) == kind.HOLDS_MEMORY
+        assert config.has_weights == (name in REWARD_MODELS)
+        if name == "terms":
+            continue
+        assert offered(TermConfig, "kind") >= {name}
         where = {"server": "http://host", "function": "mine.py:score"}.get(name, "DIR")
         assert kinds.described(config) == f"{where} ({name})"

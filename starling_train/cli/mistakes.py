@@ -48,16 +48,16 @@ def section_as_value(argument: str, schema: type) -> str | None:
     A section that has options, such as `freeze=snr`, is left to Hydra.
     """
     key, _, value = argument.lstrip("+").partition("=")
-    beside = schema
-    for name in key.split("."):
-        types: dict[str, Any] = {field.name: field.type for field in fields(beside)}
-        if not is_dataclass(types.get(name)):
+    beside, names = schema, key.split(".")
+    while names:
+        inner = _section_in(beside, names)
+        if inner is None:
             return None
-        beside = types[name]
+        beside = inner
     if not value or value[0] in "{$\"'" or find("conf").joinpath(*key.split(".")).is_dir():
         return None
-    names = ", ".join(f"{key}.{field.name}" for field in fields(beside))
-    return f"{key}: is a section and takes no value; set one of its keys: {names}"
+    keys = ", ".join(f"{key}.{field.name}" for field in fields(beside))
+    return f"{key}: is a section and takes no value; set one of its keys: {keys}"
 
 
 def _path_instead(whole: str, schema: type) -> str | None:
@@ -148,16 +148,35 @@ def _keys_beside(key: str, schema: type) -> str:
     """Return advice for a mistyped key: the nearest one, and the keys that its section has."""
     if nearest(key, ["recipe"], 0.8) or key.startswith("recipe/"):
         return "write +recipe=NAME, with a plus"
-    near, beside = _nearest_key(key, schema), schema
-    for section in key.split("."):
+    near, beside, names = _nearest_key(key, schema), schema, key.split(".")
+    while names:
         types: dict[str, Any] = {field.name: field.type for field in fields(beside)}
-        if get_origin(types.get(section)) is dict:
+        section, each = names[0], _each(beside, names[0])
+        if get_origin(types.get(section)) is dict and (each is None or len(names) == 1):
             return f"add to {section} with a plus: +{key}=..."
-        if not is_dataclass(types.get(section)):
+        inner = _section_in(beside, names)
+        if inner is None:
             break
-        beside = types[section]
-    names = ", ".join(field.name for field in fields(beside))
-    return f"{f'did you mean {near}? ' if near else ''}use one of: {names}"
+        beside = inner
+        if each and len(names) == 1:  # within it, whose name is the user's, `_nearest_key` does not look
+            meant = nearest(names[0], [field.name for field in fields(beside)], 0.6)
+            near = f"{key.removesuffix(names[0])}{meant}" if meant else near
+    known = ", ".join(field.name for field in fields(beside))
+    return f"{f'did you mean {near}? ' if near else ''}use one of: {known}"
+
+
+def _each(section: type, name: str) -> type | None:
+    """Return the dataclass of the sections that a key of a section holds; None where it holds none."""
+    return next((field.metadata.get("each") for field in fields(section) if field.name == name), None)
+
+
+def _section_in(section: type, names: list[str]) -> type | None:
+    """Take the first name away, of `sections` also the second, and return the section there; None: there is none."""
+    name = names.pop(0)
+    if each := _each(section, name):
+        return each if names and names.pop(0) else None
+    types: dict[str, Any] = {field.name: field.type for field in fields(section)}
+    return types[name] if is_dataclass(types.get(name)) else None
 
 
 def _keys(schema: type) -> list[str]:

@@ -149,6 +149,7 @@ def look_over(runs: list[StrategyRun], is_dry: bool) -> None:
     """Check what a run checks before it trains, for one run of each strategy. Raises UserError."""
     from starling_train.evals.held_out import HeldOut
     from starling_train.models.source import ModelSource
+    from starling_train.rewards import kinds
     from starling_train.run.runtime import Runtime
     from starling_train.training import policy
     from starling_train.training.ppo import inputs
@@ -166,7 +167,7 @@ def look_over(runs: list[StrategyRun], is_dry: bool) -> None:
         inputs.check_run(settings, source, Path(given(settings.run_dir)), runtime)
     chat = policy.load_chat(source, config.model)  # from here on, the checks that are the same for all
     policy.check_lengths(config, source.policy_config, chat)
-    HeldOut.from_config(config, inputs.load_data(config, chat, admits=True).held_out, chat)
+    HeldOut.from_config(config, inputs.load_data(config, chat, kinds.everyone).held_out, chat)
 
 
 def describe(runs: list[StrategyRun]) -> None:

@@ -120,7 +120,7 @@ def _lines(
         value = getattr(config, item.name)
         if not is_dataclass(value):
             yield _commented(f"{indent}{item.name}: {values[item.name]}".rstrip(), item.metadata["doc"], column)
-            yield from (f"{indent}  {k}: {scalar(v)}\n" for k, v in value.items()) if isinstance(value, dict) else ()
+            yield from _entries(value, f"{indent}  ", is_whole) if isinstance(value, dict) else ()
             continue
         section = list(fields(value)) if is_whole else _section_items(item, value)
         if section:
@@ -128,6 +128,16 @@ def _lines(
             comment = f"{first.lower() if first.istitle() else first} {rest}"
             yield ("" if indent else "\n") + _commented(f"{indent}{item.name}:", comment, column)
             yield from _lines(value, section, f"{indent}  ", item.metadata.get("follows") or follows, is_whole)
+
+
+def _entries(values: dict[str, Any], indent: str, is_whole: bool) -> Iterator[str]:
+    """Yield the entries of a mapping, which may be sections."""
+    for name, value in values.items():
+        if is_dataclass(value):
+            yield f"{indent}{name}:\n"
+            yield from _lines(value, indent=f"{indent}  ", is_whole=is_whole)
+        else:
+            yield f"{indent}{name}: {scalar(value)}\n"
 
 
 def _section_items(item: Field, value: Any) -> list[Field]:

@@ -105,8 +105,21 @@ def section(kind: type, doc: str = "", group: str = "", free: bool = False, foll
     return field(default_factory=lambda: kind(**defaults), metadata=metadata)
 
 
+def sections(kind: type, doc: str, **metadata: Any) -> Any:
+    """Declare a key that holds any number of sections, each the keys of a dataclass, by a name of the user's.
+
+    kind: the dataclass.
+    doc: the comment in `conf/`.
+    metadata: as in `setting`.
+    """
+    return setting({}, doc, each=kind, **metadata)
+
+
 def walk(config: Any, prefix: str = "", free: bool = False) -> Iterator[tuple[str, Field, Any, bool]]:
-    """Yield every key of a configuration that is not a section: dotted name, field, value, whether it is free."""
+    """Yield every key of a configuration that is not a section: dotted name, field, value, whether it is free.
+
+    Of `sections`, the key itself and then those of each section in it.
+    """
     for item in fields(config):
         key, value, is_free = (
             f"{prefix}{item.name}",
@@ -115,8 +128,10 @@ def walk(config: Any, prefix: str = "", free: bool = False) -> Iterator[tuple[st
         )
         if is_dataclass(value):
             yield from walk(value, f"{key}.", is_free)
-        else:
-            yield key, item, value, is_free
+            continue
+        yield key, item, value, is_free
+        for name, one in value.items() if "each" in item.metadata else ():
+            yield from walk(one, f"{key}.{name}.", is_free)
 
 
 def former_names(schema: type) -> dict[str, str]:
@@ -137,12 +152,19 @@ def changed(config: Any, written: dict[str, Any]) -> list[str]:
     old = {new: name for name, new in former_names(type(config)).items()}
     different = []
     for key, item, value, is_free in walk(config):
-        before = _at(written, key, _at(written, old.get(key, key), defaults[key]))
-        if before == item.metadata.get("once", before) and value == defaults[key] and "once" in item.metadata:
+        default = defaults[key] if key in defaults else _default(item)
+        before = _at(written, key, _at(written, old.get(key, key), default))
+        if "each" in item.metadata:  # their keys come by themselves, but not of those that are gone
+            before, value, default = sorted(before or {}), sorted(value), sorted(default)
+        if before == item.metadata.get("once", before) and value == default and "once" in item.metadata:
             continue
         if not is_free and before != value:
             different.append(key)
     return different
+
+
+def _default(item: Field) -> Any:
+    return item.default_factory() if callable(item.default_factory) else item.default
 
 
 def _at(values: Any, key: str, default: Any) -> Any:

@@ -93,10 +93,11 @@ def check(config: PpoConfig) -> None:
     check_adapter(config.model, config.freeze, config.cluster.zero_stage)
     check_ppo_adapter(config)
     check_algorithm(config.algorithm)
-    if config.reward.has_weights and config.reward.max_length <= config.rollout.max_new_tokens:
-        raise UserError(
-            f"reward.max_length: {config.reward.max_length} leaves no room for a prompt and rollout.max_new_tokens="
-            f"{config.rollout.max_new_tokens}; raise it, or lower rollout.max_new_tokens"
-        )
+    for scorer in config.reward.scorers.values():
+        if scorer.has_weights and scorer.max_length <= config.rollout.max_new_tokens:
+            raise UserError(
+                f"{scorer.section}.max_length: {scorer.max_length} leaves no room for a prompt and "
+                f"rollout.max_new_tokens={config.rollout.max_new_tokens}; raise it, or lower rollout.max_new_tokens"
+            )
     check_evaluation(config.rollout, config.evaluation)
     check_guard(config.guard, config.evaluation, config.algorithm.kl.coefficient)

@@ -4,10 +4,13 @@ A docstring is the section's comment in `conf/`; `fields` describes what else a 
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 from starling_train.config.fields import (
+    NotSet,
     UserError,
     check_betas,
     check_header,
@@ -20,6 +23,7 @@ from starling_train.config.fields import (
     path_to,
     require,
     section,
+    sections,
     setting,
     variable,
 )
@@ -27,6 +31,9 @@ from starling_train.config.fields import (
 REWARD_MODELS = ("starling_7b", "starling_34b", "sequence_classification")  # the others have no weights here
 # reward.function: package.module:name, or FILE.py:name
 FUNCTION = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.+\.py):[^\W\d]\w*")
+SCORERS = (*REWARD_MODELS, "server", "function")
+TERM = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # the name of a term, which is a part of its metrics' names
+NOT_A_TERM = ("mean", "std")  # eval/score_mean and eval/score_std are the sum's
 
 
 def _check_template(key: str, value: str) -> None:
@@ -111,13 +118,14 @@ class FreezeConfig:
 
 
 @dataclass
-class RewardConfig:
-    """The reward model. It has its own tokenizer and template: responses are decoded, put into its template, tokenised
-    again."""
+class ScorerConfig:
+    """What gives scores: a reward model, a server of one, or a function."""
+
+    section = "reward"  # where its keys are, for messages; not a key
 
     kind: str = choice(
         "starling_7b",
-        (*REWARD_MODELS, "server", "function"),
+        SCORERS,
         doc="starling_7b (Llama-2 template), starling_34b (Yi), sequence_classification (one label, own template), "
         "server (the keys from url on), function (the keys function and arguments)",
     )
@@ -137,11 +145,6 @@ class RewardConfig:
     trailing_newline: bool = setting(False, "starling_34b: end with a newline, as in its training, not in its PPO")
     empty_response: float | None = number(
         None, doc="score of an answer without text, in the reward's own units; null = what the reward gives it"
-    )
-    probe: bool = setting(
-        True,
-        "score empty, cut and repeated stand-ins for some of the first answers, once, and warn where they score well",
-        free=True,
     )
     max_length: int = number(2048, 8, doc="tokens; longer conversations lose their beginning")
     tokens_per_batch: int = number(16384, 1, doc="padded tokens per forward pass")
@@ -181,6 +184,61 @@ class RewardConfig:
     def has_weights(self) -> bool:
         """Whether `path` names weights that this process loads."""
         return self.kind in REWARD_MODELS
+
+
+@dataclass
+class TermConfig(ScorerConfig):
+    """A term of the reward, with what gives its scores."""
+
+    kind: str = choice("", SCORERS)
+    path: str = path_to("", "Hugging Face directory or hub id")
+    scale: str = choice("none", ("none", "running"), doc="running: by mean and deviation of its scores so far; none")
+    weight: float = number(1.0, doc="of the term in the sum; below 0: a penalty")
+
+
+TERM_KEYS = tuple(item.name for item in fields(TermConfig))
+
+
+@dataclass
+class RewardConfig(ScorerConfig):
+    """The reward model. It has its own tokenizer and template: responses are decoded, put into its template, tokenised
+    again."""
+
+    kind: str = choice(
+        "starling_7b",
+        (*SCORERS, "terms"),
+        doc="starling_7b (Llama-2 template), starling_34b (Yi), sequence_classification (one label, own template), "
+        "server (the keys from url on), function (the keys function and arguments), terms (the key terms)",
+    )
+    probe: bool = setting(
+        True,
+        "score empty, cut and repeated stand-ins for some of the first answers, once, and warn where they score well",
+        free=True,
+    )
+    terms: dict[str, TermConfig] = sections(
+        TermConfig,
+        "what is added up, by a name of yours: each with kind, weight, a scale of its own, and the keys of this "
+        "section that its kind reads",
+    )
+
+    def __post_init__(self) -> None:
+        for name, term in self.terms.items():
+            term.section = f"reward.terms.{name}"
+
+    @property
+    def scorers(self) -> dict[str, ScorerConfig]:
+        """What gives scores, by the name of the term; of a reward that is not a sum, itself, by an empty name."""
+        return dict(self.terms) if self.kind == "terms" else {"": self}
+
+    @property
+    def length_key(self) -> str:
+        """What sets the length beyond which conversations lose their beginning, for messages."""
+        return "max_length of a term" if self.kind == "terms" else "reward.max_length"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether this process loads weights of a reward model."""
+        return any(one.kind in REWARD_MODELS for one in self.scorers.values())
 
 
 @dataclass
@@ -467,7 +525,46 @@ SUITES = {
 
 
 def check_reward(reward: RewardConfig) -> None:
-    """Check the keys of `reward` against one another. Raises UserError."""
+    """Check the keys of `reward` against one another, and those of each term. Raises UserError."""
+    if reward.kind != "terms":
+        if reward.terms:
+            raise UserError(f"reward.terms: set, but reward.kind={reward.kind} does not read it; use reward=terms")
+        _check_scorer(reward)
+        return
+    require("reward.terms", reward.terms, "terms with a kind each, e.g. +reward.terms.model.kind=starling_7b")
+    for key in ("empty_response", "offload", "function", "arguments", "url"):
+        if getattr(reward, key) not in (None, False, {}):
+            raise UserError(f"reward.{key}: set, but reward.kind=terms reads it of a term; use reward.terms.NAME.{key}")
+    for name, term in reward.terms.items():
+        if not TERM.fullmatch(name) or name in NOT_A_TERM:
+            raise UserError(
+                f"reward.terms: '{name}' cannot be the name of a term; use letters, digits and _, and neither "
+                f"{' nor '.join(NOT_A_TERM)}"
+            )
+        with in_term(term):
+            _check_scorer(term)
+
+
+def about_term(section: str, text: str) -> str:
+    """Return a message about the section `reward` as one about a term. section: the term's, `reward.terms.NAME`."""
+    text = re.sub(rf"\breward\.(?=(?:{'|'.join(TERM_KEYS)})\b)", f"{section}.", text)
+    return re.sub(rf"\breward=(?=(?:{'|'.join(SCORERS)})\b)", f"{section}.kind=", text)
+
+
+@contextmanager
+def in_term(scorer: ScorerConfig) -> Iterator[None]:
+    """Name the keys of a term in the message of any UserError raised inside; those of `reward` stay as they are."""
+    try:
+        yield
+    except UserError as error:
+        if scorer.section != "reward":
+            error.args = (about_term(scorer.section, str(error)),)
+            if isinstance(error, NotSet):
+                error.key = about_term(scorer.section, error.key)
+        raise
+
+
+def _check_scorer(reward: ScorerConfig) -> None:
     if reward.offload and not reward.has_weights:
         raise UserError(f"reward.offload: set, but reward.kind={reward.kind} has no weights here; leave it out")
     for key in ("function", "arguments"):
@@ -476,7 +573,7 @@ def check_reward(reward: RewardConfig) -> None:
     {"server": _check_server, "function": _check_function}.get(reward.kind, _check_model)(reward)
 
 
-def _check_function(reward: RewardConfig) -> None:
+def _check_function(reward: ScorerConfig) -> None:
     require("reward.function", reward.function, "package.module:name or FILE.py:name")
     if not FUNCTION.fullmatch(given(reward.function)):
         raise UserError(
@@ -485,7 +582,7 @@ def _check_function(reward: RewardConfig) -> None:
         )
 
 
-def _check_server(reward: RewardConfig) -> None:
+def _check_server(reward: ScorerConfig) -> None:
     require("reward.url", reward.url, "the address of a reward server, e.g. http://127.0.0.1:8000")
     check_url(given(reward.url), reward.protocol)
     if reward.protocol != "starling" and not reward.tokenizer:
@@ -497,7 +594,7 @@ def _check_server(reward: RewardConfig) -> None:
         raise UserError(f"reward.served_model: reward.protocol={reward.protocol} has no name for a model; leave it out")
 
 
-def _check_model(reward: RewardConfig) -> None:
+def _check_model(reward: ScorerConfig) -> None:
     require("reward.path", reward.path, "the reward model: a Hugging Face directory or hub id")
     for key in ("load_in", "device_map"):
         if reward.offload and (value := getattr(reward, key)):

@@ -33,6 +33,8 @@ def check(config: ServeConfig) -> None:
     """Check the configuration of the server. Raises UserError."""
     check_values(config)
     check_reward(config.reward)
+    if config.reward.kind == "terms":
+        raise UserError("reward.kind: a sum of terms is not served; give the kind and path of a model")
     if not config.reward.has_weights:
         raise UserError(f"reward.kind: a {config.reward.kind} is not served; give the kind and path of a model")
     if config.reward.empty_response is not None:

@@ -19,7 +19,8 @@ from starling_train.evals.suite import Skill
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget, Budgets
 from starling_train.models.causal_lm import CausalLM
-from starling_train.rewards.kinds import Scorer
+from starling_train.rewards import terms
+from starling_train.rewards.scorer import Scorer
 from starling_train.rollout.generate import generate
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
@@ -101,21 +102,29 @@ def evaluate(
     budgets: of sequences side by side, and of tokens per forward pass.
     """
     rollout, conversations = draw(held_out, actors.policy, config, budgets.slots, runtime)
-    scores = reward_model.score(conversations, [prompt.columns for prompt in runtime.shard(held_out.prompts)])
+    columns = [prompt.columns for prompt in runtime.shard(held_out.prompts)]
+    scores, of_terms = terms.scored(reward_model, conversations, columns)
     kl = budgets.tokens.halving(lambda tokens: _reference_kl(actors, rollout, tokens))
-    more = [{"score": scores[i], "kl": float(kl[i])} for i in range(len(conversations))]
+    more = [
+        {"score": scores[i]} | {f"score_{name}": of_terms[name][i] for name in of_terms} | {"kl": float(kl[i])}
+        for i in range(len(conversations))
+    ]
     rows, measured = described(held_out, rollout, conversations, more, runtime)
-    scores_of_all = torch.tensor([row["score"] for row in rows])
-    score = scores_of_all[scores_of_all.isfinite()]  # as in a step: one odd answer must not hide the others
+    score = _finite(rows, "score")  # as in a step: one odd answer must not hide the others
     metrics = {
-        "eval/unscored": len(scores_of_all) - len(score),
+        "eval/unscored": len(rows) - len(score),
         "eval/score_mean": float(score.mean()),
         "eval/score_std": float(score.std(correction=0)),
         "eval/kl_reference": sum(row["kl"] for row in rows) / len(rows),
-    }
+    } | {f"eval/score_{name}": float(_finite(rows, f"score_{name}").mean()) for name in of_terms}
     skills = held_out.skills(actors.policy, budgets.slots, budgets.tokens, runtime)
     values = held_out.values(rows) | skills.values
     return Measured(metrics | measured | skills.metrics, rows[: config.logging.samples], skills.cases, values)
+
+
+def _finite(rows: list[dict[str, Any]], name: str) -> torch.Tensor:
+    values = torch.tensor([row[name] for row in rows])
+    return values[values.isfinite()]
 
 
 def draw(

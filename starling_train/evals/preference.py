@@ -71,17 +71,17 @@ class Preference(Suite):
     def measure(self, folder: Path, say: Say) -> dict[str, Any]:
         conversations = [messages for row in self.comparisons for messages in row.conversations]
         with self.journal(folder, "scores") as journal, about("preference"):
-            found, cut = score(conversations, self.subjects, journal, self.progress(say, "answers scored"))
-        if without := sum(value is None for value in found):
-            raise UserError(f"reward: {without} of {len(found)} answers were not scored, so pairs have no order")
-        scores = [value for value in found if value is not None]
+            found = score(conversations, self.subjects, journal, self.progress(say, "answers scored"))
+        scores = [value for value in found.scores if value is not None]
+        if without := len(found.scores) - len(scores):
+            raise UserError(f"reward: {without} of {len(found.scores)} answers were not scored, so pairs have no order")
         counts = evaluate(self.comparisons, lambda _: scores)
         by_distance = [
             {"distance": distance, "accuracy": right / pairs, "pairs": pairs}
             for distance, (right, pairs) in counts.by_distance.items()
         ]
         result = {"accuracy": counts.accuracy, "pairs": counts.pairs, "by_distance": by_distance}
-        return result | cut
+        return result | found.cut
 
     def lines(self, result: dict[str, Any]) -> list[ResultLine]:
         parts = result["by_distance"]

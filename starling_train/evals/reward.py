@@ -104,18 +104,20 @@ class Reward(Suite):
         columns = [prompt.columns for prompt in self.prompts]
         with self.journal(folder, "scores", scored) as journal, about("reward_suite"):
             counted = self.progress(say, "answers scored")
-            found, cut = score(conversations, self.subjects, journal, counted, columns)
-        scores = [value for value in found if value is not None]
+            found = score(conversations, self.subjects, journal, counted, columns)
+        scores = _given(found.scores)
         if not scores:
-            raise UserError(f"reward: none of {len(found)} answers was scored; try it with the command score")
+            raise UserError(f"reward: none of {len(rows)} answers was scored; try it with the command score")
+        of_terms = {name: distribution(_given(values)) for name, values in found.terms.items()}
         return {
             "answers": len(rows),
-            "unscored": len(found) - len(scores),
+            "unscored": len(rows) - len(scores),
             "score": distribution(scores),
+            **({"terms": of_terms} if of_terms else {}),
             "length": distribution([len(row["ids"]) for row in rows]),
             "ended": sum(row["ended"] for row in rows) / len(rows),
             "empty": sum(map(is_empty, conversations)) / len(rows),
-            **cut,
+            **found.cut,
             "kl": kl,
         }
 
@@ -144,6 +146,10 @@ class Reward(Suite):
             ResultLine("mean score", f"{score_['mean']:.4g}", count),
             ResultLine("score, standard deviation", f"{score_['std']:.4g}", count),
             ResultLine("score, 5 % to 95 %", ends, count),
+            *(
+                ResultLine(f"mean of the term {name}", f"{term['mean']:.4g}", count)
+                for name, term in result.get("terms", {}).items()
+            ),
             ResultLine("length, tokens", f"{length['mean']:.4g}", count),
             ResultLine("ended by itself", f"{100 * result['ended']:.2f} %", count),
         ]
@@ -158,10 +164,14 @@ class Reward(Suite):
 
     def notes(self, result: dict[str, Any]) -> list[str]:
         reward = self.identity["reward"]
-        who = reward.get("path") or reward.get("url") or reward["function"]
+        who = reward.get("path") or reward.get("url") or reward.get("function") or " and ".join(reward["terms"])
         count = result.get("unscored")
         left_out = [f"{count:,} answers were not scored"] if count else []
         return [f"scored by {who}", *left_out, *truncation(result)]
+
+
+def _given(scores: Sequence[float | None]) -> list[float]:
+    return [value for value in scores if value is not None]
 
 
 def distribution(values: Sequence[float]) -> dict[str, Any]:
@@ -182,8 +192,8 @@ def _prompts(config: EvaluateConfig, chat: Chat) -> tuple[list[Prompt], Dropped]
     """
     how = config.reward_suite
     if how.path is None:
-        admits = not (config.dry_run and config.reward.has_weights)
-        return inputs.load_data(config, chat, admits).held_out[: how.rows], Dropped()
+        asks = kinds.without_weights if config.dry_run else kinds.everyone
+        return inputs.load_data(config, chat, asks).held_out[: how.rows], Dropped()
     with about("reward_suite.path"):
         data = nectar.load(
             how.path,

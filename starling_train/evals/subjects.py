@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from starling_train.config.evaluate import EvaluateConfig
 from starling_train.config.fields import UserError
@@ -18,8 +18,8 @@ from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.positions import positions_of
 from starling_train.models.families.ways import ways_of
 from starling_train.models.source import ModelSource
-from starling_train.rewards import empty_answers, kinds
-from starling_train.rewards.kinds import Scorer
+from starling_train.rewards import kinds, terms
+from starling_train.rewards.scorer import Scorer
 from starling_train.rollout import exclusions, start_check
 from starling_train.rollout.generate import generate
 from starling_train.run.runtime import Runtime
@@ -120,10 +120,8 @@ class Subjects:
 
         prompts: messages up to where an answer begins. columns: of each prompt's row of the data.
         """
-        reward = self.config.reward
-        if reward.has_weights and self.config.dry_run:
-            return
-        admission = kinds.of(reward).admit(reward, prompts, columns)
+        asks = kinds.without_weights if self.config.dry_run else kinds.everyone
+        admission = kinds.admit(self.config.reward, prompts, columns, asks)
         if admission.refused:
             told = admission.described(prompts)[0]
             raise UserError(f"reward: {len(admission.refused)} of {len(prompts)} prompts cannot be scored; {told}")
@@ -151,7 +149,7 @@ class Subjects:
 
     def reward(self) -> Scorer:
         """Load the reward model, or connect to it."""
-        if kinds.of(self.config.reward).HOLDS_MEMORY:
+        if self.config.reward.has_weights:
             return self._hold("reward", self._load_reward)
         return self._light_reward  # no other model is released for it
 
@@ -160,7 +158,7 @@ class Subjects:
         return self._load_reward()
 
     def _load_reward(self) -> Scorer:
-        return empty_answers.load(self.config.reward, self.runtime)
+        return kinds.load(self.config.reward, self.runtime)
 
     def token_budget(self) -> Budget:
         """Return a new budget of tokens for forward passes that measure log-probabilities."""
@@ -244,23 +242,35 @@ class Subjects:
         }
 
 
+class Scored(NamedTuple):
+    """Scores of conversations.
+
+    scores: None where a reward function leaves the answer out.
+    cut: what was too long for the reward model, as a part of a suite's result: `truncated_answers` lost their
+        beginning, `truncated_prompts` counts all conversations that did.
+    terms: of each term of a sum, by name.
+    """
+
+    scores: list[float | None]
+    cut: dict[str, int]
+    terms: dict[str, list[float | None]]
+
+
 def score(
     conversations: list[list[dict]],
     subjects: Subjects,
     journal: Journal,
     progress: StartProgress,
     columns: Sequence[dict[str, Any]] | None = None,
-) -> tuple[list[float | None], dict[str, int]]:
-    """Return (a score for every conversation, what was too long for the reward model).
+) -> Scored:
+    """Score conversations, as far as the journal has no scores of them.
 
-    The second is a part of a suite's result: `truncated_answers` lost their beginning, `truncated_prompts` counts all
-    conversations that did.
-
-    None: a reward function leaves the answer out. Raises UserError for another score that is not finite.
+    Raises UserError for a score that is not finite, unless it is a function's.
 
     conversations: the answers with their prompts.
     subjects: the reward model is loaded from here.
-    journal: {"score", "truncated", "shortened"} by index; the first row of a group has the counts of all of it.
+    journal: {"score", "truncated", "shortened", and "terms" of a sum} by index; the first row of a group has the counts
+        of all of it.
     progress: counts the scores.
     columns: of each conversation's row of the data, for a reward function.
     """
@@ -269,12 +279,14 @@ def score(
         model = subjects.reward()
         before = model.truncated, model.shortened
         given = [columns[index] for index in indices] if columns else None
-        scores = model.score([conversations[index] for index in indices], given)
-        if not model.may_leave_out:
-            check_finite(scores)
-        for value in scores:
+        scores, of_terms = terms.scored(model, [conversations[index] for index in indices], given)
+        for name, one in terms.parts(model).items():
+            if not one.may_leave_out:
+                check_finite(of_terms.get(name, scores), f"reward.terms.{name}" if name else "reward")
+        for position, value in enumerate(scores):
             cut = {"truncated": model.truncated - before[0], "shortened": model.shortened - before[1]}
-            yield {"score": value if math.isfinite(value) else None} | cut
+            each = {name: _or_none(values[position]) for name, values in of_terms.items()}
+            yield {"score": _or_none(value)} | cut | ({"terms": each} if each else {})
             before = model.truncated, model.shortened
 
     rows = complete(journal, [str(index) for index in range(len(conversations))], make, progress)
@@ -282,4 +294,10 @@ def score(
     counts = {
         name: sum(row.get(key, 0) for row in rows) for name, key in cut.items()
     }  # older journals have one of them
-    return [row["score"] for row in rows], counts
+    names = rows[0].get("terms", {}) if rows else {}
+    of_terms = {name: [row["terms"][name] for row in rows] for name in names}
+    return Scored([row["score"] for row in rows], counts, of_terms)
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

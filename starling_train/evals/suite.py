@@ -183,10 +183,10 @@ def unique(ids: Sequence[str]) -> list[str]:
     return names
 
 
-def check_finite(scores: Sequence[float]) -> None:
-    """Raise UserError if a reward model's score is not finite: it would not order anything."""
+def check_finite(scores: Sequence[float], section: str) -> None:
+    """Raise UserError if a reward model's score is not finite: it would not order anything. section: its keys'."""
     if wrong := sum(not math.isfinite(value) for value in scores):
-        raise UserError(f"reward: {wrong} of {len(scores)} scores are not finite; try reward.dtype=float32")
+        raise UserError(f"{section}: {wrong} of {len(scores)} scores are not finite; try {section}.dtype=float32")
 
 
 @contextmanager
@@ -207,5 +207,6 @@ def shares(parts: list[tuple[str, float, int]]) -> list[ResultLine]:
 
 def truncation(result: dict[str, Any]) -> list[str]:
     answers = result.get("truncated_answers", 0)
-    line = cut_conversations(result.get("truncated_prompts", answers), answers, "reward.max_length")
+    key = "max_length of a term" if "terms" in result else "reward.max_length"
+    line = cut_conversations(result.get("truncated_prompts", answers), answers, key)
     return [line] if line else []

@@ -4,6 +4,7 @@ All sizes are bytes on one device, or for it in the memory of its host. Counted 
 does; not the CUDA context, what an allocator loses in fragments, and what libraries keep for themselves.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starling_train.planning.shapes import Shape
@@ -78,7 +79,7 @@ class TrainingJob:
     kept_limit: bytes of hidden states that stay on the device.
     adapter: what trains lies beside the policy's parameters.
     load_in: 8bit or 4bit, of the policy's layers.
-    optimizer_offloaded, reward_offloaded: kept in host memory; on a CPU that is the device's, and copies come on top.
+    optimizer_offloaded: kept in host memory; on a CPU that is the device's, and copies come on top.
     """
 
     parameters: int
@@ -95,19 +96,47 @@ class TrainingJob:
     step_tokens: int = 0
     gradient_checkpointing: bool = False
     eight_bit: bool = False
-    reward_dtype: str = "bfloat16"
-    reward_load_in: str | None = None
-    reward_tokens: int = 0
     kept_limit: float = float("inf")
     device: str = "cuda"
     adapter: bool = False
     load_in: str | None = None
     optimizer_offloaded: bool = False
-    reward_offloaded: bool = False
 
     def critics_trunk(self, policy: Shape) -> int:
         """Count the parameters of the critic's own layers, all of which train."""
         return {"none": 0, "head": 0, "twin": self.trainable, "separate": policy.decoder_parameters()}[self.critic]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A reward model with weights here.
+
+    name: of the term that it is of a sum; "": it is the reward.
+    tokens: of a forward pass.
+    offloaded: kept in host memory while it does not score.
+    """
+
+    shape: Shape
+    name: str = ""
+    dtype: str = "bfloat16"
+    load_in: str | None = None
+    tokens: int = 0
+    offloaded: bool = False
+
+    @property
+    def part(self) -> str:
+        """What it is called in a plan."""
+        return f"reward model {self.name}".rstrip()
+
+    def weights(self) -> float:
+        """Return the bytes of its weights."""
+        return self.shape.decoder_parameters() * (LOADED[self.load_in] if self.load_in else BYTES[self.dtype])
+
+    def scoring(self, job: "TrainingJob") -> dict[str, float]:
+        """Return the bytes by part that it needs while it scores."""
+        tokens = _microbatch(job.step_tokens, self.tokens, job.sequence_tokens)
+        activations = {"activations": tokens * self.shape.forward() * BYTES[self.dtype]}
+        return activations | ({f"{self.part}, while it scores": self.weights()} if self.offloaded else {})
 
 
 def planned_device(device: str) -> str:
@@ -115,8 +144,8 @@ def planned_device(device: str) -> str:
     return "cpu" if device == "cpu" else "cuda"
 
 
-def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | None = None) -> MemoryPlan:
-    """Plan the memory of PPO in one process. reward: None where the reward model is served elsewhere."""
+def plan(policy: Shape, judges: Sequence[Judge], job: TrainingJob, share: Share | None = None) -> MemoryPlan:
+    """Plan the memory of PPO in one process. judges: none where the reward model is served elsewhere."""
     share, size, d = share or Share(), BYTES[job.dtype], policy.hidden
     head = 0 if job.critic == "none" else 2 * d * d + 4 * d + 1  # the value head, float32
     trunk = job.critics_trunk(policy)
@@ -127,16 +156,10 @@ def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | N
     logits = _logits(policy, job)
     batch = _microbatch(job.step_tokens, job.tokens_per_microbatch, job.sequence_tokens)
     scoring = kept | gathered | {"activations": batch * (policy.forward() + d) * size, "logits, one chunk": logits}
-    weights = 0.0 if reward is None else reward.decoder_parameters() * _reward_bytes(job)
-    judging: dict[str, float] = {}
-    if reward is not None:
-        tokens = _microbatch(job.step_tokens, job.reward_tokens, job.sequence_tokens)
-        judging = kept | gathered | {"activations": tokens * reward.forward() * BYTES[job.reward_dtype]}
-        if job.reward_offloaded:
-            judging["reward model, while it scores"] = weights
+    judging = [kept | gathered | judge.scoring(job) for judge in judges]  # one after the other
     optimizer, host = _state(job, learning, head, size, share)
-    if job.reward_offloaded and job.device != "cpu":
-        host, weights = host | {"reward model": weights}, 0.0
+    away = [judge for judge in judges if judge.offloaded and job.device != "cpu"]
+    weights = {judge.part: 0.0 if judge in away else judge.weights() for judge in judges} or {"reward model": 0.0}
     return MemoryPlan(
         held={
             "policy weights": share.of(_policy_bytes(policy, job, size), 3),
@@ -144,13 +167,13 @@ def plan(policy: Shape, reward: Shape | None, job: TrainingJob, share: Share | N
             "reference: own copies of what trains": 0.0 if job.adapter else share.of(job.trainable * size, 3),
             f"critic ({job.critic})": share.of(trunk * size + head * (size if share.is_zero else 4), 3),
             "optimizer: moments, master copies": optimizer,
-            "reward model": weights,
+            **weights,
         },
         rollout=_rollout(policy, job, size, kept["prefix cache"]) | gathered,
-        scoring=max(judging, scoring, key=lambda parts: sum(parts.values())),
+        scoring=max(*judging, scoring, key=lambda parts: sum(parts.values())) if judging else scoring,
         update=kept | _update(policy, job, (job.trainable, trunk, head), size, logits, share),
         step=kept | _step(policy, learning, head, size, share, job.optimizer_offloaded),
-        host=host,
+        host=host | {judge.part: judge.weights() for judge in away},
     )
 
 
@@ -206,10 +229,6 @@ def _policy_bytes(policy: Shape, job: TrainingJob, size: int) -> float:
         return job.parameters * size + beside
     layers = policy.layers * policy.layer_parameters()
     return layers * LOADED[job.load_in] + (job.parameters - layers) * size + beside
-
-
-def _reward_bytes(job: TrainingJob) -> float:
-    return LOADED[job.reward_load_in] if job.reward_load_in else BYTES[job.reward_dtype]
 
 
 def _gathered(parameters: int, size: int, share: Share) -> dict[str, float]:

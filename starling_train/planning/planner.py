@@ -1,6 +1,6 @@
 """What a run needs on N devices: memory by part, tokens and time of a step, and the fewest devices that hold it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from typing import Any
 from starling_train.config import guard
 from starling_train.config.fields import UserError, no_path
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import AlgorithmConfig
+from starling_train.config.sections import AlgorithmConfig, ScorerConfig, in_term
 from starling_train.files import adapter_files
 from starling_train.planning import shapes
-from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan, planned_device
+from starling_train.planning.memory import Judge, MemoryPlan, Share, TrainingJob, plan, planned_device
 from starling_train.planning.schedule import Schedule, lengths, schedule
 from starling_train.planning.shapes import Shape
 from starling_train.planning.step_time import DEVICES, Work, dtype_lines, nearest, scan_lines, seconds
@@ -26,7 +26,7 @@ class Planner:
 
     config: PpoConfig
     policy: Shape
-    reward: Shape | None
+    judges: Sequence[Judge]
     table: Any
     device: str
 
@@ -35,7 +35,7 @@ class Planner:
         """Plan from config.json, or from what is known of published models. Raises UserError."""
         policy = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
         table = what_trains_of(config.freeze, policy.config(), config.seed, config.model.path)
-        return cls(config, policy, reward_shape(config), table, planned_device(config.cluster.device))
+        return cls(config, policy, judges_of(config), table, planned_device(config.cluster.device))
 
     def job(self, processes: int = 1) -> TrainingJob:
         """Describe the work of one of the processes, at the longest prompts and responses."""
@@ -58,21 +58,17 @@ class Planner:
             layers_trained=above,  # which ones a scan will pick is unknown, and it spreads them
             gradient_checkpointing=config.model.gradient_checkpointing,
             eight_bit=config.optim.eight_bit,
-            reward_dtype=config.reward.dtype,
-            reward_load_in=config.reward.load_in,
-            reward_tokens=config.reward.tokens_per_batch,
             kept_limit=algorithm.prefix_device_gb * 1e9,
             device=self.device,
             adapter=bool(config.freeze.adapter),
             load_in=config.model.load_in,
             optimizer_offloaded=config.cluster.offload == "optimizer",
-            reward_offloaded=config.reward.offload,
         )
 
     def memory(self, processes: int = 1, stage: int | None = None) -> MemoryPlan:
         """Plan the bytes on each device. stage: the configuration's if None."""
         share = Share(processes, self.config.cluster.zero_stage if stage is None else stage)
-        return plan(self.policy, self.reward, self.job(processes), share)
+        return plan(self.policy, self.judges, self.job(processes), share)
 
     def fewest(self, gb: float) -> tuple[int, int] | None:
         """Find the fewest devices of `gb` decimal GB: (devices, ZeRO stage), None beyond the largest count.
@@ -105,11 +101,18 @@ def fewest(
     return None
 
 
-def reward_shape(config: PpoConfig) -> Shape | None:
-    """Find the reward model's shape, None where it is served. Raises UserError."""
-    reward = config.reward
-    if not reward.has_weights:
-        return None
+def judges_of(config: PpoConfig) -> list[Judge]:
+    """Describe the reward models that have weights here: none where the reward is served. Raises UserError."""
+    judges = []
+    for name, one in config.reward.scorers.items():
+        if one.has_weights:
+            with in_term(one):
+                shape = _shape_of(one)
+            judges.append(Judge(shape, name, one.dtype, one.load_in, one.tokens_per_batch, one.offload))
+    return judges
+
+
+def _shape_of(reward: ScorerConfig) -> Shape:
     path = Path(reward.path).expanduser()
     if reward.path in shapes.MADE and not path.exists():
         return shapes.MADE[reward.path]
@@ -141,7 +144,7 @@ def describe(config: Any) -> str:
         algorithm.epochs * algorithm.minibatches,
     )
     job, shares = planner.job(count), (settings.matrix_share, settings.bandwidth_share)
-    times = seconds(planner.policy, planner.reward, job, work, device, *shares)
+    times = seconds(planner.policy, planner.judges, job, work, device, *shares)
     longest = algorithm.responses_per_step * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     total, fits = sum(times.values()), memory.total <= settings.gpu_gb * 1e9
     guessed = config.freeze.method in ("snr", "lowest") and not config.freeze.scan
@@ -209,9 +212,9 @@ def of_run(config: PpoConfig, policy: Any, table: Any, device: str, processes: i
 
     policy: its transformers configuration. table: what trains.
     """
-    if config.reward.kind == "sequence_classification":
+    if any(one.kind == "sequence_classification" for one in config.reward.scorers.values()):
         return None
-    return Planner(config, Shape.of(policy), reward_shape(config), table, device).memory(processes).total / 1e9
+    return Planner(config, Shape.of(policy), judges_of(config), table, device).memory(processes).total / 1e9
 
 
 def against(planned_gb: float | None, measured_gb: float) -> str:

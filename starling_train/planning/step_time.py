@@ -4,11 +4,12 @@ Estimates, not measurements: the achieved shares of the rates are assumptions (`
 `plan.bandwidth_share`), and so is how lengths vary (`planning.schedule`, which counts the steps of a rollout).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starling_train.config.sections import FreezeConfig
 from starling_train.core.float64 import scan_note
-from starling_train.planning.memory import BYTES, TrainingJob
+from starling_train.planning.memory import Judge, TrainingJob
 from starling_train.planning.schedule import Schedule
 from starling_train.planning.shapes import Shape
 from starling_train.run.machine import dtype_note
@@ -85,7 +86,7 @@ class Work:
 
 def seconds(
     policy: Shape,
-    reward: Shape | None,
+    judges: Sequence[Judge],
     job: TrainingJob,
     work: Work,
     device: Device,
@@ -113,18 +114,18 @@ def seconds(
     scoring = 2 * (passes * above * work.tokens + 2 * head * responses)
     if job.critic == "separate":
         scoring += 2 * (layers - above) * work.tokens
-    judging = 0.0 if reward is None else 2 * reward.layers * reward.layer_parameters() * work.tokens
+    judging = sum(2 * one.shape.layers * one.shape.layer_parameters() * work.tokens for one in judges)
 
     again = 2 if job.gradient_checkpointing else 0
     policy_pass = (2 + 2 + again) * above + 2 * job.trainable
     critic_pass = {"none": 0, "head": 0, "twin": policy_pass, "separate": (6 + again) * layers}[job.critic]
     update = work.epochs * ((policy_pass + critic_pass) * work.tokens + 4 * head * responses)
     phases = {"rollout": rollout, "scoring": (scoring + judging) / rate, "update": update / rate}
-    return phases | _through_host_memory(policy, reward, job, work, size)
+    return phases | _through_host_memory(policy, judges, job, work, size)
 
 
 def _through_host_memory(
-    policy: Shape, reward: Shape | None, job: TrainingJob, work: Work, size: int
+    policy: Shape, judges: Sequence[Judge], job: TrainingJob, work: Work, size: int
 ) -> dict[str, float]:
     """Estimate what it takes longer because something is in host memory: copies over the bus, and Adam there."""
     seconds = {}
@@ -133,6 +134,7 @@ def _through_host_memory(
         copies = 2 * size / BUS_BYTES_S  # a gradient comes, a weight goes
         adam = (4 * 4 + 3 * 4 + 2 * (size + 4)) / HOST_BYTES_S  # read, written; gradient and weight change their types
         seconds["optimizer in host memory"] = work.updates * learning * (copies + adam)
-    if job.reward_offloaded and reward is not None:
-        seconds["reward model to the device"] = reward.decoder_parameters() * BYTES[job.reward_dtype] / BUS_BYTES_S
+    for judge in judges:
+        if judge.offloaded:
+            seconds[f"{judge.part} to the device"] = judge.weights() / BUS_BYTES_S
     return seconds

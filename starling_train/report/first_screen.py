@@ -9,7 +9,16 @@ from starling_train.report import markup
 from starling_train.report.judgement import verdict
 from starling_train.report.judgement.finding import Finding
 from starling_train.report.judgement.limits import BAD, GOOD, LIMITS, WATCH
-from starling_train.report.read_run import RunFiles, is_finished, is_number, policy_step, setting, steps_done
+from starling_train.report.read_run import (
+    RunFiles,
+    is_finished,
+    is_number,
+    judge_of,
+    policy_step,
+    setting,
+    steps_done,
+    terms_of,
+)
 from starling_train.rewards import server_facts
 
 WORDS = {"good": "✓ good", "watch": "! look", "bad": "✗ bad", "note": "note"}
@@ -103,7 +112,10 @@ def headline(run: RunFiles) -> str:
     )
     for phrase, keys in sources:
         value = next((setting(run.config, key) for key in keys if setting(run.config, key)), None)
-        if value:
+        if phrase == "scored by" and (of_terms := terms_of(run.config)):
+            each = (f"{short_name(judge_of(term))} ({markup.escape(name)})" for name, term in of_terms.items())
+            parts.append(f"{phrase} the sum of {' and '.join(each)}")
+        elif value:
             parts.append(f"{phrase} {short_name(str(value))}")
     if server := server_facts.described(run.config.get(server_facts.KEPT)):
         parts[-1] += f" ({markup.escape(markup.redact(server))})"

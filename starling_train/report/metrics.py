@@ -1,10 +1,11 @@
 """The `eval/*` keys of a run: which of them are suites, which of those skills, and what to call them."""
 
 from starling_train.report.markup import clean
-from starling_train.report.read_run import RunFiles, series
+from starling_train.report.read_run import RunFiles, series, terms_of
 
 SKILL_WORDS = ("function_calling", "instructions", "accuracy", "rate")
 IN_PERCENT = ("function_calling", "instructions")
+SCORE = "eval/score_"  # and the name of a term: its mean score
 CASES = "_cases"  # what a skill's key with this at its end counts
 # measured at every evaluation of ppo; everything else is a suite's or the user's
 PLAIN = {
@@ -19,7 +20,8 @@ PLAIN = {
 def suites(run: RunFiles) -> list[str]:
     """Return every measured `eval/*` key that is a suite's or the user's, in alphabetical order."""
     keys = {key for line in run.metrics for key in line if key.startswith("eval/")}
-    return sorted(key for key in keys - PLAIN if not key.endswith(CASES) and series(run, key)[1])
+    own = keys - PLAIN - {f"{SCORE}{name}" for name in terms_of(run.config)}
+    return sorted(key for key in own if not key.endswith(CASES) and series(run, key)[1])
 
 
 def is_skill(key: str) -> bool:

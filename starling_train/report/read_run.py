@@ -125,6 +125,20 @@ def setting(tree: dict[str, Any], dotted: str) -> Any:
     return value
 
 
+def terms_of(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of each term that the reward is a sum of, by name; none for another reward."""
+    named = setting(settings, "reward.terms") if setting(settings, "reward.kind") == "terms" else None
+    if not isinstance(named, dict):
+        return {}
+    return {str(name): term for name, term in named.items() if isinstance(term, dict)}
+
+
+def judge_of(reward: dict[str, Any]) -> str:
+    """Return where a reward, or a term of it, has its scores from: a path, an address or a function; "" if unknown."""
+    where = {"server": "url", "function": "function"}.get(str(reward.get("kind")), "path")
+    return str(reward.get(where) or "")
+
+
 def selected_modules(run: RunFiles) -> set[str]:
     """Return the scanned modules whose weight one of the patterns of `unfrozen.yaml` matches."""
     if not run.patterns:

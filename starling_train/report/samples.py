@@ -91,9 +91,10 @@ def _answer(sample: Sample | None, title: str, reference: Sample | None = None) 
 
 
 def _facts(sample: Sample, reference: Sample | None) -> str:
-    """Return score (with its change), gold, KL, and whether the answer ended by itself."""
+    """Return score (with its change), those of its terms, gold, KL, and whether the answer ended by itself."""
     facts = []
-    for key, label, unit in (("score", "score", ""), ("gold", "gold", ""), ("kl", "KL", "nats")):
+    terms = [(key, escape(key.removeprefix("score_")), "") for key in sample if key.startswith("score_")]
+    for key, label, unit in (("score", "score", ""), *terms, ("gold", "gold", ""), ("kl", "KL", "nats")):
         if not is_number(sample.get(key)):
             continue
         fact = f"{label} {number(sample[key], unit)}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import ScorerConfig
 from starling_train.models import quantisation
 from starling_train.models.reward import header_checks, model
 from starling_train.models.reward.reading import Reader
@@ -14,24 +14,24 @@ from starling_train.models.source import ModelSource
 from starling_train.rewards.admission import Admission, by_reader
 from starling_train.run.runtime import Runtime
 
-LOCATION, HOLDS_MEMORY = "path", True
+LOCATION = "path"
 SCORED_BY = ("dtype", "load_in", "position", "trailing_newline", "max_length")
 
 
-def check(config: RewardConfig, weights: bool = True) -> None:
+def check(config: ScorerConfig, weights: bool = True) -> None:
     """Check the directory and its tokenizer; weights: their names and shapes too. Raises UserError."""
     quantisation.check_acceleration(load_in=config.load_in, device_map=config.device_map)
     header_checks.check_reward(config, RewardSource.of(config, weights=weights), weights=weights)
 
 
-def load(config: RewardConfig, runtime: Runtime) -> model.RewardModel:
+def load(config: ScorerConfig, runtime: Runtime) -> model.RewardModel:
     """Load the model, with its own tokenizer, on the run's device. Raises UserError."""
     device = config.device_map or str(runtime.device)
     return model.load(RewardSource.of(config), config, dtype=config.dtype, device=device)
 
 
 def identity(
-    config: RewardConfig,
+    config: ScorerConfig,
     identify: Callable[[ModelSource], dict[str, Any]],
     weights: bool = True,
 ) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def identity(
     return identify(RewardSource.of(config, weights=weights).model)
 
 
-def about(config: RewardConfig) -> dict[str, Any]:
+def about(config: ScorerConfig) -> dict[str, Any]:
     """Tell which model it is, for who is served by it: its name, and marks of its weights and its template."""
     source = RewardSource.of(config)
     template = source.tokenizer.chat_template if config.kind == CLASSIFIER else config.kind
@@ -54,12 +54,12 @@ def about(config: RewardConfig) -> dict[str, Any]:
     }
 
 
-def columns(config: RewardConfig) -> tuple[str, ...]:
+def columns(config: ScorerConfig) -> tuple[str, ...]:
     """Return no names: a model reads conversations only."""
     return ()
 
 
-def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
+def admit(config: ScorerConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
     """Render every prompt with a made-up answer of a word; refuse what the template refuses, count what is cut.
 
     Raises UserError if the template refuses all.

@@ -4,24 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig
-from starling_train.rewards import kinds
-from starling_train.rewards.kinds import Mark, Scorer
-from starling_train.run.runtime import Runtime
+from starling_train.rewards.scorer import Mark, Scorer
 
 
 def is_empty(conversation: Sequence[dict]) -> bool:
     """Return whether the answer, the last message, has nothing but white space."""
     return not conversation[-1]["content"].strip()
-
-
-def load(config: RewardConfig, runtime: Runtime) -> Scorer:
-    """Load the reward that the configuration names, or connect to it, with the score that it states for empty answers.
-
-    Raises UserError.
-    """
-    reward = kinds.of(config).load(config, runtime)
-    return reward if config.empty_response is None else StatedForEmpty(reward, config.empty_response)
 
 
 class StatedForEmpty:

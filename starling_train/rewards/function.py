@@ -18,30 +18,31 @@ from typing import Any, ClassVar
 import torch
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import ScorerConfig
 from starling_train.data.conversations import with_answer
 from starling_train.models.source import ModelSource
 from starling_train.rewards.admission import Admission, first_words
 from starling_train.rewards.user_function import UserFunction, said
 from starling_train.run.runtime import Runtime
 
-LOCATION, HOLDS_MEMORY, SCORED_BY = "function", False, ("function", "arguments")
+LOCATION, SCORED_BY = "function", ("function", "arguments")
 MADE_UP = ("What is 2 + 2?", "Name a colour of the rainbow.")
 ANSWER = "I think that it is 4."
 
 
-def check(config: RewardConfig, weights: bool = True) -> None:
+def check(config: ScorerConfig, weights: bool = True) -> None:
     """Import the function and compare its parameters with `reward.arguments`. Raises UserError."""
     UserFunction.find(config)
 
 
-def load(config: RewardConfig, runtime: Runtime | None = None) -> "FunctionReward":
+def load(config: ScorerConfig, runtime: Runtime | None = None) -> "FunctionReward":
     """Make the function a reward. Raises UserError."""
-    return FunctionReward(UserFunction.find(config), is_quiet=runtime is not None and not runtime.is_main)
+    is_quiet = runtime is not None and not runtime.is_main
+    return FunctionReward(UserFunction.find(config), is_quiet, f"{config.section}.function")
 
 
 def identity(
-    config: RewardConfig,
+    config: ScorerConfig,
     identify: Callable[[ModelSource], dict[str, Any]] | None = None,
     weights: bool = True,
 ) -> dict[str, Any]:
@@ -49,12 +50,12 @@ def identity(
     return UserFunction.find(config).identity()
 
 
-def columns(config: RewardConfig) -> tuple[str, ...]:
+def columns(config: ScorerConfig) -> tuple[str, ...]:
     """Return the names of the columns of the data that the function takes, where they exist. Raises UserError."""
     return UserFunction.find(config).columns
 
 
-def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
+def admit(config: ScorerConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
     """Call the function once, on two prompts of the data with a made-up answer; nothing is refused.
 
     prompts: messages up to where an answer begins; none: made-up ones.
@@ -93,8 +94,8 @@ class FunctionMark:
     A changed function is said and not refused: it may have been repaired after what it raised ended the run.
     """
 
-    def __init__(self, function: UserFunction, is_quiet: bool):
-        self._target, self._is_quiet = function.target, is_quiet
+    def __init__(self, function: UserFunction, is_quiet: bool, key: str):
+        self._target, self._is_quiet, self._key = function.target, is_quiet, key
         text = json.dumps(function.identity(), sort_keys=True)
         self._number = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
@@ -106,7 +107,7 @@ class FunctionMark:
         """Compare with a checkpoint's, and say if they differ."""
         if state.get("identity") != self._number and not self._is_quiet:
             print(
-                f"reward.function: the text of {self._target} is not the one that earlier steps were scored with; "
+                f"{self._key}: the text of {self._target} is not the one that earlier steps were scored with; "
                 "scores before and after may not compare",
                 file=sys.stderr,
             )
@@ -120,9 +121,9 @@ class FunctionReward:
     may_leave_out = True
     facts: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, function: UserFunction, is_quiet: bool = False) -> None:
+    def __init__(self, function: UserFunction, is_quiet: bool = False, key: str = "reward.function") -> None:
         self._function = function
-        self.mark = FunctionMark(function, is_quiet)
+        self.mark = FunctionMark(function, is_quiet, key)
 
     def score(
         self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None

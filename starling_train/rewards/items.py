@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from starling_train.config.fields import UserError, given
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import ScorerConfig
 from starling_train.data.jinja_chat import FAILURES, PROBE
 from starling_train.models.reward.reading import Reader
 from starling_train.models.reward.source import CLASSIFIER, RewardSource
@@ -156,7 +156,7 @@ def _read_elsewhere(tokenizer: Any, texts: list[str]) -> list[int]:
     return backend.encode(*texts).ids
 
 
-def writer(config: RewardConfig) -> Writer:
+def writer(config: ScorerConfig) -> Writer:
     """Return what makes the items of `reward.protocol`. Raises UserError for a tokenizer that cannot."""
     if config.protocol == "starling":
         return Messages()
@@ -175,7 +175,7 @@ def writer(config: RewardConfig) -> Writer:
     return TokenIds(reader, tokens.config.get_text_config().pad_token_id if is_decoder else None)
 
 
-def reader_of(config: RewardConfig) -> Reader:
+def reader_of(config: ScorerConfig) -> Reader:
     """Return what makes ids for a served classifier. Raises UserError."""
     tokens = _tokens(config)
     source = RewardSource(CLASSIFIER, tokens, tokens, tokens.key)
@@ -189,11 +189,11 @@ def reader_of(config: RewardConfig) -> Reader:
     return Reader(CLASSIFIER, tokenizer, config.max_length, frame=frame)
 
 
-def _tokens(config: RewardConfig) -> ModelSource:
+def _tokens(config: ScorerConfig) -> ModelSource:
     return ModelSource.open_tokenizer(given(config.tokenizer), "reward.tokenizer")
 
 
-def _tokenizer(config: RewardConfig) -> Any:
+def _tokenizer(config: ScorerConfig) -> Any:
     """Load the tokenizer whose chat template makes the text for OpenRLHF's protocol. Raises UserError."""
     source = _tokens(config)
     if not source.tokenizer.chat_template:

@@ -1,78 +1,21 @@
 """The table of reward kinds: where scores come from, by `reward.kind`.
 
-A kind is a module beside this one and a row here; its keys are checked in `config/sections.py`. A module has
-
-    LOCATION       the key of the section `reward` that says where the model is
-    SCORED_BY      the keys that its scores depend on besides
-    HOLDS_MEMORY   whether another model has to be released for it
-    check(config, weights)               check what can be checked without loading; weights=False: it need not exist
-    load(config, runtime)                a Scorer, on the run's device
-    identity(config, identify, weights)  which model it is, as JSON; identify: hashes the files of a ModelSource
-    columns(config)                      names of the columns of the data that it is given where they exist
-    admit(config, prompts, rows)         an Admission of prompts; rows: the columns of each
-
-and raises UserError.
+They are what gives scores by itself (`sources`, where a new one is added) and their sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
-from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig
-from starling_train.data import reward_templates
-from starling_train.models.budget import Budget
-from starling_train.rewards import directory, function, served
+from starling_train.config.sections import RewardConfig, ScorerConfig
+from starling_train.rewards import sources, terms
+from starling_train.rewards.admission import Admission
+from starling_train.rewards.scorer import Scorer
+
+Asks = Callable[[ScorerConfig], bool]  # whether one of the reward side is asked which prompts it takes
 
 # by reward.kind
-KINDS: dict[str, ModuleType] = {
-    **dict.fromkeys(reward_templates.KINDS, directory),
-    "server": served,
-    "function": function,
-}
-
-
-class Mark(Protocol):
-    """What tells one reward from another, as numbers."""
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the numbers, for a checkpoint."""
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Compare with those of a checkpoint, and say if they differ."""
-
-
-class Scorer(Protocol):
-    """What gives scores.
-
-    truncated: answers so far that lost their beginning. shortened: conversations so far that did, within their prompt
-    or further. budget: of tokens at a time, that a run may halve, or None.
-    may_leave_out: nan means that an answer is not to be scored, and is no fault. mark: what a checkpoint keeps of it,
-    as numbers, to notice at the next start that it has changed; None where nothing is kept. facts: what a server tells
-    of itself, for config.yaml; empty for the others.
-
-    columns: of each conversation's row of the data, for a function; the others have no use for them.
-    """
-
-    @property
-    def truncated(self) -> int: ...
-    @property
-    def shortened(self) -> int: ...
-
-    budget: Budget | None
-    may_leave_out: bool
-    mark: "Mark | None"
-    facts: dict[str, Any]
-
-    def score(
-        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
-    ) -> list[float]:
-        """Return one score a conversation, in order. Raises UserError."""
-
-    def score_each(
-        self, conversations: Sequence[list[dict]], columns: Sequence[dict[str, Any]] | None = None
-    ) -> list[float | UserError]:
-        """Return one score a conversation, or what is wrong with it."""
+KINDS: dict[str, ModuleType] = {**sources.SOURCES, "terms": terms}
 
 
 def of(config: RewardConfig) -> ModuleType:
@@ -80,5 +23,44 @@ def of(config: RewardConfig) -> ModuleType:
 
 
 def described(config: RewardConfig) -> str:
-    """Describe where the reward model is, and its kind."""
-    return f"{getattr(config, of(config).LOCATION)} ({config.kind})"
+    """Describe where the reward model is, and its kind; of a sum, each term with its weight."""
+    return terms.described(config) if config.kind == "terms" else sources.described(config)
+
+
+def load(config: RewardConfig, runtime: Any) -> Scorer:
+    """Load the reward that the configuration names, or connect to it, with the score that it states for empty answers.
+
+    Raises UserError.
+    """
+    if config.kind == "terms":
+        return terms.load(config, runtime)
+    return sources.load(config, runtime)
+
+
+def everyone(scorer: ScorerConfig) -> bool:
+    """Ask every one (`Asks`)."""
+    return True
+
+
+def without_weights(scorer: ScorerConfig) -> bool:
+    """Ask those that have no weights here, which are there without being loaded (`Asks`)."""
+    return not scorer.has_weights
+
+
+def admit(
+    config: RewardConfig,
+    prompts: Sequence[list[dict]],
+    rows: Sequence[dict[str, Any]],
+    asks: Asks,
+) -> Admission:
+    """Ask what gives scores, of a sum each term, which prompts it takes.
+
+    prompts: messages up to where an answer begins.
+    rows: the columns of each prompt.
+    asks: who is asked; the others are taken to refuse nothing.
+
+    Raises UserError if all are refused.
+    """
+    if config.kind == "terms":
+        return terms.admit(config, prompts, rows, asks)
+    return sources.of(config).admit(config, prompts, rows) if asks(config) else Admission()

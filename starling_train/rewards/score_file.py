@@ -9,23 +9,25 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import RewardConfig, ScorerConfig, in_term
 from starling_train.data import conversations
 from starling_train.files.json_lines import Appender, to_line
 from starling_train.files.whole import write_text
-from starling_train.rewards import directory, function
-from starling_train.rewards.kinds import Scorer
+from starling_train.rewards import directory, function, terms
+from starling_train.rewards.scorer import Scorer
 
 BLOCK = 1 << 20
 CHUNK_BYTES = 32_000_000  # of input held at a time, however few lines that is
-SETTINGS = ("kind", "path", "tokenizer", *directory.SCORED_BY, *function.SCORED_BY)
-LATER = dict.fromkeys(function.SCORED_BY)  # settings that an earlier version did not write
+OF_SCORER = ("kind", "path", "tokenizer", *directory.SCORED_BY, *function.SCORED_BY)
+SETTINGS = (*OF_SCORER, "terms")
+LATER = dict.fromkeys((*function.SCORED_BY, "terms"))  # settings that an earlier version did not write
 COUNTS = ("input_bytes", "output_bytes", "lines", "scored", "wrong", "first_wrong")
 
 InputLine = tuple[int, bytes]  # number, from 1, and text
@@ -58,9 +60,7 @@ def resume(source: Path, output: Path, config: RewardConfig) -> ScoreProgress:
 
     Raises UserError if the input was changed, the model is another one, or the output is not ours.
     """
-    settings = {key: getattr(config, key) or None for key in SETTINGS}
-    if config.kind == "function":  # another text under the same name is another function
-        settings["function"] = function.identity(config)
+    settings = _settings(config) | {"terms": _terms(config) or None}
     path = progress_path(output)
     if not output.exists():
         return ScoreProgress(settings)
@@ -76,6 +76,23 @@ def resume(source: Path, output: Path, config: RewardConfig) -> ScoreProgress:
     if not _begins_with(source, progress):
         raise UserError(f"input: {source} was changed since its scores were written; {again}")
     return progress
+
+
+def _settings(config: ScorerConfig) -> dict[str, Any]:
+    """Return what scores depend on."""
+    settings = {key: getattr(config, key) or None for key in OF_SCORER}
+    if config.kind == "function":  # another text under the same name is another function
+        settings["function"] = function.identity(config)
+    return settings
+
+
+def _terms(config: RewardConfig) -> dict[str, Any]:
+    """Return what the score of each term depends on, and its weight."""
+    settings = {}
+    for name, term in config.terms.items():
+        with in_term(term):
+            settings[name] = _settings(term) | {"weight": term.weight, "empty_response": term.empty_response}
+    return settings
 
 
 def _read_progress(path: Path, again: str) -> ScoreProgress:
@@ -113,13 +130,13 @@ def score_file(
         for chunk in chunks(lines, progress.lines, chunk_lines):
             numbered = [(number, line) for number, line in chunk if line.strip()]
             results = score_lines(numbered, model)
-            for (number, _), result in zip(numbered, results, strict=True):
+            for (number, _), (result, _) in zip(numbered, results, strict=True):
                 progress.scored += not isinstance(result, UserError)
                 if isinstance(result, UserError):
                     progress.wrong += 1
                     progress.first_wrong = progress.first_wrong or number
                     on_wrong(number, result)
-            rows.append(*(row(number, result) for (number, _), result in zip(numbered, results, strict=True)))
+            rows.append(*(row(number, *result) for (number, _), result in zip(numbered, results, strict=True)))
             digest.update(b"".join(line for _, line in chunk))
             progress.lines, progress.output_bytes = chunk[-1][0], rows.size
             progress.input_bytes += sum(len(line) for _, line in chunk)
@@ -142,22 +159,26 @@ def chunks(lines: BinaryIO, done: int, count: int) -> Iterator[list[InputLine]]:
         yield chunk
 
 
-def score_lines(lines: list[InputLine], model: Scorer) -> list[float | UserError]:
-    """Score every line, or say what is wrong with it."""
+def score_lines(lines: list[InputLine], model: Scorer) -> list[tuple[float | UserError, dict[str, float]]]:
+    """Score every line, or say what is wrong with it; and the scores of a sum's terms, as far as they gave any."""
     read = [_conversation(line) for _, line in lines]
     good = {index: pair for index, pair in enumerate(read) if not isinstance(pair, UserError)}
-    results: list[Any] = list(read)
-    scored = model.score_each([messages for messages, _ in good.values()], [columns for _, columns in good.values()])
-    for index, result in zip(good, scored, strict=True):
+    results: list[Any] = [(result, {}) for result in read]
+    asked, columns = [messages for messages, _ in good.values()], [columns for _, columns in good.values()]
+    scored, of_terms = terms.scored_each(model, asked, columns)
+    for position, (index, result) in enumerate(zip(good, scored, strict=True)):
         finite = isinstance(result, UserError) or math.isfinite(result)
-        results[index] = result if finite else UserError("the reward model gave a score that is not finite")
+        result = result if finite else UserError("the reward model gave a score that is not finite")
+        given = {name: values[position] for name, values in of_terms.items()}
+        results[index] = result, {name: value for name, value in given.items() if not isinstance(value, UserError)}
     return results
 
 
-def row(number: int, result: float | UserError) -> bytes:
+def row(number: int, result: float | UserError, of_terms: Mapping[str, float] = MappingProxyType({})) -> bytes:
     """Render one line of output."""
-    outcome = {"error": str(result)} if isinstance(result, UserError) else {"score": result}
-    return to_line({"line": number} | outcome, ascii_only=False)
+    outcome: dict[str, Any] = {"error": str(result)} if isinstance(result, UserError) else {"score": result}
+    each = {"terms": dict(of_terms)} if of_terms else {}
+    return to_line({"line": number} | outcome | each, ascii_only=False)
 
 
 def head(source: Path, count: int) -> tuple[list[list[dict]], list[dict[str, Any]]]:

@@ -15,18 +15,18 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import ScorerConfig, about_term
 from starling_train.models.patient_http import PatientHttp, reason_of, token_of
 from starling_train.rewards import admission, items, server_facts
 from starling_train.rewards.admission import Admission
 from starling_train.rewards.protocols import PROTOCOLS
 from starling_train.run.runtime import Runtime
 
-LOCATION, HOLDS_MEMORY, SCORED_BY = "url", False, ()
+LOCATION, SCORED_BY = "url", ()
 OF_ONE_ITEM = (400, 413, 422, 424)  # statuses that a server of classifiers gives for one item among others
 
 
-def check(config: RewardConfig, weights: bool = True) -> None:
+def check(config: ScorerConfig, weights: bool = True) -> None:
     """Ask the server, so that a wrong address or token is reported before a run starts. weights=False: do not."""
     if weights:
         client = RewardClient(config)
@@ -34,7 +34,7 @@ def check(config: RewardConfig, weights: bool = True) -> None:
         client.close()
 
 
-def load(config: RewardConfig, runtime: Runtime | None = None) -> "RewardClient":
+def load(config: ScorerConfig, runtime: Runtime | None = None) -> "RewardClient":
     """Open a client of a server that answers. Raises UserError."""
     client = RewardClient(config, is_quiet=runtime is not None and not runtime.is_main)
     client.check()
@@ -42,17 +42,17 @@ def load(config: RewardConfig, runtime: Runtime | None = None) -> "RewardClient"
     return client
 
 
-def identity(config: RewardConfig, identify: Any = None, weights: bool = True) -> dict[str, Any]:
+def identity(config: ScorerConfig, identify: Any = None, weights: bool = True) -> dict[str, Any]:
     """Identify the server: what it serves is known by its address alone."""
     return {"url": config.url, "protocol": config.protocol}
 
 
-def columns(config: RewardConfig) -> tuple[str, ...]:
+def columns(config: ScorerConfig) -> tuple[str, ...]:
     """Return no names: a server is sent conversations only."""
     return ()
 
 
-def admit(config: RewardConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
+def admit(config: ScorerConfig, prompts: Sequence[list[dict]], rows: Sequence[dict[str, Any]]) -> Admission:
     """Refuse what the template refuses that makes what is sent; the rest is known to the server alone.
 
     Raises UserError if the template refuses all.
@@ -89,7 +89,7 @@ class RewardClient:
     budget = None  # the memory is the server's
     may_leave_out, mark = False, None
 
-    def __init__(self, config: RewardConfig, writer: items.Writer | None = None, is_quiet: bool = False) -> None:
+    def __init__(self, config: ScorerConfig, writer: items.Writer | None = None, is_quiet: bool = False) -> None:
         self._told_truncated = self._told_shortened = 0
         self._config, self._is_quiet = config, is_quiet
         self._protocol = PROTOCOLS[config.protocol]
@@ -101,7 +101,7 @@ class RewardClient:
         self._is_told = False
         token = token_of(config.token_env)
         self._http = PatientHttp(
-            "reward server", "scores", "reward", self._url, token, config,
+            "reward server", "scores", config.section, self._url, token, config,
             token_header=config.token_header, on_return=self._compare,
         )  # fmt: skip
         self._pool = ThreadPoolExecutor(config.connections, "reward-client")
@@ -151,7 +151,7 @@ class RewardClient:
         scores = self.score(server_facts.made_up())
         line = server_facts.check_raw(scores, self._url)
         if line and not self._is_quiet:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+            print(f"warning: {about_term(self._config.section, line)}", file=sys.stderr, flush=True)
 
     def learn(self) -> None:
         """Find out which server it is, for `facts`."""
@@ -174,8 +174,8 @@ class RewardClient:
         known = {name: value for name, value in self.facts.items() if name != server_facts.PROBE}
         if now and (different := server_facts.differences(known, now)):
             print(
-                f"warning: reward.url: {self._url} has come back as another server ({'; '.join(different)}); scores "
-                "before and after may not compare",
+                f"warning: {self._config.section}.url: {self._url} has come back as another server "
+                f"({'; '.join(different)}); scores before and after may not compare",
                 file=sys.stderr,
                 flush=True,
             )

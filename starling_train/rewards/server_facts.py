@@ -8,11 +8,11 @@ import math
 from typing import Any
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import ScorerConfig
 from starling_train.models.patient_http import PatientHttp
 from starling_train.rewards.protocols import PROTOCOLS
 
-Facts = dict[str, Any]
+Facts = dict[str, Any]  # of a term: its name and a dot before each of them
 
 KEPT = "reward_server"  # where config.yaml has the facts, beside the configuration
 PROBE = "score_of_a_probe"
@@ -35,7 +35,7 @@ def made_up() -> list[list[dict]]:
     return [[{"role": "user", "content": one}, {"role": "assistant", "content": two}] for one, two in MADE_UP]
 
 
-def told(http: PatientHttp, config: RewardConfig) -> Facts:
+def told(http: PatientHttp, config: ScorerConfig) -> Facts:
     """Ask the server what it tells. Raises UserError where it tells that it cannot give scores, or not these."""
     protocol = PROTOCOLS[config.protocol]
     base = protocol.base(config.url or "")
@@ -53,7 +53,7 @@ def told(http: PatientHttp, config: RewardConfig) -> Facts:
     return facts
 
 
-def _model(content: Facts, config: RewardConfig) -> Facts:
+def _model(content: Facts, config: ScorerConfig) -> Facts:
     """Return what is listed of the model that is asked for."""
     rows = content.get("data")
     listed = (
@@ -66,7 +66,7 @@ def _model(content: Facts, config: RewardConfig) -> Facts:
     return listed.get(config.served_model or next(iter(listed), ""), {})
 
 
-def _check(facts: Facts, config: RewardConfig) -> None:
+def _check(facts: Facts, config: ScorerConfig) -> None:
     limit = next((name for name in LIMITS if isinstance(facts.get(name), int)), None)
     if limit and facts[limit] < config.max_length:
         raise UserError(
@@ -107,10 +107,11 @@ def differences(before: Facts, now: Facts) -> list[str]:
     different = []
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
-        if name == PROBE and isinstance(old, int | float) and isinstance(new, int | float):
+        if name.endswith(PROBE) and isinstance(old, int | float) and isinstance(new, int | float):
             if abs(old - new) <= SAME * max(1.0, abs(old)):
                 continue
-            different.append(f"its score of a made-up conversation {old:.4g}, now {new:.4g}")
+            whose = name.removesuffix(PROBE).rstrip(".") or "its"
+            different.append(f"{whose} score of a made-up conversation {old:.4g}, now {new:.4g}")
         elif old != new:
             different.append(f"{name} {_shown(old)}, now {_shown(new)}")
     return different
@@ -138,7 +139,7 @@ def described(kept: Any) -> str:
     if not isinstance(kept, dict):
         return ""
     earlier = kept.get(EARLIER)
-    told = [f"{name} {_shown(value)}" for name, value in kept.items() if name not in (EARLIER, PROBE)]
+    told = [f"{name} {_shown(value)}" for name, value in kept.items() if name != EARLIER and not name.endswith(PROBE)]
     if isinstance(earlier, list) and earlier:
         told.append(f"after {len(earlier)} other in earlier starts")
     return ", ".join(told)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_train.config.fields import UserError, given
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import ScorerConfig
 from starling_train.files.identity import sha256
 from starling_train.models.source import first_line
 
@@ -43,7 +43,7 @@ class UserFunction:
     optional: tuple[str, ...]
 
     @classmethod
-    def find(cls, config: RewardConfig) -> "UserFunction":
+    def find(cls, config: ScorerConfig) -> "UserFunction":
         """Import the function and compare its parameters with `reward.arguments`. Raises UserError."""
         target, arguments = given(config.function), dict(config.arguments)
         place, _, name = target.rpartition(":")

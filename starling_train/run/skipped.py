@@ -1,6 +1,6 @@
 """What a step left out because a number was not finite, for `skipped.jsonl`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,27 @@ def rows(step: int, reason: str, indices: Sequence[int], conversations: Sequence
     return [{"step": step, "reason": reason, "conversation": conversations[index]} for index in indices]
 
 
-def unusable(step: int, scores: Tensor, fit: Tensor, conversations: Sequence[list[dict]]) -> list[dict[str, Any]]:
+def unusable(
+    step: int,
+    scores: Tensor,
+    fit: Tensor,
+    conversations: Sequence[list[dict]],
+    of_terms: Mapping[str, Tensor],
+) -> list[dict[str, Any]]:
     """Make rows for the sequences that a step learns nothing from.
 
-    scores: nan where not finite. fit: see Experience.
+    scores: nan where not finite.
+    fit: see Experience.
+    conversations: of the sequences.
+    of_terms: scores of each term of the reward, likewise; a row names those that gave none.
     """
     unscored = (~scores.isfinite()).nonzero().flatten().tolist()
     odd = (~fit.cpu() & scores.isfinite()).nonzero().flatten().tolist()
-    return rows(step, "score", unscored, conversations) + rows(step, "forward", odd, conversations)
+    left_out = rows(step, "score", unscored, conversations)
+    for row, index in zip(left_out, unscored, strict=True):
+        if lacking := [name for name, term in of_terms.items() if not term[index].isfinite()]:
+            row["terms"] = lacking
+    return left_out + rows(step, "forward", odd, conversations)
 
 
 def too_many(path: Path) -> UserError:

@@ -19,8 +19,8 @@ from starling_train.files import disk
 from starling_train.files.identity import Identity
 from starling_train.files.json_lines import strict
 from starling_train.models.budget import Budget, RunBudgets
-from starling_train.rewards import server_facts
-from starling_train.rewards.kinds import Scorer
+from starling_train.rewards import server_facts, terms
+from starling_train.rewards.scorer import Scorer
 from starling_train.rollout.kept_steps import KEEPER
 from starling_train.run import skipped, summary
 from starling_train.run.checkpoints import Checkpoint, Checkpoints, ExtraFiles, identify_base
@@ -163,11 +163,12 @@ class Session:
         return self._budgets.add(key, amount)
 
     def follow(self, scorer: Scorer) -> None:
-        """Include the budget of what gives scores, if it has one, and notice in a resumed run that it has changed."""
-        if scorer.budget is not None:
-            self._budgets.follow(scorer.budget)
-        if scorer.mark is not None:
-            self.remember("reward", scorer.mark)
+        """Include the budgets of what gives scores, and notice in a resumed run that something of it has changed."""
+        for name, one in terms.parts(scorer).items():
+            if one.budget is not None:
+                self._budgets.follow(one.budget)
+            if one.mark is not None:
+                self.remember(f"reward {name}" if name else "reward", one.mark)
         if scorer.facts and self._runtime.is_main:
             kept, line = server_facts.succeeding(self._run.written(server_facts.KEPT), scorer.facts)
             self._run.settings[server_facts.KEPT] = kept

@@ -11,7 +11,10 @@ from omegaconf import OmegaConf
 from schemas import SCHEMAS, keys
 
 from starling_train import cli
+from starling_train.cli.compose import configuration
+from starling_train.config import conf_files
 from starling_train.config.fields import UserError
+from starling_train.config.ppo import PpoConfig
 
 NUMBERED = [command for command in SCHEMAS if command != "export"]  # which has no number and no choice
 
@@ -98,8 +101,32 @@ def test_a_value_of_another_kind_is_told_by_its_key(section):
             assert re.search(rf"\({name}[.:]", misread(section, {name: wrong})), name
 
 
+def test_the_keys_of_a_term_are_checked_as_those_of_a_section():
+    said = misread(PpoConfig, {"reward": {"terms": {"short": {"pth": "x"}}}})
+    assert "reward.terms.short.pth: no such key; did you mean reward.terms.short.path? use one of: kind, path, " in said
+    said = misread(PpoConfig, {"reward": {"terms": {"short": {"nonesuch": 1}}}})
+    assert "reward.terms.short.nonesuch: no such key; use one of: kind, " in said and "weight" in said
+    assert "(reward.terms.short.weight: " in misread(PpoConfig, {"reward": {"terms": {"short": {"weight": "many"}}}})
+    assert "(reward.terms.short: " in misread(PpoConfig, {"reward": {"terms": {"short": 5}}})
+    assert "(reward.terms: " in misread(PpoConfig, {"reward": {"terms": ["a"]}})
+
+
+def test_terms_are_given_on_the_command_line_with_or_without_a_plus():
+    given = ["reward=terms", "+reward.terms.short.kind=function", "reward.terms.short.function=mine.py:score"]
+    reward = configuration([*given, "+reward.terms.short.arguments.most=9", "reward.terms.short.weight=-0.5"]).reward
+    term = reward.terms["short"]
+    assert (reward.kind, term.kind, term.function, term.weight) == ("terms", "function", "mine.py:score", -0.5)
+    assert term.arguments == {"most": 9} and (term.scale, reward.scale) == ("none", "running")
+    with pytest.raises(UserError, match=r"reward.terms.short: is a section and takes no value; set one of its keys: "):
+        configuration([*given, "reward.terms.short=function"])
+    text = conf_files.described(reward)
+    assert OmegaConf.create(text).terms.short.function == "mine.py:score"
+
+
 GUARD = "guard.skills=[eval/gold_mean:0.5] evaluation.functions.gold=a:b"
 SERVED = "reward.kind=server reward.url=http://"
+TERM = "reward.terms.short."
+TERMS = f"reward.kind=terms {TERM}kind=function {TERM}function=a:b"
 LORA = "freeze.adapter=lora freeze.norms=false freeze.embeddings=false "
 GROUPS = "algorithm.name=grpo algorithm.responses_per_prompt=4 algorithm.critic=none "
 OF_MT_BENCH = "suites=[mt_bench] mt_bench.path=here mt_bench.judge.model=m "
@@ -136,11 +163,30 @@ AGAINST_EACH_OTHER = {
         ("reward.kind=function reward.function=mine", "reward.function: 'mine'", "package.module:name or FILE.py:name"),
         ("reward.function=mine.py:score", "reward.function: set, but reward.kind=starling_7b", "use reward=function"),
         ("reward.arguments.x=1", "reward.arguments: set, but reward.kind=starling_7b", "use reward=function"),
+        ("reward.kind=terms", "reward.terms: not set; give terms with a kind each"),
+        (f"{TERM}kind=function", "reward.terms: set, but reward.kind=starling_7b does not", "use reward=terms"),
+        (f"reward.kind=terms {TERM}function=a:b", "reward.terms.short.kind: '' is not an option", "use one of: starl"),
+        (f"{TERMS} reward.offload=true", "reward.offload: set, but reward.kind=terms", "reward.terms.NAME.offload"),
+        (f"{TERMS} {TERM}function=mine", "reward.terms.short.function: 'mine'", "package.module:name or FILE.py:name"),
+        (f"{TERMS} {TERM}offload=true", "reward.terms.short.offload: set, but reward.terms.short.kind=function"),
+        (f"{TERMS} {TERM}kind=server", "reward.terms.short.function: set, but reward.terms.short.kind=server",
+         "use reward.terms.short.kind=function"),
+        (f"{TERMS} {TERM}scale=runing", "reward.terms.short.scale: 'runing' is not an option; did you mean running? "),
+        (f"{TERMS} {TERM}weight=.nan", "reward.terms.short.weight: nan is out of range; give"),
+        (f"{TERMS} {TERM}token_env=hunter2", "reward.terms.short.token_env: ", "give its name"),
+        (f"{TERMS} reward.terms.m.kind=starling_7b", "reward.terms.m.path: not set; give the reward model"),
+        (f"{TERMS} reward.terms.m.kind=server reward.terms.m.url=http://me:hunter2@h", "reward.terms.m.url: it holds",
+         "reward.terms.m.token_env"),
+        (f"{TERMS} reward.terms.m.kind=starling_34b reward.terms.m.path=x reward.terms.m.position=card",
+         "reward.terms.m.position: card", "use last_token"),
+        (f"{TERMS} reward.terms.mean.kind=function reward.terms.mean.function=a:b", "reward.terms: 'mean' cannot be"),
     ),
     "ppo": (
         ("reward.kind=starling_34b reward.position=card", "reward.position: card", "use last_token"),
         ("reward.trailing_newline=true", "reward.trailing_newline: ", "use false"),
         ("reward.max_length=12", "reward.max_length: 12 leaves no room", "raise it"),
+        (f"{TERMS} reward.terms.m.kind=starling_7b reward.terms.m.path=x reward.terms.m.max_length=12",
+         "reward.terms.m.max_length: 12 leaves no room", "raise it"),
         ("reward.offload=true reward.load_in=4bit", "reward.offload: reward.load_in=4bit needs", "use one of the two"),
         ("reward.offload=true reward.device_map=auto", "reward.offload: reward.device_map=auto", "use one of the two"),
         (f"{SERVED}h reward.offload=true", "reward.offload: set, but reward.kind=server", "leave it out"),
@@ -200,7 +246,10 @@ AGAINST_EACH_OTHER = {
     ),
     "plan": (("plan.processes=65", "plan.processes: 65 exceeds algorithm.prompts_per_step=64", "lower"),),
     "score": (("output=x", "input: not set; give"), ("input=x", "output: not set; give")),
-    "serve_reward": (("reward.kind=server reward.url=http://h", "reward.kind: a server", "give the kind"),),
+    "serve_reward": (
+        ("reward.kind=server reward.url=http://h", "reward.kind: a server", "give the kind"),
+        (f"reward.kind=terms {TERM}kind=function {TERM}function=a:b", "reward.kind: a sum of terms is not", "give the"),
+    ),
     "evaluate": (
         ("suites=[preference] preference.path=x reward.path=''", "reward.path: not set; give"),
         ("suites=[chess]", "suites: 'chess'", "use some of"),

@@ -3,7 +3,7 @@
 import pytest
 
 from starling_train.config.sections import FreezeConfig, LoraConfig
-from starling_train.planning.memory import MemoryPlan, Share, TrainingJob, plan, plan_supervised
+from starling_train.planning.memory import Judge, MemoryPlan, Share, TrainingJob, plan, plan_supervised
 from starling_train.planning.shapes import KNOWN_POLICIES, KNOWN_REWARD_MODELS, Shape
 from starling_train.planning.what_trains import what_trains_of
 from starling_train.selection import freeze
@@ -30,18 +30,18 @@ def test_shapes_of_published_models():
 
 
 def test_what_is_held_in_float32():
-    held = plan(TINY, None, job()).held
+    held = plan(TINY, [], job()).held
     # value head: 2 x 64 + 4 x 8 + 1 = 161; moments 8 bytes, no master copies
     assert list(held.values()) == [1352 * 4, 576 * 4, 161 * 4, 576 * 8 + 161 * 8, 0]
 
 
 def test_what_is_held_in_bfloat16_with_a_twin():
-    held = plan(TINY, TINY, job(dtype="bfloat16", critic="twin", reward_load_in="8bit", reward_tokens=40)).held
+    held = plan(TINY, [Judge(TINY, load_in="8bit", tokens=40)], job(dtype="bfloat16", critic="twin")).held
     assert list(held.values()) == [1352 * 2, 576 * 2, 576 * 2 + 161 * 4, 2 * 576 * 12 + 161 * 8, 1272]
 
 
 def test_adapters_lie_beside_a_base_in_four_bits():
-    held = plan(TINY, None, job(dtype="bfloat16", trainable=100, adapter=True, load_in="4bit")).held
+    held = plan(TINY, [], job(dtype="bfloat16", trainable=100, adapter=True, load_in="4bit")).held
     # 2 layers x 576 weights at 0.55 bytes; 1352 - 1152 embeddings, head and norms, at 2, adapters at 4
     assert list(held.values())[:2] == [1152 * 0.55 + 200 * 2 + 100 * 4, 0.0]
 
@@ -62,9 +62,8 @@ def test_dpo_holds_one_policy():
 
 def test_what_is_in_host_memory_is_not_on_the_gpu():
     # float32 copies and two moments of 576 + 161 numbers; gradients on their way in bfloat16, and in float32 there
-    values = {"dtype": "bfloat16", "reward_tokens": 40}
     on_device, away = (
-        plan(TINY, TINY, job(**values, optimizer_offloaded=offloaded, reward_offloaded=offloaded))
+        plan(TINY, [Judge(TINY, tokens=40, offloaded=offloaded)], job(dtype="bfloat16", optimizer_offloaded=offloaded))
         for offloaded in (False, True)
     )
     assert away.held | {"optimizer: moments, master copies": 0.0, "reward model": 0.0} == away.held
@@ -76,7 +75,7 @@ def test_what_is_in_host_memory_is_not_on_the_gpu():
 
 
 def test_in_shards_each_host_has_its_share():
-    found = plan(TINY, None, job(dtype="bfloat16", optimizer_offloaded=True), Share(4, 2))
+    found = plan(TINY, [], job(dtype="bfloat16", optimizer_offloaded=True), Share(4, 2))
     assert list(found.host.values()) == [737 * 12 / 4, 737 * (4 + 2) / 4]
     assert found.held["optimizer: moments, master copies"] == 0 and found.step["gradients"] == 737 * 2 / 4
     whole = plan_supervised(TINY, job(dtype="bfloat16", optimizer_offloaded=True))
@@ -85,14 +84,25 @@ def test_in_shards_each_host_has_its_share():
 
 def test_a_cpu_has_one_memory():
     """What is offloaded there stays in it, twice where it is copied."""
-    found = plan(TINY, TINY, job(reward_dtype="float32", reward_tokens=40, device="cpu", optimizer_offloaded=True,
-                                 reward_offloaded=True))  # fmt: skip
+    judge = Judge(TINY, dtype="float32", tokens=40, offloaded=True)
+    found = plan(TINY, [judge], job(device="cpu", optimizer_offloaded=True))
     assert found.host == {} and found.held["optimizer: moments, master copies"] == 737 * (12 + 4)
     assert found.held["reward model"] == found.scoring["reward model, while it scores"] == 1272 * 4
 
 
+def test_two_reward_models_are_both_held_and_score_one_after_the_other():
+    """1272 parameters each: one in 2 bytes on the GPU, one in 4 in host memory and on the GPU while it scores."""
+    judges = [Judge(TINY, "kind", tokens=40), Judge(TINY, "true", dtype="float32", tokens=40, offloaded=True)]
+    found = plan(TINY, judges, job(dtype="bfloat16"))
+    assert (found.held["reward model kind"], found.held["reward model true"]) == (1272 * 2, 0.0)
+    assert found.host == {"reward model true": 1272 * 4}
+    assert found.scoring["reward model true, while it scores"] == 1272 * 4
+    # 40 tokens of the larger one, in 4 bytes, and not those of both
+    assert found.scoring["activations"] == 40 * TINY.forward() * 4
+
+
 def test_phases():
-    found = plan(TINY, None, job())
+    found = plan(TINY, [], job())
     assert found.rollout["KV cache"] == 2 * 512 * (2 * 2 * 1 * 4) * 4  # positions in multiples of 512
     assert found.scoring["prefix cache"] == 80 * 8 * 4
     # two micro-batches: gradients and activations at once, and a gradient to be added
@@ -110,22 +120,22 @@ def test_a_rollout_on_a_cpu_packs_a_second_copy_of_the_weights_in_bfloat16():
     name = "weights packed for products, at most"
     # 32 layers of q, o 4096 x 4096, k, v 1024 x 4096 and three of 14336 x 4096; the head 32002 x 4096; 2 bytes
     layer = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096
-    assert plan(base, None, job(**given)).rollout[name] == 2 * (32 * layer + 32002 * 4096)
+    assert plan(base, [], job(**given)).rollout[name] == 2 * (32 * layer + 32002 * 4096)
     for other in ({"dtype": "float32"}, {"device": "cuda"}, {"parameters": 10**7}, {"load_in": "4bit"}):
-        assert name not in plan(base, None, job(**(given | other))).rollout
+        assert name not in plan(base, [], job(**(given | other))).rollout
 
 
 def test_one_micro_batch_has_activations_before_gradients():
-    several, one = plan(TINY, None, job()), plan(TINY, None, job(tokens_per_microbatch=40))
+    several, one = plan(TINY, [], job()), plan(TINY, [], job(tokens_per_microbatch=40))
     assert "a gradient to be added" not in one.update
     assert one.update["activations"] == 2 * several.update["activations"]
     assert one.update["gradients"] == 0  # head: they are fewer bytes than the activations that they replace
 
 
 def test_stages_share_among_processes():
-    four = [plan(TINY, None, job(), Share(4, stage)) for stage in range(4)]
+    four = [plan(TINY, [], job(), Share(4, stage)) for stage in range(4)]
     held = [list(found.held.values()) for found in four]
-    assert held[0] == list(plan(TINY, None, job()).held.values())
+    assert held[0] == list(plan(TINY, [], job()).held.values())
     assert held[1][3] == (576 + 161) * 12 / 4  # DeepSpeed copies float32 too
     assert four[1].update["gradients"] == (576 + 161) * 4 and four[2].update["gradients"] == (576 + 161) * 4 / 4
     assert held[3][0] == 1352 * 4 / 4
@@ -135,7 +145,7 @@ def test_stages_share_among_processes():
 def test_a_gpu_fills_one_buffer_of_gradients_while_another_travels():
     # 576 + 161 numbers of 4 bytes; stage 3 exchanges from one buffer, gloo waits
     exchange = [
-        plan(TINY, None, job(device=device), Share(4, stage)).update["exchange with other processes"] / (737 * 4)
+        plan(TINY, [], job(device=device), Share(4, stage)).update["exchange with other processes"] / (737 * 4)
         for device, stage in (("cuda", 1), ("cuda", 2), ("cuda", 3), ("cpu", 2))
     ]
     assert exchange == [2, 2, 1, 1]

@@ -5,7 +5,7 @@ import pytest
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RewardConfig
 from starling_train.data.conversations import with_answer
-from starling_train.rewards import empty_answers
+from starling_train.rewards import empty_answers, kinds
 from starling_train.run.runtime import Runtime
 
 FUNCTION = """
@@ -24,7 +24,7 @@ TRUTHS = [{"truth": value} for value in (1, 2, 3, 4, 5, 6)]
 def scorer(tmp_path, **settings):
     (tmp_path / "reward.py").write_text(FUNCTION)
     config = RewardConfig(kind="function", function=f"{tmp_path / 'reward.py'}:score", **settings)
-    return empty_answers.load(config, Runtime("cpu"))
+    return kinds.load(config, Runtime("cpu"))
 
 
 def conversations(*answers):

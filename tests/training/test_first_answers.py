@@ -10,7 +10,7 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import RewardConfig
 from starling_train.data.conversations import with_answer
 from starling_train.data.prompts import Prompt
-from starling_train.rewards import empty_answers
+from starling_train.rewards import kinds
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 from starling_train.training.ppo.first_answers import FirstAnswers, _described, stand_ins
@@ -41,7 +41,7 @@ def first_answers(answers=ANSWERS, scores=SCORES):
 def reward(tmp_path, **arguments):
     (tmp_path / "reward.py").write_text(FUNCTION)
     config = RewardConfig(kind="function", function=f"{tmp_path / 'reward.py'}:score", arguments=arguments)
-    return empty_answers.load(config, Runtime("cpu"))
+    return kinds.load(config, Runtime("cpu"))
 
 
 def test_stand_ins_of_an_answer():

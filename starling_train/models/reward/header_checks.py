@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import ScorerConfig
 from starling_train.files.tensors import Entry
 from starling_train.models import causal_lm
 from starling_train.models.families.positions import check_dynamic
@@ -17,7 +17,7 @@ from starling_train.models.reward import checkpoint, loading
 from starling_train.models.reward.source import RewardSource
 
 
-def check_reward(config: RewardConfig, source: RewardSource, *, weights: bool = True) -> None:
+def check_reward(config: ScorerConfig, source: RewardSource, *, weights: bool = True) -> None:
     """Check a reward model's directory against the `reward` section. weights: its tensors' shapes too.
 
     Raises UserError.

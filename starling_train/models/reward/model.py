@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import ScorerConfig
 from starling_train.core.micro_batches import Beginning, cut_by_tokens, cut_packed, overhead_of
 from starling_train.core.padding import padded
 from starling_train.data import reward_templates
@@ -48,16 +48,18 @@ class RewardModel:
         skipped_id: int | None = None,
         frame: EncoderText | None = None,
         home: HostWeights | None = None,
+        section: str = "reward",
     ) -> None:
         """Wrap a network.
 
         home: where the network's weights are while it does not score; None = on the device.
+        section: where its keys are, for messages.
         skipped_id: a token id that the head skips at the end of a conversation (see `read_at`). frame: of an encoder.
         """
         assert position in ("last_token", "card"), position
         self.net, self.tokenizer, self.kind, self.device = net.eval(), tokenizer, kind, device
         self.position, self.max_length = position, max_length
-        self.budget = Budget("reward.tokens_per_batch", tokens_per_batch)
+        self.budget = Budget(f"{section}.tokens_per_batch", tokens_per_batch)
         self.skipped_id = skipped_id
         self._reader = Reader(kind, tokenizer, max_length, trailing_newline, frame)
         size = sum(parameter.numel() for parameter in net.parameters())
@@ -228,7 +230,7 @@ def load_reward_model(
     """
     if kind not in reward_templates.KINDS:
         raise UserError(f"reward.kind: {kind!r} is unknown; use one of {', '.join(reward_templates.KINDS)}")
-    settings = RewardConfig(
+    settings = ScorerConfig(
         kind=kind,
         position=position,
         max_length=max_length,
@@ -241,7 +243,7 @@ def load_reward_model(
 
 def load(
     source: RewardSource,
-    config: RewardConfig,
+    config: ScorerConfig,
     *,
     dtype: str | torch.dtype,
     device: str | torch.device,
@@ -270,4 +272,5 @@ def load(
         skipped_id=source.config.get_text_config().pad_token_id if kind == "sequence_classification" else None,
         frame=source.frame,
         home=home,
+        section=config.section,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RewardConfig
+from starling_train.config.sections import ScorerConfig
 from starling_train.data import reward_templates
 from starling_train.data.encoder_text import EncoderText
 from starling_train.models.reward.checkpoint import SUFFIX_OF
@@ -61,7 +61,7 @@ class RewardSource:
         return cls(kind, model, tokens, tokenizer_key)
 
     @classmethod
-    def of(cls, config: RewardConfig, *, weights: bool = True) -> "RewardSource":
+    def of(cls, config: ScorerConfig, *, weights: bool = True) -> "RewardSource":
         """Open what the section `reward` names."""
         return cls.open(config.kind, config.path, config.tokenizer, weights=weights)
 

@@ -13,7 +13,7 @@ from starling_train.models.reward import classifier
 from starling_train.report import read_run
 from starling_train.report.card.metadata import algorithm, card_data, licence
 from starling_train.report.markup import clean, markdown_table, redact
-from starling_train.report.read_run import setting
+from starling_train.report.read_run import judge_of, setting, terms_of
 from starling_train.run.saved import SavedRun
 from starling_train.selection.freeze import FreezeTable
 from starling_train.training.trained import TrainedModel
@@ -113,14 +113,14 @@ def _origin(run: SavedRun, trained: TrainedModel, base: Identity) -> list[tuple[
 
 def _training(settings: dict[str, Any], run: SavedRun) -> list[tuple[str, str]]:
     """Return what config.yaml says of the training; a missing key is left out."""
-    where = {"server": "reward.url", "function": "reward.function"}
-    reward = setting(settings, where.get(str(setting(settings, "reward.kind")), "reward.path"))
+    reward = setting(settings, "reward")
+    judges = list(terms_of(settings).values()) or ([reward] if isinstance(reward, dict) else [])
     known = {
         "algorithm": (name := algorithm(run)) and f"`{name}`",
         "steps": f"{run.step}" + (f" of {steps}" if (steps := setting(settings, "algorithm.steps")) else ""),
         "prompts": f"{run.state.episodes:,}" + _of_each(settings),
         "data": (data := setting(settings, "data.path")) and f"`{data}`",
-        "reward model": reward and f"`{reward}` (`{setting(settings, 'reward.kind')}`)",
+        "reward model": " + ".join(f"`{judge_of(one)}` (`{one.get('kind')}`)" for one in judges if judge_of(one)),
         "selection": (method := setting(settings, "freeze.method")) and f"`freeze.method={method}`",
         "seed": f"{settings.get('seed')}",
     }

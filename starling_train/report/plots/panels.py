@@ -6,7 +6,7 @@ from typing import Any
 
 from starling_train.report.judgement.limits import POINTS_ALLOWED
 from starling_train.report.markup import clean
-from starling_train.report.metrics import is_skill, parent, percent_scale, suite_label, suites
+from starling_train.report.metrics import SCORE, is_skill, parent, percent_scale, suite_label, suites
 from starling_train.report.plots.panel import (
     BLUE,
     GREEN,
@@ -20,7 +20,7 @@ from starling_train.report.plots.panel import (
     panel,
     row,
 )
-from starling_train.report.read_run import RunFiles, series, setting
+from starling_train.report.read_run import RunFiles, series, setting, terms_of
 
 # upright lines where a guarded skill was lost
 GUARD: dict[str, Any] = {"mark": "guard/kept", "mark_label": "guard acted"}
@@ -47,6 +47,11 @@ REWARD = panel(
         PlotLine("eval/score_mean", "held-out prompts", RED, points=True),
     ),
     row("gold", PlotLine("eval/gold_mean", "held-out prompts", RED, points=True)),
+)
+
+TERMS = (
+    "The reward above is the weighted sum of these, each as it was given, without weight and scale. Good: all of them "
+    "climb, or stay. Bad: one falls while the sum climbs: the policy pays for one with another; change the weights."
 )
 
 RANKING = panel(
@@ -180,7 +185,20 @@ def of(run: RunFiles) -> tuple[Panel, ...]:
         return (PREFERENCE, *eval_panels(run, drawn=PREFERENCE), *shared)
     has_critic = setting(run.config, "algorithm.critic") != "none"
     rest = [panel for panel in PANELS[1:] if has_critic or panel.slug != "value"]
-    return (PANELS[0], *eval_panels(run), *rest)
+    return (REWARD, *term_panels(run), *eval_panels(run), *rest)
+
+
+def term_panels(run: RunFiles) -> list[Panel]:
+    """Make a panel of the terms that the reward is a sum of, an axis for each: their scores are of different sizes."""
+    rows = [
+        row(
+            clean(name)[:30],
+            PlotLine(f"reward/terms/{name}_mean", "training prompts", BLUE, spread=f"reward/terms/{name}_std"),
+            PlotLine(f"{SCORE}{name}", "held-out prompts", RED, points=True),
+        )
+        for name in terms_of(run.config)
+    ]
+    return [panel("terms", "Terms of the reward", TERMS, *rows)] if rows else []
 
 
 def skill_row(curves: Sequence[PlotLine]) -> PlotRow:

@@ -4,7 +4,7 @@ A prompt's responses are its group, `algorithm.responses_per_prompt` of them, wh
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import AlgorithmConfig, RewardConfig
+from starling_train.config.sections import AlgorithmConfig, RewardConfig, ScorerConfig
 from starling_train.core.advantages import ADVANTAGES, token_rewards
 from starling_train.core.masked import whiten
 from starling_train.core.ppo import kl_estimate
@@ -23,7 +23,8 @@ from starling_train.data.prompts import Prompt
 from starling_train.models.actors import Actors
 from starling_train.models.budget import Budget
 from starling_train.models.micro_batch import response_mask
-from starling_train.rewards.kinds import Scorer
+from starling_train.rewards import terms
+from starling_train.rewards.scorer import Scorer
 from starling_train.rollout.generate import generate
 from starling_train.rollout.hidden_states import SharedStates
 from starling_train.rollout.responses import Rollout
@@ -106,11 +107,27 @@ def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfi
     return actors.lowest if actors.shares_states and fits else None
 
 
+class TermScores(NamedTuple):
+    """A term's scores of a step, unscaled, float64; nan where not finite.
+
+    own: (sequences,) of this process.
+    of_all: of all processes.
+    """
+
+    own: Tensor
+    of_all: Tensor
+
+    def finite(self) -> Tensor:
+        """Return the finite ones of all processes."""
+        return self.of_all[self.of_all.isfinite()]
+
+
 class Scores(NamedTuple):
     """The reward model's scores of a step, unscaled.
 
     own: (sequences,) of this process; nan where not finite.
     of_all: the finite ones of all processes.
+    terms: those of each term by name, where the reward is a sum.
     truncated: answers of all processes that were too long for the reward model.
     shortened: conversations of all processes that the reward model read without their beginning.
     """
@@ -119,6 +136,7 @@ class Scores(NamedTuple):
     of_all: list[float]
     truncated: int
     shortened: int
+    terms: dict[str, TermScores]
 
 
 def score(
@@ -135,27 +153,75 @@ def score(
     columns: of each conversation's row of the data, for a reward function.
     """
     before = reward_model.truncated, reward_model.shortened
-    own, of_all = finite_scores(torch.tensor(reward_model.score(conversations, columns)), runtime)
-    cut = runtime.sum([reward_model.truncated - before[0], reward_model.shortened - before[1]])
-    return Scores(own, of_all, *map(int, cut))
+    scores, of_terms = terms.scored(reward_model, conversations, columns)
+    gathered = {name: _term_scores(values, runtime) for name, values in of_terms.items()}
+    own = _finite_or_nan(torch.tensor(scores))
+    everyones = runtime.gather(own.tolist())
+    of_all = [score for score in everyones if not math.isnan(score)]
+    if not of_all:
+        raise _none_finite(len(everyones), gathered)
+    truncated, shortened = runtime.sum([reward_model.truncated - before[0], reward_model.shortened - before[1]])
+    return Scores(own, of_all, int(truncated), int(shortened), gathered)
 
 
-def finite_scores(scores: Tensor, runtime: Runtime) -> tuple[Tensor, list[float]]:
-    """Return (scores with nan for what is not finite, the finite ones of all processes).
+def _finite_or_nan(scores: Tensor) -> Tensor:
+    """Put nan in place of what is not finite: a reward model may give that for an odd answer."""
+    return torch.where(scores.isfinite(), scores, torch.nan)
 
-    A reward model may give nan for an odd answer. Raises UserError, on all processes, if none is finite.
+
+def _term_scores(scores: Sequence[float], runtime: Runtime) -> TermScores:
+    own = _finite_or_nan(torch.tensor(scores, dtype=torch.float64))
+    return TermScores(own, torch.tensor(runtime.gather(own.tolist()), dtype=torch.float64))
+
+
+def _none_finite(count: int, of_terms: Mapping[str, TermScores]) -> UserError:
+    """Return the error for a step without any score, which names the terms that lack some."""
+    lacking = [
+        f"reward.terms.{name} lacks {count - len(one.finite())}"
+        for name, one in of_terms.items()
+        if len(one.finite()) < count
+    ]
+    told = f" ({', '.join(lacking)})" if lacking else ""
+    return UserError(f"reward: none of {count} scores is a finite number{told}; look at some with the command score")
+
+
+class RewardScale:
+    """What makes rewards of scores: the running moments of the sum, and of each term of a sum.
+
+    config: the section.
+    remember: keeps moments of a name in the run's state, and restores them (`Session.remember`).
     """
-    scores = torch.where(scores.isfinite(), scores, torch.nan)
-    everyones = runtime.gather(scores.tolist())
-    finite = [score for score in everyones if not math.isnan(score)]
-    if not finite:
-        raise UserError(
-            f"reward: none of {len(everyones)} scores is a finite number; look at some with the command score"
-        )
-    return scores, finite
+
+    def __init__(self, config: RewardConfig, remember: Callable[[str, RunningMoments], RunningMoments]):
+        self._config = config
+        self._moments = remember("scores", RunningMoments())
+        self._of_terms = {name: remember(f"scores {name}", RunningMoments()) for name in sorted(config.terms)}
+
+    def update(self, scores: Scores) -> None:
+        """Take in a step's scores, of all processes; the terms' first, because the sum is of what is scaled by them."""
+        for name, moments in self._of_terms.items():
+            moments.update(scores.terms[name].finite().tolist())
+        if self._of_terms:
+            total = self._sum({name: one.of_all for name, one in scores.terms.items()})
+            self._moments.update(total[total.isfinite()].tolist())
+        else:
+            self._moments.update(scores.of_all)
+
+    def rewards(self, scores: Scores) -> Tensor:
+        """Return this process's scores, scaled as the configuration says: (sequences,), nan where there is none."""
+        own = self._sum({name: one.own for name, one in scores.terms.items()}) if self._of_terms else scores.own
+        return normalise(own, self._moments, self._config)
+
+    def _sum(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Add up the terms, each scaled by itself and times its weight: float32, as a reward model's own scores."""
+        total = torch.zeros_like(next(iter(scores.values())))
+        for name, moments in self._of_terms.items():
+            term = self._config.terms[name]
+            total += term.weight * normalise(scores[name], moments, term)
+        return total.float()
 
 
-def normalise(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
+def normalise(scores: Tensor, moments: RunningMoments, config: ScorerConfig) -> Tensor:
     """Centre and scale scores by the running moments and clip them, if the configuration says so."""
     if config.scale == "none":
         return scores

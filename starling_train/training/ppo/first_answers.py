@@ -19,7 +19,7 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.data.conversations import with_answer
 from starling_train.data.prompts import Prompt
 from starling_train.models.patient_http import Unreachable
-from starling_train.rewards.kinds import Scorer
+from starling_train.rewards.scorer import Scorer
 from starling_train.rollout.responses import Rollout
 from starling_train.run.runtime import Runtime
 

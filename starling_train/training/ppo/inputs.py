@@ -6,6 +6,7 @@ from pathlib import Path
 from starling_train.config import guard
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import ScorerConfig
 from starling_train.data import nectar, prompts
 from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt
@@ -14,10 +15,10 @@ from starling_train.models.actors import Actors
 from starling_train.models.source import ModelSource
 from starling_train.planning import planner
 from starling_train.planning.memory import MemoryPlan, planned_device
-from starling_train.planning.planner import Planner, of_each, reward_shape
+from starling_train.planning.planner import Planner, judges_of, of_each
 from starling_train.planning.shapes import Shape
 from starling_train.planning.what_trains import rendered, selection, what_trains
-from starling_train.rewards import kinds
+from starling_train.rewards import kinds, terms
 from starling_train.rollout.exclusions import exclusions
 from starling_train.run.directory import RunDirectory
 from starling_train.run.runtime import Runtime
@@ -56,7 +57,7 @@ class PpoInputs:
         written.check_writable(chat, f"model.path: {source.directory}")
         check_shares(config, runtime)
         check_run(config, source, run.path, runtime)
-        return cls(source, chat, load_data(config, chat, admits=True), baseline_gb)
+        return cls(source, chat, load_data(config, chat, kinds.everyone), baseline_gb)
 
     def actors(self, config: PpoConfig, policy: SelectedPolicy, runtime: Runtime) -> Actors:
         """Make policy, reference and critic, on the run's device, for training."""
@@ -72,10 +73,11 @@ class PpoInputs:
         return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
 
 
-def load_data(config: PpoConfig, chat: Chat, admits: bool = False) -> PpoData:
+def load_data(config: PpoConfig, chat: Chat, asks: kinds.Asks | None = None) -> PpoData:
     """Read, filter, tokenise and split the prompts. Raises UserError when none is left, naming the filter.
 
-    admits: the reward side is shown the prompts, and those that it refuses are dropped; it must be there to be asked.
+    asks: which of the reward side is shown the prompts, and those that it refuses are dropped; it must be there to be
+        asked. None: nobody.
     """
     reward = kinds.of(config.reward)
     rows = nectar.load_section(config.data, answers=False, keep=reward.columns(config.reward), marks=chat.end_strings)
@@ -85,9 +87,9 @@ def load_data(config: PpoConfig, chat: Chat, admits: bool = False) -> PpoData:
     dropped = rows.drops()
     dropped.add_all(next(iter(refused), ""), nectar.lost(rows.rows, accepted))
     dropped.add_all(f"longer than {config.data.max_prompt_tokens} tokens", nectar.lost(accepted, fitting))
-    if admits:
+    if asks:
         asked = [prompt.messages for prompt in fitting]
-        admission = reward.admit(config.reward, asked, [prompt.columns for prompt in fitting])
+        admission = kinds.admit(config.reward, asked, [prompt.columns for prompt in fitting], asks)
         lines += [*admission.described(asked), *admission.lines]
         where = {id(row.messages): row.where for row in accepted}
         dropped.add_all(REFUSED, [where[id(asked[index])] for index in sorted(admission.refused)])
@@ -106,11 +108,12 @@ def check_run(config: PpoConfig, source: ModelSource, run: Path, runtime: Runtim
 
 def check_shares(config: PpoConfig, runtime: Runtime) -> None:
     """Raise UserError if a process would have no prompt to handle, or a reward model on the GPUs of the others."""
-    if runtime.world > 1 and config.reward.device_map:
-        raise UserError(
-            f"reward.device_map: {config.reward.device_map} spreads the reward model over GPUs that the other "
-            "processes use; serve it (reward.kind=server), or leave reward.device_map out"
-        )
+    for scorer in config.reward.scorers.values() if runtime.world > 1 else ():
+        if scorer.device_map:
+            raise UserError(
+                f"{scorer.section}.device_map: {scorer.device_map} spreads the reward model over GPUs that the other "
+                f"processes use; serve it ({scorer.section}.kind=server), or leave {scorer.section}.device_map out"
+            )
     for key, count in (
         ("algorithm.prompts_per_step", config.algorithm.prompts_per_step),
         ("data.eval_prompts", config.data.eval_prompts),
@@ -134,6 +137,7 @@ def describe(config: PpoConfig) -> str:
             f"{source.text_config.num_hidden_layers} layers, {len(chat.tokenizer)} tokens), {config.model.dtype}",
             f"prompts    {config.data.path}{_prompt_report(config, chat)}",
             f"reward     {kinds.described(config.reward)}",
+            *terms.described_each(config.reward),
             f"trains     {selection(config.freeze)}",
             *guard.described(config),
             *rendered(table, memory),
@@ -145,12 +149,15 @@ def _prompt_report(config: PpoConfig, chat: Chat) -> str:
     if not Path(config.data.path).expanduser().exists():
         return "  (not a local path: read when the run starts)"
     # a reward model that is not in a directory here is asked when the run starts
-    admits = not config.reward.has_weights or Path(config.reward.path).expanduser().is_dir()
-    return f": {load_data(config, chat, admits).report}"
+    return f": {load_data(config, chat, lambda one: not one.has_weights or _is_here(one)).report}"
+
+
+def _is_here(scorer: ScorerConfig) -> bool:
+    return Path(scorer.path).expanduser().is_dir()
 
 
 def planned(config: PpoConfig, source: ModelSource) -> tuple[FreezeTable, MemoryPlan]:
     """Plan what would train and the memory by part, without weights and without a scan. Raises UserError."""
     table = what_trains(config.freeze, source, config.seed)
     device = planned_device(config.cluster.device)
-    return table, Planner(config, Shape.of(source.policy_config), reward_shape(config), table, device).memory()
+    return table, Planner(config, Shape.of(source.policy_config), judges_of(config), table, device).memory()

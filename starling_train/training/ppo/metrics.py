@@ -36,7 +36,20 @@ def step_metrics(experience: Experience, scores: Scores, kl_coefficient: float, 
         "reward/truncated_answers": scores.truncated,
         "reward/truncated_prompts": scores.shortened,
         "optim/left_out": int((~fit).sum()),
-    }
+    } | term_metrics(scores)
+
+
+def term_metrics(scores: Scores) -> dict[str, float]:
+    """Return `reward/terms/*`: mean, deviation and number of missing scores of each term, over all processes."""
+    metrics: dict[str, float] = {}
+    for name, term in scores.terms.items():
+        finite = term.finite()
+        metrics |= {
+            f"reward/terms/{name}_mean": float(finite.mean()),
+            f"reward/terms/{name}_std": float(finite.std(correction=0)),
+            f"reward/terms/{name}_unscored": len(term.of_all) - len(finite),
+        }
+    return metrics
 
 
 def answer_metrics(
@@ -66,7 +79,8 @@ def skipped_rows(
 
     suspects: for each skipped update, this process's sequences that it was most likely skipped for.
     """
-    rows = skipped.unusable(step, scores.own, experience.fit, conversations)
+    of_terms = {name: term.own for name, term in scores.terms.items()}
+    rows = skipped.unusable(step, scores.own, experience.fit, conversations, of_terms)
     for indices in suspects:
         rows += skipped.rows(step, "update", indices, conversations)
     return runtime.gather(rows)
