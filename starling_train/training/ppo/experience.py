@@ -6,6 +6,7 @@ A prompt's responses are its group, `algorithm.responses_per_prompt` of them, wh
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -39,8 +40,7 @@ Item = TypeVar("Item")
 class Experience:
     """A scored rollout. Tensors are (sequences, longest response) float32 on the device, 0 on padding."""
 
-    rollout: Rollout
-    batches: Batches  # its micro-batches
+    batches: Batches  # the rollout, and its micro-batches
     fit: Tensor  # (sequences,) bool: score, log-probs and values are finite; the step learns nothing from the others
     is_response: Tensor  # bool; all False for a sequence that is not fit
     logprobs: Tensor  # of the policy that drew the responses, rescored by the training forward
@@ -57,6 +57,11 @@ class Experience:
     sequences: StepSequences  # those of all processes, by index: what mini-batches are drawn from
     # hidden states below the lowest layer that trains; None where nothing is shared
     shared_states: SharedStates | None = None
+
+    @property
+    def rollout(self) -> Rollout:
+        """The responses, in the order of the rows."""
+        return self.batches.rollout
 
     def kl_per_sequence(self) -> Tensor:
         """Return the k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
@@ -136,7 +141,7 @@ class Scores(NamedTuple):
     of_all: list[float]
     truncated: int
     shortened: int
-    terms: dict[str, TermScores]
+    terms: Mapping[str, TermScores] = MappingProxyType({})
 
 
 def score(
@@ -280,7 +285,6 @@ def make_experience(
     everyones = _of_all_processes(rollout, is_used, config.responses_per_prompt, runtime)
     learned_from = [one for one in everyones if one.is_learned_from]
     return Experience(
-        rollout=rollout,
         batches=batches,
         fit=fit,
         is_response=is_response,
