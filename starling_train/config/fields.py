@@ -146,14 +146,16 @@ def former_names(schema: type) -> dict[str, str]:
 def changed(config: Any, written: dict[str, Any]) -> list[str]:
     """Return the keys that may not change within a run but differ from the configuration that the run has written.
 
-    written: nested as the configuration. A key that it lacks is newer than the run, which used the key's default.
+    written: nested as the configuration. A key that it lacks is newer than the run, which used the key's default, or
+        the value of the key that it follows.
     """
     defaults = {key: value for key, _, value, _ in walk(type(config)())}
     old = {new: name for name, new in former_names(type(config)).items()}
     different = []
     for key, item, value, is_free in walk(config):
         default = defaults[key] if key in defaults else _default(item)
-        before = _at(written, key, _at(written, old.get(key, key), default))
+        unwritten = _at(written, item.metadata.get("follows") or key, default)
+        before = _at(written, key, _at(written, old.get(key, key), unwritten))
         if "each" in item.metadata:  # their keys come by themselves, but not of those that are gone
             before, value, default = sorted(before or {}), sorted(value), sorted(default)
         if before == item.metadata.get("once", before) and value == default and "once" in item.metadata:

@@ -341,6 +341,16 @@ def test_a_run_goes_on_when_the_configuration_has_got_a_key_since():
     assert changed(config, written) == ["optim.eight_bit"]
 
 
+def test_a_key_that_a_run_has_not_written_had_the_value_of_the_one_that_it_follows():
+    config = PpoConfig()
+    config.rollout.max_new_tokens = config.algorithm.loss_length = 48
+    written = asdict(config)
+    del written["algorithm"]["loss_length"]
+    assert changed(config, written) == []
+    config.algorithm.loss_length = 50
+    assert changed(config, written) == ["algorithm.loss_length"]
+
+
 @pytest.mark.parametrize("key", ["optim.head_learning_rate", "+optim.head_learning_rate"])
 def test_a_former_name_of_a_key_works_and_is_reported(key, capsys):
     config = cli.configuration([f"{key}=0.25"], RmConfig, "rm")
