@@ -41,12 +41,17 @@ MAY_DIFFER = ("seconds", "unlogged", "best_step", "best_score")
 UNTIMED = ("time/", "throughput/", "memory/")
 
 
+def command_of(name: str) -> tuple[str, list[str]]:
+    """The command of a job, and its arguments."""
+    return ("ppo", GROUPS[name]) if name in GROUPS else (name, JOBS[name])
+
+
 class Job:
     """One run on the toy, and how it comes out undisturbed; `start_s`, `step_s`: seconds of start and of a step."""
 
     def __init__(self, name: str, straight: Path):
         self.name, self.straight = name, straight
-        self.command, self.arguments = ("ppo", GROUPS[name]) if name in GROUPS else (name, JOBS[name])
+        self.command, self.arguments = command_of(name)
         self.steps, self.start_s, self.step_s = 0, 0.0, 0.0
 
     def measure(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_jobs import EVERY_STEP, JOBS, UNTIMED, outcome, step
+from fault_jobs import EVERY_STEP, UNTIMED, command_of, outcome, step
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": ""}
@@ -19,11 +19,12 @@ pytestmark = pytest.mark.processes
 
 
 def launch(
-    folder: Path, launcher: list[str], *more: str, environment: dict | None = None, command: str = "ppo"
+    folder: Path, launcher: list[str], *more: str, environment: dict | None = None, job: str = "ppo"
 ) -> subprocess.Popen:
     """A launcher with its own process group, output to a file beside the run."""
     where = ["cluster.device=cpu", "cluster.threads=1", "run_dir=run"]
-    arguments = ["-m", f"starling_train.{command}", *JOBS[command], *EVERY_STEP, *where, *more]
+    command, its_own = command_of(job)
+    arguments = ["-m", f"starling_train.{command}", *its_own, *EVERY_STEP, *where, *more]
     own = {key: value for key, value in (environment or ENVIRONMENT).items() if value}
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
@@ -71,12 +72,14 @@ def test_a_run_in_two_processes_is_that_of_one(straight, tmp_path, stage):
     assert ("ZeRO stage 3" in says) == (stage == 3)
 
 
-def test_a_reward_model_in_two_processes_is_that_of_one(tmp_path):
+@pytest.mark.parametrize("job", ["rm", "rloo", "grpo"])
+def test_other_runs_in_two_processes_are_those_of_one(tmp_path, job):
+    """Of groups: three prompts on two processes, with all their responses."""
     found = []
     for name, launcher, more in (("one", [sys.executable], []), ("two", two(29717), ["cluster.zero_stage=2"])):
         folder = tmp_path / name
         folder.mkdir()
-        process = launch(folder, launcher, *more, command="rm")
+        process = launch(folder, launcher, *more, job=job)
         assert process.wait(timeout=200) == 0, (folder / "log").read_text()[-3000:]
         found.append(numbers(folder / "run"))
     assert "ZeRO stage 2" in (tmp_path / "two" / "log").read_text()
