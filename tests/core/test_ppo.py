@@ -126,16 +126,16 @@ def test_a_clipped_token_has_no_gradient():
 
 
 def test_two_bounds_by_hand():
-    # ratio, advantage, bounds 0.8 and 1.28: the third is clipped at 1.28 and the fourth at 0.8, the others count
-    ratios, advantages = [1.25, 0.7, 1.5, 0.5, 1.5], [2.0, 2.0, 2.0, -2.0, -2.0]
-    log_ratio = torch.tensor(ratios).log().requires_grad_()
-    loss = ppo_policy_loss(log_ratio, torch.tensor(advantages), torch.ones(5), 0.2, 5, clip_high=0.28)
+    # bounds 0.8 and 1.28: the third is clipped at 1.28 and the fourth at 0.8, the others count, the last weighs nothing
+    ratios, advantages = [1.25, 0.7, 1.5, 0.5, 1.5, 1.5], torch.tensor([2.0, 2.0, 2.0, -2.0, -2.0, 2.0])
+    log_ratio, weights = torch.tensor(ratios).log().requires_grad_(), torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    loss = ppo_policy_loss(log_ratio, advantages, weights, 0.2, 5, clip_high=0.28)
     assert loss.loss.item() == pytest.approx((-2.5 - 1.4 - 2.56 + 1.6 + 3.0) / 5)
     assert loss.clipped.item() == 2
     loss.loss.backward()
     # of what is not clipped: -A ratio / count
-    torch.testing.assert_close(log_ratio.grad, torch.tensor([-2.5, -1.4, 0.0, 0.0, 3.0]) / 5)
-    below = ppo_policy_loss(log_ratio, torch.tensor(advantages), torch.ones(5), 0.2, 5)  # 1.2 above, as below
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([-2.5, -1.4, 0.0, 0.0, 3.0, 0.0]) / 5)
+    below = ppo_policy_loss(log_ratio, advantages, weights, 0.2, 5)  # 1.2 above, as below
     assert below.loss.item() == pytest.approx((-2.4 - 1.4 - 2.4 + 1.6 + 3.0) / 5) and below.clipped.item() == 3
 
 
