@@ -144,6 +144,7 @@ def check_metrics(config: CompareConfig) -> None:
     evaluation = config.evaluation
     known = [*ALWAYS, *(f"eval/{suite}" for suite in evaluation.suites)]
     known += [f"eval/{name}_mean" for name in evaluation.functions]
+    known += [f"eval/score_{name}" for name in config.reward.terms]
     if "perplexity" in evaluation.suites:
         known += [f"eval/perplexity_{name}" for name in evaluation.perplexity.texts]
     for key, metrics in (("reward", [config.compare.reward]), ("skills", config.skills())):

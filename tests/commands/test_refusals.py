@@ -44,6 +44,8 @@ BENCH = (
 )
 JUDGE_AT = "mt_bench.judge.patience_s=0 mt_bench.judge.url=http://127.0.0.1:"
 MINE = "reward=function reward.function=mine.py:score"
+TERMS = "reward=terms reward.terms.m.kind=starling_7b reward.terms.m.path={reward} reward.terms.m.dtype=float32 "
+OTHER = f"{TERMS} reward.terms.f.kind="
 SERVED = "reward=server reward.patience_s=0 reward.url=http://127.0.0.1:"
 MARGIN = "laser.measure=preference_margin preference.path={here}/data.jsonl "
 DATA_FILE, PARQUET = "data.path={here}/data.jsonl", "data.path={here}/data.parquet"
@@ -204,6 +206,14 @@ REWARD = [
         make=text("mine.py", "def score(asked, truth): return truth\n")),
     row("ppo", MINE, "mine.py:score raised KeyError: 'x' for conversation 0, 'What is 0 and 0?'", "debug=true",
         make=text("mine.py", "def score(asked): return {}['x']\n")),
+    row("ppo score evaluate compare", OTHER + "function reward.terms.f.function=mine.py:score",
+        "reward.terms.f.function: ", "mine.py cannot be read", "check the path"),
+    row("ppo score evaluate", OTHER + "starling_7b reward.terms.f.path={policy}", "config.json is a mistral's",
+        "check reward.terms.f.path"),
+    row("ppo score evaluate", OTHER + "server reward.terms.f.patience_s=0 reward.terms.f.url=http://127.0.0.1:{away}",
+        "reward.terms.f.url: http://127.0.0.1", "gave no scores for 0 s", "start the server"),
+    row("ppo score", OTHER + "starling_7b reward.terms.f.pth=x", "reward.terms.f.pth: no such key",
+        "did you mean reward.terms.f.path? use one of"),
     row("serve_reward", MINE, "reward.kind: a function is not served", "give the kind"),
     row("serve_reward", "reward.empty_response=0", "reward.empty_response: the server gives", "leave it out"),
 ]  # fmt: skip
@@ -433,6 +443,8 @@ ADAPTERS = [
         make=adapter("adapter")),
     row("ppo score serve_reward evaluate plan", "reward.path={here}/adapter", "reward.path: ", *ALONE,
         make=adapter("adapter")),
+    row("ppo score evaluate plan", OTHER + "starling_7b reward.terms.f.path={here}/adapter", "reward.terms.f.path: ",
+        *ALONE, make=adapter("adapter")),
     row("ppo snr dpo", "model.path={here}/adapter dry_run=true", "model.path: ", *ALONE, make=adapter("adapter")),
     row("ppo snr", f"{HERE_POLICY} dry_run=true", "model.path: ", *BESIDE, make=leftover("policy")),
 ]  # fmt: skip

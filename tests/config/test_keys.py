@@ -111,6 +111,14 @@ def test_the_keys_of_a_term_are_checked_as_those_of_a_section():
     assert "(reward.terms: " in misread(PpoConfig, {"reward": {"terms": ["a"]}})
 
 
+def test_runs_may_be_compared_by_a_term():
+    given = ["model.path=m", "data.path=d", "reward=terms", f"{TERM}kind=function", f"{TERM}function=a:b"]
+    schema, check = SCHEMAS["compare"]
+    check(configuration([*given, "compare.skills=[eval/score_short]"], schema, "compare"))
+    with pytest.raises(UserError, match=r"compare.skills: eval/score_shrt is not evaluated"):
+        check(configuration([*given, "compare.skills=[eval/score_shrt]"], schema, "compare"))
+
+
 def test_terms_are_given_on_the_command_line_with_or_without_a_plus():
     given = ["reward=terms", "+reward.terms.short.kind=function", "reward.terms.short.function=mine.py:score"]
     reward = configuration([*given, "+reward.terms.short.arguments.most=9", "reward.terms.short.weight=-0.5"]).reward

@@ -8,7 +8,7 @@ from reward_server import Scripted
 
 from starling_train.config.fields import UserError, changed
 from starling_train.config.ppo import PpoConfig
-from starling_train.config.sections import RewardConfig, TermConfig, check_reward
+from starling_train.config.sections import RewardConfig, TermConfig, about_term, check_reward
 from starling_train.data.conversations import with_answer
 from starling_train.models.reward import load_reward_model
 from starling_train.rewards import kinds, server_facts, terms
@@ -146,6 +146,14 @@ def test_errors_while_it_scores_name_the_term(rewards):
     broken = kinds.load(rewards(polite=POLITE, bad={"function": "broken"}), Runtime("cpu"))
     told = refusal(broken.score, conversations("four"))
     assert told.startswith("reward.terms.bad.function: ") and "+reward.terms.bad.arguments.missing=" in told
+
+
+def test_messages_about_the_section_become_messages_about_the_term():
+    told = "reward.path: use reward=function or reward.kind=server; reward.py, reward/unscored, reward.terms.y.path"
+    assert about_term("reward.terms.x", told) == (
+        "reward.terms.x.path: use reward.terms.x.kind=function or reward.terms.x.kind=server; reward.py, "
+        "reward/unscored, reward.terms.y.path"
+    )
 
 
 def test_a_server_among_the_terms(rewards, capsys):

@@ -190,15 +190,17 @@ def of(run: RunFiles) -> tuple[Panel, ...]:
 
 def term_panels(run: RunFiles) -> list[Panel]:
     """Make a panel of the terms that the reward is a sum of, an axis for each: their scores are of different sizes."""
+    names = list(terms_of(run.config))
     rows = [
         row(
             clean(name)[:30],
             PlotLine(f"reward/terms/{name}_mean", "training prompts", BLUE, spread=f"reward/terms/{name}_std"),
             PlotLine(f"{SCORE}{name}", "held-out prompts", RED, points=True),
         )
-        for name in terms_of(run.config)
+        for name in names
     ]
-    return [panel("terms", "Terms of the reward", TERMS, *rows)] if rows else []
+    slug = _slug("-".join(["terms", *names]))  # beside a run with other terms each has a panel of its own
+    return [panel(slug, "Terms of the reward", TERMS, *rows)] if rows else []
 
 
 def skill_row(curves: Sequence[PlotLine]) -> PlotRow:

@@ -16,6 +16,7 @@ import torch
 
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import about_term
 from starling_train.data.conversations import with_answer
 from starling_train.data.prompts import Prompt
 from starling_train.models.patient_http import Unreachable
@@ -89,8 +90,8 @@ class FirstAnswers:
         if config.reward.probe:
             metrics, probed = self.probe(reward_model, runtime)
             lines += probed
-        for line in lines:
-            say(line)
+        for line in lines:  # what can be set for a reward is set for a term where it is a sum
+            say(about_term("reward.terms.NAME", line) if config.reward.kind == "terms" else line)
         return metrics
 
     def probe(self, reward_model: Scorer, runtime: Runtime) -> tuple[dict[str, float], list[str]]:
