@@ -150,6 +150,8 @@ def plan(policy: Shape, judges: Sequence[Judge], job: TrainingJob, share: Share 
     head = 0 if job.critic == "none" else 2 * d * d + 4 * d + 1  # the value head, float32
     trunk = job.critics_trunk(policy)
     learning = job.trainable + trunk
+    of_critic = share.of(trunk * size + head * (size if share.is_zero else 4), 3)
+    critic = {f"critic ({job.critic})": of_critic} if head else {}
     shares = job.layers_above_lowest < policy.layers
     kept = {"prefix cache": shares * min(job.step_tokens * d * size, job.kept_limit)}
     gathered = _gathered(job.parameters + learning, size, share)
@@ -165,7 +167,7 @@ def plan(policy: Shape, judges: Sequence[Judge], job: TrainingJob, share: Share 
             "policy weights": share.of(_policy_bytes(policy, job, size), 3),
             # adapters are simply taken off for it
             "reference: own copies of what trains": 0.0 if job.adapter else share.of(job.trainable * size, 3),
-            f"critic ({job.critic})": share.of(trunk * size + head * (size if share.is_zero else 4), 3),
+            **critic,
             "optimizer: moments, master copies": optimizer,
             **weights,
         },

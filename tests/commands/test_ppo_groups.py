@@ -244,10 +244,6 @@ def test_a_guard_raises_the_coefficient_of_the_penalty_in_the_loss(run, tmp_path
     assert after["kl/reference"] < rows[lost[0]]["kl/reference"]
 
 
-def gigabytes(text: str, part: str) -> float:
-    return float(re.search(rf"^{re.escape(part)}\s+([\d.]+) GB$", text, re.M)[1])
-
-
 @pytest.mark.parametrize("name", ["rloo", "grpo"])
 def test_it_is_described_and_planned_without_a_critic(arguments, toy, tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
@@ -259,8 +255,8 @@ def test_it_is_described_and_planned_without_a_critic(arguments, toy, tmp_path, 
 
     described = said(ppo, "dry_run=true")
     assert f"{name}, 2 steps of 3 prompts of 3 responses each, up to 12 new tokens" in described
-    assert gigabytes(described, "critic (none)") == 0
+    assert "critic" not in described
     planned = said(plan)
-    assert "3 prompts of 3 responses each" in planned and gigabytes(planned, "critic (none)") == 0
+    assert "3 prompts of 3 responses each" in planned and "critic" not in planned
     compared = said(compare, "dry_run=true", "compare.skills=[eval/length_mean]", "compare.only=[snr,none]")
     assert compared.count("snr") and not list(tmp_path.iterdir())
