@@ -17,7 +17,7 @@ from starling_train.rewards.admission import first_words
 
 
 class Writer(Protocol):
-    """Makes items of conversations. truncated, shortened: as in `kinds.Scorer`, as far as they are cut here."""
+    """Makes items of conversations. truncated, shortened: as in `scorer.Scorer`, as far as they are cut here."""
 
     @property
     def truncated(self) -> int: ...

@@ -68,7 +68,7 @@ def admit(config: ScorerConfig, prompts: Sequence[list[dict]], rows: Sequence[di
 class Answer(NamedTuple):
     """What one request gave.
 
-    scores: nan for what is left out. truncated, shortened: as in `kinds.Scorer`, as far as the server tells.
+    scores: nan for what is left out. truncated, shortened: as in `scorer.Scorer`, as far as the server tells.
     refused: the server's reasons by index of the item, where it refuses one among others.
     """
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from starling_train.cli.compose import configuration
 from starling_train.config import conf_files
 from starling_train.config.fields import UserError
 from starling_train.config.ppo import PpoConfig
+from starling_train.config.sections import check_reward
 
 NUMBERED = [command for command in SCHEMAS if command != "export"]  # which has no number and no choice
 
@@ -109,6 +111,18 @@ def test_the_keys_of_a_term_are_checked_as_those_of_a_section():
     assert "(reward.terms.short.weight: " in misread(PpoConfig, {"reward": {"terms": {"short": {"weight": "many"}}}})
     assert "(reward.terms.short: " in misread(PpoConfig, {"reward": {"terms": {"short": 5}}})
     assert "(reward.terms: " in misread(PpoConfig, {"reward": {"terms": ["a"]}})
+
+
+def test_the_terms_of_the_documented_recipe(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text()
+    recipe = text.partition("    reward:\n")[2].partition("\n\n")[0]
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(textwrap.dedent(f"    reward:\n{recipe}\n"))
+    given = ["-cd", str(tmp_path), "+recipe=mine", "reward.terms.truth.weight=0.25"]
+    reward = configuration(given).reward
+    check_reward(reward)
+    assert (reward.kind, reward.terms["model"].scale, reward.terms["truth"].weight) == ("terms", "running", 0.25)
+    assert [term.kind for term in reward.terms.values()] == ["starling_34b", "function"]
 
 
 def test_runs_may_be_compared_by_a_term():

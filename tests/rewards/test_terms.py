@@ -92,6 +92,8 @@ def test_a_reward_model_and_a_function(rewards, small_models):
     assert scorer.score(asked, columns) == [2.0 * own[0] + 0.5 * 9, 2.0 * own[1] + 0.5 * (2 * 200 + 2)]
     assert (scorer.truncated, scorer.shortened) == (alone.truncated, alone.shortened) == (1, 2)
     assert terms.parts(scorer)["model"].budget.key == "reward.terms.model.tokens_per_batch"
+    away = kinds.load(rewards(model=model | {"offload": True}, long=LENGTH), Runtime("cpu"))
+    assert away.score(asked, columns) == scorer.score(asked, columns)
 
 
 def test_an_answer_that_two_models_cut_counts_once(rewards, small_models):
