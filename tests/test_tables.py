@@ -7,7 +7,7 @@ import pytest
 from starling_train.config import sections
 from starling_train.config.sections import REWARD_MODELS, AlgorithmConfig, RewardConfig, RolloutConfig, TermConfig
 from starling_train.core.advantages import ADVANTAGES
-from starling_train.core.ppo import LOSSES
+from starling_train.core.ppo import LOSSES, MEANS, RATIOS
 from starling_train.rewards import kinds
 from starling_train.rollout.generate import ENGINES
 from starling_train.run.tracker import TRACKERS
@@ -29,6 +29,15 @@ def offered(section: type, key: str) -> set[str]:
 )
 def test_a_table_is_what_its_key_offers(table, section, key):
     assert set(table) == offered(section, key)
+
+
+def test_what_is_compared_within_a_group_needs_one():
+    for name, estimator in ADVANTAGES.items():
+        assert AlgorithmConfig(name=name).has_groups == (not estimator.whitens)
+
+
+def test_every_way_that_the_keys_of_the_loss_take_has_a_row():
+    assert set(RATIOS) == offered(AlgorithmConfig, "ratio") and set(MEANS) == offered(AlgorithmConfig, "loss_mean")
 
 
 def test_every_tracker_that_the_key_takes_has_a_row():

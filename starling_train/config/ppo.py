@@ -58,15 +58,9 @@ def check_algorithm(algorithm: AlgorithmConfig) -> None:
             f"algorithm.minibatches: {minibatches} exceeds algorithm.prompts_per_step{of}{responses}; lower it"
         )
     if algorithm.has_groups and algorithm.responses_per_prompt < 2:
-        raise UserError(
-            f"algorithm.responses_per_prompt: {name} compares responses to the same prompt; give 2 or more, or take "
-            f"algorithm={name}, which sets what belongs to it"
-        )
+        raise UserError(f"algorithm.responses_per_prompt: {name} compares responses to the same prompt; give 2 or more")
     if algorithm.has_groups and algorithm.critic != "none":
-        raise UserError(
-            f"algorithm.critic: {name} has no use for {algorithm.critic}; set none, or take algorithm={name}, which "
-            "sets what belongs to it"
-        )
+        raise UserError(f"algorithm.critic: {name} has no use for {algorithm.critic}; set algorithm.critic=none")
     if algorithm.critic == "none" and not algorithm.has_groups:
         raise UserError(f"algorithm.critic: {name} needs one; take head, twin or separate, or algorithm=rloo or grpo")
     if algorithm.critic == "none" and algorithm.critic_warmup_steps:

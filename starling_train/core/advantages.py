@@ -70,10 +70,9 @@ def leave_one_out(totals: Tensor, is_fit: Tensor, group: int) -> Tensor:
 
     Source: Ahmadian et al. 2024 (arXiv 2402.14740), section 3.3; Kool et al. 2019.
     """
-    totals, is_fit = totals.where(is_fit, 0.0).view(-1, group), is_fit.view(-1, group)
-    count = is_fit.sum(1, keepdim=True)
-    others = (totals.sum(1, keepdim=True) - totals) / (count - 1).clamp(min=1)
-    return (totals - others).where(is_fit & (count > 1), 0.0).flatten()
+    worth, is_fit, count = _in_groups(totals, is_fit, group)
+    others = (worth.sum(1, keepdim=True) - worth) / (count - 1).clamp(min=1)
+    return (worth - others).where(is_fit & (count > 1), 0.0).flatten().to(totals)
 
 
 def within_group(totals: Tensor, is_fit: Tensor, group: int, scaled: bool) -> Tensor:
@@ -86,12 +85,21 @@ def within_group(totals: Tensor, is_fit: Tensor, group: int, scaled: bool) -> Te
 
     Sources: Shao et al. 2024 (arXiv 2402.03300), section 4.1.2; Liu et al. 2025 (arXiv 2503.20783), section 3.2.
     """
-    totals, is_fit = totals.where(is_fit, 0.0).view(-1, group), is_fit.view(-1, group)
-    count = is_fit.sum(1, keepdim=True)
-    centred = (totals - totals.sum(1, keepdim=True) / count.clamp(min=1)).where(is_fit & (count > 1), 0.0)
+    worth, is_fit, count = _in_groups(totals, is_fit, group)
+    centred = (worth - worth.sum(1, keepdim=True) / count.clamp(min=1)).where(is_fit & (count > 1), 0.0)
     if scaled:
         centred = centred / ((centred**2).sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt().add(GROUP_EPS)
-    return centred.flatten()
+    return centred.flatten().to(totals)
+
+
+def _in_groups(totals: Tensor, is_fit: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rewards, 0 where not fit, and `is_fit`, (groups, group), and how many of each group are fit.
+
+    In float64: in float32 the mean of equal rewards may differ from them, and a deviation of next to nothing makes that
+    large.
+    """
+    is_fit = is_fit.view(-1, group)
+    return totals.double().view(-1, group).where(is_fit, 0.0), is_fit, is_fit.sum(1, keepdim=True)
 
 
 class AdvantageSettings(Protocol):

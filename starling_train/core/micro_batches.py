@@ -3,6 +3,7 @@
 `cut_packed` is for passes without padding, `cut_by_tokens` for padded ones.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,14 +67,19 @@ class Beginning(NamedTuple):
     tokens: int
 
 
-def cut_packed(lengths: Sequence[int], budget: int, beginnings: Sequence[Beginning] | None = None) -> list[list[int]]:
+def cut_packed(
+    lengths: Sequence[int], budget: int, beginnings: Sequence[Beginning] | None = None, pads: bool = True
+) -> list[list[int]]:
     """Group indices, longest sequences first, so that the tokens of a group stay within the budget.
 
     The fewest groups that sequences in this order can be cut into, and among those cuts one whose largest group is
     smallest. (sequences x longest) of a group stays within twice the budget. A sequence longer than the budget gets a
     group of its own. Every index appears exactly once.
 
+    lengths: of the sequences.
+    budget: tokens.
     beginnings: of each sequence; those of the same one stay together, and its tokens count once in each group.
+    pads: whether attention pads, as on a GPU; where beginnings are given and it does not, there is no second limit.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     if beginnings:
@@ -81,25 +87,26 @@ def cut_packed(lengths: Sequence[int], budget: int, beginnings: Sequence[Beginni
         for index in order:
             longest.setdefault(beginnings[index].number, len(longest))
         order.sort(key=lambda i: longest[beginnings[i].number])
-    fewest = len(_fill(lengths, order, budget, budget, beginnings))
+    most_padded = PADDED_LIMIT * budget if pads or not beginnings else math.inf
+    fewest = len(_fill(lengths, order, budget, most_padded, beginnings))
     low, high = 1, budget  # in between lies the smallest limit at which the fewest groups suffice
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(lengths, order, middle, budget, beginnings)) > fewest:
+        if len(_fill(lengths, order, middle, most_padded, beginnings)) > fewest:
             low = middle + 1
         else:
             high = middle
-    return _fill(lengths, order, high, budget, beginnings)
+    return _fill(lengths, order, high, most_padded, beginnings)
 
 
 def _fill(
     lengths: Sequence[int],
     order: Sequence[int],
     most: int,
-    budget: int,
+    most_padded: float,
     beginnings: Sequence[Beginning] | None = None,
 ) -> list[list[int]]:
-    """Group neighbours, filling each group up to `most` tokens."""
+    """Group neighbours, filling each group up to `most` tokens, and `most_padded` where it is padded."""
     groups: list[list[int]] = []
     tokens = widest = 0
     for index in order:
@@ -108,7 +115,7 @@ def _fill(
         if beginnings and group and beginnings[group[-1]].number == beginnings[index].number:
             own -= beginnings[index].tokens
         padded = (len(group) + 1) * max(widest, lengths[index]) if group else 0
-        if not group or tokens + own > most or padded > PADDED_LIMIT * budget:
+        if not group or tokens + own > most or padded > most_padded:
             groups.append([])
             tokens, widest, own = 0, 0, lengths[index]
         groups[-1].append(index)

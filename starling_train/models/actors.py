@@ -157,7 +157,10 @@ def response_states(trunk: AnyTrunk, batch: MicroBatch, states: Tensor | None) -
     """
     states = trunk.prefix(batch.ids, batch.packing) if states is None else states
     read = trunk.suffix(states, batch.packing, batch.source)
-    return read if batch.among is None else read.index_select(0, batch.among)
+    if batch.among is None:
+        return read
+    # a state is read several times; of the two, this one's gradient is added up in one order on this device
+    return read.index_select(0, batch.among) if read.device.type == "cpu" else read[batch.among]
 
 
 def _critic_trunk(policy: CausalLM, kind: str) -> Decoder | None:

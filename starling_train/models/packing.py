@@ -14,6 +14,8 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -77,18 +79,15 @@ class Packing:
         """Pack (sequences, longest, heads, size) to (1, tokens, heads, size)."""
         return tensor if len(self.lengths) == 1 else tensor.flatten(0, 1).index_select(0, self._padded_index)[None]
 
-    def pad_seen(self, tensor: Tensor) -> Tensor:
-        """Spread (1, heads, tokens, size) out to what each sequence sees, its beginning and itself, as `pad` does."""
-        if self.begins is None:
-            return self.pad(tensor)
-        parts = tensor.split(self.lengths, dim=2)
-        seen = [self.with_beginning(parts, index) for index in range(len(parts))]
-        return torch.cat([pad(part, (0, 0, 0, self._whole - part.shape[2])) for part in seen])
-
     def with_beginning(self, parts: Sequence[Tensor], index: int) -> Tensor:
         """Return one of (1, heads, tokens, size) of each sequence, with what it goes on from in front of it."""
         begins = None if self.begins is None else self.begins[index]
         return parts[index] if begins is None else torch.cat([parts[begins], parts[index]], dim=2)
+
+    def beginning(self, index: int, starts: Sequence[int]) -> Sequence[int]:
+        """Return the positions that a sequence goes on from, in the row. starts: where each sequence lies."""
+        begins = None if self.begins is None else self.begins[index]
+        return range(0) if begins is None else range(starts[begins], starts[begins] + self.lengths[begins])
 
     def mask(self, window: int | None, rows: int, length: int, offset: int = 0) -> Tensor | None:
         """Return (1, 1, rows, length), True where a token sees another; None where plain causal attention is enough.
@@ -100,33 +99,93 @@ class Packing:
         """
         if (window is None or window >= length) and not offset:
             return None
-        return self._sees(window)[None, None, offset : offset + rows, :length]
+        return self._part(self._sees(window), rows, length, offset)
 
     def added_mask(self, window: int | None, rows: int, length: int, offset: int, dtype: torch.dtype) -> Tensor:
         """Return (1, 1, rows, length) to add to scores: 0 where a token sees another, the lowest number elsewhere."""
         key = (window, dtype)
         if key not in self._added:
             self._added[key] = _to_add(self._sees(window), dtype)
-        return self._added[key][None, None, offset : offset + rows, :length]
+        return self._part(self._added[key], rows, length, offset)
 
-    def masks(self, window: int | None) -> Tensor | None:
-        """Return `mask` of all sequences at once, padded, (sequences, 1, longest, most that one sees)."""
-        if self.begins is None:
-            return self.mask(window, self.longest, self.longest)
-        starts = torch.tensor(self.offsets, device=self._device)
-        rows = starts[:, None] + torch.arange(self.longest, device=self._device)
-        return self._sees(window, rows.flatten(), self._whole).view(len(self.lengths), 1, self.longest, self._whole)
+    def _part(self, mask: Tensor, rows: int, length: int, offset: int) -> Tensor:
+        """Return (1, 1, rows, length) of a mask of all positions."""
+        if offset + rows <= length:
+            return mask[None, None, offset : offset + rows, :length]
+        # rows of padding behind the last look like the last: a window would leave them nothing to see
+        looking = torch.arange(offset, offset + rows, device=self._device).clamp(max=length - 1)
+        return mask[looking, :length][None, None]
 
-    def _sees(self, window: int | None, rows: Tensor | None = None, length: int = 0) -> Tensor:
-        """Return (rows, length), True where a position sees another; of all that there are if None, kept."""
-        if rows is None and window in self._masks:  # that of the longest sequence; another's is a part of it
-            return self._masks[window]
-        position = torch.arange(length or self._widest, device=self._device)
-        distance = (position if rows is None else rows)[:, None] - position
-        sees = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        if rows is None:
-            self._masks[window] = sees
-        return sees
+    def _sees(self, window: int | None) -> Tensor:
+        """Return whether a position sees another, of all that there are: that of any sequence is a part of it."""
+        if window not in self._masks:
+            position = torch.arange(self._widest, device=self._device)
+            self._masks[window] = _is_seen(position, position, window)
+        return self._masks[window]
+
+    @cached_property
+    def anew(self) -> "Rows":
+        """Return where those lie that begin anew, if some do not."""
+        return Rows(self, [index for index, offset in enumerate(self.offsets) if not offset])
+
+    @cached_property
+    def behind(self) -> "Rows":
+        """Return where those lie that go on from another."""
+        return Rows(self, [index for index, offset in enumerate(self.offsets) if offset])
+
+
+class Rows:
+    """Some of a packing's sequences as the rows of a padded batch: what looks, and what it sees."""
+
+    def __init__(self, packing: Packing, indices: Sequence[int]):
+        starts = [end - length for end, length in zip(accumulate(packing.lengths), packing.lengths, strict=True)]
+        spans = [range(starts[index], starts[index] + packing.lengths[index]) for index in indices]
+        seen = [[*packing.beginning(index, starts), *span] for index, span in zip(indices, spans, strict=True)]
+        self._count, self.longest, self.most = len(spans), max(map(len, spans)), max(map(len, seen))
+        places = [row * self.longest + own for row, span in enumerate(spans) for own in range(len(span))]
+        # behind what a row sees stands its last token again, which it does not see there
+        index = [position for each in seen for position in each + each[-1:] * (self.most - len(each))]
+        ends = torch.tensor([len(each) for each in seen])[:, None]
+        starting = ends - torch.tensor([len(span) for span in spans])[:, None]
+        # rows behind the last, of padding, look like the last: a window would leave them nothing to see
+        looking = torch.minimum(starting + torch.arange(self.longest), ends - 1)
+        tokens = torch.tensor([position for span in spans for position in span])
+        device = packing.positions.device
+        self.tokens, self._places, self._index, self._looking = (
+            numbers.to(device) for numbers in (tokens, torch.tensor(places), torch.tensor(index), looking)
+        )
+        self._masks: dict[tuple[int | None, torch.dtype | None], Tensor] = {}
+
+    def pad(self, tensor: Tensor) -> Tensor:
+        """Spread (1, heads, tokens, size) out to (rows, heads, longest, size), 0 on padding."""
+        _, heads, _, size = tensor.shape
+        own = tensor[0].transpose(0, 1)[self.tokens]
+        padded = tensor.new_zeros(self._count * self.longest, heads, size).index_copy(0, self._places, own)
+        return padded.view(self._count, self.longest, heads, size).transpose(1, 2)
+
+    def pad_seen(self, tensor: Tensor) -> Tensor:
+        """Spread (1, heads, tokens, size) out to what each row sees, (rows, heads, most, size)."""
+        _, heads, _, size = tensor.shape
+        return tensor[0].transpose(0, 1)[self._index].view(self._count, self.most, heads, size).transpose(1, 2)
+
+    def unpad(self, tensor: Tensor) -> Tensor:
+        """Return the tokens' own of (rows, longest, heads, size): (tokens, heads, size)."""
+        return tensor.flatten(0, 1).index_select(0, self._places)
+
+    def mask(self, window: int | None, dtype: torch.dtype | None) -> Tensor:
+        """Return (rows, 1, longest, most), True where a token sees another; of a dtype: what is added to scores."""
+        key = (window, dtype)
+        if key not in self._masks:
+            position = torch.arange(self.most, device=self._looking.device)
+            sees = _is_seen(self._looking.flatten(), position, window).view(self._count, 1, self.longest, self.most)
+            self._masks[key] = sees if dtype is None else _to_add(sees, dtype)
+        return self._masks[key]
+
+
+def _is_seen(looking: Tensor, position: Tensor, window: int | None) -> Tensor:
+    """Return (rows, positions), True where a row at its own position sees another."""
+    distance = looking[:, None] - position
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
 class Layout:
@@ -247,16 +306,22 @@ def copy_of(thing: Any) -> Any:
 
 
 def attend_padded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **how: Any) -> Tensor:
-    """Attend causally within each sequence, in one call: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
-    window = how.pop("window")
+    """Attend causally within each sequence, in one call: (1, heads, tokens, size) -> (1, tokens, heads, size).
+
+    In two, where some go on from others: what begins anew needs no mask.
+    """
+    window, kernel = how.pop("window"), _kernel(how)
     if packing.begins is None:
         mask = _mask_for(how, packing, window, query.dtype, packing.longest, packing.longest)
-    else:
-        mask = packing.masks(window)
-        if not _torch_computes(how) and mask is not None:
-            mask = _to_add(mask, query.dtype)
-    query, key, value = packing.pad(query), packing.pad_seen(key), packing.pad_seen(value)
-    return packing.unpad(_kernel(how)(module, query, key, value, mask, **how))
+        return packing.unpad(kernel(module, *map(packing.pad, (query, key, value)), mask, **how))
+    anew, behind = packing.anew, packing.behind
+    mask = _mask_for(how, packing, window, query.dtype, anew.longest, anew.longest)
+    first = anew.unpad(kernel(module, *map(anew.pad, (query, key, value)), mask, **how))
+    mask = behind.mask(window, None if _torch_computes(how) else query.dtype)
+    seen = behind.pad_seen(key), behind.pad_seen(value)
+    second = behind.unpad(kernel(module, behind.pad(query), *seen, mask, **how))
+    mixed = first.new_empty(len(packing.positions), *first.shape[1:])
+    return mixed.index_copy(0, anew.tokens, first).index_copy(0, behind.tokens, second)[None]
 
 
 def attend_one_by_one(

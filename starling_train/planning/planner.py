@@ -142,6 +142,7 @@ def describe(config: Any) -> str:
         algorithm.epochs,
         rollouts,
         algorithm.epochs * algorithm.minibatches,
+        algorithm.responses_per_prompt,
     )
     job, shares = planner.job(count), (settings.matrix_share, settings.bandwidth_share)
     times = seconds(planner.policy, planner.judges, job, work, device, *shares)
@@ -183,14 +184,16 @@ def rollouts_of(config: PpoConfig, prompt_tokens: int, response_tokens: int, pro
     """Count the rollout of each process, with lengths of these means; a process has every `processes`-th prompt."""
     count, group = config.algorithm.prompts_per_step, config.algorithm.responses_per_prompt
     limit = config.rollout.max_new_tokens
-    prompts = lengths(count, prompt_tokens, config.data.max_prompt_tokens, seed=0) * group
+    prompts = lengths(count, prompt_tokens, config.data.max_prompt_tokens, seed=0)
     responses = lengths(count * group, response_tokens, limit, seed=1)
     capacity = max(prompts) + limit
     by_length = config.model.dtype != "float32"  # of rollout.attention: the kernel takes 16 bits
-    return tuple(
-        schedule(prompts[rank::processes], responses[rank::processes], config.rollout.slots, capacity, by_length)
-        for rank in range(processes)
-    )
+    rollouts = []
+    for rank in range(processes):
+        own = [(index, index * group + place) for index in range(rank, count, processes) for place in range(group)]
+        of_prompts, of_responses = [prompts[i] for i, _ in own], [responses[j] for _, j in own]
+        rollouts.append(schedule(of_prompts, of_responses, config.rollout.slots, capacity, by_length))
+    return tuple(rollouts)
 
 
 def of_each(algorithm: AlgorithmConfig) -> str:

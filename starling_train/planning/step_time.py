@@ -67,9 +67,10 @@ def dtype_lines(job: TrainingJob) -> list[str]:
 class Work:
     """A step's work of one process.
 
-    prompts, prompt_tokens, response_tokens: how many, and their mean lengths.
+    prompts, prompt_tokens, response_tokens: how many, counted with each response, and their mean lengths.
     rollouts: of all processes, which wait for the slowest.
     updates: of the optimizer.
+    group: responses that have one prompt, which is computed once for them.
     """
 
     prompts: float
@@ -78,10 +79,11 @@ class Work:
     epochs: int
     rollouts: tuple[Schedule, ...]
     updates: int
+    group: int = 1
 
     @property
     def tokens(self) -> float:
-        return self.prompts * (self.prompt_tokens + self.response_tokens)
+        return self.prompts * (self.prompt_tokens / self.group + self.response_tokens)
 
 
 def seconds(
@@ -107,7 +109,7 @@ def seconds(
         computed = 2 * (layers + head) * rollout.rows / rate
         return max(read, computed) + rollout.steps * HOST_S
 
-    rollout = max(map(decoding, work.rollouts)) + 2 * layers * work.prompts * work.prompt_tokens / rate
+    rollout = max(map(decoding, work.rollouts)) + 2 * layers * work.prompts / work.group * work.prompt_tokens / rate
 
     critics = 0 if job.critic in ("head", "none") else 1
     passes = 2 + critics  # policy, reference, and a critic of its own

@@ -64,22 +64,25 @@ class StateRecorder:
         """Return (rows, tokens, d) of the last forward pass."""
         return self._entered
 
-    def add(
-        self,
-        sequences: Sequence[int | None],
-        states: Tensor | None,
-        lengths: Sequence[int],
-        rows: Sequence[int] | None = None,
-    ) -> None:
-        """Append the first lengths[i] states of a row to sequences[i]; those that are None are padding.
-
-        rows: of each sequence; 0, 1, ... if None.
-        """
+    def add(self, sequences: Sequence[int | None], states: Tensor | None, lengths: Sequence[int]) -> None:
+        """Append the first lengths[i] states of row i to sequences[i]; rows whose sequence is None are padding."""
         if states is None:
             return
-        for row, sequence, length in zip(rows or range(len(sequences)), sequences, lengths, strict=True):
+        for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
             if sequence is not None:
                 self._by_sequence[sequence].append(states[row, :length])
+
+    def add_prompts(
+        self, sequences: Sequence[int], states: Tensor | None, lengths: Sequence[int], rows: Sequence[int]
+    ) -> None:
+        """Begin sequences with the states of their prompts: the first lengths[i] of rows[i], each row copied once."""
+        if states is None:
+            return
+        copied: dict[int, Tensor] = {}
+        for sequence, length, row in zip(sequences, lengths, rows, strict=True):
+            if row not in copied:  # not a view, which would keep the padding of the whole batch
+                copied[row] = states[row, :length].clone()
+            self._by_sequence[sequence].append(copied[row])
 
     def collect(self, lengths: Sequence[int]) -> list[Entered] | None:
         """Return the first lengths[i] states of every sequence; None if nothing was recorded."""

@@ -48,8 +48,9 @@ class SlotCache:
         longest = keys[0].shape[2]
         self.touch(longest)
         index = torch.tensor(rows, device=keys[0].device)
+        source = None if sources is None else torch.tensor(sources, device=keys[0].device)
         for mine, theirs in zip([*self._keys, *self._values], [*keys, *values], strict=True):
-            mine[index, :, :longest] = theirs if sources is None else theirs[sources]
+            mine[index, :, :longest] = theirs if source is None else theirs[source]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one row over another."""
@@ -96,7 +97,7 @@ def only_row(cache: Any, row: int) -> DynamicCache:
     """Copy the keys and values of one row of a transformers cache."""
     copied = DynamicCache()
     for layer, (keys, values) in enumerate(zip(*_tensors(cache), strict=True)):
-        copied.update(keys[row : row + 1].clone(), values[row : row + 1].clone(), layer)
+        copied.update(keys[row : row + 1], values[row : row + 1], layer)  # which copies
     return copied
 
 

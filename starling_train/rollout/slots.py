@@ -52,7 +52,7 @@ def respond(
     A response depends on its prompt, its index, the global seed and the weights, not on `config.slots` or on what is
     generated beside it (but for rounding: a matrix product of another shape differs in its last bits). There are fewer
     slots where a GPU has no room for their keys and values. The states of a sequence are those of all its tokens but
-    the last, (tokens, d). Neighbours with equal prompts, such as a group's, have theirs computed once.
+    the last, (tokens, d). Neighbours that share one list as their prompt, as a group does, have it computed once.
     """
     seed = int(torch.randint(2**62, ()))
     seeds = None if greedy else [(seed, index) for index in indices]
@@ -152,9 +152,9 @@ class _Decoder:
         begun = self._begun if waits and not of_prompts else None
         for group in cut_by_tokens([len(self._prompts[s[0]]) for s in of_prompts], PREFILL_TOKENS, self._overhead):
             prefilled = self._prefill([self._prompts[of_prompts[index][0]] for index in group])
-            self._admit(prefilled, [of_prompts[index] for index in group])
-            if waits and len(of_prompts) - 1 in group:
+            if waits and len(of_prompts) - 1 in group:  # a copy, before a draw changes the logits in place
                 begun = prefilled.only(group.index(len(of_prompts) - 1))
+            self._admit(prefilled, [of_prompts[index] for index in group])
         self._begun = begun
 
     def _by_prompt(self, sequences: list[int]) -> list[list[int]]:
@@ -171,16 +171,18 @@ class _Decoder:
         """Put the sequences of each prompt that was prefilled into free slots, and draw their first tokens."""
         sequences = [sequence for of_prompt in of_prompts for sequence in of_prompt]
         rows = [row for row, of_prompt in enumerate(of_prompts) for _ in of_prompt]
-        self._recorder.add(sequences, prefilled.states, [len(self._prompts[i]) for i in sequences], rows)
+        is_shared = len(rows) > len(of_prompts)
+        self._recorder.add_prompts(sequences, prefilled.states, [len(self._prompts[i]) for i in sequences], rows)
         if self._step is None:
             self._make_cache(prefilled.cache)
         free = [slot for slot, holds in enumerate(self._slots) if holds is None][: len(sequences)]
         assert self._cache is not None, "made with the step"
-        self._cache.admit(prefilled.cache, free, rows)
+        self._cache.admit(prefilled.cache, free, rows if is_shared else None)
         for slot, sequence in zip(free, sequences, strict=True):
             self._slots[slot] = sequence
         # the prompt's last logits already give the first token: a prefill draws, too
-        self._append(free, sequences, self._draw(prefilled.logits[rows], sequences))
+        logits = prefilled.logits[rows] if is_shared or prefilled is self._begun else prefilled.logits
+        self._append(free, sequences, self._draw(logits, sequences))
 
     def _prefill(self, prompts: list[list[int]]) -> _Prefilled:
         """Run prompts through the model, right-padded."""

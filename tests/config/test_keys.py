@@ -228,7 +228,7 @@ AGAINST_EACH_OTHER = {
         ("algorithm.critic_warmup_steps=1000", "algorithm.critic_warmup_steps: 1000", "lower it"),
         ("algorithm.kl.target=6 algorithm.kl.coefficient=0", "algorithm.kl.coefficient: 0", "start above 0"),
         ("algorithm.name=grpo algorithm.critic=none", "algorithm.responses_per_prompt: grpo compares", "2 or more"),
-        (f"{GROUPS}algorithm.critic=head", "algorithm.critic: grpo has no use for head", "set none"),
+        (f"{GROUPS}algorithm.critic=head", "algorithm.critic: grpo has no use for head", "critic=none"),
         ("algorithm.critic=none", "algorithm.critic: ppo needs one", "algorithm=rloo or grpo"),
         ("algorithm.name=apa algorithm.critic=none", "algorithm.critic: apa needs one", "take head"),
         (f"{GROUPS}algorithm.critic_warmup_steps=2", "algorithm.critic_warmup_steps: there is no critic", "leave it"),

@@ -111,3 +111,11 @@ def test_a_response_that_is_not_fit_has_no_token_and_no_advantage():
     rewards = torch.tensor([[0.5, 0.5], [99.0, 99.0], [6.0, 99.0]])
     advantages, _ = ADVANTAGES["rloo"].of(rewards, torch.zeros(3, 2), real, Settings())
     torch.testing.assert_close(advantages, torch.tensor([[-5.0, -5.0], [0.0, 0.0], [5.0, 0.0]]))
+
+
+@pytest.mark.parametrize("group", [2, 3, 6, 7])
+@pytest.mark.parametrize("reward", [1000.1, 777.7, 12.3, -0.1])
+def test_equal_rewards_are_worth_nothing_whatever_their_mean_rounds_to(group, reward):
+    totals, fit = torch.full((group,), reward), torch.ones(group, dtype=torch.bool)
+    assert within_group(totals, fit, group, scaled=True).abs().max() < 1e-8
+    assert leave_one_out(totals, fit, group).abs().max() < 1e-8

@@ -44,15 +44,22 @@ def test_log_probs_and_gradients_are_those_of_the_plain_forward(name, attend, mo
 @pytest.mark.parametrize("attend", [packing.attend_one_by_one, packing.attend_padded])
 def test_attention_by_hand(window, dtype, attend):
     """Weights of equal scores: each token gets the mean of the values that it sees, which are their positions."""
-    together = packing.Packing([4, 3, 2], begins=[None, 0, 0])
-    assert together.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5]
-    values = together.positions.to(dtype).view(1, 1, -1, 1).expand(1, 2, -1, 8).contiguous()
-    nothing = torch.zeros(1, 2, 9, 8, dtype=dtype)
+    together = packing.Packing(
+        [4, 60, 30, 70, 2], begins=[None, 0, 0, None, 3]
+    )  # some go on past 64, or are padded to it
+    positions = together.positions.tolist()
+    assert positions[:6] == [0, 1, 2, 3, 4, 5] and positions[64:66] == [4, 5] and positions[-3:] == [69, 70, 71]
+    values = together.positions.to(dtype).view(1, 1, -1, 1).expand(1, 2, -1, 8).clone().requires_grad_()
+    scores = torch.zeros(1, 2, len(positions), 8, dtype=dtype, requires_grad=True)
     module: Any = torch.nn.Module()
-    mixed = attend(module, nothing, nothing, values, together, window=window, dropout=0.0, scaling=1.0)
-    first = [0 if window is None else max(0, p - window + 1) for p in together.positions.tolist()]
-    expected = [(f + p) / 2 for f, p in zip(first, together.positions.tolist(), strict=True)]
-    torch.testing.assert_close(mixed[0, :, 0, 0].float(), torch.tensor(expected), atol=0.02, rtol=0)
+    mixed = attend(module, scores, scores, values, together, window=window, dropout=0.0, scaling=1.0)
+    first = [0 if window is None else max(0, p - window + 1) for p in positions]
+    expected = [(f + p) / 2 for f, p in zip(first, positions, strict=True)]
+    torch.testing.assert_close(mixed[0, :, 0, 0].float(), torch.tensor(expected), atol=0.3, rtol=0)
+    mixed.sum().backward()
+    assert scores.grad.isfinite().all()
+    # every token of a value is weighed by all that see it, and all weights of one that looks sum to 1
+    assert float(values.grad[0, 0, :, 0].float().sum()) == pytest.approx(len(positions), rel=0.02)
 
 
 def test_micro_batches_keep_those_of_a_beginning_together_and_count_it_once():

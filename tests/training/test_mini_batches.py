@@ -100,3 +100,32 @@ def test_epochs_have_other_mini_batches_of_like_size():
     for found in epochs:
         sizes = [sum(sequences.tokens[i] for i in indices) for indices in found]
         assert max(sizes) < 1.2 * min(sizes)
+
+
+@pytest.mark.parametrize("prompts, group, count", [(128, 4, 2), (16, 8, 4), (8, 4, 2), (16, 4, 4), (64, 2, 4)])
+def test_groups_stay_whole_and_every_process_has_as_many(prompts, group, count):
+    sequences = StepSequences(prompts * group, list(range(prompts * group)), drawn_tokens(prompts * group, 3), group)
+    found = draw(sequences, count, generator())
+    assert sorted(i for indices in found for i in indices) == list(range(prompts * group)) and len(found) == count
+    for indices in found:
+        of_prompts = [i // group for i in indices]
+        assert all(of_prompts.count(prompt) == group for prompt in of_prompts)
+        for processes in (1, 2, prompts // count):
+            dealt = [prompt % processes for prompt in set(of_prompts)]
+            assert {dealt.count(rank) for rank in range(processes)} == {prompts // count // processes}
+
+
+@pytest.mark.parametrize(
+    "prompts, group, count, missing",
+    [(1, 8, 2, []), (3, 4, 4, [0, 5]), (2, 3, 6, []), (5, 3, 2, [0, 1, 2, 14]), (2, 2, 4, range(1, 4))],
+)
+def test_groups_that_are_fewer_than_mini_batches_are_cut(prompts, group, count, missing):
+    numbers = [number for number in range(prompts * group) if number not in missing]
+    sequences = StepSequences(prompts * group, numbers, drawn_tokens(len(numbers), 4), group)
+    for seed in range(5):
+        found = draw(sequences, count, generator(seed))
+        assert sorted(i for indices in found for i in indices) == list(range(len(numbers)))
+        assert all(found) and len(found) <= count
+        if not missing:
+            assert len(found) == min(count, prompts * group)
+            assert max(map(len, found)) <= math.ceil(group / math.ceil(count / prompts)) * math.ceil(prompts / count)

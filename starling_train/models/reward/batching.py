@@ -3,6 +3,7 @@
 Answers to one prompt begin alike, and where they are packed, that beginning may be there once.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,10 +98,13 @@ def _shared(net: RewardNet, sequences: list[Tensor], pad_id: int) -> Tensor:
     """Let the longest sequence go on from its first half."""
     encoded = [sequence.tolist() for sequence in sequences]
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
-    beginnings = [Beginning(i, len(ids) // 2 if i == longest else 0) for i, ids in enumerate(encoded)]
-    layout = laid_out(encoded, [len(ids) - 1 for ids in encoded], beginnings)
+    half = encoded[longest][: len(encoded[longest]) // 2]
+    beginnings = [Beginning(i, len(half) if i == longest else 0) for i in range(len(encoded))]
+    # only what several have in common is put in front
+    several, named = [*encoded, [*half, 1]], [*beginnings, beginnings[longest]]
+    layout = laid_out(several, [len(ids) - 1 for ids in several], named)
     device = sequences[0].device
-    ids, ends = torch.tensor(layout.ids, device=device), torch.tensor(layout.reads, device=device)
+    ids, ends = torch.tensor(layout.ids, device=device), torch.tensor(layout.reads[:-1], device=device)
     return PackedNet(net).last_states(ids, layout.packing(device), ends)
 
 
@@ -109,11 +113,13 @@ def laid_out(encoded: Sequence[list[int]], read_at: Sequence[int], beginnings: S
 
     encoded: their ids.
     read_at: which position of each is read, behind its beginning.
-    beginnings: of each; those without tokens stand for none.
+    beginnings: of each; those without tokens, or named once, stand for none.
     """
     layout = Layout()
+    shared = Counter(beginning.number for beginning in beginnings or ())
     for index, ids in enumerate(encoded):
         number, tokens = beginnings[index] if beginnings else (0, 0)
+        tokens = tokens if shared[number] > 1 else 0  # of one that is alone here, nothing is saved
         if tokens and -1 - number not in layout.parts:
             layout.add(-1 - number, ids[:tokens])
         layout.add(index, ids[tokens:], -1 - number if tokens else None)

@@ -31,7 +31,7 @@ class Batches:
         lengths, beginnings = self.rollout.lengths(), None
         if self.group > 1:
             beginnings = [Beginning(row // self.group, len(self.rollout.prompts[row])) for row in rows]
-        cut = cut_packed([lengths[row] for row in rows], tokens, beginnings)
+        cut = cut_packed([lengths[row] for row in rows], tokens, beginnings, pads=self.device.type != "cpu")
         return [[rows[index] for index in indices] for indices in cut]
 
     def make(self, rows: Sequence[int]) -> MicroBatch:

@@ -48,7 +48,7 @@ class Experience:
     values: Tensor  # 0 without a critic, as the returns
     advantages: Tensor  # whitened over the whole batch, if the algorithm does
     returns: Tensor
-    total: Tensor  # (sequences,): score minus KL penalty, the reward of the policy
+    total: Tensor  # (sequences,): score, minus the KL penalty where it is in the reward
     kl_coefficient: float  # of the penalty in the loss, score units per nat; 0 where it is in the reward
     row_at: dict[
         int, int
@@ -106,7 +106,8 @@ def layer_to_keep(actors: Actors, prompts: Sequence[list[int]], config: PpoConfi
     None where nothing is shared below it, or where prefix_device_gb is too little for the longest responses; the
     states are then computed when the rollout is scored.
     """
-    tokens = sum(len(prompt) + config.rollout.max_new_tokens for prompt in prompts)
+    shared = config.algorithm.responses_per_prompt if actors.shares_prompts else 1
+    tokens = sum(map(len, prompts[::shared])) + len(prompts) * config.rollout.max_new_tokens
     size = tokens * actors.policy.config.get_text_config().hidden_size * actors.policy.dtype.itemsize
     fits = size <= config.algorithm.prefix_device_gb * 1e9
     return actors.lowest if actors.shares_states and fits else None
@@ -297,9 +298,7 @@ def make_experience(
         kl_coefficient=kl_coefficient if in_loss else 0.0,
         row_at={index: one.row for index, one in enumerate(learned_from) if one.rank == runtime.rank},
         token_counts=[one.response for one in learned_from],
-        sequences=StepSequences(
-            len(everyones), [one.number for one in learned_from], [one.tokens for one in learned_from]
-        ),
+        sequences=StepSequences.of(len(everyones), learned_from, config.responses_per_prompt),
         shared_states=shared_states,
     )
 
@@ -319,16 +318,13 @@ def _of_all_processes(rollout: Rollout, learned_from: Tensor, group: int, runtim
     """Return the sequences of all processes, numbered, in one order on all.
 
     `gather` interleaves as `shard` dealt the prompts out, so that it does not depend on the number of processes.
-    Numbers are prompt by prompt for each place in a group, so that one of n processes has those of a remainder by n.
     """
     of_each = zip(rollout.responses, rollout.lengths(), learned_from.tolist(), strict=True)
     own = [
         _Sequence(runtime.rank, row, len(response), tokens, is_learned_from)
         for row, (response, tokens, is_learned_from) in enumerate(of_each)
     ]
-    everyones = runtime.gather(own, group)
-    prompts = len(everyones) // group
-    return [one._replace(number=index % group * prompts + index // group) for index, one in enumerate(everyones)]
+    return [one._replace(number=number) for number, one in enumerate(runtime.gather(own, group))]
 
 
 def _recorded_in_rollout(actors: Actors, batches: Batches, config: AlgorithmConfig) -> SharedStates | None:

@@ -14,7 +14,7 @@ longest, so that processes have what is left of a difference in the same mini-ba
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -27,28 +27,63 @@ ALIKE = 4  # sequences in each part, from which on parts are about as long as ea
 Part = tuple[float, list[int]]  # of a mini-batch: tokens, and the indices of its sequences
 
 
+class Numbered(Protocol):
+    """A sequence with its number among all of the step, and its tokens."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+
 class StepSequences(NamedTuple):
     """The sequences of a step that are learned from, over all processes and alike on all.
 
     of_step: all sequences of the step, with those that are left out.
     numbers: of each among all of the step, counted from 0, in order.
     tokens: of each that go through the model, of prompt and response.
+    group: neighbours in number that have one prompt.
     """
 
     of_step: int
     numbers: list[int]
     tokens: list[int]
+    group: int = 1
+
+    @classmethod
+    def of(cls, of_step: int, used: Sequence[Numbered], group: int) -> "StepSequences":
+        """Take the numbers and tokens of those that are learned from."""
+        return cls(of_step, [one.number for one in used], [one.tokens for one in used], group)
 
 
 def draw(sequences: StepSequences, count: int, generator: torch.Generator) -> list[list[int]]:
     """Divide sequences into at most `count` mini-batches, none empty; returns indices into `sequences.numbers`.
 
-    Every index appears once. It depends on the generator and the sequences, not on the number of processes.
+    Every index appears once. It depends on the generator and the sequences, not on the number of processes. Groups stay
+    whole, so that their prompt is computed once, if there are as many as mini-batches, and are cut into as few parts as
+    that takes if not.
     """
+    if sequences.group > 1:
+        return _draw_groups(sequences, count, generator)
     spread = 1.0 - SPREAD + 2 * SPREAD * torch.rand(len(sequences.tokens), generator=generator, dtype=torch.float64)
     order = torch.randperm(count, generator=generator).tolist()
     parts = _joined(_strata(sequences, count, spread.tolist()))
     return [sorted(parts[index][1]) for index in order if parts[index][1]]
+
+
+def _draw_groups(sequences: StepSequences, count: int, generator: torch.Generator) -> list[list[int]]:
+    """Divide groups, or parts of groups, as if each were a sequence."""
+    groups = sequences.of_step // sequences.group
+    parts = min(sequences.group, -(-count // groups))  # of each group
+    members: dict[int, list[int]] = {}
+    for index, number in enumerate(sequences.numbers):
+        group, place = divmod(number, sequences.group)
+        # numbered so that one of n processes has those of a remainder by n, as its prompts are dealt out
+        members.setdefault(place * parts // sequences.group * groups + group, []).append(index)
+    units = sorted(members)
+    tokens = [sum(sequences.tokens[index] for index in members[unit]) for unit in units]
+    drawn = draw(StepSequences(groups * parts, units, tokens), count, generator)
+    return [sorted(index for place in places for index in members[units[place]]) for places in drawn]
 
 
 def _strata(sequences: StepSequences, count: int, spread: list[float]) -> list[list[Part]]:

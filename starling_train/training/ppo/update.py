@@ -204,13 +204,12 @@ def _policy_loss(experience: Experience, config: AlgorithmConfig, count: Counts)
     loss_of, mean = LOSSES[config.name], MEANS[config.loss_mean]
     lengths, divisor = [len(response) for response in experience.rollout.responses], mean.divisor(*count)
     weights = torch.tensor([mean.weight(length, config.loss_length) for length in lengths])
+    weights = weights.to(experience.logprobs.device)
 
     def policy_loss(logprobs: Tensor, entropy: Tensor, rows: list[int], at: Index) -> OfLoss:
-        of_rows = [lengths[row] for row in rows]
-        log_ratio = logprobs - experience.logprobs[at]
-        weight = weights[rows].repeat_interleave(torch.tensor(of_rows)).to(logprobs.device)
-        ratio = RATIOS[config.ratio](log_ratio, of_rows)
-        surrogate = loss_of(ratio, experience.advantages[at], weight, config, divisor)
+        log_ratio, weight = logprobs - experience.logprobs[at], weights[at[0]]
+        counted = RATIOS[config.ratio](log_ratio, [lengths[row] for row in rows])
+        surrogate = loss_of(counted, experience.advantages[at], weight, config, divisor)
         loss, drifted = surrogate.loss, drift(log_ratio)
         sums = {
             "entropy": entropy.detach().sum(),
