@@ -169,6 +169,7 @@ def test_a_run_goes_on_where_every_response_was_cut(run, small_models):
         ["algorithm=grpo", "algorithm.loss_mean=tokens", "algorithm.kl.coefficient=0", "algorithm.clip_high=0.28"],
         ["algorithm=grpo", "algorithm.kl.estimator=k2", "algorithm.epochs=3", "algorithm.kl.stop=0.1", "rollout=hf"],
         ["algorithm=rloo", "algorithm.minibatches=9", "reward.scale=none", "freeze=none", "algorithm.length_penalty=1"],
+        ["algorithm=grpo", "cluster.offload=optimizer"],
         ["algorithm=ppo", "algorithm.responses_per_prompt=2", "algorithm.kl.where=loss", "algorithm.kl.estimator=k3"],
     ],
     ids=" ".join,
@@ -244,7 +245,7 @@ def test_a_guard_raises_the_coefficient_of_the_penalty_in_the_loss(run, tmp_path
     assert after["kl/reference"] < rows[lost[0]]["kl/reference"]
 
 
-@pytest.mark.parametrize("name", ["rloo", "grpo"])
+@EACH
 def test_it_is_described_and_planned_without_a_critic(arguments, toy, tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
 
