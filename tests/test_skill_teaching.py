@@ -31,15 +31,15 @@ def model(tmp_path, pytestconfig) -> Path:
 def arguments(model: Path, out: Path):
     chat = model.parent / "prompts.jsonl"
     chat.write_text("".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(4)))
-    sizes = ["--training", "40", "--answers", "4", "--batch", "8", "--learning-rate", "0.01", "--threads", "1"]
+    sizes = ["--training", "16", "--answers", "4", "--batch", "8", "--learning-rate", "0.01", "--threads", "1"]
     return teach.parsed([str(model), str(out), "--chat", str(chat), *sizes, "--save-minutes", "0"])
 
 
 class Stop(TrainerCallback):
-    """A signal behind the third step."""
+    """A signal behind the second step."""
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 3:
+        if state.global_step == 2:
             raise KeyboardInterrupt
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.families]  # two minutes, of which TRL's side is most
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "against_trl.py"
 TINY = ["--shape", "toy", "--prompts", "2", "--group", "2", "--limit", "8", "--threads", "1", "--steps", "1"]
 
