@@ -19,7 +19,7 @@ from starling_train.rollout.products import Product
 from starling_train.rollout.slot_cache import SlotCache
 from starling_train.run import machine
 
-FROM = machine.LARGE  # parameters: in a smaller model on a CPU all this is nothing beside what a run does otherwise
+FROM = 5_000_000  # parameters: in a smaller model on a CPU, compiling takes longer than all of this saves
 COPY_SHARE = 0.25  # of the machine's memory, at most, for the packed copies of all its processes
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
