@@ -57,11 +57,10 @@ class Packing:
         self._whole = max(offset + length for offset, length in zip(self.offsets, lengths, strict=True))
         self._widest = self._whole + -self._whole % STEP + (0 if self.begins is None else STEP)
         self._device = torch.device(device)
-        spans = zip(self.offsets, lengths, strict=True)
-        self.positions = torch.cat([torch.arange(start, start + length) for start, length in spans]).to(device)
+        own, counts = torch.cat([torch.arange(length) for length in lengths]), torch.tensor(self.lengths)
+        self.positions = (own + torch.tensor(self.offsets).repeat_interleave(counts)).to(device)
         # where each token lies in a padded (sequences, longest) matrix, counted row by row
-        rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(self.lengths))
-        own = torch.cat([torch.arange(length) for length in lengths])
+        rows = torch.arange(len(lengths)).repeat_interleave(counts)
         self._padded_index = (rows * self.longest + own).to(device)
         self._masks: dict[int | None, Tensor] = {}
         self._added: dict[tuple[int | None, torch.dtype], Tensor] = {}
