@@ -47,8 +47,8 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # One policy; it is compared with numbers, not with a second model.
     actors = Actors(policy.model, "none", policy.table.lowest_layer, has_reference=False).to(runtime.device)
-    engine = config.rollout.engine if config.evaluation.responses else ""
-    notes = [inputs.data.report, *start_check.notes(actors, engine, inputs.chat)]
+    rollout = config.rollout if config.evaluation.responses else None
+    notes = [inputs.data.report, *start_check.notes(actors, rollout, inputs.chat)]
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.

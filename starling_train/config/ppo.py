@@ -94,4 +94,6 @@ def check(config: PpoConfig) -> None:
                 f"rollout.max_new_tokens={config.rollout.max_new_tokens}; raise it, or lower rollout.max_new_tokens"
             )
     check_evaluation(config.rollout, config.evaluation)
+    if config.rollout.correction is not None and config.algorithm.name == "apa":
+        raise UserError("rollout.correction: apa squares the advantage, so a weight on it means nothing; leave it out")
     check_guard(config.guard, config.evaluation, config.algorithm.kl.coefficient)

@@ -14,6 +14,7 @@ from starling_train.config.fields import (
     UserError,
     check_betas,
     check_header,
+    check_server_url,
     check_url,
     choice,
     did_you_mean,
@@ -32,6 +33,7 @@ REWARD_MODELS = ("starling_7b", "starling_34b", "sequence_classification")  # th
 # reward.function: package.module:name, or FILE.py:name
 FUNCTION = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.+\.py):[^\W\d]\w*")
 SCORERS = (*REWARD_MODELS, "server", "function")
+VLLM = ("vllm", "vllm_server")  # rollout engines with weights of their own
 TERM = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # the name of a term, which is a part of its metrics' names
 NOT_A_TERM = ("mean", "std")  # eval/score_mean and eval/score_std are the sum's
 
@@ -279,7 +281,10 @@ class RolloutConfig:
     """How responses are generated, on the training weights."""
 
     engine: str = choice(
-        "slots", ("slots", "hf"), doc="slots: refilled as responses end; hf: transformers' generate, the reference"
+        "slots",
+        ("slots", "hf", *VLLM),
+        doc="slots: refilled as responses end; hf: transformers' generate, the reference; vllm: in this process, on a "
+        "copy of the weights; vllm_server: at url, on its own",
     )
     slots: int = number(64, 1, doc="sequences side by side; fewer where a GPU has no memory for their keys and values")
     max_new_tokens: int = number(1024, 1, doc="of a response")
@@ -296,6 +301,35 @@ class RolloutConfig:
         "end a response, which then counts as not ended; null = the template's own: Openchat's two turns, else none",
         once=["GPT4 Correct User:", "GPT4 Correct Assistant:"],
     )
+    correction: float | None = number(
+        None,
+        1.0,
+        doc="vllm, vllm_server: weigh each token's advantage by its probability here over that there, at most this; "
+        "null = not",
+    )
+    cache_gb: float = number(4.0, 0.001, free=True, doc="vllm: decimal GB for its keys and values")
+    url: str | None = setting(None, "vllm_server: its address, e.g. http://127.0.0.1:8000", free=True)
+    weights_dir: str | None = path_to(
+        None,
+        "vllm_server: a folder that it sees by the same name, for weights on their way; null = this machine's /dev/shm",
+        free=True,
+    )
+    token_env: str | None = variable(
+        "STARLING_VLLM_TOKEN",
+        "vllm_server: variable that holds its API key; unset = none is sent",
+        free=True,
+    )
+    timeout_s: float = number(
+        600.0, 0.001, 86400.0, free=True, doc="vllm_server: seconds until a request is sent again"
+    )
+    patience_s: float = number(
+        300.0, 0.0, free=True, doc="vllm_server: seconds of retrying until the run gives up, its state saved"
+    )
+
+    @property
+    def connections(self) -> int:
+        """Requests to a server under way at the same time: a sequence each."""
+        return self.slots
 
 
 @dataclass
@@ -611,6 +645,14 @@ def check_rollout(rollout: RolloutConfig) -> None:
         raise UserError(
             f"rollout.min_new_tokens: {rollout.min_new_tokens} exceeds rollout.max_new_tokens="
             f"{rollout.max_new_tokens}; lower it"
+        )
+    if rollout.engine == "vllm_server":
+        require("rollout.url", rollout.url, "the address of a vLLM server, http://HOST:PORT")
+        check_server_url(given(rollout.url), "rollout.url", "rollout.token_env")
+    if rollout.correction is not None and rollout.engine not in VLLM:
+        raise UserError(
+            f"rollout.correction: {rollout.engine} draws from the weights that train, with nothing to correct; leave it "
+            "out"
         )
     if "" in (rollout.stop_strings or ()):
         raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")

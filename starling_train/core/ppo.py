@@ -36,6 +36,18 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str = "k1") -> T
     return (-log_ratio).exp() - 1 + log_ratio
 
 
+def truncated_weights(logprobs: Tensor, drawn: Tensor, cap: float) -> Tensor:
+    """Return min(p / q, cap) per token: how much a token that was drawn under q counts for p; same shape as the inputs.
+
+    logprobs: log p, of the policy whose loss is wanted.
+    drawn: log q, of what drew the tokens, here the same weights computed by another engine.
+    cap: without one, a token that q gives next to nothing would outweigh all others.
+    Source: Ionides 2008, 'Truncated Importance Sampling'; Yao et al. 2025, 'Your Efficient RL Framework Secretly
+    Brings You Off-Policy RL Training', for engines of rollout and training that differ.
+    """
+    return (logprobs - drawn).clamp(max=math.log(cap)).exp()
+
+
 @dataclass(frozen=True)
 class PolicyLoss:
     """A loss, a scalar already divided by `count`, and the number of tokens whose ratio was clipped."""

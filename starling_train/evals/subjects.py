@@ -100,6 +100,7 @@ class Subjects:
         quantisation.check_acceleration(attention=model.attention, policy_load_in=model.load_in)
         policy.check_vocabulary(self.source.policy_config, self.chat)
         if not self.config.dry_run:
+            start_check.check(self.config.rollout, model.load_in)
             header_checks.check_policy(self.source)
         self._checked.add("policy")
 

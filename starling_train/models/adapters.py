@@ -91,15 +91,21 @@ def merged(model: Model, base: Model | None = None) -> Model:
     plain = base if base is not None else without(twin(model))
     for name, layer in layers:
         target: Any = plain.get_submodule(name)
-        factors = low_rank(layer)
-        assert factors is not None, name
-        down, up = (factor.float().to(target.weight.device) for factor in factors)
-        added = up @ down
-        if getattr(layer, "fan_in_fan_out", False):  # GPT-2's matrices are (in, out)
-            added = added.T
-        weight = (target.weight.float() + added).to(target.weight.dtype)
-        target.weight = nn.Parameter(weight, requires_grad=False)
+        target.weight = nn.Parameter(merged_weight(layer, target.weight), requires_grad=False)
     return plain
+
+
+@torch.no_grad()
+def merged_weight(layer: Any, weight: Tensor | None = None) -> Tensor:
+    """Return W + scaled B A of a layer with an adapter, in W's type. weight: W; None: the layer's own."""
+    weight = layer.base_layer.weight if weight is None else weight
+    factors = low_rank(layer)
+    assert factors is not None, layer
+    down, up = (factor.float().to(weight.device) for factor in factors)
+    added = up @ down
+    if getattr(layer, "fan_in_fan_out", False):  # GPT-2's matrices are (in, out)
+        added = added.T
+    return (weight.float() + added).to(weight.dtype)
 
 
 def write(

@@ -28,9 +28,12 @@ class Unreachable(UserError):
 class HttpConfig(Protocol):
     """connections: at most; timeout_s: of a request; patience_s: see above."""
 
-    connections: int
-    timeout_s: float
-    patience_s: float
+    @property
+    def connections(self) -> int: ...
+    @property
+    def timeout_s(self) -> float: ...
+    @property
+    def patience_s(self) -> float: ...
 
 
 class PatientHttp:
@@ -113,6 +116,15 @@ class PatientHttp:
         except (httpx.HTTPError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
+
+    def text_of(self, url: str) -> str:
+        """Return the text of a GET of an address; empty where there is none, or nobody answers."""
+        import httpx
+
+        try:
+            return self._http.get(url).raise_for_status().text
+        except httpx.HTTPError:
+            return ""
 
     def refusal(self, response: "httpx.Response", remedy: str) -> UserError:
         """Make the error for an answer that another request would not change."""

@@ -9,13 +9,18 @@ from starling_train.config.sections import RolloutConfig
 from starling_train.data.chat import Chat
 from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
-from starling_train.rollout import slots, transformers_engine
+from starling_train.rollout import slots, transformers_engine, vllm_engine, vllm_server
 from starling_train.rollout.responses import Engine, OnDone, Rollout
 from starling_train.rollout.start_check import why_not_slots
 from starling_train.rollout.transformers_engine import generating
 
 # by rollout.engine
-ENGINES: dict[str, Engine] = {"slots": slots.respond, "hf": transformers_engine.respond}
+ENGINES: dict[str, Engine] = {
+    "slots": slots.respond,
+    "hf": transformers_engine.respond,
+    "vllm": vllm_engine.respond,
+    "vllm_server": vllm_server.respond,
+}
 
 
 def generate(
@@ -33,7 +38,8 @@ def generate(
 
     Uses the global random generator (seed it first). greedy=True takes the likeliest token instead of sampling.
     Afterwards the policy is back in its former mode. Engine `slots` draws each response with random numbers of its own,
-    which depend on its index among the prompts and on nothing else; `hf` is transformers' `generate`.
+    which depend on its index among the prompts and on nothing else; `hf` is transformers' `generate`; `vllm` and
+    `vllm_server` draw from a copy of the weights (`docs/rollout.md`).
     keep_layer: with `slots`, keep the hidden states that enter this decoder layer (`Rollout.entering`).
     budget: of sequences side by side (the configuration's if None); when memory runs out, all are drawn again with
     half.
@@ -49,7 +55,8 @@ def generate(
     def draw(count: int) -> Rollout:
         limits = replace(config, slots=count)
         with generating(policy):
-            responses, entering = engine(policy, chat, prompts, limits, greedy, keep_layer, indices, on_done)
-        return Rollout(list(prompts), responses, [r[-1] in chat.end_ids for r in responses], entering)
+            drawn = engine(policy, chat, prompts, limits, greedy, keep_layer, indices, on_done)
+        ended = [response[-1] in chat.end_ids for response in drawn.responses]
+        return Rollout(list(prompts), drawn.responses, ended, drawn.entering, drawn.logprobs)
 
     return budget.halving(draw, undo=lambda: torch.set_rng_state(state))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from starling_train.rollout.hidden_states import Entered
 
@@ -12,12 +13,15 @@ class Rollout:
 
     responses: end with the end-of-turn token where `ended` is True; else they were cut by the limit or a stop string.
     entering: the hidden states that entered `keep_layer`, per sequence, of all its tokens but the last.
+    drawn_logprobs: the log-probs under which the engine drew the responses' tokens, where it has weights of its own;
+        None where it draws from the live ones.
     """
 
     prompts: list[list[int]]
     responses: list[list[int]]
     ended: list[bool]
     entering: list[Entered] | None = field(default=None, repr=False, compare=False)
+    drawn_logprobs: list[list[float]] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -25,8 +29,9 @@ class Rollout:
     def only(self, rows: Sequence[int]) -> "Rollout":
         """Return some of its sequences, in this order."""
         entering = None if self.entering is None else [self.entering[i] for i in rows]
+        drawn = None if self.drawn_logprobs is None else [self.drawn_logprobs[i] for i in rows]
         prompts, responses = [self.prompts[i] for i in rows], [self.responses[i] for i in rows]
-        return Rollout(prompts, responses, [self.ended[i] for i in rows], entering)
+        return Rollout(prompts, responses, [self.ended[i] for i in rows], entering, drawn)
 
     def is_at_limit(self, max_new_tokens: int) -> list[bool]:
         """Return, per sequence, whether its response was cut by the limit, and neither ended nor met a stop string."""
@@ -37,7 +42,14 @@ class Rollout:
         return [len(p) + len(r) - 1 for p, r in zip(self.prompts, self.responses, strict=True)]
 
 
+class Drawn(NamedTuple):
+    """What an engine gives back for its prompts; see `Rollout`."""
+
+    responses: list[list[int]]
+    entering: list[Entered] | None = None
+    logprobs: list[list[float]] | None = None
+
+
 OnDone = Callable[[int, list[int]], None]
 # (policy, chat, prompts, config, greedy, keep_layer, indices, on_done), as `generate` takes them
-# -> (responses, hidden states that entered keep_layer or None)
-Engine = Callable[..., tuple[list[list[int]], list[Entered] | None]]
+Engine = Callable[..., Drawn]

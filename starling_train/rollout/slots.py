@@ -22,10 +22,10 @@ from starling_train.models.families.ways import head_of
 from starling_train.rollout.decode_step import DecodeStep
 from starling_train.rollout.exclusions import exclusions
 from starling_train.rollout.graph_steps import GraphSteps
-from starling_train.rollout.hidden_states import Entered, StateRecorder
+from starling_train.rollout.hidden_states import StateRecorder
 from starling_train.rollout.kept_steps import KEEPER, Steps, Wanted, addresses
 from starling_train.rollout.lean_decoder import kernels_of
-from starling_train.rollout.responses import OnDone
+from starling_train.rollout.responses import Drawn, OnDone
 from starling_train.rollout.slot_cache import SlotCache, only_row
 from starling_train.rollout.start_check import step_of
 from starling_train.rollout.stop_strings import StopStrings
@@ -46,8 +46,8 @@ def respond(
     keep_layer: int | None,
     indices: Sequence[int],
     on_done: OnDone,
-) -> tuple[list[list[int]], list[Entered] | None]:
-    """Draw a response for each prompt, as `generate.Engine`.
+) -> Drawn:
+    """Draw a response for each prompt, as `responses.Engine`.
 
     A response depends on its prompt, its index, the global seed and the weights, not on `config.slots` or on what is
     generated beside it (but for rounding: a matrix product of another shape differs in its last bits). There are fewer
@@ -124,7 +124,7 @@ class _Decoder:
         room = rows_that_fit(policy, self._capacity, state_bytes * policy.dtype.itemsize)
         self._count = max(1, min(self._count, room))
 
-    def run(self) -> tuple[list[list[int]], list[Entered] | None]:
+    def run(self) -> Drawn:
         with self._recorder.watching():
             while self._waiting or self._running():
                 free = self._count - self._running()
@@ -137,7 +137,8 @@ class _Decoder:
             KEEPER.offer(self._kept, self._policy)
         # let go of graphs, keys and values at once, unless they are kept: scoring needs the GPU's memory next
         self._step = self._cache = self._kept = self._begun = None
-        return self._responses, self._recorder.collect([self._length(i) - 1 for i in range(len(self._prompts))])
+        states = self._recorder.collect([self._length(i) - 1 for i in range(len(self._prompts))])
+        return Drawn(self._responses, states)
 
     def _running(self) -> int:
         return sum(sequence is not None for sequence in self._slots)

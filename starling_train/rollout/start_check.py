@@ -1,5 +1,6 @@
 """Whether the engine `slots` decodes a model as transformers' plain forward does: compared once a model."""
 
+from importlib.util import find_spec
 from itertools import accumulate
 from weakref import WeakKeyDictionary
 
@@ -7,11 +8,14 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from starling_train.config.fields import UserError
+from starling_train.config.sections import VLLM, RolloutConfig
 from starling_train.core.padding import padded
+from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import REFUSALS, Comparison, Ways, probing
 from starling_train.models.source import first_line
-from starling_train.rollout import kernels, lean_decoder
+from starling_train.rollout import kernels, lean_decoder, vllm_engine, vllm_server
 from starling_train.rollout.attention import has_lengths
 from starling_train.rollout.decode_step import DecodeStep, LeanStep, LengthStep
 from starling_train.rollout.slot_cache import SlotCache
@@ -23,6 +27,28 @@ _known: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _lean: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
+def check(rollout: RolloutConfig, load_in: str | None, zero_stage: int = 0) -> None:
+    """Raise UserError, before anything is loaded, where an engine with weights of its own cannot work.
+
+    load_in: of the policy.
+    zero_stage: of the run.
+    """
+    if rollout.engine not in VLLM:
+        return
+    found = find_spec("vllm")
+    if rollout.engine == "vllm" and (found is None or found.origin is None):
+        raise UserError(
+            "rollout.engine: vllm not installed; pip install 'starling-train[vllm]', or use slots, or vllm_server"
+        )
+    if load_in:
+        raise UserError(f"rollout.engine: {rollout.engine} has no {load_in} copy of the policy; use slots")
+    if zero_stage == 3:
+        raise UserError(
+            f"rollout.engine: {rollout.engine} is given whole tensors, and cluster.zero_stage=3 has shards; use slots, "
+            "or stage 2"
+        )
+
+
 def line(model: CausalLM, ways: Ways, engine: str, key: str = "model.path") -> str:
     """Render in one line what falls back for this model, and what that costs; '' where nothing does.
 
@@ -32,6 +58,16 @@ def line(model: CausalLM, ways: Ways, engine: str, key: str = "model.path") -> s
     if engine == "slots" and (reason := why_not_slots(model)):
         parts.append(f"rollout.engine=hf ({reason}): {COST}")
     return f"{key} ({model.config.model_type}): {'; '.join(parts)}" if parts else ""
+
+
+def opened(model: CausalLM, chat: Chat, config: RolloutConfig) -> list[str]:
+    """Open an engine with weights of its own, and return the line that says how close its log-probs are.
+
+    Nothing for the others. Raises UserError where it cannot run the model, or computes something else.
+    """
+    if config.engine == "vllm":
+        return [vllm_engine.line(model, chat, config)]
+    return [vllm_server.line(model, chat, config)] if config.engine == "vllm_server" else []
 
 
 def why_not_slots(model: CausalLM) -> str:

@@ -13,7 +13,7 @@ from starling_train.core.padding import padded
 from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout.exclusions import exclusions
-from starling_train.rollout.responses import OnDone
+from starling_train.rollout.responses import Drawn, OnDone
 
 
 def respond(
@@ -25,8 +25,8 @@ def respond(
     keep_layer: int | None,
     indices: Sequence[int],
     on_done: OnDone,
-) -> tuple[list[list[int]], None]:
-    """Draw a response for each prompt, as `generate.Engine`; no hidden states are kept."""
+) -> Drawn:
+    """Draw a response for each prompt, as `responses.Engine`; no hidden states are kept."""
     if indices and indices[0]:  # processes share one seed, but must not draw the same numbers for different prompts
         torch.manual_seed(torch.initial_seed() + indices[0])
     responses: list[list[int]] = [[] for _ in prompts]
@@ -40,7 +40,7 @@ def respond(
         for row, generated in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
             responses[row] = trim(generated, chat.end_ids, chat.pad_id)
             on_done(row, responses[row])
-    return responses, None
+    return Drawn(responses)
 
 
 @contextmanager

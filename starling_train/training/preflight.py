@@ -21,6 +21,7 @@ from starling_train.files.disk import check_directory
 from starling_train.models import header_checks, quantisation
 from starling_train.models.source import ModelSource
 from starling_train.planning.memory import MemoryPlan
+from starling_train.rollout import start_check
 from starling_train.run.tracker import has_local_mlflow, requested, wandb_mode
 from starling_train.selection.freeze import check_tied, is_tied
 from starling_train.selection.listing import list_matrices
@@ -38,6 +39,7 @@ def check_policy_run(config: PpoConfig | DpoConfig, source: ModelSource, run: Pa
     quantisation.check_acceleration(
         attention=config.model.attention, eight_bit=config.optim.eight_bit, policy_load_in=config.model.load_in
     )
+    start_check.check(config.rollout, config.model.load_in, config.cluster.zero_stage)
     header_checks.check_policy(source)
     if config.freeze.method != "none" or config.freeze.adapter:
         check_tied(config.freeze, is_tied(header_checks.empty_policy(source)))

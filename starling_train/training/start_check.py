@@ -3,6 +3,7 @@
 import torch
 
 from starling_train.config.fields import UserError
+from starling_train.config.sections import RolloutConfig
 from starling_train.data.chat import Chat
 from starling_train.models.actors import Actors
 from starling_train.models.families.ways import Comparison, plain_logits
@@ -10,14 +11,19 @@ from starling_train.rollout import exclusions, start_check
 from starling_train.run.machine import dtype_note
 
 
-def notes(actors: Actors, engine: str, chat: Chat) -> list[str]:
-    """Return the lines on ids that no response has, what would be faster, and what falls back (`fallbacks`)."""
+def notes(actors: Actors, rollout: RolloutConfig | None, chat: Chat) -> list[str]:
+    """Return the lines on ids that no response has, what would be faster, and what falls back (`fallbacks`).
+
+    rollout: None where nothing is generated. An engine with weights of its own is opened, and has a line.
+    """
+    engine = rollout.engine if rollout else ""
     odd_ids = exclusions.lines(actors.policy.config, chat) if engine else []
     policy = actors.policy
     size = sum(parameter.numel() for parameter in policy.parameters())
     offered = dtype_note(str(policy.dtype).removeprefix("torch."), size, policy.device.type)
     faster = [line for line in (offered, start_check.compiler_line(policy, engine)) if line]
-    return [*odd_ids, *faster, *fallbacks(actors, engine)]
+    opened = start_check.opened(policy, chat, rollout) if rollout else []
+    return [*odd_ids, *faster, *fallbacks(actors, engine), *opened]
 
 
 def fallbacks(actors: Actors, engine: str) -> list[str]:

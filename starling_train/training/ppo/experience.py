@@ -17,7 +17,7 @@ from starling_train.config.ppo import PpoConfig
 from starling_train.config.sections import AlgorithmConfig, RewardConfig, ScorerConfig
 from starling_train.core.advantages import ADVANTAGES, token_rewards
 from starling_train.core.masked import whiten
-from starling_train.core.ppo import kl_estimate
+from starling_train.core.ppo import kl_estimate, truncated_weights
 from starling_train.core.running_moments import RunningMoments
 from starling_train.data.chat import Chat
 from starling_train.data.prompts import Prompt
@@ -55,6 +55,8 @@ class Experience:
     ]  # this process's sequences that are learned from, by their index among those of all processes
     token_counts: list[int]  # of the responses of all processes that are learned from, by index
     sequences: StepSequences  # those of all processes, by index: what mini-batches are drawn from
+    # log-probs under which another engine drew the responses; None where the live weights did
+    drawn: Tensor | None = None
     # hidden states below the lowest layer that trains; None where nothing is shared
     shared_states: SharedStates | None = None
 
@@ -252,6 +254,7 @@ def make_experience(
     budget: Budget | None = None,
     runtime: Runtime | None = None,
     left_out: Sequence[bool] | None = None,
+    correction: float | None = None,
 ) -> Experience:
     """Rescore a rollout under policy, reference and critic, and estimate advantages, whitened over all processes.
 
@@ -260,6 +263,7 @@ def make_experience(
     kl_coefficient: weight of the KL penalty, score units per nat.
     budget: of tokens per micro-batch (the configuration's if None); out of memory, all is scored again with half.
     left_out: sequences that are not learned from, though they count among the others to their prompt.
+    correction: largest weight of a token that another engine drew; None: all weigh 1.
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
@@ -282,6 +286,9 @@ def make_experience(
     advantages, returns = estimator.of(rewards, values, is_response, config)
     if estimator.whitens:
         advantages = whiten(advantages, is_response, runtime.moments(advantages, is_response))
+    drawn = _padded(rollout.drawn_logprobs, logprobs) if rollout.drawn_logprobs else None
+    if correction is not None and drawn is not None:
+        advantages = (advantages * truncated_weights(logprobs, drawn, correction)).where(is_response, 0.0)
     is_used = fit if left_out is None else fit & ~torch.tensor(left_out, device=fit.device)
     everyones = _of_all_processes(rollout, is_used, config.responses_per_prompt, runtime)
     learned_from = [one for one in everyones if one.is_learned_from]
@@ -299,8 +306,17 @@ def make_experience(
         row_at={index: one.row for index, one in enumerate(learned_from) if one.rank == runtime.rank},
         token_counts=[one.response for one in learned_from],
         sequences=StepSequences.of(len(everyones), learned_from, config.responses_per_prompt),
+        drawn=drawn,
         shared_states=shared_states,
     )
+
+
+def _padded(rows: list[list[float]], like: Tensor) -> Tensor:
+    """Put rows of numbers into a tensor of the shape, type and device of another, with 0 behind them."""
+    whole = torch.zeros(like.shape, dtype=like.dtype)
+    for row, numbers in enumerate(rows):
+        whole[row, : len(numbers)] = torch.tensor(numbers, dtype=like.dtype)
+    return whole.to(like.device)
 
 
 class _Sequence(NamedTuple):

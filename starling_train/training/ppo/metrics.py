@@ -1,5 +1,6 @@
 """The numbers of a step, and what it could not learn from."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,20 +24,40 @@ def step_metrics(experience: Experience, scores: Scores, kl_coefficient: float, 
     score, total, kl, fit, length, ended = columns
     is_scored, fit = score.isfinite(), fit.bool()
     score, total, kl = score[is_scored], total[fit], kl[fit]
+    return (
+        {
+            "reward/score_mean": float(score.mean()),
+            "reward/score_std": float(score.std(correction=0)),
+            "reward/total_mean": float(total.mean()),
+            "kl/reference": float(kl.mean()),
+            "kl/coefficient": kl_coefficient,
+            "response/length_mean": float(length.mean()),
+            "response/length_max": int(length.max()),
+            "response/eos_fraction": float(ended.mean()),
+            "reward/unscored": int((~is_scored).sum()),
+            "reward/truncated_answers": scores.truncated,
+            "reward/truncated_prompts": scores.shortened,
+            "optim/left_out": int((~fit).sum()),
+        }
+        | term_metrics(scores)
+        | engine_gap(experience, runtime)
+    )
+
+
+def engine_gap(experience: Experience, runtime: Runtime) -> dict[str, float]:
+    """Return `policy/engine_gap_*`: |log-prob - that under which the token was drawn|, nats, over all tokens.
+
+    Nothing where the live weights drew them.
+    """
+    if experience.drawn is None:
+        return {}
+    gaps = (experience.logprobs - experience.drawn).abs()[experience.is_response]
+    everyones = torch.tensor(runtime.gather(gaps.tolist()), dtype=torch.float64)
+    last = max(1, math.ceil(0.99 * len(everyones)))
     return {
-        "reward/score_mean": float(score.mean()),
-        "reward/score_std": float(score.std(correction=0)),
-        "reward/total_mean": float(total.mean()),
-        "kl/reference": float(kl.mean()),
-        "kl/coefficient": kl_coefficient,
-        "response/length_mean": float(length.mean()),
-        "response/length_max": int(length.max()),
-        "response/eos_fraction": float(ended.mean()),
-        "reward/unscored": int((~is_scored).sum()),
-        "reward/truncated_answers": scores.truncated,
-        "reward/truncated_prompts": scores.shortened,
-        "optim/left_out": int((~fit).sum()),
-    } | term_metrics(scores)
+        "policy/engine_gap_mean": float(everyones.mean()),
+        "policy/engine_gap_p99": float(everyones.kthvalue(last).values),
+    }
 
 
 def term_metrics(scores: Scores) -> dict[str, float]:

@@ -1,0 +1,247 @@
+"""The rollout engine `vllm`: vLLM in this process, on a copy of the weights that follows those that train.
+
+vLLM is made from the policy's configuration alone; its first weights are the live ones, all of them, and after an
+update it is given what trains (`checkpoint_weights`). A probe compares log-probs after each copy. One engine a process:
+it serves whichever policy of its kind is asked for.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import ref
+
+import torch
+
+from starling_train.config.fields import UserError
+from starling_train.config.sections import RolloutConfig
+from starling_train.data.chat import Chat
+from starling_train.models.causal_lm import CausalLM
+from starling_train.models.source import first_line
+from starling_train.rollout import checkpoint_weights, vllm_probe, vllm_request
+from starling_train.rollout.responses import Drawn, OnDone
+
+# of vLLM: the engine's loop here and not in a process of its own, cores as they are, and only its errors
+SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+AS_LONG_AS_FITS = -1  # of max_model_len: as the keys and values have room for
+_engine: "VllmEngine | None" = None
+
+
+def respond(
+    policy: CausalLM,
+    chat: Chat,
+    prompts: Sequence[list[int]],
+    config: RolloutConfig,
+    greedy: bool,
+    keep_layer: int | None,
+    indices: Sequence[int],
+    on_done: OnDone,
+) -> Drawn:
+    """Draw a response for each prompt, as `responses.Engine`; no hidden states are kept.
+
+    On a GPU a response depends on its index and the global seed, on a CPU on the seed and on all prompts of the call.
+    """
+    engine = opened(policy, chat, config)
+    seed = int(torch.randint(2**31, ()))
+    with engine.awake():
+        engine.follow(policy)
+        return engine.draw(policy, chat, prompts, config, greedy, [seed + index for index in indices], on_done)
+
+
+def opened(policy: CausalLM, chat: Chat, config: RolloutConfig) -> "VllmEngine":
+    """Return this process's engine for models like the policy, made now if there is none. Raises UserError."""
+    global _engine
+    kind = VllmEngine.kind_of(policy, config)
+    if _engine is None or _engine.kind != kind:
+        if _engine is not None:
+            _engine.close()
+        _engine = None
+        _engine = VllmEngine(policy, chat, config)
+    return _engine
+
+
+def line(policy: CausalLM, chat: Chat, config: RolloutConfig) -> str:
+    """Open the engine, and render in one line what it is and how close its log-probs are to the policy's."""
+    import vllm
+
+    engine = opened(policy, chat, config)
+    with engine.awake():
+        engine.follow(policy)
+    return (
+        f"rollout.engine=vllm: vLLM {vllm.__version__}, up to {engine.longest:,} tokens a sequence in "
+        f"{config.cache_gb:g} GB; its log-probs are within {engine.gap:.1g} of the policy's"
+    )
+
+
+class VllmEngine:
+    """vLLM with weights of its own. kind: what it was made for.
+
+    longest: tokens of a sequence.
+    gap: of the last probe, nats.
+    """
+
+    def __init__(self, policy: CausalLM, chat: Chat, config: RolloutConfig):
+        self.kind, self.gap = self.kind_of(policy, config), 0.0
+        self._followed: Callable[[], CausalLM | None] = lambda: None  # the policy, as long as it lives
+        self._state: tuple[int, ...] = ()
+        self._takes_all = False  # because parts alone were not enough
+        self._on_gpu = policy.device.type == "cuda"
+        self._folder = tempfile.TemporaryDirectory(prefix="starling-vllm-")
+        policy.config.save_pretrained(self._folder.name)
+        chat.save(self._folder.name)
+        self._llm = _make(self._folder.name, policy, config)
+        self.longest: int = self._llm.llm_engine.vllm_config.model_config.max_model_len
+
+    @staticmethod
+    def kind_of(policy: CausalLM, config: RolloutConfig) -> tuple[str, ...]:
+        """Return what an engine depends on beside weights."""
+        return (policy.config.to_json_string(), str(policy.dtype), str(policy.device), str(config.cache_gb))
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Have the weights and the keys and values on the GPU; before and after, they leave it to the update."""
+        if not self._on_gpu:
+            yield
+            return
+        self._llm.wake_up()
+        try:
+            yield
+        finally:
+            self._llm.sleep(level=1)
+
+    def follow(self, policy: CausalLM) -> None:
+        """Take the policy's weights as they are now, if they have changed. Raises UserError if vLLM's then differ."""
+        state = checkpoint_weights.fingerprint(policy)
+        is_known = self._followed() is policy
+        if is_known and state == self._state:
+            return
+        names: set[str] | None = None
+        if is_known and not self._takes_all:
+            trained = checkpoint_weights.trained_names(policy)
+            names = checkpoint_weights.rounded_up(trained, checkpoint_weights.weights_of(policy))
+        self._load(policy, names)
+        if names is not None and not vllm_probe.is_close(policy, self.gap):
+            self._takes_all = True
+            print(
+                f"rollout.engine=vllm: given the {len(names)} tensors of what trains, its log-probs are off by "
+                f"{self.gap:.2g}; it is given all tensors from now on",
+                flush=True,
+            )
+            self._load(policy, None)
+        if not vllm_probe.is_close(policy, self.gap):
+            raise UserError(
+                f"rollout.engine: vLLM's log-probs of this {policy.config.model_type} are off by {self.gap:.2g} nats a "
+                "token, given the same weights; use slots"
+            )
+        self._followed, self._state = ref(policy), state
+
+    def _load(self, policy: CausalLM, names: set[str] | None) -> None:
+        tensors = checkpoint_weights.tensors(policy, names)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        self._llm.collective_rpc(_renew_tied_head)
+        self._llm.reset_prefix_cache()
+        self.gap = vllm_probe.gap(policy, self._logprobs)
+
+    def _logprobs(self, ids: Sequence[int]) -> list[float]:
+        from vllm import SamplingParams
+
+        asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        (found,) = self._llm.generate([{"prompt_token_ids": list(ids)}], asked, use_tqdm=False)
+        return [one[token].logprob for one, token in zip(found.prompt_logprobs[1:], ids[1:], strict=True)]
+
+    def draw(
+        self,
+        policy: CausalLM,
+        chat: Chat,
+        prompts: Sequence[list[int]],
+        config: RolloutConfig,
+        greedy: bool,
+        seeds: Sequence[int],
+        on_done: OnDone,
+    ) -> Drawn:
+        """Draw a response for each prompt, each as soon as there is room."""
+        from vllm import SamplingParams
+
+        self._check_lengths(prompts, config)
+        asked = vllm_request.sampling(policy, chat, config, greedy)
+        ends = vllm_request.Ends(chat, config)
+        engine = self._llm.llm_engine
+        responses: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
+        for number, prompt in enumerate(prompts):
+            # CPU generators do not offer what vLLM needs for a seed of each request
+            own = {"seed": seeds[number]} if self._on_gpu and not greedy else {}
+            parameters = SamplingParams(**asked, **own, detokenize="stop" in asked)
+            engine.add_request(str(number), {"prompt_token_ids": list(prompt)}, parameters)
+        try:
+            while engine.has_unfinished_requests():
+                for found in engine.step():
+                    if not found.finished:
+                        continue
+                    number, output = int(found.request_id), found.outputs[0]
+                    drawn = [of[token].logprob for of, token in zip(output.logprobs, output.token_ids, strict=True)]
+                    responses[number], logprobs[number] = ends.cut(output.token_ids, drawn)
+                    on_done(number, responses[number])
+        finally:  # a signal: nothing is left for the next call
+            engine.abort_request([str(number) for number in range(len(prompts))])
+        return Drawn(responses, None, logprobs)
+
+    def _check_lengths(self, prompts: Sequence[list[int]], config: RolloutConfig) -> None:
+        longest = max(map(len, prompts), default=0) + config.max_new_tokens
+        if longest > self.longest:
+            raise UserError(
+                f"rollout.cache_gb: {config.cache_gb:g} GB hold the keys and values of {self.longest:,} tokens, and a "
+                f"prompt with its answer may have {longest:,}; raise it"
+            )
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        self._llm.llm_engine.engine_core.shutdown()
+        self._folder.cleanup()
+
+
+def _renew_tied_head(worker: Any) -> None:
+    """Have a head that is the embeddings prepare them again: on a CPU it multiplies by a packed copy of its own."""
+    model = worker.get_model()
+    head: Any = getattr(model, "lm_head", None)
+    if head is not None and hasattr(head, "cpu_linear") and hasattr(head, "quant_method"):
+        head.quant_method.process_weights_after_loading(head)
+
+
+def _make(folder: str, policy: CausalLM, config: RolloutConfig) -> Any:
+    """Make vLLM of a folder with a configuration and a tokenizer. Raises UserError where it cannot."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+
+    on_gpu = policy.device.type == "cuda"
+    state, threads, set_threads = torch.get_rng_state(), torch.get_num_threads(), torch.set_num_threads
+    try:
+        return LLM(
+            folder,
+            load_format="dummy",
+            dtype=str(policy.dtype).removeprefix("torch."),
+            max_num_seqs=config.slots,
+            max_model_len=AS_LONG_AS_FITS,
+            kv_cache_memory_bytes=int(config.cache_gb * 1e9),
+            enable_prefix_caching=True,
+            enable_sleep_mode=on_gpu,
+            enforce_eager=not on_gpu,
+            generation_config="vllm",
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+        )
+    except Exception as error:  # whatever vLLM or the model's code there raises
+        raise UserError(
+            f"rollout.engine: vLLM cannot run this {policy.config.model_type} ({first_line(error)[:200]}); use slots"
+        ) from error
+    finally:
+        torch.set_num_threads = set_threads  # vLLM replaces it
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
