@@ -24,7 +24,17 @@ REWARD_SERVER=no
 REWARD_OVERRIDES=(reward=starling_34b reward.device_map=auto)
 REWARD_ADDRESS=$RUN_DIR.reward          # a file with the server's address; with .token at its end, the token
 REWARD_HOST=                            # empty: the server's node by its own name; another one if others know it so
-REWARD_WAIT_S=1800                      # how long ppo.sbatch waits for the server to have loaded its model
+REWARD_WAIT_S=1800                      # how long ppo.sbatch waits for a server to have loaded its model
+
+# vLLM that draws the responses, in its own job, serve_vllm.sbatch: yes or no
+VLLM_SERVER=no
+VLLM_PYTHON=$PYTHON                     # of an environment with vLLM
+VLLM_MODEL=openchat/openchat-3.5-0106   # the recipe's model.path
+VLLM_OPTIONS=(--dtype bfloat16)         # the recipe's model.dtype; --tensor-parallel-size 4 for four GPUs
+VLLM_ADDRESS=$RUN_DIR.vllm              # a file with the server's address; with .token at its end, the key
+VLLM_HOST=                              # empty: the server's node by its own name; another one if others know it so
+VLLM_PORT=                              # empty: from 20000 to 39999, by the job's number
+VLLM_WEIGHTS=$RUN_DIR.weights           # a folder that all nodes share, for weights on their way
 
 # pipeline.sh: where the trained model goes, a new directory, and what is measured of it
 MODEL_DIR=$RUN_DIR.model

@@ -651,8 +651,8 @@ def check_rollout(rollout: RolloutConfig) -> None:
         check_server_url(given(rollout.url), "rollout.url", "rollout.token_env")
     if rollout.correction is not None and rollout.engine not in VLLM:
         raise UserError(
-            f"rollout.correction: {rollout.engine} draws from the weights that train, with nothing to correct; leave it "
-            "out"
+            f"rollout.correction: {rollout.engine} draws from the weights that train, with nothing to correct; leave "
+            "it out"
         )
     if "" in (rollout.stop_strings or ()):
         raise UserError("rollout.stop_strings: an empty string would end every response at once; leave it out")

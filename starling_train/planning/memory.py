@@ -80,6 +80,8 @@ class TrainingJob:
     adapter: what trains lies beside the policy's parameters.
     load_in: 8bit or 4bit, of the policy's layers.
     optimizer_offloaded: kept in host memory; on a CPU that is the device's, and copies come on top.
+    engine: what draws the responses (`rollout.engine`).
+    cache: bytes of the keys and values of engine vllm.
     """
 
     parameters: int
@@ -101,6 +103,8 @@ class TrainingJob:
     adapter: bool = False
     load_in: str | None = None
     optimizer_offloaded: bool = False
+    engine: str = "slots"
+    cache: float = 0.0
 
     def critics_trunk(self, policy: Shape) -> int:
         """Count the parameters of the critic's own layers, all of which train."""
@@ -161,6 +165,7 @@ def plan(policy: Shape, judges: Sequence[Judge], job: TrainingJob, share: Share 
     judging = [kept | gathered | judge.scoring(job) for judge in judges]  # one after the other
     optimizer, host = _state(job, learning, head, size, share)
     away = [judge for judge in judges if judge.offloaded and job.device != "cpu"]
+    copied = _copy_of_vllm(job, size)
     weights = {judge.part: 0.0 if judge in away else judge.weights() for judge in judges} or {"reward model": 0.0}
     return MemoryPlan(
         held={
@@ -170,12 +175,13 @@ def plan(policy: Shape, judges: Sequence[Judge], job: TrainingJob, share: Share 
             **critic,
             "optimizer: moments, master copies": optimizer,
             **weights,
+            **(copied if job.device == "cpu" else {}),  # a GPU's sleeps outside of rollouts
         },
-        rollout=_rollout(policy, job, size, kept["prefix cache"]) | gathered,
+        rollout=_drawing(policy, job, size, kept["prefix cache"]) | gathered,
         scoring=max(*judging, scoring, key=lambda parts: sum(parts.values())) if judging else scoring,
         update=kept | _update(policy, job, (job.trainable, trunk, head), size, logits, share),
         step=kept | _step(policy, learning, head, size, share, job.optimizer_offloaded),
-        host=host | {judge.part: judge.weights() for judge in away},
+        host=host | {judge.part: judge.weights() for judge in away} | _asleep(job, size),
     )
 
 
@@ -201,7 +207,7 @@ def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False, sha
         step = {part: amount for part, amount in step.items() if part != "one in its own type"}
     else:
         update["logits, one chunk"] = _logits(model, job)
-    rollout = _rollout(model, job, size, 0.0) if job.slots else {}
+    rollout = _drawing(model, job, size, 0.0) if job.slots else {}
     return MemoryPlan(
         held={
             "weights" if scores else "policy weights": share.of(_policy_bytes(model, job, size), 3),
@@ -258,6 +264,29 @@ def _state(job: TrainingJob, learning: int, head: int, size: int, share: Share) 
     if job.device == "cpu":
         return state + through, {}
     return 0.0, {"optimizer: moments, master copies": state, "gradients and weights on their way": through}
+
+
+def _drawing(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[str, float]:
+    """Count what drawing responses needs here, by engine; states are kept by those that draw from the live weights."""
+    if job.engine == "vllm_server":
+        return {}
+    if job.engine == "vllm":
+        return {} if job.device == "cpu" else _copy_of_vllm(job, size)
+    return _rollout(policy, job, size, kept)
+
+
+def _copy_of_vllm(job: TrainingJob, size: int) -> dict[str, float]:
+    """Count the weights and the cache of an engine in the process; nothing for the others."""
+    if job.engine != "vllm":
+        return {}
+    return {"vLLM's copy of the weights": job.parameters * size, "vLLM's keys and values": job.cache}
+
+
+def _asleep(job: TrainingJob, size: int) -> dict[str, float]:
+    """Count what a GPU's engine keeps in host memory during an update."""
+    if job.engine != "vllm" or job.device == "cpu":
+        return {}
+    return {"vLLM's copy of the weights, asleep": job.parameters * size}
 
 
 def _rollout(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[str, float]:

@@ -63,6 +63,8 @@ class Planner:
             adapter=bool(config.freeze.adapter),
             load_in=config.model.load_in,
             optimizer_offloaded=config.cluster.offload == "optimizer",
+            engine=config.rollout.engine,
+            cache=config.rollout.cache_gb * 1e9,
         )
 
     def memory(self, processes: int = 1, stage: int | None = None) -> MemoryPlan:

@@ -76,6 +76,8 @@ def dpo_job(config: DpoConfig, table: FreezeTable, layers: int) -> TrainingJob:
         load_in=config.model.load_in,
         optimizer_offloaded=config.cluster.offload == "optimizer",
         device=planned_device(config.cluster.device),
+        engine=config.rollout.engine,
+        cache=config.rollout.cache_gb * 1e9,
     )
 
 

@@ -57,13 +57,18 @@ def respond(
 def opened(policy: CausalLM, chat: Chat, config: RolloutConfig) -> "VllmEngine":
     """Return this process's engine for models like the policy, made now if there is none. Raises UserError."""
     global _engine
-    kind = VllmEngine.kind_of(policy, config)
-    if _engine is None or _engine.kind != kind:
-        if _engine is not None:
-            _engine.close()
-        _engine = None
+    if _engine is None or _engine.kind != VllmEngine.kind_of(policy, config):
+        close()
         _engine = VllmEngine(policy, chat, config)
     return _engine
+
+
+def close() -> None:
+    """Free the engine, if there is one, while the processes of the run still know each other: vLLM ends their group."""
+    global _engine
+    if _engine is not None:
+        _engine.close()
+    _engine = None
 
 
 def line(policy: CausalLM, chat: Chat, config: RolloutConfig) -> str:
@@ -96,6 +101,13 @@ class VllmEngine:
         policy.config.save_pretrained(self._folder.name)
         chat.save(self._folder.name)
         self._llm = _make(self._folder.name, policy, config)
+        (module,) = self._llm.collective_rpc(_module_of_model)
+        if ".transformers" in module:  # vLLM has then changed the class of the policy itself
+            self.close()
+            raise UserError(
+                f"rollout.engine: vLLM has no {policy.config.model_type} of its own, and would run that of this "
+                "process; use vllm_server, or slots"
+            )
         self.longest: int = self._llm.llm_engine.vllm_config.model_config.max_model_len
 
     @staticmethod
@@ -204,6 +216,10 @@ class VllmEngine:
         """Free what the engine holds."""
         self._llm.llm_engine.engine_core.shutdown()
         self._folder.cleanup()
+
+
+def _module_of_model(worker: Any) -> str:
+    return type(worker.get_model()).__module__
 
 
 def _renew_tied_head(worker: Any) -> None:

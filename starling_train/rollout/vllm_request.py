@@ -1,4 +1,4 @@
-"""What vLLM is asked for, by its own names, and what is taken of its answer: for its Python interface and its routes."""
+"""What vLLM is asked for, by its own names, and what is taken of its answer: in Python and over HTTP."""
 
 import math
 from collections.abc import Sequence

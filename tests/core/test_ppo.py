@@ -17,6 +17,7 @@ from starling_train.core.ppo import (
     drift,
     kl_estimate,
     ppo_policy_loss,
+    truncated_weights,
     value_loss,
 )
 
@@ -29,6 +30,19 @@ def test_kl_estimates_by_hand():
     assert kl_estimate(p, q, "k1").item() == pytest.approx(math.log(2))
     assert kl_estimate(p, q, "k2").item() == pytest.approx(math.log(2) ** 2 / 2)
     assert kl_estimate(p, q, "k3").item() == pytest.approx(0.5 - 1 + math.log(2))
+
+
+def test_weights_of_tokens_that_another_engine_drew_by_hand():
+    here, there = torch.tensor([0.5, 0.9, 0.2, 0.3]).log(), torch.tensor([0.4, 0.1, 0.4, 0.0]).log()
+    torch.testing.assert_close(truncated_weights(here, there, 2.0), torch.tensor([1.25, 2.0, 0.5, 2.0]))
+    torch.testing.assert_close(truncated_weights(here, there, 1.0), torch.tensor([1.0, 1.0, 0.5, 1.0]))
+
+
+def test_truncated_weights_make_an_expectation_that_of_the_policy():
+    p = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    q = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    value = torch.tensor([1.0, -2.0, 5.0], dtype=torch.float64)
+    torch.testing.assert_close((q * truncated_weights(p.log(), q.log(), 9.0) * value).sum(), (p * value).sum())
 
 
 def test_k1_and_k3_both_estimate_the_exact_kl():

@@ -101,6 +101,17 @@ def test_two_reward_models_are_both_held_and_score_one_after_the_other():
     assert found.scoring["activations"] == 40 * TINY.forward() * 4
 
 
+def test_vllm_has_all_weights_once_more_and_sleeps_on_a_gpu_while_others_work():
+    there = {"engine": "vllm", "cache": 5e6}
+    found = plan(TINY, [], job(**there))
+    copied = {"vLLM's copy of the weights": 1352 * 4, "vLLM's keys and values": 5e6}
+    assert found.rollout == copied and found.host == {"vLLM's copy of the weights, asleep": 1352 * 4}
+    here = plan(TINY, [], job(**there, device="cpu"))
+    assert here.rollout == {} and here.host == {} and copied.items() <= here.held.items()
+    served = plan(TINY, [], job(engine="vllm_server"))
+    assert served.rollout == {} and served.held == plan(TINY, [], job()).held
+
+
 def test_phases():
     found = plan(TINY, [], job())
     assert found.rollout["KV cache"] == 2 * 512 * (2 * 2 * 1 * 4) * 4  # positions in multiples of 512

@@ -253,11 +253,20 @@ def memorised(lines: Lines, samples: Lines) -> None:
             line["eval/score_mean"] = -0.5 + 0.05 * done(line)
 
 
+def engines_differ(lines: Lines, samples: Lines) -> None:
+    """Another engine drew the answers, with weights that were not the policy's from the middle of the run on."""
+    for line in lines:
+        if "policy/entropy" in line:
+            gap = 0.01 if line["step"] < STEPS / 2 else 0.4
+            line |= {"policy/engine_gap_mean": gap, "policy/engine_gap_p99": 5 * gap}
+
+
 FAULTS: dict[str, Callable[[Lines, Lines], None]] = {
     change.__name__: change
     for change in (
         good, kl_blow_up, kl_270, entropy_collapse, clipped, length_hacking, dead_critic, closing_sentence, skill_lost,
         skill_by_chance, empty, looping, truncated, memorised, guard_lost,
+        engines_differ,
     )
 }  # fmt: skip
 

@@ -29,6 +29,7 @@ VERDICTS = {
     "empty": (BAD, "Empty answers", "5 of the 16"),
     "looping": (BAD, "Repetition within answers", "77 %"),
     "truncated": (BAD, "Truncation", "60 % of held-out answers run into the limit of 512 tokens"),
+    "engines_differ": (BAD, "Agreement of engines", "differ by up to 0.400 nats a token"),
     "memorised": (BAD, "Training against held-out score", "1.71 deviations on training prompts, by 0.056"),
 }
 

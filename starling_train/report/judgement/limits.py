@@ -138,6 +138,23 @@ LIMITS = {
         "depend on the size of the micro-batch, and in bfloat16 that can grow to percents of a probability.",
         "Rollout and training do not see the same distribution: look at rollout.engine, temperature and stop strings.",
     ),
+    "gap_float32": Limit(
+        "Agreement of engines",
+        "mean |log-probability of the rollout engine - training's| over a step's tokens, nats, float32",
+        1e-3,
+        0.1,
+        "The engine has a copy of the same weights, so only rounding differs.",
+        "The engine's copy of the weights is not the policy's: use rollout.engine=slots, and report it.",
+    ),
+    "gap_half": Limit(
+        "Agreement of engines",
+        "mean |log-probability of the rollout engine - training's| over a step's tokens, nats, 16-bit types",
+        0.05,
+        0.2,
+        "Kernels of other shapes round otherwise, by a few hundredths of a nat in bfloat16. What is learned is a "
+        "little off the distribution that answered.",
+        "Set rollout.correction=2 (truncated importance weights), or use rollout.engine=slots.",
+    ),
     "truncation": Limit(
         "Truncation",
         "share of answers that run into the token limit",
@@ -303,6 +320,8 @@ FAULTS = {
     "critic": "dead critic",
     "ratio_float32": "rollout and training disagree",
     "ratio_half": "rollout and training disagree",
+    "gap_float32": "rollout and training disagree",
+    "gap_half": "rollout and training disagree",
     "truncation": "truncated answers",
     "empty": "empty answers",
     "repeat_within": "answers that repeat themselves",

@@ -8,7 +8,7 @@ from starling_train.report.read_run import RunFiles, early_mean, is_number, late
 
 def findings(run: RunFiles) -> list[Finding]:
     """Return the findings that the run has the numbers for."""
-    checks = (_kl, _entropy, _clip, _critic, _ratio, _skipped, _left_out)
+    checks = (_kl, _entropy, _clip, _critic, _ratio, _engine_gap, _skipped, _left_out)
     return [found for check in checks if (found := check(run)) is not None]
 
 
@@ -73,6 +73,20 @@ def _ratio(run: RunFiles) -> Finding | None:
     row = "ratio_float32" if setting(run.config, "model.dtype") == "float32" else "ratio_half"
     expected = f"where up to {plain(LIMITS[row].watch)} is rounding"
     text = f"Probabilities of generation and training differ by up to {plain(max(values))}, {expected}."
+    return finding(row, text, max(values))
+
+
+def _engine_gap(run: RunFiles) -> Finding | None:
+    values = series(run, "policy/engine_gap_mean")[1]
+    if not values:
+        return None
+    row = "gap_float32" if setting(run.config, "model.dtype") == "float32" else "gap_half"
+    worst = max(series(run, "policy/engine_gap_p99")[1], default=0.0)
+    text = (
+        f"Log-probabilities of the rollout's engine and of training differ by up to {plain(max(values))} nats a token "
+        f"in the mean of a step, where up to {plain(LIMITS[row].watch)} is rounding; by up to {plain(worst)} for all "
+        "but 1 % of tokens."
+    )
     return finding(row, text, max(values))
 
 

@@ -1,0 +1,178 @@
+"""vLLM as rollout engine, the real one: weights that follow the policy's, the same responses, servers that come back.
+
+Slow: vLLM has its own environment, whose Python STARLING_VLLM names, and takes 10 s to start.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import families
+import pytest
+import torch
+
+from starling_train.config.fields import UserError
+from starling_train.config.sections import ModelConfig, RolloutConfig
+from starling_train.models import causal_lm
+from starling_train.models.source import ModelSource
+from starling_train.rollout import start_check, vllm_probe, vllm_server
+from starling_train.rollout.generate import generate
+from starling_train.training import policy
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
+HEADS = {"hidden_size": 128, "head_dim": 32}  # sizes of a head that vLLM's CPU kernels have
+CHANGED = ["as it is", "one matrix", "two", "all matrices", "everything", "adapters"]
+
+
+def python_with_vllm() -> str:
+    python = os.environ.get("STARLING_VLLM")
+    if not python:
+        pytest.skip("STARLING_VLLM is not set: the Python of an environment with vllm-cpu")
+    return python
+
+
+def environment() -> dict[str, str]:
+    return os.environ | SETTINGS | {"PYTHONPATH": str(ROOT)}
+
+
+def beside_slots(directory: Path, dtype: str) -> list[dict]:
+    """What `vllm_process.py` finds: a row for each change of the weights."""
+    command = [python_with_vllm(), str(ROOT / "tests" / "vllm_process.py"), str(directory), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("found:"))[len("found:") :])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mistral", "qwen2.5", "mixtral"])
+def test_vllm_draws_what_slots_does_whatever_trains(name, tmp_path):
+    rows = beside_slots(families.write(name, tmp_path / name, **HEADS), "float32")
+    assert [row["what"] for row in rows] == CHANGED
+    for row in rows:
+        assert row["same"] == row["of"] and row["gap"] < 1e-5 and row["mean"] < 1e-3, row
+        assert row["repeats"] and row["least"] >= 3
+
+
+class Server:
+    """vLLM that serves a directory on loopback; can be killed and started again at the same port."""
+
+    def __init__(self, directory: Path, log: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self._directory, self._log = f"http://127.0.0.1:{self.port}", directory, log
+        self._process: subprocess.Popen | None = None
+
+    def start(self, wait: bool = True) -> None:
+        command = [python_with_vllm(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self._directory)]
+        command += ["--port", str(self.port), "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
+        command += ["--logprobs-mode", "processed_logprobs", "--max-model-len", "256"]
+        asked = environment() | {"VLLM_SERVER_DEV_MODE": "1"}
+        self._log.write_bytes(b"")
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=asked, start_new_session=True)
+        while wait and "Application startup complete" not in self._log.read_text():
+            assert self._process.poll() is None, self._log.read_text()[-3000:]
+            time.sleep(0.5)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(families.write("llama3", tmp_path / "model", **HEADS), tmp_path / "log")
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.mark.slow
+def test_a_server_follows_what_trains_and_comes_back_from_its_end(server, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(vllm_server, "_server", None)
+    source = ModelSource.open(tmp_path / "model")
+    chat = policy.load_chat(source, ModelConfig(path=str(tmp_path / "model")))
+    model = causal_lm.load_causal_lm(source, dtype="float32").requires_grad_(False)
+    prompts = [chat.prompt([{"role": "user", "content": text}]) for text in ("Hello.", "Who are you?", "Why is it?")]
+    here = RolloutConfig(slots=3, max_new_tokens=24, stop_strings=[])
+    there = RolloutConfig(
+        engine="vllm_server", url=server.url + "/", weights_dir=str(tmp_path), slots=3, max_new_tokens=24,
+        stop_strings=[],
+    )  # fmt: skip
+    assert "within" in start_check.opened(model, chat, there)[0]
+
+    def both() -> bool:
+        drawn, expected = (generate(model, chat, prompts, one, greedy=True) for one in (there, here))
+        assert all(len(a) == len(b) for a, b in zip(drawn.responses, drawn.drawn_logprobs, strict=True))
+        return drawn.responses == expected.responses
+
+    assert both()
+    matrix = model.get_parameter("model.layers.2.self_attn.v_proj.weight").requires_grad_(True)
+    with torch.no_grad():
+        matrix.add_(torch.randn_like(matrix))
+    assert both() and not list(tmp_path.glob("starling-vllm-*/"))
+    # the server has its first weights again: the responses are those of the trained ones all the same
+    server.kill()
+    server.start(wait=False)
+    assert both() and "answers again" in capfd.readouterr().err
+    server.kill()
+    impatient = RolloutConfig(engine="vllm_server", url=server.url, weights_dir=str(tmp_path), patience_s=0.5)
+    monkeypatch.setattr(vllm_server, "_server", None)
+    with pytest.raises(UserError, match=r"rollout\.url: http://127\.0\.0\.1:\d+/\S+ gave no answer for 0\.5 s"):
+        generate(model, chat, prompts, impatient)
+
+
+@pytest.mark.slow
+def test_a_server_of_another_model_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_server, "_server", None)
+    other = families.write("llama3", tmp_path / "other", **HEADS, rope_parameters={"rope_type": "default", "rope_theta": 9})
+    source = ModelSource.open(other)
+    chat = policy.load_chat(source, ModelConfig(path=str(other)))
+    model = causal_lm.load_causal_lm(source, dtype="float32")
+    config = RolloutConfig(engine="vllm_server", url=server.url, weights_dir=str(tmp_path))
+    with pytest.raises(UserError, match="are off by .* nats a token, given the policy's weights; serve model.path there"):
+        start_check.opened(model, chat, config)
+
+
+def test_a_probe_tells_other_weights_from_rounding(tiny_mistral):
+    model = tiny_mistral(initializer_range=0.3)
+    ids = vllm_probe.probe_ids(model)
+
+    def logprobs(network):
+        def of(asked):
+            assert list(asked) == ids
+            with torch.no_grad():
+                logits = network(input_ids=torch.tensor([list(asked)])).logits[0].log_softmax(-1)
+            return logits[:-1][torch.arange(len(ids) - 1), torch.tensor(ids[1:])].tolist()
+
+        return of
+
+    assert vllm_probe.is_close(model, vllm_probe.gap(model, logprobs(model)))
+    other = tiny_mistral(initializer_range=0.3)
+    with torch.no_grad():
+        other.get_parameter("model.layers.1.self_attn.k_proj.weight").mul_(1.5)
+    assert not vllm_probe.is_close(model, vllm_probe.gap(model, logprobs(other)))
+    assert not vllm_probe.is_close(model, vllm_probe.gap(model, lambda ids: [float("nan")] * (len(ids) - 1)))
+
+
+def test_without_vllm_one_line_says_so(monkeypatch):
+    monkeypatch.setattr(start_check, "find_spec", lambda name: None)
+    start_check.check(RolloutConfig(), None)
+    with pytest.raises(UserError, match=r"rollout\.engine: vllm not installed; pip install 'starling-train\[vllm\]'"):
+        start_check.check(RolloutConfig(engine="vllm"), None)
+    server = RolloutConfig(engine="vllm_server", url="http://127.0.0.1:1")
+    start_check.check(server, None, zero_stage=2)  # needs no vLLM here
+    with pytest.raises(UserError, match="has no 4bit copy of the policy; use slots"):
+        start_check.check(server, "4bit")
+    with pytest.raises(UserError, match="cluster.zero_stage=3 has shards; use slots, or stage 2"):
+        start_check.check(server, None, zero_stage=3)
