@@ -23,7 +23,7 @@ from starling_train.training import policy
 from starling_train.training.ppo.batches import Batches
 from starling_train.training.ppo.experience import forward_all
 
-QUESTIONS = ("Name three colours.", "Why is the sky blue?", "What is 2 and 2?", "Tell me of a fox.", "How do planes fly?")
+QUESTIONS = ("Name three colours.", "Why is the sky blue?", "What is 2 and 2?", "Tell me of a fox.", "Who flies?")
 
 
 def train(model, *names: str) -> None:
@@ -48,7 +48,7 @@ def changes(model) -> Iterator[tuple[str, Callable[[], None]]]:
             yield what, lambda: disturb(model, 0.1)
     train(model, "")
     yield "everything", lambda: disturb(model, 0.05)
-    linear = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and "lm_head" not in name]
+    linear = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and ".layers." in name]
     train(model, "nothing")
     adapters.add(model, [f"{name}.weight" for name in linear[::2]], LoraConfig(rank=4))
     yield "adapters", lambda: disturb_adapters(model)

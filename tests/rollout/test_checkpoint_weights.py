@@ -16,7 +16,9 @@ def written(model, directory) -> dict[str, torch.Tensor]:
     return load_file(directory / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["llama3", "llama3_tied", "gemma3", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["llama3", "llama3_tied", "gemma3", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "gpt2"]
+)
 def test_all_weights_are_those_of_the_checkpoint(name, tmp_path):
     model = families.model_of(name)
     given, expected = dict(tensors(model)), written(model, tmp_path)

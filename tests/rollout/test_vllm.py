@@ -135,12 +135,13 @@ def test_a_server_follows_what_trains_and_comes_back_from_its_end(server, tmp_pa
 @pytest.mark.slow
 def test_a_server_of_another_model_is_refused(server, tmp_path, monkeypatch):
     monkeypatch.setattr(vllm_server, "_server", None)
-    other = families.write("llama3", tmp_path / "other", **HEADS, rope_parameters={"rope_type": "default", "rope_theta": 9})
+    rope = {"rope_type": "default", "rope_theta": 9}
+    other = families.write("llama3", tmp_path / "other", **HEADS, rope_parameters=rope)
     source = ModelSource.open(other)
     chat = policy.load_chat(source, ModelConfig(path=str(other)))
     model = causal_lm.load_causal_lm(source, dtype="float32")
     config = RolloutConfig(engine="vllm_server", url=server.url, weights_dir=str(tmp_path))
-    with pytest.raises(UserError, match="are off by .* nats a token, given the policy's weights; serve model.path there"):
+    with pytest.raises(UserError, match=r"are off by .* nats a token, given the policy's weights; serve"):
         start_check.opened(model, chat, config)
 
 
@@ -172,7 +173,7 @@ def test_without_vllm_one_line_says_so(monkeypatch):
         start_check.check(RolloutConfig(engine="vllm"), None)
     server = RolloutConfig(engine="vllm_server", url="http://127.0.0.1:1")
     start_check.check(server, None, zero_stage=2)  # needs no vLLM here
-    with pytest.raises(UserError, match="has no 4bit copy of the policy; use slots"):
+    with pytest.raises(UserError, match=r"has no 4bit copy of the policy; use slots"):
         start_check.check(server, "4bit")
-    with pytest.raises(UserError, match="cluster.zero_stage=3 has shards; use slots, or stage 2"):
+    with pytest.raises(UserError, match=r"cluster\.zero_stage=3 has shards; use slots, or stage 2"):
         start_check.check(server, None, zero_stage=3)
