@@ -85,9 +85,9 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     rewards = experience.sequence_rewards(scale.rewards(scores), rollout, algorithm)
                     cut = rollout.is_at_limit(config.rollout.max_new_tokens) if algorithm.drop_truncated else None
                     learned = experience.make_experience(
-                        actors, rollout, rewards, algorithm, guard.coefficient, tokens, runtime, cut,
-                        config.rollout.correction,
-                    )  # fmt: skip
+                        actors, rollout, rewards, algorithm, guard.coefficient, tokens, runtime, cut
+                    )
+                    learned.correct(config.rollout.correction)
 
             # 5. a few epochs of the algorithm's loss on what trains
             train_policy = step.number > algorithm.critic_warmup_steps

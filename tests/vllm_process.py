@@ -16,9 +16,9 @@ from starling_train.core.excluded import NOTHING
 from starling_train.models import adapters, causal_lm
 from starling_train.models.actors import Actors
 from starling_train.models.source import ModelSource
-from starling_train.rollout import vllm_engine
 from starling_train.rollout.exclusions import exclusions
 from starling_train.rollout.generate import generate
+from starling_train.rollout.vllm import engine
 from starling_train.training import policy
 from starling_train.training.ppo.batches import Batches
 from starling_train.training.ppo.experience import forward_all
@@ -95,7 +95,7 @@ def main(directory: str, dtype: str) -> None:
                 "what": what,
                 "same": sum(a == b for a, b in zip(greedy.responses, expected.responses, strict=True)),
                 "of": len(prompts),
-                "gap": vllm_engine.opened(model, chat, there).gap,
+                "gap": engine.opened(model, chat, there).gap,
                 "mean": float(gap.mean()),
                 "most": float(gap.max()),
                 "repeats": sampled.responses == again.responses,

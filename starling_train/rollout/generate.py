@@ -9,10 +9,12 @@ from starling_train.config.sections import RolloutConfig
 from starling_train.data.chat import Chat
 from starling_train.models.budget import Budget
 from starling_train.models.causal_lm import CausalLM
-from starling_train.rollout import slots, transformers_engine, vllm_engine, vllm_server
+from starling_train.rollout import slots, transformers_engine
 from starling_train.rollout.responses import Engine, OnDone, Rollout
 from starling_train.rollout.start_check import why_not_slots
 from starling_train.rollout.transformers_engine import generating
+from starling_train.rollout.vllm import engine as vllm_engine
+from starling_train.rollout.vllm import server as vllm_server
 
 # by rollout.engine
 ENGINES: dict[str, Engine] = {

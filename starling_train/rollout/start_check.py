@@ -15,10 +15,11 @@ from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.families.ways import REFUSALS, Comparison, Ways, probing
 from starling_train.models.source import first_line
-from starling_train.rollout import kernels, lean_decoder, vllm_engine, vllm_server
+from starling_train.rollout import kernels, lean_decoder
 from starling_train.rollout.attention import has_lengths
 from starling_train.rollout.decode_step import DecodeStep, LeanStep, LengthStep
 from starling_train.rollout.slot_cache import SlotCache
+from starling_train.rollout.vllm import engine, server
 from starling_train.run.out_of_memory import is_out_of_memory
 
 COST = "a batch of responses waits for its longest, and the frozen layers run once more to score it"
@@ -66,8 +67,8 @@ def opened(model: CausalLM, chat: Chat, config: RolloutConfig) -> list[str]:
     Nothing for the others. Raises UserError where it cannot run the model, or computes something else.
     """
     if config.engine == "vllm":
-        return [vllm_engine.line(model, chat, config)]
-    return [vllm_server.line(model, chat, config)] if config.engine == "vllm_server" else []
+        return [engine.line(model, chat, config)]
+    return [server.line(model, chat, config)] if config.engine == "vllm_server" else []
 
 
 def why_not_slots(model: CausalLM) -> str:

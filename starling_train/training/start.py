@@ -21,12 +21,12 @@ def start(config: C, describe: Callable[[C], str], train: Callable[[C, RunDirect
     if run.is_finished():
         print(f"{run.path} is finished, nothing to do; its report: {run.report}")
         return
-    from starling_train.rollout import vllm_engine  # once the configuration is known to be right
+    from starling_train.rollout.vllm import engine  # once the configuration is known to be right
 
     runtime = Runtime.of(config.cluster, config.seed)
     with runtime.fails_together(), run.owned(runtime):
         train(config, run, runtime)
-        vllm_engine.close()
+        engine.close()
     if runtime.is_main:
         print(summary.in_words(json.loads(run.summary.read_text()), run))
         print(f"report: {run.report.resolve()}")

@@ -19,8 +19,10 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import ModelConfig, RolloutConfig
 from starling_train.models import causal_lm
 from starling_train.models.source import ModelSource
-from starling_train.rollout import start_check, vllm_probe, vllm_server
+from starling_train.rollout import start_check
 from starling_train.rollout.generate import generate
+from starling_train.rollout.vllm import probe
+from starling_train.rollout.vllm import server as served
 from starling_train.training import policy
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +101,7 @@ def server(tmp_path):
 
 @pytest.mark.slow
 def test_a_server_follows_what_trains_and_comes_back_from_its_end(server, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(vllm_server, "_server", None)
+    monkeypatch.setattr(served, "_server", None)
     source = ModelSource.open(tmp_path / "model")
     chat = policy.load_chat(source, ModelConfig(path=str(tmp_path / "model")))
     model = causal_lm.load_causal_lm(source, dtype="float32").requires_grad_(False)
@@ -127,27 +129,27 @@ def test_a_server_follows_what_trains_and_comes_back_from_its_end(server, tmp_pa
     assert both() and "answers again" in capfd.readouterr().err
     server.kill()
     impatient = RolloutConfig(engine="vllm_server", url=server.url, weights_dir=str(tmp_path), patience_s=0.5)
-    monkeypatch.setattr(vllm_server, "_server", None)
+    monkeypatch.setattr(served, "_server", None)
     with pytest.raises(UserError, match=r"rollout\.url: http://127\.0\.0\.1:\d+/\S+ gave no answer for 0\.5 s"):
         generate(model, chat, prompts, impatient)
 
 
 @pytest.mark.slow
 def test_a_server_of_another_model_is_refused(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(vllm_server, "_server", None)
+    monkeypatch.setattr(served, "_server", None)
     rope = {"rope_type": "default", "rope_theta": 9}
     other = families.write("llama3", tmp_path / "other", **HEADS, rope_parameters=rope)
     source = ModelSource.open(other)
     chat = policy.load_chat(source, ModelConfig(path=str(other)))
     model = causal_lm.load_causal_lm(source, dtype="float32")
     config = RolloutConfig(engine="vllm_server", url=server.url, weights_dir=str(tmp_path))
-    with pytest.raises(UserError, match=r"are off by .* nats a token, given the policy's weights; serve"):
+    with pytest.raises(UserError, match=r"are off by .* nats a token, given the policy's weights; serve model\.path"):
         start_check.opened(model, chat, config)
 
 
 def test_a_probe_tells_other_weights_from_rounding(tiny_mistral):
     model = tiny_mistral(initializer_range=0.3)
-    ids = vllm_probe.probe_ids(model)
+    ids = probe.probe_ids(model)
 
     def logprobs(network):
         def of(asked):
@@ -158,12 +160,30 @@ def test_a_probe_tells_other_weights_from_rounding(tiny_mistral):
 
         return of
 
-    assert vllm_probe.is_close(model, vllm_probe.gap(model, logprobs(model)))
+    assert probe.is_close(model, probe.gap(model, logprobs(model)))
     other = tiny_mistral(initializer_range=0.3)
     with torch.no_grad():
         other.get_parameter("model.layers.1.self_attn.k_proj.weight").mul_(1.5)
-    assert not vllm_probe.is_close(model, vllm_probe.gap(model, logprobs(other)))
-    assert not vllm_probe.is_close(model, vllm_probe.gap(model, lambda ids: [float("nan")] * (len(ids) - 1)))
+    assert not probe.is_close(model, probe.gap(model, logprobs(other)))
+    assert not probe.is_close(model, probe.gap(model, lambda ids: [float("nan")] * (len(ids) - 1)))
+
+
+def test_what_is_given_grows_where_a_part_is_not_enough(tiny_mistral, capsys):
+    model = tiny_mistral()
+    matrix = "model.layers.1.mlp.gate_proj.weight"
+    model.requires_grad_(False).get_parameter(matrix).requires_grad_(True)
+    given, gaps = [], iter([1e-6, 2.0, 1e-6, 1e-6, 5.0])
+
+    def send(names):
+        given.append(names)
+        return next(gaps)
+
+    copies = probe.Copies("vllm", "use slots")
+    part = {matrix, "model.layers.1.mlp.up_proj.weight"}
+    assert [copies.give(model, True, send) for _ in range(3)] == [1e-6, 1e-6, 1e-6]
+    assert given == [part, part, None, None] and "off by 2 nats a token; it is given all" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"vllm's log-probs of this mistral are off by 5 nats a token.*; use slots"):
+        copies.give(model, False, send)
 
 
 def test_without_vllm_one_line_says_so(monkeypatch):

@@ -31,12 +31,14 @@ def rollout(drawn: list[list[float]] | None) -> Rollout:
 
 def learned(model: Actors, drawn: list[list[float]] | None, correction: float | None = None):
     scores = torch.tensor([1.0, -0.5])
-    return make_experience(model, rollout(drawn), scores, CONFIG, 0.1, correction=correction)
+    made = make_experience(model, rollout(drawn), scores, CONFIG, 0.1)
+    made.correct(correction)
+    return made
 
 
 def test_the_gap_is_over_all_tokens(model):
     plain = learned(model, None)
-    assert plain.drawn is None and engine_gap(plain, Runtime()) == {}
+    assert plain.drawn() is None and engine_gap(plain, Runtime()) == {}
     of = [plain.logprobs[row, : len(response)].tolist() for row, response in enumerate(RESPONSES)]
     same = engine_gap(learned(model, of), Runtime())
     assert same == {"policy/engine_gap_mean": 0.0, "policy/engine_gap_p99": 0.0}
@@ -49,7 +51,7 @@ def test_the_gap_is_over_all_tokens(model):
 
 def test_ninety_nine_percent_of_tokens_are_within_the_99th_percentile():
     gaps = torch.arange(200.0)
-    one = SimpleNamespace(drawn=torch.zeros(200), logprobs=gaps[torch.randperm(200)], is_response=gaps >= 0)
+    one = SimpleNamespace(drawn=lambda: torch.zeros(200), logprobs=gaps[torch.randperm(200)], is_response=gaps >= 0)
     assert engine_gap(one, Runtime())["policy/engine_gap_p99"] == 197.0  # the 198th of 200
 
 

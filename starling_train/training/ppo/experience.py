@@ -55,8 +55,6 @@ class Experience:
     ]  # this process's sequences that are learned from, by their index among those of all processes
     token_counts: list[int]  # of the responses of all processes that are learned from, by index
     sequences: StepSequences  # those of all processes, by index: what mini-batches are drawn from
-    # log-probs under which another engine drew the responses; None where the live weights did
-    drawn: Tensor | None = None
     # hidden states below the lowest layer that trains; None where nothing is shared
     shared_states: SharedStates | None = None
 
@@ -64,6 +62,23 @@ class Experience:
     def rollout(self) -> Rollout:
         """The responses, in the order of the rows."""
         return self.batches.rollout
+
+    def drawn(self) -> Tensor | None:
+        """Return the log-probs under which another engine drew the tokens; None where the live weights drew them."""
+        rows = self.rollout.drawn_logprobs
+        if rows is None:
+            return None
+        whole = torch.zeros(self.logprobs.shape)
+        for row, numbers in enumerate(rows):
+            whole[row, : len(numbers)] = torch.tensor(numbers)
+        return whole.to(self.logprobs)
+
+    def correct(self, cap: float | None) -> None:
+        """Weigh each token's advantage as one of the policy's own draws, at most `cap`; nothing if that is None."""
+        drawn = None if cap is None else self.drawn()
+        if cap is not None and drawn is not None:
+            weights = truncated_weights(self.logprobs, drawn, cap)
+            self.advantages = (self.advantages * weights).where(self.is_response, 0.0)
 
     def kl_per_sequence(self) -> Tensor:
         """Return the k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
@@ -254,7 +269,6 @@ def make_experience(
     budget: Budget | None = None,
     runtime: Runtime | None = None,
     left_out: Sequence[bool] | None = None,
-    correction: float | None = None,
 ) -> Experience:
     """Rescore a rollout under policy, reference and critic, and estimate advantages, whitened over all processes.
 
@@ -263,7 +277,6 @@ def make_experience(
     kl_coefficient: weight of the KL penalty, score units per nat.
     budget: of tokens per micro-batch (the configuration's if None); out of memory, all is scored again with half.
     left_out: sequences that are not learned from, though they count among the others to their prompt.
-    correction: largest weight of a token that another engine drew; None: all weigh 1.
     """
     budget = budget or Budget("algorithm.tokens_per_microbatch", config.tokens_per_microbatch)
     runtime = runtime or Runtime()
@@ -286,9 +299,6 @@ def make_experience(
     advantages, returns = estimator.of(rewards, values, is_response, config)
     if estimator.whitens:
         advantages = whiten(advantages, is_response, runtime.moments(advantages, is_response))
-    drawn = _padded(rollout.drawn_logprobs, logprobs) if rollout.drawn_logprobs else None
-    if correction is not None and drawn is not None:
-        advantages = (advantages * truncated_weights(logprobs, drawn, correction)).where(is_response, 0.0)
     is_used = fit if left_out is None else fit & ~torch.tensor(left_out, device=fit.device)
     everyones = _of_all_processes(rollout, is_used, config.responses_per_prompt, runtime)
     learned_from = [one for one in everyones if one.is_learned_from]
@@ -306,17 +316,8 @@ def make_experience(
         row_at={index: one.row for index, one in enumerate(learned_from) if one.rank == runtime.rank},
         token_counts=[one.response for one in learned_from],
         sequences=StepSequences.of(len(everyones), learned_from, config.responses_per_prompt),
-        drawn=drawn,
         shared_states=shared_states,
     )
-
-
-def _padded(rows: list[list[float]], like: Tensor) -> Tensor:
-    """Put rows of numbers into a tensor of the shape, type and device of another, with 0 behind them."""
-    whole = torch.zeros(like.shape, dtype=like.dtype)
-    for row, numbers in enumerate(rows):
-        whole[row, : len(numbers)] = torch.tensor(numbers, dtype=like.dtype)
-    return whole.to(like.device)
 
 
 class _Sequence(NamedTuple):

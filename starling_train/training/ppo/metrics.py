@@ -49,9 +49,10 @@ def engine_gap(experience: Experience, runtime: Runtime) -> dict[str, float]:
 
     Nothing where the live weights drew them.
     """
-    if experience.drawn is None:
+    drawn = experience.drawn()
+    if drawn is None:
         return {}
-    gaps = (experience.logprobs - experience.drawn).abs()[experience.is_response]
+    gaps = (experience.logprobs - drawn).abs()[experience.is_response]
     everyones = torch.tensor(runtime.gather(gaps.tolist()), dtype=torch.float64)
     last = max(1, math.ceil(0.99 * len(everyones)))
     return {

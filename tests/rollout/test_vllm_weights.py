@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from starling_train.config.sections import LoraConfig
 from starling_train.models import adapters
-from starling_train.rollout.checkpoint_weights import fingerprint, rounded_up, tensors, trained_names, weights_of
+from starling_train.rollout.vllm.weights import fingerprint, rounded_up, tensors, trained_names, weights_of
 
 
 def written(model, directory) -> dict[str, torch.Tensor]:

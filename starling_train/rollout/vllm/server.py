@@ -26,8 +26,8 @@ from starling_train.files.lock import Lock
 from starling_train.files.whole import write_text
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.patient_http import PatientHttp, reason_of, token_of
-from starling_train.rollout import checkpoint_weights, vllm_probe, vllm_request
 from starling_train.rollout.responses import Drawn, OnDone
+from starling_train.rollout.vllm import probe, request, weights
 
 MEMORY = Path("/dev/shm")
 COMPLETIONS, RPC, RESET, METRICS = "/v1/completions", "/collective_rpc", "/reset_prefix_cache", "/metrics"
@@ -89,7 +89,7 @@ class VllmServer:
         name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self._record = self._folder / f"starling-vllm-{name}.json"
         self._lock = Lock(self._record.with_suffix(".lock"))
-        self._takes_all = False
+        self._copies = probe.Copies("vllm_server", f"serve model.path at {self.url}, or use another rollout.engine")
         self._pool = ThreadPoolExecutor(config.connections, "vllm-server")
         self._completions = self._http(COMPLETIONS, "answer")
         self._rpc, self._reset = self._http(RPC, "answer"), self._http(RESET, "answer")
@@ -103,7 +103,7 @@ class VllmServer:
 
         Whoever comes first of a run's processes sends them; the others find them there.
         """
-        trained = checkpoint_weights.trained_names(policy)
+        trained = weights.trained_names(policy)
         wanted = Held(*_digests(policy, trained), self._started())
         with self._lock:
             held = Held(**read_json(self._record)) if self._record.is_file() else None
@@ -111,18 +111,7 @@ class VllmServer:
                 return
             self._forget()  # what it has is not known while it is sent something
             knows_rest = held is not None and held._replace(trained=wanted.trained) == wanted
-            names: set[str] | None = None
-            if knows_rest and not self._takes_all:
-                names = checkpoint_weights.rounded_up(trained, checkpoint_weights.weights_of(policy))
-            self._send(policy, names)
-            if names is not None and not vllm_probe.is_close(policy, self.gap):
-                self._takes_all = True
-                self._send(policy, None)
-            if not vllm_probe.is_close(policy, self.gap):
-                raise UserError(
-                    f"rollout.url: the log-probs of {self.url} are off by {self.gap:.2g} nats a token, given the "
-                    "policy's weights; serve model.path there, or use another rollout.engine"
-                )
+            self.gap = self._copies.give(policy, knows_rest, lambda names: self._send(policy, names))
             write_text(self._record, json.dumps(wanted._asdict()) + "\n")
 
     def _forget(self) -> None:
@@ -133,10 +122,10 @@ class VllmServer:
         found = STARTED.search(self._completions.text_of(self.url + METRICS))
         return found[1] if found else ""
 
-    def _send(self, policy: CausalLM, names: set[str] | None) -> None:
+    def _send(self, policy: CausalLM, names: set[str] | None) -> float:
         folder = Path(tempfile.mkdtemp(prefix="starling-vllm-", dir=self._folder))
         try:
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in checkpoint_weights.tensors(policy, names)}
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.tensors(policy, names)}
             save_file(tensors, folder / "model.safetensors")
             folder.chmod(0o755)  # the server may be another user's
             (folder / "model.safetensors").chmod(0o644)
@@ -146,7 +135,7 @@ class VllmServer:
             shutil.rmtree(folder, ignore_errors=True)
         while not self._answer(self._reset, {}, START).get("success", True):
             time.sleep(0.1)  # a request of another client is under way
-        self.gap = vllm_probe.gap(policy, self._logprobs)
+        return probe.gap(policy, self._logprobs)
 
     def _answer(self, http: PatientHttp, body: Any, remedy: str) -> dict[str, Any]:
         response = http.post(body)
@@ -183,7 +172,7 @@ class VllmServer:
 
         Where the server was started anew meanwhile, everything is drawn again, from the weights that it is sent.
         """
-        asked, ends = vllm_request.sampling(policy, chat, config, greedy), vllm_request.Ends(chat, config)
+        asked, ends = request.sampling(policy, chat, config, greedy), request.Ends(chat, config)
         while True:
             before = self._started()
             responses: list[list[int]] = [[] for _ in prompts]
@@ -211,6 +200,6 @@ def _digests(policy: CausalLM, trained: set[str]) -> tuple[str, str]:
     frozen, moving = hashlib.sha256(), hashlib.sha256()
     for name, parameter in policy.named_parameters():
         is_trained = parameter.requires_grad or name in trained
-        bits = checkpoint_weights.sum_of_bits(parameter)
+        bits = weights.sum_of_bits(parameter)
         (moving if is_trained else frozen).update(f"{name} {bits}".encode())
     return frozen.hexdigest(), moving.hexdigest()

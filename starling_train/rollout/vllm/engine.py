@@ -1,7 +1,7 @@
 """The rollout engine `vllm`: vLLM in this process, on a copy of the weights that follows those that train.
 
 vLLM is made from the policy's configuration alone; its first weights are the live ones, all of them, and after an
-update it is given what trains (`checkpoint_weights`). A probe compares log-probs after each copy. One engine a process:
+update it is given what trains (`weights`). A probe compares log-probs after each copy. One engine a process:
 it serves whichever policy of its kind is asked for.
 """
 
@@ -19,8 +19,8 @@ from starling_train.config.sections import RolloutConfig
 from starling_train.data.chat import Chat
 from starling_train.models.causal_lm import CausalLM
 from starling_train.models.source import first_line
-from starling_train.rollout import checkpoint_weights, vllm_probe, vllm_request
 from starling_train.rollout.responses import Drawn, OnDone
+from starling_train.rollout.vllm import probe, request, weights
 
 # of vLLM: the engine's loop here and not in a process of its own, cores as they are, and only its errors
 SETTINGS = {
@@ -95,8 +95,8 @@ class VllmEngine:
         self.kind, self.gap = self.kind_of(policy, config), 0.0
         self._followed: Callable[[], CausalLM | None] = lambda: None  # the policy, as long as it lives
         self._state: tuple[int, ...] = ()
-        self._takes_all = False  # because parts alone were not enough
-        self._on_gpu = policy.device.type == "cuda"
+        self._copies = probe.Copies("vllm", "use slots")
+        self._on_gpu, self._is_asleep = policy.device.type == "cuda", False
         self._folder = tempfile.TemporaryDirectory(prefix="starling-vllm-")
         policy.config.save_pretrained(self._folder.name)
         chat.save(self._folder.name)
@@ -121,44 +121,30 @@ class VllmEngine:
         if not self._on_gpu:
             yield
             return
-        self._llm.wake_up()
+        if self._is_asleep:
+            self._llm.wake_up()
+        self._is_asleep = False
         try:
             yield
         finally:
             self._llm.sleep(level=1)
+            self._is_asleep = True
 
     def follow(self, policy: CausalLM) -> None:
         """Take the policy's weights as they are now, if they have changed. Raises UserError if vLLM's then differ."""
-        state = checkpoint_weights.fingerprint(policy)
+        state = weights.fingerprint(policy)
         is_known = self._followed() is policy
         if is_known and state == self._state:
             return
-        names: set[str] | None = None
-        if is_known and not self._takes_all:
-            trained = checkpoint_weights.trained_names(policy)
-            names = checkpoint_weights.rounded_up(trained, checkpoint_weights.weights_of(policy))
-        self._load(policy, names)
-        if names is not None and not vllm_probe.is_close(policy, self.gap):
-            self._takes_all = True
-            print(
-                f"rollout.engine=vllm: given the {len(names)} tensors of what trains, its log-probs are off by "
-                f"{self.gap:.2g}; it is given all tensors from now on",
-                flush=True,
-            )
-            self._load(policy, None)
-        if not vllm_probe.is_close(policy, self.gap):
-            raise UserError(
-                f"rollout.engine: vLLM's log-probs of this {policy.config.model_type} are off by {self.gap:.2g} nats a "
-                "token, given the same weights; use slots"
-            )
+        self.gap = self._copies.give(policy, is_known, lambda names: self._load(policy, names))
         self._followed, self._state = ref(policy), state
 
-    def _load(self, policy: CausalLM, names: set[str] | None) -> None:
-        tensors = checkpoint_weights.tensors(policy, names)
+    def _load(self, policy: CausalLM, names: set[str] | None) -> float:
+        tensors = weights.tensors(policy, names)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         self._llm.collective_rpc(_renew_tied_head)
         self._llm.reset_prefix_cache()
-        self.gap = vllm_probe.gap(policy, self._logprobs)
+        return probe.gap(policy, self._logprobs)
 
     def _logprobs(self, ids: Sequence[int]) -> list[float]:
         from vllm import SamplingParams
@@ -181,8 +167,8 @@ class VllmEngine:
         from vllm import SamplingParams
 
         self._check_lengths(prompts, config)
-        asked = vllm_request.sampling(policy, chat, config, greedy)
-        ends = vllm_request.Ends(chat, config)
+        asked = request.sampling(policy, chat, config, greedy)
+        ends = request.Ends(chat, config)
         engine = self._llm.llm_engine
         responses: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
