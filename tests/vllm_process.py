@@ -50,8 +50,9 @@ def changes(model) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "everything", lambda: disturb(model, 0.05)
     linear = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and ".layers." in name]
     train(model, "nothing")
-    adapters.add(model, [f"{name}.weight" for name in linear[::2]], LoraConfig(rank=4))
-    yield "adapters", lambda: disturb_adapters(model)
+    if linear:
+        adapters.add(model, [f"{name}.weight" for name in linear[::2]], LoraConfig(rank=4))
+        yield "adapters", lambda: disturb_adapters(model)
 
 
 def disturb_adapters(model) -> None:

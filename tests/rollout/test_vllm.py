@@ -30,8 +30,22 @@ SETTINGS = {
     "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1",
 }  # fmt: skip
+# the other families' models vLLM has no code for (olmo2, smollm3, gpt_neox), or gives other logits itself (gemma2)
+SUPPORTED = (
+    "llama3", "llama3_tied", "mistral", "qwen2.5", "qwen3", "gemma3", "phi3", "granite", "mixtral", "qwen3_moe",
+    "olmoe", "stablelm", "cohere", "gpt2",
+)  # fmt: skip
 HEADS = {"hidden_size": 128, "head_dim": 32}  # sizes of a head that vLLM's CPU kernels have
+# matrices with other names, and no Linear
+MISSING = {"phi3": ("one matrix",), "gpt2": ("one matrix", "two", "adapters")}
 CHANGED = ["as it is", "one matrix", "two", "all matrices", "everything", "adapters"]
+
+
+def sizes(name: str) -> dict[str, int]:
+    """Sizes of a tiny model that vLLM's CPU kernels take."""
+    if name == "gpt2":
+        return {"n_embd": 128}
+    return {"hidden_size": 128} if name in ("stablelm", "cohere", "granite", "phi3") else HEADS
 
 
 def python_with_vllm() -> str:
@@ -54,12 +68,12 @@ def beside_slots(directory: Path, dtype: str) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mistral", "qwen2.5", "mixtral"])
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_vllm_draws_what_slots_does_whatever_trains(name, tmp_path):
-    rows = beside_slots(families.write(name, tmp_path / name, **HEADS), "float32")
-    assert [row["what"] for row in rows] == CHANGED
+    rows = beside_slots(families.write(name, tmp_path / name, **sizes(name)), "float32")
+    assert [row["what"] for row in rows] == [what for what in CHANGED if what not in MISSING.get(name, ())]
     for row in rows:
-        assert row["same"] == row["of"] and row["gap"] < 1e-5 and row["mean"] < 1e-3, row
+        assert row["same"] == row["of"] and row["gap"] < 1e-5 and row["mean"] < 2e-5, row
         assert row["repeats"] and row["least"] >= 3
 
 

@@ -5,6 +5,7 @@ update it is given what trains (`weights`). A probe compares log-probs after eac
 it serves whichever policy of its kind is asked for.
 """
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +99,9 @@ class VllmEngine:
         self._copies = probe.Copies("vllm", "use slots")
         self._on_gpu, self._is_asleep = policy.device.type == "cuda", False
         self._folder = tempfile.TemporaryDirectory(prefix="starling-vllm-")
-        policy.config.save_pretrained(self._folder.name)
+        told = copy.deepcopy(policy.config)
+        told.eos_token_id = sorted(chat.end_ids)  # vLLM keeps the model's own from the first tokens, beside ours
+        told.save_pretrained(self._folder.name)
         chat.save(self._folder.name)
         self._llm = _make(self._folder.name, policy, config)
         (module,) = self._llm.collective_rpc(_module_of_model)
@@ -140,8 +143,8 @@ class VllmEngine:
         self._followed, self._state = ref(policy), state
 
     def _load(self, policy: CausalLM, names: set[str] | None) -> float:
-        tensors = weights.tensors(policy, names)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        self._llm.collective_rpc(_let_experts_pack_again, args=(weights.layers_with_experts(policy, names),))
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.tensors(policy, names)})
         self._llm.collective_rpc(_renew_tied_head)
         self._llm.reset_prefix_cache()
         return probe.gap(policy, self._logprobs)
@@ -206,6 +209,16 @@ class VllmEngine:
 
 def _module_of_model(worker: Any) -> str:
     return type(worker.get_model()).__module__
+
+
+def _let_experts_pack_again(worker: Any, layers: set[str]) -> None:
+    """Have experts that are given anew packed as at first, which vLLM's CPU build else leaves out. layers: their numbers."""
+    for name, module in worker.get_model().named_modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is None or not worker.device.type == "cpu":
+            continue
+        if weights.number_of_layer(name) in layers:
+            method.moe_kernel = None
 
 
 def _renew_tied_head(worker: Any) -> None:

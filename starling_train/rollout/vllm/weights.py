@@ -77,9 +77,19 @@ def tensors(policy: CausalLM, names: Collection[str] | None = None) -> Iterator[
 
 def _layer(name: str) -> str:
     """Return a name up to the layer's number; beyond the layers, the name."""
-    parts = name.split(".")
-    at = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
-    return ".".join(parts[: at + 1])
+    number = number_of_layer(name)
+    return name[: name.index(f".{number}.") + len(number) + 1] if number else name
+
+
+def number_of_layer(name: str) -> str:
+    """Return the number of the layer in a name, its first one; "" beyond the layers."""
+    return next((part for part in name.split(".")[:-1] if part.isdigit()), "")
+
+
+def layers_with_experts(policy: CausalLM, names: Collection[str] | None) -> set[str]:
+    """Return the numbers of the layers of which experts are among some weights. names: of them; None: all."""
+    found = weights_of(policy) if names is None else names
+    return {number_of_layer(name) for name in found if ".experts." in name}
 
 
 @torch.no_grad()
