@@ -212,12 +212,10 @@ def _module_of_model(worker: Any) -> str:
 
 
 def _let_experts_pack_again(worker: Any, layers: set[str]) -> None:
-    """Have experts that are given anew packed as at first, which vLLM's CPU build else leaves out. layers: their numbers."""
-    for name, module in worker.get_model().named_modules():
-        method = getattr(module, "quant_method", None)
-        if getattr(method, "moe_kernel", None) is None or not worker.device.type == "cpu":
-            continue
-        if weights.number_of_layer(name) in layers:
+    """Have experts that are given anew packed as at first, which vLLM's CPU build leaves out. layers: their numbers."""
+    for name, module in worker.get_model().named_modules() if worker.device.type == "cpu" else ():
+        method: Any = getattr(module, "quant_method", None)
+        if weights.number_of_layer(name) in layers and getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
 
