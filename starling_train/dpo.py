@@ -47,8 +47,7 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # One policy; it is compared with numbers, not with a second model.
     actors = Actors(policy.model, "none", policy.table.lowest_layer, has_reference=False).to(runtime.device)
-    rollout = config.rollout if config.evaluation.responses else None
-    notes = [inputs.data.report, *start_check.notes(actors, rollout, inputs.chat)]
+    notes = [inputs.data.report, *start_check.notes(actors, config, inputs.chat, bool(config.evaluation.responses))]
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.

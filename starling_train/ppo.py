@@ -47,7 +47,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
 
     # Policy, reference and critic share what is frozen; only what the selection names is copied and trains.
     actors = inputs.actors(config, policy, runtime)
-    notes = "\n".join([inputs.data.report, *start_check.notes(actors, config.rollout, inputs.chat)])
+    notes = "\n".join([inputs.data.report, *start_check.notes(actors, config, inputs.chat)])
     optimizer = make_optimizer(actors, actors.groups(), config.optim, config.cluster, runtime)
 
     # Where an earlier start left off.
@@ -86,8 +86,7 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                     cut = rollout.is_at_limit(config.rollout.max_new_tokens) if algorithm.drop_truncated else None
                     learned = experience.make_experience(
                         actors, rollout, rewards, algorithm, guard.coefficient, tokens, runtime, cut
-                    )
-                    learned.correct(config.rollout.correction)
+                    ).corrected(config.rollout.correction)
 
             # 5. a few epochs of the algorithm's loss on what trains
             train_policy = step.number > algorithm.critic_warmup_steps

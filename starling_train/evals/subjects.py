@@ -208,9 +208,17 @@ class Subjects:
             progress.step()
 
         model = self.policy()
+        longest = max(map(len, questions.values()))
+        self._say_once(start_check.opened(model, chat, limits, longest))
         self.runtime.seed_all(*purpose)
         prompts, indices = [questions[key] for key in keys], list(missing.values())
         generate(model, chat, prompts, limits, greedy=greedy, indices=indices, on_done=take)
+
+    def _say_once(self, lines: list[str]) -> None:
+        for line in lines:
+            if line not in self._checked:
+                print(line, flush=True)
+            self._checked.add(line)
 
     def limits(self, max_new_tokens: int, **changed: Any) -> RolloutConfig:
         """Return the rollout's settings with another limit, and no floor: a benchmark takes answers as they come."""

@@ -212,11 +212,12 @@ def plan_supervised(model: Shape, job: TrainingJob, *, scores: bool = False, sha
         held={
             "weights" if scores else "policy weights": share.of(_policy_bytes(model, job, size), 3),
             "optimizer: moments, master copies": optimizer,
+            **(_copy_of_vllm(job, size) if job.slots and job.device == "cpu" else {}),
         },
         rollout={part: amount for part, amount in rollout.items() if amount},
         update=update,
         step=step,
-        host=host,
+        host=host | (_asleep(job, size) if job.slots else {}),
     )
 
 

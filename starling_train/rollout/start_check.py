@@ -20,6 +20,7 @@ from starling_train.rollout.attention import has_lengths
 from starling_train.rollout.decode_step import DecodeStep, LeanStep, LengthStep
 from starling_train.rollout.slot_cache import SlotCache
 from starling_train.rollout.vllm import engine, server
+from starling_train.rollout.vllm.folder import folder_of
 from starling_train.run.out_of_memory import is_out_of_memory
 
 COST = "a batch of responses waits for its longest, and the frozen layers run once more to score it"
@@ -41,6 +42,8 @@ def check(rollout: RolloutConfig, load_in: str | None, zero_stage: int = 0) -> N
         raise UserError(
             "rollout.engine: vllm not installed; pip install 'starling-train[vllm]', or use slots, or vllm_server"
         )
+    if rollout.engine == "vllm_server":
+        folder_of(rollout)
     if load_in:
         raise UserError(f"rollout.engine: {rollout.engine} has no {load_in} copy of the policy; use slots")
     if zero_stage == 3:
@@ -61,14 +64,16 @@ def line(model: CausalLM, ways: Ways, engine: str, key: str = "model.path") -> s
     return f"{key} ({model.config.model_type}): {'; '.join(parts)}" if parts else ""
 
 
-def opened(model: CausalLM, chat: Chat, config: RolloutConfig) -> list[str]:
+def opened(model: CausalLM, chat: Chat, config: RolloutConfig, prompt_tokens: int = 0) -> list[str]:
     """Open an engine with weights of its own, and return the line that says how close its log-probs are.
 
-    Nothing for the others. Raises UserError where it cannot run the model, or computes something else.
+    Nothing for the others. prompt_tokens: of the longest prompt. Raises UserError where it cannot run the model, has no
+    room for the longest answer, or computes something else.
     """
+    longest = prompt_tokens + config.max_new_tokens
     if config.engine == "vllm":
-        return [engine.line(model, chat, config)]
-    return [server.line(model, chat, config)] if config.engine == "vllm_server" else []
+        return [engine.line(model, chat, config, longest)]
+    return [server.line(model, config, longest)] if config.engine == "vllm_server" else []
 
 
 def why_not_slots(model: CausalLM) -> str:

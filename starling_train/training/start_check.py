@@ -2,8 +2,9 @@
 
 import torch
 
+from starling_train.config.dpo import DpoConfig
 from starling_train.config.fields import UserError
-from starling_train.config.sections import RolloutConfig
+from starling_train.config.ppo import PpoConfig
 from starling_train.data.chat import Chat
 from starling_train.models.actors import Actors
 from starling_train.models.families.ways import Comparison, plain_logits
@@ -11,18 +12,18 @@ from starling_train.rollout import exclusions, start_check
 from starling_train.run.machine import dtype_note
 
 
-def notes(actors: Actors, rollout: RolloutConfig | None, chat: Chat) -> list[str]:
+def notes(actors: Actors, config: PpoConfig | DpoConfig, chat: Chat, generates: bool = True) -> list[str]:
     """Return the lines on ids that no response has, what would be faster, and what falls back (`fallbacks`).
 
-    rollout: None where nothing is generated. An engine with weights of its own is opened, and has a line.
+    generates: whether there are rollouts; an engine with weights of its own is then opened, and has a line.
     """
-    engine = rollout.engine if rollout else ""
+    engine = config.rollout.engine if generates else ""
     odd_ids = exclusions.lines(actors.policy.config, chat) if engine else []
     policy = actors.policy
     size = sum(parameter.numel() for parameter in policy.parameters())
     offered = dtype_note(str(policy.dtype).removeprefix("torch."), size, policy.device.type)
     faster = [line for line in (offered, start_check.compiler_line(policy, engine)) if line]
-    opened = start_check.opened(policy, chat, rollout) if rollout else []
+    opened = start_check.opened(policy, chat, config.rollout, config.data.max_prompt_tokens) if engine else []
     return [*odd_ids, *faster, *fallbacks(actors, engine), *opened]
 
 

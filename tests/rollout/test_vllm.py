@@ -14,6 +14,7 @@ from pathlib import Path
 import families
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import ModelConfig, RolloutConfig
@@ -23,6 +24,7 @@ from starling_train.rollout import start_check
 from starling_train.rollout.generate import generate
 from starling_train.rollout.vllm import probe
 from starling_train.rollout.vllm import server as served
+from starling_train.rollout.vllm.folder import Folder, Held, folder_of
 from starling_train.training import policy
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +148,70 @@ def test_a_server_follows_what_trains_and_comes_back_from_its_end(server, tmp_pa
     monkeypatch.setattr(served, "_server", None)
     with pytest.raises(UserError, match=r"rollout\.url: http://127\.0\.0\.1:\d+/\S+ gave no answer for 0\.5 s"):
         generate(model, chat, prompts, impatient)
+
+
+@pytest.mark.slow
+def test_what_a_server_is_asked_leaves_nothing_to_its_defaults(tmp_path, monkeypatch):
+    """Its generation_config would change every answer; and what it draws after it died and came back is right too."""
+    directory = families.write("llama3", tmp_path / "model", **HEADS)
+    (directory / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 2, "repetition_penalty": 9.0, "top_k": 1, "temperature": 0.3})
+    )
+    monkeypatch.setattr(served, "_server", None)
+    made = Server(directory, tmp_path / "log")
+    made.start()
+    try:
+        source = ModelSource.open(directory)
+        chat = policy.load_chat(source, ModelConfig(path=str(directory)))
+        model = causal_lm.load_causal_lm(source, dtype="float32")
+        prompts = [chat.prompt([{"role": "user", "content": f"Hello {number}."}]) for number in range(40)]
+        here = RolloutConfig(slots=8, max_new_tokens=64)
+        there = RolloutConfig(engine="vllm_server", url=made.url, slots=8, max_new_tokens=64)
+        expected = generate(model, chat, prompts, here, greedy=True).responses
+        assert generate(model, chat, prompts, there, greedy=True).responses == expected
+        done: list[int] = []
+
+        def on_done(number: int, response: list[int]) -> None:
+            if not done:
+                made.kill()
+                made.start(wait=False)
+            done.append(number)
+
+        again = generate(model, chat, prompts, there, greedy=True, on_done=on_done)
+        assert again.responses == expected and done == list(range(40))
+        sampled = generate(model, chat, prompts[:8], there).responses
+        assert len({tuple(one) for one in sampled}) == 8 and sampled != expected[:8]
+    finally:
+        made.kill()
+
+
+def test_a_folder_for_weights(tmp_path):
+    """What is written is read back as it was; nothing stays behind; what does not fit is said."""
+    config = RolloutConfig(engine="vllm_server", url="http://127.0.0.1:1", weights_dir=str(tmp_path))
+    folder = Folder(config, config.url)
+    assert folder.held() is None
+    folder.remember(Held("a", "b", "1.5"))
+    assert folder.held() == Held("a", "b", "1.5") and Folder(config, "http://other").held() is None
+    whole = torch.arange(24.0).view(2, 3, 4)
+    with folder.written([("one", whole[0]), ("two", whole[1].T)], 96) as path:
+        (file,) = path.iterdir()
+        found = load_file(file)
+        assert torch.equal(found["one"], whole[0]) and torch.equal(found["two"], whole[1].T)
+        assert (path.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o755, 0o644)
+    assert not path.exists()
+    leftover = path.parent / f"{path.name.rpartition('-')[0]}-killed"
+    leftover.mkdir()
+    with pytest.raises(UserError, match=r"rollout\.weights_dir: .* GB free, and the weights take 1000000000\.00"):
+        folder.written([], 10**18).__enter__()
+    assert not leftover.exists()
+    folder.forget()
+    assert folder.held() is None
+    (tmp_path / "file").touch()
+    for wrong in ("absent", "file"):
+        with pytest.raises(
+            UserError, match=r"rollout\.weights_dir: .*is not a folder that this process can write into"
+        ):
+            folder_of(RolloutConfig(weights_dir=str(tmp_path / wrong)))
 
 
 @pytest.mark.slow

@@ -31,9 +31,7 @@ def rollout(drawn: list[list[float]] | None) -> Rollout:
 
 def learned(model: Actors, drawn: list[list[float]] | None, correction: float | None = None):
     scores = torch.tensor([1.0, -0.5])
-    made = make_experience(model, rollout(drawn), scores, CONFIG, 0.1)
-    made.correct(correction)
-    return made
+    return make_experience(model, rollout(drawn), scores, CONFIG, 0.1).corrected(correction)
 
 
 def test_the_gap_is_over_all_tokens(model):

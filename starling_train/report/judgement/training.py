@@ -78,7 +78,8 @@ def _ratio(run: RunFiles) -> Finding | None:
 
 def _engine_gap(run: RunFiles) -> Finding | None:
     values = series(run, "policy/engine_gap_mean")[1]
-    if not values:
+    top_p, top_k = setting(run.config, "rollout.top_p"), setting(run.config, "rollout.top_k")
+    if not values or (is_number(top_p) and top_p < 1) or top_k:  # what is cut off moves the engine's log-probs alone
         return None
     row = "gap_float32" if setting(run.config, "model.dtype") == "float32" else "gap_half"
     worst = max(series(run, "policy/engine_gap_p99")[1], default=0.0)

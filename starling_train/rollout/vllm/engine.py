@@ -10,10 +10,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 from weakref import ref
 
 import torch
+from torch import distributed as dist
 
 from starling_train.config.fields import UserError
 from starling_train.config.sections import RolloutConfig
@@ -23,13 +25,13 @@ from starling_train.models.source import first_line
 from starling_train.rollout.responses import Drawn, OnDone
 from starling_train.rollout.vllm import probe, request, weights
 
-# of vLLM: the engine's loop here and not in a process of its own, cores as they are, and only its errors
+# of vLLM, before it is imported: cores as they are, and only its errors
 SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+SHARE_OF_FREE = 0.9  # of a GPU's memory
 AS_LONG_AS_FITS = -1  # of max_model_len: as the keys and values have room for
 _engine: "VllmEngine | None" = None
 
@@ -48,8 +50,10 @@ def respond(
 
     On a GPU a response depends on its index and the global seed, on a CPU on the seed and on all prompts of the call.
     """
-    engine = opened(policy, chat, config)
+    if indices and indices[0]:  # processes share one seed, but must not draw the same numbers for different prompts
+        torch.manual_seed(torch.initial_seed() + indices[0])
     seed = int(torch.randint(2**31, ()))
+    engine = opened(policy, chat, config)
     with engine.awake():
         engine.follow(policy)
         return engine.draw(policy, chat, prompts, config, greedy, [seed + index for index in indices], on_done)
@@ -72,13 +76,17 @@ def close() -> None:
     _engine = None
 
 
-def line(policy: CausalLM, chat: Chat, config: RolloutConfig) -> str:
-    """Open the engine, and render in one line what it is and how close its log-probs are to the policy's."""
-    import vllm
+def line(policy: CausalLM, chat: Chat, config: RolloutConfig, longest: int) -> str:
+    """Open the engine, and render in one line what it is and how close its log-probs are to the policy's.
 
+    longest: tokens of a prompt with its answer. Raises UserError where its keys and values have no room for them.
+    """
     engine = opened(policy, chat, config)
+    engine.check_room(longest)
     with engine.awake():
         engine.follow(policy)
+    import vllm
+
     return (
         f"rollout.engine=vllm: vLLM {vllm.__version__}, up to {engine.longest:,} tokens a sequence in "
         f"{config.cache_gb:g} GB; its log-probs are within {engine.gap:.1g} of the policy's"
@@ -112,6 +120,7 @@ class VllmEngine:
                 "process; use vllm_server, or slots"
             )
         self.longest: int = self._llm.llm_engine.vllm_config.model_config.max_model_len
+        self._cache_gb = config.cache_gb
 
     @staticmethod
     def kind_of(policy: CausalLM, config: RolloutConfig) -> tuple[str, ...]:
@@ -127,11 +136,9 @@ class VllmEngine:
         if self._is_asleep:
             self._llm.wake_up()
         self._is_asleep = False
-        try:
-            yield
-        finally:
-            self._llm.sleep(level=1)
-            self._is_asleep = True
+        yield
+        self._llm.sleep(level=1)  # not after an error, which it would hide
+        self._is_asleep = True
 
     def follow(self, policy: CausalLM) -> None:
         """Take the policy's weights as they are now, if they have changed. Raises UserError if vLLM's then differ."""
@@ -146,7 +153,7 @@ class VllmEngine:
         self._llm.collective_rpc(_let_experts_pack_again, args=(weights.layers_with_experts(policy, names),))
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.tensors(policy, names)})
         self._llm.collective_rpc(_renew_tied_head)
-        self._llm.reset_prefix_cache()
+        assert self._llm.reset_prefix_cache(), "nothing is under way"
         return probe.gap(policy, self._logprobs)
 
     def _logprobs(self, ids: Sequence[int]) -> list[float]:
@@ -167,37 +174,44 @@ class VllmEngine:
         on_done: OnDone,
     ) -> Drawn:
         """Draw a response for each prompt, each as soon as there is room."""
-        from vllm import SamplingParams
-
-        self._check_lengths(prompts, config)
-        asked = request.sampling(policy, chat, config, greedy)
-        ends = request.Ends(chat, config)
+        self.check_room(max(map(len, prompts), default=0) + config.max_new_tokens)
+        asked, ends = request.sampling(policy, chat, config, greedy), request.Ends(chat, config)
         engine = self._llm.llm_engine
         responses: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
-        for number, prompt in enumerate(prompts):
-            # CPU generators do not offer what vLLM needs for a seed of each request
-            own = {"seed": seeds[number]} if self._on_gpu and not greedy else {}
-            parameters = SamplingParams(**asked, **own, detokenize="stop" in asked)
-            engine.add_request(str(number), {"prompt_token_ids": list(prompt)}, parameters)
+        waiting, running = iter(enumerate(prompts)), set[str]()
         try:
-            while engine.has_unfinished_requests():
+            while True:
+                for number, prompt in islice(waiting, config.slots - len(running)):
+                    running.add(str(number))
+                    engine.add_request(
+                        str(number), {"prompt_token_ids": list(prompt)}, self._asked(asked, seeds[number])
+                    )
+                if not running:
+                    break
                 for found in engine.step():
-                    if not found.finished:
-                        continue
-                    number, output = int(found.request_id), found.outputs[0]
-                    drawn = [of[token].logprob for of, token in zip(output.logprobs, output.token_ids, strict=True)]
-                    responses[number], logprobs[number] = ends.cut(output.token_ids, drawn)
-                    on_done(number, responses[number])
-        finally:  # a signal: nothing is left for the next call
-            engine.abort_request([str(number) for number in range(len(prompts))])
+                    if found.finished:
+                        number, output = int(found.request_id), found.outputs[0]
+                        drawn = [of[token].logprob for of, token in zip(output.logprobs, output.token_ids, strict=True)]
+                        responses[number], logprobs[number] = ends.cut(output.token_ids, drawn)
+                        running.discard(found.request_id)
+                        on_done(number, responses[number])
+        finally:  # after a signal nothing is left for the next call
+            engine.abort_request(list(running))
         return Drawn(responses, None, logprobs)
 
-    def _check_lengths(self, prompts: Sequence[list[int]], config: RolloutConfig) -> None:
-        longest = max(map(len, prompts), default=0) + config.max_new_tokens
+    def _asked(self, settings: dict[str, Any], seed: int) -> Any:
+        """Make the settings of one request; CPU generators do not offer what vLLM needs for a seed of its own."""
+        from vllm import SamplingParams
+
+        seeded = {"seed": seed} if self._on_gpu and settings["temperature"] else {}
+        return SamplingParams(**settings, **seeded, detokenize="stop" in settings)
+
+    def check_room(self, longest: int) -> None:
+        """Raise UserError if the keys and values have no room for so many tokens, a prompt with its answer."""
         if longest > self.longest:
             raise UserError(
-                f"rollout.cache_gb: {config.cache_gb:g} GB hold the keys and values of {self.longest:,} tokens, and a "
+                f"rollout.cache_gb: {self._cache_gb:g} GB hold the keys and values of {self.longest:,} tokens, and a "
                 f"prompt with its answer may have {longest:,}; raise it"
             )
 
@@ -231,6 +245,7 @@ def _make(folder: str, policy: CausalLM, config: RolloutConfig) -> Any:
     """Make vLLM of a folder with a configuration and a tokenizer. Raises UserError where it cannot."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's loop here and not in a process of its own
     from vllm import LLM
 
     on_gpu = policy.device.type == "cuda"
@@ -244,11 +259,10 @@ def _make(folder: str, policy: CausalLM, config: RolloutConfig) -> Any:
             max_model_len=AS_LONG_AS_FITS,
             kv_cache_memory_bytes=int(config.cache_gb * 1e9),
             enable_prefix_caching=True,
-            enable_sleep_mode=on_gpu,
-            enforce_eager=not on_gpu,
             generation_config="vllm",
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
+            **(_of_gpu(policy.device) if on_gpu else {"enforce_eager": True}),
         )
     except Exception as error:  # whatever vLLM or the model's code there raises
         raise UserError(
@@ -258,3 +272,20 @@ def _make(folder: str, policy: CausalLM, config: RolloutConfig) -> Any:
         torch.set_num_threads = set_threads  # vLLM replaces it
         torch.set_num_threads(threads)
         torch.set_rng_state(state)
+        if on_gpu:
+            torch.cuda.set_device(policy.device)
+
+
+def _of_gpu(device: torch.device) -> dict[str, Any]:
+    """Return what vLLM needs beside a run on the same GPU.
+
+    It refuses to start where a share of the GPU is not free, though with a cache of a given size it does not use the
+    share. With several processes it takes the device of its own rank in the launcher's words.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    return {
+        "enable_sleep_mode": True,
+        "gpu_memory_utilization": SHARE_OF_FREE * free / total,
+        **({"distributed_executor_backend": "external_launcher"} if several else {}),
+    }

@@ -10,6 +10,8 @@ from starling_train.models.causal_lm import CausalLM
 from starling_train.rollout.exclusions import exclusions
 from starling_train.rollout.stop_strings import StopStrings
 
+# a server takes what is not said from the model's generation_config.json
+NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
 LEAST_BIAS = -100.0  # the lowest that vLLM takes for a logit: 4e-44 of a probability
 
 
@@ -20,12 +22,13 @@ def sampling(policy: CausalLM, chat: Chat, config: RolloutConfig, greedy: bool) 
         "max_tokens": config.max_new_tokens,
         "min_tokens": config.min_new_tokens,
         "temperature": 0.0 if greedy else config.temperature,
+        "top_p": 1.0 if greedy else config.top_p,
+        "top_k": 0 if greedy else config.top_k,
         "stop_token_ids": sorted(chat.end_ids),
         "ignore_eos": True,  # the model's own: our ids are given
         "logprobs": 0,  # of the tokens drawn
+        **NEUTRAL,
     }
-    if not greedy:
-        asked |= {"top_p": config.top_p, "top_k": config.top_k}
     if excluded.always:
         asked["logit_bias"] = dict.fromkeys(excluded.always, LEAST_BIAS)
     if stops := chat.stop_strings(config.stop_strings):

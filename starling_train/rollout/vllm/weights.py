@@ -18,6 +18,7 @@ from starling_train.models.causal_lm import CausalLM
 # matrices that engines put together, by the last part of their module's name
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", "kv_a_proj_with_mqa"))
 ADAPTER, BASE = ".lora_", ".base_layer."  # in PEFT's names
+AT_ONCE = 2**24  # elements
 Weights = dict[str, Callable[[], Tensor]]  # by the name of a parameter of the model without adapters
 
 
@@ -102,4 +103,16 @@ def sum_of_bits(tensor: Tensor) -> int:
     """Return a sum of a tensor's bits, in which every second element weighs more."""
     kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.detach().reshape(-1).contiguous().view(kind)
-    return int(bits.sum(dtype=torch.int64)) + 3 * int(bits[::2].sum(dtype=torch.int64))
+    parts = bits.split(AT_ONCE)  # a sum in 64 bits makes a copy in 64 bits
+    sums = [part.sum(dtype=torch.int64) + 3 * part[::2].sum(dtype=torch.int64) for part in parts]
+    return int(torch.stack(sums).sum())
+
+
+def size_of(policy: CausalLM, names: Collection[str] | None = None) -> int:
+    """Return the bytes of some weights. names: of them; None: of all."""
+    parameters = {name.replace(BASE, "."): parameter for name, parameter in policy.named_parameters()}
+    return sum(
+        parameter.numel() * parameter.element_size()
+        for name, parameter in parameters.items()
+        if ADAPTER not in name and (names is None or name in names)
+    )

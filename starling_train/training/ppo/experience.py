@@ -73,12 +73,13 @@ class Experience:
             whole[row, : len(numbers)] = torch.tensor(numbers)
         return whole.to(self.logprobs)
 
-    def correct(self, cap: float | None) -> None:
-        """Weigh each token's advantage as one of the policy's own draws, at most `cap`; nothing if that is None."""
+    def corrected(self, cap: float | None) -> "Experience":
+        """Weigh each token's advantage as one of the policy's own draws, at most `cap`; not at all if that is None."""
         drawn = None if cap is None else self.drawn()
         if cap is not None and drawn is not None:
             weights = truncated_weights(self.logprobs, drawn, cap)
             self.advantages = (self.advantages * weights).where(self.is_response, 0.0)
+        return self
 
     def kl_per_sequence(self) -> Tensor:
         """Return the k1 estimate of the KL to the reference, summed over each response: (sequences,), nats."""
