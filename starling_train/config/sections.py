@@ -278,7 +278,7 @@ class DataConfig(RowsConfig):
 
 @dataclass
 class RolloutConfig:
-    """How responses are generated, on the training weights."""
+    """How responses are generated, on the training weights or a copy of them."""
 
     engine: str = choice(
         "slots",

@@ -7,6 +7,7 @@ in `tests/config/test_keys.py`. A new command adds its right arguments to `RIGHT
 
 import math
 import re
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -171,6 +172,12 @@ REWARD = [
     row("ppo", "reward.path={policy}", "config.json is a mistral's", "check reward.path"),
     row("ppo score serve_reward evaluate", HERE_REWARD, "v_head.weight", "check reward.path", make=NO_HEAD),
     row("ppo", "reward.load_in=4bit", "reward.load_in: needs", "use null"),
+    row("ppo dpo", "rollout=vllm_server rollout.url=http://127.0.0.1:9 rollout.weights_dir={here}/none",
+        "rollout.weights_dir: ", "give one that the server sees"),
+    row("evaluate", f"{PROMPTS}rollout=vllm_server rollout.url=http://127.0.0.1:9 rollout.weights_dir={{here}}/none",
+        "rollout.weights_dir: ", "give one that the server sees", make=rows("prompts.jsonl", GOOD)),
+    row("ppo dpo", "rollout=vllm", "rollout.engine: vllm not installed", "pip install 'starling-train[vllm]'")
+    if find_spec("vllm") is None else [],
     row("ppo", "reward.device_map=auto", "reward.device_map: auto needs GPUs", "use null"),
     row("ppo", HERE_REWARD, "config.json: ", "download", make=cut("reward", "config.json")),
     row("ppo", HERE_REWARD, "has shape", "config.json", make=settings("reward", intermediate_size=128)),
