@@ -18,7 +18,7 @@ OF_A_RUN = (
     "optim.learning_rate", "cluster.device", "cluster.zero_stage", "evaluation.every", "run_dir", "seed",
 )  # fmt: skip
 OF_PPO = (
-    "reward.kind", "reward.path", "data.path", "rollout.max_new_tokens", "rollout.slots", "algorithm.steps",
+    "reward.kind", "reward.path", "data.path", "rollout.max_new_tokens", "algorithm.steps",
     "algorithm.prompts_per_step", "algorithm.kl.coefficient",
 )  # fmt: skip
 REWARD = ("reward.kind", "reward.path", "reward.dtype", "reward.max_length", "reward.tokens_per_batch")
@@ -32,7 +32,7 @@ KEYS = {
     ),
     "rm": (*MODEL, "data.path", *TRAINED, "rm.kind", "rm.epochs", "rm.prompts_per_step", *OF_A_RUN),
     "plan": (
-        *MODEL[:1], "reward.kind", "rollout.slots", "rollout.max_new_tokens", "algorithm.prompts_per_step",
+        *MODEL[:1], "reward.kind", "rollout.max_new_tokens", "algorithm.prompts_per_step",
         "model.gradient_checkpointing", *TRAINED[1:], "plan.processes", "plan.gpu_gb",
     ),
     "compare": (

@@ -114,7 +114,8 @@ def prompts(count=11, longest=20):
 def respond(model, chosen, count, greedy=True, keep_layer=None, limit=20):
     torch.manual_seed(7)
     config = RolloutConfig(max_new_tokens=limit, slots=count, stop_strings=[])
-    return slots.respond(model, Ends(END), chosen, config, greedy, keep_layer, range(len(chosen)), lambda *done: None)
+    drawn = slots.respond(model, Ends(END), chosen, config, greedy, keep_layer, range(len(chosen)), lambda *done: None)
+    return drawn.responses, drawn.entering
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -72,7 +72,8 @@ class Ends:
 def respond(model, chosen, count, greedy=True, keep_layer=None, indices=None, **changes):
     """(responses, states) with so many slots, where no budget and no table is in between."""
     config, indices = settings(slots=count, **changes), range(len(chosen)) if indices is None else indices
-    return slots.respond(model, Ends(), chosen, config, greedy, keep_layer, indices, lambda *done: None)
+    drawn = slots.respond(model, Ends(), chosen, config, greedy, keep_layer, indices, lambda *done: None)
+    return drawn.responses, drawn.entering
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
