@@ -63,6 +63,10 @@ def check_algorithm(algorithm: AlgorithmConfig) -> None:
         raise UserError(f"algorithm.critic: {name} has no use for {algorithm.critic}; set algorithm.critic=none")
     if algorithm.critic == "none" and not algorithm.has_groups:
         raise UserError(f"algorithm.critic: {name} needs one; take head, twin or separate, or algorithm=rloo or grpo")
+    if algorithm.clip_high is not None and name == "apa":
+        raise UserError("algorithm.clip_high: apa has no ratio to clip; leave it out")
+    if not algorithm.scale_by_group and name != "grpo":
+        raise UserError(f"algorithm.scale_by_group: {name} does not scale by its group anyway; leave it out")
     if algorithm.critic == "none" and algorithm.critic_warmup_steps:
         raise UserError("algorithm.critic_warmup_steps: there is no critic; leave it out")
     if algorithm.critic_warmup_steps >= algorithm.steps:

@@ -210,6 +210,9 @@ AGAINST_EACH_OTHER = {
         (f"{TERMS} reward.terms.mean.kind=function reward.terms.mean.function=a:b", "reward.terms: 'mean' cannot be"),
     ),
     "ppo": (
+        ("algorithm.name=apa algorithm.clip_high=0.3", "algorithm.clip_high: apa has no ratio", "leave it out"),
+        ("algorithm.scale_by_group=false", "algorithm.scale_by_group: ppo does not scale", "leave it out"),
+        ("algorithm.name=apa rollout.engine=vllm rollout.correction=2", "rollout.correction: apa", "leave it out"),
         ("reward.kind=starling_34b reward.position=card", "reward.position: card", "use last_token"),
         ("reward.trailing_newline=true", "reward.trailing_newline: ", "use false"),
         ("reward.max_length=12", "reward.max_length: 12 leaves no room", "raise it"),
