@@ -14,6 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 
+class Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that have gone."""
+
+    def handle_error(self, *of: Any) -> None:
+        pass
+
+
 class ImitatedVllm:
     """url: its address.
 
@@ -42,7 +49,7 @@ class ImitatedVllm:
             def do_POST(self) -> None:
                 outer.post(self)
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
