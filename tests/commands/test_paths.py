@@ -19,6 +19,9 @@ READ_BY = {
         (command, "evaluation.suites=[function_calling]") for command in ("ppo", "dpo")
     ],
     "evaluation.perplexity.path": [(command, "evaluation.suites=[perplexity]") for command in ("ppo", "dpo")],
+    "rollout.weights_dir": [
+        (command, "rollout=vllm_server rollout.url=http://127.0.0.1:9") for command in ("ppo", "dpo")
+    ],
     "compare": [("snr", "")],
     "input": [("score", "")],
     "run_dir": [("export", "")],
