@@ -4,6 +4,7 @@ A request that fails temporarily (no connection, no answer in time, 429, any 5xx
 after a growing pause, until `patience_s` seconds have gone since it first failed.
 """
 
+import json
 import os
 import sys
 import threading
@@ -109,11 +110,9 @@ class PatientHttp:
 
     def told(self, url: str) -> dict[str, Any]:
         """Return what a GET of an address tells, a JSON object; empty where it does not, or nobody answers."""
-        import httpx
-
         try:
-            content = self._http.get(url).raise_for_status().json()
-        except (httpx.HTTPError, ValueError, RecursionError):
+            content = json.loads(self.text_of(url))
+        except (ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 

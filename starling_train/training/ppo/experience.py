@@ -75,8 +75,7 @@ class Experience:
 
     def corrected(self, cap: float | None) -> "Experience":
         """Weigh each token's advantage as one of the policy's own draws, at most `cap`; not at all if that is None."""
-        drawn = None if cap is None else self.drawn()
-        if cap is not None and drawn is not None:
+        if cap is not None and (drawn := self.drawn()) is not None:
             weights = truncated_weights(self.logprobs, drawn, cap)
             self.advantages = (self.advantages * weights).where(self.is_response, 0.0)
         return self
