@@ -17,8 +17,8 @@ from starling_train.cli import help_page
 from starling_train.cli.compose import compose, typed
 from starling_train.cli.mistakes import one_line
 from starling_train.cli.owner import IS_RECIPE, wrong_recipe
-from starling_train.cli.packaged import recipes_of
-from starling_train.config.fields import NotSet, UserError
+from starling_train.cli.packaged import maker, recipes_of
+from starling_train.config.fields import NoDirectory, NotSet, UserError
 from starling_train.config.ppo import PpoConfig
 from starling_train.run.interruption import stopped_in_one_line
 from starling_train.run.out_of_memory import is_out_of_memory, without_memory
@@ -69,7 +69,7 @@ def command(check: Callable[[Any], None], schema: type = PpoConfig, config_name:
                 if debug:
                     raise
                 wrong = wrong_recipe(arguments, config_name, error)
-                print(f"error: {one_line(wrong or error, schema)}{_recipes(error, config_name)}", file=sys.stderr)
+                print(f"error: {one_line(wrong or error, schema)}{_recipe(error, config_name)}", file=sys.stderr)
                 sys.exit(2)
             except (OSError, MemoryError, RuntimeError) as error:
                 fault = disk_fault(error) if isinstance(error, OSError) else None
@@ -134,7 +134,10 @@ def _forget_defaults(config: Any, arguments: list[str]) -> None:
         config.reward.path = ""
 
 
-def _recipes(error: Exception, config_name: str) -> str:
-    """Return what else a command line that lacks a model may give: the recipes of the command."""
-    names = ", ".join(recipes_of(config_name)) if isinstance(error, NotSet) and error.key == "model.path" else ""
-    return f", or start from a recipe: +recipe=NAME with one of {names}" if names else ""
+def _recipe(error: Exception, config_name: str) -> str:
+    """Return which recipe helps: any of the command's where a model lacks, or the one that makes what a run lacks."""
+    if isinstance(error, NotSet) and error.key == "model.path" and (names := ", ".join(recipes_of(config_name))):
+        return f", or start from a recipe: +recipe=NAME with one of {names}"
+    if isinstance(error, NoDirectory) and (line := maker(error.path)):
+        return f", or make it: {line}"
+    return ""

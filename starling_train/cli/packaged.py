@@ -37,6 +37,13 @@ def recipes_of(config_name: str) -> dict[str, str]:
     return {name: what for *_, name, what in sorted(found)}
 
 
+def maker(path: Path) -> str | None:
+    """Return the command line whose run would hold `path`, runs/RECIPE/..., by default; None if it is no recipe's."""
+    run = next((folder for folder in [path, *path.parents] if folder.parent.name == "runs"), None)
+    recipe = run and find("recipes") / f"{run.name}.yaml"
+    return f"starling {_head(recipe)[0]} +recipe={run.name}" if run and recipe and recipe.is_file() else None
+
+
 def _head(path: Path) -> tuple[str, str]:
     """Return the command that a recipe is for, and its first sentence: `# ppo: The toy, with ...` on several lines."""
     lines = []

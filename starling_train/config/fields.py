@@ -34,6 +34,14 @@ class NotSet(UserError):
         self.key = key
 
 
+class NoDirectory(UserError):
+    """A key names a directory that is not there. path: the directory."""
+
+    def __init__(self, key: str, path: Path, remedy: str):
+        super().__init__(f"{key}: no such directory: {path}; {remedy}")
+        self.path = path
+
+
 def setting(default: Any, doc: str, **metadata: Any) -> Any:
     """Declare a key of any value; the other kinds of keys are built on this one and take its further arguments.
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from starling_train.config.fields import UserError, local_path
+from starling_train.config.fields import NoDirectory, UserError, local_path
 from starling_train.files import adapter_files, hub_files, identity, tensors
 from starling_train.files.json_object import read_json
 from starling_train.files.weight_files import WeightFiles, weight_files, without_weights
@@ -188,7 +188,7 @@ def local_directory(path: str | Path, key: str) -> Path | None:
     if local.is_dir():
         return local
     if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
-        raise UserError(f"{key}: no such directory: {local}; give a Hugging Face model directory or a hub id")
+        raise NoDirectory(key, local, "give a Hugging Face model directory or a hub id")
     return None
 
 

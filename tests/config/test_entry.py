@@ -261,6 +261,18 @@ def test_who_names_neither_model_nor_recipe_is_told_what_there_is(
     )
 
 
+@pytest.mark.parametrize("path,line", [
+    ("runs/smol_rm/reward", "starling rm +recipe=smol_rm"), ("runs/smol/policy", "starling ppo +recipe=smol"),
+    ("elsewhere/smol_rm/reward", None), ("runs/mine/reward", None),
+])  # fmt: skip
+def test_who_lacks_what_a_recipe_makes_is_told_the_recipe(path, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"messages": []}')
+    error = refused(monkeypatch, capsys, "score", "input=rows.jsonl", "output=scores.jsonl", f"reward.path={path}")
+    assert error.startswith(f"reward.path: no such directory: {path}; give a ")
+    assert error.endswith(f", or make it: {line}" if line else "hub id")
+
+
 @pytest.mark.parametrize("command,arguments,reward", [
     ("ppo", "model.path=here", "berkeley-nest/Starling-RM-7B-alpha"),
     ("ppo", "model=openchat_3_5_0106 reward.path=there", "there"),
