@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from starling_train.evals.suite import ResultLine, Say, StartProgress, Suite, co
 from starling_train.files.identity import sha256
 from starling_train.files.journal import Journal
 from starling_train.models.source import first_line
+from starling_train.run.machine import is_installed
 
 BOOTSTRAPS = 1000  # for standard errors of metrics without a formula
 
@@ -37,7 +37,7 @@ class LmEval(Suite):
     @classmethod
     def find(cls, subjects: Subjects) -> "LmEval":
         how = subjects.config.lm_eval
-        if find_spec("lm_eval") is None:
+        if not is_installed("lm_eval"):
             raise UserError("suites: lm_eval is not installed; pip install 'starling-train[lm_eval]', or leave it out")
         settings = {
             **subjects.greedy_settings(0),

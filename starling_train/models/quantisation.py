@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from starling_train.config.fields import UserError
+from starling_train.run.machine import is_installed
 
 
 def loading_options(dtype: str | torch.dtype, device: str | torch.device, load_in: str | None) -> dict[str, Any]:
@@ -43,8 +44,6 @@ def check_acceleration(
     policy_load_in: str | None = None,
 ) -> None:
     """Raise UserError for a setting that needs a GPU or a package that is missing, or that would do nothing."""
-    from importlib.util import find_spec
-
     if attention == "flash_attention_2":
         raise UserError(
             "model.attention: flash_attention_2 would change nothing, packed sequences and rollouts have attention of "
@@ -63,6 +62,6 @@ def check_acceleration(
             check_device(device_map)
         elif not torch.cuda.is_available():
             raise UserError(f"{key}: needs an NVIDIA GPU, and none is visible; use {instead}")
-        if package and find_spec(package) is None:
+        if package and not is_installed(package):
             name = package.replace("_", "-")
             raise UserError(f"{key}: needs {package}, which is not installed; pip install {name}, or use {instead}")

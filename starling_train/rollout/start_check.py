@@ -1,6 +1,5 @@
 """Whether the engine `slots` decodes a model as transformers' plain forward does: compared once a model."""
 
-from importlib.util import find_spec
 from itertools import accumulate
 from weakref import WeakKeyDictionary
 
@@ -21,6 +20,7 @@ from starling_train.rollout.decode_step import DecodeStep, LeanStep, LengthStep
 from starling_train.rollout.slot_cache import SlotCache
 from starling_train.rollout.vllm import engine, server
 from starling_train.rollout.vllm.folder import folder_of
+from starling_train.run.machine import is_installed
 from starling_train.run.out_of_memory import is_out_of_memory
 
 COST = "a batch of responses waits for its longest, and the frozen layers run once more to score it"
@@ -37,8 +37,7 @@ def check(rollout: RolloutConfig, load_in: str | None, zero_stage: int = 0) -> N
     """
     if rollout.engine not in VLLM:
         return
-    found = find_spec("vllm")
-    if rollout.engine == "vllm" and (found is None or found.origin is None):
+    if rollout.engine == "vllm" and not is_installed("vllm"):
         raise UserError(
             "rollout.engine: vllm not installed; pip install 'starling-train[vllm]', or use slots, or vllm_server"
         )

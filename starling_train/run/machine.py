@@ -1,6 +1,7 @@
-"""The machine that a run is on: what its CPU computes faster in bfloat16 than in float32, and its memory."""
+"""The machine that a run is on: what its CPU computes faster in bfloat16 than in float32, its memory, its packages."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 LARGE = 50_000_000  # parameters: in a smaller model matrix products are not what takes the time
@@ -24,6 +25,12 @@ def dtype_note(dtype: str, parameters: int, device: str, info: Path = CPU_INFO) 
         "model.dtype=float32: this CPU multiplies matrices in bfloat16 2 to 2.5 times as fast; model.dtype=bfloat16 "
         "also takes half the memory for weights"
     )
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported; a folder of its name in the working directory is not one."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def memory_bytes() -> int:

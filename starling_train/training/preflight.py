@@ -7,7 +7,6 @@ import netrc
 import os
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +21,7 @@ from starling_train.models import header_checks, quantisation
 from starling_train.models.source import ModelSource
 from starling_train.planning.memory import MemoryPlan
 from starling_train.rollout import start_check
+from starling_train.run.machine import is_installed
 from starling_train.run.tracker import has_local_mlflow, requested, wandb_mode
 from starling_train.selection.freeze import check_tied, is_tied
 from starling_train.selection.listing import list_matrices
@@ -54,7 +54,7 @@ def check_trackers(config: TrackingConfig) -> None:
             ("logging.wandb", "use logging.wandb=disabled") if by_mode else ("logging.trackers", "leave it out")
         )
         packages = [name, *(("sqlalchemy", "alembic") if name == "mlflow" and has_local_mlflow() else ())]
-        missing = [package for package in packages if not _is_installed(package)]
+        missing = [package for package in packages if not is_installed(package)]
         if missing:
             raise UserError(
                 f"{key}: {' and '.join(missing)} not installed; pip install 'starling-train[{name}]', or {instead}"
@@ -64,12 +64,6 @@ def check_trackers(config: TrackingConfig) -> None:
             "logging.wandb: online, but there is no login; run `wandb login` or set WANDB_API_KEY, or use "
             "logging.wandb=offline"
         )
-
-
-def _is_installed(package: str) -> bool:
-    """Return whether a package can be imported; a folder of its name in the working directory is not one."""
-    found = find_spec(package)
-    return found is not None and found.origin is not None
 
 
 def _has_login(url: str) -> bool:

@@ -25,6 +25,7 @@ from starling_train.rollout.generate import generate
 from starling_train.rollout.vllm import probe
 from starling_train.rollout.vllm import server as served
 from starling_train.rollout.vllm.folder import Folder, Held, folder_of
+from starling_train.run import machine
 from starling_train.training import policy
 
 ROOT = Path(__file__).parents[2]
@@ -267,7 +268,7 @@ def test_what_is_given_grows_where_a_part_is_not_enough(tiny_mistral, capsys):
 
 
 def test_without_vllm_one_line_says_so(monkeypatch):
-    monkeypatch.setattr(start_check, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
     start_check.check(RolloutConfig(), None)
     with pytest.raises(UserError, match=r"rollout\.engine: vllm not installed; pip install 'starling-train\[vllm\]'"):
         start_check.check(RolloutConfig(engine="vllm"), None)

@@ -1,6 +1,6 @@
-"""What is told of a CPU's types."""
+"""What is told of a CPU's types, and of what is installed."""
 
-from starling_train.run.machine import dtype_note, has_fast_bfloat16, memory_bytes
+from starling_train.run.machine import dtype_note, has_fast_bfloat16, is_installed, memory_bytes
 
 
 def test_bfloat16_is_offered_where_it_is_faster(tmp_path):
@@ -18,3 +18,11 @@ def test_bfloat16_is_offered_where_it_is_faster(tmp_path):
 
 def test_memory_is_that_of_the_machine():
     assert 10**8 < memory_bytes() < 10**14
+
+
+def test_a_folder_of_a_packages_name_is_not_installed(tmp_path, monkeypatch):
+    """As a checkout of lm_eval beside the run is: without `__init__.py` Python takes it for a package."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_checkout").mkdir()
+    assert is_installed("json")
+    assert not is_installed("a_checkout") and not is_installed("nowhere_to_be_found")

@@ -8,6 +8,7 @@ import pytest
 from starling_train.config.fields import UserError
 from starling_train.config.sections import TrackingConfig
 from starling_train.planning.memory import MemoryPlan
+from starling_train.run import machine
 from starling_train.training import preflight
 
 
@@ -33,7 +34,7 @@ def installed(*packages: str):
 
 def test_a_login_is_found_where_wandb_looks(no_login, tmp_path, monkeypatch):
     online, offline = TrackingConfig(wandb="online"), TrackingConfig(wandb="offline")
-    monkeypatch.setattr(preflight, "find_spec", installed("wandb"))
+    monkeypatch.setattr(machine, "find_spec", installed("wandb"))
     preflight.check_trackers(offline)
     for config in (online, TrackingConfig(trackers=["wandb"])):
         with pytest.raises(UserError, match=r"^logging.wandb: online, but there is no login"):
@@ -66,18 +67,18 @@ def test_a_package_that_is_missing_is_told_with_the_line_that_installs_it(
     no_login, tmp_path, monkeypatch, settings, says
 ):
     (tmp_path / "trackio").mkdir()  # no package, though Python would import it
-    monkeypatch.setattr(preflight, "find_spec", installed("alembic"))
+    monkeypatch.setattr(machine, "find_spec", installed("alembic"))
     with pytest.raises(UserError) as told:
         preflight.check_trackers(TrackingConfig(**settings))
     assert str(told.value).startswith(says)
     monkeypatch.setattr(
-        preflight, "find_spec", installed("wandb", "tensorboard", "trackio", "mlflow", "sqlalchemy", "alembic")
+        machine, "find_spec", installed("wandb", "tensorboard", "trackio", "mlflow", "sqlalchemy", "alembic")
     )
     preflight.check_trackers(TrackingConfig(**settings))
 
 
 def test_a_server_of_mlflows_needs_no_database_here(no_login, monkeypatch):
-    monkeypatch.setattr(preflight, "find_spec", installed("mlflow"))
+    monkeypatch.setattr(machine, "find_spec", installed("mlflow"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     preflight.check_trackers(TrackingConfig(trackers=["mlflow"]))
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from starling_train.models import adapters
 from starling_train.models.causal_lm import CausalLM
@@ -29,15 +29,17 @@ def weights_of(policy: CausalLM) -> Weights:
     """
     layers = dict(adapters.adapted(policy))
     weights: Weights = {}
-    for name, parameter in policy.named_parameters():
-        if ADAPTER in name:
-            continue
-        layer = layers.get(name.removesuffix(f"{BASE}weight"))
-        if layer is not None:
-            weights[name.replace(BASE, ".")] = partial(adapters.merged_weight, layer)
-        else:
-            weights[name.replace(BASE, ".")] = parameter.detach
+    for name, module, parameter in _own(policy):
+        layer = layers.get(module)
+        weights[name] = parameter.detach if layer is None else partial(adapters.merged_weight, layer)
     return weights
+
+
+def _own(policy: CausalLM) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Yield weights that are no adapter's: the name as without adapters, the module's name under them, the weight."""
+    for name, parameter in policy.named_parameters():
+        if ADAPTER not in name:
+            yield name.replace(BASE, "."), name.removesuffix(f"{BASE}weight"), parameter
 
 
 def trained_names(policy: CausalLM) -> set[str]:
@@ -110,9 +112,5 @@ def sum_of_bits(tensor: Tensor) -> int:
 
 def size_of(policy: CausalLM, names: Collection[str] | None = None) -> int:
     """Return the bytes of some weights. names: of them; None: of all."""
-    parameters = {name.replace(BASE, "."): parameter for name, parameter in policy.named_parameters()}
-    return sum(
-        parameter.numel() * parameter.element_size()
-        for name, parameter in parameters.items()
-        if ADAPTER not in name and (names is None or name in names)
-    )
+    named = _own(policy)
+    return sum(one.numel() * one.element_size() for name, _, one in named if names is None or name in names)
