@@ -12,6 +12,7 @@ from starling_train.config.compare import CompareConfig, check
 from starling_train.config.fields import UserError
 
 if TYPE_CHECKING:
+    from starling_train.comparison.curves import Curve
     from starling_train.comparison.runs import StrategyRun
 
 
@@ -32,7 +33,8 @@ def main(config: CompareConfig) -> None:
     lines = runs.CommandLines(config, directory, sys.argv[1:], configuration, quoted)
     tried = lines.search()
     requested = lines.compared(find_rates(config, directory, tried))
-    runs.look_over(runs.missing(tried) or runs.missing(requested), config.dry_run)
+    runs.look_over([*runs.missing(tried), *runs.missing(requested)], config.dry_run)
+    finished(config, directory)
     for what, of in (("runs of the search for learning rates", tried), ("runs", requested)):
         if of:
             print(f"{len(of)} {what} in {directory}, {len(of) - len(runs.missing(of))} of them finished", flush=True)
@@ -45,7 +47,11 @@ def main(config: CompareConfig) -> None:
     if runs.missing(tried):
         start([run.child for run in runs.missing(tried)])
         requested = lines.compared(find_rates(config, directory, lines.search()))
-    start([run.child for run in runs.missing(requested)])
+    try:
+        start([run.child for run in runs.missing(requested)])
+    except UserError:  # one failed; what the others found is not lost
+        report(config, directory)
+        raise
 
     # 3. All finished runs in the directory, those of other strategies too.
     report(config, directory)
@@ -73,19 +79,30 @@ def check_arguments(arguments: list[str]) -> None:
             raise UserError(f"{argument}: compare starts its runs itself; give compare.strategies and compare.seeds")
 
 
+def finished(config: CompareConfig, directory: Path) -> "tuple[list[Curve], list[str]]":
+    """Return the curves of all finished runs in the directory, and a note on each other one.
+
+    Raises UserError for a run that was not measured by what is compared.
+    """
+    from starling_train.comparison.curves import by_seed, read
+
+    curves, notes = [], []
+    found = sorted((run.parent.name, seed, run) for seed, run in by_seed(directory.glob("runs/*/*")))
+    for strategy, seed, run in found:
+        curve = read(run, strategy, seed, config.compare.reward, config.skills())
+        curves += [curve] if curve else []
+        notes += [] if curve else [f"{strategy} seed {seed} is not finished, and is left out."]
+    return curves, notes
+
+
 def report(config: CompareConfig, directory: Path) -> None:
     """Write compare.json, compare.png and compare.md of all finished runs, if one is of the reference strategy."""
     from starling_train.comparison import search
-    from starling_train.comparison.curves import read
     from starling_train.comparison.strategies import compare
     from starling_train.report import comparison
 
-    section, curves, notes = config.compare, [], []
-    found = [(run.parent.name, int(run.name.removeprefix("seed_")), run) for run in directory.glob("runs/*/seed_*")]
-    for strategy, seed, run in sorted(found):
-        curve = read(run, strategy, seed, section.reward, config.skills())
-        curves += [curve] if curve else []
-        notes += [] if curve else [f"{strategy} seed {seed} is not finished, and is left out."]
+    section = config.compare
+    curves, notes = finished(config, directory)
     if not any(curve.strategy == section.reference for curve in curves):
         print(f"no comparison yet: no run of {section.reference}, compare.reference, is finished")
         return

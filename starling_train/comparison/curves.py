@@ -1,7 +1,8 @@
 """What one run gained and lost, evaluation by evaluation."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from starling_train.config.fields import UserError
 from starling_train.config.sections import KL
 from starling_train.files import json_lines
 
+SEED = re.compile(r"seed_(\d+)")  # the directory of a run
 Point = tuple[int, float]  # on a curve, for `core.intervals.value_at`
 
 
@@ -48,6 +50,8 @@ class Curve:
     shares: the skills that say of how many cases they are a share.
     cases: of skills that are shares of cases, where the run kept them.
     rate: the learning rate; None where the run does not say.
+    evaluation: the settings that it was evaluated by; empty where the run does not say.
+    went_back: the step that its guard went back to, where the curve ends; None where it gives its last step.
     """
 
     strategy: str
@@ -61,6 +65,8 @@ class Curve:
     shares: frozenset[str] = frozenset()
     cases: dict[str, Cases] = field(default_factory=dict)
     rate: float | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    went_back: int | None = None
 
     @property
     def name(self) -> str:
@@ -69,6 +75,12 @@ class Curve:
     @property
     def last(self) -> Point:
         return len(self.steps) - 1, 1.0
+
+
+def by_seed(paths: Iterable[Path]) -> list[tuple[int, Path]]:
+    """Return the runs' directories among some paths, by seed; one that was set aside (seed_0_old) is none."""
+    named = [(SEED.fullmatch(path.name), path) for path in paths]
+    return sorted((int(seed[1]), path) for seed, path in named if seed)
 
 
 def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]) -> Curve | None:
@@ -89,15 +101,16 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
         summary = json.loads((run / "summary.json").read_text())
         rows = [row or {} for row in json_lines.read(run / "metrics.jsonl")]
         trained, steps = summary["trainable"]["parameters"], summary["steps"]
+        gives = summary.get("guard", {}).get("policy_step", steps)  # what a guard undid is not in the model
         # rows after the summary's last step belong to a run that was extended and is not finished
-        rows = [row for row in rows if row["step"] <= steps and any(key in row for key in keys)]
+        rows = [row for row in rows if row["step"] <= min(steps, gives) and any(key in row for key in keys)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"run_dir: {run} cannot be read, it holds no finished run; remove it, or repair it") from error
     for key in keys:
         if all(row.get(key) is None for row in rows):
             raise UserError(
-                f"compare: {run}/metrics.jsonl has no {key}; see evaluation.suites and evaluation.functions, and run "
-                "it in another run_dir"
+                f"compare: {run}/metrics.jsonl has no {key}; leave it out of compare.skills, or evaluate it "
+                "(evaluation.suites, evaluation.functions) in another run_dir"
             )
     whole = [row for row in rows if all(row.get(key) is not None for key in keys)]
     if not whole or whole[0]["step"] != 0:
@@ -111,6 +124,7 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
     def change(key: str) -> list[float]:
         return [row[key] - whole[0][key] for row in whole]
 
+    settings = _settings(run / "config.yaml")
     return Curve(
         strategy,
         seed,
@@ -122,7 +136,9 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
         [row["step"] for row in rows if row not in whole],
         frozenset(skill for skill in skills if f"{skill}_cases" in whole[0]),
         _cases(run / "cases.jsonl", whole, skills),
-        _rate(run / "config.yaml"),
+        _rate(settings),
+        settings.get("evaluation") or {},
+        gives if gives < steps else None,
     )
 
 
@@ -144,9 +160,18 @@ def _cases(path: Path, evaluations: Sequence[dict[str, Any]], skills: Sequence[s
     return known
 
 
-def _rate(path: Path) -> float | None:
-    """Return the learning rate of a run's configuration; None where it cannot be read."""
+def _settings(path: Path) -> dict[str, Any]:
+    """Return a run's configuration; empty where it cannot be read."""
     try:
-        return float(yaml.safe_load(path.read_text())["optim"]["learning_rate"])
-    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError):
+        settings = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _rate(settings: dict[str, Any]) -> float | None:
+    """Return the learning rate of a configuration; None where it has none."""
+    try:
+        return float(settings["optim"]["learning_rate"])
+    except (ValueError, LookupError, TypeError):
         return None

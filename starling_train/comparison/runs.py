@@ -157,7 +157,7 @@ def look_over(runs: list[StrategyRun], is_dry: bool) -> None:
     first = {run.strategy: run.config for run in reversed(runs)}
     if not first:
         return
-    config = runs[0].config
+    config = runs[-1].config  # the search's runs, which come first, measure no skills
     if is_dry:
         inputs.describe(config)
         return

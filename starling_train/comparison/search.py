@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from starling_train.comparison.curves import Curve, read
+from starling_train.comparison.curves import Curve, by_seed, read
 from starling_train.config.compare import CompareConfig
 from starling_train.config.fields import UserError
 
@@ -50,12 +50,10 @@ def find(config: CompareConfig, directory: Path) -> Search:
     tried = []
     for strategy, rate, path in sorted(_directories(directory / "search")):
         curves = []
-        for run in path.glob("seed_*"):
-            seed = int(run.name.removeprefix("seed_"))
+        for seed, run in by_seed(path.iterdir()):
             curve = read(run, strategy, seed, section.reward, ())  # nothing else was measured
             curves += [curve] if curve else []
         if curves:
-            curves.sort(key=lambda curve: curve.seed)
             tried.append(summarised(strategy, rate, curves, section.searched_seeds()))
     return Search(section.reward, choose(tried, section.search, section.searched_seeds()))
 

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from starling_train.comparison.curves import Curve, Point
@@ -291,11 +291,17 @@ def notes(runs: Comparing, level: float | None, kl_level: float | None) -> list[
     level, kl_level: as the user gave them.
     """
     curves = runs.curves
-    remarks = _stuck(runs, level, kl_level)
+    remarks = [*_stuck(runs, level, kl_level), *_levels(runs, level, kl_level)]
     for curve in curves:
+        if curve.went_back is not None:
+            remarks.append(f"{curve.name}: its guard went back to step {curve.went_back}, where its curve ends.")
         if curve.left_out:
             steps = ", ".join(map(str, curve.left_out))
-            remarks.append(f"{curve.name}: a value at step {steps} is not finite; left out.")
+            at = "" if max(curve.left_out) < curve.steps[-1] else f", and its last step is {curve.steps[-1]}"
+            remarks.append(f"{curve.name}: a value at step {steps} is not finite; left out{at}.")
+    if any(curve.evaluation != curves[0].evaluation for curve in curves):
+        keys = _differing([curve.evaluation for curve in curves])
+        remarks.append(f"Not all runs were evaluated by the same settings ({', '.join(keys)}).")
     ends = {max([*curve.steps, *curve.left_out]) for curve in curves}
     if len(ends) > 1:
         steps = ", ".join(map(str, sorted(ends)))
@@ -328,7 +334,43 @@ def _stuck(runs: Comparing, level: float | None, kl_level: float | None) -> list
         )
     if still and kl_level is None:
         remarks.append(
-            f"No comparison at equal KL: {still} never left the start. Give compare.kl_level to compare those that "
+            f"No comparison at equal KL: {still} never rose above 0. Give compare.kl_level to compare those that "
             "reach it."
         )
     return remarks
+
+
+def _levels(runs: Comparing, level: float | None, kl_level: float | None) -> list[str]:
+    """Return which run sets a level, and how many reach it where nothing was measured but the start before it."""
+    kl = [curve.skills.get(KL, [0.0]) for curve in runs.curves]
+    of = (
+        ("reward", runs.level, level, [curve.reward for curve in runs.curves], "{:+.2f}"),
+        ("KL", runs.kl_level, kl_level, kl, "{:.2f} nats"),
+    )
+    remarks = []
+    for what, found, asked, values, form in of:
+        if found is None:
+            continue
+        most = list(map(max, values))
+        if asked is None and len(most) > 1:
+            least = most.index(min(most))
+            middle = form.format(median(most))
+            remarks.append(
+                f"Equal {what} is the most that {runs.curves[least].name} reached ({form.format(found)}); the median "
+                f"run reached {middle}."
+            )
+        points = [first_reaching(of_run, found) for of_run in values]
+        early = sum(point is not None and point[0] == 1 and point[1] < 1 for point in points)
+        if early:
+            first = min(curve.steps[1] for curve in runs.curves if len(curve.steps) > 1)
+            remarks.append(
+                f"{early} of {len(points)} runs reach equal {what} before their first evaluation (step {first}): they "
+                "are read on a straight line from the start; evaluate more often to see more."
+            )
+    return remarks
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys of `evaluation` in which some differ."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [f"evaluation.{key}" for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]

@@ -15,7 +15,7 @@ from starling_train.config.fields import (
 )
 from starling_train.config.ppo import PpoConfig
 from starling_train.config.ppo import check as check_ppo
-from starling_train.config.sections import KL
+from starling_train.config.sections import KL, is_less_better
 
 # metrics that every evaluation has
 ALWAYS = ("eval/score_mean", "eval/score_std", KL, "eval/length_mean", "eval/eos_fraction")
@@ -147,6 +147,11 @@ def check_metrics(config: CompareConfig) -> None:
     known += [f"eval/score_{name}" for name in config.reward.terms]
     if "perplexity" in evaluation.suites:
         known += [f"eval/perplexity_{name}" for name in evaluation.perplexity.texts]
+    if is_less_better(config.compare.reward):
+        raise UserError(
+            f"compare.reward: of {config.compare.reward} less is better; give a metric of which more is, e.g. "
+            "eval/score_mean, and have this one in compare.skills"
+        )
     for key, metrics in (("reward", [config.compare.reward]), ("skills", config.skills())):
         for metric in metrics:
             by_category = any(

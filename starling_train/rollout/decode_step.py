@@ -61,7 +61,7 @@ class LeanStep(DecodeStep):
 
     def __init__(self, policy: CausalLM, cache: SlotCache, recorded: Callable[[], Tensor | None], watch: Watch):
         super().__init__(policy, cache, recorded, watch)
-        self._decoder = LeanDecoder(policy, lambda module, states: self._watch(module, states))
+        self._decoder = LeanDecoder(policy)
         self._product = Product(policy.get_output_embeddings(), compiled=self._decoder.kernels)
         self._windows = windows_of(policy)
 
@@ -69,10 +69,10 @@ class LeanStep(DecodeStep):
         """Do the same as `DecodeStep`."""
         if self._decoder.kernels is not None:  # they read no position that a row does not have
             windows = {kind: window or 0 for kind, window in self._windows.items()}
-            hidden = self._decoder(ids, positions, self._cache, windows)
+            hidden = self._decoder(ids, positions, self._cache, windows, self._watch)
         else:
             self._cache.aim(torch.arange(len(ids), device=ids.device), positions, used)
-            hidden = self._decoder(ids, positions, self._cache, self._attention(positions, used))
+            hidden = self._decoder(ids, positions, self._cache, self._attention(positions, used), self._watch)
         return self._head.logits(hidden, self._product.unrounded), self._recorded()
 
     def _attention(self, positions: Tensor, used: int) -> Mapping[str, Attention]:

@@ -84,14 +84,10 @@ class Attention(Protocol):
 
 
 class LeanDecoder:
-    """A decoder from tokens to last hidden states. Weights may be copies of the moment at which it is made.
+    """A decoder from tokens to last hidden states. Weights may be copies of the moment at which it is made."""
 
-    watch: is called with each layer, and with the last norm, and the states that enter it, (rows, 1, d).
-    """
-
-    def __init__(self, policy: CausalLM, watch: Callable[[nn.Module, Tensor], None]):
+    def __init__(self, policy: CausalLM):
         self._decoder: Any = policy.get_decoder()
-        self._watch = watch
         self.kernels = kernels_of(policy)
         kinds = getattr(policy.config.get_text_config(), "layer_types", None)
         count = len(self._decoder.layers)
@@ -99,20 +95,28 @@ class LeanDecoder:
         self._layers = [_Layer(layer, index, self.kernels) for index, layer in enumerate(self._decoder.layers)]
 
     def __call__(
-        self, ids: Tensor, positions: Tensor, cache: SlotCache, seen: Mapping[str, Attention] | Mapping[str, int]
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache: SlotCache,
+        seen: Mapping[str, Attention] | Mapping[str, int],
+        watch: Callable[[nn.Module, Tensor], None],
     ) -> Tensor:
         """Return the last hidden states, (rows, d), of a token in each row.
 
-        ids, positions: (rows,). seen: by the kind of a layer, with kernels how many of the last positions it attends
-        to, 0 for all; without, its attention.
+        ids, positions: (rows,).
+        cache: of keys and values.
+        seen: by the kind of a layer, with kernels how many of the last positions it attends to, 0 for all; without,
+            its attention.
+        watch: is called with each layer, and with the last norm, and the states that enter it, (rows, 1, d).
         """
         hidden = self._decoder.embed_tokens(ids)
         cos, sin = self._decoder.rotary_emb(hidden[:, None], position_ids=positions[:, None])
         assert cos.shape[-1] == self._layers[0].size, "all of a head is turned"
         for layer, kind in zip(self._layers, self._kinds, strict=True):
-            self._watch(layer.module, hidden[:, None])
+            watch(layer.module, hidden[:, None])
             hidden = layer(hidden, positions, (cos, sin), cache, seen[kind])
-        self._watch(self._decoder.norm, hidden[:, None])
+        watch(self._decoder.norm, hidden[:, None])
         return _normed(self._decoder.norm, hidden, self.kernels)
 
 

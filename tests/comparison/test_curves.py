@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from starling_train.comparison.curves import Cases, read
+from starling_train.comparison.curves import Cases, by_seed, read
 from starling_train.config.fields import UserError
 
 REWARD, SKILL, KL = "eval/score_mean", "eval/function_calling", "eval/kl_reference"
@@ -47,6 +47,24 @@ def test_the_kl_and_the_learning_rate_are_read_where_the_run_has_them(tmp_path):
     run = write(tmp_path, "snr", 1, [1.0, 2.0], [90.0, 89.5], kl_reference=[0.0, None])
     assert list(read(run, "snr", 1, REWARD, [SKILL]).skills) == [SKILL]
     assert list(read(run, "snr", 1, REWARD, [SKILL, KL]).left_out) == [5]  # asked for
+
+
+def test_the_curve_ends_where_the_guard_went_back_to(tmp_path):
+    run = write(tmp_path, "snr", 0, [1.0, 2.0, 3.0], [90.0, 89.5, 40.0])
+    (run / "config.yaml").write_text("evaluation: {every: 5}\n")
+    summary = json.loads((run / "summary.json").read_text())
+    for step, steps in ((5, [0, 5]), (0, [0])):
+        (run / "summary.json").write_text(json.dumps(summary | {"guard": {"policy_step": step}}))
+        curve = read(run, "snr", 0, REWARD, [SKILL])
+        assert (curve.steps, curve.went_back, curve.evaluation) == (steps, step, {"every": 5})
+    (run / "summary.json").write_text(json.dumps(summary | {"guard": {"policy_step": 10}}))
+    assert read(run, "snr", 0, REWARD, [SKILL]).went_back is None
+
+
+def test_a_run_that_was_set_aside_is_none(tmp_path):
+    for name in ("seed_10", "seed_2", "seed_2_old", "logs"):
+        (tmp_path / name).mkdir()
+    assert [(seed, path.name) for seed, path in by_seed(tmp_path.iterdir())] == [(2, "seed_2"), (10, "seed_10")]
 
 
 def test_cases_by_hand():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_without_the_kl_of_every_run_there_is_no_comparison_at_equal_kl(curves):
     still = compare([curve("snr", 0, [0.0, 1.0], [0.0, 0.0], [0.0, -0.01])], "snr")
     assert still.kl_level is None
     assert still.notes == [
-        "No comparison at equal KL: snr seed 0 never left the start. Give compare.kl_level to compare those that reach "
+        "No comparison at equal KL: snr seed 0 never rose above 0. Give compare.kl_level to compare those that reach "
         "it."
     ]
 
@@ -142,6 +143,7 @@ def test_a_run_that_gains_nothing_takes_the_equal_reward_away_and_is_named(curve
     assert found.level is None and found.equal_reward == []
     assert [note.partition(" never")[0] for note in found.notes] == [
         "No comparison at equal reward: random seed 1",
+        "Equal KL is the most that snr seed 0 reached (6.00 nats); the median run reached 6.00 nats.",
         "Not all have the same seeds: snr, none 0, 1, 2; random 1.",
     ]
     made, said = page.tables(found), page.sentences(found)
@@ -162,11 +164,46 @@ def test_a_run_that_gains_nothing_takes_the_equal_reward_away_and_is_named(curve
 
 def test_what_is_left_out_and_runs_of_unequal_length_are_told(curves):
     short = curve("snr", 3, [0.0, 2.0], [0.0, 0.0], [0.0, 6.0], left_out=[10])
-    assert compare([curves[0], short], "snr").notes == ["snr seed 3: a value at step 10 is not finite; left out."]
+    assert compare([curves[0], short], "snr").notes[2:] == [
+        "snr seed 3: a value at step 10 is not finite; left out, and its last step is 5."
+    ]
+    hole = replace(short, steps=[0, 15], left_out=[10])
+    assert "snr seed 3: a value at step 10 is not finite; left out." in compare([curves[0], hole], "snr").notes
     short = curve("snr", 3, [0.0, 2.0], [0.0, 0.0], [0.0, 6.0])
-    assert compare([curves[0], short], "snr").notes == [
+    assert compare([curves[0], short], "snr").notes[2:] == [
         "The runs end at different steps (5, 10): each counts at its own last."
     ]
+
+
+def test_who_sets_a_level_and_who_is_read_from_the_start_is_told():
+    """The slow one gains 1 at its last step; the fast ones pass that, and its KL, before their first evaluation."""
+    slow = curve("lora", 0, [0.0, 0.5, 1.0], [0.0] * 3, [0.0, 1.0, 2.0])
+    fast = [curve("snr", seed, [0.0, 4.0, 5.0], [0.0] * 3, [0.0, 8.0, 9.0]) for seed in range(2)]
+    early = "they are read on a straight line from the start; evaluate more often to see more."
+    assert compare([slow, *fast], "snr").notes[:4] == [
+        "Equal reward is the most that lora seed 0 reached (+1.00); the median run reached +5.00.",
+        f"2 of 3 runs reach equal reward before their first evaluation (step 5): {early}",
+        "Equal KL is the most that lora seed 0 reached (2.00 nats); the median run reached 9.00 nats.",
+        f"2 of 3 runs reach equal KL before their first evaluation (step 5): {early}",
+    ]
+    given = compare([slow, *fast], "snr", level=4.5, kl_level=8.5).notes  # the user's own, and late
+    assert not any("the most that" in note or "straight line" in note for note in given)
+
+
+def test_a_guard_and_other_evaluations_are_told(curves):
+    back = replace(curves[0], went_back=10, evaluation={"every": 5, "suites": ["function_calling"]})
+    others = [replace(one, evaluation={"every": 5, "suites": []}) for one in curves[1:]]
+    said = compare([back, *others], "snr").notes
+    assert "snr seed 0: its guard went back to step 10, where its curve ends." in said
+    assert "Not all runs were evaluated by the same settings (evaluation.suites)." in said
+
+
+def test_equal_differences_have_no_spread_to_count_by():
+    """96, 96 and 97 of 111 against 91, 91 and 92: five fewer each, but for what rounding makes of it."""
+    runs = [curve("snr", seed, [0.0, 1.0], [0.0, 100 * right / 111]) for seed, right in enumerate((96, 96, 97))]
+    runs += [curve("none", seed, [0.0, 1.0], [0.0, 100 * right / 111]) for seed, right in enumerate((91, 91, 92))]
+    assert 0 < compare(runs, "snr").equal_reward[0].spread < 1e-12
+    assert " sd" not in page.sentences(compare(runs, "snr"))[0]
 
 
 def test_words_say_what_the_numbers_do(curves, tmp_path):

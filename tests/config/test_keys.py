@@ -321,6 +321,7 @@ AGAINST_EACH_OTHER = {
          "compare.search_first_seed: seed 1000 would be searched with and compared; give at least 1002"),
         ("evaluation.every=0", "evaluation.every: 0", "give"),
         ("compare.skills=[eval/function_calling]", "compare.skills: eval/function_calling is not evaluated; add to"),
+        ("compare.reward=eval/kl_reference", "compare.reward: of eval/kl_reference less is better", "compare.skills"),
         ("compare.skills=[eval/length_mean] compare.reward=eval/gold_mean",
          "compare.reward: eval/gold_mean is not evaluated", "evaluation.functions"),
         ("compare.strategies.{a/b}=[]", "compare.strategies: 'a/b'", "use letters"),

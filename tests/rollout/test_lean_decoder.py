@@ -1,5 +1,8 @@
 """The lean way through a decoder on a CPU, beside transformers' own: what it admits, and that it gives the same."""
 
+import gc
+import weakref
+
 import families
 import openchat_tokenizer
 import pytest
@@ -13,6 +16,7 @@ from starling_train.models import adapters
 from starling_train.rollout import decode_step, kernels, lean_decoder
 from starling_train.rollout.generate import generate
 from starling_train.rollout.products import Product, can_pack
+from starling_train.rollout.slot_cache import SlotCache
 from starling_train.rollout.start_check import compiler_line, is_lean
 
 SIZES = {
@@ -64,6 +68,31 @@ def run(model, chat, monkeypatch, lean, greedy=True, **more):
         torch.manual_seed(3)
         config = RolloutConfig(slots=3, max_new_tokens=20, stop_strings=[])
         return generate(model, chat, PROMPTS, config, greedy, **more)
+
+
+@pytest.mark.parametrize("by", ["kernels", "torch", "modules"])
+def test_keys_values_and_copies_of_weights_go_with_the_rollout(by, chat, monkeypatch):
+    """By counting references alone: what is in a circle waits for a full collection, gigabytes and steps later."""
+    if by != "kernels":
+        monkeypatch.setattr(kernels, "compiled", lambda: None)
+    elif kernels.compiled() is None:
+        pytest.skip("no g++ on this machine")
+    model, held = model_of("qwen3", chat, dtype=torch.bfloat16), []
+    for kind in (SlotCache, Product):
+        make = kind.__init__
+
+        def made(self, *arguments, _make=make, **more):
+            _make(self, *arguments, **more)
+            held.append(weakref.ref(self))
+
+        monkeypatch.setattr(kind, "__init__", made)
+    gc.collect()
+    gc.disable()
+    try:
+        run(model, chat, monkeypatch, by != "modules", keep_layer=1)
+        assert len(held) >= 1 and not [one() for one in held if one() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("by", ["kernels", "torch"])
