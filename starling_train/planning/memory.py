@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starling_train.planning.shapes import Shape
-from starling_train.run.machine import LARGE
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOADED = {"8bit": 1.0, "4bit": 0.55}  # bytes of a quantised weight, scales included
 LOGITS = {"cpu": 2**21, "cuda": 2**25}  # elements of a chunk (core.logprobs)
 CAPACITY = 512  # positions of a slot on a GPU are a multiple of this (rollout.slots)
+LEAN_FROM = 5_000_000  # parameters of the smallest model whose weights are packed for a rollout (rollout.lean_decoder)
 PREFILL_TOKENS = 8192  # of prompts in one forward pass (rollout.slots)
 BUCKET = 5 * 10**8  # elements of gradients that DeepSpeed exchanges at a time, at most
 STEP_ELEMENTS = 2**27  # of gradients that exist in float32 at a time while one process updates (training.local)
@@ -303,7 +303,7 @@ def _rollout(policy: Shape, job: TrainingJob, size: int, kept: float) -> dict[st
         job.slots * policy.vocabulary * (size + 3 * 4),
     )
     parts = {"prefix cache": kept + max(0.0, kept - cache - passing), "KV cache": cache, "activations": passing}
-    if job.device == "cpu" and job.dtype == "bfloat16" and job.load_in is None and job.parameters >= LARGE:
+    if job.device == "cpu" and job.dtype == "bfloat16" and job.load_in is None and job.parameters >= LEAN_FROM:
         packed = policy.layers * policy.layer_parameters() + policy.vocabulary * policy.hidden
         parts["weights packed for products, at most"] = packed * size  # rollout.products
     return parts

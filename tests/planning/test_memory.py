@@ -132,7 +132,7 @@ def test_a_rollout_on_a_cpu_packs_a_second_copy_of_the_weights_in_bfloat16():
     # 32 layers of q, o 4096 x 4096, k, v 1024 x 4096 and three of 14336 x 4096; the head 32002 x 4096; 2 bytes
     layer = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096
     assert plan(base, [], job(**given)).rollout[name] == 2 * (32 * layer + 32002 * 4096)
-    for other in ({"dtype": "float32"}, {"device": "cuda"}, {"parameters": 10**7}, {"load_in": "4bit"}):
+    for other in ({"dtype": "float32"}, {"device": "cuda"}, {"parameters": 4 * 10**6}, {"load_in": "4bit"}):
         assert name not in plan(base, [], job(**(given | other))).rollout
 
 

@@ -7,7 +7,7 @@ import pytest
 from starling_train.planning import memory
 from starling_train.planning import schedule as module
 from starling_train.planning.schedule import Schedule, lengths, schedule
-from starling_train.rollout import graph_steps, slots
+from starling_train.rollout import graph_steps, lean_decoder, slots
 
 
 def test_the_schedule_by_hand_where_rows_are_masked():
@@ -55,6 +55,7 @@ def test_slots_wait_until_an_eighth_is_free():
 
 def test_the_engine_has_the_same_constants():
     assert (module.REFILL_SHARE, module.BUCKET) == (slots.REFILL_SHARE, graph_steps.BUCKET)
+    assert memory.LEAN_FROM == lean_decoder.FROM
     assert memory.CAPACITY == slots.CAPACITY
     for count in (1, 3, 4, 20, 32, 64):
         for running in range(1, count + 1):
