@@ -99,7 +99,10 @@ def test_what_is_finished_is_not_run_again_but_compared(command, tmp_path, no_ru
     assert out.startswith("6 runs in a b, it's, 6 of them finished\nAt equal reward (+1.00)\n| strategy |")
     found = json.loads((place / "compare.json").read_text(), parse_constant=pytest.fail)
     assert [side["strategy"] for side in found["sides"]] == ["snr", "old", "random"]
-    assert found["level"] == 1.0 and found["notes"] == ["old seed 10 is not finished, and is left out."]
+    assert found["level"] == 1.0 and found["notes"] == [
+        "old seed 10 is not finished, and is left out.",
+        "Equal reward is the most that old seed 0 reached (+1.00); the median run reached +2.00.",
+    ]
     by_name = {side["strategy"]: side for side in found["sides"]}
     # random loses 6 for 2, so 3 for 1; old 4 for 1
     assert by_name["random"]["at_level"]["eval/function_calling"]["mean"] == pytest.approx(-3.0)
