@@ -13,6 +13,7 @@ import yaml
 
 from starling_train import compare
 from starling_train.cli import configuration
+from starling_train.config.fields import UserError
 from starling_train.report import compare_page
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +134,25 @@ def test_without_a_run_of_the_reference_there_is_no_comparison_yet(command, tmp_
     code, out, _ = command("+recipe=debug", "compare.only=[random]", "compare.seeds=1", "run_dir=there")
     assert code == 0 and "no comparison yet: no run of snr" in out
     assert not (tmp_path / "there" / "compare.json").exists()
+
+
+def test_a_run_that_fails_leaves_the_comparison_of_the_others(command, tmp_path, monkeypatch):
+    by_hand(tmp_path / "there", "snr", 0)
+
+    def run(children, **more):
+        raise UserError(f"{children[0].name} failed")
+
+    monkeypatch.setattr("starling_train.comparison.children.run", run)
+    code, out, error = command(*TWO, "compare.seeds=1", "run_dir=there")
+    assert code == 2 and error == "error: random/seed_0 failed\n" and "At the last step" in out
+    assert (tmp_path / "there" / "compare.md").is_file()
+
+
+def test_what_finished_runs_did_not_measure_is_told_before_others_train(command, tmp_path, no_run_starts):
+    by_hand(tmp_path / "there", "snr", 0)
+    code, _, error = command(*TWO, "compare.seeds=2", "run_dir=there", "compare.skills=[eval/length_mean]")
+    assert code == 2 and error.count("\n") == 1
+    assert "there/runs/snr/seed_0/metrics.jsonl has no eval/length_mean; leave it out of compare.skills" in error
 
 
 SEARCH = ("compare.search=[0.001,0.004]", "compare.search_seeds=2", "compare.seeds=2")
