@@ -428,7 +428,7 @@ def lines_of(out: Path) -> list[bytes]:
 
 
 def test_without_the_harness_one_line_says_so(monkeypatch, toy, tmp_path, capsys):
-    monkeypatch.setattr("starling_train.evals.lm_eval.find_spec", lambda name: None)
+    monkeypatch.setattr("starling_train.run.machine.find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["evaluate", "+recipe=toy", "suites=[lm_eval]", "lm_eval.tasks=[mmlu]"])
     with pytest.raises(SystemExit) as stopped:
