@@ -101,7 +101,7 @@ def read(run: Path, strategy: str, seed: int, reward: str, skills: Sequence[str]
         summary = json.loads((run / "summary.json").read_text())
         rows = [row or {} for row in json_lines.read(run / "metrics.jsonl")]
         trained, steps = summary["trainable"]["parameters"], summary["steps"]
-        gives = summary.get("guard", {}).get("policy_step", steps)  # what a guard undid is not in the model
+        gives = (summary.get("guard") or {}).get("policy_step", steps)  # what a guard undid is not in the model
         # rows after the summary's last step belong to a run that was extended and is not finished
         rows = [row for row in rows if row["step"] <= min(steps, gives) and any(key in row for key in keys)]
     except (OSError, ValueError, KeyError, TypeError) as error:
