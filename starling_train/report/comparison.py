@@ -203,7 +203,7 @@ def _figures(difference: Any, with_seeds: bool) -> str:
     else:
         parts.append(f"{signed(-value.high)} to {signed(-value.low)}")
         # equal differences, but for their rounding, have no spread to count by
-        has_spread = difference.spread > 1e-9 * max(1.0, abs(value.mean))
+        has_spread = (difference.spread or 0.0) > 1e-9 * max(1.0, abs(value.mean))
         parts += [f"{abs(value.mean) / difference.spread:.1f} sd"] if has_spread else []
     return ", ".join([*parts, *([_seeds(value.count)] if with_seeds else [])])
 

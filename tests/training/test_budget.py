@@ -141,7 +141,8 @@ def test_a_step_is_the_one_of_the_smaller_budget(tiny_mistral, limit):
     assert found[0][0] == found[1][0] < 10_000
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-5)
     for name, parameter in found[0][2].items():
-        torch.testing.assert_close(parameter, found[1][2][name], atol=1e-6, rtol=1e-5, msg=name)
+        # a thousandth of a step of Adam, where a tiny gradient's rounding, which depends on the CPU, counts in full
+        torch.testing.assert_close(parameter, found[1][2][name], atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_what_ran_out_of_memory_leaves_no_gradients_behind(tiny_mistral):
