@@ -39,9 +39,11 @@ def recipes_of(config_name: str) -> dict[str, str]:
 
 def maker(path: Path) -> str | None:
     """Return the command line whose run would hold `path`, runs/RECIPE/..., by default; None if it is no recipe's."""
-    run = next((folder for folder in [path, *path.parents] if folder.parent.name == "runs"), None)
-    recipe = run and find("recipes") / f"{run.name}.yaml"
-    return f"starling {_head(recipe)[0]} +recipe={run.name}" if run and recipe and recipe.is_file() else None
+    for run in [path, *path.parents]:
+        recipe = find("recipes") / f"{run.name}.yaml"
+        if run.parent.name == "runs" and recipe.is_file():
+            return f"starling {_head(recipe)[0]} +recipe={run.name}"
+    return None
 
 
 def _head(path: Path) -> tuple[str, str]:
