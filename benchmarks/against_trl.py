@@ -337,14 +337,6 @@ def table(results: list[Result], arguments: argparse.Namespace, column: str, val
     return "\n".join(lines)
 
 
-def work(arguments: argparse.Namespace) -> str:
-    """Return what a step of GRPO or RLOO is made of, for the head of its table; nothing for PPO."""
-    if arguments.algorithm == "ppo":
-        return ""
-    passes = f"{arguments.epochs} epochs of {arguments.minibatches} mini-batches"
-    return f"{arguments.algorithm}, {arguments.prompts} x {arguments.group} responses, {passes}, reward {arguments.reward}; "
-
-
 def workload(arguments: argparse.Namespace) -> str:
     """Return what a step of GRPO or RLOO is made of, for the head of its table; nothing for PPO."""
     if arguments.algorithm == "ppo":

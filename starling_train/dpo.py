@@ -98,7 +98,8 @@ def train(config: DpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             step.skipped = update.skipped_rows(step.number, updated.skipped, batch)
             step.count(len(batch), samples=answers, tokens=seen)
 
-        session.finish("dpo", lambda: policy.write(run.policy, inputs.chat))
+        planned_gb = inputs.planned_gb(config, policy.table, runtime)
+        session.finish("dpo", lambda: policy.write(run.policy, inputs.chat), planned_gb, inputs.baseline_gb)
 
 
 if __name__ == "__main__":

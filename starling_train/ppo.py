@@ -102,9 +102,8 @@ def train(config: PpoConfig, run: "RunDirectory", runtime: "Runtime") -> None:
             step.count(len(batch), samples=algorithm.responses_per_step, tokens=sum(learned.token_counts))
             kl.update(step.metrics["kl/reference"], algorithm.responses_per_step)
 
-        planned_gb, line = inputs.memory(config, policy.table, runtime)
-        session.say(line)
-        session.finish("ppo", lambda: policy.write(run.policy, inputs.chat), planned_gb)
+        planned_gb = inputs.planned_gb(config, policy.table, runtime)
+        session.finish("ppo", lambda: policy.write(run.policy, inputs.chat), planned_gb, inputs.baseline_gb)
 
 
 if __name__ == "__main__":

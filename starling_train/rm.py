@@ -74,7 +74,8 @@ def train(config: RmConfig, run: "RunDirectory", runtime: "Runtime") -> None:
                 step.skipped = update.skipped_rows(step.number, batch)
             step.count(len(batch), samples=answers, tokens=seen)
 
-        session.finish("rm", lambda: rm_inputs.write(inputs.start, net, run.reward))
+        planned_gb = inputs.planned_gb(config, trainee.table, runtime)
+        session.finish("rm", lambda: rm_inputs.write(inputs.start, net, run.reward), planned_gb, inputs.baseline_gb)
 
 
 if __name__ == "__main__":

@@ -220,9 +220,3 @@ def of_run(config: PpoConfig, policy: Any, table: Any, device: str, processes: i
     if any(one.kind == "sequence_classification" for one in config.reward.scorers.values()):
         return None
     return Planner(config, Shape.of(policy), judges_of(config), table, device).memory(processes).total / 1e9
-
-
-def against(planned_gb: float | None, measured_gb: float) -> str:
-    """Render the line that a run ends with."""
-    planned = "not planned" if planned_gb is None else f"planned {planned_gb:.3g} GB at the longest responses"
-    return f"peak memory of a process: {planned}, measured {measured_gb:.3g} GB above what it held at the start"

@@ -97,6 +97,17 @@ def rm_job(config: RmConfig, table: FreezeTable, layers: int) -> TrainingJob:
     )
 
 
+def of_run(config: DpoConfig | RmConfig, model_config: Any, table: FreezeTable, processes: int) -> float:
+    """Return the planned peak of each process of a run, decimal GB.
+
+    model_config: transformers', of the model that is trained. table: what trains.
+    """
+    shape, share = Shape.of(model_config), Share(processes, config.cluster.zero_stage)
+    is_rm = isinstance(config, RmConfig)
+    job = rm_job(config, table, shape.layers) if is_rm else dpo_job(config, table, shape.layers)
+    return plan_supervised(shape, job, scores=is_rm, share=share).total / 1e9
+
+
 def describe(config: DpoConfig | RmConfig, devices: DevicesConfig) -> str:
     """Render the text of the command `plan` for a run of dpo or rm. Raises UserError."""
     planner, count, stage = SupervisedPlanner.find(config), devices.processes, config.cluster.zero_stage

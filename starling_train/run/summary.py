@@ -86,6 +86,12 @@ def to_json(
     return json.dumps(summary, indent=1, allow_nan=False)
 
 
+def peak_in_words(planned_gb: float | None, measured_gb: float) -> str:
+    """Compare the planned peak memory of a process with the measured one, in a line. Decimal GB."""
+    planned = "not planned" if planned_gb is None else f"planned {planned_gb:.3g} GB at the longest texts"
+    return f"peak memory of a process: {planned}, measured {measured_gb:.3g} GB above what it held at the start"
+
+
 def versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")}
     return {"starling_train": starling_train.__version__, "python": platform.python_version()} | packages

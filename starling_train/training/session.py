@@ -254,15 +254,18 @@ class Session:
         self,
         command: str,
         write_model: Callable[[], object],
-        planned_gb: float | None = None,
+        planned_gb: float | None,
+        baseline_gb: float,
     ) -> None:
         """Write, after the last step, the model and the report.
 
         command: the command's name.
         write_model: called on the first process alone, with all weights gathered.
         planned_gb: peak memory that was planned, if it was.
+        baseline_gb: memory that the process held before it read anything: no plan counts it.
         """
         runtime, run = self._runtime, self._run
+        self.say(summary.peak_in_words(planned_gb, runtime.peak_memory_gb() - baseline_gb))
         self._console.phase("writing the model")
         with self._stop.finishing(), self._optimizer.gathered():
             if runtime.is_main:

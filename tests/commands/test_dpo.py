@@ -204,7 +204,10 @@ def test_after_a_kill_it_goes_on_exactly(straight, settings, tmp_path, monkeypat
     computed, compute = [], dpo_update.logprobs_of
     monkeypatch.setattr(dpo_update, "logprobs_of", lambda *a: computed.append(len(a[1])) or compute(*a))
     run_here(tmp_path, settings)
-    assert ("resumed after step 2" in capsys.readouterr().out) == bool(steps)
+    said = capsys.readouterr().out
+    assert ("resumed after step 2" in said) == bool(steps)
+    planned = json.loads((straight / "summary.json").read_text())["planned_peak_gb"]
+    assert f"peak memory of a process: planned {planned:.3g} GB at the longest texts, measured " in said
     assert computed[:3] == ([6, 6] if steps else [7, 3, 6, 6])[:3]  # 24 rows in sevens, of which two were done
     assert outcome(run) == outcome(straight)
 

@@ -175,8 +175,11 @@ def test_after_a_kill_it_goes_on_exactly(straight, bases, rows, tmp_path, capsys
     assert process.wait() == -signal.SIGKILL, process.error()
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
     run_here(tmp_path, arguments(bases, rows))
-    assert "resumed after step 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resumed after step 2" in said
     same(tmp_path / "run", straight)
+    planned = json.loads((straight / "summary.json").read_text())["planned_peak_gb"]
+    assert f"peak memory of a process: planned {planned:.3g} GB at the longest texts, measured " in said
 
 
 def test_after_a_signal_the_state_is_saved(straight, bases, rows, tmp_path, monkeypatch):

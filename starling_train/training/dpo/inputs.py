@@ -15,7 +15,7 @@ from starling_train.data.prompts import Prompt
 from starling_train.models import written
 from starling_train.models.families.positions import positions_of
 from starling_train.models.source import ModelSource
-from starling_train.planning import what_trains
+from starling_train.planning import supervised, what_trains
 from starling_train.planning.memory import MemoryPlan, plan_supervised
 from starling_train.planning.shapes import Shape
 from starling_train.planning.supervised import dpo_job
@@ -42,15 +42,17 @@ class DpoData:
 
 @dataclass
 class DpoInputs:
-    """The policy on disk, and the pairs."""
+    """The policy on disk, and the pairs. baseline_gb: memory that was held before."""
 
     source: ModelSource
     chat: Chat
     data: DpoData
+    baseline_gb: float
 
     @classmethod
     def find(cls, config: DpoConfig, run: RunDirectory, runtime: Runtime) -> "DpoInputs":
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
+        baseline_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
         source = ModelSource.open(config.model.path, "model.path", config.model.revision)
         chat = policy.load_chat(source, config.model)
         check_lengths(config, source.policy_config, chat)
@@ -58,7 +60,11 @@ class DpoInputs:
         check_shares(config, runtime)
         preflight.check_policy_run(config, source, run.path)
         preflight.check_gpu(lambda: planned(config, source)[1], runtime.device)
-        return cls(source, chat, load_data(config, chat))
+        return cls(source, chat, load_data(config, chat), baseline_gb)
+
+    def planned_gb(self, config: DpoConfig, table: FreezeTable, runtime: Runtime) -> float:
+        """Return the planned peak of each process, decimal GB."""
+        return supervised.of_run(config, self.source.policy_config, table, runtime.world)
 
 
 def load_data(config: DpoConfig, chat: Chat) -> DpoData:

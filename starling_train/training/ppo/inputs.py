@@ -67,10 +67,9 @@ class PpoInputs:
         actors = Actors(policy.model, config.algorithm.critic, lowest, temperature, excluded=excluded)
         return actors.to(runtime.device).train()
 
-    def memory(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> tuple[float | None, str]:
-        """Return (planned peak of each process, decimal GB, a line that compares it with what the run took)."""
-        planned_gb = planner.of_run(config, self.source.policy_config, table, runtime.device.type, runtime.world)
-        return planned_gb, planner.against(planned_gb, runtime.peak_memory_gb() - self.baseline_gb)
+    def planned_gb(self, config: PpoConfig, table: FreezeTable, runtime: Runtime) -> float | None:
+        """Return the planned peak of each process, decimal GB; None for a reward model of any architecture."""
+        return planner.of_run(config, self.source.policy_config, table, runtime.device.type, runtime.world)
 
 
 def load_data(config: PpoConfig, chat: Chat, asks: kinds.Asks | None = None) -> PpoData:

@@ -18,6 +18,7 @@ from starling_train.models.reward.model import RewardModel
 from starling_train.models.reward.net import RewardNet
 from starling_train.models.reward.start import Start, check_start, empty_net, find_start, make_net, net_writer
 from starling_train.models.source import ModelSource
+from starling_train.planning import supervised
 from starling_train.planning.memory import MemoryPlan, plan_supervised
 from starling_train.planning.shapes import Shape
 from starling_train.planning.supervised import rm_job
@@ -64,14 +65,16 @@ class RmData:
 
 @dataclass
 class RmInputs:
-    """What the reward model starts from, and the ranked rows."""
+    """What the reward model starts from, and the ranked rows. baseline_gb: memory that was held before."""
 
     start: Start
     data: RmData
+    baseline_gb: float
 
     @classmethod
     def find(cls, config: RmConfig, run: RunDirectory, runtime: Runtime) -> "RmInputs":
         """Read and check everything, the cheap things first. Nothing is written. Raises UserError."""
+        baseline_gb = runtime.peak_memory_gb()  # on a CPU: interpreter and libraries
         start = find_start(config)
         source = start.source.model
         preflight.check_trackers(config.logging)
@@ -80,7 +83,11 @@ class RmInputs:
         check_start(start, fresh=config.rm.fresh)
         preflight.check_selection(config.freeze, source, listing(config, source), config.seed)
         preflight.check_gpu(lambda: planned(config, start)[1], runtime.device)
-        return cls(start, load_data(config, start))
+        return cls(start, load_data(config, start), baseline_gb)
+
+    def planned_gb(self, config: RmConfig, table: freeze.FreezeTable, runtime: Runtime) -> float:
+        """Return the planned peak of each process, decimal GB."""
+        return supervised.of_run(config, self.start.config, table, runtime.world)
 
 
 def load_data(config: RmConfig, start: Start) -> RmData:
