@@ -103,9 +103,9 @@ def of_run(config: DpoConfig | RmConfig, model_config: Any, table: FreezeTable, 
     model_config: transformers', of the model that is trained. table: what trains.
     """
     shape, share = Shape.of(model_config), Share(processes, config.cluster.zero_stage)
-    is_rm = isinstance(config, RmConfig)
-    job = rm_job(config, table, shape.layers) if is_rm else dpo_job(config, table, shape.layers)
-    return plan_supervised(shape, job, scores=is_rm, share=share).total / 1e9
+    if isinstance(config, RmConfig):
+        return plan_supervised(shape, rm_job(config, table, shape.layers), scores=True, share=share).total / 1e9
+    return plan_supervised(shape, dpo_job(config, table, shape.layers), share=share).total / 1e9
 
 
 def describe(config: DpoConfig | RmConfig, devices: DevicesConfig) -> str:
