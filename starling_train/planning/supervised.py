@@ -97,15 +97,15 @@ def rm_job(config: RmConfig, table: FreezeTable, layers: int) -> TrainingJob:
     )
 
 
-def of_run(config: DpoConfig | RmConfig, model_config: Any, table: FreezeTable, processes: int) -> float:
+def of_run(config: DpoConfig | RmConfig, model: Any, table: FreezeTable, device: str, processes: int) -> float:
     """Return the planned peak of each process of a run, decimal GB.
 
-    model_config: transformers', of the model that is trained. table: what trains.
+    model: transformers' configuration of what is trained. table: what trains. device: the one it runs on.
     """
-    shape, share = Shape.of(model_config), Share(processes, config.cluster.zero_stage)
-    if isinstance(config, RmConfig):
-        return plan_supervised(shape, rm_job(config, table, shape.layers), scores=True, share=share).total / 1e9
-    return plan_supervised(shape, dpo_job(config, table, shape.layers), share=share).total / 1e9
+    shape, share = Shape.of(model), Share(processes, config.cluster.zero_stage)
+    scores = isinstance(config, RmConfig)
+    job = rm_job(config, table, shape.layers) if isinstance(config, RmConfig) else dpo_job(config, table, shape.layers)
+    return plan_supervised(shape, replace(job, device=device), scores=scores, share=share).total / 1e9
 
 
 def describe(config: DpoConfig | RmConfig, devices: DevicesConfig) -> str:

@@ -64,7 +64,7 @@ class DpoInputs:
 
     def planned_gb(self, config: DpoConfig, table: FreezeTable, runtime: Runtime) -> float:
         """Return the planned peak of each process, decimal GB."""
-        return supervised.of_run(config, self.source.policy_config, table, runtime.world)
+        return supervised.of_run(config, self.source.policy_config, table, runtime.device.type, runtime.world)
 
 
 def load_data(config: DpoConfig, chat: Chat) -> DpoData:

@@ -87,7 +87,7 @@ class RmInputs:
 
     def planned_gb(self, config: RmConfig, table: freeze.FreezeTable, runtime: Runtime) -> float:
         """Return the planned peak of each process, decimal GB."""
-        return supervised.of_run(config, self.start.config, table, runtime.world)
+        return supervised.of_run(config, self.start.config, table, runtime.device.type, runtime.world)
 
 
 def load_data(config: RmConfig, start: Start) -> RmData:
