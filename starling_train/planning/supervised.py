@@ -36,11 +36,17 @@ class SupervisedPlanner:
         """Plan from config.json, or from what is known of published models. Raises UserError."""
         shape = shapes.find(config.model.path, "model.path", shapes.KNOWN_POLICIES, config.model.path)
         if isinstance(config, DpoConfig):
-            table = what_trains_of(config.freeze, shape.config(), config.seed, config.model.path)
-            return cls(shape, dpo_job(config, table, shape.layers), table, config.dpo.prompts_per_step, False)
+            return cls.of(config, shape, what_trains_of(config.freeze, shape.config(), config.seed, config.model.path))
         # the reward head always trains, and has no use for an adapter
         freeze = replace(config.freeze, head=not config.freeze.adapter)
-        table = what_trains_in(freeze, _empty(config.rm.kind, shape.config()), config.seed, config.model.path)
+        network = _empty(config.rm.kind, shape.config())
+        return cls.of(config, shape, what_trains_in(freeze, network, config.seed, config.model.path))
+
+    @classmethod
+    def of(cls, config: DpoConfig | RmConfig, shape: Shape, table: FreezeTable) -> "SupervisedPlanner":
+        """Plan for a model and for what of it trains."""
+        if isinstance(config, DpoConfig):
+            return cls(shape, dpo_job(config, table, shape.layers), table, config.dpo.prompts_per_step, False)
         return cls(shape, rm_job(config, table, shape.layers), table, config.rm.prompts_per_step, True)
 
     def memory(self, processes: int, stage: int) -> MemoryPlan:
@@ -102,10 +108,9 @@ def of_run(config: DpoConfig | RmConfig, model: Any, table: FreezeTable, device:
 
     model: transformers' configuration of what is trained. table: what trains. device: the one it runs on.
     """
-    shape, share = Shape.of(model), Share(processes, config.cluster.zero_stage)
-    scores = isinstance(config, RmConfig)
-    job = rm_job(config, table, shape.layers) if isinstance(config, RmConfig) else dpo_job(config, table, shape.layers)
-    return plan_supervised(shape, replace(job, device=device), scores=scores, share=share).total / 1e9
+    planner = SupervisedPlanner.of(config, Shape.of(model), table)
+    planner = replace(planner, job=replace(planner.job, device=device))
+    return planner.memory(processes, config.cluster.zero_stage).total / 1e9
 
 
 def describe(config: DpoConfig | RmConfig, devices: DevicesConfig) -> str:
